@@ -1,0 +1,208 @@
+"""The values that travel between the stages, and the legend of shape suffixes.
+
+    B  rows of a batch          P  prompt tokens of a row          N  eligible tokens of a batch, flattened
+    T  padded sequence length   R  response tokens of a row        V  vocabulary
+    K  alternatives a position  L  P + R, tokens of a whole row    D  hidden width
+
+A name such as `logprob_BT` carries the axes of its tensor in that order. This module imports neither torch nor
+transformers, so that the config check and the verifier workers can use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Key = Hashable
+Finish = Literal["stop", "length"]
+
+
+class Outcome(IntEnum):
+    """What came of one counterfactual continuation; the int8 code is what the store holds."""
+
+    RIGHT = 1
+    WRONG = 0
+    UNTRIED = -1  # an earlier alternative was right, so this one was not needed for an "all fail" mask
+    CUT_OFF = -2  # the token limit came before an explicit answer
+    UNDECIDED = -3  # the verifier could not decide: timed out, crashed, refused
+
+
+class Judgement(StrEnum):
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question with its gold answer. `id` is unique within its source and stable across runs."""
+
+    id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A verifier's judgement of one response.
+
+    extracted: the final answer as found in the response, "" if none was found.
+    explicit: the answer stood in an explicit marker (boxed, ####), so that a response cut off later keeps its verdict.
+    reason: why, for people; always set when undecided.
+    """
+
+    judgement: Judgement
+    extracted: str
+    explicit: bool
+    reason: str
+
+
+class Verifier(Protocol):
+    """Judges a response against a gold answer. Never raises on model text; picklable; deterministic."""
+
+    def __call__(self, response: str, answer: str) -> Verdict: ...
+
+    def final(self, text: str) -> bool:
+        """True if no continuation of `text` can change the verdict (False where that is not proven)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """A token sequence that forks start from: prompt and, where there is one, a response. ids: [L] int32."""
+
+    ids: NDArray[np.int32]
+    prompt_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. temperature 0 is greedy (equal logits: the lower id).
+
+    Random numbers are a pure function of (seed, purpose): the same in any batch, on any rank.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    purpose: str = ""
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Continue `trunk.ids[:cut]`, after the token `first` where one is given (cut counts from the start of the prompt).
+
+    Solving: cut = prompt_len, first None. Counterfactual at response position t: cut = prompt_len + t, first = the
+    alternative. `key` names the fork in the results and is unique within a run.
+    """
+
+    trunk: Trunk
+    cut: int
+    first: int | None
+    sampling: Sampling
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole response after a fork: kept part, `first`, continuation. ids: [R] int32, EOS included if it ended so.
+
+    finish: "stop" = ended by an EOS token, "length" = met the limit.
+    num_decoded: tokens the model chose after `first`.
+    settled_by_reference: a near tie made the reference engine decide this fork.
+    """
+
+    ids: NDArray[np.int32]
+    finish: Finish
+    num_decoded: int
+    settled_by_reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """Teacher-forced statistics of every response position of one trunk (float32, nats).
+
+    logprob_R: of the response's own token. entropy_R: of the next-token distribution.
+    top_ids_RK, top_logprob_RK: the k most probable tokens, by falling logit, equal logits by rising id.
+    """
+
+    logprob_R: NDArray[np.float32]
+    entropy_R: NDArray[np.float32]
+    top_ids_RK: NDArray[np.int32]
+    top_logprob_RK: NDArray[np.float32]
+
+
+class ForkSource(Protocol):
+    """What an engine pulls its work from; forks may be added while it runs."""
+
+    def take(self, n: int) -> list[Fork]:
+        """At most n forks; an empty list ends the run once no fork is under way."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """max_new_tokens: limit of a whole response, counted from the end of the prompt, kept part and `first` included.
+    max_batch: forks decoded at the same time."""
+
+    max_new_tokens: int
+    max_batch: int
+
+
+class Engine(Protocol):
+    """Token ids in, token ids out. Every engine gives the reference engine's ids in float32."""
+
+    def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]: ...
+
+    def score(self, trunk: Trunk, *, k: int) -> TopTokens: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedResponse:
+    """One row of the store: a correct response and the evidence about each of its tokens (docs: `cft/store.py`)."""
+
+    problem_id: str
+    response_id: str
+    problem: str
+    answer: str
+    response: str
+    finish: str
+    prompt_ids: NDArray[np.int32]  # [P]
+    response_ids: NDArray[np.int32]  # [R]
+    char_span: NDArray[np.int32]  # [R, 2] of `response`, end exclusive
+    logprob: NDArray[np.float32]  # [R]
+    entropy: NDArray[np.float32]  # [R] nats
+    alt_ids: NDArray[np.int32]  # [R, K]
+    alt_logprob: NDArray[np.float32]  # [R, K]
+    alt_answer: list[list[str]]  # [R][K] the continuation's final answer, "" where none
+    alt_tokens: NDArray[np.int32]  # [R, K] tokens decoded for the verdict
+    alt_outcome: NDArray[np.int8]  # [R, K] Outcome codes
+    replay_outcome: NDArray[np.int8]  # [R] the self-replay control at sampled positions, UNTRIED elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Rows padded on the right. weight and probe stand at the token they speak of; the shift happens in `cft/loss.py`.
+
+    input_ids_BT: int64. lengths_B: int64, real tokens of a row.
+    weight_BT: float32, static weight of the token's loss, 0 on prompt and padding.
+    probe_BT: int8, 1 critical, 0 other response token, -1 prompt or padding.
+    row_ids: response ids, for messages.
+    """
+
+    input_ids_BT: torch.Tensor
+    lengths_B: torch.Tensor
+    weight_BT: torch.Tensor
+    probe_BT: torch.Tensor
+    row_ids: tuple[str, ...]
