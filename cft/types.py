@@ -153,11 +153,9 @@ class ForkSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """max_new_tokens: limit of a whole response, counted from the end of the prompt, kept part and `first` included.
-    max_batch: forks decoded at the same time."""
+    """max_new_tokens: limit of a whole response, counted from the end of the prompt, kept part and `first` included."""
 
     max_new_tokens: int
-    max_batch: int
 
 
 class Engine(Protocol):
