@@ -43,11 +43,15 @@ class Judgement(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One question with its gold answer. `id` is unique within its source and stable across runs."""
+    """One question with its gold answer. `id` is unique within its source and stable across runs.
+
+    solution: a worked solution that ends in the answer, "" where the source has none (`annotate.py responses=given`).
+    """
 
     id: str
     question: str
     answer: str
+    solution: str = ""
 
 
 @dataclass(frozen=True, slots=True)
