@@ -1,0 +1,1 @@
+"""Engines: prompt and fork in, completions out, token ids on both sides (protocol: `cft.types.Engine`)."""

@@ -1,0 +1,117 @@
+"""The plain engine: one fork at a time, one token at a time. Slow and obviously right; the others are held against it.
+
+Prefill prompt + kept response + `first`, then choose a token, append, feed it, until an EOS or the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from cft.rollout.choice import greedy, sampled, uniforms
+from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
+
+
+class ReferenceEngine:
+    """model: a causal language model in eval mode. eos_ids: every token that ends a response."""
+
+    def __init__(self, model: PreTrainedModel, eos_ids: Collection[int]) -> None:
+        self.model = model
+        self.eos_ids = frozenset(eos_ids)
+
+    def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
+        while forks := source.take(1):
+            yield forks[0].key, self.complete(forks[0], budget=budget)
+
+    @torch.inference_mode()
+    def complete(self, fork: Fork, *, budget: Budget) -> Completion:
+        ids = fork_prefix(fork)
+        finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
+        if finish is not None:
+            return Completion(response_of(ids, fork), finish, 0)
+        random = uniforms(fork.sampling, budget.max_new_tokens)
+        cache = DynamicCache(config=self.model.config)
+        feed, kept = ids, len(ids)
+        while True:
+            logits_V = self._next_logits(feed, cache)
+            if fork.sampling.temperature == 0:
+                token = int(greedy(logits_V[None])[0])
+            else:
+                position = len(ids) - fork.trunk.prompt_len
+                token, _ = sampled(logits_V, sampling=fork.sampling, uniform=random[position])
+            ids = [*ids, token]
+            if token in self.eos_ids:
+                return Completion(response_of(ids, fork), "stop", len(ids) - kept)
+            if len(ids) - fork.trunk.prompt_len >= budget.max_new_tokens:
+                return Completion(response_of(ids, fork), "length", len(ids) - kept)
+            feed = [token]
+
+    def _next_logits(self, feed: list[int], cache: DynamicCache) -> Tensor:
+        input_ids_BT = torch.tensor([feed], device=self.model.device)
+        output = self.model(input_ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return finite(output.logits[0, -1].float())
+
+    @torch.inference_mode()
+    def score(self, trunk: Trunk, *, k: int) -> TopTokens:
+        """One teacher-forced pass without padding. k: how many of the most probable tokens to return a position."""
+        input_ids_BT = torch.tensor(trunk.ids[None].astype(np.int64), device=self.model.device)
+        response_len = len(trunk.ids) - trunk.prompt_len
+        if response_len < 1:
+            raise ValueError(f"score needs a response: trunk of {len(trunk.ids)} tokens, prompt of {trunk.prompt_len}")
+        logits_BTV = self.model(input_ids_BT, use_cache=False, logits_to_keep=response_len + 1).logits
+        logprob_RV = torch.log_softmax(finite(logits_BTV[0, :-1].float()), dim=-1)
+        own_R = logprob_RV.gather(1, input_ids_BT[0, trunk.prompt_len :, None])[:, 0]
+        entropy_R = torch.special.entr(logprob_RV.exp()).sum(-1)
+        ids_RK, top_RK = top_tokens(logprob_RV, k=k)
+        return TopTokens(own_R.cpu().numpy(), entropy_R.cpu().numpy(), ids_RK, top_RK)
+
+
+def fork_prefix(fork: Fork) -> list[int]:
+    """Every id the continuation is conditioned on, prompt included."""
+    if not fork.trunk.prompt_len <= fork.cut <= len(fork.trunk.ids):
+        raise ValueError(
+            f"fork {fork.key}: cut {fork.cut} is outside [{fork.trunk.prompt_len}, {len(fork.trunk.ids)}], "
+            "the end of the prompt and the end of the trunk"
+        )
+    kept = fork.trunk.ids[: fork.cut].tolist()
+    return kept if fork.first is None else [*kept, fork.first]
+
+
+def already_finished(fork: Fork, *, eos_ids: Collection[int], budget: Budget) -> Finish | None:
+    """A fork that has nothing to decode: its `first` ends the text, or the kept part fills the limit."""
+    if fork.first in eos_ids:
+        return "stop"
+    kept = fork.cut - fork.trunk.prompt_len + (fork.first is not None)
+    return "length" if kept >= budget.max_new_tokens else None
+
+
+def response_of(ids: list[int], fork: Fork) -> NDArray[np.int32]:
+    return np.asarray(ids[fork.trunk.prompt_len :], dtype=np.int32)
+
+
+def finite(logits: Tensor) -> Tensor:
+    if not torch.isfinite(logits.amax(-1)).all():
+        raise FloatingPointError(
+            "the model's logits are NaN or infinite: its weights or its precision are broken, nothing decoded from "
+            "them would mean anything (try model.dtype=float32, or another checkpoint)"
+        )
+    return logits
+
+
+def top_tokens(logprob_RV: Tensor, *, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The k most probable ids a row and their log-probs, [R, k] each; equal values by rising id.
+
+    topk does not promise an order among equals, so a few more are fetched and sorted by (-value, id).
+    """
+    width = min(k + 8, logprob_RV.shape[-1])
+    values_RW, ids_RW = (t.cpu().numpy() for t in logprob_RV.topk(width, dim=-1))
+    order_RW = np.lexsort((ids_RW, -values_RW), axis=-1)[:, :k]
+    return (
+        np.take_along_axis(ids_RW, order_RW, axis=-1).astype(np.int32),
+        np.take_along_axis(values_RW, order_RW, axis=-1).astype(np.float32),
+    )
