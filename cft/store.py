@@ -160,7 +160,10 @@ class AnnotationStore:
         return [_to_row(record) for record in self._table(unit, "rows").to_pylist()]
 
     def problems(self) -> list[ProblemRecord]:
-        return [ProblemRecord(**record) for unit in self.units() for record in self._table(unit, "problems").to_pylist()]
+        return [record for unit in self.units() for record in self.unit_problems(unit)]
+
+    def unit_problems(self, unit: int) -> list[ProblemRecord]:
+        return [ProblemRecord(**record) for record in self._table(unit, "problems").to_pylist()]
 
     def _table(self, unit: int, kind: str) -> pa.Table:
         record = self.units()[unit][kind]

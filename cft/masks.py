@@ -1,0 +1,180 @@
+"""Masks: which response tokens carry loss, and with what static weight. Pure functions of stored rows.
+
+    mask(row) -> [R] float32, 0 = not eligible
+
+A mask never touches the model; what depends on live log-probs is a weighting (`cft/weighting.py`). To add one, write a
+class with a keyword-only constructor and `__call__`, and a yaml in conf/mask/ that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cft.types import AnnotatedResponse, Outcome
+
+Weights = NDArray[np.float32]
+
+
+class MaskError(ValueError):
+    """The stored evidence cannot answer what the mask asks; the message names the row and the remedy."""
+
+
+class Mask(Protocol):
+    def __call__(self, row: AnnotatedResponse) -> Weights: ...
+
+
+class All:
+    """Every response token, EOS included: plain supervised fine-tuning."""
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        return np.ones(len(row.response_ids), dtype=np.float32)
+
+
+class Critical:
+    """Tokens whose every alternative ends wrong (CFT, arXiv 2510.10974).
+
+    num_alternatives: how many of the stored alternatives count, by rank.
+    rule: "all" alternatives must end wrong (the paper), or "any" one of them; "any" needs every cell tried.
+    cut_off: whether a continuation that met the token limit without an explicit answer counts as "wrong" (the paper) or
+        "not_wrong". Undecided verdicts never count as wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_alternatives: int = 2,
+        rule: Literal["all", "any"] = "all",
+        cut_off: Literal["wrong", "not_wrong"] = "wrong",
+    ) -> None:
+        if num_alternatives < 1:
+            raise ValueError(f"mask.num_alternatives: expected at least 1, found {num_alternatives}")
+        self.num_alternatives = num_alternatives
+        self.rule = rule
+        self.cut_off = cut_off
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        k = self.num_alternatives
+        stored = row.alt_outcome.shape[1]
+        if stored < k:
+            raise MaskError(
+                f"response {row.response_id}: mask.num_alternatives={k}, but the annotation holds {stored}; extend it "
+                f"with: python annotate.py annotation=<name> num_alternatives={k} (and its other arguments as before)"
+            )
+        outcome_RK = row.alt_outcome[:, :k]
+        fails_RK = outcome_RK == Outcome.WRONG
+        if self.cut_off == "wrong":
+            fails_RK |= outcome_RK == Outcome.CUT_OFF
+        untried_RK = outcome_RK == Outcome.UNTRIED
+        if self.rule == "any":
+            open_R = untried_RK.any(1) & ~fails_RK.any(1)
+            verdict_R = fails_RK.any(1)
+        else:
+            open_R = untried_RK.any(1) & (fails_RK | untried_RK).all(1)
+            verdict_R = fails_RK.all(1)
+        if open_R.any():
+            raise MaskError(
+                f"response {row.response_id}: {int(open_R.sum())} positions are not settled for mask.rule={self.rule}, "
+                "since annotation stopped at the first right alternative; fill the gaps with: "
+                "python annotate.py annotation=<name> complete=true (and its other arguments as before)"
+            )
+        return verdict_R.astype(np.float32)
+
+
+class RandomLike:
+    """As many tokens of each row as `like` picks, drawn at random: the control for "fewer tokens" alone.
+
+    The draw is a function of (seed, response id): the same on any rank, in any order.
+    """
+
+    def __init__(self, *, like: Mask, seed: int) -> None:
+        self.like = like
+        self.seed = seed
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        length, count = len(row.response_ids), int((self.like(row) > 0).sum())
+        digest = hashlib.blake2b(f"random_like\x1f{self.seed}\x1f{row.response_id}".encode(), digest_size=8).digest()
+        chosen = np.random.default_rng(int.from_bytes(digest)).choice(length, size=count, replace=False)
+        weights = np.zeros(length, dtype=np.float32)
+        weights[chosen] = 1.0
+        return weights
+
+
+class Complement:
+    """The tokens that `of` leaves out."""
+
+    def __init__(self, *, of: Mask) -> None:
+        self.of = of
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        return (self.of(row) == 0).astype(np.float32)
+
+
+class Numeric:
+    """Tokens whose text holds a digit (the paper's ablation)."""
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        texts = (row.response[start:end] for start, end in row.char_span.tolist())
+        return np.array([any(c.isdigit() for c in text) for text in texts], dtype=np.float32)
+
+
+class Prefix:
+    """The first num_tokens tokens; the EOS of a shorter response is not learnt (UPFT, arXiv 2503.02875)."""
+
+    def __init__(self, *, num_tokens: int) -> None:
+        if num_tokens < 1:
+            raise ValueError(f"mask.num_tokens: expected at least 1, found {num_tokens}")
+        self.num_tokens = num_tokens
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        position = np.arange(len(row.response_ids))
+        ends = row.finish == "stop"
+        return ((position < self.num_tokens) & (position < len(position) - ends)).astype(np.float32)
+
+
+class AnswerSpan:
+    """Tokens that overlap the final answer: the first matching group of the pattern's last match."""
+
+    def __init__(self, *, pattern: str) -> None:
+        try:
+            self.pattern = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"mask.pattern: not a regular expression ({error}): {pattern!r}") from error
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        matches = list(self.pattern.finditer(row.response))
+        if not matches:
+            return np.zeros(len(row.response_ids), dtype=np.float32)
+        last = matches[-1]
+        group = next((i for i in range(1, (last.re.groups or 0) + 1) if last.group(i) is not None), 0)
+        return overlap(row.char_span, *last.span(group))
+
+
+def overlap(char_span: NDArray[np.int32], start: int, end: int) -> Weights:
+    """[R] 1 where a token's characters overlap [start, end)."""
+    return ((char_span[:, 0] < end) & (char_span[:, 1] > start)).astype(np.float32)
+
+
+def mask_weights(mask: Mask, row: AnnotatedResponse) -> Weights:
+    """The mask's weights of one row, checked. Raises MaskError naming the row on a wrong length or a bad weight."""
+    weights = np.asarray(mask(row), dtype=np.float32)
+    if weights.shape != (len(row.response_ids),):
+        raise MaskError(
+            f"response {row.response_id}: {type(mask).__name__} gave weights of shape {weights.shape}, "
+            f"expected ({len(row.response_ids)},), one per response token"
+        )
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise MaskError(f"response {row.response_id}: {type(mask).__name__} gave a negative, infinite or NaN weight")
+    return weights
+
+
+def critical_fraction(rows: Iterable[AnnotatedResponse], *, num_alternatives: int) -> float:
+    """Share of response tokens that are critical under the paper's rule, 0-1; NaN without rows."""
+    mask = Critical(num_alternatives=num_alternatives)
+    masks = [mask(row) for row in rows]
+    return float(np.concatenate(masks).mean()) if masks else float("nan")

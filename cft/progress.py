@@ -1,0 +1,61 @@
+"""One way to show progress: a live bar in a terminal, a plain line now and then elsewhere.
+
+Only one live display may exist in a process (rich refuses a second), so every bar is opened through `progress` and
+closed with it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_EVERY_S = 10.0
+
+console = Console(stderr=False, soft_wrap=True)
+
+
+class Bar:
+    """Counts steps of one task; `facts` are shown beside the count. Obtained from `progress`."""
+
+    def __init__(self, title: str, total: int, live: Progress | None) -> None:
+        self.title, self.total, self.done = title, total, 0.0
+        self._live = live
+        self._task = live.add_task(title, total=total, facts="") if live else None
+        self._facts = ""
+        self._started = self._printed = time.monotonic()
+
+    def advance(self, steps: float = 1, *, facts: str = "", total: int | None = None) -> None:
+        """facts: replaces the text beside the count where given. total: a new estimate of the end."""
+        self.done += steps
+        self.total = self.total if total is None else total
+        self._facts = facts or self._facts
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=self.done, total=self.total, facts=self._facts)
+        elif time.monotonic() - self._printed > PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            elapsed = self._printed - self._started
+            left = elapsed / self.done * max(self.total - self.done, 0) if self.done else float("nan")
+            print(f"{self.title}: {self.done:.0f}/{self.total} {self._facts} | {elapsed:.0f} s, about {left:.0f} s left", flush=True)
+
+
+@contextmanager
+def progress(title: str, *, total: int) -> Iterator[Bar]:
+    """A bar for `total` steps, gone when the block ends, whatever ends it."""
+    if not console.is_terminal or not sys.stdout.isatty():
+        yield Bar(title, total, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as live:
+        yield Bar(title, total, live)

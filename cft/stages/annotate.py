@@ -1,0 +1,263 @@
+"""Annotation from a configuration: problems -> units -> store, with an estimate, live progress and a summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.table import Table
+
+from cft.annotator import Annotator, Solved, tally_counts
+from cft.config import ConfigError, build, redacted
+from cft.counterfactual import Judge
+from cft.files import sha256_json
+from cft.masks import critical_fraction
+from cft.models import eos_ids, load_causal_lm, load_tokenizer, max_positions, tokenizer_hash, weights_hash
+from cft.progress import Bar, console, progress
+from cft.store import AnnotationStore, check_name
+from cft.types import Budget, Completion, Problem
+from cft.verify import verifier_fingerprint
+from cft.verify_pool import VerifierPool
+
+FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened as units finish
+RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison of cost
+
+
+def annotate(cfg: DictConfig) -> Path:
+    """Run or resume the annotation `cfg` describes; returns the store's folder."""
+    store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation))
+    splits = build(cfg.data)
+    problems = splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None]
+    for reason, count in splits.dropped.items():
+        console.print(f"Problems dropped: {count} ({reason})")
+    if cfg.complete and not (store.folder / "manifest.json").exists():
+        raise ConfigError(
+            f"complete=true fills an existing annotation, but {store.folder} holds none; annotate first without it"
+        )
+    spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
+    tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
+    eos = eos_ids(model, tokenizer)
+    fingerprint = {
+        "model": {"path": spec.path, "revision": spec.revision, "weights": weights_hash(model), "dtype": spec.dtype},
+        "tokenizer": tokenizer_hash(tokenizer),
+        "prompt": prompt.fingerprint(tokenizer),
+        "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(eos)},
+        "verifier": verifier_fingerprint(verifier),
+        "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
+        "unit_size": cfg.unit_size,
+        "replay_fraction": cfg.replay_fraction,
+    }
+    info = {
+        "name": cfg.annotation,
+        "model_name": spec.name,
+        "config": redacted(cfg),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+    }
+    units = [problems[i : i + cfg.unit_size] for i in range(0, len(problems), cfg.unit_size)]
+    with (
+        VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
+        store.writing(fingerprint=fingerprint, info=info),
+    ):
+        annotator = Annotator(
+            engine=build(cfg.engine)(model, eos),
+            tokenizer=tokenizer,
+            prompt=prompt,
+            judge=Judge(tokenizer, pool.verify_all),
+            budget=Budget(cfg.max_new_tokens),
+            eos_ids=eos,
+            max_positions=max_positions(model),
+            num_alternatives=cfg.num_alternatives,
+            short_circuit=cfg.short_circuit and not cfg.complete,
+            replay_fraction=cfg.replay_fraction,
+            responses=cfg.responses,
+        )
+        if not cfg.complete:
+            _annotate_units(store, units, annotator)
+        _fill_units(store, annotator)
+    _print_summary(store, annotator)
+    return store.folder
+
+
+def _annotate_units(store: AnnotationStore, units: Sequence[Sequence[Problem]], annotator: Annotator) -> None:
+    committed = store.units()
+    missing = [u for u, ps in enumerate(units) if committed.get(u, {}).get("problem_ids") != _ids_hash(ps)]
+    if len(missing) < len(units):
+        console.print(f"Resuming {store.folder}: {len(units) - len(missing)} of {len(units)} units are there already")
+    if not missing:
+        return
+    todo = sum(len(units[u]) for u in missing)
+    console.print(
+        f"Annotating {todo} problems; at most {todo * annotator.budget.max_new_tokens:,} tokens to solve them. "
+        "The estimate of the whole follows once the first are solved."
+    )
+    with progress("Annotating", total=todo) as bar:
+        watch = Watch(bar, problems_total=todo, short_circuit=annotator.short_circuit, k=annotator.num_alternatives)
+        annotator.on_solved, annotator.on_plan, annotator.on_fork = watch.on_solved, watch.on_plan, watch.on_fork
+        for u in missing:
+            watch.unit_starts(len(units[u]))
+            unit = annotator.fresh(units[u])
+            store.commit(
+                u,
+                rows=unit.rows,
+                problems=unit.problems,
+                facts={
+                    "problem_ids": _ids_hash(units[u]),
+                    **_cells(annotator),
+                    "counts": unit.counts,
+                    "compute": unit.compute,
+                },
+            )
+            watch.unit_done(critical_fraction(unit.rows, num_alternatives=annotator.num_alternatives))
+
+
+def _fill_units(store: AnnotationStore, annotator: Annotator) -> None:
+    """Extend committed units to more alternatives, or to every outcome, where the configuration asks for it."""
+    wanted = _cells(annotator)
+    todo = {
+        u: record
+        for u, record in store.units().items()
+        if record["num_alternatives"] < wanted["num_alternatives"] or (wanted["complete"] and not record["complete"])
+    }
+    if not todo:
+        return
+    with progress("Filling untried cells", total=len(todo)) as bar:
+        for u, record in todo.items():
+            rows, tally, compute = annotator.filled(store.unit_rows(u))
+            facts = {key: value for key, value in record.items() if key not in ("rows", "problems")}
+            facts |= {
+                "num_alternatives": max(record["num_alternatives"], wanted["num_alternatives"]),
+                "complete": wanted["complete"],
+                "counts": _added(record["counts"], tally_counts(tally)),
+                "compute": _added(record["compute"], compute),
+            }
+            store.commit(u, rows=rows, problems=store.unit_problems(u), facts=facts)
+            bar.advance(facts=f"{tally.forks:,} continuations")
+
+
+def _cells(annotator: Annotator) -> dict[str, Any]:
+    return {"num_alternatives": annotator.num_alternatives, "complete": not annotator.short_circuit}
+
+
+def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
+
+
+def _ids_hash(problems: Sequence[Problem]) -> str:
+    return sha256_json([problem.id for problem in problems])
+
+
+@dataclass(slots=True)
+class Watch:
+    """Turns the annotator's events into one bar: problems done, solved, annotated, critical share, tokens/s."""
+
+    bar: Bar
+    problems_total: int
+    short_circuit: bool
+    k: int
+    annotated: int = 0
+    solved: int = 0
+    tokens: int = 0
+    forks: int = 0
+    critical: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    _unit_problems: int = 0
+    _unit_done: float = 0.0
+    _unit_forks: float = 1.0
+    _estimated: bool = False
+
+    def unit_starts(self, problems: int) -> None:
+        self._unit_problems, self._unit_done = problems, 0.0
+
+    def on_solved(self, completion: Completion) -> None:
+        self.tokens += completion.num_decoded
+        self.solved += 1
+        self._advance(0.1)
+
+    def on_plan(self, kept: Sequence[Solved]) -> None:
+        lengths = np.array([len(s.completion.ids) for s in kept if s.completion], dtype=float)
+        self.annotated += len(kept)
+        share = FORKS_PER_POSITION / 2 if self.short_circuit else 1.0
+        self._unit_forks = max(1.0, share * self.k * lengths.sum())
+        if not self._estimated:
+            self._estimated = True
+            # A fork at position t decodes about R - t tokens: R^2 / 2 a response and alternative.
+            per_problem = share * self.k * (lengths**2).sum() / 2 / max(1, self._unit_problems)
+            rate = self.tokens / max(1e-9, time.monotonic() - self.started)
+            whole = per_problem * self.problems_total
+            console.print(
+                f"Estimate from the first {self._unit_problems} problems ({len(kept)} to annotate, "
+                f"{lengths.mean() if len(lengths) else 0:.0f} tokens each): {whole:,.0f} tokens, "
+                f"about {whole / max(rate, 1e-9):,.0f} s at the {rate:,.0f} tokens/s of solving"
+            )
+
+    def on_fork(self, completion: Completion) -> None:
+        self.tokens += completion.num_decoded
+        self.forks += 1
+        self._advance(0.9 * self._unit_problems / self._unit_forks)
+
+    def unit_done(self, fraction: float) -> None:
+        if not np.isnan(fraction):
+            self.critical.append(fraction)
+        self._advance(self._unit_problems - self._unit_done)
+
+    def _advance(self, problems: float) -> None:
+        problems = min(problems, self._unit_problems - self._unit_done)
+        self._unit_done += problems
+        rate = self.tokens / max(1e-9, time.monotonic() - self.started)
+        critical = f"{np.mean(self.critical):.0%}" if self.critical else "-"
+        self.bar.advance(
+            problems,
+            facts=f"solved {self.solved} annotated {self.annotated} critical {critical} "
+            f"continuations {self.forks:,} {rate:,.0f} tokens/s",
+        )
+
+
+def _print_summary(store: AnnotationStore, annotator: Annotator) -> None:
+    manifest, rows, problems = store.manifest(), store.rows(), store.problems()
+    counts, compute = manifest["counts"], manifest["compute"]
+    table = Table(title=f"Annotation {store.folder}", show_header=False, title_justify="left")
+    table.add_row("problems", f"{len(problems):,}")
+    statuses: dict[str, int] = {}
+    for record in problems:
+        statuses[record.status] = statuses.get(record.status, 0) + 1
+    for status, count in sorted(statuses.items(), key=lambda item: -item[1]):
+        table.add_row(f"  {status}", f"{count:,} ({count / len(problems):.0%})")
+    if rows:
+        fraction = critical_fraction(rows, num_alternatives=min(row.alt_ids.shape[1] for row in rows))
+        table.add_row("response tokens", f"{sum(len(row.response_ids) for row in rows):,}")
+        table.add_row("critical", f"{fraction:.1%}")
+    table.add_row("continuations", f"{counts.get('forks', 0):,}")
+    table.add_row("settled by the reference", f"{counts.get('settled_by_reference', 0):,} (near ties)")
+    table.add_row("self-replay flips", f"{counts.get('replay_flips', 0)} of {counts.get('replays', 0)}")
+    spent = compute.get("solve_tokens", 0) + compute.get("counterfactual_tokens", 0)
+    seconds = compute.get("solve_seconds", 0) + compute.get("counterfactual_seconds", 0)
+    table.add_row("tokens decoded", f"{spent:,} in {seconds:,.0f} s ({spent / max(seconds, 1e-9):,.0f} tokens/s)")
+    lengths = [r.response_tokens for r in problems if r.response_tokens]
+    if lengths:
+        rl = RL_SAMPLES * sum(lengths)
+        table.add_row(
+            f"one {RL_SAMPLES}-sample RL step", f"{rl:,} tokens on the same problems: annotation cost {spent / rl:,.1f} such steps"
+        )
+    console.print(table)
+    if not rows:
+        console.print(
+            "No response was both finished and right, so there is nothing to annotate and nothing to train on. Take "
+            "easier problems (data=...), a stronger model (model=...), or annotate the data's own solutions "
+            "(responses=given)."
+        )
+        return
+    solved_lengths = [len(row.response_ids) for row in rows]
+    p95 = float(np.percentile(solved_lengths, 95))
+    if annotator.budget.max_new_tokens < 2 * p95:
+        console.print(
+            f"Note: max_new_tokens={annotator.budget.max_new_tokens} is less than twice the 95th percentile of the solved "
+            f"lengths ({p95:.0f}): many continuations may be cut off. Annotate again with max_new_tokens={int(2 * p95) + 1}."
+        )
+    name = store.folder.name
+    console.print(f"Train on it: python train.py data.annotation={name} annotations_dir={store.folder.parent}")
