@@ -1,0 +1,201 @@
+"""Annotated rows -> token batches: reading, splitting by problem, ordering, sharding over ranks, padding.
+
+Order: permutation(seed, epoch) of the rows. Micro-batch m of rank r holds the global positions
+[(m * world + r) * batch_size, ... + batch_size), so every optimizer step sees the same rows for any number of ranks and
+any split into micro-batches. A rank for which no row is left gets an empty micro-batch, which contributes zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cft.masks import Mask, mask_weights
+from cft.progress import console
+from cft.store import AnnotationStore, StoreError, find_annotation
+from cft.types import AnnotatedResponse, TokenBatch
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One row ready for training. ids: [L] int64; weight: [L] float32; probe: [L] int8 (see TokenBatch)."""
+
+    row_id: str
+    ids: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    probe: NDArray[np.int8]
+
+
+def to_token_row(row: AnnotatedResponse, *, mask: Mask, probe_mask: Mask) -> TokenRow:
+    """Prompt and response in one sequence; the prompt carries no weight whatever the mask says."""
+    prompt_len = len(row.prompt_ids)
+    length = prompt_len + len(row.response_ids)
+    weight = np.zeros(length, dtype=np.float32)
+    weight[prompt_len:] = mask_weights(mask, row)
+    probe = np.full(length, -1, dtype=np.int8)
+    probe[prompt_len:] = mask_weights(probe_mask, row) > 0
+    return TokenRow(row.response_id, np.concatenate([row.prompt_ids, row.response_ids]).astype(np.int64), weight, probe)
+
+
+def collate(rows: Sequence[TokenRow]) -> TokenBatch:
+    """Pad on the right to the longest row. No rows: one padding token that carries nothing."""
+    width = max((len(row.ids) for row in rows), default=1)
+    size = max(len(rows), 1)
+    ids_BT = np.zeros((size, width), dtype=np.int64)
+    weight_BT = np.zeros((size, width), dtype=np.float32)
+    probe_BT = np.full((size, width), -1, dtype=np.int8)
+    for b, row in enumerate(rows):
+        ids_BT[b, : len(row.ids)] = row.ids
+        weight_BT[b, : len(row.ids)] = row.weight
+        probe_BT[b, : len(row.ids)] = row.probe
+    lengths = [len(row.ids) for row in rows] or [1]
+    return TokenBatch(
+        torch.from_numpy(ids_BT),
+        torch.tensor(lengths),
+        torch.from_numpy(weight_BT),
+        torch.from_numpy(probe_BT),
+        tuple(row.row_id for row in rows),
+    )
+
+
+class RowDataset(Dataset[TokenRow]):
+    def __init__(self, rows: Sequence[TokenRow]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        return self.rows[index]
+
+
+class GlobalOrderSampler(Sampler[list[int]]):
+    """Batches of row indices for one rank; see the head of this file. Lightning calls set_epoch through `sampler`."""
+
+    def __init__(self, num_rows: int, *, batch_size: int, rank: int, world: int, seed: int, shuffle: bool) -> None:
+        self.num_rows, self.batch_size = num_rows, batch_size
+        self.rank, self.world = rank, world
+        self.seed, self.shuffle = seed, shuffle
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> GlobalOrderSampler:
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def order(self) -> NDArray[np.int64]:
+        if not self.shuffle:
+            return np.arange(self.num_rows)
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self.num_rows)
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.order()
+        for m in range(len(self)):
+            start = (m * self.world + self.rank) * self.batch_size
+            yield order[start : start + self.batch_size].tolist()
+
+
+def in_validation(problem_id: str, *, fraction: float) -> bool:
+    """Whether a problem's rows are held out; a function of the id alone, the same for every arm and seed."""
+    digest = hashlib.blake2b(f"validation\x1f{problem_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64 < fraction
+
+
+class AnnotatedDataModule(pl.LightningDataModule):
+    """Rows of one annotation under a mask.
+
+    mask: picks the tokens with loss. probe_mask: splits the metrics into critical and other tokens.
+    tokenizer_sha256: the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
+    annotation: name or folder. dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
+    max_rows: -1 = all, else the first by order in the store. max_tokens: longer rows are dropped and counted.
+    """
+
+    def __init__(
+        self,
+        mask: Mask,
+        probe_mask: Mask,
+        annotations_dir: str,
+        tokenizer_sha256: str,
+        seed: int,
+        *,
+        annotation: str,
+        dir: str,
+        batch_size: int,
+        max_rows: int,
+        validation_fraction: float,
+        max_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.store = AnnotationStore(find_annotation(annotation, annotations_dir=annotations_dir))
+        self.manifest = self.store.manifest()
+        stored = self.manifest["fingerprint"]["tokenizer"]
+        if stored != tokenizer_sha256:
+            raise StoreError(
+                f"{self.store.folder}: annotated with tokenizer {stored[:12]} ({self.manifest['model_name']}), but the "
+                f"model's tokenizer is {tokenizer_sha256[:12]}; token ids would mean other text. Train the annotated "
+                "model, or annotate with this one: python annotate.py model=<this model>"
+            )
+        rows = self.store.rows()
+        if max_rows >= 0:
+            rows = rows[:max_rows]
+        fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= max_tokens]
+        if len(fitting) < len(rows):
+            console.print(f"Rows dropped: {len(rows) - len(fitting)} longer than data.max_tokens={max_tokens}")
+        held_out = [in_validation(row.problem_id, fraction=validation_fraction) for row in fitting]
+        token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask) for row in fitting]
+        self.train_rows = [row for row, held in zip(token_rows, held_out, strict=True) if not held]
+        self.validation_rows = [row for row, held in zip(token_rows, held_out, strict=True) if held]
+        self.batch_size, self.seed = batch_size, seed
+        if not any((row.weight > 0).any() for row in self.train_rows):
+            raise StoreError(
+                f"{self.store.folder}: nothing to train on: {len(rows)} rows, {len(self.train_rows)} for training, and "
+                f"mask {type(mask).__name__} picks no token in them. Annotate more problems or choose another mask."
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """Counts that belong in a run's results; fractions 0-1 of response tokens."""
+        response = sum(int((row.probe >= 0).sum()) for row in self.train_rows)
+        eligible = sum(int((row.weight > 0).sum()) for row in self.train_rows)
+        return {
+            "train_rows": len(self.train_rows),
+            "validation_rows": len(self.validation_rows),
+            "rows_without_eligible_tokens": sum(not (row.weight > 0).any() for row in self.train_rows),
+            "response_tokens": response,
+            "eligible_tokens": eligible,
+            "eligible_fraction": eligible / response,
+        }
+
+    def train_dataloader(self) -> DataLoader[TokenRow]:
+        return self._loader(self.train_rows, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[TokenRow] | list[Any]:
+        return self._loader(self.validation_rows, shuffle=False) if self.validation_rows else []
+
+    def _loader(self, rows: Sequence[TokenRow], *, shuffle: bool) -> DataLoader[TokenRow]:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = GlobalOrderSampler(
+            len(rows), batch_size=self.batch_size, rank=rank, world=world, seed=self.seed, shuffle=shuffle
+        )
+        return DataLoader(RowDataset(rows), batch_sampler=sampler, collate_fn=collate)
+
+    def transfer_batch_to_device(self, batch: TokenBatch, device: torch.device, dataloader_idx: int) -> TokenBatch:
+        return TokenBatch(
+            batch.input_ids_BT.to(device, non_blocking=True),
+            batch.lengths_B.to(device, non_blocking=True),
+            batch.weight_BT.to(device, non_blocking=True),
+            batch.probe_BT.to(device, non_blocking=True),
+            batch.row_ids,
+        )
