@@ -85,13 +85,12 @@ def eligible_tokens(batch: TokenBatch, chosen_BT: Tensor) -> EligibleTokens:
 def token_statistics(hidden_ND: Tensor, target_N: Tensor, project: Projection, *, chunk_tokens: int) -> TokenStatistics:
     """Loss and entropy of each token; call it without gradient."""
     nll, entropy = [], []
-    for start in range(0, len(target_N), chunk_tokens):
+    for start in range(0, max(1, len(target_N)), chunk_tokens):
         chunk = slice(start, start + chunk_tokens)
         logprob_NV = torch.log_softmax(project(hidden_ND[chunk]).float(), dim=-1)
         nll.append(-logprob_NV.gather(1, target_N[chunk, None])[:, 0])
         entropy.append(torch.special.entr(logprob_NV.exp()).sum(-1))
-    empty = torch.zeros(0, device=target_N.device)
-    return TokenStatistics(torch.cat(nll or [empty]), torch.cat(entropy or [empty]))
+    return TokenStatistics(torch.cat(nll), torch.cat(entropy))
 
 
 class Objective:
@@ -116,9 +115,7 @@ class Objective:
             weight_N = eligible.weight_N * self.weighting(scores)
             if self.normalizer == "sequence":
                 weight_N = weight_N / eligible.row_N.bincount(minlength=len(batch.lengths_B))[eligible.row_N]
-        # The hidden states take part even when nothing is eligible: every rank must run the same backward pass.
-        total = (weight_N * loss_N).sum() + 0.0 * hidden_BTD.sum()
-        return LossSum(total, self._count(batch, eligible))
+        return LossSum((weight_N * loss_N).sum(), self._count(batch, eligible))
 
     def _count(self, batch: TokenBatch, eligible: EligibleTokens) -> Tensor:
         if self.normalizer == "critical":
@@ -138,11 +135,10 @@ class Objective:
             return self.token_loss(logprob_CV, target_C), logprob_C
 
         losses, logprobs = [], []
-        for start in range(0, len(target_N), self.chunk_tokens):
+        # One chunk even when nothing is eligible: under DDP every parameter must take part on every rank.
+        for start in range(0, max(1, len(target_N)), self.chunk_tokens):
             chunk = slice(start, start + self.chunk_tokens)
             loss_C, logprob_C = checkpoint(of_chunk, hidden_ND[chunk], target_N[chunk], use_reentrant=False)
             losses.append(loss_C)
             logprobs.append(logprob_C)
-        if not losses:
-            return hidden_ND.new_zeros(0, dtype=torch.float32), hidden_ND.new_zeros(0, dtype=torch.float32)
         return torch.cat(losses), torch.cat(logprobs)

@@ -61,13 +61,13 @@ class SelectiveLM(nn.Module):
         """[B, T, D] last hidden states. Rows are padded on the right, which a causal mask never looks at."""
         position_T = torch.arange(batch.input_ids_BT.shape[1], device=batch.input_ids_BT.device)
         attention_BT = (position_T[None] < batch.lengths_B[:, None]).long()
-        backbone = _causal(self.model).base_model
+        backbone = self.model.base_model
         return backbone(
             input_ids=batch.input_ids_BT, attention_mask=attention_BT, use_cache=False
         ).last_hidden_state
 
     def project(self, hidden_ND: Tensor) -> Tensor:
-        return _causal(self.model).get_output_embeddings()(hidden_ND)
+        return self.model.get_output_embeddings()(hidden_ND)
 
     @torch.no_grad()
     def check_head(self) -> None:
@@ -85,11 +85,6 @@ class SelectiveLM(nn.Module):
                 f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from head(backbone), so it "
                 "scales or caps them; training it here would optimise something else. Use a model without such a step."
             )
-
-
-def _causal(model: PreTrainedModel) -> PreTrainedModel:
-    """The causal language model inside a LoRA wrapper (adapters live in its layers), or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 class CausalLMModule(pl.LightningModule):

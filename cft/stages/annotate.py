@@ -18,7 +18,15 @@ from cft.config import ConfigError, build, redacted
 from cft.counterfactual import Judge
 from cft.files import sha256_json
 from cft.masks import critical_fraction
-from cft.models import eos_ids, load_causal_lm, load_tokenizer, max_positions, tokenizer_hash, weights_hash
+from cft.models import (
+    eos_ids,
+    load_causal_lm,
+    load_tokenizer,
+    require_plain_attention,
+    template_hash,
+    tokenizer_hash,
+    weights_hash,
+)
 from cft.progress import Bar, console, progress
 from cft.store import AnnotationStore, check_name
 from cft.types import Budget, Completion, Problem
@@ -42,11 +50,12 @@ def annotate(cfg: DictConfig) -> Path:
         )
     spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
+    require_plain_attention(model)
     eos = eos_ids(model, tokenizer)
     fingerprint = {
         "model": {"path": spec.path, "revision": spec.revision, "weights": weights_hash(model), "dtype": spec.dtype},
         "tokenizer": tokenizer_hash(tokenizer),
-        "prompt": prompt.fingerprint(tokenizer),
+        "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
         "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(eos)},
         "verifier": verifier_fingerprint(verifier),
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
@@ -71,7 +80,7 @@ def annotate(cfg: DictConfig) -> Path:
             judge=Judge(tokenizer, pool.verify_all),
             budget=Budget(cfg.max_new_tokens),
             eos_ids=eos,
-            max_positions=max_positions(model),
+            max_positions=model.config.max_position_embeddings,
             num_alternatives=cfg.num_alternatives,
             short_circuit=cfg.short_circuit and not cfg.complete,
             replay_fraction=cfg.replay_fraction,
