@@ -1,0 +1,78 @@
+"""Write a model and its tokenizer as a Hugging Face folder: adapters merged, safetensors only, whole or absent.
+
+`AutoModelForCausalLM.from_pretrained(folder)` gives the same logits. The model in memory is not touched: a merge and
+its undoing would round its weights, and training could not go on bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> Path:
+    """Save `model`, adapters merged, and `tokenizer` under `folder`, replacing what was there. Returns `folder`."""
+    shell = _shell(model, merged_weights(model))
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shell.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        for path in temporary.iterdir():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+        _replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state dict that `model` would have if its adapters were folded in: W + scale * B A. Tensors may be shared."""
+    weights = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
+    weights = {name: tensor for name, tensor in weights.items() if ".lora_" not in name}
+    if hasattr(model, "peft_config"):
+        from peft.tuners.lora import LoraLayer
+
+        for name, layer in model.named_modules():
+            if isinstance(layer, LoraLayer):
+                key = f"{name}.weight"
+                for adapter in layer.active_adapters:
+                    delta = layer.get_delta_weight(adapter)  # pyright: ignore[reportAttributeAccessIssue]
+                    weights[key] = weights[key] + delta.to(weights[key])
+    return weights
+
+
+def _shell(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """A model of the same class that holds `weights` without copying them, with a config that fits them."""
+    import torch
+
+    config = copy.deepcopy(model.config)
+    # Where adapters sat on one of two tied matrices they differ now; tying them again would lose one.
+    tied = [name for name in (model.all_tied_weights_keys or {}) if name in weights]
+    if any(not torch.equal(weights[name], weights[model.all_tied_weights_keys[name]]) for name in tied):
+        config.get_text_config(decoder=True).tie_word_embeddings = False
+        config.tie_word_embeddings = False
+    with torch.device("meta"):
+        shell = type(model)(config)
+    shell.load_state_dict(weights, assign=True, strict=True)
+    shell.tie_weights()
+    shell.generation_config = copy.deepcopy(model.generation_config)
+    return shell
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
