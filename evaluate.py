@@ -1,0 +1,19 @@
+"""Accuracy, pass@k, diversity and entropy of a model or a checkpoint.   python evaluate.py --help"""
+
+import hydra
+from omegaconf import DictConfig
+
+from cft.config import check_command_line, checked
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> float:
+    cfg = checked(cfg, "evaluate")
+    from cft.stages.evaluate import evaluate  # heavy imports follow the check
+
+    return evaluate(cfg)
+
+
+if __name__ == "__main__":
+    check_command_line("evaluate")
+    main()
