@@ -1,0 +1,143 @@
+"""Generated short word problems: one-digit operands, a few steps, a worked solution in varied words.
+
+    Tom has 5 apples. He buys 3 more. He loses 2. How many apples does he have now?
+    First compute 5 + 3 = 8. Then get 8 - 2 = 6.
+    #### 6
+
+Which split a problem belongs to is a pure function of its numbers (`split_of`), whatever the seed or the sizes: a chain
+of operations met in training is never met in the test set, not even under another seed or in other words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from cft.types import Problem
+
+Split = Literal["train", "validation", "test"]
+LARGEST = 99  # of every intermediate result, so that a number has at most two digits
+
+NAMES = (
+    ("Tom", "he", "him"),
+    ("Anna", "she", "her"),
+    ("Ben", "he", "him"),
+    ("Mia", "she", "her"),
+    ("Sam", "he", "him"),
+    ("Lily", "she", "her"),
+    ("Max", "he", "him"),
+    ("Ella", "she", "her"),
+)
+ITEMS = ("apples", "books", "coins", "pens", "cards", "stones", "shells", "stamps", "balls", "cookies")
+BEGIN = ("{name} has {n} {items}.", "{name} starts with {n} {items}.", "At first {name} owns {n} {items}.")
+CHANGE = {
+    "+": ("{He} buys {n} more.", "{He} finds {n} more.", "{He} gets another {n}.", "A friend gives {him} {n} more."),
+    "-": ("{He} loses {n}.", "{He} gives away {n}.", "{He} sells {n}.", "A friend takes {n}."),
+    "*": ("{He} makes it {n} times as many.", "The number becomes {n} times as large."),
+}
+ASK = ("How many {items} does {he} have now?", "How many {items} are left in the end?", "What is the final number of {items}?")
+
+# Synonyms of the solutions. The weights are uneven on purpose: a model that learns them has a clear favourite, hence few
+# near ties when it decodes greedily, and others beside it that lead to the same answer.
+OPENERS = ("First", "Start:", "To begin,")
+CONNECTIVES = ("Then", "Next", "Now", "After that")
+VERBS = ("get", "compute", "obtain", "have", "make")
+UNEVEN = (8, 5, 3, 2, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The numbers of a problem: a first value, then (operator, operand) steps, worked out from left to right."""
+
+    first: int
+    steps: tuple[tuple[str, int], ...]
+
+    def values(self) -> list[int]:
+        """The first value and the result of every step."""
+        values = [self.first]
+        for operator, operand in self.steps:
+            values.append(apply(operator, values[-1], operand))
+        return values
+
+    def __str__(self) -> str:
+        return " ".join([str(self.first), *(f"{operator} {operand}" for operator, operand in self.steps)])
+
+
+def apply(operator: str, left: int, right: int) -> int:
+    if operator == "+":
+        return left + right
+    if operator == "-":
+        return left - right
+    if operator == "*":
+        return left * right
+    raise ValueError(f"unknown operator {operator!r}; expected one of + - *")
+
+
+def split_of(chain: Chain) -> Split:
+    """80 % of all chains are for training, 5 % for validation, 15 % for tests."""
+    bucket = int.from_bytes(hashlib.sha256(str(chain).encode()).digest()[:4]) % 20
+    return "train" if bucket < 16 else "validation" if bucket < 17 else "test"
+
+
+def draw_chain(rng: random.Random, *, min_steps: int, max_steps: int) -> Chain:
+    """A chain whose results stay within 0 and LARGEST."""
+    value = first = rng.randint(2, 9)
+    steps: list[tuple[str, int]] = []
+    for _ in range(rng.randint(min_steps, max_steps)):
+        choices = [("+", n) for n in range(1, 10) if value + n <= LARGEST]
+        choices += [("-", n) for n in range(1, 10) if value - n >= 1]
+        choices += [("*", n) for n in range(2, 5) if value * n <= LARGEST]
+        step = rng.choice(choices)
+        steps.append(step)
+        value = apply(step[0], value, step[1])
+    return Chain(first=first, steps=tuple(steps))
+
+
+def ask(chain: Chain, *, rng: random.Random) -> str:
+    """The question in words."""
+    name, he, him = rng.choice(NAMES)
+    words = {"name": name, "he": he, "him": him, "He": he.capitalize(), "items": rng.choice(ITEMS)}
+    sentences = [rng.choice(BEGIN).format(n=chain.first, **words)]
+    sentences += [rng.choice(CHANGE[operator]).format(n=operand, **words) for operator, operand in chain.steps]
+    return " ".join([*sentences, rng.choice(ASK).format(**words)])
+
+
+def solve(chain: Chain, *, rng: random.Random, slip: int | None = None) -> str:
+    """A worked solution in words; the answer stands on the last line after `####`.
+
+    slip: the step whose result is off by a little; the steps after it go on from the wrong result.
+    """
+    value = chain.first
+    sentences: list[str] = []
+    for i, (operator, operand) in enumerate(chain.steps):
+        start = _uneven(rng, CONNECTIVES if i else OPENERS)
+        result = apply(operator, value, operand)
+        if i == slip:
+            result += rng.choice([n for n in (-3, -2, -1, 1, 2, 3, 10) if result + n >= 0])
+        sentences.append(f"{start} {_uneven(rng, VERBS)} {value} {operator} {operand} = {result}.")
+        value = result
+    return " ".join(sentences) + f"\n#### {value}"
+
+
+def problems(*, seed: int, split: Split, min_steps: int = 2, max_steps: int = 4) -> Iterator[tuple[Chain, Problem]]:
+    """Distinct problems of one split; ends when 100,000 draws in a row bring nothing new."""
+    rng = random.Random(f"arithmetic {seed} {split} {min_steps} {max_steps}")
+    seen: set[str] = set()
+    misses = 0
+    while misses < 100_000:
+        chain = draw_chain(rng, min_steps=min_steps, max_steps=max_steps)
+        question = ask(chain, rng=rng)
+        if split_of(chain) != split or question in seen:
+            misses += 1
+            continue
+        misses = 0
+        seen.add(question)
+        digest = hashlib.sha256(question.encode()).hexdigest()[:16]
+        yield chain, Problem(f"arithmetic-{digest}", question, str(chain.values()[-1]), solve(chain, rng=rng))
+
+
+def _uneven(rng: random.Random, words: tuple[str, ...]) -> str:
+    return rng.choices(words, weights=UNEVEN[: len(words)])[0]
