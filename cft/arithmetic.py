@@ -38,10 +38,14 @@ CHANGE = {
     "-": ("{He} loses {n}.", "{He} gives away {n}.", "{He} sells {n}.", "A friend takes {n}."),
     "*": ("{He} makes it {n} times as many.", "The number becomes {n} times as large."),
 }
-ASK = ("How many {items} does {he} have now?", "How many {items} are left in the end?", "What is the final number of {items}?")
+ASK = (
+    "How many {items} does {he} have now?",
+    "How many {items} are left in the end?",
+    "What is the final number of {items}?",
+)
 
-# Synonyms of the solutions. The weights are uneven on purpose: a model that learns them has a clear favourite, hence few
-# near ties when it decodes greedily, and others beside it that lead to the same answer.
+# Synonyms of the solutions. The weights are uneven on purpose: a model that learns them has a clear favourite, hence
+# few near ties when it decodes greedily, and others beside it that lead to the same answer.
 OPENERS = ("First", "Start:", "To begin,")
 CONNECTIVES = ("Then", "Next", "Now", "After that")
 VERBS = ("get", "compute", "obtain", "have", "make")

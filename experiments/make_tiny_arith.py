@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python experiments/make_tiny_arith.py [folder]       # default: cft/assets/tiny_arith
 
-A 4-layer Llama learns generated problems (`cft/arithmetic.py`, training split only, another seed than the data sets) from
-random weights, with the loss on the solution. It is stopped early on purpose (`--problems`), and a share of its
-training solutions (`--noise`) holds one wrong result that the rest builds on: so it has the format and most of the
-arithmetic, but is right only part of the time, and its own verified solutions still have something to teach.
-The last lines printed are its accuracies on test problems. Fixed seed; other hardware or another number of threads
-rounds differently, so the weights, though not the picture, change with the machine.
+A 4-layer Llama learns generated problems (`cft/arithmetic.py`, training split only, another seed than the data sets)
+from random weights, with the loss on the solution. It is under-trained on purpose: stopped after `--problems`, when it
+has the format and most of the arithmetic but is right only part of the time, so that its own verified solutions still
+have something to teach. (`--noise` gives a share of the training solutions one wrong step that the rest builds on; the
+shipped model has none.) The last lines printed are its accuracies on test problems. Fixed seed; other hardware or
+another number of threads rounds differently, so the weights, though not the picture, change with the machine.
 """
 
 from __future__ import annotations
@@ -180,7 +180,9 @@ def main() -> None:
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     rows = encode(worked(count=args.problems, noise=args.noise), tokenizer=tokenizer)
-    sizes = f"{model.num_parameters():,} parameters, {len(tokenizer)} words, {sum(len(ids) for ids, _ in rows):,} tokens"
+    sizes = (
+        f"{model.num_parameters():,} parameters, {len(tokenizer)} words, {sum(len(ids) for ids, _ in rows):,} tokens"
+    )
     print(f"{sizes}, {sum(len(ids) - p for ids, p in rows) / len(rows):.1f} a response")
     train(model, rows, lr=args.lr, batch_size=args.batch_size)
     args.folder.mkdir(parents=True, exist_ok=True)
