@@ -1,0 +1,137 @@
+"""The overrides of a command line, read with Hydra's own parser: which choose a group's option, which set a value, and
+which sweep over several values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+
+from cft.config_check import Mistake, suggestion
+from cft.redaction import redacted_text
+
+_NOISE = ("full_key:", "object_type=", "reference_type=", "See https")
+_LONGEST_AXIS = 100  # of a longer one the first values and the last are checked here, the others in their jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One override. values: itself, or those of its sweep as overrides of their own. group: it chooses an option."""
+
+    override: Override
+    values: tuple[Override, ...]
+    group: bool
+
+    @property
+    def key(self) -> str:
+        return self.override.key_or_group
+
+    @property
+    def shown(self) -> str:
+        return shown(self.override)
+
+
+def shown(override: Override) -> str:
+    return redacted_text(override.input_line or "")
+
+
+def reason(error: Exception) -> str:
+    """An exception of Hydra, OmegaConf or yaml in one line."""
+    text = str(error) or str(error.__cause__ or type(error).__name__)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(_NOISE)]
+    return redacted_text(" ".join(lines))
+
+
+@dataclass(slots=True)
+class Reader:
+    """Turns texts into items; what cannot be read becomes a mistake."""
+
+    loader: ConfigLoader
+    multirun: bool
+    search_path: list[str]  # overrides that set hydra.searchpath, which decides what groups there are
+    mistakes: list[Mistake]
+
+    def read(self, text: str) -> Item | None:
+        try:
+            override = self._parse(text)
+        except HydraException as error:
+            name = redacted_text(text)
+            self._mistake(name, reason(error) if "=" in text else f"expected key=value, as in {name}=...")
+            return None
+        key = override.key_or_group
+        group = self.is_group(key) and not isinstance(override.value(), dict)
+        if not override.is_sweep_override():
+            return Item(override, (override,), group)
+        if override.is_hydra_override():
+            self._mistake(shown(override), "Hydra's own settings cannot be swept")
+        elif not self.multirun:
+            self._mistake(
+                shown(override), "several values need -m" + ("" if group else f"; a list is written {key}=[a,b]")
+            )
+        elif key == "allow_targets":
+            self._mistake(shown(override), "cannot be swept; a list is written allow_targets=[mylab.]")
+        else:
+            values = tuple(self._parse(f"{override.get_key_element()}={value}") for value in _axis(override))
+            if values:
+                return Item(override, values, group)
+            self._mistake(shown(override), "the sweep has no values")
+        return None
+
+    def is_group(self, key: str) -> bool:
+        parent, _, name = key.rpartition("/")
+        return name in self.loader.list_groups(parent) or bool(self.options(key))
+
+    def options(self, group: str) -> list[str]:
+        return self.loader.get_group_options(group, results_filter=ObjectType.CONFIG, overrides=self.search_path)
+
+    def existing_options(self, item: Item, *, choices: Collection[str], stage: str) -> Item | None:
+        """The item with those of its values that name an option, None if none does. choices: the stage's groups."""
+        group, override = item.key, item.override
+        parent = group.rpartition("/")[0]
+        appends = override.is_add() or override.is_force_add() or override.package is not None
+        # A nested group may come with an option of its parent that is chosen elsewhere on the line: Hydra will tell.
+        may_come = parent and (parent == "hydra" or any(c.startswith(parent) for c in choices))
+        if group not in choices and not appends and not may_come:
+            own = ", ".join(c for c in reversed(list(choices)) if not c.startswith("hydra/"))
+            self._mistake(item.shown, f"{stage}.py has no group '{group}'; its groups are {own}")
+            return None
+        options = self.options(group)
+        good = []
+        for value in item.values:
+            named = value.value()
+            wrong = [
+                str(name)
+                for name in (named if isinstance(named, list) else [named])
+                if name is not None and str(name).removesuffix(".yaml") not in options
+            ]
+            for name in wrong:
+                listing = f"the options are {', '.join(options)}" if options else "the group is empty"
+                near = suggestion(name, options).removeprefix(", ")
+                self._mistake(f"{group}={name}", f"no such option; {near + ' ' if near else ''}{listing}")
+            if not wrong:
+                good.append(value)
+        return Item(override, tuple(good), True) if good else None
+
+    def _parse(self, text: str) -> Override:
+        return OverridesParser.create(config_loader=self.loader).parse_overrides([text])[0]
+
+    def _mistake(self, key: str, text: str) -> None:
+        self.mistakes.append(Mistake(key, text))
+
+
+def _axis(override: Override) -> Iterator[str]:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        yield from (str(value.start), str(value.end))
+        return
+    yield from islice(override.sweep_string_iterator(), _LONGEST_AXIS)
+    if isinstance(value, RangeSweep) and isinstance(steps := value.range(), range) and len(steps) > _LONGEST_AXIS:
+        yield str(steps[-1])

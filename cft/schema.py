@@ -1,0 +1,189 @@
+"""The keys that annotate.py, train.py and evaluate.py own, with their types: closed sets, in three dataclasses.
+
+A `Node` is an open place that a config group fills: `_target_` and that constructor's parameters, which are its schema.
+Values live in conf/*.yaml; here a key without one is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING as UNSET
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cache
+from typing import Any, Literal, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+Stage = Literal["annotate", "train", "evaluate"]
+Split = Literal["train", "validation", "test"]
+Node = Any  # one object
+Nodes = Any  # objects by name; none at all is allowed
+
+
+@dataclass
+class Verify:
+    workers: int = MISSING
+    timeout_s: float = MISSING
+
+
+@dataclass
+class Schedule:
+    shape: Literal["cosine", "linear", "constant"] = MISSING
+    warmup_fraction: float = MISSING
+
+
+@dataclass
+class Probe:
+    critical_alternatives: int = MISSING
+    every_n_steps: int = MISSING
+
+
+@dataclass
+class Validation:
+    problems: int = MISSING
+
+
+@dataclass
+class Evaluation:
+    problems: int = MISSING
+    num_samples: int = MISSING
+    temperature: float = MISSING
+    top_p: float = MISSING
+    seed: int = MISSING
+    max_new_tokens: int = MISSING
+
+
+@dataclass
+class Files:
+    dir: str = MISSING
+
+
+@dataclass
+class AnnotateConfig:
+    model: Node = MISSING
+    data: Node = MISSING
+    prompt: Node = MISSING
+    engine: Node = MISSING
+    verifier: Node = MISSING
+    seed: int = MISSING
+    annotation: str = MISSING
+    annotations_dir: str = MISSING
+    split: Split = MISSING
+    limit: int = MISSING
+    max_new_tokens: int = MISSING
+    num_alternatives: int = MISSING
+    short_circuit: bool = MISSING
+    complete: bool = MISSING
+    responses: Literal["solve", "given"] = MISSING
+    unit_size: int = MISSING
+    replay_fraction: float = MISSING
+    verify: Verify = field(default_factory=Verify)
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TrainConfig:
+    model: Node = MISSING
+    data: Node = MISSING
+    benchmark: Node = MISSING
+    prompt: Node = MISSING
+    mask: Node = MISSING
+    weighting: Node = MISSING
+    loss: Node = MISSING
+    optimizer: Node = MISSING
+    engine: Node = MISSING
+    verifier: Node = MISSING
+    trainer: Node = MISSING
+    logger: Nodes = field(default_factory=dict)
+    callbacks: Nodes = field(default_factory=dict)
+    seed: int = MISSING
+    annotations_dir: str = MISSING
+    schedule: Schedule = field(default_factory=Schedule)
+    probe: Probe = field(default_factory=Probe)
+    validation: Validation = field(default_factory=Validation)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    verify: Verify = field(default_factory=Verify)
+    resume: str = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class EvaluateConfig:
+    model: Node = MISSING
+    benchmark: Node = MISSING
+    prompt: Node = MISSING
+    engine: Node = MISSING
+    verifier: Node = MISSING
+    seed: int = MISSING
+    checkpoint: str = MISSING
+    data: Files = field(default_factory=Files)
+    split: Split = MISSING
+    limit: int = MISSING
+    num_samples: int = MISSING
+    temperature: float = MISSING
+    top_p: float = MISSING
+    max_new_tokens: int = MISSING
+    verify: Verify = field(default_factory=Verify)
+    allow_targets: list[str] = field(default_factory=list)
+
+
+SCHEMAS: dict[Stage, type] = {"annotate": AnnotateConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a schema. record: the nested dataclass of a closed set; node: an open place; many: nodes by name."""
+
+    name: str
+    required: bool
+    record: type | None
+    node: bool
+    many: bool
+
+
+def keys_of(schema: type) -> dict[str, Key]:
+    hints = get_type_hints(schema)
+    return {
+        f.name: Key(
+            name=f.name,
+            required=f.default == MISSING,
+            record=hints[f.name] if is_dataclass(hints[f.name]) else None,
+            node=hints[f.name] is Any,
+            many=f.default_factory is dict,
+        )
+        for f in fields(schema)
+    }
+
+
+def register_schemas(*, strict: bool = True) -> None:
+    """Put <stage>_schema, the first entry of each stage's defaults list, into Hydra's ConfigStore.
+
+    Strict schemas make Hydra stop at the first unknown key or wrong type; the config check composes with loose ones so
+    that it can report every mistake instead.
+    """
+    for stage, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{stage}_schema", node=_without_literals(schema) if strict else {})
+
+
+@cache
+def _without_literals(schema: type) -> type:
+    """The same dataclass for OmegaConf, which knows no Literal: their choices are the config check's business."""
+    hints = get_type_hints(schema)
+    return make_dataclass(
+        schema.__name__, [(f.name, _plain(hints[f.name]), _default(f, hints)) for f in fields(schema)]
+    )
+
+
+def _plain(hint: Any) -> Any:
+    return _without_literals(hint) if is_dataclass(hint) else str if get_origin(hint) is Literal else hint
+
+
+def _default(original: Field[Any], hints: dict[str, Any]) -> Any:
+    if is_dataclass(hints[original.name]):
+        return field(default_factory=_without_literals(hints[original.name]))
+    if original.default_factory is not UNSET:
+        return field(default_factory=original.default_factory)
+    return field(default=original.default)
+
+
+register_schemas()
