@@ -1,0 +1,264 @@
+"""Training from a configuration: annotation x mask x weighting -> checkpoints, Hugging Face export, results.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cft.config import ConfigError, build, redacted
+from cft.counterfactual import Judge
+from cft.data import AnnotatedDataModule
+from cft.evaluation import SampleRequest, Solver, summarise, write_samples
+from cft.files import exclusive
+from cft.loggers import RunFacts
+from cft.masks import Critical
+from cft.models import (
+    eos_ids,
+    export,
+    load_causal_lm,
+    load_tokenizer,
+    require_plain_attention,
+    template_hash,
+    tokenizer_hash,
+)
+from cft.module import CausalLMModule
+from cft.progress import console, progress
+from cft.runs import (
+    CONFIG,
+    EXPORT,
+    RunContext,
+    arm_of,
+    as_metrics,
+    run_context,
+    save_config,
+    write_results,
+)
+from cft.types import Problem
+from cft.validation import GreedyAccuracy, ShowProgress
+from cft.verify import verifier_fingerprint
+from cft.verify_pool import VerifierPool
+
+ARM_KEYS = ("model", "data.annotation", "mask", "weighting", "loss.normalizer", "optimizer.lr", "trainer.max_epochs")
+# Keys that may differ between a run and its continuation.
+_FREE_ON_RESUME = ("resume", "trainer.max_epochs", "trainer.enable_progress_bar", "allow_targets", "annotations_dir")
+
+
+def train(cfg: DictConfig) -> float:
+    """Greedy test accuracy (0-1) of the best epoch, NaN without evaluation problems; for sweepers."""
+    context = run_context()
+    folder = Path(cfg.resume) if cfg.resume else context.folder
+    if cfg.resume:
+        _require_same_config(folder, cfg)
+    with exclusive(folder):
+        save_config(folder, cfg)
+        exit_code = 1
+        try:
+            accuracy = _train(cfg, context, folder)
+            exit_code = 0
+            return accuracy
+        finally:
+            _close_wandb(exit_code)
+
+
+def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    spec, prompt, verifier = build(cfg.model), build(cfg.prompt), build(cfg.verifier)
+    tokenizer = load_tokenizer(spec)
+    tokenizer_sha256 = tokenizer_hash(tokenizer)
+    data: AnnotatedDataModule = build(cfg.data)(
+        build(cfg.mask),
+        Critical(num_alternatives=cfg.probe.critical_alternatives),
+        cfg.annotations_dir,
+        tokenizer_sha256,
+        cfg.seed,
+    )
+    prompting = {
+        "tokenizer": tokenizer_sha256,
+        "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
+    }
+    if data.manifest["fingerprint"]["prompt"] != prompting["prompt"]:
+        raise ConfigError(
+            f"prompt: {data.store.folder} was annotated with another prompt or chat template "
+            f"({data.manifest['fingerprint']['prompt']}) than this run uses ({prompting['prompt']}); set prompt=... as in "
+            "the annotation, or annotate again"
+        )
+    validation_problems, test_problems, benchmark_name = _problems(cfg)
+    model = load_causal_lm(spec)
+    require_plain_attention(model)
+    module = CausalLMModule(
+        model,
+        build(cfg.loss)(build(cfg.weighting)),
+        optimizer=build(cfg.optimizer),
+        schedule=cfg.schedule.shape,
+        warmup_fraction=cfg.schedule.warmup_fraction,
+        probe_every_n_steps=cfg.probe.every_n_steps,
+    )
+    facts = data.facts()
+    console.print(
+        f"Training {spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
+        f"{facts['train_rows']:,} rows of {data.store.folder.name}; loss on {facts['eligible_fraction']:.0%} of "
+        f"{facts['response_tokens']:,} response tokens -> {folder}"
+    )
+    with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
+
+        def make_solver() -> Solver:
+            return Solver(
+                build(cfg.engine)(model, eos_ids(model, tokenizer)),
+                tokenizer,
+                prompt,
+                Judge(tokenizer, pool.verify_all),
+                model.config.max_position_embeddings,
+            )
+
+        started = time.monotonic()
+        trainer, callbacks = _fit(cfg, context, folder, module, data, validation_problems, make_solver)
+        seconds = time.monotonic() - started
+        if not trainer.is_global_zero:
+            return float("nan")
+        best_epoch = _load_best(module, callbacks["best"])
+        model.eval()
+        export(model, tokenizer, folder=folder / EXPORT)
+        results: dict[str, Any] = {
+            "schema": 1,
+            "stage": "train",
+            "run": folder.name,
+            "arm": arm_of(cfg, context, ARM_KEYS),
+            "seed": cfg.seed,
+            "benchmark": benchmark_name,
+            "split": "test",
+            "problems": len(test_problems),
+            "best_epoch": best_epoch,
+            "best_validation": {"metric": cfg.callbacks.best.monitor, "value": _best_score(callbacks["best"])},
+            "train_seconds": round(seconds, 2),
+            "eligible_fraction": facts["eligible_fraction"],
+            "data": {
+                "annotation": data.store.folder.name,
+                "fingerprint": data.manifest["fingerprint_sha256"],
+                "prompting": prompting,
+                **facts,
+            },
+            "budget": {
+                "epochs": trainer.current_epoch,
+                "steps": trainer.global_step,
+                "rows_per_step": cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+            },
+            "base": None,
+        }
+        request = SampleRequest(
+            cfg.evaluation.num_samples,
+            cfg.evaluation.temperature,
+            cfg.evaluation.top_p,
+            cfg.evaluation.seed,
+            cfg.evaluation.max_new_tokens,
+        )
+        results["evaluation"] = {**dataclasses.asdict(request), "verifier": verifier_fingerprint(verifier)}
+        results |= {"metrics": {}, "per_problem": {"id": [], "correct": []}}
+        accuracy = float("nan")
+        if test_problems:
+            samples = make_solver().solve(test_problems, request=request, title="Evaluating")
+            intervals, per_problem = summarise(samples, seed=cfg.evaluation.seed)
+            results |= {"metrics": as_metrics(intervals), "per_problem": per_problem}
+            write_samples(folder / "samples.parquet", samples, tokenizer)
+            accuracy = intervals["eval/accuracy"].value
+            for logger in trainer.loggers:
+                logger.log_metrics({name: i.value for name, i in intervals.items()}, step=trainer.global_step)
+                logger.save()
+        write_results(folder, results)
+    console.print(
+        f"Done in {seconds:.0f} s: best epoch {best_epoch + 1}, test accuracy {accuracy:.3f}; export: {folder / EXPORT}"
+    )
+    return accuracy
+
+
+def _problems(cfg: DictConfig) -> tuple[tuple[Problem, ...], tuple[Problem, ...], str]:
+    """(validation problems, test problems, benchmark's name)."""
+    wanted = {"validation": cfg.validation.problems, "test": cfg.evaluation.problems}
+    if not any(wanted.values()):
+        return (), (), ""
+    splits = build(cfg.benchmark)
+    chosen = [splits.of(split)[: count if count >= 0 else None] if count else () for split, count in wanted.items()]
+    return chosen[0], chosen[1], splits.name
+
+
+def _fit(
+    cfg: DictConfig,
+    context: RunContext,
+    folder: Path,
+    module: CausalLMModule,
+    data: AnnotatedDataModule,
+    validation_problems: tuple[Problem, ...],
+    make_solver: Any,
+) -> tuple[pl.Trainer, dict[str, Any]]:
+    arm = arm_of(cfg, context, ARM_KEYS)
+    run = RunFacts(
+        folder,
+        name=f"{arm['model']}-{arm['mask']}-{arm['weighting']}-seed{cfg.seed}",
+        group=context.group,
+        job_type="train",
+        tags=[f"mask:{arm['mask']}", f"weighting:{arm['weighting']}", f"model:{arm['model']}"],
+        config=redacted(cfg),
+    )
+    checkpoints = folder / "checkpoints"
+    callbacks = {name: build(node)(checkpoints) for name, node in cfg.callbacks.items()}
+    with progress("Training", total=1) as bar:
+        extra: list[Any] = [ShowProgress(bar)]
+        if validation_problems:
+            extra.append(
+                GreedyAccuracy(validation_problems, make_solver, max_new_tokens=cfg.evaluation.max_new_tokens)
+            )
+        trainer: pl.Trainer = build(cfg.trainer)(
+            logger=[build(node)(run) for node in cfg.logger.values()],
+            callbacks=[*extra, *callbacks.values()],
+            default_root_dir=folder,
+        )
+        last = checkpoints / "last.ckpt"
+        if cfg.resume and not last.is_file():
+            raise ConfigError(f"resume={cfg.resume}: no {last}; the run ended before its first epoch did, start it anew")
+        trainer.fit(module, datamodule=data, ckpt_path=last if cfg.resume else None, weights_only=True)
+    return trainer, callbacks
+
+
+def _load_best(module: CausalLMModule, best: Any) -> int:
+    """Put the best epoch's weights into the module; returns the epoch, counted from 0."""
+    checkpoint = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+    module.load_state_dict(checkpoint["state_dict"])
+    return int(checkpoint["epoch"])
+
+
+def _best_score(best: Any) -> float:
+    return float(best.best_model_score)
+
+
+def _require_same_config(folder: Path, cfg: DictConfig) -> None:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"resume={folder}: no {path}; expected the folder of a run that train.py started")
+    stored, now = _flat(OmegaConf.load(path)), _flat(OmegaConf.create(redacted(cfg)))
+    differing = [key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)]
+    differing = [key for key in differing if key not in _FREE_ON_RESUME]
+    if differing:
+        lines = [f"  {key}: then {stored.get(key)!r}, now {now.get(key)!r}" for key in differing]
+        raise ConfigError(f"resume={folder}: that run was configured otherwise; repeat its arguments:\n" + "\n".join(lines))
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if not isinstance(plain, dict):
+        return {prefix: plain}
+    return {k: v for key, item in plain.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def _close_wandb(exit_code: int) -> None:
+    """Jobs of a multirun share the process: without this the next job would write into this one's run."""
+    import sys
+
+    if "wandb" in sys.modules:
+        import wandb
+
+        wandb.finish(exit_code=exit_code)

@@ -1,0 +1,134 @@
+"""Engines: the batched one gives the reference's ids; both obey cut, first, limit and EOS; sampling ignores the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.fakes import random_llama
+
+from cft.counterfactual import ListSource
+from cft.rollout.batched import BatchedEngine
+from cft.rollout.choice import sampled, uniforms
+from cft.rollout.reference import ReferenceEngine, top_tokens
+from cft.types import GREEDY, Budget, Fork, Sampling, Trunk
+
+EOS = (1, 2)
+BUDGET = Budget(24)
+
+
+def random_forks(count: int, *, seed: int = 0) -> list[Fork]:
+    rng = np.random.default_rng(seed)
+    forks = []
+    for i in range(count):
+        length = int(rng.integers(2, 20))
+        ids = rng.integers(3, 60, length).astype(np.int32)
+        prompt_len = int(rng.integers(1, length + 1))
+        cut = int(rng.integers(prompt_len, length + 1))
+        first = int(rng.integers(0, 60)) if i % 3 else None
+        sampling = GREEDY if i % 2 else Sampling(1.0, 0.9 if i % 4 else 1.0, 7, f"fork{i}")
+        forks.append(Fork(Trunk(ids, prompt_len), cut, first, sampling, i))
+    return forks
+
+
+@pytest.mark.parametrize("max_batch", [1, 7, 64])
+def test_batched_equals_reference(max_batch: int) -> None:
+    model, forks = random_llama(), random_forks(80)
+    expected = dict(ReferenceEngine(model, EOS).run(ListSource(forks), budget=BUDGET))
+    found = dict(BatchedEngine(model, EOS, max_batch=max_batch).run(ListSource(forks), budget=BUDGET))
+    assert expected.keys() == found.keys()
+    assert {c.finish for c in expected.values()} == {"stop", "length"}
+    for key, completion in expected.items():
+        np.testing.assert_array_equal(found[key].ids, completion.ids)
+        assert (found[key].finish, found[key].num_decoded) == (completion.finish, completion.num_decoded)
+
+
+def test_reference_equals_transformers_generate() -> None:
+    model = random_llama()
+    for fork in random_forks(20, seed=1):
+        if fork.sampling is not GREEDY or fork.first in EOS:
+            continue
+        prefix = [*fork.trunk.ids[: fork.cut].tolist(), *([] if fork.first is None else [fork.first])]
+        room = BUDGET.max_new_tokens - (len(prefix) - fork.trunk.prompt_len)
+        ids = model.generate(
+            torch.tensor([prefix]), max_new_tokens=room, do_sample=False, eos_token_id=list(EOS), pad_token_id=0
+        )
+        completion = ReferenceEngine(model, EOS).complete(fork, budget=BUDGET)
+        assert ids[0, fork.trunk.prompt_len :].tolist() == completion.ids.tolist()
+
+
+def test_near_ties_are_settled_by_the_reference() -> None:
+    model, forks = random_llama(), random_forks(30)
+    engine = BatchedEngine(model, EOS, tie_margin=1e9)
+    found = dict(engine.run(ListSource(forks), budget=BUDGET))
+    decoded = [c for c in found.values() if c.num_decoded and forks[0].sampling]
+    assert all(found[f.key].settled_by_reference for f in forks if f.sampling is GREEDY and found[f.key].num_decoded)
+    assert decoded
+    none = dict(BatchedEngine(model, EOS, tie_margin=0).run(ListSource(forks), budget=BUDGET))
+    assert not any(c.settled_by_reference for c in none.values())
+
+
+def test_first_eos_ends_the_text_and_the_limit_counts_the_kept_part() -> None:
+    model = random_llama()
+    ids = np.arange(3, 23, dtype=np.int32)
+    forks = [
+        Fork(Trunk(ids, 4), 10, 2, GREEDY, "eos"),
+        Fork(Trunk(ids, 4), 10, 5, GREEDY, "full"),
+        Fork(Trunk(ids, 4), 4, None, GREEDY, "fresh"),
+    ]
+    for engine in (ReferenceEngine(model, EOS), BatchedEngine(model, EOS)):
+        found = dict(engine.run(ListSource(forks), budget=Budget(7)))
+        assert found["eos"].ids.tolist() == [*ids[4:10], 2]
+        assert (found["eos"].finish, found["eos"].num_decoded) == ("stop", 0)
+        assert found["full"].ids.tolist() == [*ids[4:10], 5]
+        assert (found["full"].finish, found["full"].num_decoded) == ("length", 0)
+        assert len(found["fresh"].ids) <= 7
+
+
+def test_cut_outside_the_response_is_refused() -> None:
+    fork = Fork(Trunk(np.arange(5, dtype=np.int32), 3), 2, None, GREEDY, 0)
+    with pytest.raises(ValueError, match=r"cut 2 is outside \[3, 5\]"):
+        ReferenceEngine(random_llama(), EOS).complete(fork, budget=BUDGET)
+
+
+def test_score_equals_a_plain_forward_pass() -> None:
+    model = random_llama()
+    trunk = Trunk(np.arange(3, 20, dtype=np.int32), 5)
+    top = ReferenceEngine(model, EOS).score(trunk, k=4)
+    with torch.inference_mode():
+        logprob = model(torch.arange(3, 20)[None]).logits[0].log_softmax(-1)
+    for t in range(12):
+        before = logprob[5 + t - 1]
+        assert top.logprob_R[t] == pytest.approx(float(before[trunk.ids[5 + t]]), abs=1e-5)
+        assert top.entropy_R[t] == pytest.approx(float(-(before.exp() * before).sum()), abs=1e-5)
+        assert top.top_ids_RK[t].tolist() == before.argsort(descending=True)[:4].tolist()
+
+
+def test_equal_probabilities_break_by_lower_id() -> None:
+    ids, _ = top_tokens(torch.tensor([[0.0, 3.0, 1.0, 3.0, 1.0, 1.0]]), k=4)
+    assert ids.tolist() == [[1, 3, 2, 4]]
+
+
+def test_sampling_follows_the_distribution_and_top_p() -> None:
+    logits = torch.tensor([1.0, 2.0, 0.0, -1.0])
+    points = uniforms(Sampling(0.5, 1.0, 0, "x"), 20_000)
+    counts = np.bincount([sampled(logits, sampling=Sampling(0.5), uniform=u)[0] for u in points], minlength=4)
+    # Three standard errors of a share of 0.5 in 20,000 draws.
+    np.testing.assert_allclose(counts / 20_000, torch.softmax(logits / 0.5, 0).numpy(), atol=3 * (0.25 / 20_000) ** 0.5)
+    nucleus = {sampled(logits, sampling=Sampling(1.0, 0.7), uniform=u)[0] for u in points[:500]}
+    assert nucleus == {0, 1}  # 0.64 + 0.24 reaches 0.7
+
+
+def test_random_numbers_depend_on_seed_and_purpose_alone() -> None:
+    a = uniforms(Sampling(1.0, 1.0, 1, "a"), 8)
+    np.testing.assert_array_equal(a, uniforms(Sampling(0.3, 0.5, 1, "a"), 8))
+    np.testing.assert_array_equal(a[:3], uniforms(Sampling(1.0, 1.0, 1, "a"), 3))
+    assert not np.array_equal(a, uniforms(Sampling(1.0, 1.0, 2, "a"), 8))
+    assert not np.array_equal(a, uniforms(Sampling(1.0, 1.0, 1, "b"), 8))
+
+
+def test_broken_weights_stop_the_run() -> None:
+    model = random_llama()
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        list(BatchedEngine(model, EOS).run(ListSource(random_forks(3)), budget=BUDGET))
