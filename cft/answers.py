@@ -167,9 +167,11 @@ def read_number(text: str, *, whole: bool) -> Reading:
         reason = f"the answer has {len(text)} characters, more than {MAX_ANSWER_CHARS}"
         return Reading(None, "", False, _has_digit(text), reason)
     plain = tidy(text)
-    # "x = 5" and "Total: 5" state the number behind the last sign.
-    part = plain if _INEQUALITY.search(plain) else _EXPLAINED.split(plain)[-1].strip()
-    match = _LEADING.match(part) or _only_number(part)
+    match, part = _LEADING.match(plain), plain
+    if (match is None or _OPERATOR.match(plain, match.end())) and not _INEQUALITY.search(plain):
+        # "x = 5", "2 + 3 = 5" and "Total: 5" state the number behind the last sign.
+        part = _EXPLAINED.split(plain)[-1].strip()
+        match = _LEADING.match(part) or _only_number(part)
     if match is None:
         return Reading(None, "", False, _has_digit(plain), "no plain number stands in the answer")
     number, rest = match.group("number"), part[match.end() :]
@@ -227,7 +229,8 @@ def as_fraction(number: str) -> Fraction | None:
 
 def normalized_text(text: str, *, case_sensitive: bool) -> str:
     """Space collapsed, wrapping signs and a trailing full stop dropped."""
-    text = " ".join(tidy(text).split()).rstrip(".").strip()
+    text = tidy(text) if len(text) <= MAX_ANSWER_CHARS else text  # tidying takes quadratic time
+    text = " ".join(text.split()).rstrip(".").strip()
     return text if case_sensitive else text.casefold()
 
 
