@@ -8,6 +8,10 @@ has the format and most of the arithmetic but is right only part of the time, so
 have something to teach. (`--noise` gives a share of the training solutions one wrong step that the rest builds on; the
 shipped model has none.) The last lines printed are its accuracies on test problems. Fixed seed; other hardware or
 another number of threads rounds differently, so the weights, though not the picture, change with the machine.
+
+The shipped model (14,000 problems, 0.9M tokens, about 100 s on one free core), on 500 test problems: 0.612 greedy, 0.402
+sampled at temperature 1, pass@4 0.742. Three epochs of plain fine-tuning on 2,000 of its own verified greedy solutions
+(batch 16, AdamW) gave 0.706 and 0.701 greedy at learning rates 1e-4 and 3e-4, from 0.615, on 1,000 test problems.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 PIECES = r"\n####| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s"
 CHAT_TEMPLATE = (
     "<bos>{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}<eos>{% else %}\n{% endif %}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}<eos>{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
 )
 
 
@@ -170,7 +174,7 @@ def is_right(response: str, problem: Problem) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", nargs="?", default="cft/assets/tiny_arith", type=Path)
-    parser.add_argument("--problems", type=int, default=15_500, help="training problems, each seen once")
+    parser.add_argument("--problems", type=int, default=14_000, help="training problems, each seen once")
     parser.add_argument("--noise", type=float, default=0.0, help="share of training solutions with one wrong step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch-size", type=int, default=32)
