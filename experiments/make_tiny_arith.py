@@ -9,9 +9,10 @@ have something to teach. (`--noise` gives a share of the training solutions one 
 shipped model has none.) The last lines printed are its accuracies on test problems. Fixed seed; other hardware or
 another number of threads rounds differently, so the weights, though not the picture, change with the machine.
 
-The shipped model (14,000 problems, 0.9M tokens, about 100 s on one free core), on 500 test problems: 0.612 greedy, 0.402
-sampled at temperature 1, pass@4 0.742. Three epochs of plain fine-tuning on 2,000 of its own verified greedy solutions
-(batch 16, AdamW) gave 0.706 and 0.701 greedy at learning rates 1e-4 and 3e-4, from 0.615, on 1,000 test problems.
+The shipped model (14,000 problems, 0.9M tokens, about 100 s on one free core), on 500 test problems: 0.612 greedy,
+0.402 sampled at temperature 1, pass@4 0.742. Three epochs of plain fine-tuning on 2,000 of its own verified greedy
+solutions (batch 16, AdamW) gave 0.706 and 0.701 greedy at learning rates 1e-4 and 3e-4, from 0.615, on 1,000 test
+problems (one seed).
 """
 
 from __future__ import annotations
