@@ -29,6 +29,7 @@ from cft.models import (
 )
 from cft.progress import Bar, console, progress
 from cft.store import AnnotationStore, check_name
+from cft.threads import fit_threads
 from cft.types import Budget, Completion, Problem
 from cft.verify import verifier_fingerprint
 from cft.verify_pool import VerifierPool
@@ -51,6 +52,7 @@ def annotate(cfg: DictConfig) -> Path:
     spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
     require_plain_attention(model)
+    fit_threads(model)
     eos = eos_ids(model, tokenizer)
     fingerprint = {
         "model": {"path": spec.path, "revision": spec.revision, "weights": weights_hash(model), "dtype": spec.dtype},

@@ -26,6 +26,7 @@ from cft.models import (
 )
 from cft.progress import console
 from cft.runs import EXPORT, RESULTS, arm_of, as_metrics, run_context, save_config, write_results
+from cft.threads import fit_threads
 from cft.verify import verifier_fingerprint
 from cft.verify_pool import VerifierPool
 
@@ -47,6 +48,7 @@ def evaluate(cfg: DictConfig) -> float:
     _require_same_prompt(trained, tokenizer_hash(tokenizer), prompt.fingerprint(), template_hash(tokenizer), cfg.checkpoint)
     model = load_causal_lm(spec)
     require_plain_attention(model)
+    fit_threads(model)
     request = SampleRequest(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed, cfg.max_new_tokens)
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:

@@ -39,6 +39,7 @@ from cft.runs import (
     save_config,
     write_results,
 )
+from cft.threads import fit_threads
 from cft.types import Problem
 from cft.validation import GreedyAccuracy, ShowProgress
 from cft.verify import verifier_fingerprint
@@ -91,6 +92,7 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
     validation_problems, test_problems, benchmark_name = _problems(cfg)
     model = load_causal_lm(spec)
     require_plain_attention(model)
+    fit_threads(model)
     module = CausalLMModule(
         model,
         build(cfg.loss)(build(cfg.weighting)),
