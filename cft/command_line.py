@@ -8,6 +8,7 @@ axis while the others stay; each job checks its own combination again.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,10 @@ from cft.schema import Stage, register_schemas
 from cft.signatures import signature
 from cft.targets import TargetError, resolve
 
-_COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
+_COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # Hydra raises bare ones, too
+_FLAGS_WITH_VALUES = {"--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--info"}
+_FLAGS_WITH_VALUES |= {"--experimental-rerun", "-c", "-p", "-cp", "-cn", "-cd", "-i"}
+_LOGGING_CLASS = re.compile(r"(logging|logging\.handlers|colorlog)\.\w+(Handler|Formatter)")
 _HYDRA_TARGETS = ("hydra.", "hydra_plugins.")
 
 
@@ -50,9 +54,11 @@ class CommandLine:
 
 
 def read_command_line(argv: Sequence[str], *, stage: Stage, conf_dir: Path) -> CommandLine:
-    args, unknown = get_args_parser().parse_known_args(list(argv))
+    # Taken out first: argparse ends its list of overrides at a word it does not know.
+    dashed = [w for w in argv if w.startswith("-") and "=" in w and w.partition("=")[0] not in _FLAGS_WITH_VALUES]
+    args, unknown = get_args_parser().parse_known_args([w for w in argv if w not in dashed])
     mistakes = []
-    for word in map(redacted_text, unknown):
+    for word in map(redacted_text, [*dashed, *unknown]):
         bare = word.lstrip("-")
         if bare == word:
             hint = "flags such as -m go before or after all overrides, not between them"
@@ -114,6 +120,7 @@ class _Check:
         except _COMPOSE_ERRORS as error:
             self.mistakes.append(Mistake(f"{self.line.config_name}.yaml", reason(error)))
             return
+        self.check_order()
         texts = [o for o in self.line.overrides if o not in self.reader.search_path]
         items = [item for text in texts if (item := self.reader.read(text)) is not None]
         self.extra = self.prefixes(items)
@@ -134,6 +141,17 @@ class _Check:
             for mistake in self.check(job):
                 if mistake not in baseline:
                     self.mistakes.append(Mistake(mistake.key, f"{mistake.text} [with {shown(changed)}]"))
+
+    def check_order(self) -> None:
+        """The order of a defaults list decides who wins; nothing else would tell that an experiment is overridden."""
+        file = self.line.config_dir / f"{self.line.config_name}.yaml"
+        if not file.is_file():
+            return
+        defaults = OmegaConf.select(OmegaConf.load(file), "defaults") or []
+        names = [next(iter(entry)) if isinstance(entry, DictConfig) else entry for entry in defaults]
+        if "experiment" in names and "_self_" not in names[: names.index("experiment")]:
+            text = "_self_ must stand before experiment in the defaults list, or this file overrides the experiment"
+            self.mistakes.append(Mistake(f"{self.line.config_name}.yaml", text))
 
     def existing(self, item: Item, choices: Sequence[str]) -> Item | None:
         return self.reader.existing_options(item, choices=choices, stage=self.stage)
@@ -224,7 +242,7 @@ class _Check:
 def _set_value(override: Override, config: DictConfig, *, stage: Stage) -> Mistake | None:
     """Apply one override as Hydra does; what is wrong with it if that fails."""
     key, value = override.key_or_group, override.value()
-    if is_secret_key(key.rpartition(".")[2]) and value not in ("", None):
+    if is_secret_key(key.rpartition(".")[2]) and isinstance(value, str) and value:
         variable = "WANDB_API_KEY" if "wandb" in key else "HF_TOKEN" if "hf" in key or "model" in key else ""
         text = f"a secret must not be on the command line, which is saved: use the environment variable {variable}"
         return Mistake(key, text.rstrip())
@@ -274,23 +292,29 @@ def _unknown_key(key: str, config: DictConfig, *, stage: Stage) -> str:
 def _hydra_mistakes(config: DictConfig) -> Iterator[Mistake]:
     """Hydra builds its launcher, sweeper and callbacks itself: theirs must be Hydra's own or a plugin's."""
     tree = OmegaConf.to_container(config.hydra, resolve=False)
-    for path, target in _targets(tree, "hydra"):
+    for path, target in _values_of("_target_", tree, "hydra"):
         if not (isinstance(target, str) and target.startswith(_HYDRA_TARGETS)):
             yield Mistake(path, f"'{target}' is refused: under hydra, targets must be in {' or '.join(_HYDRA_TARGETS)}")
+    for key in ("job_logging", "hydra_logging"):  # logging.config calls whatever these name
+        logging = OmegaConf.to_container(config.hydra[key], resolve=False) if config.hydra[key] is not None else {}
+        for path, name in [*_values_of("()", logging, f"hydra.{key}"), *_values_of("class", logging, f"hydra.{key}")]:
+            if not _LOGGING_CLASS.fullmatch(str(name)):
+                yield Mistake(path, f"'{name}' is refused: expected a handler or formatter of logging or colorlog")
     # Hydra adds the command line to this list, so that a yaml could pose as the command line.
     if any("allow_targets" in str(line) for line in config.hydra.overrides.task):
         yield Mistake("hydra.overrides.task", "is Hydra's record of the command line and cannot be set in a yaml")
 
 
-def _targets(tree: object, path: str) -> Iterator[tuple[str, object]]:
+def _values_of(key: str, tree: object, path: str) -> Iterator[tuple[str, object]]:
+    """(path, value) of a key wherever it stands in a tree."""
     if isinstance(tree, dict):
-        if "_target_" in tree:
-            yield f"{path}._target_", tree["_target_"]
+        if key in tree:
+            yield f"{path}.{key}", tree[key]
         for name, inner in tree.items():
-            yield from _targets(inner, f"{path}.{name}")
+            yield from _values_of(key, inner, f"{path}.{name}")
     elif isinstance(tree, list):
         for i, inner in enumerate(tree):
-            yield from _targets(inner, f"{path}[{i}]")
+            yield from _values_of(key, inner, f"{path}[{i}]")
 
 
 def _paths(config: DictConfig) -> Iterator[str]:

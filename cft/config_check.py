@@ -215,7 +215,7 @@ def _check_secrets(value: object, path: str, mistakes: list[Mistake]) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             here = _join(path, name)
-            if is_secret_key(str(name)) and isinstance(inner, str | int) and inner not in ("", "???"):
+            if is_secret_key(str(name)) and isinstance(inner, str) and inner not in ("", "???"):
                 mistakes[:] = [m for m in mistakes if m.key != here]
                 mistakes.append(Mistake(here, f"a secret must not be in the config, which is saved: {_variable(here)}"))
             else:

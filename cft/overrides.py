@@ -64,7 +64,13 @@ class Reader:
             override = self._parse(text)
         except HydraException as error:
             name = redacted_text(text)
-            self._mistake(name, reason(error) if "=" in text else f"expected key=value, as in {name}=...")
+            key, equals, _ = text.partition("=")
+            if not equals:
+                self._mistake(name, f"expected key=value, as in {name}=...")
+            elif "Lexer" in str(error):  # a character that is free only inside quotes
+                self._mistake(redacted_text(key), f"the value needs quotes inside the shell's: \"{key}='...'\"")
+            else:
+                self._mistake(name, reason(error))
             return None
         key = override.key_or_group
         group = self.is_group(key) and not isinstance(override.value(), dict)
@@ -107,11 +113,11 @@ class Reader:
         good = []
         for value in item.values:
             named = value.value()
-            wrong = [
-                str(name)
-                for name in (named if isinstance(named, list) else [named])
-                if name is not None and str(name).removesuffix(".yaml") not in options
-            ]
+            if named is None and not override.is_delete():
+                self._mistake(item.shown, f"null is no option; ~{group} leaves the group out")
+                continue
+            names = [] if named is None else named if isinstance(named, list) else [named]
+            wrong = [str(name) for name in names if str(name).removesuffix(".yaml") not in options]
             for name in wrong:
                 listing = f"the options are {', '.join(options)}" if options else "the group is empty"
                 near = suggestion(name, options).removeprefix(", ")

@@ -133,6 +133,11 @@ _EVERYWHERE = (
 RULES: dict[Stage, tuple[Rule, ...]] = {
     "annotate": (
         *_EVERYWHERE,
+        Rule(
+            "data._target_",
+            "a source of problems, such as data=arithmetic; an annotation is what annotate.py makes",
+            lambda v: not v.text("data._target_").startswith("cft.data."),
+        ),
         count_or_all("limit"),
         at_least("num_alternatives", 1),
         Rule(
@@ -150,6 +155,11 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
     ),
     "train": (
         *_EVERYWHERE,
+        Rule(
+            "data._target_",
+            "an annotation, data=annotated data.annotation=<name>; problems are chosen by benchmark=...",
+            lambda v: not v.text("data._target_").startswith("cft.problems."),
+        ),
         Rule(
             "trainer.use_distributed_sampler",
             "false: rows are shared out by global position, and Lightning's own sampler would shuffle them anew",

@@ -167,7 +167,7 @@ def _explain_missing_module(module: str, name: str) -> Definition:
         inside = lookup(source, parts[cut])
         if inside is not None and inside.kind != "module":
             raise TargetError(f"{'.'.join(parts[: cut + 1])} is no module; a target is a module's class or function")
-        if inside is not None and read_module(inside.module) is not None:
+        if inside is not None:
             rest = [*parts[cut + 1 :], name]
             return Definition(inside.module, ".".join(rest), "unreadable")
         names = tuple(".".join([*parts[:cut], n, *parts[cut + 1 :], name]) for n in _submodules(source))

@@ -1,0 +1,137 @@
+"""Every yaml under conf/ composes, passes the check, and names parameters that its target really has."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from cft.command_line import command_line_mistakes, read_command_line
+from cft.config import CONF_DIR, check_command_line
+from cft.schema import Stage
+from cft.signatures import signature
+from cft.targets import resolve
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+def options() -> list[str]:
+    """group=option of every file below a group, nested groups such as model/lora included."""
+    files = sorted(CONF_DIR.rglob("*.yaml"))
+    return [f"{f.parent.relative_to(CONF_DIR).as_posix()}={f.stem}" for f in files if f.parent != CONF_DIR]
+
+
+def groups_of(stage: Stage) -> set[str]:
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"{stage}.yaml").defaults)
+    assert isinstance(defaults, list)
+    return {str(group) for entry in defaults if isinstance(entry, dict) for group in entry}
+
+
+def stages_of(option: str) -> list[Stage]:
+    """The stages that an option is for. An experiment is for the stage that its folder or its command names."""
+    group, _, name = option.partition("=")
+    if group == "data":  # problems to annotate, or an annotation to train on
+        return ["train" if name == "annotated" else "annotate"]
+    if group != "experiment":
+        return [stage for stage in STAGES if group.split("/")[0] in groups_of(stage)]
+    text = (CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8")
+    named: list[Stage] = [stage for stage in STAGES if f"{stage}.py" in text]
+    return named or ["train"]
+
+
+def mistakes(stage: Stage, *argv: str) -> list[str]:
+    line = read_command_line(argv, stage=stage, conf_dir=CONF_DIR)
+    return [str(m) for m in command_line_mistakes(line, stage=stage)]
+
+
+def left_over(stage: Stage, option: str) -> list[str]:
+    """The mistakes of a command line that chooses an option and fills in what it leaves to the user."""
+    found = mistakes(stage, option)
+    missing = [m.split(":")[0] for m in found if "has no value" in m]
+    others = [m for m in found if "has no value" not in m]
+    return others + (mistakes(stage, option, *(f"{key}=placeholder" for key in missing)) if missing else [])
+
+
+CASES = [(stage, option) for option in options() for stage in stages_of(option)]
+
+
+@pytest.mark.parametrize(("stage", "option"), CASES, ids=lambda v: v)
+def test_an_option_composes_and_passes_the_check(stage: Stage, option: str) -> None:
+    """What an option leaves open (???) is given a placeholder; everything else must stand."""
+    assert left_over(stage, option) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_defaults_of_a_stage_pass(stage: Stage) -> None:
+    check_command_line(stage, [])
+
+
+def test_no_option_is_an_orphan() -> None:
+    assert {option for _, option in CASES} == set(options())
+    assert len(options()) > 20
+
+
+def test_every_group_has_options() -> None:
+    folders = {f.relative_to(CONF_DIR).parts[0] for f in CONF_DIR.rglob("*.yaml") if f.parent != CONF_DIR}
+    used = {group for stage in STAGES for group in groups_of(stage)} - {"experiment"}
+    assert {group for group in used if not group.startswith("override ")} <= folders
+
+
+def targets(tree: object) -> Iterator[str]:
+    if isinstance(tree, dict):
+        if isinstance(tree.get("_target_"), str):
+            yield tree["_target_"]
+        for inner in tree.values():
+            yield from targets(inner)
+    elif isinstance(tree, list):
+        for inner in tree:
+            yield from targets(inner)
+
+
+def all_targets() -> list[str]:
+    files = [OmegaConf.to_container(OmegaConf.load(f), resolve=False) for f in sorted(CONF_DIR.rglob("*.yaml"))]
+    return sorted({name for tree in files for name in targets(tree)})
+
+
+@pytest.mark.parametrize("target", all_targets())
+def test_the_signature_read_from_the_source_is_the_real_one(target: str) -> None:
+    """Against inspect.signature of the imported object."""
+    module, _, name = target.rpartition(".")
+    found = vars(import_module(module))[name]
+    definition = resolve(target)
+    assert definition.full_name == f"{found.__module__}.{found.__qualname__}"
+    read = signature(definition)
+    assert read is not None
+    real = inspect.signature(found).parameters.values()
+    assert [(p.name, p.keyword_only, p.required) for p in read.parameters] == [
+        (p.name, p.kind is p.KEYWORD_ONLY, p.default is p.empty) for p in real
+    ]
+    assert not read.takes_any_keyword
+
+
+@pytest.mark.parametrize("target", [t for t in all_targets() if t.startswith("cft.")])
+def test_our_targets_take_config_by_keyword_and_the_rest_by_position(target: str) -> None:
+    read = signature(resolve(target))
+    assert read is not None
+    assert [p.name for p in read.parameters if not p.keyword_only and not p.required] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_composing_without_the_check_gives_the_schemas_types(stage: Stage) -> None:
+    """hydra.main merges into the strict schema: whole numbers where shares are expected become floats."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose(stage, ["verify.timeout_s=5"])
+    assert type(config.verify.timeout_s) is float
+    assert OmegaConf.get_type(config, "verify") is not dict
+
+
+def test_yaml_files_hold_no_prefixes_for_foreign_targets() -> None:
+    for file in CONF_DIR.rglob("*.yaml"):
+        tree = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        assert not (isinstance(tree, dict) and tree.get("allow_targets")), Path(file).name
