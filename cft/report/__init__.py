@@ -1,0 +1,1 @@
+"""What a person sees: terminal tables, figures, coloured transcripts, one self-contained HTML page."""

@@ -1,0 +1,320 @@
+"""Runs -> arms -> a comparison with intervals: what the tables, the figure and the page are made of.
+
+A run's `results.json` (written by `train.py` and `evaluate.py` into its folder):
+
+    schema 1; stage "train" or "evaluate"; run; seed; benchmark; split; problems
+    arm          what tells the run from others, but for the seed: {"model": ..., "mask": ..., "optimizer.lr": ...}
+    metrics      {"eval/accuracy": {"value", "low", "high"}, ...}; the interval is over problems
+    per_problem  {"id": [...], "correct": [0 or 1, ...], further metrics by name}
+    evaluation   how the responses were made and judged; base: metrics of the untrained model or null; further facts
+
+An arm is all runs with the same `arm`. Its interval is the two-way bootstrap over seeds and problems where the values
+of each problem are known (`per_problem`), else over seeds, else a single run's own. Arms are compared on the same
+problems, solved and judged in the same way; anything else is refused, naming the arms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cft.metrics import Interval, bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
+
+Scope = Literal["seeds and problems", "problems", "seeds", "one value"]
+ACCURACY = "eval/accuracy"
+BASE = "base model"
+
+_NAMES = {
+    ("all", "uniform"): "SFT",
+    ("critical", "uniform"): "CFT",
+    ("random_like_critical", "uniform"): "random mask",
+    ("all", "probability"): "DFT",
+    ("critical", "probability"): "CFT + DFT",
+    ("random_like_critical", "probability"): "random mask + DFT",
+}
+_REQUIRED = ("stage", "run", "arm", "seed", "benchmark", "split", "metrics", "per_problem")
+# How and on what an arm was measured is no part of what it is: `evaluation` and the problem ids are compared instead.
+_CONDITIONS = frozenset(
+    (
+        *("benchmark", "split", "limit", "checkpoint", "engine", "verifier", "verify", "evaluation", "logger", "hydra"),
+        *("num_samples", "temperature", "top_p", "max_new_tokens", "trainer.enable_progress_bar"),
+    )
+)
+
+
+class ReportError(ValueError):
+    """Results that cannot be read or compared; the message names the file or the arms, and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One results.json. arm: without the conditions of measurement. facts: the whole file."""
+
+    folder: Path
+    arm: dict[str, Any]
+    seed: int
+    metrics: dict[str, Interval]
+    per_problem: dict[str, list[Any]]
+    facts: dict[str, Any]
+
+    @property
+    def measured_on(self) -> tuple[str, str]:
+        return str(self.facts["benchmark"]), str(self.facts["split"])
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A metric of an arm. scope: what its interval was resampled over."""
+
+    interval: Interval
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Runs that differ in their seed alone.
+
+    metrics: by name, "eval/accuracy" first. difference: accuracy minus that of the arm `reference`, paired by problem.
+    """
+
+    label: str
+    key: dict[str, Any]
+    runs: tuple[Run, ...]
+    metrics: dict[str, Measured]
+    reference: str
+    difference: Interval | None
+
+    def mean_fact(self, name: str) -> float | None:
+        """Mean over seeds of a number such as train_seconds, None where no run has it."""
+        values = [run.facts[name] for run in self.runs if isinstance(run.facts.get(name), int | float)]
+        return float(np.mean(values)) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Arms measured on the same problems. varying: keys of `arm` that differ. notes: what a reader must know."""
+
+    benchmark: str
+    split: str
+    problems: int
+    arms: tuple[Arm, ...]
+    varying: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for arm in self.arms for run in arm.runs]
+
+
+def collect(folders: Sequence[Path]) -> list[Run]:
+    """All results below the folders, each once, in the order of their paths."""
+    paths: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.exists():
+            raise ReportError(f"{folder}: no such folder; expected run folders of train.py or evaluate.py")
+        found = [folder] if folder.is_file() else sorted(folder.rglob("results.json"))
+        paths |= dict.fromkeys(path.resolve() for path in found)
+    if not paths:
+        where = ", ".join(map(str, folders))
+        raise ReportError(f"{where}: no results.json below; it is written when a run of train.py or evaluate.py ends")
+    return [_read(path) for path in paths]
+
+
+def compare(runs: Iterable[Run], *, seed: int = 0) -> list[Comparison]:
+    """One comparison for each benchmark and split. seed: of the bootstrap."""
+    by_place: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        by_place.setdefault(run.measured_on, []).append(run)
+    return [_compare(place, group, seed=seed) for place, group in sorted(by_place.items())]
+
+
+def _read(path: Path) -> Run:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path}: not valid JSON ({error}); run the job again, or leave its folder out") from error
+    if not isinstance(facts, dict) or facts.get("schema") != 1:
+        found = facts.get("schema") if isinstance(facts, dict) else type(facts).__name__
+        raise ReportError(f"{path}: expected results of schema 1, found {found}; leave the folder out")
+    if missing := [key for key in _REQUIRED if key not in facts]:
+        raise ReportError(f"{path}: missing {', '.join(missing)}; run the job again, or leave its folder out")
+    columns = facts["per_problem"]
+    lengths = {len(column) for column in columns.values()}
+    if len(lengths) > 1 or len(set(columns.get("id", []))) != len(columns.get("id", [])):
+        raise ReportError(f"{path}: per_problem needs columns of one length and different ids; run the job again")
+    arm = {name: value for name, value in facts["arm"].items() if not _is_condition(name)}
+    return Run(path.parent, arm, int(facts["seed"]), _intervals(facts["metrics"]), columns, facts)
+
+
+def _is_condition(name: str) -> bool:
+    return name in _CONDITIONS or name.split(".")[0].split("/")[0] in _CONDITIONS
+
+
+def _intervals(metrics: dict[str, Any]) -> dict[str, Interval]:
+    """Metrics that have a value: null stands for "not defined", such as the entropy of empty responses."""
+    fields = ("value", "low", "high")
+    return {
+        name: Interval(*(float(entry[field]) for field in fields))
+        for name, entry in metrics.items()
+        if all(entry.get(field) is not None for field in fields)
+    }
+
+
+def _compare(place: tuple[str, str], runs: list[Run], *, seed: int) -> Comparison:
+    notes: list[str] = []
+    measured = [run for run in runs if run.metrics]
+    if len(measured) < len(runs):
+        notes.append(f"{len(runs) - len(measured)} runs without an evaluation are left out.")
+    kept = _newest(measured, notes)
+    groups: dict[str, list[Run]] = {}
+    for run in kept:
+        groups.setdefault(_identity(run.arm), []).append(run)
+    keys = [group[0].arm for group in groups.values()]
+    varying = _varying(keys)
+    labels = _labels(keys, varying)
+    _require_comparable(kept, {_identity(key): label for key, label in zip(keys, labels, strict=True)})
+    arms = []
+    for label, group in zip(labels, groups.values(), strict=True):
+        by_seed = tuple(sorted(group, key=lambda run: run.seed))
+        arms.append(Arm(label, by_seed[0].arm, by_seed, _measure(by_seed, seed), "", None))
+    if not any(_is_base(arm.key) for arm in arms) and (base := _stated_base(kept)):
+        arms.append(base)
+    arms.sort(key=_rank)
+    arms = [_against_reference(arm, arms, seed) for arm in arms]
+    if len({_text(run.facts.get("data", {}).get("fingerprint")) for run in kept if "data" in run.facts}) > 1:
+        notes.append("The arms were trained on different annotations.")
+    if any(len(arm.runs) == 1 for arm in arms if not _is_base(arm.key)):
+        notes.append("An arm with one seed has an interval over problems alone: it leaves out the spread of training.")
+    problems = len(kept[0].per_problem.get("id", [])) if kept else 0
+    return Comparison(*place, problems, tuple(arms), varying, tuple(notes))
+
+
+def _newest(runs: list[Run], notes: list[str]) -> list[Run]:
+    """One run for each arm and seed: a repetition of the same seed is no new seed."""
+    latest: dict[tuple[str, int], Run] = {}
+    for run in sorted(runs, key=lambda run: ((run.folder / "results.json").stat().st_mtime_ns, str(run.folder))):
+        latest[_identity(run.arm), run.seed] = run
+    if len(latest) < len(runs):
+        notes.append(f"{len(runs) - len(latest)} older runs of the same arm and seed are left out.")
+    return [run for run in runs if any(run is kept for kept in latest.values())]
+
+
+def _require_comparable(runs: list[Run], labels: dict[str, str]) -> None:
+    """Same problem ids in the same order, same sampling, same verifier."""
+    for run in runs[1:]:
+        first, names = runs[0], (labels[_identity(runs[0].arm)], labels[_identity(run.arm)])
+        ids, expected = run.per_problem.get("id", []), first.per_problem.get("id", [])
+        if ids != expected:
+            raise ReportError(
+                f"{names[0]!r} ({first.folder}) and {names[1]!r} ({run.folder}) were measured on different problems: "
+                f"{len(expected)} and {len(ids)}, {len(set(ids) & set(expected))} in common; evaluate both with the "
+                "same benchmark, split and limit"
+            )
+        ours, theirs = first.facts.get("evaluation"), run.facts.get("evaluation")
+        if ours and theirs:
+            differing = [k for k in sorted({*ours, *theirs} - {"seed"}) if ours.get(k) != theirs.get(k)]
+            if differing:
+                values = ", ".join(f"{key}: {ours.get(key)} and {theirs.get(key)}" for key in differing)
+                raise ReportError(f"{names[0]!r} ({first.folder}) and {names[1]!r} ({run.folder}) differ in {values}")
+
+
+def _measure(runs: tuple[Run, ...], seed: int) -> dict[str, Measured]:
+    names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+    return {name: _measured(name, runs, seed) for name in sorted(names, key=lambda name: name != ACCURACY)}
+
+
+def _measured(name: str, runs: tuple[Run, ...], seed: int) -> Measured:
+    table = _table(name, runs)
+    if table is not None:
+        return Measured(two_way_bootstrap(table, seed=seed), "seeds and problems" if len(runs) > 1 else "problems")
+    if len(runs) == 1:
+        return Measured(runs[0].metrics[name], "problems")
+    return Measured(bootstrap_interval([run.metrics[name].value for run in runs], seed=seed), "seeds")
+
+
+def _table(name: str, runs: tuple[Run, ...]) -> np.ndarray | None:
+    """Seeds x problems, None where a problem's value is not known."""
+    column = "correct" if name == ACCURACY else name.removeprefix("eval/")
+    rows = [run.per_problem.get(column) for run in runs]
+    if not all(row and all(isinstance(value, int | float) for value in row) for row in rows):
+        return None
+    return np.array(rows, dtype=np.float64)
+
+
+def _against_reference(arm: Arm, arms: list[Arm], seed: int) -> Arm:
+    """Difference in accuracy to SFT of the same model where there is just one such arm, else to the base model."""
+    same_model = [other for other in arms if other.key.get("model") == arm.key.get("model")]
+    sft = [other for other in same_model if (other.key.get("mask"), other.key.get("weighting")) == ("all", "uniform")]
+    base = [other for other in same_model if _is_base(other.key)]
+    reference = next((group[0] for group in (sft, base) if len(group) == 1), None)
+    if reference is None or reference is arm or not reference.runs or not arm.runs:
+        return arm
+    ours, theirs = _table(ACCURACY, arm.runs), _table(ACCURACY, reference.runs)
+    if ours is None or theirs is None:
+        return arm
+    paired = [run.seed for run in arm.runs] == [run.seed for run in reference.runs]
+    difference = paired_two_way_bootstrap(ours, theirs, pair_seeds=paired, seed=seed)
+    return Arm(arm.label, arm.key, arm.runs, arm.metrics, reference.label, difference)
+
+
+def _stated_base(runs: list[Run]) -> Arm | None:
+    """The untrained model as the trained runs recorded it, if they agree."""
+    stated = {_text(run.facts["base"]): run for run in runs if run.facts.get("base")}
+    if len(stated) != 1:
+        return None
+    run = next(iter(stated.values()))
+    metrics = {name: Measured(interval, "problems") for name, interval in _intervals(run.facts["base"]).items()}
+    return Arm(BASE, {"model": run.arm.get("model")}, (), metrics, "", None)
+
+
+def _is_base(key: dict[str, Any]) -> bool:
+    return "mask" not in key
+
+
+def _varying(keys: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Names whose values differ among the trained arms; of the base model only what model it is."""
+    trained = [key for key in keys if not _is_base(key)] or keys
+    names = dict.fromkeys(["model", *(name for key in trained for name in key)])
+    return tuple(
+        name for name in names if len({_text(key.get(name)) for key in (keys if name == "model" else trained)}) > 1
+    )
+
+
+def _labels(keys: list[dict[str, Any]], varying: tuple[str, ...]) -> list[str]:
+    """A short name an arm, with as many of the differing values behind it as it takes to tell the arms apart."""
+    names = [_name(key) for key in keys]
+    labels = list(names)
+    for key_name in [name for name in varying if name not in ("mask", "weighting")]:
+        if len(set(labels)) == len(labels):
+            break
+        labels = [
+            f"{label}, {key_name.rpartition('.')[2]}={_text(key[key_name])}" if key_name in key else label
+            for label, key in zip(labels, keys, strict=True)
+        ]
+    return labels
+
+
+def _name(key: dict[str, Any]) -> str:
+    if _is_base(key):
+        return BASE
+    pair = (_text(key.get("mask")), _text(key.get("weighting")))
+    return _NAMES.get(pair, pair[0] if pair[1] == "uniform" else f"{pair[0]} x {pair[1]}")
+
+
+def _rank(arm: Arm) -> tuple[int, str]:
+    order = [BASE, *_NAMES.values()]
+    name = _name(arm.key)
+    return (order.index(name) if name in order else len(order)), arm.label
+
+
+def _identity(arm: dict[str, Any]) -> str:
+    return json.dumps(arm, sort_keys=True, default=str)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)

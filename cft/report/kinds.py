@@ -1,0 +1,62 @@
+"""What kind of token is it? Coarse kinds by text, so that "which tokens are critical" has a figure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cft.types import AnnotatedResponse
+
+KINDS = ("digit", "operator", "word", "punctuation", "line break", "end")
+_OPERATOR = re.compile(r"[-+*/=×÷·^<>≤≥%$−]+|\\(?:times|div|cdot|frac|sqrt|pm)|(?:plus|minus|times|divided)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class KindCount:
+    """Tokens of one kind: how many there are, how many the mask picks."""
+
+    kind: str
+    tokens: int
+    critical: int
+
+
+def kind_of(text: str) -> str:
+    """Kind of a token's text; "" is a token that the text does not show: the end of the response."""
+    stripped = text.strip()
+    if not text:
+        return "end"
+    if any(char.isdigit() for char in stripped):
+        return "digit"
+    if _OPERATOR.fullmatch(stripped):
+        return "operator"
+    if any(char.isalpha() for char in stripped):
+        return "word"
+    return "line break" if not stripped and "\n" in text else "punctuation"
+
+
+def token_texts(row: AnnotatedResponse) -> list[str]:
+    """Text of each response token, by its span; tokens that share a character show it once."""
+    texts, end = [], 0
+    for start, stop in row.char_span.tolist():
+        texts.append(row.response[max(start, end) : stop])
+        end = max(end, stop)
+    return texts
+
+
+def count_kinds(
+    rows: Sequence[AnnotatedResponse], *, mask: Callable[[AnnotatedResponse], NDArray[np.float32]]
+) -> list[KindCount]:
+    """Counts over all rows, in the order of KINDS; kinds that do not occur are left out."""
+    tokens: Counter[str] = Counter()
+    critical: Counter[str] = Counter()
+    for row in rows:
+        for text, weight in zip(token_texts(row), mask(row).tolist(), strict=True):
+            kind = kind_of(text)
+            tokens[kind] += 1
+            critical[kind] += weight > 0
+    return [KindCount(kind, tokens[kind], critical[kind]) for kind in KINDS if tokens[kind]]

@@ -1,0 +1,104 @@
+"""The comparison as a table: the same cells for the terminal (rich) and for the page."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from cft.metrics import Interval
+from cft.report.compare import ACCURACY, Arm, Comparison
+from cft.report.text import one_line
+
+MISSING = "–"
+ARM, SEEDS, LOSS_ON, DIFFERENCE = "arm", "seeds", "loss on", "difference in accuracy"
+# Metrics in the order of the table; those that a comparison lacks are left out, further ones follow.
+_TITLES = {
+    ACCURACY: "accuracy",
+    "eval/distinct_2": "distinct-2",
+    "eval/entropy": "entropy (nats)",
+    "eval/response_tokens": "tokens",
+    "eval/cut_off_rate": "cut off",
+    "eval/undecided_rate": "undecided",
+}
+
+
+def shown(interval: Interval, *, digits: int = 3) -> str:
+    """`0.612 [0.580, 0.641]`"""
+    return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def signed(interval: Interval) -> str:
+    """`+0.031 [-0.004, +0.066]`"""
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """(column titles, one row an arm), as plain text. `*` marks an interval that is over seeds alone."""
+    names = list(dict.fromkeys(name for arm in comparison.arms for name in arm.metrics))
+    metrics = [ACCURACY, *(name for name in names if name != ACCURACY and _informative(name, comparison))]
+    extra = [name for name in comparison.varying if name not in ("mask", "weighting")]
+    references = {arm.reference for arm in comparison.arms if arm.difference is not None}
+    one_reference = len(references) == 1
+    with_eligible = any(arm.mean_fact("eligible_fraction") is not None for arm in comparison.arms)
+    titles = [ARM, *(one_line(name.rpartition(".")[2], limit=20) for name in extra), SEEDS, title(ACCURACY)]
+    titles += [f"minus {next(iter(references))}" if one_reference else DIFFERENCE] if references else []
+    titles += [*([LOSS_ON] if with_eligible else []), *map(title, metrics[1:])]
+    rows = []
+    for arm in comparison.arms:
+        row = [one_line(arm.label, limit=60), *(one_line(str(arm.key.get(name, MISSING)), limit=40) for name in extra)]
+        row += [str(len(arm.runs) or MISSING), _metric(arm, ACCURACY)]
+        if references:
+            to = "" if one_reference else f" to {arm.reference}"
+            row.append(MISSING if arm.difference is None else signed(arm.difference) + to)
+        if with_eligible:
+            share = arm.mean_fact("eligible_fraction")
+            row.append(MISSING if share is None else f"{share:.0%}")
+        rows.append(row + [_metric(arm, name) for name in metrics[1:]])
+    return titles, rows
+
+
+def title(metric: str) -> str:
+    """`eval/pass_at_4` -> `pass@4`"""
+    return _TITLES.get(metric) or one_line(
+        metric.removeprefix("eval/").replace("_at_", "@").replace("_", " "), limit=40
+    )
+
+
+def heading(comparison: Comparison) -> str:
+    where = f"{comparison.benchmark}, {comparison.split} split"
+    return f"{one_line(where, limit=80)}: {comparison.problems} problems, mean over seeds [95 % interval]"
+
+
+def comparison_table(comparison: Comparison, *, width: int) -> Table:
+    """For a terminal of `width` characters: the columns up to the difference in accuracy, then what else there is room
+    for, the largest pass@k and maj@k first. Everything stands in the page and the CSV files."""
+    titles, rows = cells(comparison)
+    widths = [max(len(name), *(len(row[i]) for row in rows)) + 2 for i, name in enumerate(titles)]
+    essential = titles.index(title(ACCURACY)) + 1 + any(arm.difference is not None for arm in comparison.arms)
+    keep = list(range(essential))
+    rest = list(range(essential, len(titles)))
+    for i in sorted(rest, key=lambda i: (titles[i] != LOSS_ON, not titles[i].startswith(("pass@", "maj@")), -i)):
+        if sum(widths[j] for j in [*keep, i]) <= width:
+            keep.append(i)
+    table = Table(title=Text(heading(comparison)), title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    for i in sorted(keep):
+        table.add_column(Text(titles[i]), justify="left" if i == 0 else "right", no_wrap=i != 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[i]) for i in sorted(keep)))
+    return table
+
+
+def _metric(arm: Arm, name: str) -> str:
+    measured = arm.metrics.get(name)
+    if measured is None:
+        return MISSING
+    digits = 1 if name == "eval/response_tokens" else 3
+    return shown(measured.interval, digits=digits) + ("*" if measured.scope == "seeds" else "")
+
+
+def _informative(name: str, comparison: Comparison) -> bool:
+    """A rate that is zero everywhere needs no column."""
+    if name not in ("eval/cut_off_rate", "eval/undecided_rate"):
+        return True
+    return any(name in arm.metrics and arm.metrics[name].interval.value > 0 for arm in comparison.arms)
