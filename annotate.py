@@ -4,14 +4,16 @@ import hydra
 from omegaconf import DictConfig
 
 from cft.config import check_command_line, checked
+from cft.entry import reported
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="annotate")
 def main(cfg: DictConfig) -> None:
-    cfg = checked(cfg, "annotate")
-    from cft.stages.annotate import annotate  # heavy imports follow the check
+    with reported():
+        cfg = checked(cfg, "annotate")
+        from cft.stages.annotate import annotate  # heavy imports follow the check
 
-    annotate(cfg)
+        annotate(cfg)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ import hydra
 from omegaconf import DictConfig
 
 from cft.config import check_command_line, checked
+from cft.entry import reported
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> float:
-    cfg = checked(cfg, "evaluate")
-    from cft.stages.evaluate import evaluate  # heavy imports follow the check
+    with reported():
+        cfg = checked(cfg, "evaluate")
+        from cft.stages.evaluate import evaluate  # heavy imports follow the check
 
-    return evaluate(cfg)
+        return evaluate(cfg)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cft.allow_list import bad_prefix, import_target
 from cft.config_check import RESERVED, Mistake, check_node, find_mistakes
+from cft.errors import UserError
 from cft.redaction import redacted as _redacted
 from cft.schema import Stage
 
@@ -30,7 +31,7 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 _HASH_LENGTH = 12
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """What is wrong with a config, one mistake a line."""
 
     def __init__(self, *mistakes: Mistake | str) -> None:

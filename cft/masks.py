@@ -16,12 +16,13 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cft.errors import UserError
 from cft.types import AnnotatedResponse, Outcome
 
 Weights = NDArray[np.float32]
 
 
-class MaskError(ValueError):
+class MaskError(UserError, ValueError):
     """The stored evidence cannot answer what the mask asks; the message names the row and the remedy."""
 
 

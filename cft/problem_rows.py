@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cft.errors import UserError
 from cft.types import Problem
 
 SHOWN = 5  # offenders named in a message
 
 
-class ProblemError(ValueError):
+class ProblemError(UserError, ValueError):
     """A source of problems cannot be used as configured; the message names the place and the remedy."""
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cft.errors import UserError
 from cft.files import exclusive, sha256_file, sha256_json, write_atomically, write_json
 from cft.types import AnnotatedResponse
 
@@ -91,7 +92,7 @@ PROBLEM_SCHEMA = pa.schema(
 )
 
 
-class StoreError(ValueError):
+class StoreError(UserError, ValueError):
     """The store on disk is not what it should be; the message names the file and the remedy."""
 
 

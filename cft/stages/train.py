@@ -222,7 +222,10 @@ def _fit(
         last = checkpoints / "last.ckpt"
         if cfg.resume and not last.is_file():
             raise ConfigError(f"resume={cfg.resume}: no {last}; the run ended before its first epoch did, start it anew")
-        trainer.fit(module, datamodule=data, ckpt_path=last if cfg.resume else None, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=last if cfg.resume else None, weights_only=True)
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+            raise (KeyboardInterrupt if trainer.interrupted else stop) from None
     return trainer, callbacks
 
 

@@ -1,0 +1,65 @@
+"""What the entry points do with an error: a UserError is shown without a traceback, with exit status 2.
+
+In a multirun it stays the exception of its job, so that the other jobs go on.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+
+from cft.errors import UserError
+
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+
+
+class JobFailed(UserError, CompactHydraException):
+    """A UserError of one job of a multirun; Hydra prints a CompactHydraException without a traceback."""
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Around the body of an entry point: shows a UserError and Ctrl-C the way the head of this file says."""
+    try:
+        yield
+    except UserError as error:
+        if _in_multirun():
+            message = f"job {HydraConfig.get().job.num} ({' '.join(_overrides())}): {error}"
+            print(message, file=sys.stderr, flush=True)  # Hydra shows the first failure only, and only at the end
+            raise JobFailed(message) from error
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_MISTAKE) from error
+    except KeyboardInterrupt as interrupt:
+        print(f"Interrupted. {how_to_go_on()}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_INTERRUPTED) from interrupt
+
+
+def how_to_go_on() -> str:
+    """What to type after an interruption of the Hydra job that is running."""
+    hydra = HydraConfig.get()
+    stage = str(hydra.job.name)
+    command = shlex.join(["python", f"{stage}.py", *_overrides()])
+    if stage == "annotate":
+        return f"Committed units are kept; go on with the same command: {command}"
+    if any(override.startswith("resume=") for override in _overrides()):
+        return f"Go on after the last finished epoch with the same command: {command}"
+    folder = Path(hydra.runtime.output_dir)
+    if stage == "train" and (folder / "checkpoints" / "last.ckpt").is_file():
+        return f"Go on after the last finished epoch with: {command} {shlex.quote(f'resume={folder}')}"
+    return f"No state to go on from was saved; start again: {command}"
+
+
+def _in_multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task)

@@ -1,0 +1,10 @@
+"""The base of all mistakes of the person who runs a stage, as opposed to mistakes of the program."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in input or configuration; the message is complete, no traceback is shown.
+
+    It says what was found, what was expected and the remedy. The entry points print it (`cft/entry.py`).
+    """
