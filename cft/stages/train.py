@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from cft.config import ConfigError, build, redacted
@@ -56,8 +58,11 @@ def train(cfg: DictConfig) -> float:
     folder = Path(cfg.resume) if cfg.resume else context.folder
     if cfg.resume:
         _require_same_config(folder, cfg)
-    with exclusive(folder):
-        save_config(folder, cfg)
+    # The ranks of a distributed run share the folder; the first one holds it for all.
+    first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
+    with exclusive(folder) if first else nullcontext():
+        if first:
+            save_config(folder, cfg)
         exit_code = 1
         try:
             accuracy = _train(cfg, context, folder)
