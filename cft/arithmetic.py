@@ -1,7 +1,7 @@
 """Generated short word problems: one-digit operands, a few steps, a worked solution in varied words.
 
     Tom has 5 apples. He buys 3 more. He loses 2. How many apples does he have now?
-    First compute 5 + 3 = 8. Then get 8 - 2 = 6.
+    First we find that 5 + 3 = 8 apples so far. Then we get 8 - 2 = 6 apples by now.
     #### 6
 
 Which split a problem belongs to is a pure function of its numbers (`split_of`), whatever the seed or the sizes: a chain
@@ -48,7 +48,10 @@ ASK = (
 # few near ties when it decodes greedily, and others beside it that lead to the same answer.
 OPENERS = ("First", "Start:", "To begin,")
 CONNECTIVES = ("Then", "Next", "Now", "After that")
-VERBS = ("get", "compute", "obtain", "have", "make")
+SOLVERS = ("we", "you", "I")
+VERBS = ("find that", "get", "see that", "compute", "obtain")
+SO_FAR = ("so far", "by now", "at this point")
+STOPS = (".", ";", ",")
 UNEVEN = (8, 5, 3, 2, 1)
 
 
@@ -100,28 +103,29 @@ def draw_chain(rng: random.Random, *, min_steps: int, max_steps: int) -> Chain:
     return Chain(first=first, steps=tuple(steps))
 
 
-def ask(chain: Chain, *, rng: random.Random) -> str:
-    """The question in words."""
+def draw_words(rng: random.Random) -> dict[str, str]:
+    """Who and what a problem is about."""
     name, he, him = rng.choice(NAMES)
-    words = {"name": name, "he": he, "him": him, "He": he.capitalize(), "items": rng.choice(ITEMS)}
+    return {"name": name, "he": he, "him": him, "He": he.capitalize(), "items": rng.choice(ITEMS)}
+
+
+def ask(chain: Chain, words: dict[str, str], *, rng: random.Random) -> str:
+    """The question in words."""
     sentences = [rng.choice(BEGIN).format(n=chain.first, **words)]
     sentences += [rng.choice(CHANGE[operator]).format(n=operand, **words) for operator, operand in chain.steps]
     return " ".join([*sentences, rng.choice(ASK).format(**words)])
 
 
-def solve(chain: Chain, *, rng: random.Random, slip: int | None = None) -> str:
-    """A worked solution in words; the answer stands on the last line after `####`.
-
-    slip: the step whose result is off by a little; the steps after it go on from the wrong result.
-    """
+def solve(chain: Chain, words: dict[str, str], *, rng: random.Random) -> str:
+    """A worked solution in words; the answer stands on the last line after `####`."""
     value = chain.first
     sentences: list[str] = []
     for i, (operator, operand) in enumerate(chain.steps):
         start = _uneven(rng, CONNECTIVES if i else OPENERS)
         result = apply(operator, value, operand)
-        if i == slip:
-            result += rng.choice([n for n in (-3, -2, -1, 1, 2, 3, 10) if result + n >= 0])
-        sentences.append(f"{start} {_uneven(rng, VERBS)} {value} {operator} {operand} = {result}.")
+        working = f"{_uneven(rng, SOLVERS)} {_uneven(rng, VERBS)} {value} {operator} {operand} = {result}"
+        stop = _uneven(rng, STOPS) if i < len(chain.steps) - 1 else "."
+        sentences.append(f"{start} {working} {words['items']} {_uneven(rng, SO_FAR)}{stop}")
         value = result
     return " ".join(sentences) + f"\n#### {value}"
 
@@ -133,14 +137,15 @@ def problems(*, seed: int, split: Split, min_steps: int = 2, max_steps: int = 4)
     misses = 0
     while misses < 100_000:
         chain = draw_chain(rng, min_steps=min_steps, max_steps=max_steps)
-        question = ask(chain, rng=rng)
+        words = draw_words(rng)
+        question = ask(chain, words, rng=rng)
         if split_of(chain) != split or question in seen:
             misses += 1
             continue
         misses = 0
         seen.add(question)
         digest = hashlib.sha256(question.encode()).hexdigest()[:16]
-        yield chain, Problem(f"arithmetic-{digest}", question, str(chain.values()[-1]), solve(chain, rng=rng))
+        yield chain, Problem(f"arithmetic-{digest}", question, str(chain.values()[-1]), solve(chain, words, rng=rng))
 
 
 def _uneven(rng: random.Random, words: tuple[str, ...]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import subprocess
 import sys
@@ -118,7 +117,7 @@ def test_arithmetic_answers_and_every_step_of_the_solutions_are_right() -> None:
         assert int(answer) == answer_by_reading(question)
         steps, _, last = solution.partition("\n#### ")
         assert last == answer
-        equations = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)\.", steps)
+        equations = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", steps)
         assert 2 <= len(equations) <= 4
         for left, operator, right, result in equations:
             assert {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[
@@ -155,18 +154,6 @@ def test_arithmetic_refuses_what_it_cannot_make() -> None:
         made(min_steps=3, max_steps=2)
     with pytest.raises(ProblemError, match="num_test=-1"):
         made(num_test=-1)
-
-
-def test_a_slip_changes_the_result_of_that_step_and_is_carried_on() -> None:
-    chain = generator.Chain(first=5, steps=(("+", 3), ("-", 2), ("*", 2)))
-    for seed in range(20):
-        text = generator.solve(chain, rng=random.Random(seed), slip=1)
-        equations = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)\.", text)
-        results = [int(equation[3]) for equation in equations]
-        assert results[0] == 8
-        assert results[1] != 6
-        assert results[2] == results[1] * 2
-        assert text.endswith(f"#### {results[2]}")
 
 
 # Splits
