@@ -110,13 +110,13 @@ def find_annotation(annotation: str, *, annotations_dir: str | Path) -> Path:
     )
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, *, annotations_dir: str | Path) -> str:
     """An annotation's name is a folder name. Raises StoreError if it could leave annotations_dir or is taken."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
         raise StoreError(
             f"annotation={name!r}: expected a folder name of letters, digits, '.', '_', '+', '-' (at most 100)"
         )
-    if (SHIPPED / name).exists():
+    if (SHIPPED / name).exists() and Path(annotations_dir).resolve() != SHIPPED:
         raise StoreError(f"annotation={name}: this name belongs to an annotation that ships with the package; choose another")
     return name
 

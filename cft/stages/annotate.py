@@ -40,7 +40,7 @@ RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison o
 
 def annotate(cfg: DictConfig) -> Path:
     """Run or resume the annotation `cfg` describes; returns the store's folder."""
-    store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation))
+    store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
     splits = build(cfg.data)
     problems = splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None]
     for reason, count in splits.dropped.items():
