@@ -74,12 +74,12 @@ def comparison_table(comparison: Comparison, *, width: int) -> Table:
     """For a terminal of `width` characters: the columns up to the difference in accuracy, then what else there is room
     for, the largest pass@k and maj@k first. Everything stands in the page and the CSV files."""
     titles, rows = cells(comparison)
-    widths = [max(len(name), *(len(row[i]) for row in rows)) + 2 for i, name in enumerate(titles)]
+    widths = [max(len(name), *(len(row[i]) for row in rows)) + 3 for i, name in enumerate(titles)]
     essential = titles.index(title(ACCURACY)) + 1 + any(arm.difference is not None for arm in comparison.arms)
     keep = list(range(essential))
     rest = list(range(essential, len(titles)))
     for i in sorted(rest, key=lambda i: (titles[i] != LOSS_ON, not titles[i].startswith(("pass@", "maj@")), -i)):
-        if sum(widths[j] for j in [*keep, i]) <= width:
+        if sum(widths[j] for j in [*keep, i]) < width:
             keep.append(i)
     table = Table(title=Text(heading(comparison)), title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for i in sorted(keep):

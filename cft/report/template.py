@@ -28,7 +28,7 @@ details summary { cursor: pointer; color: var(--accent) }
   border-radius: 6px; user-select: none; padding: 8px 12px; box-shadow: 0 6px 20px rgba(31, 41, 51, .22);
   white-space: nowrap; font: 13px/1.45 system-ui, sans-serif; color: var(--ink) }
 .t:hover > .tip, .t:focus > .tip { display: block }
-.row { display: grid; grid-template-columns: 4.5em minmax(5em, auto) 4.5em 6em auto; gap: 0 12px }
+.row { display: grid; grid-template-columns: 4.5em 7em 4.5em 6em auto; gap: 0 12px }
 .head { color: var(--muted) } .mono { font-family: ui-monospace, Menlo, Consolas, monospace }
 .wrong, .cut { color: #b2182b } .right { color: #1b7837 }
 """
@@ -74,7 +74,7 @@ Point at a token, or move to it with the tabulator key, to see its alternatives 
 <span class="t {{ token.level }}{% if token.special %} special{% endif %}" tabindex="0">{{ token.text -}}
 <span class="tip"><span class="row head"><span>rank</span><span>token</span><span>prob.</span><span>ends</span>
 <span>answer</span></span><span class="row"><span>chosen</span>
-<span class="mono">{{ token.text }}</span><span>{{ token.probability }}</span><span class="right">right</span>
+<span class="mono">{{ token.name }}</span><span>{{ token.probability }}</span><span class="right">right</span>
 <span>{{ item.answer }}</span></span>
 {%- for other in token.alternatives %}<span class="row"><span>{{ other.rank }}</span>
 <span class="mono">{{ other.text }}</span><span>{{ other.probability }}</span>

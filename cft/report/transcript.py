@@ -47,9 +47,10 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A response token ready to show. level: critical, wavering or plain."""
+    """A response token ready to show. name: its own text with spaces visible. level: critical, wavering or plain."""
 
     text: str
+    name: str
     level: str
     special: bool
     probability: str
@@ -73,7 +74,8 @@ def transcript(row: AnnotatedResponse, mask: NDArray[np.float32], *, decode: Dec
     levels = _levels(row, mask)
     tokens = tuple(
         Token(
-            text=_visible(text) or _special(decode, int(row.response_ids[t])),
+            text=_visible(text) or _name(decode, int(row.response_ids[t])),
+            name=_name(decode, int(row.response_ids[t])),
             level=levels[t],
             special=not text,
             probability=_percent(float(row.logprob[t])),
@@ -122,8 +124,9 @@ def _levels(row: AnnotatedResponse, mask: NDArray[np.float32]) -> list[str]:
 
 def _alternative(row: AnnotatedResponse, t: int, j: int, decode: Decode) -> Alternative:
     return Alternative(
-        rank=j + 2,
-        text=_special(decode, int(row.alt_ids[t, j])),
+        # A given response may be less probable than its alternatives; a greedy one never is.
+        rank=j + 1 + int(row.alt_logprob[t, j] <= row.logprob[t]),
+        text=_name(decode, int(row.alt_ids[t, j])),
         probability=_percent(float(row.alt_logprob[t, j])),
         answer=one_line(row.alt_answer[t][j], limit=40),
         outcome=OUTCOME_WORDS[Outcome(int(row.alt_outcome[t, j]))],
@@ -135,7 +138,7 @@ def _visible(text: str) -> str:
     return printable(text).replace("\n", "⏎\n")
 
 
-def _special(decode: Decode, token: int) -> str:
+def _name(decode: Decode, token: int) -> str:
     text = decode([token])
     return one_line(text, limit=40).replace(" ", "␣") if text else END
 
