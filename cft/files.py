@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,32 +14,66 @@ from typing import Any
 
 from cft.errors import UserError
 
+_REMEDY = {
+    errno.ENOSPC: "Free some disk space",
+    errno.EDQUOT: "Free some of your disk quota",
+    errno.EACCES: "Make the folder writable, or choose another",
+    errno.EPERM: "Make the folder writable, or choose another",
+    errno.EROFS: "Choose a folder on a writable file system",
+}
+
+
+class WriteError(UserError, OSError):
+    """A file cannot be written; the message says why and that nothing finished before is lost."""
+
+
+class FolderInUse(UserError, RuntimeError):
+    """Another process writes to the folder."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call write(temporary path), sync, rename to `path`. On any error the old file stays and the temporary one goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Call write(temporary path), sync, rename to `path`. On an error the old file stays and the temporary one goes.
+
+    Raises WriteError.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with writing_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
+    write_bytes(path, text.encode())
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_bytes(path: Path, data: bytes) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    write_atomically(path, write)
+
+
+@contextmanager
+def writing_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError into a WriteError about `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        remedy = _REMEDY.get(error.errno or 0, "Repair the disk, or choose another folder")
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}). {remedy}, then run the same command again; what "
+            "was committed before is kept"
+        ) from error
 
 
 def sha256_file(path: Path) -> str:
@@ -51,25 +86,40 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-class FolderInUse(UserError, RuntimeError):
-    """Another process writes to the folder."""
-
-
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the only right to write to `folder`; a lock left by a dead process is no obstacle. Raises FolderInUse."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Hold the only right to write to `folder`; a lock left by a dead process is no obstacle.
+
+    Raises FolderInUse, WriteError.
+    """
     path = folder / ".lock"
-    with path.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            raise FolderInUse(
-                f"{folder}: another process ({handle.read().strip() or 'unknown'}) is writing there; wait for it, stop "
-                "it, or choose another output folder"
-            ) from error
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()}")
-        handle.flush()
+    with writing_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+")
+    with handle:
+        with writing_errors(path):
+            _lock(handle.fileno(), folder=folder, holder=path)
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()}")
+            handle.flush()
         yield
+
+
+def _lock(descriptor: int, *, folder: Path, holder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        process = holder.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+        raise FolderInUse(
+            f"{folder}: another process ({process}) is writing there; wait for it, stop it, or choose another output "
+            "folder"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is safe from a power cut once its folder is synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,76 +1,50 @@
 """The annotation store: evidence about every token, as Parquet shards with a manifest.
 
     <annotations_dir>/<name>/
-        manifest.json              schema version, fingerprint of all that matters, counts, compute
+        manifest.json              schema version, fingerprint of all that matters, counts, compute, finished or not
         rows/00003.<hash>.parquet      one row per annotated response   (columns: cft.types.AnnotatedResponse)
         problems/00003.<hash>.parquet  one row per problem tried, solved or not, and why it was skipped
         units/00003.json           commit record of unit 3: the names and SHA-256 of its two shards, counts, compute
 
 A unit is a fixed slice of the problems. Its shards are written first and its record last, each under a temporary name
 and renamed, so that a unit is committed whole or not at all: after a kill at any point a resumed run redoes at most one
-unit and the table equals that of an uninterrupted run. `datasets.load_dataset("parquet", data_files=".../rows/*.parquet")`
-opens the rows as they are.
+unit and the table equals that of an uninterrupted run. The rows open as they are:
+`datasets.load_dataset("parquet", data_files=".../rows/*.parquet")`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cft.errors import UserError
-from cft.files import exclusive, sha256_file, sha256_json, write_atomically, write_json
+from cft.files import exclusive, sha256_file, sha256_json, write_bytes, write_json, writing_errors
+from cft.row_table import rows_table, table_hash, table_rows
 from cft.types import AnnotatedResponse
+
+__all__ = ["AnnotationStore", "ProblemRecord", "StoreError", "check_name", "find_annotation", "table_hash"]
 
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "assets" / "annotations"
-
-_INT, _FLOAT, _CODE = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.int8())
-_ARROW = {
-    "problem_id": pa.string(),
-    "response_id": pa.string(),
-    "problem": pa.string(),
-    "answer": pa.string(),
-    "response": pa.string(),
-    "finish": pa.string(),
-    "prompt_ids": _INT,
-    "response_ids": _INT,
-    "char_span": pa.list_(_INT),
-    "logprob": _FLOAT,
-    "entropy": _FLOAT,
-    "alt_ids": pa.list_(_INT),
-    "alt_logprob": pa.list_(_FLOAT),
-    "alt_answer": pa.list_(pa.list_(pa.string())),
-    "alt_tokens": pa.list_(_INT),
-    "alt_outcome": pa.list_(_CODE),
-    "replay_outcome": _CODE,
-}
-ROW_SCHEMA = pa.schema(list(_ARROW.items()))
-_DTYPE = {
-    "prompt_ids": np.int32,
-    "response_ids": np.int32,
-    "char_span": np.int32,
-    "logprob": np.float32,
-    "entropy": np.float32,
-    "alt_ids": np.int32,
-    "alt_logprob": np.float32,
-    "alt_tokens": np.int32,
-    "alt_outcome": np.int8,
-    "replay_outcome": np.int8,
-}
+_KINDS = ("rows", "problems")
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemRecord:
-    """What became of one problem. status: annotated | wrong | undecided | cut off | near limit | prompt too long | ..."""
+    """What became of one problem.
+
+    status: annotated | wrong | undecided | cut off | near limit | prompt too long | no solution given.
+    """
 
     problem_id: str
     status: str
@@ -117,7 +91,7 @@ def check_name(name: str, *, annotations_dir: str | Path) -> str:
             f"annotation={name!r}: expected a folder name of letters, digits, '.', '_', '+', '-' (at most 100)"
         )
     if (SHIPPED / name).exists() and Path(annotations_dir).resolve() != SHIPPED:
-        raise StoreError(f"annotation={name}: this name belongs to an annotation that ships with the package; choose another")
+        raise StoreError(f"annotation={name}: the name of an annotation that ships with the package; choose another")
     return name
 
 
@@ -132,33 +106,29 @@ class AnnotationStore:
     def manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = json.loads(path.read_bytes())
         except FileNotFoundError as error:
             raise StoreError(f"{path}: not found; make the annotation with annotate.py") from error
         except ValueError as error:
-            raise StoreError(f"{path}: not valid JSON ({error}); delete the folder {self.folder} and annotate again") from error
-        if manifest.get("schema") != SCHEMA_VERSION:
+            raise StoreError(f"{path}: damaged ({error}). Delete {self.folder} and annotate again") from error
+        found = manifest.get("schema") if isinstance(manifest, dict) else None
+        if found != SCHEMA_VERSION:
             raise StoreError(
-                f"{path}: schema {manifest.get('schema')}, this version reads {SCHEMA_VERSION}; annotate again"
+                f"{path}: schema {found}, but this version reads schema {SCHEMA_VERSION}. Annotate again under another "
+                f"name, or delete {self.folder}"
             )
         return manifest
 
     def units(self) -> dict[int, dict[str, Any]]:
         """Commit records by unit number."""
-        records = {}
-        for path in sorted((self.folder / "units").glob("*.json")):
-            try:
-                records[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise StoreError(f"{path}: damaged ({error}). {self._rebuild(int(path.stem))}") from error
-        return records
+        return {int(path.stem): self._record(int(path.stem)) for path in sorted((self.folder / "units").glob("*.json"))}
 
     def rows(self) -> list[AnnotatedResponse]:
         """All annotated responses in order. Raises StoreError if a shard is not the one that was committed."""
         return [row for unit in self.units() for row in self.unit_rows(unit)]
 
     def unit_rows(self, unit: int) -> list[AnnotatedResponse]:
-        return [_to_row(record) for record in self._table(unit, "rows").to_pylist()]
+        return table_rows(self._table(unit, "rows"))
 
     def problems(self) -> list[ProblemRecord]:
         return [record for unit in self.units() for record in self.unit_problems(unit)]
@@ -166,8 +136,23 @@ class AnnotationStore:
     def unit_problems(self, unit: int) -> list[ProblemRecord]:
         return [ProblemRecord(**record) for record in self._table(unit, "problems").to_pylist()]
 
+    def _record(self, unit: int) -> dict[str, Any]:
+        path = self._record_path(unit)
+        try:
+            record = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise StoreError(f"{path}: damaged ({error}). {self._rebuild(unit)}") from error
+        if not (isinstance(record, dict) and all({"file", "sha256"} <= {*record.get(kind, ())} for kind in _KINDS)):
+            raise StoreError(
+                f"{path}: damaged, expected a file and its sha256 for rows and problems. {self._rebuild(unit)}"
+            )
+        return record
+
+    def _record_path(self, unit: int) -> Path:
+        return self.folder / "units" / f"{unit:05d}.json"
+
     def _table(self, unit: int, kind: str) -> pa.Table:
-        record = self.units()[unit][kind]
+        record = self._record(unit)[kind]
         path = self.folder / kind / record["file"]
         if not path.is_file():
             raise StoreError(f"{path}: missing, though unit {unit} is committed. {self._rebuild(unit)}")
@@ -177,7 +162,10 @@ class AnnotationStore:
         return pq.read_table(path)
 
     def _rebuild(self, unit: int) -> str:
-        return f"To rebuild just this unit: rm {self.folder}/units/{unit:05d}.json, then run the same annotate.py command again."
+        return (
+            f"To rebuild just this unit: rm {shlex.quote(str(self._record_path(unit)))}, then repeat the annotate.py "
+            "command that made this annotation"
+        )
 
     # ---- writing
 
@@ -185,16 +173,15 @@ class AnnotationStore:
     def writing(self, *, fingerprint: dict[str, Any], info: dict[str, Any]) -> Iterator[None]:
         """Create the store or go on with it, alone. fingerprint: parts that must not change; info: for people.
 
-        Raises FolderInUse, or StoreError naming the parts that differ from the manifest's.
+        Raises FolderInUse, WriteError, or StoreError naming the parts that differ from the manifest's.
         """
         with exclusive(self.folder):
             if (self.folder / "manifest.json").exists():
                 self._require_same(fingerprint)
-            else:
-                self._write_manifest(fingerprint, info)
+            self._write_manifest(fingerprint, info, finished=False)
             self._remove_orphans()
             yield
-            self._write_manifest(fingerprint, info)
+            self._write_manifest(fingerprint, info, finished=True)
 
     def commit(
         self,
@@ -204,8 +191,12 @@ class AnnotationStore:
         problems: Sequence[ProblemRecord],
         facts: dict[str, Any],
     ) -> None:
-        """Write a unit's shards, then its record, which makes it count. A unit committed before is replaced."""
-        before = self.units().get(unit)
+        """Write a unit's shards, then its record, which makes it count. A unit committed before is replaced.
+
+        Raises WriteError; the unit is then as it was before.
+        """
+        path = self._record_path(unit)
+        before = self._record(unit) if path.exists() else None
         record = {
             "rows": self._write_shard(unit, "rows", rows_table(rows)),
             "problems": self._write_shard(
@@ -213,24 +204,20 @@ class AnnotationStore:
             ),
             **facts,
         }
-        write_json(self.folder / "units" / f"{unit:05d}.json", record)
-        for kind in ("rows", "problems"):
+        write_json(path, record)
+        for kind in _KINDS:
             if before and before[kind]["file"] != record[kind]["file"]:
                 (self.folder / kind / before[kind]["file"]).unlink(missing_ok=True)
 
     def _write_shard(self, unit: int, kind: str, table: pa.Table) -> dict[str, Any]:
-        folder = self.folder / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        staged = folder / f".{unit:05d}.staged"
-        try:
-            # Dictionary pages and zstd: short integer lists shrink to a third.
-            pq.write_table(table, staged, compression="zstd", compression_level=9)
-            digest = sha256_file(staged)
-            path = folder / f"{unit:05d}.{digest[:12]}.parquet"
-            write_atomically(path, lambda temporary: staged.replace(temporary) and None)
-        finally:
-            staged.unlink(missing_ok=True)
-        return {"file": path.name, "sha256": digest, "count": table.num_rows}
+        sink = pa.BufferOutputStream()
+        # Dictionary pages and zstd: short integer lists shrink to a third.
+        pq.write_table(table, sink, compression="zstd", compression_level=9)
+        data = sink.getvalue().to_pybytes()
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"{unit:05d}.{digest[:12]}.parquet"
+        write_bytes(self.folder / kind / name, data)
+        return {"file": name, "sha256": digest, "count": table.num_rows}
 
     def _require_same(self, fingerprint: dict[str, Any]) -> None:
         stored = self.manifest()["fingerprint"]
@@ -243,23 +230,18 @@ class AnnotationStore:
                 + f"\nGive the new annotation another name (annotation=...), or delete {self.folder}"
             )
 
-    def _write_manifest(self, fingerprint: dict[str, Any], info: dict[str, Any]) -> None:
+    def _write_manifest(self, fingerprint: dict[str, Any], info: dict[str, Any], *, finished: bool) -> None:
         units = self.units()
-        counts: dict[str, int] = {}
-        compute: dict[str, float] = {}
-        for record in units.values():
-            for total, part in ((counts, record.get("counts", {})), (compute, record.get("compute", {}))):
-                for key, value in part.items():
-                    total[key] = total.get(key, 0) + value
         write_json(
             self.folder / "manifest.json",
             {
                 "schema": SCHEMA_VERSION,
+                "finished": finished,
                 "fingerprint": fingerprint,
                 "fingerprint_sha256": sha256_json(fingerprint),
                 "units": len(units),
-                "counts": counts,
-                "compute": compute,
+                "counts": _total(record.get("counts", {}) for record in units.values()),
+                "compute": _total(record.get("compute", {}) for record in units.values()),
                 **info,
             },
         )
@@ -267,33 +249,19 @@ class AnnotationStore:
     def _remove_orphans(self) -> None:
         """Shards and temporary files that a kill left behind, committed by no record."""
         units = self.units()
-        for kind in ("rows", "problems"):
-            committed = {record[kind]["file"] for record in units.values()}
-            for path in (self.folder / kind).glob("*"):
-                if path.name not in committed:
-                    path.unlink()
-        for path in (*self.folder.glob("*.tmp"), *(self.folder / "units").glob(".*.tmp")):
-            path.unlink()
+        with writing_errors(self.folder):
+            for kind in _KINDS:
+                committed = {record[kind]["file"] for record in units.values()}
+                for path in (self.folder / kind).glob("*"):
+                    if path.name not in committed:
+                        path.unlink()
+            for path in (*self.folder.glob(".*.tmp"), *(self.folder / "units").glob(".*.tmp")):
+                path.unlink()
 
 
-def rows_table(rows: Sequence[AnnotatedResponse]) -> pa.Table:
-    return pa.Table.from_pylist([_to_record(row) for row in rows], schema=ROW_SCHEMA)
-
-
-def table_hash(rows: Sequence[AnnotatedResponse]) -> str:
-    """SHA-256 over ids, text and outcomes of the rows sorted by response id: equal for equal annotations.
-
-    Log-probs are left out: they agree between batch sizes and machines to about 1e-4 only.
-    """
-    left_out = {"logprob", "entropy", "alt_logprob"}
-    records = [_to_record(row) for row in sorted(rows, key=lambda row: (row.problem_id, row.response_id))]
-    return sha256_json([{k: v for k, v in record.items() if k not in left_out} for record in records])
-
-
-def _to_record(row: AnnotatedResponse) -> dict[str, Any]:
-    values = {f.name: getattr(row, f.name) for f in fields(row)}
-    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
-
-
-def _to_row(record: dict[str, Any]) -> AnnotatedResponse:
-    return AnnotatedResponse(**{k: np.asarray(v, dtype=_DTYPE[k]) if k in _DTYPE else v for k, v in record.items()})
+def _total(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            total[key] = round(total.get(key, 0) + value, 3)
+    return total
