@@ -110,7 +110,7 @@ _UNSIGNED = (
 _NUMBER = re.compile(rf"(?P<sign>(?:(?<![0-9A-Za-z)\]}}])[-+]\$?)?){_UNSIGNED}")
 _LEADING = re.compile(rf"[$€£¥(\[\s]*(?P<number>{_NUMBER.pattern})")
 # Plain words, %, and simple powers of units may follow a number; operators and further digits may not.
-_UNIT = re.compile(r"[\s%°$€£¥]*(?:[A-Za-z][A-Za-z\s.'/()%$-]*(?:\^?\{?[23²³]\}?)?)?[\s.,;:)\]%]*")
+_UNIT = re.compile(r"[\s%°$€£¥(]*(?:[A-Za-z][A-Za-z\s.'/()%$-]*(?:\^?\{?[23²³]\}?)?)?[\s.,;:)\]%]*")
 _OPERATOR = re.compile(r"\s*(?:[*^+!=<>×·÷\\_{]|[-/]\s*[0-9(\\])")
 
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|textit|operatorname)\s*\{([^{}]*)\}")

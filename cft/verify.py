@@ -234,7 +234,9 @@ class Math:
         for what, expression in (("gold answer", gold_text), ("answer", text)):
             if danger := too_hard(expression):
                 return _verdict("undecided", text, found, f"{what} refused: {danger}")
-        judgement, reason = _by_algebra(gold=gold_text, prediction=text)
+        # "72 (pieces of track)" is a plain number with words that would only confuse the algebra.
+        plain_gold = gold_text if gold.value is None else gold.text.replace(",", "") + "\\%" * gold.percent
+        judgement, reason = _by_algebra(gold=plain_gold, prediction=text)
         return _verdict(judgement, text, found, reason)
 
     def final(self, text: str) -> bool:
@@ -280,7 +282,8 @@ def _by_algebra(*, gold: str, prediction: str) -> tuple[Literal["right", "wrong"
     parsed = []
     for text in (gold, prediction):
         try:
-            found = parse(f"\\boxed{{{text}}}", config, parsing_timeout=NO_LIMIT, raise_on_error=True)
+            boxed = "\\boxed{" + text.strip().rstrip(".").strip("$") + "}"
+            found = parse(boxed, config, parsing_timeout=NO_LIMIT, raise_on_error=True)
         except Exception as error:  # noqa: BLE001 - whatever model text does to the library, the answer is "undecided"
             return "undecided", f"math-verify could not read {_shown(text)!r}: {type(error).__name__}"
         parsed.append([value for value in found if not isinstance(value, str)])
