@@ -190,12 +190,3 @@ class AnnotatedDataModule(pl.LightningDataModule):
             len(rows), batch_size=self.batch_size, rank=rank, world=world, seed=self.seed, shuffle=shuffle
         )
         return DataLoader(RowDataset(rows), batch_sampler=sampler, collate_fn=collate)
-
-    def transfer_batch_to_device(self, batch: TokenBatch, device: torch.device, dataloader_idx: int) -> TokenBatch:
-        return TokenBatch(
-            batch.input_ids_BT.to(device, non_blocking=True),
-            batch.lengths_B.to(device, non_blocking=True),
-            batch.weight_BT.to(device, non_blocking=True),
-            batch.probe_BT.to(device, non_blocking=True),
-            batch.row_ids,
-        )

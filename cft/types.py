@@ -208,3 +208,13 @@ class TokenBatch:
     weight_BT: torch.Tensor
     probe_BT: torch.Tensor
     row_ids: tuple[str, ...]
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> TokenBatch:
+        """The batch on another device; Lightning moves whatever has this method by calling it."""
+        return TokenBatch(
+            self.input_ids_BT.to(device, non_blocking=non_blocking),
+            self.lengths_B.to(device, non_blocking=non_blocking),
+            self.weight_BT.to(device, non_blocking=non_blocking),
+            self.probe_BT.to(device, non_blocking=non_blocking),
+            self.row_ids,
+        )

@@ -1,0 +1,111 @@
+"""Trains a small random Llama on uneven rows and saves the gradients before clipping of every optimizer step.
+
+    python tests/gradient_driver.py OUT WORLD ACCUMULATE BATCH        (run as a script for two processes)
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cft.data import GlobalOrderSampler, RowDataset, TokenRow, collate
+from cft.loss import NLL, Normalizer, Objective
+from cft.module import CausalLMModule
+from cft.weighting import Uniform
+from tests.fakes import random_llama
+
+ROWS = 13  # windows of 8: one full, one short of 5, which two ranks with batches of 2 cannot share evenly
+EPOCHS = 2
+
+
+def rows(*, empty: tuple[int, ...] = (3,)) -> list[TokenRow]:
+    """Densities from 5 % to 95 %; the rows in `empty` have no eligible token."""
+    made = []
+    for i in range(ROWS):
+        rng = np.random.default_rng(i)
+        length, prompt_len = int(rng.integers(8, 30)), int(rng.integers(2, 6))
+        weight, probe = np.zeros(length, np.float32), np.full(length, -1, np.int8)
+        weight[prompt_len:] = 0.0 if i in empty else rng.random(length - prompt_len) < 0.05 + 0.9 * i / ROWS
+        probe[prompt_len:] = weight[prompt_len:] > 0
+        made.append(TokenRow(f"r{i}", rng.integers(3, 60, length), weight, probe))
+    return made
+
+
+class Rows(pl.LightningDataModule):
+    def __init__(self, batch_size: int, data: list[TokenRow]) -> None:
+        super().__init__()
+        self.batch_size, self.data = batch_size, data
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader[TokenRow]:
+        assert self.trainer is not None
+        sampler = GlobalOrderSampler(
+            len(self.data),
+            batch_size=self.batch_size,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            seed=5,
+            shuffle=True,
+        )
+        return torch.utils.data.DataLoader(RowDataset(self.data), batch_sampler=sampler, collate_fn=collate)
+
+
+class Recorder(CausalLMModule):
+    """Keeps the gradients as clipping would see them."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.recorded: list[torch.Tensor | None] = []
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        grads = [p.grad for p in self.parameters()]
+        whole = None if any(g is None for g in grads) else torch.cat([g.flatten() for g in grads if g is not None])
+        self.recorded.append(None if whole is None else whole.clone())
+
+
+def run(
+    *,
+    world: int,
+    accumulate: int,
+    batch: int,
+    normalizer: Normalizer = "critical",
+    data: list[TokenRow] | None = None,
+    optimizer: Any = partial(torch.optim.SGD, lr=0.05),
+    module_class: type[Recorder] = Recorder,
+) -> tuple[list[torch.Tensor | None], Recorder, pl.Trainer]:
+    module = module_class(
+        model=random_llama(spread=0.1),
+        objective=Objective(Uniform(), token_loss=NLL(), normalizer=normalizer),
+        optimizer=optimizer,
+        schedule="constant",
+        warmup_fraction=0.0,
+        probe_every_n_steps=2,
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        max_epochs=EPOCHS,
+        accumulate_grad_batches=accumulate,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Rows(batch, rows() if data is None else data))
+    return module.recorded, module, trainer
+
+
+if __name__ == "__main__":
+    out, world, accumulate, batch = sys.argv[1], *map(int, sys.argv[2:5])
+    recorded, _, trainer = run(world=world, accumulate=accumulate, batch=batch)
+    if trainer.is_global_zero:
+        torch.save(recorded, out)

@@ -1,0 +1,179 @@
+"""One division by the global count: the same gradients however a step is split over micro-batches and processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import Optimizer
+
+from cft.data import GlobalOrderSampler, collate
+from cft.loss import Normalizer
+from tests import gradient_driver
+from tests.gradient_driver import EPOCHS, Recorder, rows, run
+
+STEPS = 2 * EPOCHS  # 13 rows, 8 a step
+
+
+def assert_equal_gradients(found: list[torch.Tensor | None], expected: list[torch.Tensor | None]) -> None:
+    assert len(found) == len(expected) == STEPS
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None and other is not None
+        # 1e-6 of the largest entry; the steps before it moved the weights, so errors would also add up.
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * float(other.abs().max()))
+
+
+@pytest.fixture(scope="module")
+def one_big_batch() -> list[torch.Tensor | None]:
+    return run(world=1, accumulate=1, batch=8)[0]
+
+
+@pytest.mark.parametrize(("accumulate", "batch"), [(4, 2), (8, 1), (2, 4)])
+def test_accumulation_equals_one_big_batch(
+    one_big_batch: list[torch.Tensor | None], accumulate: int, batch: int
+) -> None:
+    assert_equal_gradients(run(world=1, accumulate=accumulate, batch=batch)[0], one_big_batch)
+
+
+def test_two_processes_equal_one_big_batch(one_big_batch: list[torch.Tensor | None], tmp_path: Path) -> None:
+    out = tmp_path / "gradients.pt"
+    driver = Path(gradient_driver.__file__)
+    subprocess.run([sys.executable, str(driver), str(out), "2", "2", "2"], check=True, timeout=300)
+    assert_equal_gradients(torch.load(out, weights_only=True), one_big_batch)
+
+
+@pytest.mark.parametrize("normalizer", ["response", "sequence"])
+def test_other_normalisers_do_not_depend_on_the_split_either(normalizer: Normalizer) -> None:
+    whole = run(world=1, accumulate=1, batch=8, normalizer=normalizer)[0]
+    assert_equal_gradients(run(world=1, accumulate=4, batch=2, normalizer=normalizer)[0], whole)
+
+
+def test_gradient_is_the_mean_over_the_eligible_tokens_of_the_step() -> None:
+    """Against a plain loop over rows that shares nothing with the module but the model."""
+    recorded, module, trainer = run(world=1, accumulate=4, batch=2, optimizer=partial(torch.optim.SGD, lr=0.0))
+    sampler = trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
+    sampler.set_epoch(EPOCHS - 1)
+    order, data = sampler.order().tolist(), rows()
+    for step, chosen in ((STEPS - 2, order[:8]), (STEPS - 1, order[8:])):
+        module.zero_grad()
+        total, count = torch.zeros(()), 0
+        for i in chosen:
+            ids = torch.tensor(data[i].ids)
+            logprob = module.lm.model(input_ids=ids[None]).logits[0].log_softmax(-1)
+            for t in range(1, len(ids)):
+                if data[i].weight[t] > 0:
+                    total, count = total - logprob[t - 1, ids[t]], count + 1
+        (total / count).backward()
+        expected = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+        torch.testing.assert_close(recorded[step], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+class MeanOfMeans(Recorder):
+    """The mistake: every micro-batch divided by its own count."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.lm(batch)
+        return loss.sum / loss.count.clamp(min=1)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        pass
+
+
+def test_a_mean_of_means_would_be_noticed(one_big_batch: list[torch.Tensor | None]) -> None:
+    found = run(world=1, accumulate=4, batch=2, module_class=MeanOfMeans)[0]
+    assert found[0] is not None and one_big_batch[0] is not None
+    error = float((found[0] - one_big_batch[0]).norm() / one_big_batch[0].norm())
+    assert error > 0.1
+
+
+def test_a_step_without_eligible_tokens_moves_nothing() -> None:
+    """Zero gradients would still decay the weights; None leaves them alone."""
+    decaying = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.5)
+    data = rows(empty=tuple(range(13)))
+    recorded, module, _ = run(world=1, accumulate=4, batch=2, data=data, optimizer=decaying)
+    assert recorded == [None] * STEPS
+    fresh = gradient_driver.random_llama(spread=0.1)
+    for found, expected in zip(module.lm.model.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_the_model_is_in_training_mode_and_metrics_are_split() -> None:
+    class Modes(Recorder):
+        modes: list[bool] = []  # noqa: RUF012 - shared on purpose: one run
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.modes.append(self.lm.model.training)
+            return super().training_step(batch, batch_idx)
+
+    _, _, trainer = run(world=1, accumulate=4, batch=2, module_class=Modes)
+    assert Modes.modes and all(Modes.modes)
+    for name in ("train/loss", "train/loss_critical", "train/entropy_critical", "train/loss_other", "train/entropy_other"):
+        assert torch.isfinite(trainer.callback_metrics[name])
+
+
+def test_one_small_step_changes_float32_weights() -> None:
+    _, module, _ = run(world=1, accumulate=1, batch=8, optimizer=partial(torch.optim.SGD, lr=1e-6))
+    fresh = gradient_driver.random_llama(spread=0.1)
+    changed = [not torch.equal(a, b) for a, b in zip(module.lm.model.parameters(), fresh.parameters(), strict=True)]
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+    assert sum(changed) > len(changed) / 2
+
+
+def test_epochs_are_ordered_by_seed_and_epoch_alone() -> None:
+    seen: list[tuple[str, ...]] = []
+
+    class Order(Recorder):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            seen.append(batch.row_ids)
+            return super().training_step(batch, batch_idx)
+
+    _, _, trainer = run(world=1, accumulate=1, batch=8, module_class=Order)
+    sampler = trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
+    expected = []
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        order = [f"r{i}" for i in sampler.order()]
+        expected += [tuple(order[:8]), tuple(order[8:])]
+    assert seen == expected
+    assert seen[:2] != seen[2:]
+
+
+def test_schedule_warms_up_and_ends_at_zero() -> None:
+    rates: list[float] = []
+
+    class Rates(Recorder):
+        def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    class Scheduled(Rates):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**{**kwargs, "schedule": "cosine", "warmup_fraction": 0.25})
+
+    run(world=1, accumulate=1, batch=8, module_class=Scheduled)
+    assert rates[0] == 0.0 and rates[1] == pytest.approx(0.05)
+    assert rates[1] > rates[2] > rates[3] > 0
+
+
+
+def test_batches_conserve_every_token_and_weight() -> None:
+    data = rows()
+    for world, batch in ((1, 8), (2, 2), (3, 4)):
+        seen: dict[str, tuple[list[int], list[float]]] = {}
+        for rank in range(world):
+            sampler = GlobalOrderSampler(13, batch_size=batch, rank=rank, world=world, seed=1, shuffle=True)
+            for indices in sampler:
+                made = collate([data[i] for i in indices])
+                for b, name in enumerate(made.row_ids):
+                    length = int(made.lengths_B[b])
+                    assert name not in seen
+                    seen[name] = (
+                        made.input_ids_BT[b, :length].tolist(),
+                        made.weight_BT[b, :length].tolist(),
+                    )
+                    assert (made.weight_BT[b, length:] == 0).all() and (made.probe_BT[b, length:] == -1).all()
+        assert seen == {r.row_id: (r.ids.tolist(), r.weight.tolist()) for r in data}
