@@ -42,7 +42,8 @@ def annotate(cfg: DictConfig) -> Path:
     """Run or resume the annotation `cfg` describes; returns the store's folder."""
     store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
     splits = build(cfg.data)
-    problems = splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None]
+    problems = splits.of(cfg.split)
+    wanted = len(problems) if cfg.limit < 0 else min(cfg.limit, len(problems))
     for reason, count in splits.dropped.items():
         console.print(f"Problems dropped: {count} ({reason})")
     if cfg.complete and not (store.folder / "manifest.json").exists():
@@ -70,7 +71,6 @@ def annotate(cfg: DictConfig) -> Path:
         "config": redacted(cfg),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     }
-    units = [problems[i : i + cfg.unit_size] for i in range(0, len(problems), cfg.unit_size)]
     with (
         VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
         store.writing(fingerprint=fingerprint, info=info),
@@ -89,15 +89,24 @@ def annotate(cfg: DictConfig) -> Path:
             responses=cfg.responses,
         )
         if not cfg.complete:
-            _annotate_units(store, units, annotator)
+            _annotate_units(store, annotator, problems=problems, wanted=wanted, unit_size=cfg.unit_size)
         _fill_units(store, annotator)
     _print_summary(store, annotator)
     return store.folder
 
 
-def _annotate_units(store: AnnotationStore, units: Sequence[Sequence[Problem]], annotator: Annotator) -> None:
+def _annotate_units(
+    store: AnnotationStore, annotator: Annotator, *, problems: Sequence[Problem], wanted: int, unit_size: int
+) -> None:
+    """Annotate the first `wanted` of the split's `problems`, but for what is committed already."""
+    starts = range(0, wanted, unit_size)
+    units = [problems[start : min(start + unit_size, wanted)] for start in starts]
     committed = store.units()
-    missing = [u for u, ps in enumerate(units) if committed.get(u, {}).get("problem_ids") != _ids_hash(ps)]
+    missing = [
+        u
+        for u, start in enumerate(starts)
+        if u not in committed or not _holds(committed[u], units[u], following=problems[start : start + unit_size])
+    ]
     if len(missing) < len(units):
         console.print(f"Resuming {store.folder}: {len(units) - len(missing)} of {len(units)} units are there already")
     if not missing:
@@ -149,6 +158,12 @@ def _fill_units(store: AnnotationStore, annotator: Annotator) -> None:
             }
             store.commit(u, rows=rows, problems=store.unit_problems(u), facts=facts)
             bar.advance(facts=f"{tally.forks:,} continuations")
+
+
+def _holds(record: dict[str, Any], unit: Sequence[Problem], *, following: Sequence[Problem]) -> bool:
+    """Whether a committed unit is `unit`, or goes on from it in the order of the split: a smaller limit undoes nothing."""
+    count = record["counts"]["problems"]
+    return count >= len(unit) and record["problem_ids"] == _ids_hash(following[:count])
 
 
 def _cells(annotator: Annotator) -> dict[str, Any]:
