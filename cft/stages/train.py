@@ -94,6 +94,7 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
             f"({data.manifest['fingerprint']['prompt']}) than this run uses ({prompting['prompt']}); set prompt=... as in "
             "the annotation, or annotate again"
         )
+    _require_metric(cfg.callbacks.best.monitor, data)
     validation_problems, test_problems, benchmark_name = _problems(cfg)
     model = load_causal_lm(spec)
     require_plain_attention(model)
@@ -234,8 +235,23 @@ def _fit(
     return trainer, callbacks
 
 
+def _require_metric(monitor: str, data: AnnotatedDataModule) -> None:
+    """The best epoch is chosen by a metric that will exist; found out before training, not after it."""
+    if monitor == "val/loss" and not any((row.weight > 0).any() for row in data.validation_rows):
+        raise ConfigError(
+            f"callbacks.best.monitor=val/loss: {data.store.folder} gives {len(data.validation_rows)} validation rows, and "
+            "the mask picks no token in them; raise data.validation_fraction, annotate more problems, or choose epochs "
+            "by accuracy (callbacks=default)"
+        )
+
+
 def _load_best(module: CausalLMModule, best: Any) -> int:
     """Put the best epoch's weights into the module; returns the epoch, counted from 0."""
+    if not best.best_model_path:
+        raise ConfigError(
+            f"callbacks.best.monitor={best.monitor}: no finite value of it was logged in any epoch, so there is no best "
+            "one; choose another metric, or look for a loss that is not finite in metrics.csv"
+        )
     checkpoint = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
     module.load_state_dict(checkpoint["state_dict"])
     return int(checkpoint["epoch"])
