@@ -29,8 +29,9 @@ from cft.store import ProblemRecord
 from cft.types import GREEDY, AnnotatedResponse, Budget, Completion, Engine, Fork, Outcome, Problem, TopTokens, Trunk
 
 if TYPE_CHECKING:
-    from cft.prompts import Prompt
     from transformers import PreTrainedTokenizerBase
+
+    from cft.prompts import Prompt
 
 NEAR_LIMIT = 0.9  # a response longer than this share of the limit leaves its counterfactuals no room
 
@@ -158,9 +159,7 @@ class Annotator:
                 completions[key] = completion  # type: ignore[index]
                 self.on_solved(completion)
         order = sorted(completions)
-        verdicts = dict(
-            zip(order, self.judge([(completions[i], problems[i].answer) for i in order]), strict=True)
-        )
+        verdicts = dict(zip(order, self.judge([(completions[i], problems[i].answer) for i in order]), strict=True))
         return [
             self._classified(problem, trunk, completions.get(i), verdicts.get(i), fits=fits[i])
             for i, (problem, trunk) in enumerate(zip(problems, trunks, strict=True))
@@ -203,9 +202,7 @@ class Annotator:
     def _score(self, solved: Solved) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
         assert solved.completion is not None
         top = self.engine.score(solved.trunk, k=self.num_alternatives + len(self.eos_ids))
-        alt_ids, alt_logprob = alternatives(
-            solved.completion.ids, top, k=self.num_alternatives, eos_ids=self.eos_ids
-        )
+        alt_ids, alt_logprob = alternatives(solved.completion.ids, top, k=self.num_alternatives, eos_ids=self.eos_ids)
         return top, alt_ids, alt_logprob
 
     def _widened(self, row: AnnotatedResponse) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -29,7 +29,12 @@ def last_checkpoint(folder: Path) -> Callback:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     return ModelCheckpoint(
-        dirpath=folder, filename="last", monitor=None, save_top_k=1, every_n_epochs=1, enable_version_counter=False,
+        dirpath=folder,
+        filename="last",
+        monitor=None,
+        save_top_k=1,
+        every_n_epochs=1,
+        enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
 

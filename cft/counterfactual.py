@@ -101,7 +101,9 @@ def alternatives(
         excluded = eos if own in eos else {own}
         chosen = [j for j, token in enumerate(top.top_ids_RK[t].tolist()) if token not in excluded][:k]
         if len(chosen) < k:
-            raise ValueError(f"num_alternatives={k}: only {len(chosen)} other tokens among the {len(top.top_ids_RK[t])}")
+            raise ValueError(
+                f"num_alternatives={k}: only {len(chosen)} other tokens among the {len(top.top_ids_RK[t])}"
+            )
         ids_RK[t] = top.top_ids_RK[t, chosen]
         logprob_RK[t] = top.top_logprob_RK[t, chosen]
     return ids_RK, logprob_RK
@@ -109,7 +111,9 @@ def alternatives(
 
 def replay_positions(response_id: str, length: int, *, fraction: float) -> NDArray[np.bool_]:
     """[R] True where the self-replay control is run; a function of the response id and the position alone."""
-    digests = (hashlib.blake2b(f"replay\x1f{response_id}\x1f{t}".encode(), digest_size=8).digest() for t in range(length))
+    digests = (
+        hashlib.blake2b(f"replay\x1f{response_id}\x1f{t}".encode(), digest_size=8).digest() for t in range(length)
+    )
     return np.array([int.from_bytes(d) / 2**64 < fraction for d in digests], dtype=np.bool_)
 
 

@@ -23,8 +23,9 @@ from cft.spans import decode
 from cft.types import GREEDY, Budget, Completion, Engine, Fork, Outcome, Problem, Sampling, Trunk
 
 if TYPE_CHECKING:
-    from cft.prompts import Prompt
     from transformers import PreTrainedTokenizerBase
+
+    from cft.prompts import Prompt
 
 GREEDY_SAMPLE = -1  # the number of the greedy response among a problem's samples
 
@@ -101,7 +102,12 @@ class Solver:
         verdicts = self.judge([(done[key], problems[key[0]].answer) for key in keys])
         return [
             Sample(
-                problems[i], sample, done[i, sample], outcome, extracted, self._entropy(prompts[i], done[i, sample], sample)
+                problems[i],
+                sample,
+                done[i, sample],
+                outcome,
+                extracted,
+                self._entropy(prompts[i], done[i, sample], sample),
             )
             for (i, sample), (outcome, extracted) in zip(keys, verdicts, strict=True)
         ]
@@ -130,7 +136,8 @@ def summarise(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interv
     intervals = {f"eval/{name}": _interval(column, seed=seed) for name, column in values.items()}
     correct = [int(next(s for s in by_problem[i] if s.sample == GREEDY_SAMPLE).outcome == Outcome.RIGHT) for i in ids]
     per_problem: dict[str, list[Any]] = {"id": ids, "correct": correct}
-    per_problem |= {name: column for name, column in values.items() if name.startswith(("pass_at", "maj_at"))}
+    # A column with a gap cannot be resampled over problems together with the same problems of another run.
+    per_problem |= {name: column for name, column in values.items() if np.isfinite(column).all()}
     return intervals, per_problem
 
 

@@ -55,7 +55,8 @@ class EligibleTokens(NamedTuple):
         return hidden_BTD[self.row_N, self.position_N - 1]
 
 
-class LossSum(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LossSum:
     """sum: scalar with gradient. count: scalar float64 without. Their quotient over a step is the loss."""
 
     sum: Tensor

@@ -62,12 +62,12 @@ class SelectiveLM(nn.Module):
         position_T = torch.arange(batch.input_ids_BT.shape[1], device=batch.input_ids_BT.device)
         attention_BT = (position_T[None] < batch.lengths_B[:, None]).long()
         backbone = self.model.base_model
-        return backbone(
-            input_ids=batch.input_ids_BT, attention_mask=attention_BT, use_cache=False
-        ).last_hidden_state
+        return backbone(input_ids=batch.input_ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
 
     def project(self, hidden_ND: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden_ND)
+        head = self.model.get_output_embeddings()
+        assert head is not None, "a causal language model has an output head"
+        return head(hidden_ND)
 
     @torch.no_grad()
     def check_head(self) -> None:
@@ -75,7 +75,9 @@ class SelectiveLM(nn.Module):
         was_training = self.model.training
         self.model.eval()
         ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
-        batch = TokenBatch(ids_BT, torch.tensor([8], device=ids_BT.device), ids_BT.float(), ids_BT.to(torch.int8), ("",))
+        batch = TokenBatch(
+            ids_BT, torch.tensor([8], device=ids_BT.device), ids_BT.float(), ids_BT.to(torch.int8), ("",)
+        )
         ours = self.project(self.hidden(batch)).float()
         theirs = self.model(input_ids=ids_BT, use_cache=False).logits.float()
         self.model.train(was_training)
@@ -89,6 +91,9 @@ class SelectiveLM(nn.Module):
 
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never."""
+
+    _window: Tensor  # [sum, count] of the optimizer step under way, this rank
+    _validation: Tensor  # [sum, count, probe sums] of the validation under way, this rank
 
     def __init__(
         self,
@@ -106,7 +111,7 @@ class CausalLMModule(pl.LightningModule):
         self.build_optimizer = optimizer
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
         self.probe_every_n_steps = probe_every_n_steps
-        self.register_buffer("_window", torch.zeros(2, dtype=torch.float64), persistent=False)  # [sum, count]
+        self.register_buffer("_window", torch.zeros(2, dtype=torch.float64), persistent=False)
         self.register_buffer("_validation", torch.zeros(8, dtype=torch.float64), persistent=False)
 
     # ---- training

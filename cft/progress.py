@@ -40,7 +40,10 @@ class Bar:
             self._printed = time.monotonic()
             elapsed = self._printed - self._started
             left = elapsed / self.done * max(self.total - self.done, 0) if self.done else float("nan")
-            print(f"{self.title}: {self.done:.0f}/{self.total} {self._facts} | {elapsed:.0f} s, about {left:.0f} s left", flush=True)
+            print(
+                f"{self.title}: {self.done:.0f}/{self.total} {self._facts} | {elapsed:.0f} s, about {left:.0f} s left",
+                flush=True,
+            )
 
 
 @contextmanager

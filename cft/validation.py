@@ -21,9 +21,7 @@ from cft.types import Outcome, Problem
 class GreedyAccuracy(pl.Callback):
     """Logs val/accuracy, 0-1. Problems are dealt out to the ranks by position, and counts are summed."""
 
-    def __init__(
-        self, problems: Sequence[Problem], make_solver: Callable[[], Solver], *, max_new_tokens: int
-    ) -> None:
+    def __init__(self, problems: Sequence[Problem], make_solver: Callable[[], Solver], *, max_new_tokens: int) -> None:
         self.problems = problems
         self.make_solver = make_solver
         self.request = SampleRequest(0, 0.0, 1.0, 0, max_new_tokens)

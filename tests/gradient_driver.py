@@ -1,6 +1,6 @@
 """Trains a small random Llama on uneven rows and saves the gradients before clipping of every optimizer step.
 
-    python tests/gradient_driver.py OUT WORLD ACCUMULATE BATCH        (run as a script for two processes)
+python tests/gradient_driver.py OUT WORLD ACCUMULATE BATCH        (run as a script for two processes)
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tests.fakes import random_llama
 
 ROWS = 13  # windows of 8: one full, one short of 5, which two ranks with batches of 2 cannot share evenly
 EPOCHS = 2
+SGD = partial(torch.optim.SGD, lr=0.05)
 
 
 def rows(*, empty: tuple[int, ...] = (3,)) -> list[TokenRow]:
@@ -77,7 +78,7 @@ def run(
     batch: int,
     normalizer: Normalizer = "critical",
     data: list[TokenRow] | None = None,
-    optimizer: Any = partial(torch.optim.SGD, lr=0.05),
+    optimizer: Any = SGD,
     module_class: type[Recorder] = Recorder,
 ) -> tuple[list[torch.Tensor | None], Recorder, pl.Trainer]:
     module = module_class(

@@ -55,7 +55,8 @@ def run(script: dict[tuple[int, int], tuple[int, str]], *, k: int, short_circuit
     def answer(fork: Fork) -> Completion:
         _, t, rank = fork.key  # type: ignore[misc]
         last, finish = script[t, rank]
-        assert fork.first == alt[t, rank] and fork.cut == 3 + t
+        assert fork.first == alt[t, rank]
+        assert fork.cut == 3 + t
         return Completion(np.array([last], np.int32), finish, 5)  # type: ignore[arg-type]
 
     engine = ScriptedEngine(answer)
@@ -104,9 +105,7 @@ def test_short_circuit_and_complete_give_the_same_all_fail_mask() -> None:
     tried = short.outcome_RK != U
     np.testing.assert_array_equal(short.outcome_RK[tried], whole.outcome_RK[tried])
     fails = (Outcome.WRONG, Outcome.CUT_OFF)
-    np.testing.assert_array_equal(
-        np.isin(short.outcome_RK, fails).all(1), np.isin(whole.outcome_RK, fails).all(1)
-    )
+    np.testing.assert_array_equal(np.isin(short.outcome_RK, fails).all(1), np.isin(whole.outcome_RK, fails).all(1))
 
 
 def top(ids: list[list[int]]) -> TopTokens:
@@ -131,9 +130,7 @@ def test_other_eos_ids_are_no_alternatives_at_the_eos_position() -> None:
 def test_replay_positions_are_a_function_of_the_response() -> None:
     many = np.concatenate([replay_positions(f"r{i}", 100, fraction=0.1) for i in range(50)])
     assert 0.07 < many.mean() < 0.13
-    np.testing.assert_array_equal(
-        replay_positions("a", 30, fraction=0.5), replay_positions("a", 60, fraction=0.5)[:30]
-    )
+    np.testing.assert_array_equal(replay_positions("a", 30, fraction=0.5), replay_positions("a", 60, fraction=0.5)[:30])
 
 
 def test_replay_control_is_recorded_and_flips_are_counted() -> None:

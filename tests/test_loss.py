@@ -89,7 +89,9 @@ def test_dft_gradient_is_its_closed_form_at_the_logits() -> None:
     """d/dz of -sg(p_y) log p_y is p_y (p - onehot): the target distribution is p_y onehot + (1 - p_y) p."""
     logits = torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     target = torch.arange(6)
-    batch = collate([TokenRow("r", np.r_[0, np.arange(6)], np.r_[0, np.ones(6)].astype(np.float32), np.ones(7, np.int8))])
+    batch = collate(
+        [TokenRow("r", np.r_[0, np.arange(6)], np.r_[0, np.ones(6)].astype(np.float32), np.ones(7, np.int8))]
+    )
     hidden = torch.cat([logits, torch.zeros(1, 9, dtype=torch.float64)])[None]
     Objective(Probability(), token_loss=NLL(), normalizer="critical")(batch, hidden, lambda h: h).sum.backward()
     p = logits.detach().softmax(-1)

@@ -23,7 +23,8 @@ STEPS = 2 * EPOCHS  # 13 rows, 8 a step
 def assert_equal_gradients(found: list[torch.Tensor | None], expected: list[torch.Tensor | None]) -> None:
     assert len(found) == len(expected) == STEPS
     for one, other in zip(found, expected, strict=True):
-        assert one is not None and other is not None
+        assert one is not None
+        assert other is not None
         # 1e-6 of the largest entry; the steps before it moved the weights, so errors would also add up.
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * float(other.abs().max()))
 
@@ -86,7 +87,8 @@ class MeanOfMeans(Recorder):
 
 def test_a_mean_of_means_would_be_noticed(one_big_batch: list[torch.Tensor | None]) -> None:
     found = run(world=1, accumulate=4, batch=2, module_class=MeanOfMeans)[0]
-    assert found[0] is not None and one_big_batch[0] is not None
+    assert found[0] is not None
+    assert one_big_batch[0] is not None
     error = float((found[0] - one_big_batch[0]).norm() / one_big_batch[0].norm())
     assert error > 0.1
 
@@ -111,8 +113,15 @@ def test_the_model_is_in_training_mode_and_metrics_are_split() -> None:
             return super().training_step(batch, batch_idx)
 
     _, _, trainer = run(world=1, accumulate=4, batch=2, module_class=Modes)
-    assert Modes.modes and all(Modes.modes)
-    for name in ("train/loss", "train/loss_critical", "train/entropy_critical", "train/loss_other", "train/entropy_other"):
+    assert Modes.modes
+    assert all(Modes.modes)
+    for name in (
+        "train/loss",
+        "train/loss_critical",
+        "train/entropy_critical",
+        "train/loss_other",
+        "train/entropy_other",
+    ):
         assert torch.isfinite(trainer.callback_metrics[name])
 
 
@@ -155,9 +164,9 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
             super().__init__(**{**kwargs, "schedule": "cosine", "warmup_fraction": 0.25})
 
     run(world=1, accumulate=1, batch=8, module_class=Scheduled)
-    assert rates[0] == 0.0 and rates[1] == pytest.approx(0.05)
+    assert rates[0] == 0.0
+    assert rates[1] == pytest.approx(0.05)
     assert rates[1] > rates[2] > rates[3] > 0
-
 
 
 def test_batches_conserve_every_token_and_weight() -> None:
@@ -175,5 +184,6 @@ def test_batches_conserve_every_token_and_weight() -> None:
                         made.input_ids_BT[b, :length].tolist(),
                         made.weight_BT[b, :length].tolist(),
                     )
-                    assert (made.weight_BT[b, length:] == 0).all() and (made.probe_BT[b, length:] == -1).all()
+                    assert (made.weight_BT[b, length:] == 0).all()
+                    assert (made.probe_BT[b, length:] == -1).all()
         assert seen == {r.row_id: (r.ids.tolist(), r.weight.tolist()) for r in data}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.fakes import random_llama
 
 from cft.counterfactual import ListSource
 from cft.rollout.batched import BatchedEngine
 from cft.rollout.choice import sampled, uniforms
 from cft.rollout.reference import ReferenceEngine, top_tokens
 from cft.types import GREEDY, Budget, Fork, Sampling, Trunk
+from tests.fakes import random_llama
 
 EOS = (1, 2)
 BUDGET = Budget(24)

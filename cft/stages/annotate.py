@@ -268,7 +268,8 @@ def _print_summary(store: AnnotationStore, annotator: Annotator) -> None:
     if lengths:
         rl = RL_SAMPLES * sum(lengths)
         table.add_row(
-            f"one {RL_SAMPLES}-sample RL step", f"{rl:,} tokens on the same problems: annotation cost {spent / rl:,.1f} such steps"
+            f"one {RL_SAMPLES}-sample RL step",
+            f"{rl:,} tokens on the same problems: annotation cost {spent / rl:,.1f} such steps",
         )
     console.print(table)
     if not rows:

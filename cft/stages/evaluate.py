@@ -16,7 +16,6 @@ from cft.counterfactual import Judge
 from cft.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.metrics import Interval
 from cft.models import (
-    ModelSpec,
     eos_ids,
     load_causal_lm,
     load_tokenizer,
@@ -45,7 +44,9 @@ def evaluate(cfg: DictConfig) -> float:
     problems = splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None]
     verifier, prompt = build(cfg.verifier), build(cfg.prompt)
     tokenizer = load_tokenizer(spec)
-    _require_same_prompt(trained, tokenizer_hash(tokenizer), prompt.fingerprint(), template_hash(tokenizer), cfg.checkpoint)
+    _require_same_prompt(
+        trained, tokenizer_hash(tokenizer), prompt.fingerprint(), template_hash(tokenizer), cfg.checkpoint
+    )
     model = load_causal_lm(spec)
     require_plain_attention(model)
     fit_threads(model)
@@ -110,9 +111,7 @@ def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
     )
 
 
-def _require_same_prompt(
-    trained: dict[str, Any], tokenizer: str, prompt: str, template: str, checkpoint: str
-) -> None:
+def _require_same_prompt(trained: dict[str, Any], tokenizer: str, prompt: str, template: str, checkpoint: str) -> None:
     """A model trained under one prompt and tokenizer is not measured under another in silence."""
     now = {"tokenizer": tokenizer, "prompt": {"prompt": prompt, "template": template}}
     then = (trained.get("data") or {}).get("prompting")

@@ -217,9 +217,7 @@ def _fit(
     with progress("Training", total=1) as bar:
         extra: list[Any] = [ShowProgress(bar)]
         if validation_problems:
-            extra.append(
-                GreedyAccuracy(validation_problems, make_solver, max_new_tokens=cfg.evaluation.max_new_tokens)
-            )
+            extra.append(GreedyAccuracy(validation_problems, make_solver, max_new_tokens=cfg.evaluation.max_new_tokens))
         trainer: pl.Trainer = build(cfg.trainer)(
             logger=[build(node)(run) for node in cfg.logger.values()],
             callbacks=[*extra, *callbacks.values()],
@@ -227,7 +225,9 @@ def _fit(
         )
         last = checkpoints / "last.ckpt"
         if cfg.resume and not last.is_file():
-            raise ConfigError(f"resume={cfg.resume}: no {last}; the run ended before its first epoch did, start it anew")
+            raise ConfigError(
+                f"resume={cfg.resume}: no {last}; the run ended before its first epoch did, start it anew"
+            )
         try:
             trainer.fit(module, datamodule=data, ckpt_path=last if cfg.resume else None, weights_only=True)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
@@ -270,7 +270,9 @@ def _require_same_config(folder: Path, cfg: DictConfig) -> None:
     differing = [key for key in differing if key not in _FREE_ON_RESUME]
     if differing:
         lines = [f"  {key}: then {stored.get(key)!r}, now {now.get(key)!r}" for key in differing]
-        raise ConfigError(f"resume={folder}: that run was configured otherwise; repeat its arguments:\n" + "\n".join(lines))
+        raise ConfigError(
+            f"resume={folder}: that run was configured otherwise; repeat its arguments:\n" + "\n".join(lines)
+        )
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
