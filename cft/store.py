@@ -77,7 +77,7 @@ def find_annotation(annotation: str, *, annotations_dir: str | Path) -> Path:
     for candidate in candidates:
         if (candidate / "manifest.json").is_file():
             return candidate
-    known = sorted(p.parent.name for root in (Path(annotations_dir), SHIPPED) for p in root.glob("*/manifest.json"))
+    known = sorted({p.parent.name for root in (Path(annotations_dir), SHIPPED) for p in root.glob("*/manifest.json")})
     raise StoreError(
         f"data.annotation={annotation}: no manifest.json in {' or '.join(map(str, candidates))}. "
         f"Known annotations: {', '.join(known) or 'none'}. Make one with: python annotate.py annotation={path.name}"

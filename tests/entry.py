@@ -1,0 +1,45 @@
+"""Drives the real entry points in this process: torch is imported once, and exit status and output are at hand."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import runpy
+import sys
+from dataclasses import dataclass
+
+from tests.conftest import ROOT
+
+# Few and short problems: these tests are about what happens around the method. The last unit of 6 is a short one.
+SHORT = ("data.max_steps=2", "data.num_train=6", "data.num_validation=3", "data.num_test=3", "unit_size=4", "limit=6")
+# No evaluation, and the best epoch by loss on a generous share of the few rows.
+FIT_ONLY = ("validation.problems=0", "evaluation.problems=0", "callbacks=best_loss", "data.validation_fraction=0.5")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended. status: its exit status, 0 where it returned."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        """All it wrote, with runs of white space as one space."""
+        return " ".join((self.out + self.err).split())
+
+
+def run(stage: str, *arguments: str) -> Ended:
+    """`python <stage>.py <arguments>` in the current folder. Never raises: a traceback is part of the output."""
+    out, err = io.StringIO(), io.StringIO()
+    argv, sys.argv = sys.argv, [str(ROOT / f"{stage}.py"), *arguments]
+    status = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.argv = argv
+    return Ended(status, out.getvalue(), err.getvalue())
