@@ -44,6 +44,11 @@ def run_context() -> RunContext:
     return RunContext(folder, group, choices, tuple(hydra.overrides.task), multirun)
 
 
+def group_of(folder: Path) -> str:
+    """The group of a run made before: its multirun's name, or its own."""
+    return folder.parent.name if (folder.parent / "multirun.yaml").is_file() else folder.name
+
+
 def arm_of(cfg: DictConfig, context: RunContext, keys: Sequence[str]) -> dict[str, Any]:
     """What tells this run from others but for the seed: the named groups and values, and every further override."""
     arm: dict[str, Any] = {}

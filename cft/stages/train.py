@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from cft.checkpoints import load_checkpoint
 from cft.config import ConfigError, build, redacted
 from cft.counterfactual import Judge
 from cft.data import AnnotatedDataModule
+from cft.epoch_seed import SeedEachEpoch
 from cft.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive
-from cft.loggers import RunFacts
+from cft.loggers import RunFacts, close_loggers
 from cft.masks import Critical
 from cft.models import (
     eos_ids,
@@ -31,12 +32,14 @@ from cft.models import (
 )
 from cft.module import CausalLMModule
 from cft.progress import console, progress
+from cft.quiet import quiet_libraries
 from cft.runs import (
     CONFIG,
     EXPORT,
     RunContext,
     arm_of,
     as_metrics,
+    group_of,
     run_context,
     save_config,
     write_results,
@@ -54,6 +57,7 @@ _FREE_ON_RESUME = ("resume", "trainer.max_epochs", "trainer.enable_progress_bar"
 
 def train(cfg: DictConfig) -> float:
     """Greedy test accuracy (0-1) of the best epoch, NaN without evaluation problems; for sweepers."""
+    quiet_libraries()
     context = run_context()
     folder = Path(cfg.resume) if cfg.resume else context.folder
     if cfg.resume:
@@ -63,13 +67,13 @@ def train(cfg: DictConfig) -> float:
     with exclusive(folder) if first else nullcontext():
         if first:
             save_config(folder, cfg)
-        exit_code = 1
+        failed = True
         try:
             accuracy = _train(cfg, context, folder)
-            exit_code = 0
+            failed = False
             return accuracy
         finally:
-            _close_wandb(exit_code)
+            close_loggers(failed=failed)
 
 
 def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
@@ -204,18 +208,20 @@ def _fit(
     make_solver: Any,
 ) -> tuple[pl.Trainer, dict[str, Any]]:
     arm = arm_of(cfg, context, ARM_KEYS)
+    checkpoints = folder / "checkpoints"
+    last = checkpoints / "last.ckpt" if cfg.resume else None
     run = RunFacts(
         folder,
         name=f"{arm['model']}-{arm['mask']}-{arm['weighting']}-seed{cfg.seed}",
-        group=context.group,
+        group=group_of(folder) if cfg.resume else context.group,
         job_type="train",
-        tags=[f"mask:{arm['mask']}", f"weighting:{arm['weighting']}", f"model:{arm['model']}"],
+        tags=(f"mask:{arm['mask']}", f"weighting:{arm['weighting']}", f"model:{arm['model']}"),
         config=redacted(cfg),
+        resumed_at=load_checkpoint(last)["global_step"] if last else 0,
     )
-    checkpoints = folder / "checkpoints"
     callbacks = {name: build(node)(checkpoints) for name, node in cfg.callbacks.items()}
     with progress("Training", total=1) as bar:
-        extra: list[Any] = [ShowProgress(bar)]
+        extra: list[Any] = [SeedEachEpoch(cfg.seed), ShowProgress(bar)]
         if validation_problems:
             extra.append(GreedyAccuracy(validation_problems, make_solver, max_new_tokens=cfg.evaluation.max_new_tokens))
         trainer: pl.Trainer = build(cfg.trainer)(
@@ -223,13 +229,8 @@ def _fit(
             callbacks=[*extra, *callbacks.values()],
             default_root_dir=folder,
         )
-        last = checkpoints / "last.ckpt"
-        if cfg.resume and not last.is_file():
-            raise ConfigError(
-                f"resume={cfg.resume}: no {last}; the run ended before its first epoch did, start it anew"
-            )
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=last if cfg.resume else None, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
             raise (KeyboardInterrupt if trainer.interrupted else stop) from None
     return trainer, callbacks
@@ -252,7 +253,7 @@ def _load_best(module: CausalLMModule, best: Any) -> int:
             f"callbacks.best.monitor={best.monitor}: no finite value of it was logged in any epoch, so there is no best "
             "one; choose another metric, or look for a loss that is not finite in metrics.csv"
         )
-    checkpoint = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+    checkpoint = load_checkpoint(Path(best.best_model_path))
     module.load_state_dict(checkpoint["state_dict"])
     return int(checkpoint["epoch"])
 
@@ -280,13 +281,3 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(plain, dict):
         return {prefix: plain}
     return {k: v for key, item in plain.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
-
-
-def _close_wandb(exit_code: int) -> None:
-    """Jobs of a multirun share the process: without this the next job would write into this one's run."""
-    import sys
-
-    if "wandb" in sys.modules:
-        import wandb
-
-        wandb.finish(exit_code=exit_code)
