@@ -96,7 +96,9 @@ class Reader:
         return name in self.loader.list_groups(parent) or bool(self.options(key))
 
     def options(self, group: str) -> list[str]:
-        return self.loader.get_group_options(group, results_filter=ObjectType.CONFIG, overrides=self.search_path)
+        own = self.loader.get_group_options(group, results_filter=ObjectType.CONFIG, overrides=self.search_path)
+        nested = self.loader.get_group_options(group, results_filter=ObjectType.GROUP, overrides=self.search_path)
+        return [*own, *(f"{folder}/{option}" for folder in nested for option in self.options(f"{group}/{folder}"))]
 
     def existing_options(self, item: Item, *, choices: Collection[str], stage: str) -> Item | None:
         """The item with those of its values that name an option, None if none does. choices: the stage's groups."""
