@@ -28,6 +28,7 @@ from cft.models import (
     weights_hash,
 )
 from cft.progress import Bar, console, progress
+from cft.quiet import quiet_libraries
 from cft.store import AnnotationStore, check_name
 from cft.threads import fit_threads
 from cft.types import Budget, Completion, Problem
@@ -40,6 +41,7 @@ RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison o
 
 def annotate(cfg: DictConfig) -> Path:
     """Run or resume the annotation `cfg` describes; returns the store's folder."""
+    quiet_libraries()
     store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
     splits = build(cfg.data)
     problems = splits.of(cfg.split)

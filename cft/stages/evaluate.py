@@ -24,6 +24,7 @@ from cft.models import (
     tokenizer_hash,
 )
 from cft.progress import console
+from cft.quiet import quiet_libraries
 from cft.runs import EXPORT, RESULTS, arm_of, as_metrics, run_context, save_config, write_results
 from cft.threads import fit_threads
 from cft.verify import verifier_fingerprint
@@ -34,6 +35,7 @@ ARM_KEYS = ("model",)
 
 def evaluate(cfg: DictConfig) -> float:
     """Greedy accuracy, 0-1. Writes the run folder's results.json and samples.parquet."""
+    quiet_libraries()
     context = run_context()
     spec = build(cfg.model)
     trained: dict[str, Any] = {}
