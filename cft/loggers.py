@@ -123,6 +123,7 @@ def wandb_logger(
             f"wandb sync {run.folder / 'wandb'}/offline-run-*",
             stacklevel=2,
         )
+        wandb.teardown()  # its service still holds the run id
         for half_open in (run.folder / "wandb").glob("run-*"):
             shutil.rmtree(half_open, ignore_errors=True)
         return opened("offline")
