@@ -1,0 +1,119 @@
+"""Critical Token Fine-tuning from start to end on the model that ships with the package: `make demo`.
+
+    1. annotate   new problems are solved live and every token of the right solutions is put to the test
+    2. train      SFT, CFT and a random mask of the same density, 3 seeds each, on the shipped annotation
+    3. evaluate   every model on the same unseen test problems, beside the untrained one
+    4. report     table, figure, coloured transcripts: outputs/demo/report.html
+
+Every step is one of the commands that a user would type; they are printed as they run. Two processes share the nine
+trainings, so that two cores are busy.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from cft.progress import console, progress
+
+OUT = Path("outputs/demo")
+ARMS = ("sft", "cft", "random")
+SEEDS = (0, 1, 2)
+BUDGET = ("data.max_rows=600", "validation.problems=100", "evaluation.problems=250", "evaluation.num_samples=4")
+# Two processes, nine jobs of about the same length: 5 + 4.
+SHARES = (
+    ((("sft", "cft"), (0, 1)),),
+    ((("random",), (0, 1, 2)), (("sft", "cft"), (2,))),
+)
+
+
+def main() -> None:
+    started = time.monotonic()
+    shutil.rmtree(OUT, ignore_errors=True)
+    step("1. Annotate, live: 60 problems that the shipped annotation does not hold")
+    run("annotate.py", "data.seed=1", "limit=60", "unit_size=20", "annotation=live", f"annotations_dir={OUT}/annotations")
+    step("2. Train, on the shipped annotation (2,191 responses, made by the same command): 3 strategies x 3 seeds")
+    train_all()
+    step("3. Evaluate the untrained model on the same test problems")
+    run("evaluate.py", "limit=250", "num_samples=4", f"hydra.run.dir={OUT}/base")
+    step("4. Report")
+    run(
+        "-m",
+        "cft.report",
+        f"{OUT}/base",
+        f"{OUT}/runs",
+        f"--out={OUT}",
+        "--annotation=live",
+        f"--annotations-dir={OUT}/annotations",
+        "--title=Critical Token Fine-tuning: demo",
+    )
+    console.print(f"The demo took {time.monotonic() - started:.0f} s. Open {OUT}/report.html in a browser.")
+
+
+def step(title: str) -> None:
+    console.rule(f"[bold]{title}", align="left")
+
+
+def run(*arguments: str) -> None:
+    """One command in the foreground; the demo ends with its exit status if it fails."""
+    console.print(f"$ python {shlex.join(arguments)}", style="dim", markup=False, highlight=False)
+    done = subprocess.run([sys.executable, *arguments])
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def train_all() -> None:
+    """All trainings, two processes at a time; their output goes to log files, a bar counts finished runs."""
+    (OUT / "runs").mkdir(parents=True)
+    with ThreadPoolExecutor(len(SHARES)) as pool, progress("Training", total=len(ARMS) * len(SEEDS)) as bar:
+        workers = [pool.submit(train_share, number, share) for number, share in enumerate(SHARES)]
+        finished: set[Path] = set()
+        while not (all(worker.done() for worker in workers) and finished >= results()):
+            for path in sorted(results() - finished):
+                finished.add(path)
+                bar.advance(facts=f"last: {path.parent.name}")
+            if any(failed(worker) for worker in workers):
+                break
+            time.sleep(0.5)
+    for worker in workers:
+        worker.result()
+
+
+def failed(worker: Future[None]) -> bool:
+    return worker.done() and worker.exception() is not None
+
+
+def results() -> set[Path]:
+    return set((OUT / "runs").glob("*/*/results.json"))
+
+
+def train_share(number: int, share: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]) -> None:
+    for part, (arms, seeds) in enumerate(share):
+        arguments = [
+            "train.py",
+            "-m",
+            "experiment=" + ",".join(f"tiny_arith_{arm}" for arm in arms),
+            "seed=" + ",".join(map(str, seeds)),
+            *BUDGET,
+            f"hydra.sweep.dir={OUT}/runs/{number}{part}",
+            "hydra.sweep.subdir=${hydra:runtime.choices.mask}-seed${seed}",
+        ]
+        console.print(f"$ python {shlex.join(arguments)}", style="dim", markup=False, highlight=False)
+        log = OUT / "runs" / f"{number}{part}.log"
+        with log.open("w") as handle:
+            done = subprocess.run([sys.executable, *arguments], stdout=handle, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise SystemExit(f"training failed (exit status {done.returncode}); the end of {log}:\n" + tail(log))
+
+
+def tail(log: Path, *, lines: int = 15) -> str:
+    return "\n".join(log.read_text().splitlines()[-lines:])
+
+
+if __name__ == "__main__":
+    main()
