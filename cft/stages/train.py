@@ -16,7 +16,7 @@ from cft.checkpoints import load_checkpoint
 from cft.config import ConfigError, build, redacted
 from cft.counterfactual import Judge
 from cft.data import AnnotatedDataModule
-from cft.epoch_seed import SeedEachEpoch
+from cft.device import place
 from cft.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive
 from cft.loggers import RunFacts, close_loggers
@@ -44,7 +44,7 @@ from cft.runs import (
     save_config,
     write_results,
 )
-from cft.threads import fit_threads
+from cft.step_seed import SeedEachStep
 from cft.types import Problem
 from cft.validation import GreedyAccuracy, ShowProgress
 from cft.verify import verifier_fingerprint
@@ -80,29 +80,24 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     spec, prompt, verifier = build(cfg.model), build(cfg.prompt), build(cfg.verifier)
     tokenizer = load_tokenizer(spec)
-    tokenizer_sha256 = tokenizer_hash(tokenizer)
+    prompting = {
+        "tokenizer": tokenizer_hash(tokenizer),
+        "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
+    }
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),
         Critical(num_alternatives=cfg.probe.critical_alternatives),
         cfg.annotations_dir,
-        tokenizer_sha256,
+        prompting["tokenizer"],
         cfg.seed,
     )
-    prompting = {
-        "tokenizer": tokenizer_sha256,
-        "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
-    }
-    if data.manifest["fingerprint"]["prompt"] != prompting["prompt"]:
-        raise ConfigError(
-            f"prompt: {data.store.folder} was annotated with another prompt or chat template "
-            f"({data.manifest['fingerprint']['prompt']}) than this run uses ({prompting['prompt']}); set prompt=... as in "
-            "the annotation, or annotate again"
-        )
+    _require_same_prompt(data, prompting)
     _require_metric(cfg.callbacks.best.monitor, data)
-    validation_problems, test_problems, benchmark_name = _problems(cfg)
+    validation_problems, test_problems, benchmark = _problems(cfg)
     model = load_causal_lm(spec)
     require_plain_attention(model)
-    fit_threads(model)
+    device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
+    place(model, device=device)
     module = CausalLMModule(
         model,
         build(cfg.loss)(build(cfg.weighting)),
@@ -133,20 +128,22 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
         seconds = time.monotonic() - started
         if not trainer.is_global_zero:
             return float("nan")
-        best_epoch = _load_best(module, callbacks["best"])
+        best = callbacks["best"]
+        best_epoch = _load_best(module, best)
         model.eval()
         export(model, tokenizer, folder=folder / EXPORT)
+        place(model, device=device)  # Lightning leaves it on the CPU
         results: dict[str, Any] = {
             "schema": 1,
             "stage": "train",
             "run": folder.name,
             "arm": arm_of(cfg, context, ARM_KEYS),
             "seed": cfg.seed,
-            "benchmark": benchmark_name,
+            "benchmark": benchmark,
             "split": "test",
             "problems": len(test_problems),
             "best_epoch": best_epoch,
-            "best_validation": {"metric": cfg.callbacks.best.monitor, "value": _best_score(callbacks["best"])},
+            "best_validation": {"metric": best.monitor, "value": float(best.best_model_score)},
             "train_seconds": round(seconds, 2),
             "eligible_fraction": facts["eligible_fraction"],
             "data": {
@@ -162,30 +159,43 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
             },
             "base": None,
         }
-        request = SampleRequest(
-            cfg.evaluation.num_samples,
-            cfg.evaluation.temperature,
-            cfg.evaluation.top_p,
-            cfg.evaluation.seed,
-            cfg.evaluation.max_new_tokens,
-        )
-        results["evaluation"] = {**dataclasses.asdict(request), "verifier": verifier_fingerprint(verifier)}
-        results |= {"metrics": {}, "per_problem": {"id": [], "correct": []}}
-        accuracy = float("nan")
-        if test_problems:
-            samples = make_solver().solve(test_problems, request=request, title="Evaluating")
-            intervals, per_problem = summarise(samples, seed=cfg.evaluation.seed)
-            results |= {"metrics": as_metrics(intervals), "per_problem": per_problem}
-            write_samples(folder / "samples.parquet", samples, tokenizer)
-            accuracy = intervals["eval/accuracy"].value
-            for logger in trainer.loggers:
-                logger.log_metrics({name: i.value for name, i in intervals.items()}, step=trainer.global_step)
-                logger.save()
-        write_results(folder, results)
+        results |= _evaluated(cfg, folder, make_solver(), test_problems, trainer)
+        results["evaluation"]["verifier"] = verifier_fingerprint(verifier)
+    write_results(folder, results)
+    accuracy = results["metrics"].get("eval/accuracy", {}).get("value", float("nan"))
     console.print(
         f"Done in {seconds:.0f} s: best epoch {best_epoch + 1}, test accuracy {accuracy:.3f}; export: {folder / EXPORT}"
     )
     return accuracy
+
+
+def _evaluated(
+    cfg: DictConfig, folder: Path, solver: Solver, problems: tuple[Problem, ...], trainer: pl.Trainer
+) -> dict[str, Any]:
+    """The entries of results.json that come of the test problems; every response goes to samples.parquet."""
+    settings = cfg.evaluation
+    request = SampleRequest(
+        settings.num_samples, settings.temperature, settings.top_p, settings.seed, settings.max_new_tokens
+    )
+    entries: dict[str, Any] = {"evaluation": dataclasses.asdict(request)}
+    if not problems:
+        return {**entries, "metrics": {}, "per_problem": {"id": [], "correct": []}}
+    samples = solver.solve(problems, request=request, title="Evaluating")
+    intervals, per_problem = summarise(samples, seed=settings.seed)
+    write_samples(folder / "samples.parquet", samples, solver.tokenizer)
+    for logger in trainer.loggers:
+        logger.log_metrics({name: i.value for name, i in intervals.items()}, step=trainer.global_step)
+        logger.save()
+    return {**entries, "metrics": as_metrics(intervals), "per_problem": per_problem}
+
+
+def _require_same_prompt(data: AnnotatedDataModule, prompting: dict[str, Any]) -> None:
+    annotated = data.manifest["fingerprint"]["prompt"]
+    if annotated != prompting["prompt"]:
+        raise ConfigError(
+            f"prompt: {data.store.folder} was annotated with another prompt or chat template ({annotated}) than this run "
+            f"uses ({prompting['prompt']}); set prompt=... as in the annotation, or annotate again"
+        )
 
 
 def _problems(cfg: DictConfig) -> tuple[tuple[Problem, ...], tuple[Problem, ...], str]:
@@ -221,7 +231,7 @@ def _fit(
     )
     callbacks = {name: build(node)(checkpoints) for name, node in cfg.callbacks.items()}
     with progress("Training", total=1) as bar:
-        extra: list[Any] = [SeedEachEpoch(cfg.seed), ShowProgress(bar)]
+        extra: list[Any] = [SeedEachStep(cfg.seed), ShowProgress(bar)]
         if validation_problems:
             extra.append(GreedyAccuracy(validation_problems, make_solver, max_new_tokens=cfg.evaluation.max_new_tokens))
         trainer: pl.Trainer = build(cfg.trainer)(
@@ -256,10 +266,6 @@ def _load_best(module: CausalLMModule, best: Any) -> int:
     checkpoint = load_checkpoint(Path(best.best_model_path))
     module.load_state_dict(checkpoint["state_dict"])
     return int(checkpoint["epoch"])
-
-
-def _best_score(best: Any) -> float:
-    return float(best.best_model_score)
 
 
 def _require_same_config(folder: Path, cfg: DictConfig) -> None:

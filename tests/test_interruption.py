@@ -1,0 +1,202 @@
+"""kill -9 at named points (tests/kill_driver.py), then the same command: what comes out equals an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cft.checkpoints import load_checkpoint
+from cft.store import AnnotationStore, table_hash
+from tests.conftest import ROOT
+from tests.entry import FIT_ONLY, SHORT, run
+from tests.test_store import flip, same, truncate
+
+# Three units; four of six problems are in the first two.
+ANNOTATE = (*SHORT, "unit_size=2", "annotation=a", "annotations_dir=annotations")
+# Steps of one row, dropout in the adapters: the weights show every draw and every step.
+TRAIN = (
+    "data.annotation=a",
+    "annotations_dir=annotations",
+    *FIT_ONLY,
+    "data.batch_size=1",
+    "trainer.max_epochs=3",
+    "model/lora=default",
+    "model.lora.dropout=0.3",
+)
+
+
+def killed(point: str, stage: str, *arguments: str, folder: Path) -> None:
+    """Run a stage in `folder` until it dies at `point`."""
+    command = [sys.executable, str(ROOT / "tests" / "kill_driver.py"), point, stage, *arguments]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == -signal.SIGKILL, ended.stdout + ended.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an annotation and a training run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for ended in (run("annotate", *ANNOTATE), run("train", *TRAIN, "hydra.run.dir=run")):
+            assert ended.status == 0, ended.text
+    return folder
+
+
+def counts_and_tokens(store: AnnotationStore) -> list[dict[str, object]]:
+    """Counts and compute of the units, without what a clock measured."""
+    return [
+        {
+            "counts": record["counts"],
+            "tokens": {k: v for k, v in record["compute"].items() if not k.endswith("seconds")},
+        }
+        for record in store.units().values()
+    ]
+
+
+@pytest.mark.parametrize(
+    "point, committed",
+    [
+        pytest.param("generating", 1, marks=pytest.mark.slow),
+        pytest.param("appending", 1, marks=pytest.mark.slow),
+        ("committing", 1),
+    ],
+)
+def test_an_annotation_killed_and_resumed_equals_an_uninterrupted_one(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, committed: int
+) -> None:
+    killed(point, "annotate", *ANNOTATE, folder=tmp_path)
+    store, uninterrupted = AnnotationStore(tmp_path / "annotations" / "a"), AnnotationStore(whole / "annotations" / "a")
+    assert len(store.units()) == committed
+    assert store.manifest()["finished"] is False
+    monkeypatch.chdir(tmp_path)
+    ended = run("annotate", *ANNOTATE)
+    assert ended.status == 0, ended.text
+    assert f"{committed} of 3 units are there already" in ended.text
+    assert table_hash(store.rows()) == table_hash(uninterrupted.rows())
+    same(store.rows(), uninterrupted.rows(), atol=1e-4)
+    assert store.problems() == uninterrupted.problems()
+    assert counts_and_tokens(store) == counts_and_tokens(uninterrupted)
+    assert store.manifest()["counts"] == uninterrupted.manifest()["counts"]
+    # Nothing twice, and nothing left over.
+    for kind in ("rows", "problems", "units"):
+        assert len(list((store.folder / kind).iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_a_kill_between_a_replaced_unit_and_its_old_shards(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole / "annotations", tmp_path / "annotations")
+    killed("replacing", "annotate", *ANNOTATE, "num_alternatives=3", folder=tmp_path)
+    store = AnnotationStore(tmp_path / "annotations" / "a")
+    assert len(list((store.folder / "rows").iterdir())) == 4  # the old shard of the second unit is still there
+    monkeypatch.chdir(tmp_path)
+    assert run("annotate", *ANNOTATE, "num_alternatives=3").status == 0
+    fresh = run("annotate", *ANNOTATE, "num_alternatives=3", "annotation=b")
+    assert fresh.status == 0
+    same(store.rows(), AnnotationStore(tmp_path / "annotations" / "b").rows(), atol=1e-4)
+    assert len(list((store.folder / "rows").iterdir())) == 3
+
+
+# ---- training
+
+
+def end_state(run_folder: Path) -> dict[str, object]:
+    """All that training leaves behind, but for times and names."""
+    last = load_checkpoint(run_folder / "checkpoints" / "last.ckpt")
+    results = json.loads((run_folder / "results.json").read_text())
+    return {
+        "exported": {path.name: path.read_bytes() for path in (run_folder / "export").iterdir()},
+        "weights": {name: tensor.numpy().tobytes() for name, tensor in last["state_dict"].items()},
+        "optimizer": {
+            (i, name): tensor.numpy().tobytes()
+            for i, state in last["optimizer_states"][0]["state"].items()
+            for name, tensor in state.items()
+        },
+        "steps": (last["epoch"], last["global_step"]),
+        "metrics": (run_folder / "metrics.csv").read_text().splitlines(),
+        "results": {k: v for k, v in results.items() if k not in ("train_seconds", "run")},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["epoch_begun", "epoch_validated", "checkpoint_half_written"])
+def test_a_training_killed_and_resumed_ends_in_the_same_bits(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    shutil.copytree(whole / "annotations", tmp_path / "annotations")
+    killed(point, "train", *TRAIN, "hydra.run.dir=run", folder=tmp_path)
+    assert not (tmp_path / "run" / "results.json").exists()
+    monkeypatch.chdir(tmp_path)
+    ended = run("train", *TRAIN, "resume=run")
+    assert ended.status == 0, ended.text
+    ours, theirs = end_state(tmp_path / "run"), end_state(whole / "run")
+    for part in theirs:
+        assert ours[part] == theirs[part], part
+
+
+@pytest.fixture
+def copied_run(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(whole, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy" / "run"
+
+
+def test_a_run_is_not_resumed_under_another_configuration(copied_run: Path) -> None:
+    ended = run("train", *TRAIN, "resume=run", "optimizer.lr=0.5", "mask=all")
+    assert ended.status == 2
+    assert "Traceback" not in ended.text
+    assert "optimizer.lr: then 0.0001, now 0.5" in ended.text
+    assert "mask._target_: then 'cft.masks.Critical', now 'cft.masks.All'" in ended.text
+    assert "seed:" not in ended.text
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_a_damaged_checkpoint_is_not_resumed_from(copied_run: Path, damage: object) -> None:
+    path = copied_run / "checkpoints" / "last.ckpt"
+    damage(path)  # type: ignore[operator]
+    ended = run("train", *TRAIN, "resume=run", "trainer.max_epochs=4")
+    assert ended.status == 2
+    assert "Traceback" not in ended.text
+    assert "run/checkpoints/last.ckpt: damaged" in ended.text
+
+
+def test_what_cannot_be_resumed_says_why(copied_run: Path) -> None:
+    ended = run("train", *TRAIN, "resume=elsewhere")
+    assert ended.status == 2
+    assert "resume=elsewhere: no elsewhere/config.yaml" in ended.text
+    (copied_run / "checkpoints" / "last.ckpt").unlink()
+    ended = run("train", *TRAIN, "resume=run")
+    assert ended.status == 2
+    assert "ended before its first epoch did" in ended.text
+
+
+def test_ctrl_c_says_how_to_go_on(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal as signals
+
+    from cft.annotator import Annotator
+    from cft.module import CausalLMModule
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    handler = signals.getsignal(signals.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Annotator, "fresh", interrupt)
+        ended = run("annotate", *ANNOTATE, "limit=6", "annotation=new one".replace(" ", "-"))
+    assert ended.status == 130
+    assert "go on with the same command: python annotate.py data.max_steps=2" in ended.text
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalLMModule, "on_train_epoch_end", interrupt)
+        ended = run("train", *TRAIN, "hydra.run.dir=second run")
+        signals.signal(signals.SIGINT, handler)  # Lightning leaves it ignored
+    assert ended.status == 130
+    assert "Interrupted." in ended.text
+    assert "Traceback" not in ended.text
