@@ -77,6 +77,7 @@ class AnnotateConfig:
     responses: Literal["solve", "given"] = MISSING
     unit_size: int = MISSING
     replay_fraction: float = MISSING
+    device: Literal["auto", "cpu", "cuda"] = MISSING
     verify: Verify = field(default_factory=Verify)
     allow_targets: list[str] = field(default_factory=list)
 
@@ -123,6 +124,7 @@ class EvaluateConfig:
     temperature: float = MISSING
     top_p: float = MISSING
     max_new_tokens: int = MISSING
+    device: Literal["auto", "cpu", "cuda"] = MISSING
     verify: Verify = field(default_factory=Verify)
     allow_targets: list[str] = field(default_factory=list)
 

@@ -213,9 +213,8 @@ class AnnotationStore:
         sink = pa.BufferOutputStream()
         floats, others = _leaves(table.schema)
         # Floats of a kind share their high bytes: splitting bytes by place makes the whole file a third smaller.
-        pq.write_table(
-            table, sink, compression="zstd", compression_level=9, use_dictionary=others, use_byte_stream_split=floats
-        )
+        encoding: dict[str, Any] = {"use_dictionary": others, "use_byte_stream_split": floats}  # lists of columns
+        pq.write_table(table, sink, compression="zstd", compression_level=9, **encoding)
         data = sink.getvalue().to_pybytes()
         digest = hashlib.sha256(data).hexdigest()
         name = f"{unit:05d}.{digest[:12]}.parquet"

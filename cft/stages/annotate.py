@@ -16,6 +16,7 @@ from rich.table import Table
 from cft.annotator import Annotator, Solved, tally_counts
 from cft.config import ConfigError, build, redacted
 from cft.counterfactual import Judge
+from cft.device import place
 from cft.files import sha256_json
 from cft.masks import critical_fraction
 from cft.models import (
@@ -30,7 +31,6 @@ from cft.models import (
 from cft.progress import Bar, console, progress
 from cft.quiet import quiet_libraries
 from cft.store import AnnotationStore, check_name
-from cft.threads import fit_threads
 from cft.types import Budget, Completion, Problem
 from cft.verify import verifier_fingerprint
 from cft.verify_pool import VerifierPool
@@ -55,7 +55,7 @@ def annotate(cfg: DictConfig) -> Path:
     spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
     require_plain_attention(model)
-    fit_threads(model)
+    place(model, device=cfg.device)
     eos = eos_ids(model, tokenizer)
     fingerprint = {
         "model": {"path": spec.path, "revision": spec.revision, "weights": weights_hash(model), "dtype": spec.dtype},
@@ -275,9 +275,11 @@ def _print_summary(store: AnnotationStore, annotator: Annotator) -> None:
         )
     console.print(table)
     if not rows:
+        cut_off = statuses.get("cut off", 0) + statuses.get("near limit", 0)
         console.print(
-            "No response was both finished and right, so there is nothing to annotate and nothing to train on. Take "
-            "easier problems (data=...), a stronger model (model=...), or annotate the data's own solutions "
+            "No response was both finished and right, so there is nothing to annotate and nothing to train on. "
+            + (f"{cut_off} were cut off: raise max_new_tokens={annotator.budget.max_new_tokens}. " if cut_off else "")
+            + "Take easier problems (data=...), a stronger model (model=...), or annotate the data's own solutions "
             "(responses=given)."
         )
         return

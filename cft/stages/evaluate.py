@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cft.config import ConfigError, build
 from cft.counterfactual import Judge
+from cft.device import place
 from cft.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.metrics import Interval
 from cft.models import (
@@ -26,7 +27,6 @@ from cft.models import (
 from cft.progress import console
 from cft.quiet import quiet_libraries
 from cft.runs import EXPORT, RESULTS, arm_of, as_metrics, run_context, save_config, write_results
-from cft.threads import fit_threads
 from cft.verify import verifier_fingerprint
 from cft.verify_pool import VerifierPool
 
@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> float:
     )
     model = load_causal_lm(spec)
     require_plain_attention(model)
-    fit_threads(model)
+    place(model, device=cfg.device)
     request = SampleRequest(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed, cfg.max_new_tokens)
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
