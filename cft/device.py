@@ -31,6 +31,6 @@ def place(model: PreTrainedModel, *, device: Device) -> None:
             "device=cuda: torch sees no CUDA device; use device=auto or device=cpu, or install a CUDA build"
         )
     chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    model.to(torch.device(chosen))
+    torch.nn.Module.to(model, chosen)
     if chosen == "cpu" and model.num_parameters() < SMALL_MODEL_PARAMETERS:
         torch.set_num_threads(1)
