@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -160,6 +161,16 @@ def test_a_model_with_another_tokenizer(made: Path, tiny_folder: Path) -> None:
 def test_another_prompt_than_the_annotation_s(made: Path) -> None:
     ended = run("train", "data.annotation=a", f"annotations_dir={made}", "prompt=plain", *FIT_ONLY)
     refused(ended, f"{made}/a was annotated with another prompt", "set prompt=... as in the annotation")
+
+
+def test_an_unfinished_annotation_is_trained_on_with_a_note(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "a", tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps({**manifest, "finished": False}))
+    for annotation, noted in ((made / "a", False), (tmp_path / "b", True)):
+        ended = run("train", f"data.annotation={annotation}", *FIT_ONLY, "trainer.max_epochs=1")
+        assert ended.status == 0, ended.text
+        assert ("is unfinished" in ended.text) == noted
 
 
 def test_complete_without_an_annotation_to_complete() -> None:

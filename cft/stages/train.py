@@ -91,6 +91,11 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
         prompting["tokenizer"],
         cfg.seed,
     )
+    if not data.manifest.get("finished", True):
+        console.print(
+            f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
+            "The annotate.py command that made it completes it."
+        )
     _require_same_prompt(data, prompting)
     _require_metric(cfg.callbacks.best.monitor, data)
     validation_problems, test_problems, benchmark = _problems(cfg)
