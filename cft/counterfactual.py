@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cft.errors import BadValue
 from cft.spans import decode
 from cft.types import (
     GREEDY,
@@ -101,7 +102,7 @@ def alternatives(
         excluded = eos if own in eos else {own}
         chosen = [j for j, token in enumerate(top.top_ids_RK[t].tolist()) if token not in excluded][:k]
         if len(chosen) < k:
-            raise ValueError(
+            raise BadValue(
                 f"num_alternatives={k}: only {len(chosen)} other tokens among the {len(top.top_ids_RK[t])}"
             )
         ids_RK[t] = top.top_ids_RK[t, chosen]
@@ -262,7 +263,7 @@ def stored_evidence(row: AnnotatedResponse, *, alt_ids_RK: NDArray[np.int32]) ->
     """
     stored_k, k = row.alt_ids.shape[1], alt_ids_RK.shape[1]
     if not np.array_equal(row.alt_ids, alt_ids_RK[:, :stored_k]):
-        raise ValueError(
+        raise BadValue(
             f"response {row.response_id}: the model ranks other alternatives than the stored ones; the annotation was "
             "made with other weights, precision or tokenizer. Annotate anew under another name."
         )

@@ -8,3 +8,7 @@ class UserError(Exception):
 
     It says what was found, what was expected and the remedy. The entry points print it (`cft/entry.py`).
     """
+
+
+class BadValue(UserError, ValueError):
+    """An option or input of a value that cannot be used; for modules without an error class of their own."""

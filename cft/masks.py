@@ -54,7 +54,7 @@ class Critical:
         cut_off: Literal["wrong", "not_wrong"] = "wrong",
     ) -> None:
         if num_alternatives < 1:
-            raise ValueError(f"mask.num_alternatives: expected at least 1, found {num_alternatives}")
+            raise MaskError(f"mask.num_alternatives: expected at least 1, found {num_alternatives}")
         self.num_alternatives = num_alternatives
         self.rule = rule
         self.cut_off = cut_off
@@ -129,7 +129,7 @@ class Prefix:
 
     def __init__(self, *, num_tokens: int) -> None:
         if num_tokens < 1:
-            raise ValueError(f"mask.num_tokens: expected at least 1, found {num_tokens}")
+            raise MaskError(f"mask.num_tokens: expected at least 1, found {num_tokens}")
         self.num_tokens = num_tokens
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
@@ -145,7 +145,7 @@ class AnswerSpan:
         try:
             self.pattern = re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"mask.pattern: not a regular expression ({error}): {pattern!r}") from error
+            raise MaskError(f"mask.pattern: not a regular expression ({error}): {pattern!r}") from error
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         matches = list(self.pattern.finditer(row.response))

@@ -26,6 +26,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from cft.errors import BadValue
 from cft.loss import LossSum, Objective, eligible_tokens, token_statistics
 from cft.types import TokenBatch
 
@@ -83,7 +84,7 @@ class SelectiveLM(nn.Module):
         self.model.train(was_training)
         difference = float((ours - theirs).abs().max())
         if difference > HEAD_TOLERANCE * max(1.0, float(theirs.abs().max())):
-            raise ValueError(
+            raise BadValue(
                 f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from head(backbone), so it "
                 "scales or caps them; training it here would optimise something else. Use a model without such a step."
             )

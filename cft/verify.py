@@ -28,6 +28,7 @@ from cft.answers import (
     read_number,
     same_number,
 )
+from cft.errors import BadValue
 from cft.types import Judgement, Verdict, Verifier
 
 MAX_NESTING = 32
@@ -129,7 +130,7 @@ class MultipleChoice:
 
     def __post_init__(self) -> None:
         if not self.choices.isalpha() or self.choices != self.choices.upper():
-            raise ValueError(f"verifier.choices: expected capital letters such as ABCDE, found {self.choices!r}")
+            raise BadValue(f"verifier.choices: expected capital letters such as ABCDE, found {self.choices!r}")
 
     def __call__(self, response: str, answer: str) -> Verdict:
         gold = self._letter(_gold(answer), whole=False)
@@ -176,9 +177,9 @@ class Regex:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"verifier.pattern: {self.pattern!r} is no regular expression: {error}") from error
+            raise BadValue(f"verifier.pattern: {self.pattern!r} is no regular expression: {error}") from error
         if self.compare not in ("text", "number"):
-            raise ValueError(f"verifier.compare: expected text or number, found {self.compare!r}")
+            raise BadValue(f"verifier.compare: expected text or number, found {self.compare!r}")
 
     def __call__(self, response: str, answer: str) -> Verdict:
         last = deque(re.finditer(self.pattern, response), maxlen=1)

@@ -188,6 +188,17 @@ def test_no_validation_row_to_choose_the_epoch_by(made: Path) -> None:
     refused(ended, "callbacks.best.monitor=val/loss", "0 validation rows", "raise data.validation_fraction")
 
 
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("verifier=regex verifier.pattern='(1'", "verifier.pattern: '(1' is no regular expression"),
+        ("num_alternatives=1000", "num_alternatives=1000: only"),
+    ],
+)
+def test_values_that_only_show_once_they_are_used(override: str, message: str) -> None:
+    refused(run("annotate", *SHORT, "annotation=b", *override.split(" ")), message)
+
+
 # ---- checkpoints
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cft.errors import UserError
 from cft.metrics import Interval, bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
 
 Scope = Literal["seeds and problems", "problems", "seeds", "one value"]
@@ -47,7 +48,7 @@ _CONDITIONS = frozenset(
 )
 
 
-class ReportError(ValueError):
+class ReportError(UserError, ValueError):
     """Results that cannot be read or compared; the message names the file or the arms, and the remedy."""
 
 
