@@ -81,6 +81,9 @@ def train(annotations: Path, *arguments: str) -> Ended:
 
 
 def offline_runs(folder: Path) -> list[Path]:
+    import wandb
+
+    wandb.teardown()  # the service writes the end of a file a moment after the run has ended
     return sorted(folder.glob("**/wandb/offline-run-*/*.wandb"), key=lambda path: path.parts)
 
 
