@@ -128,7 +128,10 @@ class CausalLMModule(pl.LightningModule):
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         if self._probe_due(batch_idx):
             with torch.no_grad():
-                self._log_probe("train", self._reduced(self.lm.probe(batch)))
+                values = _probe_values("train", self._reduced(self.lm.probe(batch)))
+            # Not self.log: Lightning would repeat the values on every step until the next probe.
+            for logger in self.loggers:
+                logger.log_metrics(values, step=self.global_step)
         loss = self.lm(batch)
         self._window += torch.stack([loss.sum.detach().double(), loss.count])
         return loss.sum
@@ -176,20 +179,15 @@ class CausalLMModule(pl.LightningModule):
         self._validation.zero_()
         if sums[1] > 0:
             self.log("val/loss", float(sums[0] / sums[1]), prog_bar=True)
-        self._log_probe("val", sums[2:])
-
-    def _log_probe(self, split: str, sums: Tensor) -> None:
-        nll_critical, entropy_critical, n_critical, nll_other, entropy_other, n_other = sums.tolist()
-        values = (
-            (nll_critical, n_critical),
-            (entropy_critical, n_critical),
-            (nll_other, n_other),
-            (entropy_other, n_other),
-        )
-        for name, (total, count) in zip(PROBE_NAMES, values, strict=True):
-            if count:
-                self.log(f"{split}/{name}", total / count)
+        self.log_dict(_probe_values("val", sums[2:]))
 
     def _reduced(self, sums: Tensor) -> Tensor:
         """Sum over all ranks, on every rank."""
         return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+
+
+def _probe_values(split: str, sums: Tensor) -> dict[str, float]:
+    """Means from the sums of SelectiveLM.probe; a group without tokens has none."""
+    (nll_critical, entropy_critical, critical), (nll_other, entropy_other, other) = sums.view(2, 3).tolist()
+    totals = ((nll_critical, critical), (entropy_critical, critical), (nll_other, other), (entropy_other, other))
+    return {f"{split}/{name}": total / n for name, (total, n) in zip(PROBE_NAMES, totals, strict=True) if n}

@@ -80,6 +80,7 @@ def run(
     data: list[TokenRow] | None = None,
     optimizer: Any = SGD,
     module_class: type[Recorder] = Recorder,
+    logger: Any = False,
 ) -> tuple[list[torch.Tensor | None], Recorder, pl.Trainer]:
     module = module_class(
         model=random_llama(spread=0.1),
@@ -96,7 +97,8 @@ def run(
         max_epochs=EPOCHS,
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
-        logger=False,
+        logger=logger,
+        log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

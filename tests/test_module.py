@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch.optim import Optimizer
 
 from cft.data import GlobalOrderSampler, collate
@@ -104,25 +106,27 @@ def test_a_step_without_eligible_tokens_moves_nothing() -> None:
         assert torch.equal(found, expected)
 
 
-def test_the_model_is_in_training_mode_and_metrics_are_split() -> None:
-    class Modes(Recorder):
-        modes: list[bool] = []  # noqa: RUF012 - shared on purpose: one run
+def test_the_model_is_in_training_mode() -> None:
+    modes: list[bool] = []
 
+    class Modes(Recorder):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            self.modes.append(self.lm.model.training)
+            modes.append(self.lm.model.training)
             return super().training_step(batch, batch_idx)
 
-    _, _, trainer = run(world=1, accumulate=4, batch=2, module_class=Modes)
-    assert Modes.modes
-    assert all(Modes.modes)
-    for name in (
-        "train/loss",
-        "train/loss_critical",
-        "train/entropy_critical",
-        "train/loss_other",
-        "train/entropy_other",
-    ):
-        assert torch.isfinite(trainer.callback_metrics[name])
+    run(world=1, accumulate=4, batch=2, module_class=Modes)
+    assert modes
+    assert all(modes)
+
+
+def test_training_metrics_are_split_every_n_steps_and_not_repeated(tmp_path: Path) -> None:
+    run(world=1, accumulate=4, batch=2, logger=CSVLogger(tmp_path, name="", version=""))
+    with (tmp_path / "metrics.csv").open() as handle:
+        logged = list(csv.DictReader(handle))
+    for name in ("loss_critical", "entropy_critical", "loss_other", "entropy_other"):
+        steps = [int(line["step"]) for line in logged if line[f"train/{name}"]]
+        assert steps == [0, 2], name  # probe_every_n_steps=2 of 4 steps
+    assert len([line for line in logged if line["train/loss"]]) == STEPS
 
 
 def test_one_small_step_changes_float32_weights() -> None:
