@@ -111,7 +111,7 @@ class Objective:
         """hidden_BTD: last hidden states. project: hidden [N, D] -> logits [N, V]."""
         eligible = eligible_tokens(batch, batch.weight_BT > 0)
         loss_N, logprob_N = self._token_losses(eligible.hidden(hidden_BTD), eligible.target_N, project)
-        with torch.no_grad():
+        with torch.no_grad():  # weights are constants to the gradient, whatever a weighting does
             scores = TokenScores(logprob_N, eligible.row_N, eligible.position_N)
             weight_N = eligible.weight_N * self.weighting(scores)
             if self.normalizer == "sequence":
@@ -128,11 +128,11 @@ class Objective:
         return count.to(device=batch.weight_BT.device, dtype=torch.float64)
 
     def _token_losses(self, hidden_ND: Tensor, target_N: Tensor, project: Projection) -> tuple[Tensor, Tensor]:
-        """([N] loss with gradient, [N] log-prob without)."""
+        """([N] loss, [N] log-prob of the token), both with gradient."""
 
         def of_chunk(hidden_CD: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
             logprob_CV = torch.log_softmax(project(hidden_CD).float(), dim=-1)
-            logprob_C = logprob_CV.detach().gather(1, target_C[:, None])[:, 0]
+            logprob_C = logprob_CV.gather(1, target_C[:, None])[:, 0]
             return self.token_loss(logprob_CV, target_C), logprob_C
 
         losses, logprobs = [], []

@@ -36,7 +36,14 @@ def main() -> None:
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
     step("1. Annotate, live: 60 problems that the shipped annotation does not hold")
-    run("annotate.py", "data.seed=1", "limit=60", "unit_size=20", "annotation=live", f"annotations_dir={OUT}/annotations")
+    run(
+        "annotate.py",
+        "data.seed=1",
+        "limit=60",
+        "unit_size=20",
+        "annotation=live",
+        f"annotations_dir={OUT}/annotations",
+    )
     step("2. Train, on the shipped annotation (2,191 responses, made by the same command): 3 strategies x 3 seeds")
     train_all()
     step("3. Evaluate the untrained model on the same test problems")

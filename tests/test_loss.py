@@ -145,7 +145,8 @@ def test_nothing_eligible_is_zero_and_every_parameter_takes_part() -> None:
         assert (float(loss.sum), float(loss.count)) == (0.0, 0.0)
         loss.sum.backward()
         for name, parameter in model.named_parameters():
-            assert parameter.grad is not None and (parameter.grad == 0).all(), name
+            assert parameter.grad is not None, name
+            assert (parameter.grad == 0).all(), name
         model.zero_grad()
 
 

@@ -1,0 +1,143 @@
+"""Do the tests bite? Typical mistakes are made one at a time in a copy of the project, and a named test must fail.
+
+python -m experiments.mutations            (about three minutes; exit 1 if a mistake goes unnoticed)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """Replace `old` by `new` in `file`; `test` must then fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = (
+    Mutation(
+        "labels shifted by one",
+        "cft/loss.py",
+        "return hidden_BTD[self.row_N, self.position_N - 1]",
+        "return hidden_BTD[self.row_N, self.position_N]",
+        "tests/test_loss.py::test_labels_are_the_next_token",
+    ),
+    Mutation(
+        "a mean of means",
+        "cft/module.py",
+        "return loss.sum\n",
+        "self._window[1] = 1.0\n        return loss.sum / loss.count.clamp(min=1).float()\n",
+        "tests/test_module.py::test_accumulation_equals_one_big_batch",
+    ),
+    Mutation(
+        "a dropped short window",
+        "cft/data.py",
+        "return -(-self.num_rows // (self.batch_size * self.world))",
+        "return self.num_rows // (self.batch_size * self.world)",
+        "tests/test_module.py::test_batches_conserve_every_token_and_weight",
+    ),
+    Mutation(
+        "a short window divided by the full one's micro-batches",
+        "cft/module.py",
+        "scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / count",
+        "scale = self.trainer.world_size / count * min(4, self.trainer.fit_loop.epoch_loop.batch_idx % 4 + 1)",
+        "tests/test_module.py::test_accumulation_equals_one_big_batch",
+    ),
+    Mutation(
+        "a random mask equal to the critical one",
+        "cft/masks.py",
+        "weights[chosen] = 1.0\n        return weights",
+        "return (self.like(row) > 0).astype(np.float32)",
+        "tests/test_masks.py::test_random_like_matches_the_count_row_by_row_and_differs_from_it",
+    ),
+    Mutation(
+        "a cut-off counted as right",
+        "cft/counterfactual.py",
+        "return Outcome.CUT_OFF",
+        "return Outcome.RIGHT",
+        "tests/test_counterfactual.py::test_ranks_are_tried_in_order_until_one_is_right",
+    ),
+    Mutation(
+        "a cut-off that never makes a token critical",
+        "cft/masks.py",
+        'if self.cut_off == "wrong":',
+        'if self.cut_off != "wrong":',
+        "tests/test_masks.py::test_critical_truth_table",
+    ),
+    Mutation(
+        "undecided counted as wrong",
+        "cft/masks.py",
+        "fails_RK = outcome_RK == Outcome.WRONG",
+        "fails_RK = (outcome_RK == Outcome.WRONG) | (outcome_RK == Outcome.UNDECIDED)",
+        "tests/test_masks.py::test_critical_truth_table",
+    ),
+    Mutation(
+        "zero gradients instead of none in a step without eligible tokens",
+        "cft/module.py",
+        "parameter.grad = None",
+        "parameter.grad = torch.zeros_like(parameter)",
+        "tests/test_module.py::test_a_step_without_eligible_tokens_moves_nothing",
+    ),
+    Mutation(
+        "the weighting lets gradient through",
+        "cft/loss.py",
+        "with torch.no_grad():  # weights",
+        "if True:  # weights",
+        "tests/test_loss.py::test_dft_gradient_is_its_closed_form_at_the_logits",
+    ),
+    Mutation(
+        "a limit that does not count the kept part",
+        "cft/rollout/batched.py",
+        "if stopped or len(ids[row]) - fork.trunk.prompt_len >= budget.max_new_tokens:",
+        "if stopped or len(ids[row]) - kept[row] >= budget.max_new_tokens:",
+        "tests/test_rollout.py::test_batched_equals_reference",
+    ),
+)
+
+
+def noticed(mutation: Mutation, copy: Path) -> bool:
+    """Whether the named test fails (and not merely cannot be run) with the mistake in place."""
+    path = copy / mutation.file
+    original = path.read_text(encoding="utf-8")
+    if original.count(mutation.old) != 1:
+        raise SystemExit(
+            f"{mutation.name}: {mutation.file} holds the line {original.count(mutation.old)} times, expected 1"
+        )
+    path.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", mutation.test]
+        environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    finally:
+        path.write_text(original, encoding="utf-8")
+    return done.returncode == 1 and " failed" in done.stdout
+
+
+def main() -> None:
+    unnoticed = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        ignore = shutil.ignore_patterns(".venv", ".git", "outputs", "*.egg-info", "__pycache__")
+        shutil.copytree(ROOT, copy, ignore=ignore)
+        for mutation in MUTATIONS:
+            bites = noticed(mutation, copy)
+            print(f"{'noticed  ' if bites else 'UNNOTICED'}  {mutation.name}  <-  {mutation.test}", flush=True)
+            unnoticed += [] if bites else [mutation.name]
+    raise SystemExit(1 if unnoticed else 0)
+
+
+if __name__ == "__main__":
+    main()
