@@ -102,9 +102,7 @@ def alternatives(
         excluded = eos if own in eos else {own}
         chosen = [j for j, token in enumerate(top.top_ids_RK[t].tolist()) if token not in excluded][:k]
         if len(chosen) < k:
-            raise BadValue(
-                f"num_alternatives={k}: only {len(chosen)} other tokens among the {len(top.top_ids_RK[t])}"
-            )
+            raise BadValue(f"num_alternatives={k}: only {len(chosen)} other tokens among the {len(top.top_ids_RK[t])}")
         ids_RK[t] = top.top_ids_RK[t, chosen]
         logprob_RK[t] = top.top_logprob_RK[t, chosen]
     return ids_RK, logprob_RK

@@ -466,3 +466,9 @@ def test_the_command_writes_the_report_and_says_what_is_wrong(
     assert "no such folder" in capsys.readouterr().err
     assert main([str(runs_folder), "--annotation", "not-there", "--annotations-dir", str(tmp_path)]) == 1
     assert "not-there" in capsys.readouterr().err
+
+
+def test_runs_of_which_none_was_evaluated_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", arm("all"), seed=0, correct=[], metrics={}, per_problem={"id": [], "correct": []})
+    with pytest.raises(ReportError, match="experiments.learning_rates"):
+        compare(collect([tmp_path]))

@@ -170,9 +170,10 @@ def _compare(place: tuple[str, str], runs: list[Run], *, seed: int) -> Compariso
     notes: list[str] = []
     measured = [run for run in runs if run.metrics]
     if not measured:
+        where = "/".join(filter(None, place)) or "no benchmark"
         raise ReportError(
-            f"none of the {len(runs)} runs on {'/'.join(place).strip('/') or 'no benchmark'} was evaluated; set "
-            "evaluation.problems above 0, or compare what was measured on validation problems: python -m experiments.learning_rates <folder>"
+            f"none of the {len(runs)} runs on {where} was evaluated; set evaluation.problems above 0, or compare what was "
+            "measured on validation problems: python -m experiments.learning_rates <folder>"
         )
     if len(measured) < len(runs):
         notes.append(f"{len(runs) - len(measured)} runs without an evaluation are left out.")
