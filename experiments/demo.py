@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from cft.progress import console, progress
+from cft.store import SHIPPED, AnnotationStore
 
 OUT = Path("outputs/demo")
 ARMS = ("sft", "cft", "random")
@@ -44,7 +45,8 @@ def main() -> None:
         "annotation=live",
         f"annotations_dir={OUT}/annotations",
     )
-    step("2. Train, on the shipped annotation (2,191 responses, made by the same command): 3 strategies x 3 seeds")
+    shipped = AnnotationStore(SHIPPED / "tiny_arith").manifest()["counts"]["annotated"]
+    step(f"2. Train, on the shipped annotation ({shipped:,} responses, made by the same command): 3 strategies x 3 seeds")
     train_all()
     step("3. Evaluate the untrained model on the same test problems")
     run("evaluate.py", "limit=250", "num_samples=4", f"hydra.run.dir={OUT}/base")
