@@ -105,6 +105,7 @@ def wandb_logger(
                 disable_code=True,
                 save_code=False,
                 console="off",
+                silent=True,
                 init_timeout=INIT_TIMEOUT_S,
                 login_timeout=INIT_TIMEOUT_S,
                 finish_timeout=FINISH_TIMEOUT_S,

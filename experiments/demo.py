@@ -25,7 +25,7 @@ from cft.store import SHIPPED, AnnotationStore
 OUT = Path("outputs/demo")
 ARMS = ("sft", "cft", "random")
 SEEDS = (0, 1, 2)
-BUDGET = ("data.max_rows=600", "validation.problems=100", "evaluation.problems=250", "evaluation.num_samples=4")
+BUDGET = ("validation.problems=60", "evaluation.problems=200", "evaluation.num_samples=4")
 # Two processes, nine jobs of about the same length: 5 + 4.
 SHARES = (
     ((("sft", "cft"), (0, 1)),),
@@ -49,7 +49,7 @@ def main() -> None:
     step(f"2. Train, on the shipped annotation ({shipped:,} responses, made by the same command): 3 strategies x 3 seeds")
     train_all()
     step("3. Evaluate the untrained model on the same test problems")
-    run("evaluate.py", "limit=250", "num_samples=4", f"hydra.run.dir={OUT}/base")
+    run("evaluate.py", "limit=200", "num_samples=4", f"hydra.run.dir={OUT}/base")
     step("4. Report")
     run(
         "-m",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cft.report.compare import ACCURACY, BASE, Arm, Comparison
 from cft.report.kinds import KindCount
@@ -89,6 +89,7 @@ def _default_metrics(comparison: Comparison) -> list[str]:
 
 
 def _panel(panel: Axes, name: str, arms: Sequence[Arm], base: Arm | None) -> None:
+    panel.xaxis.set_major_locator(MaxNLocator(5))
     if base is not None and name in base.metrics:
         interval = base.metrics[name].interval
         panel.axvspan(interval.low, interval.high, color=BASE_COLOR, alpha=0.10, linewidth=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
@@ -241,7 +243,7 @@ class Watch:
         critical = f"{np.mean(self.critical):.0%}" if self.critical else "-"
         self.bar.advance(
             problems,
-            facts=f"solved {self.solved} annotated {self.annotated} critical {critical} "
+            facts=f"answered {self.solved} annotated {self.annotated} critical {critical} "
             f"continuations {self.forks:,} {rate:,.0f} tokens/s",
         )
 
@@ -290,5 +292,21 @@ def _print_summary(store: AnnotationStore, annotator: Annotator) -> None:
             f"Note: max_new_tokens={annotator.budget.max_new_tokens} is less than twice the 95th percentile of the solved "
             f"lengths ({p95:.0f}): many continuations may be cut off. Annotate again with max_new_tokens={int(2 * p95) + 1}."
         )
-    name = store.folder.name
-    console.print(f"Train on it: python train.py data.annotation={name} annotations_dir={store.folder.parent}")
+    console.print(f"Train on it: {train_command(store)}")
+
+
+def train_command(store: AnnotationStore) -> str:
+    """What to type next: the annotated model and prompt, and the same problems as benchmark."""
+    words = ["python", "train.py", f"data.annotation={store.folder.name}", f"annotations_dir={store.folder.parent}"]
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        defaults = {"model": "tiny_arith", "prompt": "chat", "verifier": "numeric", "data": "arithmetic"}
+        for group, default in defaults.items():
+            if (chosen := hydra.runtime.choices[group]) != default:
+                words.append(f"{'benchmark' if group == 'data' else group}={chosen}")
+        for override in hydra.overrides.task:
+            if override.startswith(("model.", "prompt.", "data.dir=")):
+                words.append(override)
+            elif override.startswith("data."):
+                words.append(f"benchmark.{override.removeprefix('data.')}")
+    return shlex.join(words)

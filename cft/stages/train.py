@@ -168,9 +168,8 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
         results["evaluation"]["verifier"] = verifier_fingerprint(verifier)
     write_results(folder, results)
     accuracy = results["metrics"].get("eval/accuracy", {}).get("value", float("nan"))
-    console.print(
-        f"Done in {seconds:.0f} s: best epoch {best_epoch + 1}, test accuracy {accuracy:.3f}; export: {folder / EXPORT}"
-    )
+    measured = f"test accuracy {accuracy:.3f}" if test_problems else "not tested (evaluation.problems=0)"
+    console.print(f"Done in {seconds:.0f} s: best epoch {best_epoch + 1}, {measured}; export: {folder / EXPORT}")
     return accuracy
 
 
