@@ -181,8 +181,11 @@ class AnnotatedDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[TokenRow]:
         return self._loader(self.train_rows, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[TokenRow] | list[Any]:
-        return self._loader(self.validation_rows, shuffle=False) if self.validation_rows else []
+    def val_dataloader(self) -> DataLoader[TokenRow]:
+        if self.validation_rows:
+            return self._loader(self.validation_rows, shuffle=False)
+        # One empty batch: Lightning skips validation without batches, and val/accuracy needs no rows.
+        return DataLoader(RowDataset([]), batch_sampler=[[]], collate_fn=collate)
 
     def _loader(self, rows: Sequence[TokenRow], *, shuffle: bool) -> DataLoader[TokenRow]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

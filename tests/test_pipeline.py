@@ -104,3 +104,14 @@ def test_evaluating_the_checkpoint_gives_what_training_measured(ran: dict[str, E
     assert trained.equals(evaluated)
     arm = json.loads((folder / "outputs" / "evaluated" / "results.json").read_text())["arm"]
     assert arm["mask"] == "all"
+
+
+def test_validation_on_problems_needs_no_validation_rows(ran: dict[str, Ended], folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        arguments = ("data.annotation=mine", "data.validation_fraction=0", "hydra.run.dir=outputs/no_rows", *TRAIN)
+        ended = run("train", *arguments, "evaluation.problems=0")
+    assert ended.status == 0, ended.text[-2000:]
+    result = json.loads((folder / "outputs" / "no_rows" / "results.json").read_text())
+    assert result["best_validation"]["metric"] == "val/accuracy"
+    assert result["data"]["validation_rows"] == 0
