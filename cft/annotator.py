@@ -94,7 +94,8 @@ class Annotator:
                 answer=s.problem.answer,
                 trunk=s.trunk,
                 alt_ids_RK=alt_ids,
-                replay_fraction=self.replay_fraction,
+                # A given token is not the model's choice: replaying it controls nothing.
+                replay_fraction=self.replay_fraction if self.responses == "solve" else 0.0,
             )
             for s, (_, alt_ids, _) in zip(kept, scored, strict=True)
         ]

@@ -62,15 +62,21 @@ class Judge:
         items = [(decode(self.tokenizer, completion.ids), answer) for completion, answer in completions]
         distinct = list(dict.fromkeys(items))
         verdicts = dict(zip(distinct, self.verify_all(distinct), strict=True))
-        return [
-            (outcome_of(verdicts[item], finish=completion.finish), verdicts[item].extracted)
+        outcomes = [
+            outcome_of(verdicts[item], finish=completion.finish)
             for item, (completion, _) in zip(items, completions, strict=True)
+        ]
+        # A cut-off text gave no answer: its last number is no vote.
+        return [
+            (outcome, "" if outcome == Outcome.CUT_OFF else verdicts[item].extracted)
+            for item, outcome in zip(items, outcomes, strict=True)
         ]
 
 
 def outcome_of(verdict: Verdict, *, finish: str) -> Outcome:
-    """A cut-off text keeps the verdict of an explicit answer (boxed, ####) it already gave, else it is cut off."""
-    if finish == "length" and not verdict.explicit:
+    """A cut-off text keeps the verdict of an explicit answer (boxed, ####) it already gave, else it is cut off. Where
+    the verifier itself failed nothing is known, whether a right answer stood there neither: undecided."""
+    if finish == "length" and not verdict.explicit and not verdict.failed:
         return Outcome.CUT_OFF
     return _OUTCOME[verdict.judgement]
 

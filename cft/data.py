@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cft.masks import Mask, mask_weights
+from cft.problem_rows import normalised
 from cft.progress import console
 from cft.store import AnnotationStore, StoreError, find_annotation
 from cft.types import AnnotatedResponse, TokenBatch
@@ -119,6 +120,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
 
     mask: picks the tokens with loss. probe_mask: splits the metrics into critical and other tokens.
     tokenizer_sha256: the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
+    exclude: normalised questions that must not be trained on: the benchmark's validation and test problems.
     annotation: name or folder. dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
     max_rows: -1 = all, else the first by order in the store. max_tokens: longer rows are dropped and counted.
     """
@@ -130,6 +132,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         annotations_dir: str,
         tokenizer_sha256: str,
         seed: int,
+        exclude: frozenset[str],
         *,
         annotation: str,
         dir: str,
@@ -151,6 +154,13 @@ class AnnotatedDataModule(pl.LightningDataModule):
         rows = self.store.rows()
         if max_rows >= 0:
             rows = rows[:max_rows]
+        apart = [row for row in rows if normalised(row.problem) not in exclude]
+        self.leaked = len(rows) - len(apart)
+        if self.leaked:
+            console.print(
+                f"Rows dropped: {self.leaked} of problems that stand in the benchmark's validation or test split"
+            )
+        rows = apart
         fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= max_tokens]
         if len(fitting) < len(rows):
             console.print(f"Rows dropped: {len(rows) - len(fitting)} longer than data.max_tokens={max_tokens}")
@@ -172,6 +182,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         return {
             "train_rows": len(self.train_rows),
             "validation_rows": len(self.validation_rows),
+            "rows_dropped_as_benchmark_problems": self.leaked,
             "rows_without_eligible_tokens": sum(not (row.weight > 0).any() for row in self.train_rows),
             "response_tokens": response,
             "eligible_tokens": eligible,

@@ -12,6 +12,7 @@ zero gradients would still decay weights).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from cft.errors import BadValue
+from cft.errors import BadValue, UserError
 from cft.loss import LossSum, Objective, eligible_tokens, token_statistics
 from cft.types import TokenBatch
 
@@ -90,6 +91,10 @@ class SelectiveLM(nn.Module):
             )
 
 
+class TrainingDiverged(UserError, FloatingPointError):
+    """The loss of a step is NaN or infinite; raised before the optimizer moves."""
+
+
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never."""
 
@@ -127,8 +132,11 @@ class CausalLMModule(pl.LightningModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         if self._probe_due(batch_idx):
+            # In eval mode: measured without dropout, and its random numbers stay those of the training step.
+            self.lm.eval()
             with torch.no_grad():
                 values = _probe_values("train", self._reduced(self.lm.probe(batch)))
+            self.lm.train()
             # Not self.log: Lightning would repeat the values on every step until the next probe.
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.global_step)
@@ -143,6 +151,12 @@ class CausalLMModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         total, count = self._reduced(self._window).tolist()
         self._window.zero_()
+        if not math.isfinite(total):
+            raise TrainingDiverged(
+                f"step {self.global_step}: the loss is {total}; nothing of this step was applied. Lower optimizer.lr "
+                f"(now {optimizer.param_groups[0]['lr']:g}), or go on from the last checkpoint with another batch order "
+                "(seed=...)"
+            )
         if count == 0:
             for parameter in self.parameters():
                 parameter.grad = None

@@ -61,12 +61,14 @@ class Verdict:
     extracted: the final answer as found in the response, "" if none was found.
     explicit: the answer stood in an explicit marker (boxed, ####), so that a response cut off later keeps its verdict.
     reason: why, for people; always set when undecided.
+    failed: the verifier did not come to an end (deadline, crash), so that nothing is known of the text.
     """
 
     judgement: Judgement
     extracted: str
     explicit: bool
     reason: str
+    failed: bool = False
 
 
 class Verifier(Protocol):

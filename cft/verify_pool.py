@@ -177,7 +177,7 @@ class VerifierPool:
                 f"fresh interpreter can import. It said:\n{said}"
             )
         if worker.pending:
-            verdicts[worker.pending.popleft()] = Verdict(Judgement.UNDECIDED, "", False, reason)
+            verdicts[worker.pending.popleft()] = Verdict(Judgement.UNDECIDED, "", False, reason, failed=True)
         waiting.extendleft(reversed(worker.pending))
 
 

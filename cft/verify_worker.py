@@ -49,7 +49,7 @@ def judge(verifier: Verifier, response: str, answer: str) -> Verdict:
         return verifier(response, answer)
     except Exception as error:  # noqa: BLE001 - the border to untrusted text: reported in the verdict, never swallowed
         reason = f"the verifier failed: {type(error).__name__}: {str(error)[:200]}"
-        return Verdict(judgement=Judgement.UNDECIDED, extracted="", explicit=False, reason=reason)
+        return Verdict(judgement=Judgement.UNDECIDED, extracted="", explicit=False, reason=reason, failed=True)
 
 
 def limit_cpu(seconds: float) -> None:

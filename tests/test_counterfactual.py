@@ -85,7 +85,8 @@ def test_ranks_are_tried_in_order_until_one_is_right(
     assert keys == [(0, 0), (0, 1)][:tried]
     assert (tally.forks, tally.tokens) == (tried, 5 * tried)
     assert evidence.tokens_RK.tolist() == [[5] * tried + [0] * (2 - tried)]
-    assert evidence.answer_RK == [[f"={finals[i][0]}" if i < tried else "" for i in range(2)]]
+    answered = [i < tried and outcomes[i] != C for i in range(2)]  # a cut-off text gave no answer
+    assert evidence.answer_RK == [[f"={finals[i][0]}" if answered[i] else "" for i in range(2)]]
 
 
 def test_without_short_circuit_every_cell_is_tried() -> None:
@@ -154,6 +155,12 @@ def test_cut_off_is_a_code_of_its_own() -> None:
     assert outcome_of(Verdict(Judgement.RIGHT, "1", False, ""), finish="length") == C
     assert outcome_of(Verdict(Judgement.RIGHT, "1", True, ""), finish="length") == R
     assert outcome_of(Verdict(Judgement.UNDECIDED, "", True, "slow"), finish="stop") == D
+
+
+def test_a_verifier_that_failed_on_a_cut_off_text_leaves_it_undecided() -> None:
+    """Else a time-out would count as wrong and make a token critical."""
+    assert outcome_of(Verdict(Judgement.UNDECIDED, "", False, "deadline", failed=True), finish="length") == D
+    assert outcome_of(Verdict(Judgement.UNDECIDED, "", False, "half an expression"), finish="length") == C
 
 
 class ByteTokenizer:

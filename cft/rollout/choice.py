@@ -40,15 +40,24 @@ def sampled(logits_V: Tensor, *, sampling: Sampling, uniform: float) -> tuple[in
     Nucleus (top-p): the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751).
     """
     probability_V = torch.softmax(logits_V.double() / sampling.temperature, dim=-1)
-    order_V = torch.arange(probability_V.numel(), device=probability_V.device)
+    edge = 1.0  # how far the nucleus is from holding other tokens
     if sampling.top_p < 1:
-        probability_V, order_V = probability_V.sort(descending=True, stable=True)
-        before_V = probability_V.cumsum(0) - probability_V
+        sorted_V, order_V = probability_V.sort(descending=True, stable=True)
+        before_V = sorted_V.cumsum(0) - sorted_V
         kept = int((before_V < sampling.top_p).sum())
-        probability_V, order_V = probability_V[:kept], order_V[:kept]
+        edge = float((before_V - sampling.top_p).abs().min())
+        if kept < sorted_V.numel():
+            edge = min(edge, float(sorted_V[kept - 1] - sorted_V[kept]))  # two equals, of which one is in
+        nucleus_V = torch.zeros_like(probability_V)
+        nucleus_V[order_V[:kept]] = sorted_V[:kept]
+        probability_V = nucleus_V
+    # In the order of ids, not of probabilities: near equals that swap ranks then change nothing.
     cumulative_V = probability_V.cumsum(0)
     point = uniform * float(cumulative_V[-1])
-    index = min(int(torch.searchsorted(cumulative_V, point, right=True)), cumulative_V.numel() - 1)
-    above = float(cumulative_V[index]) - point
-    below = point - float(cumulative_V[index - 1]) if index else 1.0
-    return int(order_V[index]), min(above, below)
+    token = int(torch.searchsorted(cumulative_V, point, right=True))
+    token = min(token, int(probability_V.nonzero()[-1]))  # rounding at the very end
+    above = float(cumulative_V[token]) - point
+    below = point - (float(cumulative_V[token - 1]) if token else 0.0)
+    first = not bool(probability_V[:token].any())
+    # Low temperatures blow up rounding errors of the logits.
+    return token, min(above, 1.0 if first else below, edge) * min(1.0, sampling.temperature)

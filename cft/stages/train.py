@@ -31,6 +31,7 @@ from cft.models import (
     tokenizer_hash,
 )
 from cft.module import CausalLMModule
+from cft.problem_rows import normalised
 from cft.progress import console, progress
 from cft.quiet import quiet_libraries
 from cft.runs import (
@@ -84,12 +85,14 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
         "tokenizer": tokenizer_hash(tokenizer),
         "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
     }
+    validation_problems, test_problems, exclude, benchmark = _problems(cfg)
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),
         Critical(num_alternatives=cfg.probe.critical_alternatives),
         cfg.annotations_dir,
         prompting["tokenizer"],
         cfg.seed,
+        exclude,
     )
     if not data.manifest.get("finished", True):
         console.print(
@@ -98,7 +101,6 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
         )
     _require_same_prompt(data, prompting)
     _require_metric(cfg.callbacks.best.monitor, data)
-    validation_problems, test_problems, benchmark = _problems(cfg)
     model = load_causal_lm(spec)
     require_plain_attention(model)
     device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
@@ -202,14 +204,15 @@ def _require_same_prompt(data: AnnotatedDataModule, prompting: dict[str, Any]) -
         )
 
 
-def _problems(cfg: DictConfig) -> tuple[tuple[Problem, ...], tuple[Problem, ...], str]:
-    """(validation problems, test problems, benchmark's name)."""
+def _problems(cfg: DictConfig) -> tuple[tuple[Problem, ...], tuple[Problem, ...], frozenset[str], str]:
+    """(validation problems, test problems, questions not to be trained on, benchmark's name)."""
     wanted = {"validation": cfg.validation.problems, "test": cfg.evaluation.problems}
     if not any(wanted.values()):
-        return (), (), ""
+        return (), (), frozenset(), ""
     splits = build(cfg.benchmark)
     chosen = [splits.of(split)[: count if count >= 0 else None] if count else () for split, count in wanted.items()]
-    return chosen[0], chosen[1], splits.name
+    exclude = frozenset(normalised(problem.question) for problem in (*splits.validation, *splits.test))
+    return chosen[0], chosen[1], exclude, splits.name
 
 
 def _fit(
