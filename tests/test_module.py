@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from cft.data import GlobalOrderSampler, collate
 from cft.loss import Normalizer
+from cft.module import TrainingDiverged
 from tests import gradient_driver
 from tests.gradient_driver import EPOCHS, Recorder, rows, run
 
@@ -191,3 +192,43 @@ def test_batches_conserve_every_token_and_weight() -> None:
                     assert (made.weight_BT[b, length:] == 0).all()
                     assert (made.probe_BT[b, length:] == -1).all()
         assert seen == {r.row_id: (r.ids.tolist(), r.weight.tolist()) for r in data}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves() -> None:
+    class Broken(Recorder):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return super().training_step(batch, batch_idx) * (float("nan") if self.global_step == 1 else 1.0)
+
+        def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+            if self.global_step == 1:
+                self._window[0] = float("nan")
+                before.extend(p.detach().clone() for p in self.parameters())
+            super().on_before_optimizer_step(optimizer)
+
+    before: list[torch.Tensor] = []
+    made: list[Broken] = []
+
+    def keep(**kwargs: Any) -> Broken:
+        made.append(Broken(**kwargs))
+        return made[0]
+
+    with pytest.raises(TrainingDiverged, match="step 1: the loss is nan"):
+        run(world=1, accumulate=4, batch=2, module_class=keep)  # type: ignore[arg-type]
+    assert before
+    for found, expected in zip(made[0].parameters(), before, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_probing_changes_no_weight_even_with_dropout() -> None:
+    def trained(probe_every_n_steps: int) -> list[torch.Tensor]:
+        class Probed(Recorder):
+            def __init__(self, **kwargs: Any) -> None:
+                super().__init__(**{**kwargs, "probe_every_n_steps": probe_every_n_steps})
+                for layer in self.lm.model.model.layers:  # type: ignore[union-attr]
+                    layer.self_attn.attention_dropout = 0.5
+
+        torch.manual_seed(0)
+        return list(run(world=1, accumulate=4, batch=2, module_class=Probed)[1].parameters())
+
+    for one, other in zip(trained(0), trained(1), strict=True):
+        assert torch.equal(one, other)

@@ -115,3 +115,15 @@ def test_validation_on_problems_needs_no_validation_rows(ran: dict[str, Ended], 
     result = json.loads((folder / "outputs" / "no_rows" / "results.json").read_text())
     assert result["best_validation"]["metric"] == "val/accuracy"
     assert result["data"]["validation_rows"] == 0
+
+
+def test_problems_of_the_benchmark_are_not_trained_on(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        leaking = ("split=test", "data.max_steps=2", "limit=12", "unit_size=12", "annotation=leak")
+        assert run("annotate", *leaking).status == 0
+        ended = run("train", "data.annotation=leak", "benchmark.max_steps=2", *TRAIN)
+    assert ended.status == 2
+    assert "stand in the benchmark's validation or test split" in ended.text
+    assert "nothing to train on" in ended.text
