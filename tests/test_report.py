@@ -470,5 +470,5 @@ def test_the_command_writes_the_report_and_says_what_is_wrong(
 
 def test_runs_of_which_none_was_evaluated_are_refused_with_the_way_out(tmp_path: Path) -> None:
     write_run(tmp_path, "a", arm("all"), seed=0, correct=[1, 0], metrics={})
-    with pytest.raises(ReportError, match="experiments.learning_rates"):
+    with pytest.raises(ReportError, match=r"experiments\.learning_rates"):
         compare(collect([tmp_path]))
