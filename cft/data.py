@@ -115,6 +115,16 @@ def in_validation(problem_id: str, *, fraction: float) -> bool:
     return int.from_bytes(digest) / 2**64 < fraction
 
 
+def rows_hash(rows: Sequence[AnnotatedResponse]) -> str:
+    """Hash of what training sees of the rows, in their order: an annotation may grow between two runs."""
+    digest = hashlib.sha256()
+    for row in rows:
+        for part in (row.prompt_ids, row.response_ids, row.alt_outcome):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
 class AnnotatedDataModule(pl.LightningDataModule):
     """Rows of one annotation under a mask.
 
@@ -164,6 +174,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= max_tokens]
         if len(fitting) < len(rows):
             console.print(f"Rows dropped: {len(rows) - len(fitting)} longer than data.max_tokens={max_tokens}")
+        self.rows_sha256 = rows_hash(fitting)
         held_out = [in_validation(row.problem_id, fraction=validation_fraction) for row in fitting]
         token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask) for row in fitting]
         self.train_rows = [row for row, held in zip(token_rows, held_out, strict=True) if not held]
@@ -182,6 +193,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         return {
             "train_rows": len(self.train_rows),
             "validation_rows": len(self.validation_rows),
+            "rows_sha256": self.rows_sha256,
             "rows_dropped_as_benchmark_problems": self.leaked,
             "rows_without_eligible_tokens": sum(not (row.weight > 0).any() for row in self.train_rows),
             "response_tokens": response,

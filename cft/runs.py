@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +14,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cft.config import redacted
+from cft.config import ConfigError, redacted
 from cft.files import write_atomically, write_json
 from cft.metrics import Interval
 
 RESULTS = "results.json"
 CONFIG = "config.yaml"
+DATA = "data.json"
 EXPORT = "export"
+# Parts of a config that make a trained model what it is, and an untrained one under measurement.
+TRAINED_BY = ("model", "data", "optimizer", "schedule", "trainer", "mask", "weighting", "loss", "callbacks", "prompt")
+MEASURED_AS = ("model", "prompt")
+# Below those parts, what says where files lie or what is shown.
+_NO_SETTING = frozenset(
+    ("data.dir", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps")
+)
 # Overrides that say where a run lives or which repetition it is, not what it does.
 _NOT_AN_ARM = ("seed", "resume", "annotations_dir", "data.dir", "allow_targets", "experiment")
 
@@ -63,9 +73,60 @@ def arm_of(cfg: DictConfig, context: RunContext, keys: Sequence[str]) -> dict[st
     return arm
 
 
+def settings_of(cfg: DictConfig, parts: Sequence[str]) -> dict[str, Any]:
+    """Every resolved value of these parts by its dotted name, without what follows the run's seed (`seed: ${seed}`)."""
+    written = flat(OmegaConf.to_container(cfg, resolve=False))
+    values = flat(redacted(cfg))
+    return {
+        name: value
+        for name, value in sorted(values.items())
+        if name.split(".")[0] in parts and name not in _NO_SETTING and not _follows_seed(written.get(name))
+    }
+
+
+def identity_of(settings: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that stand for the settings."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def _follows_seed(written: Any) -> bool:
+    return isinstance(written, str) and "${seed}" in written.replace(" ", "")
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of a config by their dotted names."""
+    plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if not isinstance(plain, dict):
+        return {prefix: plain}
+    return {k: v for key, item in plain.items() for k, v in flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+
+
 def save_config(folder: Path, cfg: DictConfig) -> None:
     text = OmegaConf.to_yaml(OmegaConf.create(redacted(cfg)))
     write_atomically(folder / CONFIG, lambda temporary: _write(temporary, text))
+
+
+def keep_rows(folder: Path, facts: dict[str, Any], *, annotation: Path, write: bool) -> None:
+    """Record the rows a run trains on beside its config; a continuation on other rows raises ConfigError.
+
+    facts: of the data module. A run from before rows were recorded is taken as it is.
+    """
+    path = folder / DATA
+    if not path.is_file():
+        if write:
+            write_json(path, {key: facts[key] for key in ("rows_sha256", "train_rows", "validation_rows")})
+        return
+    then = json.loads(path.read_text(encoding="utf-8"))
+    if then["rows_sha256"] != facts["rows_sha256"]:
+        raise ConfigError(
+            f"resume={folder}: it began on other rows than {annotation} gives now: {_rows(then)} in {path}, "
+            f"{_rows(facts)} now; the annotation has grown or changed. Start a new run, or bring the old annotation back"
+        )
+
+
+def _rows(facts: dict[str, Any]) -> str:
+    return f"{facts['train_rows']} + {facts['validation_rows']} rows (sha256 {facts['rows_sha256'][:12]})"
 
 
 def _write(path: Path, text: str) -> None:

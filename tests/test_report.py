@@ -472,3 +472,69 @@ def test_runs_of_which_none_was_evaluated_are_refused_with_the_way_out(tmp_path:
     write_run(tmp_path, "a", arm("all"), seed=0, correct=[1, 0], metrics={})
     with pytest.raises(ReportError, match=r"experiments\.learning_rates"):
         compare(collect([tmp_path]))
+
+
+# ---- which runs are one arm
+
+
+def test_arms_that_differ_in_a_setting_of_their_yaml_are_apart_and_labelled_by_it(tmp_path: Path) -> None:
+    for i, (mask, size, rule) in enumerate([("all", 16, None), ("critical", 16, "all"), ("critical", 32, "all")]):
+        settings = {"mask._target_": mask, "mask.rule": rule, "data.batch_size": size, "optimizer.lr": 0.1}
+        write_run(tmp_path, str(i), arm(mask), seed=0, correct=[1, 0], settings=settings)
+    (comparison,) = compare(collect([tmp_path]))
+    assert sorted(a.label for a in comparison.arms) == [
+        "CFT, batch_size=16",
+        "CFT, batch_size=32",
+        "SFT, batch_size=16",
+    ]
+    assert comparison.varying == ("mask", "data.batch_size")  # the mask explains mask._target_ and mask.rule
+    assert not [note for note in comparison.notes if "older runs" in note]
+
+
+def test_a_rule_that_differs_under_one_mask_is_shown(tmp_path: Path) -> None:
+    for i, rule in enumerate(("all", "any")):
+        write_run(tmp_path, str(i), arm("critical"), seed=0, correct=[1, 0], settings={"mask.rule": rule})
+    (comparison,) = compare(collect([tmp_path]))
+    assert [a.label for a in comparison.arms] == ["CFT, rule=all", "CFT, rule=any"]
+
+
+def test_runs_without_recorded_settings_are_read_and_kept_apart_from_those_with(tmp_path: Path) -> None:
+    write_run(tmp_path, "old", arm("critical"), seed=0, correct=[1, 0])
+    write_run(tmp_path, "new", arm("critical"), seed=0, correct=[1, 0], settings={"data.batch_size": 16})
+    (comparison,) = compare(collect([tmp_path]))
+    assert sorted(a.label for a in comparison.arms) == ["CFT", "CFT, settings=not recorded"]
+
+
+def test_a_checkpoint_of_unknown_training_is_not_the_base_model(tmp_path: Path) -> None:
+    write_run(tmp_path, "base", {"model": "tiny"}, seed=0, correct=[0, 0], stage="evaluate")
+    unknown = {"model": "run/export", "weights": "abc123"}
+    write_run(tmp_path, "unknown", unknown, seed=0, correct=[1, 1], stage="evaluate")
+    write_run(tmp_path, "cft", arm("critical"), seed=0, correct=[1, 0])
+    (comparison,) = compare(collect([tmp_path]))
+    assert {a.label: a.metrics["eval/accuracy"].interval.value for a in comparison.arms} == {
+        BASE: 0.0,
+        "CFT": 0.5,
+        "checkpoint run/export (weights abc123)": 1.0,
+    }
+    assert set(comparison.varying) == {"model"}
+
+
+@pytest.mark.parametrize(
+    "other", [{"ids": ["q0", "q1"]}, {"evaluation": {"temperature": 0.7}}], ids=["problems", "sampling"]
+)
+def test_one_arm_and_seed_measured_in_two_ways_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    write_run(tmp_path, "a", arm("all"), seed=0, correct=[1, 0], evaluation={"temperature": 1.0})
+    write_run(tmp_path, "b", arm("all"), seed=0, correct=[1, 1], **({"evaluation": {"temperature": 1.0}} | other))
+    with pytest.raises(ReportError, match=r"different problems|temperature: 1\.0 and 0\.7"):
+        compare(collect([tmp_path]))
+
+
+@pytest.mark.parametrize("hashes, noted", [(("a", "a"), False), (("a", "b"), True)])
+def test_runs_on_different_rows_of_an_annotation_are_noted(
+    tmp_path: Path, hashes: tuple[str, str], noted: bool
+) -> None:
+    for i, digest in enumerate(hashes):
+        data = {"fingerprint": "f", "rows_sha256": digest}
+        write_run(tmp_path, str(i), arm("all"), seed=i, correct=[1, 0], data=data)
+    (comparison,) = compare(collect([tmp_path]))
+    assert any("different rows" in note for note in comparison.notes) is noted

@@ -6,18 +6,20 @@ A run's `results.json` (written by `train.py` and `evaluate.py` into its folder)
     arm          what tells the run from others, but for the seed: {"model": ..., "mask": ..., "optimizer.lr": ...}
     metrics      {"eval/accuracy": {"value", "low", "high"}, ...}; the interval is over problems
     per_problem  {"id": [...], "correct": [0 or 1, ...], further metrics by name}
+    settings     every value of the config that training depends on, by its dotted name; identity: their hash
     evaluation   how the responses were made and judged; base: metrics of the untrained model or null; further facts
 
-An arm is all runs with the same `arm`. Its interval is the two-way bootstrap over seeds and problems where the values
-of each problem are known (`per_problem`), else over seeds, else a single run's own. Arms are compared on the same
-problems, solved and judged in the same way; anything else is refused, naming the arms.
+An arm is all runs with the same `arm` and settings; settings that differ stand beside the arm's entries. Its interval
+is the two-way bootstrap over seeds and problems where the values of each problem are known (`per_problem`), else over
+seeds, else a single run's own. Arms are compared on the same problems, solved and judged in the same way; anything
+else is refused, naming the arms.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ import numpy as np
 
 from cft.errors import UserError
 from cft.metrics import Interval, bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
+from cft.report.settings import distinguished
 
 Scope = Literal["seeds and problems", "problems", "seeds", "one value"]
 ACCURACY = "eval/accuracy"
@@ -43,7 +46,7 @@ _REQUIRED = ("stage", "run", "arm", "seed", "benchmark", "split", "metrics", "pe
 _CONDITIONS = frozenset(
     (
         *("benchmark", "split", "limit", "checkpoint", "engine", "verifier", "verify", "evaluation", "logger", "hydra"),
-        *("num_samples", "temperature", "top_p", "max_new_tokens", "trainer.enable_progress_bar"),
+        *("num_samples", "temperature", "top_p", "max_new_tokens", "trainer.enable_progress_bar", "device"),
     )
 )
 
@@ -177,13 +180,16 @@ def _compare(place: tuple[str, str], runs: list[Run], *, seed: int) -> Compariso
         )
     if len(measured) < len(runs):
         notes.append(f"{len(runs) - len(measured)} runs without an evaluation are left out.")
-    kept = _newest(measured, notes)
+    kept = _newest(_distinguished(measured), notes)
     groups: dict[str, list[Run]] = {}
     for run in kept:
         groups.setdefault(_identity(run.arm), []).append(run)
     keys = [group[0].arm for group in groups.values()]
     varying = _varying(keys)
-    labels = _labels(keys, varying)
+    trained_labels = iter(_labels([key for key in keys if "mask" in key], varying))
+    other = [key for key in keys if "mask" not in key]
+    other_labels = iter(_labels(other, tuple(dict.fromkeys(name for key in other for name in key))))
+    labels = [next(trained_labels if "mask" in key else other_labels) for key in keys]
     _require_comparable(kept, {_identity(key): label for key, label in zip(keys, labels, strict=True)})
     arms = []
     for label, group in zip(labels, groups.values(), strict=True):
@@ -193,19 +199,31 @@ def _compare(place: tuple[str, str], runs: list[Run], *, seed: int) -> Compariso
         arms.append(base)
     arms.sort(key=_rank)
     arms = [_against_reference(arm, arms, seed) for arm in arms]
-    if len({_text(run.facts.get("data", {}).get("fingerprint")) for run in kept if "data" in run.facts}) > 1:
+    trained_on = [run.facts["data"] for run in kept if "data" in run.facts]
+    if len({_text(data.get("fingerprint")) for data in trained_on}) > 1:
         notes.append("The arms were trained on different annotations.")
+    elif len({_text(data.get("rows_sha256")) for data in trained_on}) > 1:
+        notes.append("The runs were trained on different rows: the annotation grew, or rows were chosen otherwise.")
     if any(len(arm.runs) == 1 for arm in arms if not _is_base(arm.key)):
         notes.append("An arm with one seed has an interval over problems alone: it leaves out the spread of training.")
     problems = len(kept[0].per_problem.get("id", [])) if kept else 0
     return Comparison(*place, problems, tuple(arms), varying, tuple(notes))
 
 
+def _distinguished(runs: list[Run]) -> list[Run]:
+    arms = distinguished([(run.arm, run.facts.get("settings")) for run in runs])
+    return [replace(run, arm=arm) for run, arm in zip(runs, arms, strict=True)]
+
+
 def _newest(runs: list[Run], notes: list[str]) -> list[Run]:
-    """One run for each arm and seed: a repetition of the same seed is no new seed."""
-    latest: dict[tuple[str, int], Run] = {}
+    """One run for each arm and seed: a repetition of the same seed is no new seed.
+
+    What was measured otherwise is no repetition: it stays, to be refused as not comparable.
+    """
+    latest: dict[tuple[str, int, str], Run] = {}
     for run in sorted(runs, key=lambda run: ((run.folder / "results.json").stat().st_mtime_ns, str(run.folder))):
-        latest[_identity(run.arm), run.seed] = run
+        settings = {name: value for name, value in (run.facts.get("evaluation") or {}).items() if name != "seed"}
+        latest[_identity(run.arm), run.seed, _text([run.per_problem.get("id"), settings])] = run
     if len(latest) < len(runs):
         notes.append(f"{len(runs) - len(latest)} older runs of the same arm and seed are left out.")
     return [run for run in runs if any(run is kept for kept in latest.values())]
@@ -280,12 +298,13 @@ def _stated_base(runs: list[Run]) -> Arm | None:
 
 
 def _is_base(key: dict[str, Any]) -> bool:
-    return "mask" not in key
+    """Neither trained by train.py nor a checkpoint of unknown training."""
+    return "mask" not in key and "weights" not in key
 
 
 def _varying(keys: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Names whose values differ among the trained arms; of the base model only what model it is."""
-    trained = [key for key in keys if not _is_base(key)] or keys
+    """Names whose values differ among the arms train.py made; of other models only what model it is."""
+    trained = [key for key in keys if "mask" in key] or keys
     names = dict.fromkeys(["model", *(name for key in trained for name in key)])
     return tuple(
         name for name in names if len({_text(key.get(name)) for key in (keys if name == "model" else trained)}) > 1
@@ -309,6 +328,8 @@ def _labels(keys: list[dict[str, Any]], varying: tuple[str, ...]) -> list[str]:
 def _name(key: dict[str, Any]) -> str:
     if _is_base(key):
         return BASE
+    if "mask" not in key:
+        return f"checkpoint {key.get('model')} (weights {key['weights']})"
     pair = (_text(key.get("mask")), _text(key.get("weighting")))
     return _NAMES.get(pair, pair[0] if pair[1] == "uniform" else f"{pair[0]} x {pair[1]}")
 

@@ -23,10 +23,23 @@ from cft.models import (
     require_plain_attention,
     template_hash,
     tokenizer_hash,
+    weights_hash,
 )
 from cft.progress import console
 from cft.quiet import quiet_libraries
-from cft.runs import EXPORT, RESULTS, arm_of, as_metrics, run_context, save_config, write_results
+from cft.runs import (
+    EXPORT,
+    MEASURED_AS,
+    RESULTS,
+    RunContext,
+    arm_of,
+    as_metrics,
+    identity_of,
+    run_context,
+    save_config,
+    settings_of,
+    write_results,
+)
 from cft.verify import verifier_fingerprint
 from cft.verify_pool import VerifierPool
 
@@ -66,15 +79,13 @@ def evaluate(cfg: DictConfig) -> float:
     intervals, per_problem = summarise(samples, seed=cfg.seed)
     save_config(context.folder, cfg)
     write_samples(context.folder / "samples.parquet", samples, tokenizer)
-    arm = {**(trained.get("arm") or {}), **arm_of(cfg, context, ARM_KEYS)}
-    arm.pop("checkpoint", None)
     write_results(
         context.folder,
         {
             "schema": 1,
             "stage": "evaluate",
             "run": context.folder.name,
-            "arm": arm,
+            **_identity(cfg, context, trained, weights=weights_hash(model) if cfg.checkpoint and not trained else ""),
             "seed": trained.get("seed", cfg.seed),
             "benchmark": splits.name,
             "split": cfg.split,
@@ -98,6 +109,23 @@ def metrics_table(title: str, intervals: dict[str, Interval]) -> Table:
     for name, interval in intervals.items():
         table.add_row(name, f"{interval.value:.3f}", f"[{interval.low:.3f}, {interval.high:.3f}]".replace("[", r"\["))
     return table
+
+
+def _identity(cfg: DictConfig, context: RunContext, trained: dict[str, Any], *, weights: str) -> dict[str, Any]:
+    """arm, settings and identity: what training recorded wins over what this evaluation would say.
+
+    weights: hash of a checkpoint that says nothing of its training, else "". Its weights tell such a model from others.
+    """
+    arm = {**arm_of(cfg, context, ARM_KEYS), **(trained.get("arm") or {})}
+    arm.pop("checkpoint", None)
+    if trained:
+        return {"arm": arm, **{key: trained[key] for key in ("settings", "identity") if key in trained}}
+    settings = settings_of(cfg, MEASURED_AS)
+    if weights:
+        path = Path(cfg.checkpoint)
+        name = f"{path.parent.name}/{path.name}" if path.name == EXPORT else path.name
+        arm |= {"model": name, "weights": weights[:12]}
+    return {"arm": arm, "settings": settings, "identity": identity_of(settings)}
 
 
 def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:

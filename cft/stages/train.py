@@ -37,12 +37,17 @@ from cft.quiet import quiet_libraries
 from cft.runs import (
     CONFIG,
     EXPORT,
+    TRAINED_BY,
     RunContext,
     arm_of,
     as_metrics,
+    flat,
     group_of,
+    identity_of,
+    keep_rows,
     run_context,
     save_config,
+    settings_of,
     write_results,
 )
 from cft.step_seed import SeedEachStep
@@ -114,6 +119,7 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
         probe_every_n_steps=cfg.probe.every_n_steps,
     )
     facts = data.facts()
+    keep_rows(folder, facts, annotation=data.store.folder, write=getattr(rank_zero_only, "rank", 0) == 0)
     console.print(
         f"Training {spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
         f"{facts['train_rows']:,} rows of {data.store.folder.name}; loss on {facts['eligible_fraction']:.0%} of "
@@ -145,6 +151,8 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
             "stage": "train",
             "run": folder.name,
             "arm": arm_of(cfg, context, ARM_KEYS),
+            "identity": identity_of(settings := settings_of(cfg, TRAINED_BY)),
+            "settings": settings,
             "seed": cfg.seed,
             "benchmark": benchmark,
             "split": "test",
@@ -279,7 +287,7 @@ def _require_same_config(folder: Path, cfg: DictConfig) -> None:
     path = folder / CONFIG
     if not path.is_file():
         raise ConfigError(f"resume={folder}: no {path}; expected the folder of a run that train.py started")
-    stored, now = _flat(OmegaConf.load(path)), _flat(OmegaConf.create(redacted(cfg)))
+    stored, now = flat(OmegaConf.load(path)), flat(OmegaConf.create(redacted(cfg)))
     differing = [key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)]
     differing = [key for key in differing if key not in _FREE_ON_RESUME]
     if differing:
@@ -287,10 +295,3 @@ def _require_same_config(folder: Path, cfg: DictConfig) -> None:
         raise ConfigError(
             f"resume={folder}: that run was configured otherwise; repeat its arguments:\n" + "\n".join(lines)
         )
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-    if not isinstance(plain, dict):
-        return {prefix: plain}
-    return {k: v for key, item in plain.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}
