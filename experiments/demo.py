@@ -46,7 +46,9 @@ def main() -> None:
         f"annotations_dir={OUT}/annotations",
     )
     shipped = AnnotationStore(SHIPPED / "tiny_arith").manifest()["counts"]["annotated"]
-    step(f"2. Train, on the shipped annotation ({shipped:,} responses, made by the same command): 3 strategies x 3 seeds")
+    step(
+        f"2. Train, on the shipped annotation ({shipped:,} responses, made by the same command): 3 strategies x 3 seeds"
+    )
     train_all()
     step("3. Evaluate the untrained model on the same test problems")
     run("evaluate.py", "limit=200", "num_samples=4", f"hydra.run.dir={OUT}/base")
