@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 Key = Hashable
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "memory"]
 
 
 class Outcome(IntEnum):
@@ -124,15 +124,15 @@ class Fork:
 class Completion:
     """A whole response after a fork: kept part, `first`, continuation. ids: [R] int32, EOS included if it ended so.
 
-    finish: "stop" = ended by an EOS token, "length" = met the limit.
+    finish: "stop" = ended by an EOS token, "length" = met the limit, "memory" = even alone it did not fit (ids stop short).
     num_decoded: tokens the model chose after `first`.
-    settled_by_reference: a near tie made the reference engine decide this fork.
+    settled_by_reference: choices among them that were near ties, so that the reference engine made them.
     """
 
     ids: NDArray[np.int32]
     finish: Finish
     num_decoded: int
-    settled_by_reference: bool = False
+    settled_by_reference: int = 0
 
 
 @dataclass(frozen=True, slots=True)

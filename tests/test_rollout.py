@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 
 from cft.counterfactual import ListSource
-from cft.rollout.batched import BatchedEngine
-from cft.rollout.choice import sampled, uniforms
+from cft.rollout.shared_prefix import SharedPrefixEngine
+from cft.rollout.choice import TIE_MARGIN_PROBABILITY, greedy, sampled, uniforms
 from cft.rollout.reference import ReferenceEngine, top_tokens
 from cft.types import GREEDY, Budget, Fork, Sampling, Trunk
 from tests.fakes import random_llama
@@ -31,11 +33,11 @@ def random_forks(count: int, *, seed: int = 0) -> list[Fork]:
     return forks
 
 
-@pytest.mark.parametrize("max_batch", [1, 7, 64])
-def test_batched_equals_reference(max_batch: int) -> None:
+@pytest.mark.parametrize("max_rows", [1, 7, 64])
+def test_batched_equals_reference(max_rows: int) -> None:
     model, forks = random_llama(), random_forks(80)
     expected = dict(ReferenceEngine(model, EOS).run(ListSource(forks), budget=BUDGET))
-    found = dict(BatchedEngine(model, EOS, max_batch=max_batch).run(ListSource(forks), budget=BUDGET))
+    found = dict(SharedPrefixEngine(model, EOS, max_rows=max_rows).run(ListSource(forks), budget=BUDGET))
     assert expected.keys() == found.keys()
     assert {c.finish for c in expected.values()} == {"stop", "length"}
     for key, completion in expected.items():
@@ -59,12 +61,12 @@ def test_reference_equals_transformers_generate() -> None:
 
 def test_near_ties_are_settled_by_the_reference() -> None:
     model, forks = random_llama(), random_forks(30)
-    engine = BatchedEngine(model, EOS, tie_margin=1e9)
+    engine = SharedPrefixEngine(model, EOS, tie_margin=1e9)
     found = dict(engine.run(ListSource(forks), budget=BUDGET))
     decoded = [f for f in forks if f.sampling is GREEDY and found[f.key].num_decoded]
     assert len(decoded) > 5
     assert all(found[f.key].settled_by_reference for f in decoded)
-    none = dict(BatchedEngine(model, EOS, tie_margin=0).run(ListSource(forks), budget=BUDGET))
+    none = dict(SharedPrefixEngine(model, EOS, tie_margin=0).run(ListSource(forks), budget=BUDGET))
     assert not any(c.settled_by_reference for c in none.values())
 
 
@@ -76,7 +78,7 @@ def test_first_eos_ends_the_text_and_the_limit_counts_the_kept_part() -> None:
         Fork(Trunk(ids, 4), 10, 5, GREEDY, "full"),
         Fork(Trunk(ids, 4), 4, None, GREEDY, "fresh"),
     ]
-    for engine in (ReferenceEngine(model, EOS), BatchedEngine(model, EOS)):
+    for engine in (ReferenceEngine(model, EOS), SharedPrefixEngine(model, EOS)):
         found = dict(engine.run(ListSource(forks), budget=Budget(7)))
         assert found["eos"].ids.tolist() == [*ids[4:10], 2]
         assert (found["eos"].finish, found["eos"].num_decoded) == ("stop", 0)
@@ -109,14 +111,63 @@ def test_equal_probabilities_break_by_lower_id() -> None:
     assert ids.tolist() == [[1, 3, 2, 4]]
 
 
+def draw(logits: torch.Tensor, sampling: Sampling, points: Sequence[float]) -> tuple[list[int], list[float]]:
+    """One token for every uniform, from the same logits."""
+    tokens, distances = sampled(
+        logits.expand(len(points), -1),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        uniform_N=torch.tensor(points, dtype=torch.float64),
+    )
+    return tokens.tolist(), distances.tolist()
+
+
 def test_sampling_follows_the_distribution_and_top_p() -> None:
     logits = torch.tensor([1.0, 2.0, 0.0, -1.0])
-    points = uniforms(Sampling(0.5, 1.0, 0, "x"), 20_000)
-    counts = np.bincount([sampled(logits, sampling=Sampling(0.5), uniform=u)[0] for u in points], minlength=4)
+    points = uniforms(Sampling(0.5, 1.0, 0, "x"), 20_000).tolist()
+    counts = np.bincount(draw(logits, Sampling(0.5), points)[0], minlength=4)
     # Three standard errors of a share of 0.5 in 20,000 draws.
     np.testing.assert_allclose(counts / 20_000, torch.softmax(logits / 0.5, 0).numpy(), atol=3 * (0.25 / 20_000) ** 0.5)
-    nucleus = {sampled(logits, sampling=Sampling(1.0, 0.7), uniform=u)[0] for u in points[:500]}
-    assert nucleus == {0, 1}  # 0.64 + 0.24 reaches 0.7
+    assert set(draw(logits, Sampling(1.0, 0.7), points[:500])[0]) == {0, 1}  # 0.64 + 0.24 reaches 0.7
+
+
+def plain_sample(logits: np.ndarray, sampling: Sampling, uniform: float) -> int:
+    """The definition, in float64: the smallest set of top tokens that reaches top_p, then the inverse distribution."""
+    p = np.exp((logits - logits.max()) / sampling.temperature)
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    kept = order[: int(np.searchsorted(np.cumsum(p[order]), sampling.top_p - 1e-12)) + 1]
+    nucleus = np.zeros_like(p)
+    nucleus[kept] = p[kept]
+    return int(np.searchsorted(np.cumsum(nucleus), uniform * nucleus.sum(), side="right"))
+
+
+@pytest.mark.parametrize(("vocabulary", "spread"), [(20, 2.0), (1000, 0.5), (4096, 3.0)])
+def test_a_batch_of_samples_equals_the_definition(vocabulary: int, spread: float) -> None:
+    """A flat distribution over 1000 tokens has a nucleus beyond the first guess of its size."""
+    rng = np.random.default_rng(vocabulary)
+    logits = rng.normal(0, spread, (200, vocabulary)).astype(np.float32)
+    uniform = rng.random(200)
+    for sampling in (Sampling(1.0, 1.0), Sampling(0.7, 0.95), Sampling(1.5, 0.5)):
+        tokens, distance = sampled(
+            torch.from_numpy(logits),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            uniform_N=torch.from_numpy(uniform),
+        )
+        clear = (distance > 1e-5).numpy()
+        assert clear.sum() > 50  # where many tokens are alike, most draws are near another
+        expected = [plain_sample(z.astype(np.float64), sampling, u) for z, u in zip(logits, uniform, strict=True)]
+        np.testing.assert_array_equal(tokens.numpy()[clear], np.array(expected)[clear])
+
+
+@pytest.mark.parametrize("vocabulary", [2, 3, 60, 1000, 4096, 49152])
+def test_greedy_finds_the_best_token_and_its_margin(vocabulary: int) -> None:
+    logits = torch.randn(40, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
+    tokens, margin = greedy(logits)
+    ordered = logits.sort(dim=-1, descending=True)
+    assert torch.equal(tokens, ordered.indices[:, 0])
+    assert torch.equal(margin, ordered.values[:, 0] - ordered.values[:, 1])
 
 
 def test_random_numbers_depend_on_seed_and_purpose_alone() -> None:
@@ -130,27 +181,24 @@ def test_random_numbers_depend_on_seed_and_purpose_alone() -> None:
 def test_broken_weights_stop_the_run() -> None:
     model = random_llama()
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
-    with pytest.raises(FloatingPointError, match="NaN or infinite"):
-        list(BatchedEngine(model, EOS).run(ListSource(random_forks(3)), budget=BUDGET))
+    for engine in (SharedPrefixEngine, ReferenceEngine):
+        with pytest.raises(FloatingPointError, match="NaN or infinite"):
+            list(engine(model, EOS).run(ListSource(random_forks(3)), budget=BUDGET))
 
 
 def test_sampling_notices_what_rounding_could_change() -> None:
     """Logits that differ by rounding give the same token, or a distance so small that the reference settles it."""
-    from cft.rollout.choice import TIE_MARGIN_PROBABILITY
-
     swapped = [torch.tensor([2.0, 2.0 + 1e-5, 0.0, -1.0]), torch.tensor([2.0 + 1e-5, 2.0, 0.0, -1.0])]
-    tokens = {sampled(z, sampling=Sampling(1.0, 0.95), uniform=0.25)[0] for z in swapped}
+    tokens = {draw(z, Sampling(1.0, 0.95), [0.25])[0][0] for z in swapped}
     assert len(tokens) == 1
     for shift in (1e-6, -1e-6):  # the nucleus of 0.95 holds two or three tokens
         logits = torch.tensor([0.5 + shift, 0.45, 0.05 - shift]).log()
-        assert sampled(logits, sampling=Sampling(1.0, 0.95), uniform=0.51)[1] < TIE_MARGIN_PROBABILITY
+        assert draw(logits, Sampling(1.0, 0.95), [0.51])[1][0] < TIE_MARGIN_PROBABILITY
     rng = np.random.default_rng(0)
     for top_p, temperature in ((0.95, 1.0), (1.0, 1.0), (0.9, 0.3)):
-        for _ in range(500):
-            logits = torch.tensor(rng.normal(0, 2, 20), dtype=torch.float32)
-            noisy = logits + torch.tensor(rng.normal(0, 2e-5, 20), dtype=torch.float32)
-            u = float(rng.random())
-            sampling = Sampling(temperature, top_p)
-            one, distance = sampled(logits, sampling=sampling, uniform=u)
-            other, _ = sampled(noisy, sampling=sampling, uniform=u)
-            assert one == other or distance < TIE_MARGIN_PROBABILITY
+        logits = torch.tensor(rng.normal(0, 2, (500, 20)), dtype=torch.float32)
+        noisy = logits + torch.tensor(rng.normal(0, 2e-5, (500, 20)), dtype=torch.float32)
+        uniform_N = torch.tensor(rng.random(500))
+        one, distance = sampled(logits, temperature=temperature, top_p=top_p, uniform_N=uniform_N)
+        other, _ = sampled(noisy, temperature=temperature, top_p=top_p, uniform_N=uniform_N)
+        assert bool(((one == other) | (distance < TIE_MARGIN_PROBABILITY)).all())

@@ -1,4 +1,4 @@
-"""Which token comes next: greedy or sampled, and how near the choice was to another.
+"""Which token comes next, greedy or sampled, and how near the choice was to another.
 
 Random numbers are counter-based: the uniform for response position i of a fork is the i-th number of a Philox stream
 keyed by (seed, purpose), so a sample does not depend on the batch it was decoded in.
@@ -7,6 +7,7 @@ keyed by (seed, purpose), so a sample does not depend on the batch it was decode
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from cft.types import Sampling
 
 # A uniform this near to a boundary of the cumulative distribution could fall on its other side after rounding.
 TIE_MARGIN_PROBABILITY = 1e-4
+RELATIVE_TIE = 1e-3  # probabilities this alike could swap ranks after rounding
+NUCLEUS_GUESS = 256  # most nuclei are smaller, and so many top tokens are found without sorting the vocabulary
+MAX_BLOCK = 1024
 
 
 def uniforms(sampling: Sampling, count: int) -> NDArray[np.float64]:
@@ -28,36 +32,110 @@ def uniforms(sampling: Sampling, count: int) -> NDArray[np.float64]:
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
-def greedy(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """Most probable token [B] int64, equal logits to the lower id, and the margin [B] to the second, in logits."""
-    top_B2 = logits_BV.topk(2, dim=-1).values
-    return logits_BV.argmax(dim=-1), top_B2[:, 0] - top_B2[:, 1]
+def choose(
+    logits_NV: Tensor, *, sampling: Sequence[Sampling], uniform: Sequence[float], tie_margin: float
+) -> tuple[list[int], list[bool]]:
+    """The next token of every row, and whether the choice was so near to another that rounding could turn it.
+
+    uniform: of the row's next position, anything for greedy rows. tie_margin: logits; 0 = nothing is near.
+    Raises FloatingPointError if the logits are not finite.
+    """
+    token_N, margin_N = greedy(logits_NV)
+    tokens, near = token_N.tolist(), (margin_N < tie_margin).tolist()
+    kinds: dict[tuple[float, float], list[int]] = {}
+    for row, how in enumerate(sampling):
+        if how.temperature != 0:
+            kinds.setdefault((how.temperature, how.top_p), []).append(row)
+    for (temperature, top_p), rows in kinds.items():
+        uniform_N = torch.tensor([uniform[row] for row in rows], dtype=torch.float64, device=logits_NV.device)
+        drawn = logits_NV if len(rows) == len(logits_NV) else logits_NV[rows]
+        drawn_N, distance_N = sampled(drawn, temperature=temperature, top_p=top_p, uniform_N=uniform_N)
+        too_near = (distance_N < TIE_MARGIN_PROBABILITY).tolist()
+        for row, token, close in zip(rows, drawn_N.tolist(), too_near, strict=True):
+            tokens[row], near[row] = token, close and tie_margin > 0
+    return tokens, near
 
 
-def sampled(logits_V: Tensor, *, sampling: Sampling, uniform: float) -> tuple[int, float]:
-    """Token by inverse cumulative distribution, and the distance of `uniform` to the nearest boundary (probability).
+def greedy(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Most probable token [N] int64 and its margin [N] over the second, in logits.
+
+    Maxima of blocks come first: one fast pass over the vocabulary, and only the best block of a row is looked into.
+    """
+    vocabulary = logits_NV.shape[1]
+    block = min(MAX_BLOCK, vocabulary & -vocabulary)  # the largest power of two that divides it
+    if vocabulary // block < 2 or block < 16:
+        best = logits_NV.topk(2, dim=-1)
+        token_N, first_N, second_N = best.indices[:, 0], best.values[:, 0], best.values[:, 1]
+    else:
+        blocks_NCB = logits_NV.unflatten(1, (-1, block))
+        outer = blocks_NCB.amax(-1).topk(2, dim=-1)
+        winner_N = outer.indices[:, 0]
+        inner = blocks_NCB[torch.arange(len(logits_NV), device=logits_NV.device), winner_N].topk(2, dim=-1)
+        token_N, first_N = winner_N * block + inner.indices[:, 0], inner.values[:, 0]
+        second_N = torch.maximum(inner.values[:, 1], outer.values[:, 1])
+    require_finite(first_N)
+    return token_N, first_N - second_N
+
+
+def require_finite(best: Tensor) -> None:
+    """Raise FloatingPointError where the best logit is NaN or infinite."""
+    if not torch.isfinite(best).all():
+        raise FloatingPointError(
+            "the model's logits are NaN or infinite: its weights or its precision are broken, nothing decoded from "
+            "them would mean anything (try model.dtype=float32, or another checkpoint)"
+        )
+
+
+def sampled(logits_NV: Tensor, *, temperature: float, top_p: float, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [N] by inverse cumulative distribution in the order of ids, and the distance [N] of the uniform to the
+    nearest boundary where another token begins (probability).
 
     Nucleus (top-p): the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751).
     """
-    probability_V = torch.softmax(logits_V.double() / sampling.temperature, dim=-1)
-    edge = 1.0  # how far the nucleus is from holding other tokens
-    if sampling.top_p < 1:
-        sorted_V, order_V = probability_V.sort(descending=True, stable=True)
-        before_V = sorted_V.cumsum(0) - sorted_V
-        kept = int((before_V < sampling.top_p).sum())
-        edge = float((before_V - sampling.top_p).abs().min())
-        if kept < sorted_V.numel():
-            edge = min(edge, float(sorted_V[kept - 1] - sorted_V[kept]))  # two equals, of which one is in
-        nucleus_V = torch.zeros_like(probability_V)
-        nucleus_V[order_V[:kept]] = sorted_V[:kept]
-        probability_V = nucleus_V
+    weight_NV = logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(temperature).exp_()
+    if top_p < 1:
+        total_N1 = weight_NV.sum(-1, keepdim=True, dtype=torch.float64)
+        id_NM, weight_NM, unsure_N = _nucleus(weight_NV, total_N1, top_p=top_p)
+    else:
+        id_NM, weight_NM, unsure_N = None, weight_NV, torch.zeros_like(uniform_N)
     # In the order of ids, not of probabilities: near equals that swap ranks then change nothing.
-    cumulative_V = probability_V.cumsum(0)
-    point = uniform * float(cumulative_V[-1])
-    token = int(torch.searchsorted(cumulative_V, point, right=True))
-    token = min(token, int(probability_V.nonzero()[-1]))  # rounding at the very end
-    above = float(cumulative_V[token]) - point
-    below = point - (float(cumulative_V[token - 1]) if token else 0.0)
-    first = not bool(probability_V[:token].any())
+    cumulative_NM = weight_NM.cumsum(-1, dtype=torch.float64)
+    total_N1 = cumulative_NM[:, -1:]
+    point_N1 = uniform_N[:, None] * total_N1
+    index_N1 = torch.searchsorted(cumulative_NM, point_N1, right=True)
+    last_N1 = (cumulative_NM < total_N1).sum(-1, keepdim=True)  # rounding at the very end
+    index_N1 = torch.minimum(index_N1, last_N1)
+    above_N1 = cumulative_NM.gather(1, index_N1) - point_N1
+    before_N1 = cumulative_NM.gather(1, (index_N1 - 1).clamp(min=0))
+    # Before the first token that can be drawn there is no other one to fall to.
+    below_N1 = torch.where((index_N1 > 0) & (before_N1 > 0), point_N1 - before_N1, total_N1)
+    # A token that joins or leaves the nucleus moves the boundaries behind it by no more than its probability.
+    distance_N = (torch.minimum(above_N1, below_N1) / total_N1)[:, 0] - unsure_N
+    token_N1 = index_N1 if id_NM is None else id_NM.gather(1, index_N1)
     # Low temperatures blow up rounding errors of the logits.
-    return token, min(above, 1.0 if first else below, edge) * min(1.0, sampling.temperature)
+    return token_N1[:, 0], distance_N * min(1.0, temperature)
+
+
+def _nucleus(weight_NV: Tensor, total_N1: Tensor, *, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The most probable tokens in the order of their ids: ids [N, M], weights [N, M] (0 outside the nucleus), and the
+    probability [N] of tokens of which it is unsure whether they are in it."""
+    vocabulary = weight_NV.shape[1]
+    width = min(NUCLEUS_GUESS, vocabulary)
+    while True:
+        top = weight_NV.topk(width, dim=-1)
+        share_NM = top.values.double() / total_N1
+        before_NM = share_NM.cumsum(-1) - share_NM
+        inside_NM = before_NM < top_p
+        if width == vocabulary or not bool(inside_NM[:, -1].any()):
+            break
+        width = min(8 * width, vocabulary)
+    kept_N1 = inside_NM.sum(-1, keepdim=True)
+    last_N1, next_N1 = (share_NM.gather(1, (kept_N1 - back).clamp(max=width - 1)) for back in (1, 0))
+    # Tokens that rounding could take in or leave out: alike at the border, or where the sum just reaches top_p.
+    alike_NM = (share_NM / last_N1 - 1).abs() < RELATIVE_TIE
+    unsure_NM = (before_NM - top_p).abs() < TIE_MARGIN_PROBABILITY
+    unsure_NM |= alike_NM & ((next_N1 / last_N1 - 1).abs() < RELATIVE_TIE) & (kept_N1 < width)
+    unsure_N = torch.where(unsure_NM, share_NM, 0.0).sum(-1)
+    id_NM, order_NM = top.indices.sort(dim=-1)
+    weight_NM = torch.where(inside_NM, top.values, 0.0).gather(1, order_NM)
+    return id_NM, weight_NM, unsure_N

@@ -1,6 +1,10 @@
 """The plain engine: one fork at a time, one token at a time. Slow and obviously right; the others are held against it.
 
 Prefill prompt + kept response + `first`, then choose a token, append, feed it, until an EOS or the limit.
+
+Near ties. Two computations of the same logits differ in the last bits (about 6e-5 between attention kernels), so where
+the best two tokens are nearer than `tie_margin`, the batch, the cache or the kernel would decide. There every engine,
+this one too, asks the same judge: `settle`, one pass without a cache over this row's ids alone.
 """
 
 from __future__ import annotations
@@ -13,16 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from cft.rollout.choice import greedy, sampled, uniforms
-from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
+from cft.rollout.choice import choose, require_finite, uniforms
+from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
 
 
 class ReferenceEngine:
-    """model: a causal language model in eval mode. eos_ids: every token that ends a response."""
+    """model: a causal language model in eval mode. eos_ids: every token that ends a response. tie_margin: logits."""
 
-    def __init__(self, model: PreTrainedModel, eos_ids: Collection[int]) -> None:
+    def __init__(self, model: PreTrainedModel, eos_ids: Collection[int], *, tie_margin: float = 1e-3) -> None:
         self.model = model
         self.eos_ids = frozenset(eos_ids)
+        self.tie_margin = tie_margin
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
         while forks := source.take(1):
@@ -36,25 +41,30 @@ class ReferenceEngine:
             return Completion(response_of(ids, fork), finish, 0)
         random = uniforms(fork.sampling, budget.max_new_tokens)
         cache = DynamicCache(config=self.model.config)
-        feed, kept = ids, len(ids)
+        feed, kept, ties = ids, len(ids), 0
         while True:
-            logits_V = self._next_logits(feed, cache)
-            if fork.sampling.temperature == 0:
-                token = int(greedy(logits_V[None])[0])
-            else:
-                position = len(ids) - fork.trunk.prompt_len
-                token, _ = sampled(logits_V, sampling=fork.sampling, uniform=random[position])
+            input_ids_BT = torch.tensor([feed], device=self.model.device)
+            output = self.model(input_ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            position = len(ids) - fork.trunk.prompt_len
+            uniform = float(random[position]) if len(random) else 0.0
+            (token,), (near,) = choose(
+                output.logits[:, -1].float(), sampling=[fork.sampling], uniform=[uniform], tie_margin=self.tie_margin
+            )
+            if near:
+                token, ties = self.settle(ids, sampling=fork.sampling, uniform=uniform), ties + 1
             ids = [*ids, token]
             if token in self.eos_ids:
-                return Completion(response_of(ids, fork), "stop", len(ids) - kept)
+                return Completion(response_of(ids, fork), "stop", len(ids) - kept, ties)
             if len(ids) - fork.trunk.prompt_len >= budget.max_new_tokens:
-                return Completion(response_of(ids, fork), "length", len(ids) - kept)
+                return Completion(response_of(ids, fork), "length", len(ids) - kept, ties)
             feed = [token]
 
-    def _next_logits(self, feed: list[int], cache: DynamicCache) -> Tensor:
-        input_ids_BT = torch.tensor([feed], device=self.model.device)
-        output = self.model(input_ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return finite(output.logits[0, -1].float())
+    @torch.inference_mode()
+    def settle(self, ids: list[int], *, sampling: Sampling, uniform: float) -> int:
+        """The token after `ids`, prompt included, by one pass without a cache over them alone: no batch, no history."""
+        logits = self.model(torch.tensor([ids], device=self.model.device), use_cache=False, logits_to_keep=1).logits
+        (token,), _ = choose(logits[:, -1].float(), sampling=[sampling], uniform=[uniform], tie_margin=0.0)
+        return token
 
     @torch.inference_mode()
     def score(self, trunk: Trunk, *, k: int) -> TopTokens:
@@ -64,7 +74,9 @@ class ReferenceEngine:
         if response_len < 1:
             raise ValueError(f"score needs a response: trunk of {len(trunk.ids)} tokens, prompt of {trunk.prompt_len}")
         logits_BTV = self.model(input_ids_BT, use_cache=False, logits_to_keep=response_len + 1).logits
-        logprob_RV = torch.log_softmax(finite(logits_BTV[0, :-1].float()), dim=-1)
+        logits_RV = logits_BTV[0, :-1].float()
+        require_finite(logits_RV.amax(-1))
+        logprob_RV = torch.log_softmax(logits_RV, dim=-1)
         own_R = logprob_RV.gather(1, input_ids_BT[0, trunk.prompt_len :, None])[:, 0]
         entropy_R = torch.special.entr(logprob_RV.exp()).sum(-1)
         ids_RK, top_RK = top_tokens(logprob_RV, k=k)
@@ -92,15 +104,6 @@ def already_finished(fork: Fork, *, eos_ids: Collection[int], budget: Budget) ->
 
 def response_of(ids: list[int], fork: Fork) -> NDArray[np.int32]:
     return np.asarray(ids[fork.trunk.prompt_len :], dtype=np.int32)
-
-
-def finite(logits: Tensor) -> Tensor:
-    if not torch.isfinite(logits.amax(-1)).all():
-        raise FloatingPointError(
-            "the model's logits are NaN or infinite: its weights or its precision are broken, nothing decoded from "
-            "them would mean anything (try model.dtype=float32, or another checkpoint)"
-        )
-    return logits
 
 
 def top_tokens(logprob_RV: Tensor, *, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

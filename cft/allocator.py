@@ -1,0 +1,23 @@
+"""Memory that torch frees is kept for the next tensor instead of going back to the system.
+
+glibc gives every large block back at once, so that the next tensor of that size is fetched and zeroed page by page
+again: measured, half of the time of a forward pass (`make bench-annotate`, key `allocator_speedup`). Called once by the
+entry points, before torch has allocated anything; without glibc nothing happens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# malloc.h of glibc
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+
+
+def keep_freed_memory() -> bool:
+    """True if the allocator took the settings. The process then holds its peak until it ends."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))

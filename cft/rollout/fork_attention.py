@@ -1,0 +1,225 @@
+"""Attention of forks: over the trunk they share, and over what each decoded itself.
+
+    prefix   [1, h, L, d]    keys of a trunk, stored once; every fork of it looks at them, up to its own cut
+    tails    [n, h, T, d]    keys of n forks' own tokens, of like length; a mask hides what a shorter one lacks
+
+Both parts are computed apart and joined exactly. With the scores s_m of part m,
+
+    lse_m = log sum exp s_m        out = sum_m exp(lse_m) softmax(s_m) v_m / sum_m exp(lse_m)
+
+so of two parts the first has the weight sigmoid(lse_1 - lse_2). A fork that shares nothing has all its keys in its tail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ATTENTION = "cft_forks"  # its name in transformers' registry
+SPARE_COLUMNS = 32  # a tail is made with room for so many tokens, and doubled when full
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKeys:
+    """Keys and values of one layer, [n, h, T, d] each."""
+
+    k: Tensor
+    v: Tensor
+
+
+Keys = list[LayerKeys]  # by layer
+Row = TypeVar("Row")
+
+
+def num_bytes(keys: Keys) -> int:
+    return sum(part.numel() * part.element_size() for layer in keys for part in (layer.k, layer.v))
+
+
+class Tails(Generic[Row]):
+    """The own keys of some forks, a rectangle. rows: what the caller keeps of each fork, in the order of the batch.
+
+    keys: by layer, [n, h, T, d]; seen: how many of the T columns each row has, the last ones.
+    """
+
+    def __init__(self, rows: Sequence[Row], keys: Keys, seen: Sequence[int]) -> None:
+        self.rows = list(rows)
+        self.columns = keys[0].k.shape[2]
+        self.keys = keys
+        position_T = torch.arange(self.columns, device=keys[0].k.device)
+        missing = self.columns - torch.tensor(seen, device=position_T.device)
+        self.mask_nT = _additive(position_T[None] < missing[:, None], dtype=keys[0].k.dtype)
+        self.ragged = min(seen) < self.columns
+        self._reserve(self.columns + SPARE_COLUMNS)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def bytes_held(self) -> int:
+        return num_bytes(self.keys)
+
+    def make_room(self) -> None:
+        """For one more token of each fork. Nothing has changed if memory runs out here."""
+        room = self.keys[0].k.shape[2]
+        if self.columns == room:
+            self._reserve(2 * room)
+
+    def _reserve(self, columns: int) -> None:
+        n, wider = len(self.rows), []
+        for layer in self.keys:
+            parts = []
+            for part in (layer.k, layer.v):
+                new = part.new_empty(n, part.shape[1], columns, part.shape[3])
+                new[:, :, : self.columns] = part[:n, :, : self.columns]
+                parts.append(new)
+            wider.append(LayerKeys(*parts))
+        self.keys = wider
+        self.mask_nT = nn.functional.pad(self.mask_nT[:n, : self.columns], (0, columns - self.columns))
+
+    def advance(self) -> None:
+        """The newest token's keys, which `attend` wrote, are kept."""
+        self.columns += 1
+
+    def remove(self, index: int) -> None:
+        """Drop a fork; the last one takes its place."""
+        last = len(self.rows) - 1
+        self.rows[index] = self.rows[last]
+        self.rows.pop()
+        if index != last:
+            self.mask_nT[index] = self.mask_nT[last]
+            for layer in self.keys:
+                for part in (layer.k, layer.v):
+                    part[index, :, : self.columns] = part[last, :, : self.columns]
+
+    def attend(self, layer: int, query_nhgd: Tensor, key_nhd: Tensor, value_nhd: Tensor) -> tuple[Tensor, Tensor]:
+        """Output [n, h, g, d] and log-sum-exp [n, h, g, 1] of the newest tokens, whose keys are written down."""
+        n, until = len(self.rows), self.columns + 1
+        keys = self.keys[layer]
+        keys.k[:n, :, self.columns] = key_nhd
+        keys.v[:n, :, self.columns] = value_nhd
+        mask = self.mask_nT[:n, None, None, :until] if self.ragged else None
+        return _part(query_nhgd, keys.k[:n, :, :until], keys.v[:n, :, :until], mask=mask)
+
+
+def joined(one: Tails[Row], other: Tails[Row]) -> Tails[Row]:
+    """Both as one rectangle, the shorter tails moved to the end of it."""
+    columns = max(one.columns, other.columns)
+    n = len(one) + len(other)
+    keys = []
+    for a, b in zip(one.keys, other.keys, strict=True):
+        parts = []
+        for x, y in ((a.k, b.k), (a.v, b.v)):
+            new = x.new_zeros(n, x.shape[1], columns, x.shape[3])
+            new[: len(one), :, columns - one.columns :] = x[: len(one), :, : one.columns]
+            new[len(one) :, :, columns - other.columns :] = y[: len(other), :, : other.columns]
+            parts.append(new)
+        keys.append(LayerKeys(*parts))
+    whole = Tails([*one.rows, *other.rows], keys, [one.columns] * len(one) + [other.columns] * len(other))
+    for start, part in ((0, one), (len(one), other)):
+        whole.mask_nT[start : start + len(part), columns - part.columns : columns] = part.mask_nT[
+            : len(part), : part.columns
+        ]
+    whole.ragged |= one.ragged or other.ragged
+    return whole
+
+
+def _additive(hidden: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """A mask to add to scores: minus infinity where `hidden`, else 0."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The rows of a batch that look at one prefix. index: [m] rows. mask: [m, L], minus infinity from a row's cut on."""
+
+    prefix: Keys
+    index: Tensor
+    mask_mL: Tensor
+
+    @classmethod
+    def of(cls, prefix: Keys, *, index: Sequence[int], visible: Sequence[int]) -> Shared:
+        """index: rows of the batch. visible: how many tokens of the prefix each of them sees, at least 1."""
+        first = prefix[0].k
+        position_L = torch.arange(max(visible), device=first.device)
+        hidden_mL = position_L[None] >= torch.tensor(visible, device=first.device)[:, None]
+        return cls(prefix, torch.tensor(index, device=first.device), _additive(hidden_mL, dtype=first.dtype))
+
+    def attend(self, layer: int, query_mhgd: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Tails.attend`. The point of it all: the queries of all forks are one matrix, and the keys exist once."""
+        m, heads, groups, width = query_mhgd.shape
+        longest = self.mask_mL.shape[1]
+        keys = self.prefix[layer]
+        folded = query_mhgd.transpose(0, 1).reshape(heads, m * groups, width)
+        mask = self.mask_mL[:, None].expand(m, groups, longest).reshape(m * groups, longest)
+        out, lse = _part(folded, keys.k[0, :, :longest], keys.v[0, :, :longest], mask=mask)
+        return out.view(heads, m, groups, -1).transpose(0, 1), lse.view(heads, m, groups, 1).transpose(0, 1)
+
+
+def _part(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention over one part alone, and the log-sum-exp of its scores (last axis 1)."""
+    scores = query @ key.transpose(-1, -2)
+    if mask is not None:
+        scores += mask
+    top = scores.amax(-1, keepdim=True)
+    weight = scores.sub_(top).exp_()
+    total = weight.sum(-1, keepdim=True)
+    return (weight @ value).div_(total), top.add_(total.log_())
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """A forward pass over whole trunks, [b, T] padded on the right; `keys` takes what each layer computes."""
+
+    keys: Keys
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """A forward pass over the newest token of every fork, [N, 1]: the rows of all tails, one after the other."""
+
+    tails: Sequence[Tails[Any]]
+    shared: Sequence[Shared]
+
+
+def fork_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    forks: Prefill | Decode,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of `transformers`: query [N, H, q, d], key and value [N, h, q, d] -> [N, q, H, d]."""
+    if isinstance(forks, Prefill):
+        forks.keys.append(LayerKeys(key, value))
+        # Padding on the right is never looked at by what stands before it.
+        attended = nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+        )
+        return attended.transpose(1, 2), None
+    layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+    key_Nhd, value_Nhd = key[:, :, 0], value[:, :, 0]
+    count, heads, width = key_Nhd.shape
+    query_Nhgd = (query[:, :, 0] * scaling).view(count, heads, -1, width)  # g query heads share a key head
+    parts, start = [], 0
+    for tails in forks.tails:
+        rows = slice(start, start + len(tails))
+        parts.append(tails.attend(layer, query_Nhgd[rows], key_Nhd[rows], value_Nhd[rows]))
+        start += len(tails)
+    out_Nhgd, lse_Nhg1 = (torch.cat(part) for part in zip(*parts, strict=True))
+    for shared in forks.shared:
+        out, lse = shared.attend(layer, query_Nhgd[shared.index])
+        weight = torch.sigmoid(lse - lse_Nhg1[shared.index])
+        out_Nhgd[shared.index] = torch.lerp(out_Nhgd[shared.index], out, weight)
+    return out_Nhgd.view(count, 1, query.shape[1], -1), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, fork_attention)
