@@ -40,6 +40,7 @@ _STATUS = {
     Outcome.UNDECIDED: "undecided",
     Outcome.CUT_OFF: "cut off",
 }
+_BROKEN_OFF = {"length": "cut off", "memory": "out of memory"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +179,8 @@ class Annotator:
         if completion is None or verdict is None:
             return Solved(problem, trunk, None, "no solution given" if fits else "prompt too long", "")
         outcome, extracted = verdict
-        if completion.finish == "length":
-            status = "cut off"
+        if completion.finish in _BROKEN_OFF:
+            status = _BROKEN_OFF[completion.finish]
         elif outcome != Outcome.RIGHT:
             status = _STATUS[outcome]
         elif len(completion.ids) > NEAR_LIMIT * self.budget.max_new_tokens:

@@ -12,9 +12,11 @@ by `cft/masks.py`.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VerifyAll = Callable[[Sequence[tuple[str, str]]], list[Verdict]]
+RESPONSES_AT_A_TIME = 4
 REPLAY = -1  # in place of an alternative's rank: the self-replay control of a position
 
 _OUTCOME = {
@@ -56,6 +59,7 @@ class Judge:
 
     tokenizer: PreTrainedTokenizerBase
     verify_all: VerifyAll
+    final: Callable[[str], bool] = lambda text: False  # the verifier's; see cft.types.Verifier
 
     def __call__(self, completions: Sequence[tuple[Completion, str]]) -> list[tuple[Outcome, str]]:
         """completions: (completion, gold answer). Equal texts with equal answers are verified once."""
@@ -75,10 +79,20 @@ class Judge:
 
 def outcome_of(verdict: Verdict, *, finish: str) -> Outcome:
     """A cut-off text keeps the verdict of an explicit answer (boxed, ####) it already gave, else it is cut off. Where
-    the verifier itself failed nothing is known, whether a right answer stood there neither: undecided."""
+    the verifier itself failed nothing is known, whether a right answer stood there neither: undecided. So it is with a
+    text that broke off for lack of memory."""
+    if finish == "memory":
+        return Outcome.UNDECIDED
     if finish == "length" and not verdict.explicit and not verdict.failed:
         return Outcome.CUT_OFF
     return _OUTCOME[verdict.judgement]
+
+
+@lru_cache(maxsize=1)
+def closers(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of the tokens whose text could close a marker (`#### 8` and a new line, \\boxed{8}, <answer>8</answer>)."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return frozenset(token for token, text in enumerate(texts) if any(sign in text for sign in "\n}>"))
 
 
 class ListSource:
@@ -92,6 +106,9 @@ class ListSource:
         taken = [self._forks.popleft() for _ in range(min(n, len(self._forks)))]
         self._on_take(len(taken))
         return taken
+
+    def decided(self, key: Key, ids: Sequence[int]) -> bool:
+        return False
 
 
 def alternatives(
@@ -161,14 +178,18 @@ class CounterfactualSource:
 
     The engine calls `take`; the caller hands every completion to `receive`. Verdicts are made in lots, when the queue
     runs short, because the next rank of a position depends on them.
+
+    Order: a few responses at a time, so that few prefixes are in memory, and of these the earliest positions first. They
+    have the longest way to go; begun last, they would decode alone at the end.
     """
 
     rows: Sequence[Evidence]
     judge: Judge
     short_circuit: bool
     tally: Tally = field(default_factory=Tally)
-    _queue: deque[Fork] = field(default_factory=deque)
+    _queue: list[tuple[int, int, int, Fork]] = field(default_factory=list)  # a heap, in the order of the first three
     _received: list[tuple[Key, Completion]] = field(default_factory=list)
+    _pushed: int = 0
 
     def __post_init__(self) -> None:
         for index, row in enumerate(self.rows):
@@ -176,14 +197,16 @@ class CounterfactualSource:
                 self._enqueue(index, t)
                 if row.replay_wanted_R[t] and row.replay_R[t] == Outcome.UNTRIED:
                     own = int(row.trunk.ids[row.trunk.prompt_len + t])
-                    self._queue.append(self._fork(index, t, own, REPLAY))
-        # Neighbours in the batch should have prefixes of like length: less padding.
-        self._queue = deque(sorted(self._queue, key=lambda fork: -fork.cut))
+                    self._push(index, t, own, REPLAY)
 
     def take(self, n: int) -> list[Fork]:
-        if len(self._queue) < n:
+        if len(self._queue) < n or len(self._received) >= n:
             self._judge_received()
-        return [self._queue.popleft() for _ in range(min(n, len(self._queue)))]
+        return [heapq.heappop(self._queue)[-1] for _ in range(min(n, len(self._queue)))]
+
+    def decided(self, key: Key, ids: Sequence[int]) -> bool:
+        """The verdict stands. Markers of an answer close with one of a few signs: only there is the text looked at."""
+        return ids[-1] in closers(self.judge.tokenizer) and self.judge.final(decode(self.judge.tokenizer, ids))
 
     def receive(self, key: Key, completion: Completion) -> None:
         self._received.append((key, completion))
@@ -191,11 +214,13 @@ class CounterfactualSource:
     def _enqueue(self, index: int, t: int) -> None:
         row = self.rows[index]
         for k in row.next_alternatives(t, short_circuit=self.short_circuit):
-            self._queue.append(self._fork(index, t, int(row.alt_ids_RK[t, k]), k))
+            self._push(index, t, int(row.alt_ids_RK[t, k]), k)
 
-    def _fork(self, index: int, t: int, first: int, rank: int) -> Fork:
+    def _push(self, index: int, t: int, first: int, rank: int) -> None:
         trunk = self.rows[index].trunk
-        return Fork(trunk, trunk.prompt_len + t, first, GREEDY, (index, t, rank))
+        fork = Fork(trunk, trunk.prompt_len + t, first, GREEDY, (index, t, rank))
+        self._pushed += 1
+        heapq.heappush(self._queue, (index // RESPONSES_AT_A_TIME, t, self._pushed, fork))
 
     def _judge_received(self) -> None:
         received, self._received = self._received, []

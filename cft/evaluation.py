@@ -84,6 +84,7 @@ class Solver:
         forks = []
         done: dict[tuple[int, int], Completion] = {}
         for i, ids in enumerate(prompts):
+            trunk = Trunk(ids, len(ids))  # one object: engines compute a shared prompt once
             for sample in range(GREEDY_SAMPLE, request.num_samples):
                 if len(ids) + request.max_new_tokens > self.max_positions:
                     done[i, sample] = Completion(np.zeros(0, dtype=np.int32), "length", 0)
@@ -92,7 +93,7 @@ class Solver:
                 if sample != GREEDY_SAMPLE:
                     purpose = f"sample\x1f{problems[i].id}\x1f{sample}"
                     sampling = Sampling(request.temperature, request.top_p, request.seed, purpose)
-                forks.append(Fork(Trunk(ids, len(ids)), len(ids), None, sampling, (i, sample)))
+                forks.append(Fork(trunk, len(ids), None, sampling, (i, sample)))
         forks.sort(key=lambda fork: fork.cut)
         with progress(title, total=len(forks)) as bar:
             for key, completion in self.engine.run(ListSource(forks), budget=Budget(request.max_new_tokens)):

@@ -126,7 +126,8 @@ _EVERYWHERE = (
     seed("seed"),
     at_least("verify.workers", 1),
     above_zero("verify.timeout_s"),
-    at_least("engine.max_batch", 1),
+    at_least("engine.max_rows", 1),
+    at_least("engine.kv_budget_mb", 1),
     at_least("engine.tie_margin", 0),
 )
 

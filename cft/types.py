@@ -10,7 +10,7 @@ transformers, so that the config check and the verifier workers can use it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 Key = Hashable
-Finish = Literal["stop", "length", "memory"]
+Finish = Literal["stop", "length", "decided", "memory"]
 
 
 class Outcome(IntEnum):
@@ -124,7 +124,8 @@ class Fork:
 class Completion:
     """A whole response after a fork: kept part, `first`, continuation. ids: [R] int32, EOS included if it ended so.
 
-    finish: "stop" = ended by an EOS token, "length" = met the limit, "memory" = even alone it did not fit (ids stop short).
+    finish: "stop" = ended by an EOS token, "length" = met the limit, "decided" = the source had seen enough, "memory" =
+    even alone it did not fit.
     num_decoded: tokens the model chose after `first`.
     settled_by_reference: choices among them that were near ties, so that the reference engine made them.
     """
@@ -154,6 +155,11 @@ class ForkSource(Protocol):
 
     def take(self, n: int) -> list[Fork]:
         """At most n forks; an empty list ends the run once no fork is under way."""
+        ...
+
+    def decided(self, key: Key, ids: Sequence[int]) -> bool:
+        """Whether fork `key` may end here: no continuation of its response `ids` could change what the source wants to
+        know. Asked after every token but the last; False where that is not proven."""
         ...
 
 

@@ -13,7 +13,7 @@ from cft.evaluation import GREEDY_SAMPLE, Sample, SampleRequest, Solver, summari
 from cft.models import eos_ids, load_causal_lm, load_tokenizer
 from cft.problems import arithmetic
 from cft.prompts import Chat
-from cft.rollout.batched import BatchedEngine
+from cft.rollout.shared_prefix import SharedPrefixEngine
 from cft.rollout.reference import ReferenceEngine
 from cft.types import Completion, Outcome, Problem
 from cft.verify import Numeric
@@ -46,12 +46,12 @@ def ids(samples: list[Sample]) -> dict[tuple[str, int], list[int]]:
 def test_samples_do_not_depend_on_the_batch_or_the_order(parts) -> None:
     model, eos, _, problems, solver = parts
     expected = ids(solver(ReferenceEngine(model, eos)).solve(problems, request=REQUEST, title=""))
-    for max_batch, chosen in ((48, problems), (5, problems[::-1])):
-        engine = BatchedEngine(model, eos, max_batch=max_batch)
+    for max_rows, chosen in ((48, problems), (5, problems[::-1])):
+        engine = SharedPrefixEngine(model, eos, max_rows=max_rows)
         assert ids(solver(engine).solve(chosen, request=REQUEST, title="")) == expected
     assert len({tuple(v) for v in expected.values()}) > len(problems) * 2  # samples differ from each other
     other = SampleRequest(3, 1.0, 0.95, 5, 64)
-    assert ids(solver(BatchedEngine(model, eos)).solve(problems, request=other, title="")) != expected
+    assert ids(solver(SharedPrefixEngine(model, eos)).solve(problems, request=other, title="")) != expected
 
 
 def sample(problem: str, number: int, *, right: bool, extracted: str, length: int = 4, entropy: float = 0.5) -> Sample:
@@ -86,7 +86,7 @@ def test_metrics_of_counted_samples() -> None:
 def test_a_prompt_without_room_counts_as_cut_off(parts) -> None:
     model, eos, tokenizer, problems, _ = parts
     judge = Judge(tokenizer, lambda items: [Numeric(fallback_last_number=True)(*item) for item in items])
-    tight = Solver(BatchedEngine(model, eos), tokenizer, Chat(system="", template="{question}"), judge, 70)
+    tight = Solver(SharedPrefixEngine(model, eos), tokenizer, Chat(system="", template="{question}"), judge, 70)
     samples = tight.solve(problems[:2], request=SampleRequest(0, 0.0, 1.0, 0, 64), title="")
     assert [(s.completion.finish, len(s.completion.ids), s.outcome) for s in samples] == [
         ("length", 0, Outcome.CUT_OFF)
@@ -95,7 +95,7 @@ def test_a_prompt_without_room_counts_as_cut_off(parts) -> None:
 
 def test_every_response_is_written(parts, tmp_path: Path) -> None:
     model, eos, tokenizer, problems, solver = parts
-    samples = solver(BatchedEngine(model, eos)).solve(problems[:3], request=REQUEST, title="")
+    samples = solver(SharedPrefixEngine(model, eos)).solve(problems[:3], request=REQUEST, title="")
     write_samples(tmp_path / "samples.parquet", samples, tokenizer)
     records = pq.read_table(tmp_path / "samples.parquet").to_pylist()
     assert [(r["problem_id"], r["sample"]) for r in records] == [(s.problem.id, s.sample) for s in samples]

@@ -9,7 +9,7 @@ this one too, asks the same judge: `settle`, one pass without a cache over this 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from cft.rollout.choice import choose, require_finite, uniforms
 from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
+
+
+def never_decided(key: Key, ids: Sequence[int]) -> bool:
+    """For sources that want whole responses."""
+    return False
 
 
 class ReferenceEngine:
@@ -31,10 +36,12 @@ class ReferenceEngine:
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
         while forks := source.take(1):
-            yield forks[0].key, self.complete(forks[0], budget=budget)
+            yield forks[0].key, self.complete(forks[0], budget=budget, decided=source.decided)
 
     @torch.inference_mode()
-    def complete(self, fork: Fork, *, budget: Budget) -> Completion:
+    def complete(
+        self, fork: Fork, *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool] = never_decided
+    ) -> Completion:
         ids = fork_prefix(fork)
         finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
         if finish is not None:
@@ -53,10 +60,8 @@ class ReferenceEngine:
             if near:
                 token, ties = self.settle(ids, sampling=fork.sampling, uniform=uniform), ties + 1
             ids = [*ids, token]
-            if token in self.eos_ids:
-                return Completion(response_of(ids, fork), "stop", len(ids) - kept, ties)
-            if len(ids) - fork.trunk.prompt_len >= budget.max_new_tokens:
-                return Completion(response_of(ids, fork), "length", len(ids) - kept, ties)
+            if end := finish_of(ids, fork, eos_ids=self.eos_ids, budget=budget, decided=decided):
+                return Completion(response_of(ids, fork), end, len(ids) - kept, ties)
             feed = [token]
 
     @torch.inference_mode()
@@ -100,6 +105,22 @@ def already_finished(fork: Fork, *, eos_ids: Collection[int], budget: Budget) ->
         return "stop"
     kept = fork.cut - fork.trunk.prompt_len + (fork.first is not None)
     return "length" if kept >= budget.max_new_tokens else None
+
+
+def finish_of(
+    ids: list[int],
+    fork: Fork,
+    *,
+    eos_ids: Collection[int],
+    budget: Budget,
+    decided: Callable[[Key, Sequence[int]], bool],
+) -> Finish | None:
+    """Whether a response ends with the last of `ids`, prompt included, and why."""
+    if ids[-1] in eos_ids:
+        return "stop"
+    if len(ids) - fork.trunk.prompt_len >= budget.max_new_tokens:
+        return "length"
+    return "decided" if decided(fork.key, ids[fork.trunk.prompt_len :]) else None
 
 
 def response_of(ids: list[int], fork: Fork) -> NDArray[np.int32]:

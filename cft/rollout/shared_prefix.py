@@ -20,7 +20,7 @@ n forks that start at the end of one prompt. Where rounding could turn a choice,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ from cft.errors import UserError
 from cft.rollout.choice import choose, require_finite, uniforms
 from cft.rollout.fork_attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
 from cft.rollout.packed_linear import PackedLinears
-from cft.rollout.reference import ReferenceEngine, already_finished, fork_prefix, response_of
+from cft.rollout.reference import ReferenceEngine, already_finished, finish_of, fork_prefix, response_of
 from cft.rollout.residency import Residency
 from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
 
@@ -123,11 +123,13 @@ class SharedPrefixEngine:
                     return
             for row in residency.admit():
                 yield row.fork.key, row.completion("memory")
-            for row, finish in self._step(residency, budget=budget):
+            for row, finish in self._step(residency, budget=budget, decided=source.decided):
                 yield row.fork.key, row.completion(finish)
 
     @torch.inference_mode()
-    def _step(self, residency: Residency[Row], *, budget: Budget) -> list[tuple[Row, Finish]]:
+    def _step(
+        self, residency: Residency[Row], *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool]
+    ) -> list[tuple[Row, Finish]]:
         """One token for every fork; those that ended, which have left their cohorts."""
         logits_NV, too_large = residency.fitting(self.next_logits)
         self.back_offs = residency.back_offs
@@ -150,10 +152,9 @@ class SharedPrefixEngine:
             tails.advance()
             for index in reversed(range(len(tails))):
                 row = tails.rows[index]
-                stopped = row.ids[-1] in self.eos_ids
-                if stopped or len(row.ids) - row.fork.trunk.prompt_len >= budget.max_new_tokens:
+                if end := finish_of(row.ids, row.fork, eos_ids=self.eos_ids, budget=budget, decided=decided):
                     tails.remove(index)
-                    ended.append((row, "stop" if stopped else "length"))
+                    ended.append((row, end))
         if ended:
             residency.left()
         return ended
