@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 MAX_ANSWER_CHARS = 512  # a longer final answer is not parsed
 MAX_DIGITS = 1000  # a longer run of digits is compared as text only
@@ -49,6 +50,25 @@ def explicit_answer(text: str) -> Found | None:
     return max(candidates, key=lambda pair: pair[0])[1] if candidates else None
 
 
+def first_answer_end(text: str) -> int | None:
+    """Length of the shortest prefix in which `explicit_answer` is closed: there the first answer is complete. Or None.
+
+    Which prefix that is does not depend on what follows it. Inside an answer line that is still open, a box counts
+    (`#### \\boxed{5}`) and one around the line's start does not (`\\boxed{#### 5}`): the line opened last and goes on.
+    """
+    # Of such lines the first alone matters: where it is closed, an answer is complete.
+    line = next((match for match in _HASHES.finditer(text) if _line_answer(match)), None)
+    line_start, line_end = line.span() if line else (len(text), len(text))
+    ends = [line_end] if line and line.group(2) else []
+    for markers in (_closed_boxes(text), _closed_tags(text)):
+        for marker in markers:
+            apart = marker.end <= line_start or marker.start > line_start
+            if apart and text[marker.inside : marker.until].strip():
+                ends.append(marker.end)
+                break
+    return min(ends, default=None)
+
+
 def phrase_answer(text: str) -> Found | None:
     """What follows the last "answer is", up to the end of its sentence, or None."""
     for match in reversed(list(_PHRASE.finditer(text))):
@@ -60,42 +80,64 @@ def phrase_answer(text: str) -> Found | None:
     return None
 
 
-def _last_boxed(text: str) -> tuple[int, Found] | None:
-    """The closed box that opens last (the inner one of nested boxes): one pass, whatever the nesting."""
+class _Marker(NamedTuple):
+    """A closed box or tag: text[start:end], with text[inside:until] in it."""
+
+    start: int
+    inside: int
+    until: int
+    end: int
+
+
+def _closed_boxes(text: str) -> Iterator[_Marker]:
+    """Closed boxes, empty ones too, in the order in which they close: one pass, whatever the nesting."""
     if "\\boxed" not in text and "\\fbox" not in text:
-        return None
-    best: tuple[int, int, int] | None = None
+        return
     open_braces: list[re.Match[str]] = []
     for match in _BRACES.finditer(text):
         token = match.group()
         if token == "}":
             opened = open_braces.pop() if open_braces else None
-            if (
-                opened is not None
-                and len(opened.group()) > 1
-                and text[opened.end() : match.start()].strip()
-                and (best is None or opened.start() > best[0])
-            ):
-                best = (opened.start(), opened.end(), match.start())
+            if opened is not None and len(opened.group()) > 1:
+                yield _Marker(opened.start(), opened.end(), match.start(), match.end())
         elif token[-1] == "{" and token != "\\{":
             open_braces.append(match)
+
+
+def _closed_tags(text: str) -> Iterator[_Marker]:
+    for match in _ANSWER_TAG.finditer(text):
+        yield _Marker(match.start(), match.start(1), match.end(1), match.end())
+
+
+def _last_boxed(text: str) -> tuple[int, Found] | None:
+    """The closed box that opens last (the inner one of nested boxes)."""
+    best: _Marker | None = None
+    for box in _closed_boxes(text):
+        # In this order: whatever the nesting, no part of the text is copied more than twice.
+        if (best is None or box.start > best.start) and text[box.inside : box.until].strip():
+            best = box
     if best is None:
         return None
-    return best[0], Found(text[best[1] : best[2]].strip(), "boxed", closed=True)
+    return best.start, Found(text[best.inside : best.until].strip(), "boxed", closed=True)
 
 
 def _last_hashes(text: str) -> tuple[int, Found] | None:
     for match in reversed(list(_HASHES.finditer(text))):
-        content = match.group(1).strip()
-        if content and not _HEADING.match(content):
+        if content := _line_answer(match):
             return match.start(), Found(content, "####", closed=bool(match.group(2)))
     return None
 
 
+def _line_answer(match: re.Match[str]) -> str:
+    """What a line of `####` answers, "" where it is empty or a heading."""
+    content = match.group(1).strip()
+    return "" if _HEADING.match(content) else content
+
+
 def _last_tag(text: str) -> tuple[int, Found] | None:
-    for match in reversed(list(_ANSWER_TAG.finditer(text))):
-        if match.group(1).strip():
-            return match.start(), Found(match.group(1).strip(), "<answer>", closed=True)
+    for tag in reversed(list(_closed_tags(text))):
+        if content := text[tag.inside : tag.until].strip():
+            return tag.start, Found(content, "<answer>", closed=True)
     return None
 
 

@@ -5,6 +5,7 @@ process; `cft/verify_pool.py` runs it in worker processes with a hard deadline, 
 `Regex` can take for ever on hostile input). Where a verifier cannot tell, it says undecided, never wrong.
 
 A verifier of your own: a frozen dataclass with `name`, `version`, `__call__` and `final`, in an importable module.
+One whose verdict is final once the first answer is complete wraps another: `cft/verify_first.py`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ NO_LIMIT = 0  # seconds: math-verify's own time limits are off
 
 
 def verifier_fingerprint(verifier: Verifier) -> str:
-    """Class, version and constructor arguments as canonical JSON: what an annotation's manifest records."""
-    if not dataclasses.is_dataclass(verifier):
+    """Class, version and arguments (a verifier among them likewise) as canonical JSON, for an annotation's manifest."""
+    return json.dumps(_described(verifier), sort_keys=True, default=_described)
+
+
+def _described(verifier: object) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(verifier) or isinstance(verifier, type):
         raise TypeError(
             f"{type(verifier).__qualname__} is not a dataclass, so its arguments cannot be fingerprinted; "
             "declare it with @dataclass(frozen=True, slots=True, kw_only=True)"
@@ -47,8 +52,7 @@ def verifier_fingerprint(verifier: Verifier) -> str:
     kind = type(verifier)
     # `version` is no part of the protocol that drivers need, but a fingerprint without it would lie.
     version = str(verifier.version)  # pyright: ignore[reportAttributeAccessIssue]
-    content = {"class": f"{kind.__module__}.{kind.__qualname__}", "version": version, "args": arguments}
-    return json.dumps(content, sort_keys=True)
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "version": version, "args": arguments}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +96,7 @@ class Numeric:
         return _by_number(read, gold, None)
 
     def final(self, text: str) -> bool:
-        """A later marker overrides any answer, so nothing is final."""
+        """Not before the end: a later marker, phrase or number is the answer instead."""
         return False
 
 
@@ -117,6 +121,7 @@ class Exact:
         return _verdict("right" if same else "wrong", text, found, "compared as text")
 
     def final(self, text: str) -> bool:
+        """Not before the end: a later marker, phrase or line is the answer instead."""
         return False
 
 
@@ -158,6 +163,7 @@ class MultipleChoice:
         return "" if article else letter
 
     def final(self, text: str) -> bool:
+        """Not before the end: a later marker, phrase or line is the answer instead."""
         return False
 
 
@@ -199,6 +205,7 @@ class Regex:
         return _by_number(read, gold, found)
 
     def final(self, text: str) -> bool:
+        """Not before the end: a later match is the answer instead, and of `pattern` nothing is known."""
         return False
 
 
@@ -241,6 +248,7 @@ class Math:
         return _verdict(judgement, text, found, reason)
 
     def final(self, text: str) -> bool:
+        """Not before the end: a later marker, phrase or number is the answer instead."""
         return False
 
 
