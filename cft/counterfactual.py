@@ -90,7 +90,15 @@ def outcome_of(verdict: Verdict, *, finish: str) -> Outcome:
 
 @lru_cache(maxsize=1)
 def closers(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids of the tokens whose text could close a marker (`#### 8` and a new line, \\boxed{8}, <answer>8</answer>)."""
+    """Ids of the tokens whose text could close a marker (`#### 8` and a new line, \\boxed{8}, <answer>8</answer>).
+
+    None where decoding further ids could change what earlier ones gave: then no text is ever looked at early.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    fast = isinstance(tokenizer, PreTrainedTokenizerFast)
+    if not fast or b"ByteFallback" in tokenizer.backend_tokenizer.decoder.__getstate__():
+        return frozenset()  # there a later byte can take back a sign that is in the text already
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     return frozenset(token for token, text in enumerate(texts) if any(sign in text for sign in "\n}>"))
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cft.counterfactual import ListSource
-from cft.rollout.shared_prefix import SharedPrefixEngine
 from cft.rollout.choice import TIE_MARGIN_PROBABILITY, greedy, sampled, uniforms
 from cft.rollout.reference import ReferenceEngine, top_tokens
+from cft.rollout.shared_prefix import SharedPrefixEngine
 from cft.types import GREEDY, Budget, Fork, Sampling, Trunk
 from tests.fakes import random_llama
 

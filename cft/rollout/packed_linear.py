@@ -38,7 +38,7 @@ class PackedLinears:
     @contextmanager
     def active(self) -> Iterator[None]:
         for layer, forward in self._forwards.items():
-            layer.forward = forward
+            layer.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
         try:
             yield
         finally:

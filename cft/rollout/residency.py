@@ -140,7 +140,9 @@ class Residency(Generic[Row]):
 
     def _join_two(self) -> None:
         """The two whose rectangle has the fewest empty cells; it takes the place of the older one."""
-        a, b = min(combinations(range(len(self.tails)), 2), key=lambda pair: _empty_cells(*(self.tails[i] for i in pair)))
+        a, b = min(
+            combinations(range(len(self.tails)), 2), key=lambda pair: _empty_cells(*(self.tails[i] for i in pair))
+        )
         self.tails[a] = joined(self.tails[a], self.tails.pop(b))
 
     def plan(self) -> Decode:

@@ -206,7 +206,9 @@ class SharedPrefixEngine:
         expected = self.model(torch.tensor([ids], device=self.model.device), use_cache=False).logits[0].float()
         require_finite(expected.amax(-1))
         trunks = [Trunk(np.asarray(ids, dtype=np.int32), 1) for _ in range(3)]
-        forks = [Fork(trunk, cut, None, GREEDY, cut) for trunk, cut in zip((*trunks, trunks[0]), (4, 7, 1, 8), strict=True)]
+        forks = [
+            Fork(trunk, cut, None, GREEDY, cut) for trunk, cut in zip((*trunks, trunks[0]), (4, 7, 1, 8), strict=True)
+        ]
         residency = Residency[Row](self.prefill, max_rows=len(forks), budget_bytes=self.kv_budget_bytes)
         residency.waiting.extend(Row.start(fork, random=np.zeros(0)) for fork in forks)
         wrong = 0.0
@@ -222,7 +224,9 @@ class SharedPrefixEngine:
                 for tails in residency.tails:
                     tails.advance()
         except (TypeError, AttributeError, IndexError, RuntimeError) as error:
-            raise EngineError(f"engine=shared_prefix cannot decode with {kind}: {error}; use engine=reference") from error
+            raise EngineError(
+                f"engine=shared_prefix cannot decode with {kind}: {error}; use engine=reference"
+            ) from error
         if not wrong <= SELF_CHECK_ERROR[min(4, self.model.dtype.itemsize)]:
             raise EngineError(
                 f"engine=shared_prefix does not compute what {kind} computes (error of a logit {wrong:.1e} of the largest): "

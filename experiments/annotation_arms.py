@@ -1,0 +1,143 @@
+"""The ways to decode counterfactuals that `experiments/bench_annotate.py` times, each over the same continuations.
+
+ours         the engine of the package
+batched      left-padded `generate` in batches sorted by length, as a competent user would write it
+sequential   `generate` one at a time, the paper's baseline (arXiv 2510.10974)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from cft.counterfactual import Evidence, Judge, ListSource, fresh_evidence, run_counterfactuals
+from cft.rollout.reference import response_of
+from cft.rollout.shared_prefix import SharedPrefixEngine
+from cft.types import GREEDY, Budget, Completion, Fork, Outcome, Trunk
+
+Cell = tuple[int, int, int]  # response, position, rank
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response to annotate: alt_ids [R, K], gold = the answer that counts as right."""
+
+    trunk: Trunk
+    alt_ids_RK: NDArray[np.int32]
+    gold: str
+
+    def fork(self, cell: Cell) -> Fork:
+        _, t, rank = cell
+        return Fork(self.trunk, self.trunk.prompt_len + t, int(self.alt_ids_RK[t, rank]), GREEDY, cell)
+
+
+@dataclass(slots=True)
+class Arm:
+    """What an arm did: seconds of wall time, tokens chosen by the model, outcomes and ids by cell."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    outcomes: dict[Cell, int] = field(default_factory=dict)
+    ids: dict[Cell, list[int]] = field(default_factory=dict)
+
+    def __add__(self, other: Arm) -> Arm:
+        return Arm(
+            self.seconds + other.seconds,
+            self.tokens + other.tokens,
+            {**self.outcomes, **other.outcomes},
+            {**self.ids, **other.ids},
+        )
+
+
+def cells(responses: Sequence[Response], *, rank: int) -> list[Cell]:
+    return [(i, t, rank) for i, r in enumerate(responses) for t in range(len(r.alt_ids_RK))]
+
+
+def ours(
+    engine: SharedPrefixEngine, responses: Sequence[Response], *, judge: Judge, budget: Budget, short_circuit: bool
+) -> Arm:
+    """Prefill, decoding and verification of all positions by the engine."""
+    evidence: list[Evidence] = [
+        fresh_evidence(response_id=str(i), answer=r.gold, trunk=r.trunk, alt_ids_RK=r.alt_ids_RK, replay_fraction=0.0)
+        for i, r in enumerate(responses)
+    ]
+    started = time.perf_counter()
+    tally = run_counterfactuals(engine, evidence, judge=judge, budget=budget, short_circuit=short_circuit)
+    arm = Arm(time.perf_counter() - started, tally.tokens)
+    for i, row in enumerate(evidence):
+        for t, rank in zip(*np.nonzero(row.outcome_RK != Outcome.UNTRIED), strict=True):
+            arm.outcomes[i, int(t), int(rank)] = int(row.outcome_RK[t, rank])
+    return arm
+
+
+def generated(
+    model: PreTrainedModel,
+    eos_ids: Collection[int],
+    responses: Sequence[Response],
+    wanted: Iterable[Cell],
+    *,
+    judge: Judge,
+    budget: Budget,
+    batch_size: int,
+) -> Arm:
+    """The same by `generate`, `batch_size` continuations of like length at a time, verified at the end."""
+    arm = Arm()
+    started = time.perf_counter()
+    forks = sorted((responses[cell[0]].fork(cell) for cell in wanted), key=lambda fork: fork.cut)
+    done: list[tuple[Fork, Completion]] = []
+    for start in range(0, len(forks), batch_size):
+        done += _generate(model, eos_ids, forks[start : start + batch_size], budget=budget)
+    judged = judge([(completion, responses[fork.key[0]].gold) for fork, completion in done])  # type: ignore[index]
+    arm.seconds = time.perf_counter() - started
+    for (fork, completion), (outcome, _) in zip(done, judged, strict=True):
+        arm.tokens += completion.num_decoded
+        arm.outcomes[fork.key] = int(outcome)  # type: ignore[index]
+        arm.ids[fork.key] = completion.ids.tolist()  # type: ignore[index]
+    return arm
+
+
+@torch.inference_mode()
+def _generate(
+    model: PreTrainedModel, eos_ids: Collection[int], forks: Sequence[Fork], *, budget: Budget
+) -> list[tuple[Fork, Completion]]:
+    """One call of `generate`. A continuation that begins with EOS has nothing to decode; each is cut at its own limit."""
+    done, rows = [], []
+    for fork in forks:
+        ids = [*fork.trunk.ids[: fork.cut].tolist(), fork.first]
+        if fork.first in eos_ids:
+            done.append((fork, Completion(response_of(ids, fork), "stop", 0)))
+        else:
+            rows.append((fork, ids, budget.max_new_tokens - (len(ids) - fork.trunk.prompt_len)))
+    if not rows:
+        return done
+    width = max(len(ids) for _, ids, _ in rows)
+    input_ids = torch.tensor([[0] * (width - len(ids)) + ids for _, ids, _ in rows])
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for _, ids, _ in rows])
+    output = model.generate(  # pyright: ignore[reportCallIssue]
+        input_ids,
+        attention_mask=mask,
+        max_new_tokens=max(room for *_, room in rows),
+        do_sample=False,
+        eos_token_id=sorted(eos_ids),
+        pad_token_id=0,
+    )
+    for (fork, ids, room), tokens in zip(rows, output[:, width:].tolist(), strict=True):
+        end = next((i + 1 for i, token in enumerate(tokens) if token in eos_ids), None)
+        finish = "stop" if end is not None and end <= room else "length"
+        kept = tokens[: min(room, end or room)]
+        done.append((fork, Completion(response_of([*ids, *kept], fork), finish, len(kept))))
+    return done
+
+
+def collected(
+    engine: SharedPrefixEngine, responses: Sequence[Response], wanted: Iterable[Cell], *, budget: Budget
+) -> dict[Cell, list[int]]:
+    """Ids of some continuations by the engine."""
+    forks = [responses[cell[0]].fork(cell) for cell in wanted]
+    return {key: completion.ids.tolist() for key, completion in engine.run(ListSource(forks), budget=budget)}  # type: ignore[misc]
