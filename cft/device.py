@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from cft.allocator import keep_freed_memory
 from cft.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ class DeviceError(UserError, ValueError):
 
 
 def place(model: PreTrainedModel, *, device: Device) -> None:
-    """Move the model. auto: a CUDA device where there is one, else the CPU. A small model on the CPU gets one thread;
-    for others torch's own choice stands (OMP_NUM_THREADS). Raises DeviceError."""
+    """Move the model. auto: a CUDA device where there is one, else the CPU. On the CPU freed memory is kept for the next
+    tensor, and a small model gets one thread; for others torch's own choice stands (OMP_NUM_THREADS). Raises DeviceError."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -33,5 +34,7 @@ def place(model: PreTrainedModel, *, device: Device) -> None:
         )
     chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     torch.nn.Module.to(model, chosen)
+    if chosen == "cpu":
+        keep_freed_memory()
     if chosen == "cpu" and model.num_parameters() < SMALL_MODEL_PARAMETERS:
         torch.set_num_threads(1)

@@ -92,7 +92,7 @@ def generated(
     forks = sorted((responses[cell[0]].fork(cell) for cell in wanted), key=lambda fork: fork.cut)
     done: list[tuple[Fork, Completion]] = []
     for start in range(0, len(forks), batch_size):
-        done += _generate(model, eos_ids, forks[start : start + batch_size], budget=budget)
+        done += generate_batch(model, eos_ids, forks[start : start + batch_size], budget=budget)
     judged = judge([(completion, responses[fork.key[0]].gold) for fork, completion in done])  # type: ignore[index]
     arm.seconds = time.perf_counter() - started
     for (fork, completion), (outcome, _) in zip(done, judged, strict=True):
@@ -103,7 +103,7 @@ def generated(
 
 
 @torch.inference_mode()
-def _generate(
+def generate_batch(
     model: PreTrainedModel, eos_ids: Collection[int], forks: Sequence[Fork], *, budget: Budget
 ) -> list[tuple[Fork, Completion]]:
     """One call of `generate`. A continuation that begins with EOS has nothing to decode; each is cut at its own limit."""
@@ -124,7 +124,7 @@ def _generate(
         attention_mask=mask,
         max_new_tokens=max(room for *_, room in rows),
         do_sample=False,
-        eos_token_id=sorted(eos_ids),
+        eos_token_id=sorted(eos_ids) or [-1],
         pad_token_id=0,
     )
     for (fork, ids, room), tokens in zip(rows, output[:, width:].tolist(), strict=True):
