@@ -147,6 +147,12 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
             lambda v: v.number("max_new_tokens") >= 2,
         ),
         at_least("unit_size", 1),
+        at_least("num_shards", 1),
+        Rule(
+            "shard",
+            "from 0 to below num_shards (python annotate.py -m num_shards=3 shard=0,1,2)",
+            lambda v: 0 <= v.number("shard") < v.number("num_shards"),
+        ),
         fraction("replay_fraction"),
         Rule(
             "annotation",

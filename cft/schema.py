@@ -76,6 +76,8 @@ class AnnotateConfig:
     complete: bool = MISSING
     responses: Literal["solve", "given"] = MISSING
     unit_size: int = MISSING
+    num_shards: int = MISSING
+    shard: int = MISSING
     replay_fraction: float = MISSING
     device: Literal["auto", "cpu", "cuda"] = MISSING
     verify: Verify = field(default_factory=Verify)

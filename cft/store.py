@@ -1,15 +1,15 @@
-"""The annotation store: evidence about every token, as Parquet shards with a manifest.
+"""The annotation store: evidence about every token, as Parquet files with a manifest.
 
     <annotations_dir>/<name>/
         manifest.json              schema version, fingerprint of all that matters, counts, compute, finished or not
         rows/00003.<hash>.parquet      one row per annotated response   (columns: cft.types.AnnotatedResponse)
         problems/00003.<hash>.parquet  one row per problem tried, solved or not, and why it was skipped
-        units/00003.json           commit record of unit 3: the names and SHA-256 of its two shards, counts, compute
+        units/00003.json           commit record of unit 3: the names and SHA-256 of its two files, counts, compute
 
-A unit is a fixed slice of the problems. Its shards are written first and its record last, each under a temporary name
+A unit is a fixed slice of the problems. Its files are written first and its record last, each under a temporary name
 and renamed, so that a unit is committed whole or not at all: after a kill at any point a resumed run redoes at most one
-unit and the table equals that of an uninterrupted run. The rows open as they are:
-`datasets.load_dataset("parquet", data_files=".../rows/*.parquet")`.
+unit and the table equals that of an uninterrupted run. Several processes may each write units of their own at the same
+time (`cft/shards.py`). The rows open as they are: `datasets.load_dataset("parquet", data_files=".../rows/*.parquet")`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cft.errors import UserError
-from cft.files import exclusive, sha256_file, sha256_json, write_bytes, write_json, writing_errors
+from cft.files import sha256_file, sha256_json, write_bytes, write_json, writing_errors
 from cft.row_table import rows_table, table_hash, table_rows
+from cft.shards import ALONE, WHOLE, Part, Shard, at_work, clear_place, gate, place, unfinished_message
 from cft.types import AnnotatedResponse
 
 __all__ = ["AnnotationStore", "ProblemRecord", "StoreError", "check_name", "find_annotation", "table_hash"]
@@ -71,11 +72,16 @@ class StoreError(UserError, ValueError):
 
 
 def find_annotation(annotation: str, *, annotations_dir: str | Path) -> Path:
-    """Folder of an annotation by path, by name under annotations_dir, or by name among the shipped ones."""
+    """Folder of an annotation by path, by name under annotations_dir, or by name among the shipped ones.
+
+    Raises StoreError where there is none, or where shards of it are not done: what is there has gaps.
+    """
     path = Path(annotation)
     candidates = [path] if path.name != annotation else [Path(annotations_dir) / annotation, SHIPPED / annotation]
     for candidate in candidates:
         if (candidate / "manifest.json").is_file():
+            if state := AnnotationStore(candidate).unfinished_shards():
+                raise StoreError(f"data.annotation={annotation}: {candidate} is {unfinished_message(state)}")
             return candidate
     known = sorted({p.parent.name for root in (Path(annotations_dir), SHIPPED) for p in root.glob("*/manifest.json")})
     raise StoreError(
@@ -119,12 +125,16 @@ class AnnotationStore:
             )
         return manifest
 
+    def unfinished_shards(self) -> dict[str, Any] | None:
+        """Of an annotation in shards that are not all done: their state, as cft.shards.Part gives it."""
+        return self.manifest().get("shards")
+
     def units(self) -> dict[int, dict[str, Any]]:
         """Commit records by unit number."""
         return {int(path.stem): self._record(int(path.stem)) for path in sorted((self.folder / "units").glob("*.json"))}
 
     def rows(self) -> list[AnnotatedResponse]:
-        """All annotated responses in order. Raises StoreError if a shard is not the one that was committed."""
+        """All annotated responses in order. Raises StoreError if a file is not the one that was committed."""
         return [row for unit in self.units() for row in self.unit_rows(unit)]
 
     def unit_rows(self, unit: int) -> list[AnnotatedResponse]:
@@ -170,18 +180,32 @@ class AnnotationStore:
     # ---- writing
 
     @contextmanager
-    def writing(self, *, fingerprint: dict[str, Any], info: dict[str, Any]) -> Iterator[None]:
-        """Create the store or go on with it, alone. fingerprint: parts that must not change; info: for people.
+    def writing(self, *, fingerprint: dict[str, Any], info: dict[str, Any], part: Part = ALONE) -> Iterator[None]:
+        """Create the store or go on with it, as the only process at `part` of it.
 
-        Raises FolderInUse, WriteError, or StoreError naming the parts that differ from the manifest's.
+        fingerprint: what must not change; info: for people. The manifest says `finished` once no unit of any shard is
+        left to do and nobody else is at work; until then its `shards` says who is missing.
+        Raises FolderInUse, WriteError, or StoreError naming what differs from the manifest or from the other shards.
         """
-        with exclusive(self.folder):
-            if (self.folder / "manifest.json").exists():
-                self._require_same(fingerprint)
-            self._write_manifest(fingerprint, info, finished=False)
-            self._remove_orphans()
+        with ExitStack() as held:
+            with gate(self.folder):
+                held.enter_context(place(self.folder, part.shard))
+                before = None
+                if (self.folder / "manifest.json").exists():
+                    self._require_same(fingerprint)
+                    before = self._require_agreement(part)
+                state = part.state(self.units(), at_work=at_work(self.folder, but=part.shard))
+                # Alone, it may still be killed before the gaps of earlier shards are filled.
+                shards = state if part.shard.count > 1 or state is None else before
+                self._write_manifest(fingerprint, info, finished=False, shards=shards)
+                self._remove_orphans(part.shard)
             yield
-            self._write_manifest(fingerprint, info, finished=True)
+            with gate(self.folder):
+                state = part.state(self.units(), at_work=at_work(self.folder, but=part.shard))
+                self._write_manifest(fingerprint, info, finished=state is None, shards=state)
+                if state is None:  # the last to leave: what other shards were killed over is nobody's now
+                    self._remove_orphans(WHOLE)
+                clear_place(self.folder, part.shard)  # before the gate opens: of two that leave, the second is alone
 
     def commit(
         self,
@@ -191,15 +215,15 @@ class AnnotationStore:
         problems: Sequence[ProblemRecord],
         facts: dict[str, Any],
     ) -> None:
-        """Write a unit's shards, then its record, which makes it count. A unit committed before is replaced.
+        """Write a unit's files, then its record, which makes it count. A unit committed before is replaced.
 
         Raises WriteError; the unit is then as it was before.
         """
         path = self._record_path(unit)
         before = self._record(unit) if path.exists() else None
         record = {
-            "rows": self._write_shard(unit, "rows", rows_table(rows)),
-            "problems": self._write_shard(
+            "rows": self._write_table(unit, "rows", rows_table(rows)),
+            "problems": self._write_table(
                 unit, "problems", pa.Table.from_pylist([asdict(p) for p in problems], schema=PROBLEM_SCHEMA)
             ),
             **facts,
@@ -209,7 +233,7 @@ class AnnotationStore:
             if before and before[kind]["file"] != record[kind]["file"]:
                 (self.folder / kind / before[kind]["file"]).unlink(missing_ok=True)
 
-    def _write_shard(self, unit: int, kind: str, table: pa.Table) -> dict[str, Any]:
+    def _write_table(self, unit: int, kind: str, table: pa.Table) -> dict[str, Any]:
         sink = pa.BufferOutputStream()
         floats, others = _leaves(table.schema)
         # Floats of a kind share their high bytes: splitting bytes by place makes the whole file a third smaller.
@@ -232,7 +256,24 @@ class AnnotationStore:
                 + f"\nGive the new annotation another name (annotation=...), or delete {self.folder}"
             )
 
-    def _write_manifest(self, fingerprint: dict[str, Any], info: dict[str, Any], *, finished: bool) -> None:
+    def _require_agreement(self, part: Part) -> dict[str, Any] | None:
+        """The state of shards that are not done. Raises StoreError if `part` is one of them and asks for other things."""
+        state = self.unfinished_shards()
+        if state and state["count"] == part.shard.count and state["request"] != part.request:
+            theirs, ours = state["request"], part.request
+            differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+            lines = [f"  {key}: the others {theirs.get(key)!r}, {part.shard} {ours.get(key)!r}" for key in differing]
+            raise StoreError(
+                f"{self.folder}: its shards must ask for the same, but these differ:\n"
+                + "\n".join(lines)
+                + f"\nIt is {unfinished_message(state)}\nTo ask for something else, finish it first, or go on with another "
+                "num_shards (1 will do)"
+            )
+        return state
+
+    def _write_manifest(
+        self, fingerprint: dict[str, Any], info: dict[str, Any], *, finished: bool, shards: dict[str, Any] | None
+    ) -> None:
         units = self.units()
         write_json(
             self.folder / "manifest.json",
@@ -244,21 +285,31 @@ class AnnotationStore:
                 "units": len(units),
                 "counts": _total(record.get("counts", {}) for record in units.values()),
                 "compute": _total(record.get("compute", {}) for record in units.values()),
+                **({"shards": shards} if shards else {}),
                 **info,
             },
         )
 
-    def _remove_orphans(self) -> None:
-        """Shards and temporary files that a kill left behind, committed by no record."""
+    def _remove_orphans(self, shard: Shard) -> None:
+        """Files of `shard` and temporary ones that a kill left behind, committed by no record. Behind the gate."""
         units = self.units()
         with writing_errors(self.folder):
             for kind in _KINDS:
                 committed = {record[kind]["file"] for record in units.values()}
                 for path in (self.folder / kind).glob("*"):
-                    if path.name not in committed:
+                    if path.name not in committed and _is_of(path, shard):
                         path.unlink()
-            for path in (*self.folder.glob(".*.tmp"), *(self.folder / "units").glob(".*.tmp")):
+            for path in (self.folder / "units").glob(".*.tmp"):
+                if _is_of(path, shard):
+                    path.unlink()
+            for path in self.folder.glob(".*.tmp"):  # of the manifest, which is written behind the gate
                 path.unlink()
+
+
+def _is_of(path: Path, shard: Shard) -> bool:
+    """Whether a file is of one of the shard's units, as its name tells; who is alone owns what has another name too."""
+    name = re.match(r"\.?(\d+)\.", path.name)
+    return shard.has(int(name[1])) if name else shard == WHOLE
 
 
 def _leaves(schema: pa.Schema) -> tuple[list[str], list[str]]:

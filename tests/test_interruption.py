@@ -90,6 +90,29 @@ def test_an_annotation_killed_and_resumed_equals_an_uninterrupted_one(
 
 
 @pytest.mark.slow
+def test_an_annotation_killed_three_times_equals_an_uninterrupted_one(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process meets what the one before left of the second unit, and dies a step further on."""
+    store, uninterrupted = AnnotationStore(tmp_path / "annotations" / "a"), AnnotationStore(whole / "annotations" / "a")
+    left = []
+    for point in ("generating", "appending", "committing"):
+        killed(point, "annotate", *ANNOTATE, folder=tmp_path)
+        assert len(store.units()) == 1
+        left.append((len(list((store.folder / "rows").iterdir())), len(list((store.folder / "units").iterdir()))))
+    assert left == [(1, 1), (2, 1), (2, 2)]  # nothing; the files of the unit; its record, too, under another name
+    monkeypatch.chdir(tmp_path)
+    ended = run("annotate", *ANNOTATE)
+    assert ended.status == 0, ended.text
+    assert table_hash(store.rows()) == table_hash(uninterrupted.rows())
+    same(store.rows(), uninterrupted.rows(), atol=1e-4)
+    assert store.problems() == uninterrupted.problems()
+    assert counts_and_tokens(store) == counts_and_tokens(uninterrupted)
+    for kind in ("rows", "problems", "units"):
+        assert len(list((store.folder / kind).iterdir())) == 3
+
+
+@pytest.mark.slow
 def test_a_kill_between_a_replaced_unit_and_its_old_shards(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,6 @@ from cft.annotator import Annotator, Solved, tally_counts
 from cft.config import ConfigError, build, redacted
 from cft.counterfactual import Judge
 from cft.device import place
-from cft.files import sha256_json
 from cft.masks import critical_fraction
 from cft.models import (
     eos_ids,
@@ -32,8 +31,10 @@ from cft.models import (
 )
 from cft.progress import Bar, console, progress
 from cft.quiet import quiet_libraries
+from cft.shards import WHOLE, Part, Shard, unfinished_message
 from cft.store import AnnotationStore, check_name
-from cft.types import Budget, Completion, Problem
+from cft.types import Budget, Completion
+from cft.units import Plan, ids_hash
 from cft.verify import verifier_fingerprint
 from cft.verify_pool import VerifierPool
 
@@ -47,13 +48,20 @@ def annotate(cfg: DictConfig) -> Path:
     store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
     splits = build(cfg.data)
     problems = splits.of(cfg.split)
-    wanted = len(problems) if cfg.limit < 0 else min(cfg.limit, len(problems))
+    plan = Plan(
+        problems,
+        asked=len(problems) if cfg.limit < 0 else min(cfg.limit, len(problems)),
+        unit_size=cfg.unit_size,
+        num_alternatives=cfg.num_alternatives,
+        every_outcome=cfg.complete or not cfg.short_circuit,
+        fills_only=cfg.complete,
+    )
+    shard = Shard(cfg.shard, cfg.num_shards)
+    part = Part(shard, plan.request(), plan.to_do, command=_command_of_all_shards(cfg))
     for reason, count in splits.dropped.items():
         console.print(f"Problems dropped: {count} ({reason})")
-    if cfg.complete and not (store.folder / "manifest.json").exists():
-        raise ConfigError(
-            f"complete=true fills an existing annotation, but {store.folder} holds none; annotate first without it"
-        )
+    if cfg.complete:
+        _require_annotation(store)
     spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
     require_plain_attention(model)
@@ -77,7 +85,7 @@ def annotate(cfg: DictConfig) -> Path:
     }
     with (
         VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
-        store.writing(fingerprint=fingerprint, info=info),
+        store.writing(fingerprint=fingerprint, info=info, part=part),
     ):
         annotator = Annotator(
             engine=build(cfg.engine)(model, eos),
@@ -88,36 +96,48 @@ def annotate(cfg: DictConfig) -> Path:
             eos_ids=eos,
             max_positions=model.config.max_position_embeddings,
             num_alternatives=cfg.num_alternatives,
-            short_circuit=cfg.short_circuit and not cfg.complete,
+            short_circuit=not plan.every_outcome,
             replay_fraction=cfg.replay_fraction,
             responses=cfg.responses,
         )
-        if not cfg.complete:
-            _annotate_units(store, annotator, problems=problems, wanted=wanted, unit_size=cfg.unit_size)
-        _fill_units(store, annotator)
-    _print_summary(store, annotator)
+        _annotate_units(store, annotator, plan=plan, shard=shard)
+        _fill_units(store, annotator, plan=plan, shard=shard)
+    if state := store.unfinished_shards():
+        done = f"{str(shard).capitalize()} is done. {store.folder} is {unfinished_message(state)}"
+        console.print(done, markup=False)
+    else:
+        _print_summary(store, annotator)
     return store.folder
 
 
-def _annotate_units(
-    store: AnnotationStore, annotator: Annotator, *, problems: Sequence[Problem], wanted: int, unit_size: int
-) -> None:
-    """Annotate the first `wanted` of the split's `problems`, but for what is committed already."""
-    starts = range(0, wanted, unit_size)
-    units = [problems[start : min(start + unit_size, wanted)] for start in starts]
-    committed = store.units()
-    missing = [
-        u
-        for u, start in enumerate(starts)
-        if u not in committed or not _holds(committed[u], units[u], following=problems[start : start + unit_size])
-    ]
+def _require_annotation(store: AnnotationStore) -> None:
+    """Where only cells are to be filled: that there are any, and that no shard has yet to make some."""
+    if not (store.folder / "manifest.json").exists():
+        raise ConfigError(
+            f"complete=true fills an existing annotation, but {store.folder} holds none; annotate first without it"
+        )
+    state = store.unfinished_shards()
+    if state and not state["request"]["fills_only"]:
+        raise ConfigError(
+            f"complete=true fills an annotation that is there as a whole, but {store.folder} is {unfinished_message(state)}"
+        )
+
+
+def _annotate_units(store: AnnotationStore, annotator: Annotator, *, plan: Plan, shard: Shard) -> None:
+    """Annotate the shard's units, but for what is committed already."""
+    records = store.units()
+    units = {u: unit for u, unit in enumerate(plan.units(records)) if shard.has(u)}
+    missing = [u for u in plan.to_annotate(records) if u in units]
+    of_shard = "" if shard == WHOLE else f", {shard}"
     if len(missing) < len(units):
-        console.print(f"Resuming {store.folder}: {len(units) - len(missing)} of {len(units)} units are there already")
+        console.print(
+            f"Resuming {store.folder}{of_shard}: {len(units) - len(missing)} of {len(units)} units are there already"
+        )
     if not missing:
         return
     todo = sum(len(units[u]) for u in missing)
     console.print(
-        f"Annotating {todo} problems; at most {todo * annotator.budget.max_new_tokens:,} tokens to solve them. "
+        f"Annotating {todo} problems{of_shard}; at most {todo * annotator.budget.max_new_tokens:,} tokens to solve them. "
         "The estimate of the whole follows once the first are solved."
     )
     with progress("Annotating", total=todo) as bar:
@@ -131,8 +151,9 @@ def _annotate_units(
                 rows=unit.rows,
                 problems=unit.problems,
                 facts={
-                    "problem_ids": _ids_hash(units[u]),
-                    **_cells(annotator),
+                    "problem_ids": ids_hash(units[u]),
+                    "num_alternatives": plan.num_alternatives,
+                    "complete": plan.every_outcome,
                     "counts": unit.counts,
                     "compute": unit.compute,
                 },
@@ -140,23 +161,20 @@ def _annotate_units(
             watch.unit_done(critical_fraction(unit.rows, num_alternatives=annotator.num_alternatives))
 
 
-def _fill_units(store: AnnotationStore, annotator: Annotator) -> None:
-    """Extend committed units to more alternatives, or to every outcome, where the configuration asks for it."""
-    wanted = _cells(annotator)
-    todo = {
-        u: record
-        for u, record in store.units().items()
-        if record["num_alternatives"] < wanted["num_alternatives"] or (wanted["complete"] and not record["complete"])
-    }
+def _fill_units(store: AnnotationStore, annotator: Annotator, *, plan: Plan, shard: Shard) -> None:
+    """Extend the shard's committed units to more alternatives, or to every outcome, where the plan asks for it."""
+    records = store.units()
+    todo = [u for u in plan.to_fill(records) if shard.has(u)]
     if not todo:
         return
     with progress("Filling untried cells", total=len(todo)) as bar:
-        for u, record in todo.items():
+        for u in todo:
+            record = records[u]
             rows, tally, compute = annotator.filled(store.unit_rows(u))
             facts = {key: value for key, value in record.items() if key not in ("rows", "problems")}
             facts |= {
-                "num_alternatives": max(record["num_alternatives"], wanted["num_alternatives"]),
-                "complete": wanted["complete"],
+                "num_alternatives": max(record["num_alternatives"], plan.num_alternatives),
+                "complete": plan.every_outcome,
                 "counts": _added(record["counts"], tally_counts(tally)),
                 "compute": _added(record["compute"], compute),
             }
@@ -164,22 +182,16 @@ def _fill_units(store: AnnotationStore, annotator: Annotator) -> None:
             bar.advance(facts=f"{tally.forks:,} continuations")
 
 
-def _holds(record: dict[str, Any], unit: Sequence[Problem], *, following: Sequence[Problem]) -> bool:
-    """Whether a committed unit is `unit`, or goes on from it in the order of the split: a smaller limit undoes nothing."""
-    count = record["counts"]["problems"]
-    return count >= len(unit) and record["problem_ids"] == _ids_hash(following[:count])
-
-
-def _cells(annotator: Annotator) -> dict[str, Any]:
-    return {"num_alternatives": annotator.num_alternatives, "complete": not annotator.short_circuit}
-
-
 def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
 
 
-def _ids_hash(problems: Sequence[Problem]) -> str:
-    return sha256_json([problem.id for problem in problems])
+def _command_of_all_shards(cfg: DictConfig) -> str:
+    """What was typed for this shard, less its number."""
+    if not HydraConfig.initialized():
+        return shlex.join(["python", "annotate.py", f"annotation={cfg.annotation}", f"num_shards={cfg.num_shards}"])
+    overrides = HydraConfig.get().overrides.task
+    return shlex.join(["python", "annotate.py", *(o for o in overrides if o.lstrip("+").split("=")[0] != "shard")])
 
 
 @dataclass(slots=True)
