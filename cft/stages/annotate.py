@@ -91,7 +91,7 @@ def annotate(cfg: DictConfig) -> Path:
             engine=build(cfg.engine)(model, eos),
             tokenizer=tokenizer,
             prompt=prompt,
-            judge=Judge(tokenizer, pool.verify_all),
+            judge=Judge(tokenizer, pool.verify_all, verifier.final),
             budget=Budget(cfg.max_new_tokens),
             eos_ids=eos,
             max_positions=model.config.max_position_embeddings,
