@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from cft.counterfactual import (
     Evidence,
-    Judge,
     ListSource,
     Tally,
     alternatives,
@@ -24,6 +23,7 @@ from cft.counterfactual import (
     stored_evidence,
 )
 from cft.files import sha256_json
+from cft.judge import Judge
 from cft.spans import char_spans, decode
 from cft.store import ProblemRecord
 from cft.types import GREEDY, AnnotatedResponse, Budget, Completion, Engine, Fork, Outcome, Problem, TopTokens, Trunk
@@ -278,4 +278,8 @@ def tally_counts(tally: Tally, *, settled_in_solving: int = 0) -> dict[str, int]
 
 
 def _compute(tally: Tally, *, seconds: float) -> dict[str, float]:
-    return {"counterfactual_tokens": tally.tokens, "counterfactual_seconds": round(seconds, 3)}
+    return {
+        "counterfactual_tokens": tally.tokens,
+        "speculative_tokens": tally.speculative_tokens,
+        "counterfactual_seconds": round(seconds, 3),
+    }

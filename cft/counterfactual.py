@@ -16,13 +16,13 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cft.errors import BadValue
+from cft.judge import Judge, closers
 from cft.spans import decode
 from cft.types import (
     GREEDY,
@@ -31,76 +31,19 @@ from cft.types import (
     Completion,
     Engine,
     Fork,
-    Judgement,
     Key,
     Outcome,
     TopTokens,
     Trunk,
-    Verdict,
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
-VerifyAll = Callable[[Sequence[tuple[str, str]]], list[Verdict]]
+Cell = tuple[int, int, int]  # response, position, rank of the alternative or REPLAY
 RESPONSES_AT_A_TIME = 4
+SPECULATE_BELOW = 48  # forks under way; so few cost hardly less than twice as many
 REPLAY = -1  # in place of an alternative's rank: the self-replay control of a position
-
-_OUTCOME = {
-    Judgement.RIGHT: Outcome.RIGHT,
-    Judgement.WRONG: Outcome.WRONG,
-    Judgement.UNDECIDED: Outcome.UNDECIDED,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """Text of a completion -> outcome and final answer, by the one verifier that accuracy uses too."""
-
-    tokenizer: PreTrainedTokenizerBase
-    verify_all: VerifyAll
-    final: Callable[[str], bool] = lambda text: False  # the verifier's; see cft.types.Verifier
-
-    def __call__(self, completions: Sequence[tuple[Completion, str]]) -> list[tuple[Outcome, str]]:
-        """completions: (completion, gold answer). Equal texts with equal answers are verified once."""
-        items = [(decode(self.tokenizer, completion.ids), answer) for completion, answer in completions]
-        distinct = list(dict.fromkeys(items))
-        verdicts = dict(zip(distinct, self.verify_all(distinct), strict=True))
-        outcomes = [
-            outcome_of(verdicts[item], finish=completion.finish)
-            for item, (completion, _) in zip(items, completions, strict=True)
-        ]
-        # A cut-off text gave no answer: its last number is no vote.
-        return [
-            (outcome, "" if outcome == Outcome.CUT_OFF else verdicts[item].extracted)
-            for item, outcome in zip(items, outcomes, strict=True)
-        ]
-
-
-def outcome_of(verdict: Verdict, *, finish: str) -> Outcome:
-    """A cut-off text keeps the verdict of an explicit answer (boxed, ####) it already gave, else it is cut off. Where
-    the verifier itself failed nothing is known, whether a right answer stood there neither: undecided. So it is with a
-    text that broke off for lack of memory."""
-    if finish == "memory":
-        return Outcome.UNDECIDED
-    if finish == "length" and not verdict.explicit and not verdict.failed:
-        return Outcome.CUT_OFF
-    return _OUTCOME[verdict.judgement]
-
-
-@lru_cache(maxsize=1)
-def closers(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids of the tokens whose text could close a marker (`#### 8` and a new line, \\boxed{8}, <answer>8</answer>).
-
-    None where decoding further ids could change what earlier ones gave: then no text is ever looked at early.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    fast = isinstance(tokenizer, PreTrainedTokenizerFast)
-    if not fast or b"ByteFallback" in tokenizer.backend_tokenizer.decoder.__getstate__():
-        return frozenset()  # there a later byte can take back a sign that is in the text already
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return frozenset(token for token, text in enumerate(texts) if any(sign in text for sign in "\n}>"))
 
 
 class ListSource:
@@ -171,13 +114,17 @@ class Evidence:
 
 @dataclass(slots=True)
 class Tally:
-    """Work done: forks and tokens decoded, forks settled by the reference engine, replays and those that flipped."""
+    """Work done: forks and tokens decoded, near ties that the reference settled, replays and those that flipped.
+
+    speculative_tokens: decoded for forks that turned out not to be needed; they are in no other count.
+    """
 
     forks: int = 0
     tokens: int = 0
     settled_by_reference: int = 0
     replays: int = 0
     replay_flips: int = 0
+    speculative_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -188,7 +135,9 @@ class CounterfactualSource:
     runs short, because the next rank of a position depends on them.
 
     Order: a few responses at a time, so that few prefixes are in memory, and of these the earliest positions first. They
-    have the longest way to go; begun last, they would decode alone at the end.
+    have the longest way to go; begun last, they would decode alone at the end. For the same reason, when only a few
+    forks are left, the next rank of their positions begins before the verdict is known: its rows would be idle. What it
+    brings is looked at only if it is needed, so the evidence is the same.
     """
 
     rows: Sequence[Evidence]
@@ -196,61 +145,106 @@ class CounterfactualSource:
     short_circuit: bool
     tally: Tally = field(default_factory=Tally)
     _queue: list[tuple[int, int, int, Fork]] = field(default_factory=list)  # a heap, in the order of the first three
-    _received: list[tuple[Key, Completion]] = field(default_factory=list)
     _pushed: int = 0
+    _under_way: set[Cell] = field(default_factory=set)  # in the queue or in the engine
+    _received: list[tuple[Cell, Completion]] = field(default_factory=list)
+    _early: dict[Cell, Completion] = field(default_factory=dict)  # ended before the rank ahead of it was judged
+    _right: set[tuple[int, int]] = field(default_factory=set)  # positions that a right alternative has settled
 
     def __post_init__(self) -> None:
         for index, row in enumerate(self.rows):
             for t in range(len(row.alt_ids_RK)):
-                self._enqueue(index, t)
+                self._push_next(index, t)
                 if row.replay_wanted_R[t] and row.replay_R[t] == Outcome.UNTRIED:
-                    own = int(row.trunk.ids[row.trunk.prompt_len + t])
-                    self._push(index, t, own, REPLAY)
+                    self._push((index, t, REPLAY), int(row.trunk.ids[row.trunk.prompt_len + t]))
 
     def take(self, n: int) -> list[Fork]:
         if len(self._queue) < n or len(self._received) >= n:
             self._judge_received()
+        if not self._queue and self.short_circuit and len(self._under_way) <= SPECULATE_BELOW:
+            self._speculate()
         return [heapq.heappop(self._queue)[-1] for _ in range(min(n, len(self._queue)))]
 
     def decided(self, key: Key, ids: Sequence[int]) -> bool:
-        """The verdict stands. Markers of an answer close with one of a few signs: only there is the text looked at."""
+        """The position is settled, or the verdict stands. Markers of an answer close with one of a few signs: only there
+        is the text looked at."""
+        index, t, rank = key  # type: ignore[misc]
+        if rank != REPLAY and (index, t) in self._right:
+            return True
         return ids[-1] in closers(self.judge.tokenizer) and self.judge.final(decode(self.judge.tokenizer, ids))
 
     def receive(self, key: Key, completion: Completion) -> None:
-        self._received.append((key, completion))
+        cell: Cell = key  # type: ignore[assignment]
+        index, t, rank = cell
+        self._under_way.discard(cell)
+        if rank != REPLAY and (index, t) in self._right:
+            self.tally.speculative_tokens += completion.num_decoded
+        elif (
+            rank != REPLAY
+            and self.short_circuit
+            and self.rows[index].next_alternatives(t, short_circuit=True) != [rank]
+        ):
+            self._early[cell] = completion
+        else:
+            self._received.append((cell, completion))
 
-    def _enqueue(self, index: int, t: int) -> None:
+    def _push_next(self, index: int, t: int) -> None:
         row = self.rows[index]
         for k in row.next_alternatives(t, short_circuit=self.short_circuit):
-            self._push(index, t, int(row.alt_ids_RK[t, k]), k)
+            cell = (index, t, k)
+            if cell in self._early:
+                self._received.append((cell, self._early.pop(cell)))
+            elif cell not in self._under_way:
+                self._push(cell, int(row.alt_ids_RK[t, k]))
 
-    def _push(self, index: int, t: int, first: int, rank: int) -> None:
+    def _push(self, cell: Cell, first: int) -> None:
+        index, t, _ = cell
         trunk = self.rows[index].trunk
-        fork = Fork(trunk, trunk.prompt_len + t, first, GREEDY, (index, t, rank))
         self._pushed += 1
+        self._under_way.add(cell)
+        fork = Fork(trunk, trunk.prompt_len + t, first, GREEDY, cell)
         heapq.heappush(self._queue, (index // RESPONSES_AT_A_TIME, t, self._pushed, fork))
 
-    def _judge_received(self) -> None:
-        received, self._received = self._received, []
-        if not received:
-            return
-        completions = [(completion, self.rows[key[0]].answer) for key, completion in received]  # type: ignore[index]
-        for (key, completion), (outcome, extracted) in zip(received, self.judge(completions), strict=True):
-            index, t, rank = key  # type: ignore[misc]
-            row = self.rows[index]
-            self.tally.forks += 1
-            self.tally.tokens += completion.num_decoded
-            self.tally.settled_by_reference += completion.settled_by_reference
-            if rank == REPLAY:
-                row.replay_R[t] = outcome
-                self.tally.replays += 1
-                self.tally.replay_flips += outcome != Outcome.RIGHT
+    def _speculate(self) -> None:
+        for index, t, rank in sorted(self._under_way):
+            if rank == REPLAY or (index, t) in self._right:
                 continue
-            row.outcome_RK[t, rank] = outcome
-            row.answer_RK[t][rank] = extracted
-            row.tokens_RK[t, rank] = completion.num_decoded
-            if self.short_circuit:
-                self._enqueue(index, t)
+            row, cell = self.rows[index], (index, t, rank + 1)
+            last = rank + 1 == row.alt_ids_RK.shape[1]
+            if last or cell in self._under_way or cell in self._early or row.outcome_RK[t, rank + 1] != Outcome.UNTRIED:
+                continue
+            self._push(cell, int(row.alt_ids_RK[t, rank + 1]))
+
+    def _judge_received(self) -> None:
+        while self._received:
+            received, self._received = self._received, []
+            completions = [(completion, self.rows[index].answer) for (index, _, _), completion in received]
+            for (cell, completion), verdict in zip(received, self.judge(completions), strict=True):
+                self._record(cell, completion, *verdict)
+
+    def _record(self, cell: Cell, completion: Completion, outcome: Outcome, extracted: str) -> None:
+        index, t, rank = cell
+        row = self.rows[index]
+        self.tally.forks += 1
+        self.tally.tokens += completion.num_decoded
+        self.tally.settled_by_reference += completion.settled_by_reference
+        if rank == REPLAY:
+            row.replay_R[t] = outcome
+            self.tally.replays += 1
+            self.tally.replay_flips += outcome != Outcome.RIGHT
+            return
+        row.outcome_RK[t, rank] = outcome
+        row.answer_RK[t][rank] = extracted
+        row.tokens_RK[t, rank] = completion.num_decoded
+        if not self.short_circuit:
+            return
+        if outcome == Outcome.RIGHT:
+            self._right.add((index, t))
+            for k in range(rank + 1, row.alt_ids_RK.shape[1]):
+                if (unneeded := self._early.pop((index, t, k), None)) is not None:
+                    self.tally.speculative_tokens += unneeded.num_decoded
+        else:
+            self._push_next(index, t)
 
 
 def run_counterfactuals(

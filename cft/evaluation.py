@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cft.counterfactual import Judge, ListSource
+from cft.counterfactual import ListSource
 from cft.files import write_atomically
+from cft.judge import Judge
 from cft.metrics import Interval, bootstrap_interval, distinct_n, maj_at_k, pass_at_k
 from cft.progress import progress
 from cft.spans import decode

@@ -34,7 +34,8 @@ from transformers import PreTrainedModel
 
 from cft.allocator import keep_freed_memory
 from cft.config import build, checked
-from cft.counterfactual import Judge, ListSource, alternatives
+from cft.counterfactual import ListSource, alternatives
+from cft.judge import Judge
 from cft.models import eos_ids, load_causal_lm, load_tokenizer
 from cft.quiet import quiet_libraries
 from cft.rollout.packed_linear import PackedLinears

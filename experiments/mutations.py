@@ -65,7 +65,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a cut-off counted as right",
-        "cft/counterfactual.py",
+        "cft/judge.py",
         "return Outcome.CUT_OFF",
         "return Outcome.RIGHT",
         "tests/test_counterfactual.py::test_ranks_are_tried_in_order_until_one_is_right",
@@ -100,10 +100,38 @@ MUTATIONS = (
     ),
     Mutation(
         "a limit that does not count the kept part",
-        "cft/rollout/batched.py",
-        "if stopped or len(ids[row]) - fork.trunk.prompt_len >= budget.max_new_tokens:",
-        "if stopped or len(ids[row]) - kept[row] >= budget.max_new_tokens:",
-        "tests/test_rollout.py::test_batched_equals_reference",
+        "cft/rollout/reference.py",
+        'if len(ids) - fork.trunk.prompt_len >= budget.max_new_tokens:\n        return "length"',
+        'if len(ids) - fork.cut >= budget.max_new_tokens:\n        return "length"',
+        "tests/test_rollout.py::test_reference_equals_transformers_generate",
+    ),
+    Mutation(
+        "a fork that sees a token of its trunk beyond the cut",
+        "cft/rollout/fork_attention.py",
+        "hidden_mL = position_L[None] >= torch.tensor(visible",
+        "hidden_mL = position_L[None] > torch.tensor(visible",
+        "tests/test_shared_prefix.py::test_ids_equal_the_references",
+    ),
+    Mutation(
+        "prefix and tail joined half and half",
+        "cft/rollout/fork_attention.py",
+        "weight = torch.sigmoid(lse - lse_Nhg1[shared.index])",
+        "weight = torch.full_like(lse, 0.5)",
+        "tests/test_shared_prefix.py::test_ids_equal_the_references",
+    ),
+    Mutation(
+        "joined tails that look at each other's padding",
+        "cft/rollout/fork_attention.py",
+        "whole.ragged |= one.ragged or other.ragged",
+        "whole.ragged = one.ragged and other.ragged",
+        "tests/test_shared_prefix.py::test_joined_tails_are_what_they_were_apart",
+    ),
+    Mutation(
+        "near ties left to the batch",
+        "cft/rollout/shared_prefix.py",
+        "            if settle:\n",
+        "            if settle and False:\n",
+        "tests/test_rollout.py::test_near_ties_are_settled_by_the_reference",
     ),
 )
 

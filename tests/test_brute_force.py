@@ -103,6 +103,14 @@ def test_every_outcome_of_twenty_responses(rows: list[AnnotatedResponse], tiny_a
             assert row.alt_outcome[t].tolist() == outcomes, (row.response_id, t)
 
 
+def test_the_batch_changes_nothing(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
+    """Sixteen times fewer rows at a time than by default, and so little memory that forks have to wait."""
+    from cft.store import table_hash
+
+    folder = annotate(*ARGUMENTS, "engine.max_rows=16", "engine.kv_budget_mb=2", f"annotations_dir={tmp_path}")
+    assert table_hash(AnnotationStore(folder).rows()) == table_hash(rows)
+
+
 def test_the_reference_engine_gives_the_same_table(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
     from cft.store import table_hash
 

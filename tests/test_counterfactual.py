@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from cft.counterfactual import (
-    Judge,
+    CounterfactualSource,
+    Evidence,
     alternatives,
     fresh_evidence,
-    outcome_of,
     replay_positions,
     run_counterfactuals,
 )
+from cft.judge import Judge, outcome_of
 from cft.spans import char_spans
-from cft.types import Budget, Completion, Fork, Judgement, Outcome, TopTokens, Trunk, Verdict
+from cft.types import Budget, Completion, Fork, ForkSource, Judgement, Key, Outcome, TopTokens, Trunk, Verdict
+from cft.verify import Numeric
+from cft.verify_first import FirstAnswer
 from tests.fakes import ScriptedEngine
 
 R, W, U, C, D = Outcome.RIGHT, Outcome.WRONG, Outcome.UNTRIED, Outcome.CUT_OFF, Outcome.UNDECIDED
@@ -29,6 +34,9 @@ class NumberTokenizer:
 
     def decode(self, ids: Sequence[int], **_: object) -> str:
         return " ".join(map(str, ids))
+
+    def __len__(self) -> int:
+        return 200
 
 
 def judge_by_last_token(items: Sequence[tuple[str, str]]) -> list[Verdict]:
@@ -178,3 +186,93 @@ def test_spans_of_multi_byte_characters() -> None:
     found, spans = char_spans(ByteTokenizer(), ids)  # type: ignore[arg-type]
     assert found == text
     assert [text[a:b] for a, b in spans.tolist()] == ["a", "é", "é", "🎈", "🎈", "🎈", "🎈", "b", ""]
+
+
+class DawdlingEngine:
+    """Keeps every fork it was given under way until `take` gives no more, then ends one, drawn by a seed, and so on."""
+
+    def __init__(self, answer: Callable[[Fork], Completion], *, seed: int, rows: int = 64) -> None:
+        self.answer, self.rng, self.rows = answer, np.random.default_rng(seed), rows
+        self.begun: list[tuple[int, int, int]] = []
+        self.cancelled = 0
+
+    def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
+        live: list[Fork] = []
+        while True:
+            taken = source.take(self.rows - len(live))
+            assert len(live) + len(taken) <= self.rows
+            self.begun += [fork.key for fork in taken]  # type: ignore[misc]
+            live += taken
+            if not live:
+                return
+            fork = live.pop(int(self.rng.integers(len(live))))
+            if source.decided(fork.key, [7]):
+                self.cancelled += 1
+                yield fork.key, Completion(np.array([101], np.int32), "decided", 1)
+            else:
+                yield fork.key, self.answer(fork)
+
+    def score(self, trunk: Trunk, *, k: int) -> TopTokens:
+        raise AssertionError("not scripted")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("seed", range(5))
+def test_starting_the_next_rank_early_changes_no_evidence(seed: int, rows: int) -> None:
+    """Whatever order forks end in: the cells, and what is counted for them, are those of one fork after the other."""
+    rng = np.random.default_rng(seed)
+    length, k = 12, 3
+    finals = rng.choice([100, 101, 102], (2, length, k), p=[0.4, 0.5, 0.1])
+    trunk = Trunk(np.arange(3 + length, dtype=np.int32), 3)
+
+    def fresh() -> list[Evidence]:
+        return [
+            fresh_evidence(
+                response_id=f"r{i}",
+                answer="1",
+                trunk=trunk,
+                alt_ids_RK=np.tile(np.arange(50, 50 + k, dtype=np.int32), (length, 1)),
+                replay_fraction=0.5,
+            )
+            for i in range(2)
+        ]
+
+    def answer(fork: Fork) -> Completion:
+        index, t, rank = fork.key  # type: ignore[misc]
+        return Completion(np.array([finals[index, t, rank]], np.int32), "stop", 5 + rank)
+
+    judge = Judge(NumberTokenizer(), judge_by_last_token)  # type: ignore[arg-type]
+    plain, early = fresh(), fresh()
+    one = run_counterfactuals(ScriptedEngine(answer, batch=1), plain, judge=judge, budget=Budget(9), short_circuit=True)
+    engine = DawdlingEngine(answer, seed=seed, rows=rows)
+    other = run_counterfactuals(engine, early, judge=judge, budget=Budget(9), short_circuit=True)
+    for a, b in zip(plain, early, strict=True):
+        np.testing.assert_array_equal(a.outcome_RK, b.outcome_RK)
+        np.testing.assert_array_equal(a.tokens_RK, b.tokens_RK)
+        np.testing.assert_array_equal(a.replay_R, b.replay_R)
+        assert a.answer_RK == b.answer_RK
+    assert (one.forks, one.tokens, one.replays) == (other.forks, other.tokens, other.replays)
+    assert one.speculative_tokens == 0
+    assert len(set(engine.begun)) == len(engine.begun)
+    if rows == 64:
+        assert len(engine.begun) > one.forks
+        assert other.speculative_tokens > 0
+        assert engine.cancelled > 0
+
+
+def test_a_verdict_that_stands_ends_a_continuation(tiny_arith_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_arith_path)
+    verifier = FirstAnswer(inner=Numeric(fallback_last_number=True))
+
+    def source(final: Callable[[str], bool]) -> CounterfactualSource:
+        return CounterfactualSource(
+            [], Judge(tokenizer, lambda items: [verifier(*item) for item in items], final), True
+        )
+
+    unfinished = tokenizer("2 + 3 = 5\n#### 5", add_special_tokens=False)["input_ids"]
+    finished = tokenizer("2 + 3 = 5\n#### 5\n", add_special_tokens=False)["input_ids"]
+    assert finished[:-1] == unfinished
+    first = source(verifier.final)
+    assert not any(first.decided((0, 0, 0), unfinished[:n]) for n in range(1, len(unfinished) + 1))
+    assert first.decided((0, 0, 0), finished)
+    assert not source(verifier.inner.final).decided((0, 0, 0), finished)

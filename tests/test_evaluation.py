@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cft.counterfactual import Judge
 from cft.evaluation import GREEDY_SAMPLE, Sample, SampleRequest, Solver, summarise, write_samples
+from cft.judge import Judge
 from cft.models import eos_ids, load_causal_lm, load_tokenizer
 from cft.problems import arithmetic
 from cft.prompts import Chat
-from cft.rollout.shared_prefix import SharedPrefixEngine
 from cft.rollout.reference import ReferenceEngine
+from cft.rollout.shared_prefix import SharedPrefixEngine
 from cft.types import Completion, Outcome, Problem
 from cft.verify import Numeric
 from tests.stage import composed

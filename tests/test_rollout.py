@@ -1,4 +1,4 @@
-"""Engines: the batched one gives the reference's ids; both obey cut, first, limit and EOS; sampling ignores the batch."""
+"""Engines: the fast one gives the reference's ids; both obey cut, first, limit and EOS; sampling ignores the batch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def random_forks(count: int, *, seed: int = 0) -> list[Fork]:
 
 
 @pytest.mark.parametrize("max_rows", [1, 7, 64])
-def test_batched_equals_reference(max_rows: int) -> None:
+def test_the_engine_equals_the_reference(max_rows: int) -> None:
     model, forks = random_llama(), random_forks(80)
     expected = dict(ReferenceEngine(model, EOS).run(ListSource(forks), budget=BUDGET))
     found = dict(SharedPrefixEngine(model, EOS, max_rows=max_rows).run(ListSource(forks), budget=BUDGET))

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models
 from cft.answers import explicit_answer, first_answer_end
 from cft.command_line import command_line_mistakes, read_command_line
 from cft.config import CONF_DIR, build
-from cft.counterfactual import outcome_of
+from cft.judge import outcome_of
 from cft.types import Judgement, Verifier
 from cft.verify import Exact, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
 from cft.verify_first import FirstAnswer

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from cft.annotator import Annotator, Solved, tally_counts
 from cft.config import ConfigError, build, redacted
-from cft.counterfactual import Judge
 from cft.device import place
+from cft.judge import Judge
 from cft.masks import critical_fraction
 from cft.models import (
     eos_ids,
@@ -277,7 +277,7 @@ def _print_summary(store: AnnotationStore, annotator: Annotator) -> None:
     table.add_row("continuations", f"{counts.get('forks', 0):,}")
     table.add_row("settled by the reference", f"{counts.get('settled_by_reference', 0):,} (near ties)")
     table.add_row("self-replay flips", f"{counts.get('replay_flips', 0)} of {counts.get('replays', 0)}")
-    spent = compute.get("solve_tokens", 0) + compute.get("counterfactual_tokens", 0)
+    spent = sum(compute.get(f"{part}_tokens", 0) for part in ("solve", "counterfactual", "speculative"))
     seconds = compute.get("solve_seconds", 0) + compute.get("counterfactual_seconds", 0)
     table.add_row("tokens decoded", f"{spent:,} in {seconds:,.0f} s ({spent / max(seconds, 1e-9):,.0f} tokens/s)")
     lengths = [r.response_tokens for r in problems if r.response_tokens]

@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from cft.config import ConfigError, build
-from cft.counterfactual import Judge
 from cft.device import place
 from cft.evaluation import SampleRequest, Solver, summarise, write_samples
+from cft.judge import Judge
 from cft.metrics import Interval
 from cft.models import (
     eos_ids,

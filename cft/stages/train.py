@@ -14,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cft.checkpoints import load_checkpoint
 from cft.config import ConfigError, build, redacted
-from cft.counterfactual import Judge
 from cft.data import AnnotatedDataModule
 from cft.device import place
 from cft.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive
+from cft.judge import Judge
 from cft.loggers import RunFacts, close_loggers
 from cft.masks import Critical
 from cft.models import (
