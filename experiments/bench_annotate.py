@@ -1,9 +1,9 @@
 """How fast are counterfactuals settled? Our engine beside `generate`, batched and one at a time: make bench-annotate
 
-    python -m experiments.bench_annotate [--responses 2] [--gsm8k FOLDER] [--out outputs/bench_annotate]
+    python -m experiments.bench_annotate [--responses 3] [--gsm8k FOLDER] [--out outputs/bench_annotate]
 
 SmolLM2-135M-Instruct, float32, CPU. Word problems of GSM8K's length (reasoning-gym's gsm_symbolic, or GSM8K itself) are
-solved; responses of 80 to 125 tokens that ended by themselves are annotated. The model's own final answer counts as the
+solved; responses of 85 to 115 tokens that ended by themselves are annotated. The model's own final answer counts as the
 right one, so that there is work to do; a mix with under 10 % of either verdict is refused. Every arm settles the same
 positions of the same responses, prefill and verification included:
 
@@ -46,7 +46,7 @@ from cft.verify_pool import VerifierPool
 from experiments.annotation_arms import Arm, Cell, Response, cells, collected, generated, ours
 
 BUDGET = Budget(224)
-MIN_TOKENS, MAX_TOKENS = 80, 125
+MIN_TOKENS, MAX_TOKENS = 85, 115
 BATCH_SIZES = (16, 32, 64, 128)
 SEQUENTIAL_FORKS = 64
 MIN_SHARE = 0.1
@@ -73,7 +73,7 @@ class Stopwatch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time to settle the same positions, by engine.")
-    parser.add_argument("--responses", type=int, default=2)
+    parser.add_argument("--responses", type=int, default=3)
     parser.add_argument("--gsm8k", default="", help="folder of GSM8K instead of generated problems")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_annotate"))
     arguments = parser.parse_args()
@@ -113,12 +113,12 @@ def main() -> None:
         first, second = (cells(responses, rank=rank) for rank in range(K))
         options: dict[str, Any] = {"judge": whole, "budget": BUDGET}
         trial: dict[int, Arm] = {}
-        tried = [cell for cell in first if cell[0] == 0]
-        for size in BATCH_SIZES:
+        lot = sorted(stratified(first, count=BATCH_SIZES[-1]))
+        for size in BATCH_SIZES:  # one batch each, of continuations spread alike over the positions
+            tried = stratified(lot, count=size)
             trial[size] = generated(model, eos, responses, tried, batch_size=size, **options)
-            describe(f"generate, batch {size} (rank 2 of the first response)", trial[size])
-        best = min(trial, key=lambda size: trial[size].seconds)
-        # Batches of rank 2 hold all responses where there are several; then the trial is no part of them.
+            describe(f"generate, a batch of {size}", trial[size])
+        best = max(trial, key=lambda size: trial[size].tokens / trial[size].seconds)
         ranks_2 = generated(model, eos, responses, first, batch_size=best, **options)
         failed = [(i, t, 1) for i, t, rank in first if ranks_2.outcomes[i, t, rank] != Outcome.RIGHT]
         needed = generated(model, eos, responses, failed, batch_size=best, **options)

@@ -19,7 +19,8 @@ from torch import Tensor
 from cft.rollout.fork_attention import Decode, Keys, LayerKeys, Shared, Tails, joined, num_bytes
 from cft.types import Fork, Trunk
 
-MAX_TAILS = 6  # rectangles: each costs some small operations a layer
+MAX_TAILS = 6  # rectangles: each costs some small operations a layer ...
+ROWS_A_TAIL = 20  # ... which a small batch feels more
 STRANGERS = 64  # forks that share nothing enter by so many, of like length
 PREFILL_TOKENS = 1024  # of trunks that are computed in one pass
 REFILL = 8  # the next forks enter when one row in so many is free
@@ -98,8 +99,7 @@ class Residency(Generic[Row]):
                 else:
                     self._wait(lot)
                     self._max_rows = self.live() or len(lot) // 2
-        while len(self.tails) > MAX_TAILS:
-            self._join_two()
+        self._join()
         return given_up
 
     def _lots(self, rows: list[Row]) -> list[list[Row]]:
@@ -138,12 +138,12 @@ class Residency(Generic[Row]):
             self._prefixes.move_to_end(key)
         return found
 
-    def _join_two(self) -> None:
-        """The two whose rectangle has the fewest empty cells; it takes the place of the older one."""
-        a, b = min(
-            combinations(range(len(self.tails)), 2), key=lambda pair: _empty_cells(*(self.tails[i] for i in pair))
-        )
-        self.tails[a] = joined(self.tails[a], self.tails.pop(b))
+    def _join(self) -> None:
+        """While there are too many rectangles: the two that make the one with the fewest empty cells become one."""
+        while len(self.tails) > min(MAX_TAILS, 1 + self.live() // ROWS_A_TAIL):
+            pairs = combinations(range(len(self.tails)), 2)
+            a, b = min(pairs, key=lambda pair: _empty_cells(*(self.tails[i] for i in pair)))
+            self.tails[a] = joined(self.tails[a], self.tails.pop(b))
 
     def plan(self) -> Decode:
         """Who looks at what, for the next forward pass."""
@@ -187,6 +187,7 @@ class Residency(Generic[Row]):
     def left(self) -> None:
         """Rows have ended and were removed from their tails."""
         self.tails = [tails for tails in self.tails if len(tails)]
+        self._join()
         self._plan = None
 
     def _back_off(self) -> None:
