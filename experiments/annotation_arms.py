@@ -86,14 +86,16 @@ def generated(
     judge: Judge,
     budget: Budget,
     batch_size: int,
+    max_steps: int = 10**6,
 ) -> Arm:
-    """The same by `generate`, `batch_size` continuations of like length at a time, verified at the end."""
+    """The same by `generate`, `batch_size` continuations of like length at a time, verified at the end; no continuation
+    gets more than `max_steps` tokens."""
     arm = Arm()
     started = time.perf_counter()
     forks = sorted((responses[cell[0]].fork(cell) for cell in wanted), key=lambda fork: fork.cut)
     done: list[tuple[Fork, Completion]] = []
     for start in range(0, len(forks), batch_size):
-        done += generate_batch(model, eos_ids, forks[start : start + batch_size], budget=budget)
+        done += generate_batch(model, eos_ids, forks[start : start + batch_size], budget=budget, max_steps=max_steps)
     judged = judge([(completion, responses[fork.key[0]].gold) for fork, completion in done])  # type: ignore[index]
     arm.seconds = time.perf_counter() - started
     for (fork, completion), (outcome, _) in zip(done, judged, strict=True):
@@ -105,7 +107,7 @@ def generated(
 
 @torch.inference_mode()
 def generate_batch(
-    model: PreTrainedModel, eos_ids: Collection[int], forks: Sequence[Fork], *, budget: Budget
+    model: PreTrainedModel, eos_ids: Collection[int], forks: Sequence[Fork], *, budget: Budget, max_steps: int = 10**6
 ) -> list[tuple[Fork, Completion]]:
     """One call of `generate`. A continuation that begins with EOS has nothing to decode; each is cut at its own limit."""
     done, rows = [], []
@@ -114,7 +116,7 @@ def generate_batch(
         if fork.first in eos_ids:
             done.append((fork, Completion(response_of(ids, fork), "stop", 0)))
         else:
-            rows.append((fork, ids, budget.max_new_tokens - (len(ids) - fork.trunk.prompt_len)))
+            rows.append((fork, ids, min(max_steps, budget.max_new_tokens - (len(ids) - fork.trunk.prompt_len))))
     if not rows:
         return done
     width = max(len(ids) for _, ids, _ in rows)

@@ -3,7 +3,7 @@
     python -m experiments.bench_annotate [--responses 3] [--gsm8k FOLDER] [--out outputs/bench_annotate]
 
 SmolLM2-135M-Instruct, float32, CPU. Word problems of GSM8K's length (reasoning-gym's gsm_symbolic, or GSM8K itself) are
-solved; responses of 85 to 115 tokens that ended by themselves are annotated. The model's own final answer counts as the
+solved; responses of 80 to 105 tokens that ended by themselves are annotated. The model's own final answer counts as the
 right one, so that there is work to do; a mix with under 10 % of either verdict is refused. Every arm settles the same
 positions of the same responses, prefill and verification included:
 
@@ -45,9 +45,10 @@ from cft.types import GREEDY, Budget, Fork, Outcome, Trunk
 from cft.verify_pool import VerifierPool
 from experiments.annotation_arms import Arm, Cell, Response, cells, collected, generated, ours
 
-BUDGET = Budget(224)
-MIN_TOKENS, MAX_TOKENS = 85, 115
+BUDGET = Budget(192)
+MIN_TOKENS, MAX_TOKENS = 80, 105
 BATCH_SIZES = (16, 32, 64, 128)
+TRIAL_STEPS = 64  # tokens a continuation, to find the best batch size
 SEQUENTIAL_FORKS = 64
 MIN_SHARE = 0.1
 K = 2
@@ -116,7 +117,7 @@ def main() -> None:
         lot = sorted(stratified(first, count=BATCH_SIZES[-1]))
         for size in BATCH_SIZES:  # one batch each, of continuations spread alike over the positions
             tried = stratified(lot, count=size)
-            trial[size] = generated(model, eos, responses, tried, batch_size=size, **options)
+            trial[size] = generated(model, eos, responses, tried, batch_size=size, max_steps=TRIAL_STEPS, **options)
             describe(f"generate, a batch of {size}", trial[size])
         best = max(trial, key=lambda size: trial[size].tokens / trial[size].seconds)
         ranks_2 = generated(model, eos, responses, first, batch_size=best, **options)

@@ -163,6 +163,7 @@ def test_cut_off_is_a_code_of_its_own() -> None:
     assert outcome_of(Verdict(Judgement.RIGHT, "1", False, ""), finish="length") == C
     assert outcome_of(Verdict(Judgement.RIGHT, "1", True, ""), finish="length") == R
     assert outcome_of(Verdict(Judgement.UNDECIDED, "", True, "slow"), finish="stop") == D
+    assert outcome_of(Verdict(Judgement.RIGHT, "1", True, ""), finish="memory") == D
 
 
 def test_a_verifier_that_failed_on_a_cut_off_text_leaves_it_undecided() -> None:

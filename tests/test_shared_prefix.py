@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     Gemma2Config,
+    MistralConfig,
     Olmo2Config,
     PreTrainedModel,
     Qwen2Config,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from cft.counterfactual import ListSource
+from cft.models import ModelError
 from cft.rollout import residency
 from cft.rollout.packed_linear import PackedLinears
 from cft.rollout.reference import ReferenceEngine
@@ -122,6 +124,14 @@ def test_memory_beyond_the_budget_makes_forks_wait_and_changes_nothing() -> None
     assert engine.back_offs > 0
 
 
+SOFT_CAPPED: dict[str, Any] = {
+    "head_dim": 8,
+    "attn_logit_softcapping": 0.5,
+    "query_pre_attn_scalar": 8,
+    "layer_types": ["full_attention", "full_attention"],
+}
+
+
 class Full:
     """A model whose forward pass fails as a full device does, where `when(ids)` says so."""
 
@@ -198,7 +208,7 @@ def test_a_source_that_has_seen_enough_ends_a_fork() -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (Gemma2Config(**SMALL, head_dim=8, attn_logit_softcapping=0.5, query_pre_attn_scalar=8), "softmax"),
+        (Gemma2Config(**SMALL, **SOFT_CAPPED), "softmax"),
         (BloomConfig(vocab_size=60, hidden_size=32, n_layer=2, n_head=4), "Bloom"),
     ],
     ids=["soft-capped scores", "attention of its own"],
@@ -206,6 +216,12 @@ def test_a_source_that_has_seen_enough_ends_a_fork() -> None:
 def test_attention_of_another_kind_is_refused(config: Any, reason: str) -> None:
     with pytest.raises(EngineError, match=f"{reason}.*engine=reference"):
         SharedPrefixEngine(random_model(config), EOS)
+
+
+def test_sliding_windows_are_refused() -> None:
+    """Ten tokens of a self-check would not reach the end of a window."""
+    with pytest.raises(ModelError, match="sliding"):
+        SharedPrefixEngine(random_model(MistralConfig(**SMALL, sliding_window=64)), EOS)
 
 
 def test_packed_layers_compute_the_same_and_leave_no_trace() -> None:

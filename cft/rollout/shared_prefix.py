@@ -5,17 +5,16 @@
     fork 2                 b . . . .              sees p p p p r r, then its own tail
     fork 3                       c . . . . . .    sees p p p p r r r r r, then its own tail
 
-A fork needs no prefill: its first token is fed in the next step. In a step the newest tokens of all forks are one
-matrix for the linear layers (as ever), and one matrix against the trunk's keys (`cft/rollout/cohort.py`, an attention
-function registered with `transformers`; the model's code is its own). Only the tails are read fork by fork.
+A fork needs no prefill: its first token is fed in the next step. In a step the newest tokens of all forks are one matrix
+for the linear layers, as ever, and one matrix against the trunk's keys too (`cft/rollout/fork_attention.py`, an attention
+function registered with `transformers`; the model's code stays its own). Only the tails are read fork by fork.
 
-    take forks -> group them by trunk -> prefill new trunks -> a cohort each -> step, step, step ...
-                                                                                  |
-        rows that ended leave at once; when enough are free, the next forks enter <-
+    take forks -> prefill trunks that are new -> step, step, step ...        one token for every fork
+        ^                                              |
+        '---- rows that ended leave at once; when enough are free, the next forks enter (`cft/rollout/residency.py`)
 
-Solving is the same with one fork a trunk (each cohort then holds its own copy of the prefixes), sampling n answers with
-n forks that start at the end of one prompt. Where rounding could turn a choice, the reference engine makes it
-(`ReferenceEngine.settle`), so ids are equal to the reference's whatever the batch.
+Solving is the same with one fork a trunk, sampling n answers with n forks that start at the end of one prompt. Where
+rounding could turn a choice, the reference engine makes it (`ReferenceEngine.settle`): ids do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cft.errors import UserError
+from cft.models import require_plain_attention
 from cft.rollout.choice import choose, require_finite, uniforms
 from cft.rollout.fork_attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
 from cft.rollout.packed_linear import PackedLinears
@@ -93,6 +93,7 @@ class SharedPrefixEngine:
         for name, value in (("max_rows", max_rows), ("kv_budget_mb", kv_budget_mb)):
             if value < 1:
                 raise ValueError(f"engine.{name}: expected at least 1, found {value}")
+        require_plain_attention(model)
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.max_rows = max_rows
@@ -130,7 +131,7 @@ class SharedPrefixEngine:
     def _step(
         self, residency: Residency[Row], *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool]
     ) -> list[tuple[Row, Finish]]:
-        """One token for every fork; those that ended, which have left their cohorts."""
+        """One token for every fork; those that ended, which have left the batch."""
         logits_NV, too_large = residency.fitting(self.next_logits)
         self.back_offs = residency.back_offs
         ended: list[tuple[Row, Finish]] = [(row, "memory") for row in too_large]
