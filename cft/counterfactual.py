@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 Cell = tuple[int, int, int]  # response, position, rank of the alternative or REPLAY
 RESPONSES_AT_A_TIME = 4
-SPECULATE_BELOW = 48  # forks under way; so few cost hardly less than twice as many
+SPECULATE_BELOW = 128  # forks under way; a step for twice as many costs much less than two
 REPLAY = -1  # in place of an alternative's rank: the self-replay control of a position
 
 
@@ -135,9 +135,9 @@ class CounterfactualSource:
     runs short, because the next rank of a position depends on them.
 
     Order: a few responses at a time, so that few prefixes are in memory, and of these the earliest positions first. They
-    have the longest way to go; begun last, they would decode alone at the end. For the same reason, when only a few
-    forks are left, the next rank of their positions begins before the verdict is known: its rows would be idle. What it
-    brings is looked at only if it is needed, so the evidence is the same.
+    have the longest way to go; begun last, they would decode alone at the end. For the same reason the next rank of a
+    position begins before its verdict is known where rows would be idle else. What comes of it is looked at only if it
+    is needed, so the evidence is the same.
     """
 
     rows: Sequence[Evidence]
@@ -163,7 +163,15 @@ class CounterfactualSource:
             self._judge_received()
         if not self._queue and self.short_circuit and len(self._under_way) <= SPECULATE_BELOW:
             self._speculate()
-        return [heapq.heappop(self._queue)[-1] for _ in range(min(n, len(self._queue)))]
+        forks: list[Fork] = []
+        while self._queue and len(forks) < n:
+            fork = heapq.heappop(self._queue)[-1]
+            cell: Cell = fork.key  # type: ignore[assignment]
+            if cell[2] != REPLAY and cell[:2] in self._right:
+                self._under_way.discard(cell)  # begun early, and no longer needed
+            else:
+                forks.append(fork)
+        return forks
 
     def decided(self, key: Key, ids: Sequence[int]) -> bool:
         """The position is settled, or the verdict stands. Markers of an answer close with one of a few signs: only there

@@ -1,6 +1,6 @@
 """Growth with the response's length, n samples of a prompt, and whether drafting would pay: make bench-engine
 
-    python -m experiments.bench_engine [--out outputs/bench_engine]
+    python -m experiments.bench_engine [--parts growth sampling drafting] [--out outputs/bench_engine]
 
 SmolLM2-135M-Instruct, float32, CPU. Growth: one rank-2 continuation from every position of a response of R = 50, 100, 200
 and 400 tokens, each decoded up to R tokens (no EOS), so that both arms decode R^2 / 2 tokens: our engine in full,
@@ -36,6 +36,7 @@ from cft.rollout.shared_prefix import SharedPrefixEngine
 from cft.types import GREEDY, Budget, Fork, Sampling, Trunk
 from experiments.annotation_arms import generate_batch
 
+PARTS = ("growth", "sampling", "drafting")
 LENGTHS = (50, 100, 200, 400)
 GENERATED_FORKS = 16
 SAMPLES, PROMPTS, SAMPLE_TOKENS = 16, 4, 96
@@ -47,6 +48,7 @@ console = Console()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cost by response length, and of n samples a prompt.")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_engine"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     quiet_libraries()
     with initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf"), version_base="1.3"):
@@ -58,16 +60,18 @@ def main() -> None:
     keep_freed_memory()
     problems, prompt = build(cfg.data).of("train")[:PROMPTS], build(cfg.prompt)
     prompts = [np.asarray(prompt.ids(tokenizer, problem.question), dtype=np.int32) for problem in problems]
-    growth = {length: growth_at(model, prompts[0], length) for length in LENGTHS}
-    report: dict[str, Any] = {
-        "seconds_per_response": {str(length): growth[length] for length in LENGTHS},
-        "exponent": {arm: exponent({n: growth[n][arm] for n in LENGTHS}) for arm in ("ours", "batched")},
-        "speedup_by_length": {str(n): growth[n]["batched"] / growth[n]["ours"] for n in LENGTHS},
-        **sampling(model, eos_ids(model, tokenizer), prompts),
-        "drafting": drafting(model, eos_ids(model, tokenizer), prompts),
-    }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    plot(growth, report["exponent"], arguments.out / "growth.png")
+    report: dict[str, Any] = {}
+    if "growth" in arguments.parts:
+        growth = {length: growth_at(model, prompts[0], length) for length in LENGTHS}
+        report["seconds_per_response"] = {str(length): growth[length] for length in LENGTHS}
+        report["exponent"] = {arm: exponent({n: growth[n][arm] for n in LENGTHS}) for arm in ("ours", "batched")}
+        report["speedup_by_length"] = {str(n): growth[n]["batched"] / growth[n]["ours"] for n in LENGTHS}
+        plot(growth, report["exponent"], arguments.out / "growth.png")
+    if "sampling" in arguments.parts:
+        report |= sampling(model, eos_ids(model, tokenizer), prompts)
+    if "drafting" in arguments.parts:
+        report["drafting"] = drafting(model, eos_ids(model, tokenizer), prompts)
     line = json.dumps(report)
     (arguments.out / "result.json").write_text(line + "\n", encoding="utf-8")
     print(line)

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from cft.types import Sampling
 
-# A uniform this near to a boundary of the cumulative distribution could fall on its other side after rounding.
-TIE_MARGIN_PROBABILITY = 1e-4
-RELATIVE_TIE = 1e-3  # probabilities this alike could swap ranks after rounding
+# What rounding can do to a sample. Logits of two computations differ by about 6e-5 = e. The sum F over some tokens of their
+# probabilities then moves by at most 2 e F (1 - F): 3e-5 at the middle, 6e-6 at a top_p of 0.95.
+TIE_MARGIN_PROBABILITY = 4e-5  # a uniform this near to a boundary between two tokens could fall on its other side
+TIE_MARGIN_NUCLEUS = 1e-5  # a sum this near to top_p could take in one token more or less
+RELATIVE_TIE = 2e-4  # probabilities this alike could swap ranks
 NUCLEUS_GUESS = 256  # most nuclei are smaller, and so many top tokens are found without sorting the vocabulary
 MAX_BLOCK = 1024
 
@@ -95,7 +97,7 @@ def sampled(logits_NV: Tensor, *, temperature: float, top_p: float, uniform_N: T
     weight_NV = logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(temperature).exp_()
     if top_p < 1:
         total_N1 = weight_NV.sum(-1, keepdim=True, dtype=torch.float64)
-        id_NM, weight_NM, unsure_N = _nucleus(weight_NV, total_N1, top_p=top_p)
+        id_NM, weight_NM, unsure_N = _nucleus(weight_NV, total_N1, top_p=top_p, blown_up=max(1.0, 1 / temperature))
     else:
         id_NM, weight_NM, unsure_N = None, weight_NV, torch.zeros_like(uniform_N)
     # In the order of ids, not of probabilities: near equals that swap ranks then change nothing.
@@ -116,9 +118,9 @@ def sampled(logits_NV: Tensor, *, temperature: float, top_p: float, uniform_N: T
     return token_N1[:, 0], distance_N * min(1.0, temperature)
 
 
-def _nucleus(weight_NV: Tensor, total_N1: Tensor, *, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
+def _nucleus(weight_NV: Tensor, total_N1: Tensor, *, top_p: float, blown_up: float) -> tuple[Tensor, Tensor, Tensor]:
     """The most probable tokens in the order of their ids: ids [N, M], weights [N, M] (0 outside the nucleus), and the
-    probability [N] of tokens of which it is unsure whether they are in it."""
+    probability [N] of tokens of which it is unsure whether they are in it. blown_up: rounding errors, by temperature."""
     vocabulary = weight_NV.shape[1]
     width = min(NUCLEUS_GUESS, vocabulary)
     while True:
@@ -132,9 +134,9 @@ def _nucleus(weight_NV: Tensor, total_N1: Tensor, *, top_p: float) -> tuple[Tens
     kept_N1 = inside_NM.sum(-1, keepdim=True)
     last_N1, next_N1 = (share_NM.gather(1, (kept_N1 - back).clamp(max=width - 1)) for back in (1, 0))
     # Tokens that rounding could take in or leave out: alike at the border, or where the sum just reaches top_p.
-    alike_NM = (share_NM / last_N1 - 1).abs() < RELATIVE_TIE
-    unsure_NM = (before_NM - top_p).abs() < TIE_MARGIN_PROBABILITY
-    unsure_NM |= alike_NM & ((next_N1 / last_N1 - 1).abs() < RELATIVE_TIE) & (kept_N1 < width)
+    alike_NM = (share_NM / last_N1 - 1).abs() < RELATIVE_TIE * blown_up
+    unsure_NM = (before_NM - top_p).abs() < TIE_MARGIN_NUCLEUS * blown_up
+    unsure_NM |= alike_NM & ((next_N1 / last_N1 - 1).abs() < RELATIVE_TIE * blown_up) & (kept_N1 < width)
     unsure_N = torch.where(unsure_NM, share_NM, 0.0).sum(-1)
     id_NM, order_NM = top.indices.sort(dim=-1)
     weight_NM = torch.where(inside_NM, top.values, 0.0).gather(1, order_NM)
