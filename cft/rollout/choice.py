@@ -95,11 +95,32 @@ def sampled(logits_NV: Tensor, *, temperature: float, top_p: float, uniform_N: T
     Nucleus (top-p): the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751).
     """
     weight_NV = logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(temperature).exp_()
-    if top_p < 1:
-        total_N1 = weight_NV.sum(-1, keepdim=True, dtype=torch.float64)
-        id_NM, weight_NM, unsure_N = _nucleus(weight_NV, total_N1, top_p=top_p, blown_up=max(1.0, 1 / temperature))
-    else:
-        id_NM, weight_NM, unsure_N = None, weight_NV, torch.zeros_like(uniform_N)
+    # Low temperatures blow up rounding errors of the logits.
+    if top_p == 1:
+        token_N, distance_N = _drawn(weight_NV, uniform_N)
+        return token_N, distance_N * min(1.0, temperature)
+    total_N = weight_NV.sum(-1, dtype=torch.float64)
+    token_N = torch.zeros_like(uniform_N, dtype=torch.long)
+    distance_N = torch.zeros_like(uniform_N)
+    rows, width = torch.arange(len(logits_NV), device=logits_NV.device), min(NUCLEUS_GUESS, logits_NV.shape[1])
+    while len(rows):  # the few rows with a wide nucleus go round again
+        top = (weight_NV if len(rows) == len(weight_NV) else weight_NV[rows]).topk(width, dim=-1)
+        share_MK = top.values.double() / total_N[rows][:, None]
+        found = (share_MK[:, :-1].sum(-1) >= top_p) | (width == logits_NV.shape[1])
+        id_MK, weight_MK, unsure_M = _nucleus(
+            top.indices[found], share_MK[found], top_p=top_p, blown_up=max(1.0, 1 / temperature)
+        )
+        index_M, near_M = _drawn(weight_MK, uniform_N[rows[found]])
+        token_N[rows[found]] = id_MK.gather(1, index_M[:, None])[:, 0]
+        # A token that joins or leaves the nucleus moves the boundaries behind it by no more than its probability.
+        distance_N[rows[found]] = near_M - unsure_M
+        rows, width = rows[~found], min(8 * width, logits_NV.shape[1])
+    return token_N, distance_N * min(1.0, temperature)
+
+
+def _drawn(weight_NM: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the inverse cumulative distribution over weights [N, M] has each uniform: index [N], and the distance [N] of
+    the uniform to the nearest boundary."""
     # In the order of ids, not of probabilities: near equals that swap ranks then change nothing.
     cumulative_NM = weight_NM.cumsum(-1, dtype=torch.float64)
     total_N1 = cumulative_NM[:, -1:]
@@ -111,33 +132,22 @@ def sampled(logits_NV: Tensor, *, temperature: float, top_p: float, uniform_N: T
     before_N1 = cumulative_NM.gather(1, (index_N1 - 1).clamp(min=0))
     # Before the first token that can be drawn there is no other one to fall to.
     below_N1 = torch.where((index_N1 > 0) & (before_N1 > 0), point_N1 - before_N1, total_N1)
-    # A token that joins or leaves the nucleus moves the boundaries behind it by no more than its probability.
-    distance_N = (torch.minimum(above_N1, below_N1) / total_N1)[:, 0] - unsure_N
-    token_N1 = index_N1 if id_NM is None else id_NM.gather(1, index_N1)
-    # Low temperatures blow up rounding errors of the logits.
-    return token_N1[:, 0], distance_N * min(1.0, temperature)
+    return index_N1[:, 0], (torch.minimum(above_N1, below_N1) / total_N1)[:, 0]
 
 
-def _nucleus(weight_NV: Tensor, total_N1: Tensor, *, top_p: float, blown_up: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The most probable tokens in the order of their ids: ids [N, M], weights [N, M] (0 outside the nucleus), and the
-    probability [N] of tokens of which it is unsure whether they are in it. blown_up: rounding errors, by temperature."""
-    vocabulary = weight_NV.shape[1]
-    width = min(NUCLEUS_GUESS, vocabulary)
-    while True:
-        top = weight_NV.topk(width, dim=-1)
-        share_NM = top.values.double() / total_N1
-        before_NM = share_NM.cumsum(-1) - share_NM
-        inside_NM = before_NM < top_p
-        if width == vocabulary or not bool(inside_NM[:, -1].any()):
-            break
-        width = min(8 * width, vocabulary)
-    kept_N1 = inside_NM.sum(-1, keepdim=True)
-    last_N1, next_N1 = (share_NM.gather(1, (kept_N1 - back).clamp(max=width - 1)) for back in (1, 0))
+def _nucleus(id_NK: Tensor, share_NK: Tensor, *, top_p: float, blown_up: float) -> tuple[Tensor, Tensor, Tensor]:
+    """From the most probable tokens and their probabilities [N, K], falling: ids [N, K] in their order, probabilities
+    [N, K] (0 outside the nucleus), and the probability [N] of tokens of which it is unsure whether they are in it.
+    blown_up: rounding errors, by temperature."""
+    width = id_NK.shape[1]
+    before_NK = share_NK.cumsum(-1) - share_NK
+    inside_NK = before_NK < top_p
+    kept_N1 = inside_NK.sum(-1, keepdim=True)
+    last_N1, next_N1 = (share_NK.gather(1, (kept_N1 - back).clamp(max=width - 1)) for back in (1, 0))
     # Tokens that rounding could take in or leave out: alike at the border, or where the sum just reaches top_p.
-    alike_NM = (share_NM / last_N1 - 1).abs() < RELATIVE_TIE * blown_up
-    unsure_NM = (before_NM - top_p).abs() < TIE_MARGIN_NUCLEUS * blown_up
-    unsure_NM |= alike_NM & ((next_N1 / last_N1 - 1).abs() < RELATIVE_TIE * blown_up) & (kept_N1 < width)
-    unsure_N = torch.where(unsure_NM, share_NM, 0.0).sum(-1)
-    id_NM, order_NM = top.indices.sort(dim=-1)
-    weight_NM = torch.where(inside_NM, top.values, 0.0).gather(1, order_NM)
-    return id_NM, weight_NM, unsure_N
+    alike_NK = (share_NK / last_N1 - 1).abs() < RELATIVE_TIE * blown_up
+    unsure_NK = (before_NK - top_p).abs() < TIE_MARGIN_NUCLEUS * blown_up
+    unsure_NK |= alike_NK & ((next_N1 / last_N1 - 1).abs() < RELATIVE_TIE * blown_up) & (kept_N1 < width)
+    sorted_NK, order_NK = id_NK.sort(dim=-1)
+    inside = torch.where(inside_NK, share_NK, 0.0).gather(1, order_NK)
+    return sorted_NK, inside, torch.where(unsure_NK, share_NK, 0.0).sum(-1)
