@@ -46,17 +46,21 @@ def test_the_engine_equals_the_reference(max_rows: int) -> None:
 
 
 def test_reference_equals_transformers_generate() -> None:
-    model = random_llama()
-    for fork in random_forks(20, seed=1):
+    model, budget, limited = random_llama(), Budget(12), 0
+    for fork in random_forks(60, seed=1):
         if fork.sampling is not GREEDY or fork.first in EOS:
             continue
         prefix = [*fork.trunk.ids[: fork.cut].tolist(), *([] if fork.first is None else [fork.first])]
-        room = BUDGET.max_new_tokens - (len(prefix) - fork.trunk.prompt_len)
+        room = budget.max_new_tokens - (len(prefix) - fork.trunk.prompt_len)
+        if room < 1:
+            continue
         ids = model.generate(
             torch.tensor([prefix]), max_new_tokens=room, do_sample=False, eos_token_id=list(EOS), pad_token_id=0
         )
-        completion = ReferenceEngine(model, EOS).complete(fork, budget=BUDGET)
+        completion = ReferenceEngine(model, EOS).complete(fork, budget=budget)
         assert ids[0, fork.trunk.prompt_len :].tolist() == completion.ids.tolist()
+        limited += completion.finish == "length" and fork.cut > fork.trunk.prompt_len
+    assert limited > 3
 
 
 def test_near_ties_are_settled_by_the_reference() -> None:
