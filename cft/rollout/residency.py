@@ -143,7 +143,14 @@ class Residency(Generic[Row]):
         while len(self.tails) > min(MAX_TAILS, 1 + self.live() // ROWS_A_TAIL):
             pairs = combinations(range(len(self.tails)), 2)
             a, b = min(pairs, key=lambda pair: _empty_cells(*(self.tails[i] for i in pair)))
-            self.tails[a] = joined(self.tails[a], self.tails.pop(b))
+            try:
+                whole = joined(self.tails[a], self.tails[b])
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                return  # they work apart as well
+            self.tails[a] = whole
+            del self.tails[b]
 
     def plan(self) -> Decode:
         """Who looks at what, for the next forward pass."""
