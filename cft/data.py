@@ -1,41 +1,26 @@
-"""Annotated rows -> token batches: reading, splitting by problem, ordering, sharding over ranks, padding.
-
-Order: permutation(seed, epoch) of the rows. Micro-batch m of rank r holds the global positions
-[(m * world + r) * batch_size, ... + batch_size), so every optimizer step sees the same rows for any number of ranks and
-any split into micro-batches. A rank for which no row is left gets an empty micro-batch, which contributes zero.
-"""
+"""Annotated rows -> rows ready for training: reading, splitting by problem, masks, and the columns that methods need."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
+from cft.batches import GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
+from cft.columns import Column
 from cft.masks import Mask, mask_weights
 from cft.problem_rows import normalised
 from cft.progress import console
+from cft.scores import with_scores
 from cft.store import AnnotationStore, StoreError, find_annotation
-from cft.types import AnnotatedResponse, TokenBatch
+from cft.types import AnnotatedResponse, StepCounts, TokenBatch
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """One row ready for training. ids: [L] int64; weight: [L] float32; probe: [L] int8 (see TokenBatch)."""
-
-    row_id: str
-    ids: NDArray[np.int64]
-    weight: NDArray[np.float32]
-    probe: NDArray[np.int8]
-
-
-def to_token_row(row: AnnotatedResponse, *, mask: Mask, probe_mask: Mask) -> TokenRow:
+def to_token_row(row: AnnotatedResponse, *, mask: Mask, probe_mask: Mask, columns: Mapping[str, Column]) -> TokenRow:
     """Prompt and response in one sequence; the prompt carries no weight whatever the mask says."""
     prompt_len = len(row.prompt_ids)
     length = prompt_len + len(row.response_ids)
@@ -43,70 +28,11 @@ def to_token_row(row: AnnotatedResponse, *, mask: Mask, probe_mask: Mask) -> Tok
     weight[prompt_len:] = mask_weights(mask, row)
     probe = np.full(length, -1, dtype=np.int8)
     probe[prompt_len:] = mask_weights(probe_mask, row) > 0
-    return TokenRow(row.response_id, np.concatenate([row.prompt_ids, row.response_ids]).astype(np.int64), weight, probe)
-
-
-def collate(rows: Sequence[TokenRow]) -> TokenBatch:
-    """Pad on the right to the longest row. No rows: one padding token that carries nothing."""
-    width = max((len(row.ids) for row in rows), default=1)
-    size = max(len(rows), 1)
-    ids_BT = np.zeros((size, width), dtype=np.int64)
-    weight_BT = np.zeros((size, width), dtype=np.float32)
-    probe_BT = np.full((size, width), -1, dtype=np.int8)
-    for b, row in enumerate(rows):
-        ids_BT[b, : len(row.ids)] = row.ids
-        weight_BT[b, : len(row.ids)] = row.weight
-        probe_BT[b, : len(row.ids)] = row.probe
-    lengths = [len(row.ids) for row in rows] or [1]
-    return TokenBatch(
-        torch.from_numpy(ids_BT),
-        torch.tensor(lengths),
-        torch.from_numpy(weight_BT),
-        torch.from_numpy(probe_BT),
-        tuple(row.row_id for row in rows),
-    )
-
-
-class RowDataset(Dataset[TokenRow]):
-    def __init__(self, rows: Sequence[TokenRow]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> TokenRow:
-        return self.rows[index]
-
-
-class GlobalOrderSampler(Sampler[list[int]]):
-    """Batches of row indices for one rank; see the head of this file. Lightning calls set_epoch through `sampler`."""
-
-    def __init__(self, num_rows: int, *, batch_size: int, rank: int, world: int, seed: int, shuffle: bool) -> None:
-        self.num_rows, self.batch_size = num_rows, batch_size
-        self.rank, self.world = rank, world
-        self.seed, self.shuffle = seed, shuffle
-        self.epoch = 0
-
-    @property
-    def sampler(self) -> GlobalOrderSampler:
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def order(self) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return np.arange(self.num_rows)
-        return np.random.default_rng([self.seed, self.epoch]).permutation(self.num_rows)
-
-    def __len__(self) -> int:
-        return -(-self.num_rows // (self.batch_size * self.world))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self.order()
-        for m in range(len(self)):
-            start = (m * self.world + self.rank) * self.batch_size
-            yield order[start : start + self.batch_size].tolist()
+    scores = {name: np.zeros(length, dtype=np.float32) for name in columns}
+    for name, column in columns.items():
+        scores[name][prompt_len:] = column(row)
+    ids = np.concatenate([row.prompt_ids, row.response_ids]).astype(np.int64)
+    return TokenRow(row.response_id, ids, weight, probe, scores)
 
 
 def in_validation(problem_id: str, *, fraction: float) -> bool:
@@ -128,7 +54,8 @@ def rows_hash(rows: Sequence[AnnotatedResponse]) -> str:
 class AnnotatedDataModule(pl.LightningDataModule):
     """Rows of one annotation under a mask.
 
-    mask: picks the tokens with loss. probe_mask: splits the metrics into critical and other tokens.
+    mask: picks the tokens with loss. probe_mask: splits the metrics into critical and other tokens. columns: further
+    scores of every token, by the name under which the objective asks for them (`cft/columns.py`).
     tokenizer_sha256: the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
     exclude: normalised questions that must not be trained on: the benchmark's validation and test problems.
     annotation: name or folder. dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
@@ -139,6 +66,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         self,
         mask: Mask,
         probe_mask: Mask,
+        columns: Mapping[str, Column],
         annotations_dir: str,
         tokenizer_sha256: str,
         seed: int,
@@ -175,8 +103,13 @@ class AnnotatedDataModule(pl.LightningDataModule):
         if len(fitting) < len(rows):
             console.print(f"Rows dropped: {len(rows) - len(fitting)} longer than data.max_tokens={max_tokens}")
         self.rows_sha256 = rows_hash(fitting)
+        wanted = {name for source in (mask, probe_mask, *columns.values()) for name in source.needs}
+        fitting = with_scores(self.store, fitting, names=wanted)
         held_out = [in_validation(row.problem_id, fraction=validation_fraction) for row in fitting]
-        token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask) for row in fitting]
+        trained = [row for row, held in zip(fitting, held_out, strict=True) if not held]
+        for fitted in (mask, probe_mask, *columns.values()):
+            fitted.fit(trained)
+        token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask, columns=columns) for row in fitting]
         self.train_rows = [row for row, held in zip(token_rows, held_out, strict=True) if not held]
         self.validation_rows = [row for row, held in zip(token_rows, held_out, strict=True) if held]
         self.batch_size, self.seed = batch_size, seed
@@ -201,18 +134,24 @@ class AnnotatedDataModule(pl.LightningDataModule):
             "eligible_fraction": eligible / response,
         }
 
-    def train_dataloader(self) -> DataLoader[TokenRow]:
+    def train_dataloader(self) -> DataLoader[TokenBatch]:
         return self._loader(self.train_rows, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[TokenRow]:
+    def val_dataloader(self) -> DataLoader[TokenBatch]:
         if self.validation_rows:
             return self._loader(self.validation_rows, shuffle=False)
         # One empty batch: Lightning skips validation without batches, and val/accuracy needs no rows.
-        return DataLoader(RowDataset([]), batch_sampler=[[]], collate_fn=collate)
+        return DataLoader(RowDataset([]), sampler=[MicroBatch((), StepCounts())], batch_size=None)
 
-    def _loader(self, rows: Sequence[TokenRow], *, shuffle: bool) -> DataLoader[TokenRow]:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def _loader(self, rows: Sequence[TokenRow], *, shuffle: bool) -> DataLoader[TokenBatch]:
+        trainer = self.trainer
         sampler = GlobalOrderSampler(
-            len(rows), batch_size=self.batch_size, rank=rank, world=world, seed=self.seed, shuffle=shuffle
+            [row.counts() for row in rows],
+            batch_size=self.batch_size,
+            accumulate=trainer.accumulate_grad_batches if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+            seed=self.seed,
+            shuffle=shuffle,
         )
-        return DataLoader(RowDataset(rows), batch_sampler=sampler, collate_fn=collate)
+        return loader(rows, sampler)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -27,17 +27,44 @@ class MaskError(UserError, ValueError):
 
 
 class Mask(Protocol):
+    """needs: names of stored scores that rows must bring (`row.scores`). fit: called once with all training rows, for
+    statistics over the data set; what it learns depends on nothing else."""
+
+    needs: tuple[str, ...]
+
+    def fit(self, rows: Sequence[AnnotatedResponse]) -> None: ...
+
     def __call__(self, row: AnnotatedResponse) -> Weights: ...
 
 
-class All:
+class RowMask:
+    """What most masks are: functions of one row's evidence alone."""
+
+    needs: tuple[str, ...] = ()
+
+    def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
+        """Nothing to learn."""
+
+
+class MaskOf(RowMask):
+    """A mask made from another one, whose needs and statistics it shares."""
+
+    def __init__(self, inner: Mask) -> None:
+        self.inner = inner
+        self.needs = inner.needs
+
+    def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
+        self.inner.fit(rows)
+
+
+class All(RowMask):
     """Every response token, EOS included: plain supervised fine-tuning."""
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         return np.ones(len(row.response_ids), dtype=np.float32)
 
 
-class Critical:
+class Critical(RowMask):
     """Tokens whose every alternative ends wrong (CFT, arXiv 2510.10974).
 
     num_alternatives: how many of the stored alternatives count, by rank.
@@ -87,18 +114,18 @@ class Critical:
         return verdict_R.astype(np.float32)
 
 
-class RandomLike:
+class RandomLike(MaskOf):
     """As many tokens of each row as `like` picks, drawn at random: the control for "fewer tokens" alone.
 
     The draw is a function of (seed, response id): the same on any rank, in any order.
     """
 
     def __init__(self, *, like: Mask, seed: int) -> None:
-        self.like = like
+        super().__init__(like)
         self.seed = seed
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
-        length, count = len(row.response_ids), int((self.like(row) > 0).sum())
+        length, count = len(row.response_ids), int((self.inner(row) > 0).sum())
         digest = hashlib.blake2b(f"random_like\x1f{self.seed}\x1f{row.response_id}".encode(), digest_size=8).digest()
         chosen = np.random.default_rng(int.from_bytes(digest)).choice(length, size=count, replace=False)
         weights = np.zeros(length, dtype=np.float32)
@@ -106,17 +133,17 @@ class RandomLike:
         return weights
 
 
-class Complement:
+class Complement(MaskOf):
     """The tokens that `of` leaves out."""
 
     def __init__(self, *, of: Mask) -> None:
-        self.of = of
+        super().__init__(of)
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
-        return (self.of(row) == 0).astype(np.float32)
+        return (self.inner(row) == 0).astype(np.float32)
 
 
-class Numeric:
+class Numeric(RowMask):
     """Tokens whose text holds a digit (the paper's ablation)."""
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
@@ -124,7 +151,7 @@ class Numeric:
         return np.array([any(c.isdigit() for c in text) for text in texts], dtype=np.float32)
 
 
-class Prefix:
+class Prefix(RowMask):
     """The first num_tokens tokens; the EOS of a shorter response is not learnt (UPFT, arXiv 2503.02875)."""
 
     def __init__(self, *, num_tokens: int) -> None:
@@ -138,7 +165,7 @@ class Prefix:
         return ((position < self.num_tokens) & (position < len(position) - ends)).astype(np.float32)
 
 
-class AnswerSpan:
+class AnswerSpan(RowMask):
     """Tokens that overlap the final answer: the first matching group of the pattern's last match."""
 
     def __init__(self, *, pattern: str) -> None:

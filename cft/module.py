@@ -1,13 +1,14 @@
-"""The training step: one wrapper around model and objective, and one division by the count of the whole step.
+"""The training step: sums of the objective's terms, each divided once by its count over the whole optimizer step.
 
 Critical masks are sparse and uneven, so a mean per micro-batch would give a token in a sparse micro-batch many times the
-weight of one in a dense one. `training_step` returns a sum. Lightning divides it by accumulate_grad_batches, and DDP
-averages over ranks; before the optimizer step, and before clipping, gradients are scaled by
+weight of one in a dense one. Masks are static, so the sampler knows the counts of a step over all its micro-batches and
+ranks beforehand (`TokenBatch.step_counts`), and `training_step` returns
 
-    accumulate_grad_batches * world_size / (count of all micro-batches of the step on all ranks)
+    accumulate_grad_batches * world_size * sum over terms of  coefficient * sum / count of the whole step
 
-which undoes both. A step without an eligible token on any rank leaves the weights alone (gradients None, not zero:
-zero gradients would still decay weights).
+where the first two undo Lightning's division and DDP's mean. Before the optimizer moves, the counts that were seen must be
+the counts that were promised. A step without an eligible token on any rank leaves the weights alone (gradients None, not
+zero: zero gradients would still decay weights).
 """
 
 from __future__ import annotations
@@ -27,68 +28,11 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from cft.errors import BadValue, UserError
-from cft.loss import LossSum, Objective, eligible_tokens, token_statistics
-from cft.types import TokenBatch
-
-# Sums in the order [nll critical, entropy critical, count critical, nll other, entropy other, count other].
-PROBE_NAMES = ("loss_critical", "entropy_critical", "loss_other", "entropy_other")
-HEAD_TOLERANCE = 1e-4
-
-
-class SelectiveLM(nn.Module):
-    """Backbone, selection of eligible positions, projection and loss inside one forward (sharded strategies need that)."""
-
-    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = objective
-
-    def forward(self, batch: TokenBatch) -> LossSum:
-        return self.objective(batch, self.hidden(batch), self.project)
-
-    def probe(self, batch: TokenBatch) -> Tensor:
-        """[6] float64 sums over response tokens (order: PROBE_NAMES). Call it without gradient."""
-        tokens = eligible_tokens(batch, batch.probe_BT >= 0)
-        statistics = token_statistics(
-            tokens.hidden(self.hidden(batch)), tokens.target_N, self.project, chunk_tokens=self.objective.chunk_tokens
-        )
-        sums = []
-        for group in (1, 0):
-            chosen = tokens.probe_N == group
-            sums += [statistics.nll_N[chosen].sum(), statistics.entropy_N[chosen].sum(), chosen.sum()]
-        return torch.stack([s.double() for s in sums])
-
-    def hidden(self, batch: TokenBatch) -> Tensor:
-        """[B, T, D] last hidden states. Rows are padded on the right, which a causal mask never looks at."""
-        position_T = torch.arange(batch.input_ids_BT.shape[1], device=batch.input_ids_BT.device)
-        attention_BT = (position_T[None] < batch.lengths_B[:, None]).long()
-        backbone = self.model.base_model
-        return backbone(input_ids=batch.input_ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
-
-    def project(self, hidden_ND: Tensor) -> Tensor:
-        head = self.model.get_output_embeddings()
-        assert head is not None, "a causal language model has an output head"
-        return head(hidden_ND)
-
-    @torch.no_grad()
-    def check_head(self) -> None:
-        """Refuse models whose logits are more than head(backbone): soft-caps and scales would be left out silently."""
-        was_training = self.model.training
-        self.model.eval()
-        ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
-        batch = TokenBatch(
-            ids_BT, torch.tensor([8], device=ids_BT.device), ids_BT.float(), ids_BT.to(torch.int8), ("",)
-        )
-        ours = self.project(self.hidden(batch)).float()
-        theirs = self.model(input_ids=ids_BT, use_cache=False).logits.float()
-        self.model.train(was_training)
-        difference = float((ours - theirs).abs().max())
-        if difference > HEAD_TOLERANCE * max(1.0, float(theirs.abs().max())):
-            raise BadValue(
-                f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from head(backbone), so it "
-                "scales or caps them; training it here would optimise something else. Use a model without such a step."
-            )
+from cft.errors import UserError
+from cft.loss import Objective, TermSum
+from cft.reference_model import LiveReference
+from cft.selective_lm import PROBE_NAMES, SelectiveLM
+from cft.types import StepCounts, TokenBatch
 
 
 class TrainingDiverged(UserError, FloatingPointError):
@@ -98,8 +42,9 @@ class TrainingDiverged(UserError, FloatingPointError):
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never."""
 
-    _window: Tensor  # [sum, count] of the optimizer step under way, this rank
-    _validation: Tensor  # [sum, count, probe sums] of the validation under way, this rank
+    _window: Tensor  # [terms, 2] sum and count of the optimizer step under way, this rank
+    _validation: Tensor  # [terms, 2] of the validation under way, this rank
+    _probes: Tensor  # [6] probe sums of the validation under way, this rank
 
     def __init__(
         self,
@@ -110,15 +55,19 @@ class CausalLMModule(pl.LightningModule):
         schedule: Literal["cosine", "linear", "constant"],
         warmup_fraction: float,
         probe_every_n_steps: int,
+        reference: LiveReference | None = None,
     ) -> None:
         super().__init__()
-        self.lm = SelectiveLM(model, objective)
+        self.lm = SelectiveLM(model, objective, reference=reference)
         self.lm.check_head()
         self.build_optimizer = optimizer
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
         self.probe_every_n_steps = probe_every_n_steps
-        self.register_buffer("_window", torch.zeros(2, dtype=torch.float64), persistent=False)
-        self.register_buffer("_validation", torch.zeros(8, dtype=torch.float64), persistent=False)
+        self._promised = StepCounts()
+        terms = len(objective.names)
+        self.register_buffer("_window", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
+        self.register_buffer("_validation", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
+        self.register_buffer("_probes", torch.zeros(6, dtype=torch.float64), persistent=False)
 
     # ---- training
 
@@ -140,34 +89,53 @@ class CausalLMModule(pl.LightningModule):
             # Not self.log: Lightning would repeat the values on every step until the next probe.
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.global_step)
-        loss = self.lm(batch)
-        self._window += torch.stack([loss.sum.detach().double(), loss.count])
-        return loss.sum
+        terms = self.lm(batch, progress=self._progress())
+        self._window += _sums(terms, self._window)
+        self._promised = batch.step_counts
+        share = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * share
+
+    def _progress(self) -> float:
+        """Share of the optimizer steps that are done, 0-1: what coefficients are scheduled by."""
+        steps = self.trainer.estimated_stepping_batches
+        return min(1.0, self.global_step / steps) if 0 < steps < math.inf else 0.0
 
     def _probe_due(self, batch_idx: int) -> bool:
         every, accumulate = self.probe_every_n_steps, self.trainer.accumulate_grad_batches
         return every > 0 and self.global_step % every == 0 and batch_idx % accumulate == 0
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        total, count = self._reduced(self._window).tolist()
+        window = self._reduced(self._window)
         self._window.zero_()
-        if not math.isfinite(total):
+        sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
+        if not all(map(math.isfinite, sums)):
             raise TrainingDiverged(
-                f"step {self.global_step}: the loss is {total}; nothing of this step was applied. Lower optimizer.lr "
+                f"step {self.global_step}: the loss is {sum(sums)}; nothing of this step was applied. Lower optimizer.lr "
                 f"(now {optimizer.param_groups[0]['lr']:g}), or go on from the last checkpoint with another batch order "
                 "(seed=...)"
             )
-        if count == 0:
+        promised = [getattr(self._promised, of) for of in self.lm.objective.divisors]
+        if counts != promised:
+            raise RuntimeError(
+                f"step {self.global_step}: the sampler promised {promised} tokens or rows to divide the loss by, the "
+                f"micro-batches held {counts}; the step would be weighted wrongly. Micro-batches were dropped or repeated: "
+                "expected every one of the sampler's, as with limit_train_batches=1.0"
+            )
+        if not any([self._promised.eligible, *counts[1:]]):
             for parameter in self.parameters():
                 parameter.grad = None
             self.log("train/empty_steps", 1.0, on_step=True, reduce_fx="sum")
             return
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / count
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-        self.log("train/loss", total / count, prog_bar=True)
-        self.log("train/loss_tokens", count)
+        self.log("train/loss", self._total(sums, counts), prog_bar=True)
+        self.log("train/loss_tokens", float(counts[0]))
+        for name, total, count in zip(self.lm.objective.names[1:], sums[1:], counts[1:], strict=True):
+            self.log(f"train/{name}", total / max(1, count))
+
+    def _total(self, sums: list[float], counts: list[int]) -> float:
+        """The loss: every term's mean times its coefficient of now."""
+        regularizers = self.lm.objective.regularizers.values()
+        coefficients = [1.0, *(regularizer.coefficient(self._progress()) for regularizer in regularizers)]
+        return sum(c * s / max(1, n) for c, s, n in zip(coefficients, sums, counts, strict=True))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer([p for p in self.parameters() if p.requires_grad])
@@ -184,20 +152,26 @@ class CausalLMModule(pl.LightningModule):
     # ---- validation
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        loss = self.lm(batch)
-        own = torch.stack([loss.sum.double(), loss.count])
-        self._validation += torch.cat([own, self.lm.probe(batch)])
+        self._validation += _sums(self.lm(batch, progress=self._progress()), self._validation)
+        self._probes += self.lm.probe(batch)
 
     def on_validation_epoch_end(self) -> None:
-        sums = self._reduced(self._validation)
+        window, probes = self._reduced(self._validation), self._reduced(self._probes)
         self._validation.zero_()
-        if sums[1] > 0:
-            self.log("val/loss", float(sums[0] / sums[1]), prog_bar=True)
-        self.log_dict(_probe_values("val", sums[2:]))
+        self._probes.zero_()
+        sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
+        if counts[0] > 0:
+            self.log("val/loss", self._total(sums, counts), prog_bar=True)
+        self.log_dict(_probe_values("val", probes))
 
     def _reduced(self, sums: Tensor) -> Tensor:
         """Sum over all ranks, on every rank."""
         return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+
+
+def _sums(terms: tuple[TermSum, ...], like: Tensor) -> Tensor:
+    """[terms, 2] sum and count of each, without gradient."""
+    return torch.stack([torch.stack([t.sum.detach().to(like), like.new_tensor(t.count)]) for t in terms])
 
 
 def _probe_values(split: str, sums: Tensor) -> dict[str, float]:

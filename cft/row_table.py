@@ -39,7 +39,8 @@ def _arrow_type(name: str) -> pa.DataType:
     return pa.list_(pa.list_(pa.string())) if name == "alt_answer" else pa.string()
 
 
-ROW_SCHEMA = pa.schema([(f.name, _arrow_type(f.name)) for f in fields(AnnotatedResponse)])
+# Scores have tables of their own (`cft/scores.py`).
+ROW_SCHEMA = pa.schema([(f.name, _arrow_type(f.name)) for f in fields(AnnotatedResponse) if f.name != "scores"])
 
 
 def rows_table(rows: Sequence[AnnotatedResponse]) -> pa.Table:
@@ -61,7 +62,7 @@ def table_hash(rows: Sequence[AnnotatedResponse]) -> str:
 
 
 def _record(row: AnnotatedResponse) -> dict[str, Any]:
-    values = {f.name: getattr(row, f.name) for f in fields(row)}
+    values = {name: getattr(row, name) for name in ROW_SCHEMA.names}
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
 
 

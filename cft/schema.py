@@ -93,6 +93,8 @@ class TrainConfig:
     mask: Node = MISSING
     weighting: Node = MISSING
     loss: Node = MISSING
+    reference: Node = MISSING
+    groups: Node = MISSING
     optimizer: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING

@@ -10,10 +10,10 @@ transformers, so that the config check and the verifier workers can use it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,16 +199,36 @@ class AnnotatedResponse:
     alt_tokens: NDArray[np.int32]  # [R, K] tokens decoded for the verdict
     alt_outcome: NDArray[np.int8]  # [R, K] Outcome codes
     replay_outcome: NDArray[np.int8]  # [R] the self-replay control at sampled positions, UNTRIED elsewhere
+    scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # [R] each: stored scores by name
+
+
+class StepCounts(NamedTuple):
+    """What the whole optimizer step holds, over all its micro-batches and ranks: what its sums are divided by.
+
+    eligible: tokens with static weight > 0. response: response tokens. critical, other: response tokens by probe group.
+    sequence: rows with an eligible token. The sampler knows them before anything is computed, since masks are static.
+    """
+
+    eligible: int = 0
+    response: int = 0
+    critical: int = 0
+    other: int = 0
+    sequence: int = 0
+
+    def __add__(self, more: StepCounts) -> StepCounts:  # type: ignore[override]
+        return StepCounts(*(a + b for a, b in zip(self, more, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Rows padded on the right. weight and probe stand at the token they speak of; the shift happens in `cft/loss.py`.
+    """Rows padded on the right. Every column stands at the token it speaks of; the shift happens in `cft/eligible.py`.
 
     input_ids_BT: int64. lengths_B: int64, real tokens of a row.
     weight_BT: float32, static weight of the token's loss, 0 on prompt and padding.
     probe_BT: int8, 1 critical, 0 other response token, -1 prompt or padding.
     row_ids: response ids, for messages.
+    scores: float32 [B, T] each, by name: stored scores that a method declared to need; 0 outside the response.
+    step_counts: of the optimizer step that the batch belongs to.
     """
 
     input_ids_BT: torch.Tensor
@@ -216,13 +236,21 @@ class TokenBatch:
     weight_BT: torch.Tensor
     probe_BT: torch.Tensor
     row_ids: tuple[str, ...]
+    scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    step_counts: StepCounts = field(default_factory=StepCounts)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> TokenBatch:
         """The batch on another device; Lightning moves whatever has this method by calling it."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
         return TokenBatch(
-            self.input_ids_BT.to(device, non_blocking=non_blocking),
-            self.lengths_B.to(device, non_blocking=non_blocking),
-            self.weight_BT.to(device, non_blocking=non_blocking),
-            self.probe_BT.to(device, non_blocking=non_blocking),
+            moved(self.input_ids_BT),
+            moved(self.lengths_B),
+            moved(self.weight_BT),
+            moved(self.probe_BT),
             self.row_ids,
+            {name: moved(tensor) for name, tensor in self.scores.items()},
+            self.step_counts,
         )

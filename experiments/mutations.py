@@ -30,7 +30,7 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "labels shifted by one",
-        "cft/loss.py",
+        "cft/eligible.py",
         "return hidden_BTD[self.row_N, self.position_N - 1]",
         "return hidden_BTD[self.row_N, self.position_N]",
         "tests/test_loss.py::test_labels_are_the_next_token",
@@ -38,29 +38,29 @@ MUTATIONS = (
     Mutation(
         "a mean of means",
         "cft/module.py",
-        "return loss.sum\n",
-        "self._window[1] = 1.0\n        return loss.sum / loss.count.clamp(min=1).float()\n",
+        "return torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * share",
+        "return terms[0].sum / max(1, terms[0].count)",
         "tests/test_module.py::test_accumulation_equals_one_big_batch",
     ),
     Mutation(
         "a dropped short window",
-        "cft/data.py",
-        "return -(-self.num_rows // (self.batch_size * self.world))",
-        "return self.num_rows // (self.batch_size * self.world)",
+        "cft/batches.py",
+        "return -(-len(self.counts) // (self.batch_size * self.world))",
+        "return len(self.counts) // (self.batch_size * self.world)",
         "tests/test_module.py::test_batches_conserve_every_token_and_weight",
     ),
     Mutation(
         "a short window divided by the full one's micro-batches",
         "cft/module.py",
-        "scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / count",
-        "scale = self.trainer.world_size / count * min(4, self.trainer.fit_loop.epoch_loop.batch_idx % 4 + 1)",
+        "share = self.trainer.accumulate_grad_batches * self.trainer.world_size",
+        "share = self.trainer.world_size * min(4, self.trainer.num_training_batches - batch_idx // 4 * 4)",
         "tests/test_module.py::test_accumulation_equals_one_big_batch",
     ),
     Mutation(
         "a random mask equal to the critical one",
         "cft/masks.py",
         "weights[chosen] = 1.0\n        return weights",
-        "return (self.like(row) > 0).astype(np.float32)",
+        "return (self.inner(row) > 0).astype(np.float32)",
         "tests/test_masks.py::test_random_like_matches_the_count_row_by_row_and_differs_from_it",
     ),
     Mutation(
@@ -94,8 +94,8 @@ MUTATIONS = (
     Mutation(
         "the weighting lets gradient through",
         "cft/loss.py",
-        "with torch.no_grad():  # weights",
-        "if True:  # weights",
+        "logprob_N = logprob_N.detach()",
+        "pass",
         "tests/test_loss.py::test_dft_gradient_is_its_closed_form_at_the_logits",
     ),
     Mutation(

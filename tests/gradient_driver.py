@@ -16,11 +16,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cft.data import GlobalOrderSampler, RowDataset, TokenRow, collate
-from cft.loss import NLL, Normalizer, Objective
+from cft.batches import GlobalOrderSampler, TokenRow, loader
+from cft.loss import Normalizer
 from cft.module import CausalLMModule
-from cft.weighting import Uniform
+from cft.types import TokenBatch
 from tests.fakes import random_llama
+from tests.objectives import sft
 
 ROWS = 13  # windows of 8: one full, one short of 5, which two ranks with batches of 2 cannot share evenly
 EPOCHS = 2
@@ -45,17 +46,18 @@ class Rows(pl.LightningDataModule):
         super().__init__()
         self.batch_size, self.data = batch_size, data
 
-    def train_dataloader(self) -> torch.utils.data.DataLoader[TokenRow]:
+    def train_dataloader(self) -> torch.utils.data.DataLoader[TokenBatch]:
         assert self.trainer is not None
         sampler = GlobalOrderSampler(
-            len(self.data),
+            [row.counts() for row in self.data],
             batch_size=self.batch_size,
+            accumulate=self.trainer.accumulate_grad_batches,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             seed=5,
             shuffle=True,
         )
-        return torch.utils.data.DataLoader(RowDataset(self.data), batch_sampler=sampler, collate_fn=collate)
+        return loader(self.data, sampler)
 
 
 class Recorder(CausalLMModule):
@@ -84,7 +86,7 @@ def run(
 ) -> tuple[list[torch.Tensor | None], Recorder, pl.Trainer]:
     module = module_class(
         model=random_llama(spread=0.1),
-        objective=Objective(Uniform(), token_loss=NLL(), normalizer=normalizer),
+        objective=sft(normalizer=normalizer),
         optimizer=optimizer,
         schedule="constant",
         warmup_fraction=0.0,

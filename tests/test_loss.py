@@ -9,12 +9,19 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from cft.data import TokenRow, collate
-from cft.loss import NLL, Normalizer, Objective, eligible_tokens, token_statistics
-from cft.module import SelectiveLM
-from cft.types import TokenBatch
-from cft.weighting import Probability, TokenWeighting, Uniform
+from cft.batches import TokenRow
+from cft.batches import collate as collate_counted
+from cft.eligible import eligible_tokens
+from cft.loss import token_statistics
+from cft.selective_lm import SelectiveLM
+from cft.types import StepCounts, TokenBatch
+from cft.weighting import Probability, Uniform
 from tests.fakes import random_llama
+from tests.objectives import on_logits, sft
+
+
+def collate(rows: list[TokenRow]) -> TokenBatch:
+    return collate_counted(rows, step_counts=sum((row.counts() for row in rows), StepCounts()))
 
 
 def token_row(length: int, prompt_len: int, *, density: float, seed: int) -> TokenRow:
@@ -30,12 +37,6 @@ def batch_of(densities: list[float]) -> TokenBatch:
     return collate([token_row(12 + 3 * i, 4 + i, density=d, seed=i) for i, d in enumerate(densities)])
 
 
-def objective(
-    *, weighting: TokenWeighting | None = None, normalizer: Normalizer = "critical", chunk_tokens: int = 1024
-) -> Objective:
-    return Objective(weighting or Uniform(), token_loss=NLL(), normalizer=normalizer, chunk_tokens=chunk_tokens)
-
-
 def gradients(model: torch.nn.Module) -> torch.Tensor:
     grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad()
@@ -44,7 +45,7 @@ def gradients(model: torch.nn.Module) -> torch.Tensor:
 
 def test_all_true_mask_is_the_cross_entropy_of_transformers() -> None:
     model, batch = random_llama(), batch_of([1.0, 1.0, 1.0])
-    loss = SelectiveLM(model, objective())(batch)
+    (loss,) = SelectiveLM(model, sft())(batch)
     (loss.sum / loss.count).backward()
     ours = gradients(model)
     labels = batch.input_ids_BT.masked_fill(batch.probe_BT < 0, -100)
@@ -74,7 +75,7 @@ def naive(model: torch.nn.Module, batch: TokenBatch, *, dft: bool) -> tuple[torc
 def test_sum_count_and_gradient_equal_the_naive_computation(dft: bool, chunk_tokens: int) -> None:
     model, batch = random_llama(), batch_of([0.4, 0.0, 0.9])
     weighting = Probability() if dft else Uniform()
-    loss = SelectiveLM(model, objective(weighting=weighting, chunk_tokens=chunk_tokens))(batch)
+    (loss,) = SelectiveLM(model, sft(weighting=weighting, chunk_tokens=chunk_tokens))(batch)
     loss.sum.backward()
     ours = gradients(model)
     total, count = naive(model, batch, dft=dft)
@@ -93,19 +94,18 @@ def test_dft_gradient_is_its_closed_form_at_the_logits() -> None:
         [TokenRow("r", np.r_[0, np.arange(6)], np.r_[0, np.ones(6)].astype(np.float32), np.ones(7, np.int8))]
     )
     hidden = torch.cat([logits, torch.zeros(1, 9, dtype=torch.float64)])[None]
-    Objective(Probability(), token_loss=NLL(), normalizer="critical")(batch, hidden, lambda h: h).sum.backward()
+    on_logits(sft(weighting=Probability()), batch, hidden)[0].sum.backward()
     p = logits.detach().softmax(-1)
     own = p.gather(1, target[:, None])
     expected = own * (p - torch.nn.functional.one_hot(target, 9))
     assert logits.grad is not None
-    # The objective computes in float32, hence its rounding.
-    torch.testing.assert_close(logits.grad, expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(logits.grad, expected, rtol=0, atol=1e-12)
 
 
 def test_gradient_is_exactly_zero_where_the_mask_is() -> None:
     batch = batch_of([0.5, 0.3])
     hidden = torch.randn(2, batch.input_ids_BT.shape[1], 60, requires_grad=True)
-    objective()(batch, hidden, lambda h: h).sum.backward()
+    on_logits(sft(), batch, hidden)[0].sum.backward()
     assert hidden.grad is not None
     predicts = torch.zeros_like(batch.weight_BT, dtype=torch.bool)
     predicts[:, :-1] = batch.weight_BT[:, 1:] > 0
@@ -119,13 +119,13 @@ def test_labels_are_the_next_token() -> None:
     ids = batch.input_ids_BT[0]
     hidden = torch.zeros(1, len(ids), 60)
     hidden[0, torch.arange(len(ids) - 1), ids[1:]] = 50.0
-    assert float(objective()(batch, hidden, lambda h: h).sum) < 1e-6
+    assert float(on_logits(sft(), batch, hidden)[0].sum) < 1e-6
 
 
 def test_counts_of_the_normalisers() -> None:
     batch = batch_of([0.4, 0.0, 0.9])
     hidden = torch.randn(3, batch.input_ids_BT.shape[1], 60)
-    losses = {n: objective(normalizer=n)(batch, hidden, lambda h: h) for n in ("critical", "response", "sequence")}
+    losses = {n: on_logits(sft(normalizer=n), batch, hidden)[0] for n in ("critical", "response", "sequence")}
     eligible = batch.weight_BT > 0
     assert int(losses["critical"].count) == int(eligible.sum())
     assert int(losses["response"].count) == int((batch.probe_BT >= 0).sum())
@@ -141,7 +141,7 @@ def test_counts_of_the_normalisers() -> None:
 def test_nothing_eligible_is_zero_and_every_parameter_takes_part() -> None:
     model = random_llama(tie_word_embeddings=False)
     for batch in (batch_of([0.0, 0.0]), collate([])):
-        loss = SelectiveLM(model, objective())(batch)
+        (loss,) = SelectiveLM(model, sft())(batch)
         assert (float(loss.sum), float(loss.count)) == (0.0, 0.0)
         loss.sum.backward()
         for name, parameter in model.named_parameters():
@@ -179,5 +179,5 @@ def test_models_that_scale_or_cap_logits_are_refused() -> None:
         initializer_range=0.4,
     )
     with pytest.raises(ValueError, match="scales or caps"):
-        SelectiveLM(GraniteForCausalLM(config), objective()).check_head()
-    SelectiveLM(random_llama(), objective()).check_head()
+        SelectiveLM(GraniteForCausalLM(config), sft()).check_head()
+    SelectiveLM(random_llama(), sft()).check_head()

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim import Optimizer
 
-from cft.data import GlobalOrderSampler, collate
+from cft.batches import GlobalOrderSampler, RowDataset
 from cft.loss import Normalizer
 from cft.module import TrainingDiverged
 from tests import gradient_driver
@@ -60,7 +60,7 @@ def test_other_normalisers_do_not_depend_on_the_split_either(normalizer: Normali
 def test_gradient_is_the_mean_over_the_eligible_tokens_of_the_step() -> None:
     """Against a plain loop over rows that shares nothing with the module but the model."""
     recorded, module, trainer = run(world=1, accumulate=4, batch=2, optimizer=partial(torch.optim.SGD, lr=0.0))
-    sampler = trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
+    sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
     sampler.set_epoch(EPOCHS - 1)
     order, data = sampler.order().tolist(), rows()
     for step, chosen in ((STEPS - 2, order[:8]), (STEPS - 1, order[8:])):
@@ -77,12 +77,26 @@ def test_gradient_is_the_mean_over_the_eligible_tokens_of_the_step() -> None:
         torch.testing.assert_close(recorded[step], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
+def test_a_micro_batch_that_was_dropped_is_noticed() -> None:
+    """The sum would be divided by tokens that were never seen."""
+
+    class Lossy(Recorder):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            if batch_idx == 1:
+                self._window -= 1
+            return loss
+
+    with pytest.raises(RuntimeError, match="the sampler promised"):
+        run(world=1, accumulate=4, batch=2, module_class=Lossy)
+
+
 class MeanOfMeans(Recorder):
     """The mistake: every micro-batch divided by its own count."""
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        loss = self.lm(batch)
-        return loss.sum / loss.count.clamp(min=1)
+        (loss,) = self.lm(batch)
+        return loss.sum / max(1, loss.count)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         pass
@@ -147,7 +161,7 @@ def test_epochs_are_ordered_by_seed_and_epoch_alone() -> None:
             return super().training_step(batch, batch_idx)
 
     _, _, trainer = run(world=1, accumulate=1, batch=8, module_class=Order)
-    sampler = trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
+    sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
     expected = []
     for epoch in range(EPOCHS):
         sampler.set_epoch(epoch)
@@ -179,9 +193,17 @@ def test_batches_conserve_every_token_and_weight() -> None:
     for world, batch in ((1, 8), (2, 2), (3, 4)):
         seen: dict[str, tuple[list[int], list[float]]] = {}
         for rank in range(world):
-            sampler = GlobalOrderSampler(13, batch_size=batch, rank=rank, world=world, seed=1, shuffle=True)
-            for indices in sampler:
-                made = collate([data[i] for i in indices])
+            sampler = GlobalOrderSampler(
+                [row.counts() for row in data],
+                batch_size=batch,
+                accumulate=2,
+                rank=rank,
+                world=world,
+                seed=1,
+                shuffle=True,
+            )
+            for micro in sampler:
+                made = RowDataset(data)[micro]
                 for b, name in enumerate(made.row_ids):
                     length = int(made.lengths_B[b])
                     assert name not in seen
@@ -201,7 +223,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves() -> None:
 
         def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
             if self.global_step == 1:
-                self._window[0] = float("nan")
+                self._window[0, 0] = float("nan")
                 before.extend(p.detach().clone() for p in self.parameters())
             super().on_before_optimizer_step(optimizer)
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from cft.checkpoints import load_checkpoint
+from cft.columns import columns_for, needs_live
 from cft.config import ConfigError, build, redacted
 from cft.data import AnnotatedDataModule
 from cft.device import place
@@ -90,10 +91,15 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
         "tokenizer": tokenizer_hash(tokenizer),
         "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
     }
+    objective, reference = build(cfg.loss)(build(cfg.weighting)), build(cfg.reference)
+    columns = columns_for(
+        objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
+    )
     validation_problems, test_problems, exclude, benchmark = _problems(cfg)
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),
         Critical(num_alternatives=cfg.probe.critical_alternatives),
+        columns,
         cfg.annotations_dir,
         prompting["tokenizer"],
         cfg.seed,
@@ -112,11 +118,12 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
     place(model, device=device)
     module = CausalLMModule(
         model,
-        build(cfg.loss)(build(cfg.weighting)),
+        objective,
         optimizer=build(cfg.optimizer),
         schedule=cfg.schedule.shape,
         warmup_fraction=cfg.schedule.warmup_fraction,
         probe_every_n_steps=cfg.probe.every_n_steps,
+        reference=reference.attach(model) if needs_live(objective.needs, stored_logprob=reference.stored) else None,
     )
     facts = data.facts()
     keep_rows(folder, facts, annotation=data.store.folder, write=getattr(rank_zero_only, "rank", 0) == 0)

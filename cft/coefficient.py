@@ -1,0 +1,20 @@
+"""A coefficient that may change while training goes on."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+
+class Coefficient:
+    """From `initial` to `final` over the whole run. shape: constant (`final` is not looked at), linear or cosine."""
+
+    def __init__(self, *, initial: float, final: float, shape: Literal["constant", "linear", "cosine"]) -> None:
+        self.initial, self.final, self.shape = initial, final, shape
+
+    def __call__(self, progress: float) -> float:
+        """progress: share of the optimizer steps that are done, 0-1."""
+        if self.shape == "constant":
+            return self.initial
+        done = progress if self.shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return self.initial + (self.final - self.initial) * done

@@ -1,0 +1,160 @@
+"""Reference models: what a loss compares the policy with, and where its predictions come from.
+
+    needs of a method                 references that give it
+    reference_logprob                 annotation | score | initial | adapter_off | teacher
+    reference_distribution            initial | adapter_off | teacher
+
+`annotation` and `score` read one number a token from the store and cost nothing in training; the others run a second
+forward pass without gradient over the same positions. Configured by conf/reference.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cft.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
+from cft.errors import BadValue
+
+
+class LiveReference:
+    """A model whose predictions are computed beside the policy's, always in eval mode and without gradient.
+
+    switch: a context in which `model` is the reference (the adapters' off-switch; nothing for a model of its own).
+    """
+
+    def __init__(self, model: PreTrainedModel, *, switch: Callable[[], AbstractContextManager[None]]) -> None:
+        self.model, self.switch = model, switch
+
+    @torch.no_grad()
+    def hidden(self, **inputs: Any) -> Tensor:
+        with self.switch(), _eval_mode(self.model):
+            return self.model.base_model(**inputs, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def project(self, hidden_ND: Tensor) -> Tensor:
+        head = self.model.get_output_embeddings()
+        assert head is not None, "a causal language model has an output head"
+        with self.switch(), _eval_mode(head):
+            return head(hidden_ND)
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)  # type: ignore[arg-type]
+
+
+class Reference(Protocol):
+    """gives: REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, both or neither. stored: the column that holds the log-probs, ""
+    where they are computed. attach: the live model beside a policy that has not been trained yet; None where there is
+    none."""
+
+    gives: frozenset[str]
+    stored: str
+
+    def attach(self, policy: PreTrainedModel) -> LiveReference | None: ...
+
+
+class NoReference:
+    gives: frozenset[str] = frozenset()
+    stored = ""
+
+    def attach(self, policy: PreTrainedModel) -> None:
+        return None
+
+
+class Annotation:
+    """Log-probs that annotate.py stored: those of the annotating model, the usual starting point of training."""
+
+    gives = frozenset({REFERENCE_LOGPROB})
+    stored = OWN_LOGPROB
+
+    def attach(self, policy: PreTrainedModel) -> None:
+        return None
+
+
+class Score:
+    """Log-probs of another frozen model over the same tokens, stored under `name` by `python -m cft.score`."""
+
+    gives = frozenset({REFERENCE_LOGPROB})
+
+    def __init__(self, *, name: str) -> None:
+        self.stored = name
+
+    def attach(self, policy: PreTrainedModel) -> None:
+        return None
+
+
+class Initial:
+    """A frozen copy of the model as training found it."""
+
+    gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
+    stored = ""
+
+    def attach(self, policy: PreTrainedModel) -> LiveReference:
+        frozen = copy.deepcopy(policy).eval().requires_grad_(False)
+        return LiveReference(frozen, switch=nullcontext)
+
+
+class AdapterOff:
+    """The policy without its low-rank adapters: the same weights, no copy. Needs model.lora."""
+
+    gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
+    stored = ""
+
+    def attach(self, policy: PreTrainedModel) -> LiveReference:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+        if not layers:
+            raise BadValue(
+                "reference=adapter_off: the model has no adapters; expected model/lora=default, or use reference=initial "
+                "(a frozen copy)"
+            )
+
+        @contextmanager
+        def switched_off() -> Iterator[None]:
+            for layer in layers:
+                layer.enable_adapters(False)
+            try:
+                yield
+            finally:
+                for layer in layers:
+                    layer.enable_adapters(True)
+
+        return LiveReference(policy, switch=switched_off)
+
+
+class Teacher:
+    """Another model with the same vocabulary. model: as in conf/model."""
+
+    gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
+    stored = ""
+
+    def __init__(self, *, model: Any) -> None:
+        self.spec = model
+
+    def attach(self, policy: PreTrainedModel) -> LiveReference:
+        from cft.models import load_causal_lm
+
+        teacher = load_causal_lm(self.spec).eval().requires_grad_(False)
+        if teacher.config.vocab_size != policy.config.vocab_size:
+            raise BadValue(
+                f"reference.model={self.spec.name}: its vocabulary has {teacher.config.vocab_size} tokens, the trained "
+                f"model's {policy.config.vocab_size}; distributions can be compared over one vocabulary only"
+            )
+        return LiveReference(teacher, switch=nullcontext)
+
+
+@contextmanager
+def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

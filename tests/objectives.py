@@ -1,0 +1,54 @@
+"""Objectives for tests: plain fine-tuning unless a part is named, and the sums of a model on a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from cft.aggregation import Aggregation, TokenMean
+from cft.eligible import EligibleTokens
+from cft.loss import FrozenPrediction, Normalizer, Objective, Regularizer, TermSum
+from cft.token_loss import NLL, TokenLoss
+from cft.types import TokenBatch
+from cft.weighting import TokenWeighting, Uniform
+
+
+def sft(
+    *,
+    weighting: TokenWeighting | None = None,
+    token_loss: TokenLoss | None = None,
+    aggregation: Aggregation | None = None,
+    normalizer: Normalizer = "critical",
+    regularizers: Mapping[str, Regularizer] | None = None,
+    chunk_tokens: int = 1024,
+) -> Objective:
+    return Objective(
+        weighting or Uniform(),
+        token_loss=token_loss or NLL(),
+        aggregation=aggregation or TokenMean(),
+        normalizer=normalizer,
+        regularizers=regularizers or {},
+        chunk_tokens=chunk_tokens,
+    )
+
+
+def on_logits(
+    objective: Objective,
+    batch: TokenBatch,
+    logits_BTV: torch.Tensor,
+    *,
+    reference_BTV: torch.Tensor | None = None,
+    progress: float = 0.0,
+) -> tuple[TermSum, ...]:
+    """The objective's sums where logits_BTV[:, t] predicts token t + 1, as a model's do."""
+    tokens: EligibleTokens = objective.tokens(batch)
+    frozen = None if reference_BTV is None else FrozenPrediction(tokens.hidden(reference_BTV), lambda h: h)
+    return objective(
+        tokens,
+        tokens.hidden(logits_BTV),
+        lambda h: h,
+        response_tokens=int((batch.probe_BT >= 0).sum()),
+        reference=frozen,
+        progress=progress,
+    )
