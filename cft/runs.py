@@ -23,7 +23,10 @@ CONFIG = "config.yaml"
 DATA = "data.json"
 EXPORT = "export"
 # Parts of a config that make a trained model what it is, and an untrained one under measurement.
-TRAINED_BY = ("model", "data", "optimizer", "schedule", "trainer", "mask", "weighting", "loss", "callbacks", "prompt")
+TRAINED_BY = (
+    *("model", "data", "optimizer", "schedule", "trainer", "callbacks", "prompt"),
+    *("mask", "weighting", "loss", "reference", "groups"),
+)
 MEASURED_AS = ("model", "prompt")
 # Below those parts, what says where files lie or what is shown.
 _NO_SETTING = frozenset(

@@ -1,0 +1,261 @@
+"""Every method under one protocol on tiny_arith: python -m experiments.compare_methods
+
+The same 500 rows, 3 epochs and problems for all. Per method the learning rate is searched over one grid with one seed, by
+greedy accuracy on validation problems; then three other seeds train at the best rate and are tested. Methods, and what
+they need, come from `cft/catalogue.py`: a new yaml joins the comparison by itself.
+
+Runs are independent processes' work and lie in folders named after their arguments: started again, the command does what
+is missing. `--only NAME ...` restricts it to some methods, `--workers N` trains N at a time, `--table` only prints.
+It ends with a table (mean over seeds and problems, two-way bootstrap intervals; the difference from SFT is paired by
+problem and seed) in methods.md and methods.json of the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cft.catalogue import Entry, entries
+from cft.files import write_atomically, write_json
+from cft.metrics import Interval, paired_two_way_bootstrap, two_way_bootstrap
+from cft.progress import console, progress
+
+OUT = Path("outputs/compare_methods")
+GRID = (3e-5, 1e-4, 3e-4, 1e-3)
+SEARCH_SEED = 100
+SEEDS = (0, 1, 2)
+BUDGET = (
+    *("data.annotation=tiny_arith", "data.max_rows=500", "data.batch_size=16", "trainer.max_epochs=3"),
+    *("validation.problems=200", "evaluation.num_samples=0", "probe.every_n_steps=0"),
+)
+TESTED = 400
+BASELINE = "mask=all"  # with nothing else: SFT
+# Groupings are compared through a loss that uses them; the plain parts are the baseline itself.
+LEFT_OUT = ("weighting=uniform", "loss=nll", "groups=none")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training. overrides: its whole command line but for where it lies."""
+
+    overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return OUT / "runs" / hashlib.sha256("\x1f".join(self.overrides).encode()).hexdigest()[:16]
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        path = self.folder / "results.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """name: of its catalogue entry. overrides: what makes it differ from SFT."""
+
+    name: str
+    overrides: tuple[str, ...]
+    before: tuple[str, ...]
+
+    def search(self, rate: float) -> Job:
+        return Job((*self.overrides, *BUDGET, f"optimizer.lr={rate:g}", f"seed={SEARCH_SEED}", "evaluation.problems=0"))
+
+    def final(self, rate: float, seed: int) -> Job:
+        return Job(
+            (*self.overrides, *BUDGET, f"optimizer.lr={rate:g}", f"seed={seed}", f"evaluation.problems={TESTED}")
+        )
+
+    def best_rate(self) -> float:
+        """By validation accuracy of the search; equal scores: the smaller rate."""
+        scores = {rate: _score(self.search(rate)) for rate in GRID}
+        return max(sorted(scores), key=lambda rate: scores[rate])
+
+
+def _score(job: Job) -> float:
+    results = job.results
+    assert results is not None, f"{job.folder}: not finished"
+    value = results["best_validation"]["value"]
+    return float("-inf") if value is None else float(value)
+
+
+def methods(only: Sequence[str]) -> list[Method]:
+    """SFT first. Whatever does not choose a mask trains on all response tokens."""
+    found = [_method(entry) for entry in entries() if entry.name not in LEFT_OUT and not entry.missing]
+    found.sort(key=lambda method: method.name != BASELINE)
+    unknown = set(only) - {method.name for method in found}
+    if unknown:
+        raise SystemExit(f"--only: no such method: {', '.join(sorted(unknown))}; the methods are\n" + _listed(found))
+    return [method for method in found if not only or method.name in {*only, BASELINE}]
+
+
+def _method(entry: Entry) -> Method:
+    mask = () if entry.group == "mask" else ("mask=all",)
+    return Method(entry.name, (*mask, *entry.overrides), entry.before)
+
+
+def _listed(found: Sequence[Method]) -> str:
+    return "\n".join(f"  {method.name}" for method in found)
+
+
+def run(jobs: Sequence[Job], *, title: str, workers: int) -> list[Job]:
+    """Train what is not finished, `workers` processes at a time; returns what failed (its log says why)."""
+    open_jobs = [job for job in dict.fromkeys(jobs) if job.results is None]
+    shares = [open_jobs[i::workers] for i in range(workers)]
+    with ThreadPoolExecutor(workers) as pool, progress(title, total=len(open_jobs)) as bar:
+        for done in [pool.submit(_worker, share, bar) for share in shares if share]:
+            done.result()
+    return [job for job in open_jobs if job.results is None]
+
+
+def _worker(jobs: Sequence[Job], bar: Any) -> None:
+    """One process trains the jobs one after the other: libraries are imported once."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.compare_methods", "--train"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for job in jobs:
+        process.stdin.write(json.dumps({"overrides": job.overrides, "folder": str(job.folder)}) + "\n")
+        process.stdin.flush()
+        process.stdout.readline()  # one line a finished job
+        bar.advance(facts=" ".join(job.overrides[:2]))
+    process.stdin.close()
+    process.wait()
+
+
+def train_forever() -> None:
+    """What a worker does: one job a line of stdin, one line of stdout when it ends; its output goes to train.log."""
+    say = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        job = json.loads(line)
+        folder = Path(job["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        log = os.open(folder / "train.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        print(f"python train.py {' '.join(job['overrides'])}", flush=True)
+        sys.argv = ["train.py", *job["overrides"], f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+        try:
+            runpy.run_path("train.py", run_name="__main__")
+        except SystemExit as end:
+            print(f"exit status {end.code}", flush=True)
+        for weights in ("checkpoints", "export"):  # of 200 runs, which nobody goes on from
+            shutil.rmtree(folder / weights, ignore_errors=True)
+        say.write("done\n")
+        say.flush()
+
+
+def table(chosen: Sequence[Method]) -> list[dict[str, Any]]:
+    """One record a method with all its final runs, best first."""
+    finished: dict[str, list[dict[str, Any]]] = {}
+    for method in filter(_searched, chosen):
+        runs = [method.final(method.best_rate(), seed).results for seed in SEEDS]
+        known = [run for run in runs if run is not None]
+        if len(known) == len(SEEDS):
+            finished[method.name] = known
+    if BASELINE not in finished:
+        raise SystemExit(
+            f"{BASELINE} is not finished, and every other method is compared with it; run the command again"
+        )
+    baseline = _correct(finished[BASELINE])
+    records = []
+    for method in chosen:
+        if method.name not in finished:
+            continue
+        correct = _correct(finished[method.name])
+        difference = paired_two_way_bootstrap(correct, baseline) if method.name != BASELINE else None
+        records.append(
+            {
+                "method": method.name,
+                "command": " ".join(["python train.py", *method.overrides]),
+                "learning_rate": method.best_rate(),
+                "eligible_fraction": float(np.mean([run["eligible_fraction"] for run in finished[method.name]])),
+                "accuracy": two_way_bootstrap(correct).as_dict(),
+                "minus_sft": None if difference is None else difference.as_dict(),
+            }
+        )
+    return sorted(records, key=lambda record: -record["accuracy"]["value"])
+
+
+def _searched(method: Method) -> bool:
+    return all(method.search(rate).results is not None for rate in GRID)
+
+
+def _correct(runs: Sequence[dict[str, Any]]) -> np.ndarray:
+    """[seeds, problems] 0 or 1; refused where the problems differ."""
+    ids = {tuple(run["per_problem"]["id"]) for run in runs}
+    assert len(ids) == 1, "the runs were tested on different problems"
+    return np.array([run["per_problem"]["correct"] for run in runs], dtype=np.float64)
+
+
+def markdown(records: Sequence[dict[str, Any]]) -> str:
+    lines = ["| method | loss on | lr | accuracy | minus SFT |", "|---|---|---|---|---|"]
+    for r in records:
+        difference = _signed(Interval(**r["minus_sft"])) if r["minus_sft"] else "–"
+        accuracy = Interval(**r["accuracy"])
+        lines.append(
+            f"| `{r['method']}` | {r['eligible_fraction']:.0%} | {r['learning_rate']:g} | {accuracy.value:.3f} "
+            f"[{accuracy.low:.3f}, {accuracy.high:.3f}] | {difference} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="e.g. weighting=probability mask=critical"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--table", action="store_true", help="only print what is finished")
+    parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.train:
+        train_forever()
+        return
+    chosen = methods(arguments.only)
+    if not arguments.table:
+        for command in dict.fromkeys(command for method in chosen for command in method.before):
+            console.print(f"$ {command}", style="dim", markup=False)
+            subprocess.run([sys.executable, *command.split()[1:]], check=True)
+        searches = [method.search(rate) for method in chosen for rate in GRID]
+        failed = run(searches, title="Learning rates", workers=arguments.workers)
+        finals = [m.final(m.best_rate(), seed) for m in chosen if _searched(m) for seed in SEEDS]
+        failed += run(finals, title="Three seeds", workers=arguments.workers)
+        for job in failed:
+            console.print(f"Failed: {' '.join(job.overrides)}; see {job.folder / 'train.log'}", markup=False)
+    records = table(chosen)
+    write_json(OUT / "methods.json", {"methods": records})
+    text = markdown(records)
+    write_atomically(OUT / "methods.md", lambda temporary: _write(temporary, text))
+    print(text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
