@@ -40,11 +40,12 @@ Projection = Callable[[Tensor], Tensor]
 class Regularizer:
     """A further term: its own tokens, its own count, its own coefficient.
 
-    on: eligible (the mask's tokens) | response | critical | other (by the probe's critical mask).
+    where: eligible (the mask's tokens) | response | critical | other (by the probe's critical mask). Not "on", which yaml
+    reads as true.
     """
 
-    def __init__(self, *, on: On, token_loss: TokenLoss, coefficient: Coefficient) -> None:
-        self.on: On = on
+    def __init__(self, *, where: On, token_loss: TokenLoss, coefficient: Coefficient) -> None:
+        self.where: On = where
         self.token_loss = token_loss
         self.coefficient = coefficient
 
@@ -130,7 +131,7 @@ class Objective:
     def divisors(self) -> tuple[Divisor, ...]:
         """What each term is divided by."""
         names: dict[Normalizer, Divisor] = {"critical": "eligible", "response": "response", "sequence": "sequence"}
-        return (names[self.normalizer], *(r.on for r in self.regularizers.values()))
+        return (names[self.normalizer], *(r.where for r in self.regularizers.values()))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -142,7 +143,7 @@ class Objective:
 
     def tokens(self, batch: TokenBatch) -> EligibleTokens:
         """The tokens that some term speaks of."""
-        return tokens_on(batch, {"eligible", *(r.on for r in self.regularizers.values())})
+        return tokens_on(batch, {"eligible", *(r.where for r in self.regularizers.values())})
 
     def __call__(
         self,
@@ -170,7 +171,7 @@ class Objective:
         main_sum = self.aggregation(weighted, progress=progress)
         main = TermSum(main_sum, counts[self.normalizer], self.divisors[0], 1.0)
         further = [
-            TermSum(loss_N.sum(), len(loss_N), regularizer.on, regularizer.coefficient(progress))
+            TermSum(loss_N.sum(), len(loss_N), regularizer.where, regularizer.coefficient(progress))
             for loss_N, regularizer in zip(losses[1:], self.regularizers.values(), strict=True)
         ]
         return (main, *further)
@@ -181,7 +182,7 @@ class Objective:
         """([N of the term] loss of each term, what is known of the eligible tokens)."""
         live = [name for name in self.weighting.needs if name in LIVE]
         live_reference = REFERENCE_LOGPROB in self.needs and reference is not None
-        on: list[Tensor] = [tokens.on("eligible"), *(tokens.on(r.on) for r in self.regularizers.values())]
+        on: list[Tensor] = [tokens.on("eligible"), *(tokens.on(r.where) for r in self.regularizers.values())]
         token_losses = [self.token_loss, *(r.token_loss for r in self.regularizers.values())]
 
         def of_chunk(hidden_CD: Tensor, chunk: slice) -> tuple[Tensor, ...]:

@@ -6,7 +6,6 @@ gradient; `reference_logprob` and any other name come from the batch's stored sc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -39,8 +38,18 @@ class TokenScores:
         """[N] the mean of x over the eligible tokens of the token's own row."""
         return self.row_sum(x_N) / self.row_sum(torch.ones_like(x_N))
 
+    def row_minmax(self, x_N: Tensor) -> Tensor:
+        """[N] x mapped to 0-1 by the least and greatest value of the token's own row; 0 where they are equal."""
+        lows_B, highs_B = (
+            x_N.new_zeros(self.num_rows).scatter_reduce(0, self.row_N, x_N, reduce, include_self=False)
+            for reduce in ("amin", "amax")
+        )
+        span_N = (highs_B - lows_B)[self.row_N]
+        return torch.where(span_N > 0, (x_N - lows_B[self.row_N]) / span_N, 0.0)
+
     def top_of_row(self, x_N: Tensor, *, fraction: float) -> Tensor:
-        """[N] 1 for the ceil(fraction * n) largest of each row's n tokens, else 0; equal values: the earlier token.
+        """[N] 1 for the ceil(fraction * n) largest of each row's n tokens, at least one, else 0; equal values: the
+        earlier token.
 
         Ranking within rows keeps a selection independent of how rows are split into micro-batches.
         """
@@ -51,7 +60,7 @@ class TokenScores:
         rank_N = torch.empty_like(self.row_N)
         rank_N[order] = torch.arange(len(order), device=order.device) - first_B[self.row_N[order]]
         # A product such as 0.6 * 5 may land just above the integer it means.
-        wanted_B = (fraction * count_B.double() - 1e-9).ceil()
+        wanted_B = (fraction * count_B.double() - 1e-9).ceil().clamp_min(1)
         return (rank_N < wanted_B[self.row_N]).to(x_N.dtype)
 
 
@@ -61,9 +70,9 @@ def entropy(logprob_NV: Tensor, target_N: Tensor) -> Tensor:
 
 
 def top_entropy(logprob_NV: Tensor, target_N: Tensor) -> Tensor:
-    """H of the 20 most probable tokens, renormalised, as a share of its largest value log 20; 0-1."""
+    """H of the 20 most probable tokens, renormalised, nats."""
     top_NK = logprob_NV.topk(min(TOP_ENTROPY_TOKENS, logprob_NV.shape[-1]), dim=-1).values
-    return entropy(top_NK.log_softmax(-1), target_N) / math.log(TOP_ENTROPY_TOKENS)
+    return entropy(top_NK.log_softmax(-1), target_N)
 
 
 def margin(logprob_NV: Tensor, target_N: Tensor) -> Tensor:

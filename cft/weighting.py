@@ -2,17 +2,24 @@
 
     weight_N = weighting(scores)          loss = sum_n  static_n * weight_n * token_loss_n
 
-Which tokens are eligible at all is a mask (`cft/masks.py`). To add a weighting, write a class with a keyword-only
-constructor and `__call__`, and a yaml in conf/weighting/ that names it.
+Here: the protocol, and weights that are a function of one token's prediction. Weights that look at the whole row are in
+`cft/row_weighting.py`. Which tokens are eligible at all is a mask (`cft/masks.py`). To add a weighting, write a class with
+a keyword-only constructor and `__call__`, a yaml in conf/weighting/ that names it, and a line in tests/test_oracle.py.
+
+The loss is divided by all eligible tokens, so a weight of 0 takes a token out of the sum and not out of the count.
+p_t is the probability of the target token; sg(x) has the value of x and no gradient.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from cft.errors import BadValue
 from cft.token_scores import TokenScores
 
 
@@ -41,7 +48,93 @@ class Uniform(Weighting):
 
 
 class Probability(Weighting):
-    """w = sg(p_t): Dynamic Fine-Tuning (DFT, arXiv 2508.05629). The loss becomes -sg(p_t) log p_t."""
+    """w = sg(p_t)^exponent. Exponent 1: Dynamic Fine-Tuning (DFT, arXiv 2508.05629), whose loss becomes -sg(p_t) log p_t.
+    Any exponent: the gradient of (1 - p_t^exponent) / exponent (Beyond Log Likelihood, arXiv 2510.00526). 0: plain
+    fine-tuning."""
+
+    def __init__(self, *, exponent: float = 1.0) -> None:
+        self.exponent = exponent
 
     def __call__(self, scores: TokenScores) -> Tensor:
-        return scores.logprob_N.exp()
+        return (self.exponent * scores.logprob_N).exp()
+
+
+class ThresholdedProbability(Weighting):
+    """w = 1[lowest <= p_t <= highest] sg(p_t)^exponent: the thresholded objectives of Beyond Log Likelihood (arXiv
+    2510.00526). The paper compares several thresholds; those of the yaml are ours."""
+
+    def __init__(self, *, exponent: float, lowest: float, highest: float) -> None:
+        self.exponent, self.lowest, self.highest = exponent, lowest, highest
+
+    def __call__(self, scores: TokenScores) -> Tensor:
+        p_N = scores.logprob_N.exp()
+        inside_N = (p_N >= self.lowest) & (p_N <= self.highest)
+        return inside_N * (self.exponent * scores.logprob_N).exp()
+
+
+class ProFiT(Weighting):
+    """w = 1[sg(p_t) > threshold] (ProFiT, arXiv 2601.09195; threshold 0.1 or 0.5). As in the paper the sum is divided by
+    the full length, not by the number of tokens that pass."""
+
+    def __init__(self, *, threshold: float) -> None:
+        self.threshold = threshold
+
+    def __call__(self, scores: TokenScores) -> Tensor:
+        return (scores.logprob_N.exp() > self.threshold).to(scores.logprob_N.dtype)
+
+
+class Focal(Weighting):
+    """w = (1 - p_t)^gamma, gamma 2 (focal loss, arXiv 1708.02002). detached: false is the published loss; true keeps the
+    weights constant, so that the gradient is (1 - p_t)^gamma times that of plain fine-tuning."""
+
+    def __init__(self, *, gamma: float, detached: bool) -> None:
+        self.gamma, self.detached = gamma, detached
+
+    def __call__(self, scores: TokenScores) -> Tensor:
+        # Not 1 - p: its derivative at p = 1 is infinite for gamma < 1, and rounding may put p above 1.
+        return (-torch.expm1(scores.logprob_N)).clamp_min(torch.finfo(scores.logprob_N.dtype).tiny).pow(self.gamma)
+
+
+class TrimSFT(Weighting):
+    """w = exp(-(D - centre)^2 / (2 width^2)), D = logit of the target minus the best other logit (TrimSFT, arXiv
+    2609.09707; centre 1.5, width 0.8). Tokens already mastered and tokens out of reach both fade; weights are not
+    renormalised."""
+
+    needs = ("margin",)
+
+    def __init__(self, *, centre: float, width: float) -> None:
+        if width <= 0:
+            raise BadValue(f"weighting.width: expected more than 0, found {width}")
+        self.centre, self.width = centre, width
+
+    def __call__(self, scores: TokenScores) -> Tensor:
+        return (-((scores.known["margin"] - self.centre) ** 2) / (2 * self.width**2)).exp()
+
+
+class EAFT(Weighting):
+    """w = (H_20 / scale)^exponent, H_20 = entropy of the 20 most probable tokens, renormalised, nats (EAFT,
+    arXiv 2601.02151; exponent 1, scale 3.0, the constant of the authors' code for log 20)."""
+
+    needs = ("top_entropy",)
+
+    def __init__(self, *, exponent: float, scale: float) -> None:
+        self.exponent, self.scale = exponent, scale
+
+    def __call__(self, scores: TokenScores) -> Tensor:
+        return (scores.known["top_entropy"] / self.scale).pow(self.exponent)
+
+
+class Product:
+    """The product of several weightings, each detached or not as it is alone. factors: by any name."""
+
+    def __init__(self, *, factors: Mapping[str, TokenWeighting]) -> None:
+        self.factors = dict(factors)
+        self.needs: tuple[str, ...] = tuple(sorted({need for f in self.factors.values() for need in f.needs}))
+        self.detached: bool = all(f.detached for f in self.factors.values())
+
+    def __call__(self, scores: TokenScores) -> Tensor:
+        weight_N = torch.ones_like(scores.logprob_N)
+        constant = dataclasses.replace(scores, logprob_N=scores.logprob_N.detach())
+        for factor in self.factors.values():
+            weight_N = weight_N * factor(constant if factor.detached else scores)
+        return weight_N

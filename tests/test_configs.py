@@ -38,6 +38,8 @@ def stages_of(option: str) -> list[Stage]:
     group, _, name = option.partition("=")
     if group == "data":  # problems to annotate, or an annotation to train on
         return ["train" if name == "annotated" else "annotate"]
+    if group == "regularizer":  # a place of its own under loss.regularizers, not one of the defaults
+        return ["train"]
     if group != "experiment":
         return [stage for stage in STAGES if group.split("/")[0] in groups_of(stage)]
     text = (CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8")
@@ -52,6 +54,7 @@ def mistakes(stage: Stage, *argv: str) -> list[str]:
 
 def left_over(stage: Stage, option: str) -> list[str]:
     """The mistakes of a command line that chooses an option and fills in what it leaves to the user."""
+    option = option.replace("regularizer=", "+regularizer@loss.regularizers.extra=")
     found = mistakes(stage, option)
     missing = [m.split(":")[0] for m in found if "has no value" in m]
     others = [m for m in found if "has no value" not in m]
