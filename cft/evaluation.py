@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from cft.counterfactual import ListSource
 from cft.files import write_atomically
 from cft.judge import Judge
-from cft.metrics import Interval, bootstrap_interval, distinct_n, maj_at_k, pass_at_k
+from cft.metrics import Interval, bootstrap_interval, distinct_n, maj_at_k, pass_at_k, self_bleu
 from cft.progress import progress
 from cft.spans import decode
 from cft.types import GREEDY, Budget, Completion, Engine, Fork, Outcome, Problem, Sampling, Trunk
@@ -124,8 +124,9 @@ class Solver:
 def summarise(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interval], dict[str, list[Any]]]:
     """(metric -> mean and 95 % bootstrap interval over problems, per-problem values in the order of problem ids).
 
-    accuracy, response_tokens, entropy, cut_off_rate are of the greedy response; pass_at_k, maj_at_k, distinct_n of the
-    sampled ones: k runs over powers of two up to n.
+    accuracy, response_tokens, entropy, cut_off_rate are of the greedy response; pass_at_k, maj_at_k, distinct_n, self_bleu
+    of the n sampled ones: k runs over powers of two, and n. Of `num_right`, right samples of each problem, any other
+    pass@k follows (`cft/report/pass_curve.py`).
     """
     by_problem: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -135,7 +136,7 @@ def summarise(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interv
     for problem_id in ids:
         for name, value in _problem_values(by_problem[problem_id]).items():
             values.setdefault(name, []).append(value)
-    intervals = {f"eval/{name}": _interval(column, seed=seed) for name, column in values.items()}
+    intervals = {f"eval/{name}": _interval(column, seed=seed) for name, column in values.items() if name != "num_right"}
     correct = [int(next(s for s in by_problem[i] if s.sample == GREEDY_SAMPLE).outcome == Outcome.RIGHT) for i in ids]
     per_problem: dict[str, list[Any]] = {"id": ids, "correct": correct}
     # A column with a gap cannot be resampled over problems together with the same problems of another run.
@@ -155,12 +156,23 @@ def _problem_values(samples: Sequence[Sample]) -> dict[str, float]:
     }
     n = len(drawn)
     right = [s.outcome == Outcome.RIGHT for s in drawn]
-    for k in (2**i for i in range(n.bit_length())):
+    for k in _sample_counts(n, smallest=1):
         values[f"pass_at_{k}"] = pass_at_k(n, sum(right), k)
+    for k in _sample_counts(n, smallest=4):  # of two votes none has a majority that one sample has not
+        values[f"maj_at_{k}"] = maj_at_k([s.extracted for s in drawn], right, k=k)
     if n > 1:
-        values[f"maj_at_{n}"] = maj_at_k([s.extracted for s in drawn], right, k=n)
-        values["distinct_2"] = distinct_n([s.completion.ids.tolist() for s in drawn], n=2)
+        ids = [s.completion.ids.tolist() for s in drawn]
+        values |= {"distinct_1": distinct_n(ids, n=1), "distinct_2": distinct_n(ids, n=2), "self_bleu": self_bleu(ids)}
+    if n:
+        values["num_right"] = float(sum(right))
+        values["sampled_cut_off_rate"] = float(np.mean([s.completion.finish == "length" for s in drawn]))
     return values
+
+
+def _sample_counts(n: int, *, smallest: int) -> list[int]:
+    """Powers of two from `smallest` up to n, and n itself."""
+    powers = [2**i for i in range(n.bit_length()) if smallest <= 2**i <= n]
+    return powers if n < 2 or n in powers else [*powers, n]
 
 
 def _interval(column: Sequence[float], *, seed: int) -> Interval:

@@ -1,35 +1,34 @@
-"""Evaluation metrics and their uncertainty: pure functions over numpy arrays, one formula each.
+"""Evaluation metrics: pure functions over numpy arrays, one formula each.
 
     pass@k        1 - C(n - c, k) / C(n, k), the unbiased estimator            arXiv 2107.03374, eq. 1
     maj@k         share of problems whose most frequent answer is right        arXiv 2203.11171 (self-consistency)
     distinct-n    different n-grams / all n-grams                              arXiv 1510.03055
-    intervals     percentile bootstrap over problems, or over seeds and problems (crossed: each resampled on its own)
+    self-BLEU     mean BLEU-4 of each sample against the others                arXiv 1802.01886 (high: all alike)
 
-Nothing here rounds, skips or fills in: a value that is not defined is NaN, and a NaN handed to a bootstrap is an error.
+Nothing here rounds, skips or fills in: a value that is not defined is NaN. Intervals are in `cft/intervals.py`.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from cft.answers import canonical
+from cft.intervals import Interval, bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
 
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean and the limits of its bootstrap interval, in the unit of the values."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, float]:
-        """What `results.json` holds for one metric."""
-        return asdict(self)
+__all__ = [
+    "Interval",
+    "bootstrap_interval",
+    "distinct_n",
+    "maj_at_k",
+    "paired_two_way_bootstrap",
+    "pass_at_k",
+    "self_bleu",
+    "two_way_bootstrap",
+]
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -79,83 +78,34 @@ def distinct_n(sequences: Sequence[Sequence[Hashable]], *, n: int) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def bootstrap_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of one value a problem with its percentile bootstrap interval over problems. values: [P]."""
-    values_P = np.asarray(values, dtype=np.float64)
-    if values_P.ndim != 1:
-        raise ValueError(f"expected one value a problem, found an array of shape {values_P.shape}")
-    return two_way_bootstrap(values_P[None, :], level=level, resamples=resamples, seed=seed)
+def self_bleu(sequences: Sequence[Sequence[Hashable]], *, order: int = 4) -> float:
+    """Mean BLEU of each sequence with all others as its references: 1 = all the same, near 0 = nothing shared. In [0, 1].
 
-
-def two_way_bootstrap(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of a table of seeds x problems; both are resampled, each on its own. values: [S, P].
-
-    The interval speaks of new seeds and new problems alike. With one seed it is the bootstrap over problems.
+    BLEU as in Papineni et al. 2002 on one sentence: geometric mean of clipped n-gram precisions up to `order`, brevity
+    penalty against the reference closest in length (of two as close: the shorter). A precision of zero counts as 0.1
+    matches (method 1 of Chen and Cherry 2014), orders longer than the sequence are left out. Token ids or words.
+    NaN with fewer than two sequences, or where one is empty.
     """
-    values_SP = _table(values)
-    rng = np.random.default_rng(seed)
-    means = _resampled_means(values_SP, *_draws(values_SP.shape, resamples=resamples, rng=rng))
-    return _interval(float(values_SP.mean()), means, level=level)
+    if order < 1:
+        raise ValueError(f"self-BLEU needs order >= 1, found {order}")
+    if len(sequences) < 2 or not all(len(sequence) for sequence in sequences):
+        return float("nan")
+    grams = [[_grams(sequence, n) for n in range(1, order + 1)] for sequence in sequences]
+    lengths = [len(sequence) for sequence in sequences]
+    return float(np.mean([_bleu_against_others(i, grams, lengths) for i in range(len(sequences))]))
 
 
-def paired_two_way_bootstrap(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    pair_seeds: bool = True,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """mean(a) - mean(b) of two arms on the same problems, resampled together. a: [S, P], b: [S', P].
-
-    pair_seeds: row s of both is the same seed (same data order), resampled together; False resamples the seeds of each
-    arm on their own, for arms with different seeds.
-    """
-    a_SP, b_SP = _table(a), _table(b)
-    if a_SP.shape[1] != b_SP.shape[1]:
-        raise ValueError(f"paired arms need the same problems, found {a_SP.shape[1]} and {b_SP.shape[1]}")
-    rng = np.random.default_rng(seed)
-    if pair_seeds:
-        if a_SP.shape != b_SP.shape:
-            raise ValueError(
-                f"paired seeds need equally many, found {a_SP.shape[0]} and {b_SP.shape[0]}; use pair_seeds=False"
-            )
-        return two_way_bootstrap(a_SP - b_SP, level=level, resamples=resamples, seed=seed)
-    seeds_a, problems = _draws(a_SP.shape, resamples=resamples, rng=rng)
-    seeds_b = _shares(b_SP.shape[0], resamples=resamples, rng=rng)
-    means = _resampled_means(a_SP, seeds_a, problems) - _resampled_means(b_SP, seeds_b, problems)
-    return _interval(float(a_SP.mean() - b_SP.mean()), means, level=level)
+def _grams(sequence: Sequence[Hashable], n: int) -> Counter[tuple[Hashable, ...]]:
+    return Counter(tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1))
 
 
-def _table(values: ArrayLike) -> NDArray[np.float64]:
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim != 2 or 0 in table.shape:
-        raise ValueError(f"a bootstrap needs a table of at least one seed x one problem, found shape {table.shape}")
-    if not np.isfinite(table).all():
-        raise ValueError(f"a bootstrap needs finite values, found {int((~np.isfinite(table)).sum())} that are not")
-    return table
-
-
-def _shares(size: int, *, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """How large a share of each resample each item makes: [resamples, size], rows sum to 1."""
-    return rng.multinomial(size, np.full(size, 1.0 / size), size=resamples) / size
-
-
-def _draws(
-    shape: tuple[int, ...], *, resamples: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return _shares(shape[0], resamples=resamples, rng=rng), _shares(shape[1], resamples=resamples, rng=rng)
-
-
-def _resampled_means(
-    values_SP: NDArray[np.float64], seeds: NDArray[np.float64], problems: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    return ((seeds @ values_SP) * problems).sum(axis=1)
-
-
-def _interval(value: float, means: NDArray[np.float64], *, level: float) -> Interval:
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"the level of an interval lies between 0 and 1, found {level}")
-    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Interval(value=value, low=float(low), high=float(high))
+def _bleu_against_others(i: int, grams: Sequence[Sequence[Counter[tuple[Hashable, ...]]]], lengths: list[int]) -> float:
+    others = [j for j in range(len(grams)) if j != i]
+    logs = []
+    for n, own in enumerate(grams[i]):
+        if total := own.total():
+            most = {gram: max(grams[j][n][gram] for j in others) for gram in own}
+            matches = sum(min(count, most[gram]) for gram, count in own.items())
+            logs.append(math.log((matches or 0.1) / total))
+    closest = min((abs(lengths[j] - lengths[i]), lengths[j]) for j in others)[1]
+    return math.exp(min(0.0, 1 - closest / lengths[i]) + sum(logs) / len(logs))

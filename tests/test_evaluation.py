@@ -77,10 +77,28 @@ def test_metrics_of_counted_samples() -> None:
     assert value["eval/pass_at_4"] == 1.0
     assert value["eval/maj_at_4"] == 0.5
     assert value["eval/distinct_2"] == pytest.approx(3 / 12)  # four equal samples of three bigrams each
+    assert value["eval/distinct_1"] == pytest.approx(4 / 16)
+    assert value["eval/self_bleu"] == pytest.approx(1.0)
+    assert value["eval/sampled_cut_off_rate"] == 0.0
+    assert per_problem["num_right"] == [1, 3]
+    assert "eval/num_right" not in value
     assert value["eval/entropy"] == 0.5  # the problem without an entropy is left out
     assert per_problem["id"] == ["a", "b"]
     assert per_problem["correct"] == [1, 0]
     assert "entropy" not in per_problem
+
+
+@pytest.mark.parametrize(
+    "n, pass_at, maj_at",
+    [(0, [], []), (1, [1], []), (3, [1, 2, 3], []), (6, [1, 2, 4, 6], [4, 6]), (8, [1, 2, 4, 8], [4, 8])],
+)
+def test_k_runs_over_powers_of_two_and_the_number_of_samples(n: int, pass_at: list[int], maj_at: list[int]) -> None:
+    samples = [sample("a", GREEDY_SAMPLE, right=True, extracted="1")]
+    samples += [sample("a", i, right=i < 2, extracted="1", length=9 if i == 0 else 4) for i in range(n)]
+    value = {name: interval.value for name, interval in summarise(samples, seed=0)[0].items()}
+    assert [name for name in value if "pass_at" in name] == [f"eval/pass_at_{k}" for k in pass_at]
+    assert [name for name in value if "maj_at" in name] == [f"eval/maj_at_{k}" for k in maj_at]
+    assert value.get("eval/sampled_cut_off_rate", 0.0) == pytest.approx(1 / n if n else 0.0)
 
 
 def test_a_prompt_without_room_counts_as_cut_off(parts) -> None:
