@@ -1,30 +1,54 @@
-"""Where metrics go: CSV always, Weights & Biases by `logger=wandb`. Builders named in conf/logger."""
+"""Where metrics go: CSV in every training, Weights & Biases by `logger=wandb`. Builders named in conf/logger.
+
+train.py hands its loggers to Lightning; annotate.py and evaluate.py open theirs with `logging_to`. What a run read and
+made (`cft/lineage.py`), and samples of its responses, go to those loggers that take them.
+"""
 
 from __future__ import annotations
 
 import csv
-import os
-import secrets
-import shutil
+import hashlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from omegaconf import DictConfig
+
+from cft.config import build
+from cft.lineage import Link, lineage
+from cft.spans import decode
+
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
+    from transformers import PreTrainedTokenizerBase
 
-INIT_TIMEOUT_S = 20.0  # then the run goes on offline
-FINISH_TIMEOUT_S = 120.0  # then what is not uploaded yet stays on disk, for `wandb sync`
+    from cft.evaluation import Sample
+    from cft.wandb_run import WandbRun
+
+TRANSCRIPT_COLUMNS = (
+    "problem_id",
+    "sample",
+    "problem",
+    "answer",
+    "response",
+    "extracted",
+    "outcome",
+    "finish",
+    "tokens",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
     """What a logger is told about the run.
 
-    config: plain and redacted. resumed_at: optimizer steps done when this part of the run began, 0 = a new run.
+    config: plain and redacted. inputs: the annotation or checkpoint it begins from.
+    resumed_at: optimizer steps done when this part of the run began, 0 = a new run.
+    validated: whether the validation that follows the last of these steps was done, too.
     """
 
     folder: Path
@@ -33,7 +57,14 @@ class RunFacts:
     job_type: str
     tags: tuple[str, ...]
     config: dict[str, Any]
+    inputs: tuple[Link, ...] = ()
     resumed_at: int = 0
+    validated: bool = True
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """As in results.json, without secrets."""
+        return lineage(self.inputs)
 
 
 def csv_logger(run: RunFacts) -> Logger:
@@ -42,7 +73,7 @@ def csv_logger(run: RunFacts) -> Logger:
 
     logger = CSVLogger(run.folder, name="", version="", flush_logs_every_n_steps=10)
     path = run.folder / "metrics.csv"
-    header, rows = _rows_before(path, step=run.resumed_at)
+    header, rows = _rows_before(path, step=run.resumed_at, validated=run.validated)
     with warnings.catch_warnings():
         # Lightning warns that it deletes metrics.csv, which is why the rows were read first.
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
@@ -56,14 +87,20 @@ def csv_logger(run: RunFacts) -> Logger:
     return logger
 
 
-def _rows_before(path: Path, *, step: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Header and rows of the steps before `step`: later ones are run again."""
+def _rows_before(path: Path, *, step: int, validated: bool) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and rows of the steps before `step`: later ones, and a validation that is due, are run again."""
     if step == 0 or not path.is_file():
         return [], []
     with path.open(newline="", encoding="utf-8") as handle:
         reader = csv.DictReader(handle)
         rows = [row for row in reader if row.get("step", "").isdecimal() and int(row["step"]) < step]
+        if not validated:
+            rows = [row for row in rows if int(row["step"]) < step - 1 or not _of_validation(row)]
         return list(reader.fieldnames or []), rows
+
+
+def _of_validation(row: dict[str, str]) -> bool:
+    return any(value for name, value in row.items() if name.startswith("val/"))
 
 
 def wandb_logger(
@@ -74,73 +111,90 @@ def wandb_logger(
     group: str,
     tags: Sequence[str],
     mode: Literal["online", "offline"],
+    artifacts: Literal["link", "upload", "none"],
+    transcripts: int,
 ) -> Logger:
-    """One W&B run per job. group: "" = one per multirun. The key comes from the environment (WANDB_API_KEY), never from
-    the configuration; command line, code and machine facts are not uploaded, since they may hold secrets.
+    """One W&B run per job. group: "" = one per multirun, annotation or evaluated training.
 
-    A server that cannot be reached, or that refuses, makes the run offline: training goes on.
+    artifacts: "link" joins annotation, training and evaluation by files that describe them, "upload" sends rows and
+    weights, too; online only. transcripts: problems whose responses are shown in a table.
     """
-    import wandb
-    from lightning.pytorch.loggers import WandbLogger
+    from cft.wandb_run import opened
 
-    run_id = _run_id(run)
+    return opened(
+        run,
+        mode=mode,
+        project=project,
+        entity=entity,
+        group=group,
+        tags=tags,
+        artifacts=artifacts,
+        transcripts=transcripts,
+    )
 
-    def opened(mode: str) -> Logger:
-        logger = WandbLogger(
-            name=run.name,
-            save_dir=run.folder,
-            id=run_id,
-            project=project,
-            entity=entity or None,
-            group=group or run.group,
-            job_type=run.job_type,
-            tags=[*tags, *run.tags],
-            config=run.config,
-            # Not by `offline=`, which sets WANDB_MODE for all later jobs of the process.
-            mode=mode,
-            settings=wandb.Settings(
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                disable_git=True,
-                disable_code=True,
-                save_code=False,
-                console="off",
-                silent=True,
-                init_timeout=INIT_TIMEOUT_S,
-                login_timeout=INIT_TIMEOUT_S,
-                finish_timeout=FINISH_TIMEOUT_S,
-            ),
-        )
-        logger._wandb_init.pop("anonymous")  # W&B warns of an option that Lightning always passes
-        _ = logger.experiment  # open the run now, so that a job that fails early has one too
-        return logger
 
-    mode_wanted = mode if mode == "offline" else os.environ.get("WANDB_MODE") or mode
+@contextmanager
+def logging_to(nodes: DictConfig, facts: Callable[[], RunFacts]) -> Iterator[list[Logger]]:
+    """The loggers of a stage without a Trainer, closed at the end; `facts` is asked only where there are any."""
+    failed = True
+    loggers: list[Logger] = []
     try:
-        return opened(mode_wanted)
-    except wandb.Error as error:
-        warnings.warn(
-            f"W&B is out of reach ({' '.join(str(error).split())}). The run goes on offline; upload it later with: "
-            f"wandb sync {run.folder / 'wandb'}/offline-run-*",
-            stacklevel=2,
-        )
-        wandb.teardown()  # its service still holds the run id
-        for half_open in (run.folder / "wandb").glob("run-*"):
-            shutil.rmtree(half_open, ignore_errors=True)
-        return opened("offline")
+        if nodes:
+            run = facts()
+            loggers.extend(build(node)(run) for node in nodes.values())
+        yield loggers
+        failed = False
+    finally:
+        for logger in loggers:
+            logger.finalize("failed" if failed else "success")
+        close_loggers(failed=failed)
 
 
-def _run_id(run: RunFacts) -> str:
-    """A resumed run goes on in the W&B run that it began."""
-    from lightning.pytorch.utilities import rank_zero_only
+def log_values(loggers: Sequence[Logger], values: Mapping[str, float], *, step: int) -> None:
+    """Values without a number are left out: JSON has no NaN."""
+    known = {name: value for name, value in values.items() if value == value}
+    for logger in loggers:
+        logger.log_metrics(known, step=step)
+        logger.save()
 
-    path = run.folder / "wandb_id"
-    if run.resumed_at and path.is_file():
-        return path.read_text(encoding="utf-8").strip()
-    new = secrets.token_hex(4)
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        path.write_text(new + "\n", encoding="utf-8")
-    return new
+
+def log_totals(loggers: Sequence[Logger], values: Mapping[str, float]) -> None:
+    """Values of the whole run, for W&B's summary; on disk they stand in the stage's own results."""
+    for run in _wandb_runs(loggers):
+        run.summary(dict(values))
+
+
+def log_made(loggers: Sequence[Logger], link: Link) -> None:
+    """Name what the job made: once its files are written."""
+    for run in _wandb_runs(loggers):
+        run.made(link)
+
+
+def log_transcripts(loggers: Sequence[Logger], samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> None:
+    """A table `eval/transcripts` of all responses to some problems, the same ones for every arm and seed."""
+    for run in _wandb_runs(loggers):
+        if run.transcripts > 0:
+            chosen = _by_hash({sample.problem.id for sample in samples})[: run.transcripts]
+            rows = [_transcript(s, tokenizer) for i in chosen for s in samples if s.problem.id == i]
+            run.table("eval/transcripts", columns=TRANSCRIPT_COLUMNS, rows=rows)
+
+
+def _wandb_runs(loggers: Sequence[Logger]) -> list[WandbRun]:
+    if not loggers or "wandb" not in sys.modules:  # then there is none, and importing it takes a second
+        return []
+    from cft.wandb_run import WandbRun
+
+    return [logger for logger in loggers if isinstance(logger, WandbRun)]
+
+
+def _by_hash(ids: set[str]) -> list[str]:
+    return sorted(ids, key=lambda i: hashlib.blake2b(f"transcript\x1f{i}".encode("utf-8", "surrogatepass")).digest())
+
+
+def _transcript(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    problem, completion = sample.problem, sample.completion
+    texts = [problem.question, problem.answer, decode(tokenizer, completion.ids), sample.extracted]
+    return [problem.id, sample.sample, *texts, sample.outcome.name.lower(), completion.finish, len(completion.ids)]
 
 
 def close_loggers(*, failed: bool) -> None:

@@ -51,6 +51,11 @@ def redacted_text(text: str) -> str:
     key, equals, value = text.partition("=")
     if equals and value and is_secret_key(re.split(r"[.@/]", key)[-1]):
         return f"{key}={REDACTED}"
+    return hidden(text)
+
+
+def hidden(text: str) -> str:
+    """Prose, such as a model's response, with the environment's secrets and the passwords of URLs replaced."""
     for secret in _environment_secrets():
         text = text.replace(secret, REDACTED)
     return _URL_PASSWORD.sub(lambda m: m.group().split("://")[0] + f"://{REDACTED}@", text)

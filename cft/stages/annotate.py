@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.table import Table
 
-from cft.annotator import Annotator, Solved, tally_counts
+from cft.annotation_summary import print_summary
+from cft.annotator import Annotator, Solved, Unit, tally_counts
+from cft.cards import write_annotation_card
 from cft.config import ConfigError, build, redacted
 from cft.device import place
 from cft.judge import Judge
+from cft.lineage import Link, annotation_link, lineage, model_inputs
+from cft.loggers import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks import critical_fraction
 from cft.models import (
     eos_ids,
@@ -31,6 +34,7 @@ from cft.models import (
 )
 from cft.progress import Bar, console, progress
 from cft.quiet import quiet_libraries
+from cft.runs import run_context
 from cft.shards import WHOLE, Part, Shard, unfinished_message
 from cft.store import AnnotationStore, check_name
 from cft.types import Budget, Completion
@@ -38,8 +42,10 @@ from cft.units import Plan, ids_hash
 from cft.verify import verifier_fingerprint
 from cft.verify_pool import VerifierPool
 
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
 FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened as units finish
-RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison of cost
 
 
 def annotate(cfg: DictConfig) -> Path:
@@ -81,33 +87,57 @@ def annotate(cfg: DictConfig) -> Path:
         "name": cfg.annotation,
         "model_name": spec.name,
         "config": redacted(cfg),
+        "lineage": lineage(inputs := model_inputs(spec.path)),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     }
-    with (
-        VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
-        store.writing(fingerprint=fingerprint, info=info, part=part),
-    ):
-        annotator = Annotator(
-            engine=build(cfg.engine)(model, eos),
-            tokenizer=tokenizer,
-            prompt=prompt,
-            judge=Judge(tokenizer, pool.verify_all, verifier.final),
-            budget=Budget(cfg.max_new_tokens),
-            eos_ids=eos,
-            max_positions=model.config.max_position_embeddings,
-            num_alternatives=cfg.num_alternatives,
-            short_circuit=not plan.every_outcome,
-            replay_fraction=cfg.replay_fraction,
-            responses=cfg.responses,
-        )
-        _annotate_units(store, annotator, plan=plan, shard=shard)
-        _fill_units(store, annotator, plan=plan, shard=shard)
-    if state := store.unfinished_shards():
-        done = f"{str(shard).capitalize()} is done. {store.folder} is {unfinished_message(state)}"
-        console.print(done, markup=False)
-    else:
-        _print_summary(store, annotator)
+    with logging_to(cfg.logger, lambda: _run_facts(cfg, model=spec.name, data=splits.name, inputs=inputs)) as loggers:
+        with (
+            VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
+            store.writing(fingerprint=fingerprint, info=info, part=part),
+        ):
+            annotator = Annotator(
+                engine=build(cfg.engine)(model, eos),
+                tokenizer=tokenizer,
+                prompt=prompt,
+                judge=Judge(tokenizer, pool.verify_all, verifier.final),
+                budget=Budget(cfg.max_new_tokens),
+                eos_ids=eos,
+                max_positions=model.config.max_position_embeddings,
+                num_alternatives=cfg.num_alternatives,
+                short_circuit=not plan.every_outcome,
+                replay_fraction=cfg.replay_fraction,
+                responses=cfg.responses,
+            )
+            _annotate_units(store, annotator, plan=plan, shard=shard, loggers=loggers)
+            _fill_units(store, annotator, plan=plan, shard=shard)
+        if state := store.unfinished_shards():
+            done = f"{str(shard).capitalize()} is done. {store.folder} is {unfinished_message(state)}"
+            console.print(done, markup=False)
+        else:
+            print_summary(store, max_new_tokens=cfg.max_new_tokens)
+            write_annotation_card(store)
+            log_totals(loggers, _totals(store.manifest()))
+            log_made(loggers, annotation_link(store.folder))
     return store.folder
+
+
+def _run_facts(cfg: DictConfig, *, model: str, data: str, inputs: tuple[Link, ...]) -> RunFacts:
+    """What the loggers are told: the shards of an annotation are one group."""
+    return RunFacts(
+        run_context().folder,
+        name=cfg.annotation + (f"-shard{cfg.shard}" if cfg.num_shards > 1 else ""),
+        group=cfg.annotation,
+        job_type="annotate",
+        tags=(f"model:{model}", f"data:{data}", f"annotation:{cfg.annotation}"),
+        config=redacted(cfg),
+        inputs=inputs,
+    )
+
+
+def _totals(manifest: dict[str, Any]) -> dict[str, float]:
+    """Of the whole annotation, from its first unit on: the manifest's counts and compute."""
+    found = {**manifest["counts"], **manifest["compute"]}
+    return {f"annotation/{name.replace(' ', '_')}": value for name, value in found.items()}
 
 
 def _require_annotation(store: AnnotationStore) -> None:
@@ -123,7 +153,9 @@ def _require_annotation(store: AnnotationStore) -> None:
         )
 
 
-def _annotate_units(store: AnnotationStore, annotator: Annotator, *, plan: Plan, shard: Shard) -> None:
+def _annotate_units(
+    store: AnnotationStore, annotator: Annotator, *, plan: Plan, shard: Shard, loggers: Sequence[Logger]
+) -> None:
     """Annotate the shard's units, but for what is committed already."""
     records = store.units()
     units = {u: unit for u, unit in enumerate(plan.units(records)) if shard.has(u)}
@@ -158,7 +190,22 @@ def _annotate_units(store: AnnotationStore, annotator: Annotator, *, plan: Plan,
                     "compute": unit.compute,
                 },
             )
-            watch.unit_done(critical_fraction(unit.rows, num_alternatives=annotator.num_alternatives))
+            critical = critical_fraction(unit.rows, num_alternatives=annotator.num_alternatives)
+            watch.unit_done(critical)
+            log_values(loggers, {**_of_unit(unit), "annotate/critical_fraction": critical}, step=u)
+
+
+def _of_unit(unit: Unit) -> dict[str, float]:
+    """What a unit logs, beside its share of critical tokens."""
+    tokens = sum(value for name, value in unit.compute.items() if name.endswith("_tokens"))
+    seconds = unit.compute["solve_seconds"] + unit.compute["counterfactual_seconds"]
+    return {
+        "annotate/problems": unit.counts["problems"],
+        "annotate/responses": len(unit.rows),
+        "annotate/continuations": unit.counts["forks"],
+        "annotate/tokens": tokens,
+        "annotate/tokens_per_s": tokens / max(seconds, 1e-9),
+    }
 
 
 def _fill_units(store: AnnotationStore, annotator: Annotator, *, plan: Plan, shard: Shard) -> None:
@@ -258,67 +305,3 @@ class Watch:
             facts=f"answered {self.solved} annotated {self.annotated} critical {critical} "
             f"continuations {self.forks:,} {rate:,.0f} tokens/s",
         )
-
-
-def _print_summary(store: AnnotationStore, annotator: Annotator) -> None:
-    manifest, rows, problems = store.manifest(), store.rows(), store.problems()
-    counts, compute = manifest["counts"], manifest["compute"]
-    table = Table(title=f"Annotation {store.folder}", show_header=False, title_justify="left")
-    table.add_row("problems", f"{len(problems):,}")
-    statuses: dict[str, int] = {}
-    for record in problems:
-        statuses[record.status] = statuses.get(record.status, 0) + 1
-    for status, count in sorted(statuses.items(), key=lambda item: -item[1]):
-        table.add_row(f"  {status}", f"{count:,} ({count / len(problems):.0%})")
-    if rows:
-        fraction = critical_fraction(rows, num_alternatives=min(row.alt_ids.shape[1] for row in rows))
-        table.add_row("response tokens", f"{sum(len(row.response_ids) for row in rows):,}")
-        table.add_row("critical", f"{fraction:.1%}")
-    table.add_row("continuations", f"{counts.get('forks', 0):,}")
-    table.add_row("settled by the reference", f"{counts.get('settled_by_reference', 0):,} (near ties)")
-    table.add_row("self-replay flips", f"{counts.get('replay_flips', 0)} of {counts.get('replays', 0)}")
-    spent = sum(compute.get(f"{part}_tokens", 0) for part in ("solve", "counterfactual", "speculative"))
-    seconds = compute.get("solve_seconds", 0) + compute.get("counterfactual_seconds", 0)
-    table.add_row("tokens decoded", f"{spent:,} in {seconds:,.0f} s ({spent / max(seconds, 1e-9):,.0f} tokens/s)")
-    lengths = [r.response_tokens for r in problems if r.response_tokens]
-    if lengths:
-        rl = RL_SAMPLES * sum(lengths)
-        table.add_row(
-            f"one {RL_SAMPLES}-sample RL step",
-            f"{rl:,} tokens on the same problems: annotation cost {spent / rl:,.1f} such steps",
-        )
-    console.print(table)
-    if not rows:
-        cut_off = statuses.get("cut off", 0) + statuses.get("near limit", 0)
-        console.print(
-            "No response was both finished and right, so there is nothing to annotate and nothing to train on. "
-            + (f"{cut_off} were cut off: raise max_new_tokens={annotator.budget.max_new_tokens}. " if cut_off else "")
-            + "Take easier problems (data=...), a stronger model (model=...), or annotate the data's own solutions "
-            "(responses=given)."
-        )
-        return
-    solved_lengths = [len(row.response_ids) for row in rows]
-    p95 = float(np.percentile(solved_lengths, 95))
-    if annotator.budget.max_new_tokens < 2 * p95:
-        console.print(
-            f"Note: max_new_tokens={annotator.budget.max_new_tokens} is less than twice the 95th percentile of the solved "
-            f"lengths ({p95:.0f}): many continuations may be cut off. Annotate again with max_new_tokens={int(2 * p95) + 1}."
-        )
-    console.print(f"Train on it: {train_command(store)}")
-
-
-def train_command(store: AnnotationStore) -> str:
-    """What to type next: the annotated model and prompt, and the same problems as benchmark."""
-    words = ["python", "train.py", f"data.annotation={store.folder.name}", f"annotations_dir={store.folder.parent}"]
-    if HydraConfig.initialized():
-        hydra = HydraConfig.get()
-        defaults = {"model": "tiny_arith", "prompt": "chat", "verifier": "numeric", "data": "arithmetic"}
-        for group, default in defaults.items():
-            if (chosen := hydra.runtime.choices[group]) != default:
-                words.append(f"{'benchmark' if group == 'data' else group}={chosen}")
-        for override in hydra.overrides.task:
-            if override.startswith(("model.", "prompt.", "data.dir=")):
-                words.append(override)
-            elif override.startswith("data."):
-                words.append(f"benchmark.{override.removeprefix('data.')}")
-    return shlex.join(words)
