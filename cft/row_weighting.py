@@ -39,7 +39,7 @@ class HighEntropy(TopOfRow):
     gradients and used here on -log p_t. Divided by all tokens, as there. The paper ranks within the batch, we within the
     row."""
 
-    needs = ("entropy",)
+    needs: tuple[str, ...] = ("entropy",)
 
     def __call__(self, scores: TokenScores) -> Tensor:
         return scores.top_of_row(scores.known["entropy"], fraction=self.fraction)
@@ -50,7 +50,7 @@ class ExcessLoss(TopOfRow):
     fraction 0.6, up to 0.7). The paper ranks within the batch and trains its reference on curated data; we rank within
     the row, and the reference is whatever reference=... names."""
 
-    needs = (REFERENCE_LOGPROB,)
+    needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
 
     def __call__(self, scores: TokenScores) -> Tensor:
         excess_N = scores.known[REFERENCE_LOGPROB] - scores.logprob_N
@@ -63,7 +63,7 @@ class SSToken(TopOfRow):
     default the model before training; a_t is the stored score attention_to_prompt, taken as it is stored. Ranked within
     the row, as in the paper. Until the policy has moved away from p_hist, a_t alone decides."""
 
-    needs = (REFERENCE_LOGPROB, ATTENTION)
+    needs: tuple[str, ...] = (REFERENCE_LOGPROB, ATTENTION)
 
     def __init__(self, *, gamma: float, fraction: float) -> None:
         super().__init__(fraction=fraction)
@@ -108,7 +108,7 @@ class SequenceRatio(Weighting):
     importance-weighted SFT (iw-SFT, arXiv 2507.12856; temperature 1, largest 16). The mean runs over the row's eligible
     tokens. Starts at 1 where the reference is the model before training."""
 
-    needs = (REFERENCE_LOGPROB,)
+    needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
 
     def __init__(self, *, temperature: float, largest: float) -> None:
         self.temperature, self.largest = temperature, largest

@@ -100,7 +100,7 @@ class TrimSFT(Weighting):
     2609.09707; centre 1.5, width 0.8). Tokens already mastered and tokens out of reach both fade; weights are not
     renormalised."""
 
-    needs = ("margin",)
+    needs: tuple[str, ...] = ("margin",)
 
     def __init__(self, *, centre: float, width: float) -> None:
         if width <= 0:
@@ -115,7 +115,7 @@ class EAFT(Weighting):
     """w = (H_20 / scale)^exponent, H_20 = entropy of the 20 most probable tokens, renormalised, nats (EAFT,
     arXiv 2601.02151; exponent 1, scale 3.0, the constant of the authors' code for log 20)."""
 
-    needs = ("top_entropy",)
+    needs: tuple[str, ...] = ("top_entropy",)
 
     def __init__(self, *, exponent: float, scale: float) -> None:
         self.exponent, self.scale = exponent, scale
