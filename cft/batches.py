@@ -1,14 +1,21 @@
 """Rows -> micro-batches: order, sharding over ranks, padding, and the counts of the optimizer step they belong to.
 
-Order: permutation(seed, epoch) of the rows. Micro-batch m of rank r holds the global positions
-[(m * world + r) * batch_size, ... + batch_size), so every optimizer step sees the same rows for any number of ranks and
-any split into micro-batches. A rank for which no row is left gets an empty micro-batch, which contributes zero.
+Order: permutation(seed, epoch) of the rows, cut into optimizer steps of the same number of rows each, the last one short. So
+every step sees the same rows for any number of ranks and any split into micro-batches. How they are dealt within a step:
+
+    in_order     micro-batch m of rank r holds the step's positions [(m * world + r) * batch_size, ... + batch_size)
+    by_length    the same, after sorting by length: little padding, and the ranks are busy with similar rows at one time
+    by_tokens    each micro-batch gets as many tokens as the next: least memory and no waiting where nothing is padded
+
+A rank for which no row is left gets an empty micro-batch, which contributes zero.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +23,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cft.types import StepCounts, TokenBatch
+
+Deal = Literal["in_order", "by_length", "by_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,11 @@ class TokenRow:
         return StepCounts(
             eligible, int((probe >= 0).sum()), int((probe == 1).sum()), int((probe == 0).sum()), int(eligible > 0)
         )
+
+    def needed(self) -> int:
+        """Tokens up to the last one that carries weight: the least that a forward pass computes of the row."""
+        weighted = np.flatnonzero(self.weight)
+        return int(weighted[-1]) if len(weighted) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +102,7 @@ class RowDataset(Dataset[TokenBatch]):
 class GlobalOrderSampler(Sampler[MicroBatch]):
     """Micro-batches for one rank; see the head of this file. Lightning calls set_epoch.
 
-    counts: of each row. accumulate: micro-batches of a rank in one optimizer step.
+    counts, lengths: of each row. accumulate: micro-batches of a rank in one optimizer step.
     """
 
     def __init__(
@@ -101,14 +115,24 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
         world: int,
         seed: int,
         shuffle: bool,
+        lengths: Sequence[int] = (),
+        deal: Deal = "in_order",
     ) -> None:
+        if deal != "in_order" and len(lengths) != len(counts):
+            raise ValueError(f"deal={deal}: expected the lengths of all {len(counts)} rows, found {len(lengths)}")
+        self.lengths, self.deal = lengths, deal
         self.counts, self.batch_size, self.accumulate = counts, batch_size, accumulate
         self.rank, self.world = rank, world
         self.seed, self.shuffle = seed, shuffle
         self.epoch = 0
+        self._begun = (-1, 0)  # an epoch, and optimizer steps of it that were done before this process began
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def start_at(self, *, epoch: int, step: int) -> None:
+        """Leave out the first `step` optimizer steps of that one epoch: an interrupted run did them."""
+        self._begun = (epoch, step)
 
     def order(self) -> NDArray[np.int64]:
         if not self.shuffle:
@@ -121,11 +145,33 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
     def __iter__(self) -> Iterator[MicroBatch]:
         order = self.order()
         step_rows = self.accumulate * self.batch_size * self.world
-        for m in range(len(self)):
-            start = (m * self.world + self.rank) * self.batch_size
-            step = m // self.accumulate
-            totals = sum((self.counts[i] for i in order[step * step_rows : (step + 1) * step_rows]), StepCounts())
-            yield MicroBatch(tuple(order[start : start + self.batch_size].tolist()), totals)
+        epoch, done = self._begun
+        for step in range(done if epoch == self.epoch else 0, -(-len(order) // step_rows)):
+            rows = order[step * step_rows : (step + 1) * step_rows].tolist()
+            totals = sum((self.counts[i] for i in rows), StepCounts())
+            bins = self._dealt(rows, bins=-(-len(rows) // (self.batch_size * self.world)) * self.world)
+            for mine in bins[self.rank :: self.world]:
+                yield MicroBatch(tuple(mine), totals)
+
+    def _dealt(self, rows: list[int], *, bins: int) -> list[list[int]]:
+        """The rows of a step in `bins` micro-batches; consecutive ones go to different ranks and run at one time."""
+        if self.deal == "by_tokens":
+            return dealt_by_tokens(rows, [self.lengths[i] for i in rows], bins=bins)
+        if self.deal == "by_length":
+            rows = sorted(rows, key=lambda i: -self.lengths[i])  # the longest first: memory runs short early or never
+        return [rows[k * self.batch_size : (k + 1) * self.batch_size] for k in range(bins)]
+
+
+def dealt_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int) -> list[list[int]]:
+    """`rows` in so many lots of about equal length in tokens, the largest first: the longest row left goes to the lot with
+    the fewest tokens."""
+    lots: list[list[int]] = [[] for _ in range(bins)]
+    heap = [(0, number) for number in range(bins)]
+    for index in sorted(range(len(rows)), key=lambda i: (-lengths[i], i)):
+        tokens, number = heapq.heappop(heap)
+        lots[number].append(rows[index])
+        heapq.heappush(heap, (tokens + lengths[index], number))
+    return [lots[number] for _, number in sorted(heap, key=lambda item: (-item[0], item[1]))]
 
 
 def loader(rows: Sequence[TokenRow], sampler: GlobalOrderSampler) -> DataLoader[TokenBatch]:

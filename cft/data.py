@@ -10,9 +10,11 @@ import lightning.pytorch as pl
 import numpy as np
 from torch.utils.data import DataLoader
 
-from cft.batches import GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
+from cft.batches import Deal, GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
 from cft.columns import Column
+from cft.files import sha256_json
 from cft.masks import Mask, mask_weights
+from cft.pairing import other_prompts
 from cft.problem_rows import normalised
 from cft.progress import console
 from cft.scores import with_scores
@@ -59,7 +61,9 @@ class AnnotatedDataModule(pl.LightningDataModule):
     tokenizer_sha256: the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
     exclude: normalised questions that must not be trained on: the benchmark's validation and test problems.
     annotation: name or folder. dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
+    deal: of the rows of an optimizer step to its micro-batches, see `cft/batches.py`.
     max_rows: -1 = all, else the first by order in the store. max_tokens: longer rows are dropped and counted.
+    shuffle_responses: train on each response behind another problem's prompt, drawn by seed and ids (`cft/pairing.py`).
     """
 
     def __init__(
@@ -75,9 +79,11 @@ class AnnotatedDataModule(pl.LightningDataModule):
         annotation: str,
         dir: str,
         batch_size: int,
+        deal: Deal,
         max_rows: int,
         validation_fraction: float,
         max_tokens: int,
+        shuffle_responses: bool,
     ) -> None:
         super().__init__()
         self.store = AnnotationStore(find_annotation(annotation, annotations_dir=annotations_dir))
@@ -98,21 +104,34 @@ class AnnotatedDataModule(pl.LightningDataModule):
             console.print(
                 f"Rows dropped: {self.leaked} of problems that stand in the benchmark's validation or test split"
             )
-        rows = apart
+        sources: dict[str, Column] = {"mask": mask, "probe_mask": probe_mask, **columns}
+        wanted = {name for source in sources.values() for name in source.needs}
+        # Before prompts are exchanged: a score is of a response behind its own prompt.
+        rows, self.scores = with_scores(self.store, apart, names=wanted, annotations_dir=annotations_dir)
+        if shuffle_responses:
+            if columns:
+                raise StoreError(
+                    f"data.shuffle_responses=true: {', '.join(sorted(columns))} would be of the response behind its own "
+                    "prompt; train on shuffled pairs with a loss and a weighting that need neither groups nor a stored "
+                    "reference"
+                )
+            rows = other_prompts(
+                rows, seed=seed, part=lambda row: in_validation(row.problem_id, fraction=validation_fraction)
+            )
         fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= max_tokens]
         if len(fitting) < len(rows):
             console.print(f"Rows dropped: {len(rows) - len(fitting)} longer than data.max_tokens={max_tokens}")
         self.rows_sha256 = rows_hash(fitting)
-        wanted = {name for source in (mask, probe_mask, *columns.values()) for name in source.needs}
-        fitting = with_scores(self.store, fitting, names=wanted)
         held_out = [in_validation(row.problem_id, fraction=validation_fraction) for row in fitting]
         trained = [row for row, held in zip(fitting, held_out, strict=True) if not held]
-        for fitted in (mask, probe_mask, *columns.values()):
-            fitted.fit(trained)
+        for source in sources.values():
+            source.fit(trained)
+        self.learnt = {name: facts for name, source in sources.items() if (facts := source.facts())}
         token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask, columns=columns) for row in fitting]
         self.train_rows = [row for row, held in zip(token_rows, held_out, strict=True) if not held]
         self.validation_rows = [row for row, held in zip(token_rows, held_out, strict=True) if held]
         self.batch_size, self.seed = batch_size, seed
+        self.deal: Deal = deal
         if not any((row.weight > 0).any() for row in self.train_rows):
             raise StoreError(
                 f"{self.store.folder}: nothing to train on: {len(rows)} rows, {len(self.train_rows)} for training, and "
@@ -132,7 +151,14 @@ class AnnotatedDataModule(pl.LightningDataModule):
             "response_tokens": response,
             "eligible_tokens": eligible,
             "eligible_fraction": eligible / response,
+            "scores": self.scores,
+            "learnt": self.learnt,
         }
+
+    def settings(self) -> dict[str, str]:
+        """What tells runs apart that read other scores or other annotations under the same names."""
+        read = {f"scores.{name}": digest[:12] for name, digest in self.scores.items()}
+        return read | {f"learnt.{name}": sha256_json(facts)[:12] for name, facts in self.learnt.items()}
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         return self._loader(self.train_rows, shuffle=True)
@@ -153,5 +179,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
             world=trainer.world_size if trainer else 1,
             seed=self.seed,
             shuffle=shuffle,
+            lengths=[row.needed() for row in rows],
+            deal=self.deal,
         )
         return loader(rows, sampler)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from cft.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
 from cft.errors import BadValue
+from cft.head import project
 
 
 class LiveReference:
@@ -39,10 +40,8 @@ class LiveReference:
 
     @torch.no_grad()
     def project(self, hidden_ND: Tensor) -> Tensor:
-        head = self.model.get_output_embeddings()
-        assert head is not None, "a causal language model has an output head"
-        with self.switch(), _eval_mode(head):
-            return head(hidden_ND)
+        with self.switch(), _eval_mode(self.model):
+            return project(self.model, hidden_ND)
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)  # type: ignore[arg-type]

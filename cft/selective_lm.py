@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 
 from cft.eligible import EligibleTokens, eligible_tokens
 from cft.errors import BadValue
+from cft.head import project
+from cft.layout import Layout, Placement, attend_by_rows, placed
 from cft.loss import FrozenPrediction, Objective, TermSum, token_statistics
 from cft.reference_model import LiveReference
 from cft.types import TokenBatch
@@ -15,26 +17,41 @@ from cft.types import TokenBatch
 # Sums in the order [nll critical, entropy critical, count critical, nll other, entropy other, count other].
 PROBE_NAMES = ("loss_critical", "entropy_critical", "loss_other", "entropy_other")
 HEAD_TOLERANCE = 1e-4
+LAYOUT_TOLERANCE = 1e-4
 
 
 class SelectiveLM(nn.Module):
-    """reference: the live reference model, None where the objective needs none; no part of the module's own weights."""
+    """reference: the live reference model, None where the objective needs none; no part of the module's own weights.
+    layout: see `cft/layout.py`."""
 
-    def __init__(self, model: PreTrainedModel, objective: Objective, *, reference: LiveReference | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        *,
+        reference: LiveReference | None = None,
+        layout: Layout = "padded",
+    ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self.layout: Layout = layout
+        # Only where rows are packed: elsewhere the model's attention is left as it is.
+        models = [] if layout == "padded" else [model] if reference is None else [model, reference.model]
+        switched = [attend_by_rows(m) for m in models]
+        self._by_rows = all(switched)
         self._reference = (reference,)  # in a tuple, so that it is no submodule: neither trained nor saved
 
     def forward(self, batch: TokenBatch, *, progress: float = 0.0) -> tuple[TermSum, ...]:
         """The sums of the objective's terms over this batch."""
         tokens = self.objective.tokens(batch)
+        placement = self._placed(batch, tokens)
         return self.objective(
             tokens,
-            self.hidden(batch, tokens),
+            self._hidden(placement),
             self.project,
             response_tokens=int((batch.probe_BT >= 0).sum()),
-            reference=self._reference_of(batch, tokens),
+            reference=self._reference_of(placement),
             progress=progress,
         )
 
@@ -42,7 +59,10 @@ class SelectiveLM(nn.Module):
         """[6] float64 sums over response tokens (order: PROBE_NAMES). Call it without gradient."""
         tokens = eligible_tokens(batch, batch.probe_BT >= 0)
         statistics = token_statistics(
-            self.hidden(batch, tokens), tokens.target_N, self.project, chunk_tokens=self.objective.chunk_tokens
+            self._hidden(self._placed(batch, tokens)),
+            tokens.target_N,
+            self.project,
+            chunk_tokens=self.objective.chunk_tokens,
         )
         sums = []
         for group in (1, 0):
@@ -50,26 +70,26 @@ class SelectiveLM(nn.Module):
             sums += [statistics.nll_N[chosen].sum(), statistics.entropy_N[chosen].sum(), chosen.sum()]
         return torch.stack([s.double() for s in sums])
 
-    def hidden(self, batch: TokenBatch, tokens: EligibleTokens) -> Tensor:
-        """[N, D] last hidden states that predict `tokens`."""
-        outputs = self.model.base_model(**_inputs(batch), use_cache=False)
-        return tokens.hidden(outputs.last_hidden_state)
+    def _placed(self, batch: TokenBatch, tokens: EligibleTokens) -> Placement:
+        return placed(batch.input_ids_BT, tokens, layout=self.layout, by_rows=self._by_rows)
+
+    def _hidden(self, placement: Placement) -> Tensor:
+        """[N, D] last hidden states that predict the tokens that were placed."""
+        return placement.states(self.model.base_model(**placement.inputs, use_cache=False).last_hidden_state)
 
     def project(self, hidden_ND: Tensor) -> Tensor:
-        head = self.model.get_output_embeddings()
-        assert head is not None, "a causal language model has an output head"
-        return head(hidden_ND)
+        return project(self.model, hidden_ND)
 
-    def _reference_of(self, batch: TokenBatch, tokens: EligibleTokens) -> FrozenPrediction | None:
+    def _reference_of(self, placement: Placement) -> FrozenPrediction | None:
         (reference,) = self._reference
         if reference is None:
             return None
-        reference.to(batch.input_ids_BT.device)
-        return FrozenPrediction(tokens.hidden(reference.hidden(**_inputs(batch))), reference.project)
+        reference.to(placement.index_N.device)
+        return FrozenPrediction(placement.states(reference.hidden(**placement.inputs)), reference.project)
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Refuse models whose logits are more than head(backbone): soft-caps and scales would be left out silently."""
+        """Refuse models that do more to their logits than `cft/head.py` knows of: it would be left out silently."""
         was_training = self.model.training
         self.model.eval()
         ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
@@ -80,13 +100,37 @@ class SelectiveLM(nn.Module):
         difference = float((ours - theirs).abs().max())
         if difference > HEAD_TOLERANCE * max(1.0, float(theirs.abs().max())):
             raise BadValue(
-                f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from head(backbone), so it "
-                "scales or caps them; training it here would optimise something else. Use a model without such a step."
+                f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from what cft/head.py makes "
+                "of its hidden states, so it scales or caps them in a way of its own; training it here would optimise "
+                "something else. Use another model, or add that step to cft/head.py."
             )
 
-
-def _inputs(batch: TokenBatch) -> dict[str, Tensor]:
-    """Rows are padded on the right, which a causal mask never looks at."""
-    position_T = torch.arange(batch.input_ids_BT.shape[1], device=batch.input_ids_BT.device)
-    attention_BT = (position_T[None] < batch.lengths_B[:, None]).long()
-    return {"input_ids": batch.input_ids_BT, "attention_mask": attention_BT}
+    @torch.no_grad()
+    def check_layout(self) -> None:
+        """Refuse models whose rows see each other, or see padding, in the layout: tried on two rows of this model."""
+        device = self.model.device
+        ids_BT = torch.arange(1, 15, device=device).view(2, 7) % self.model.config.vocab_size
+        row_N, position_N = torch.tensor([0, 0, 1, 1, 1], device=device), torch.tensor([1, 4, 2, 5, 6], device=device)
+        target_N = ids_BT[row_N, position_N]
+        tokens = EligibleTokens(row_N, position_N, target_N, target_N.float(), target_N, {}, 2)
+        was_training = self.model.training
+        self.model.eval()
+        ours_ND = self._hidden(placed(ids_BT, tokens, layout=self.layout, by_rows=self._by_rows)).float()
+        alone = [
+            self.model.base_model(input_ids=ids_BT[b : b + 1, :p], use_cache=False).last_hidden_state[0, -1]
+            for b, p in zip(row_N.tolist(), position_N.tolist(), strict=True)
+        ]
+        self.model.train(was_training)
+        alone_ND = torch.stack(alone).float()
+        difference, size = float((ours_ND - alone_ND).abs().max()), float(alone_ND.abs().max())
+        tolerance = LAYOUT_TOLERANCE if self.model.dtype == torch.float32 else 0.05
+        if not difference <= tolerance * size:
+            raise BadValue(
+                f"compute.layout={self.layout}: hidden states of {type(self.model).__name__} differ by {difference:.2g} (of "
+                f"{size:.2g}) from those of each row alone, so its rows see each other or what follows them; use "
+                + (
+                    "a model whose layers all use full causal attention"
+                    if self.layout == "padded"
+                    else "compute.layout=padded"
+                )
+            )

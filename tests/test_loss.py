@@ -44,7 +44,8 @@ def gradients(model: torch.nn.Module) -> torch.Tensor:
 
 
 def test_all_true_mask_is_the_cross_entropy_of_transformers() -> None:
-    model, batch = random_llama(), batch_of([1.0, 1.0, 1.0])
+    """In float64: the two compute attention over other widths, whose float32 rounding alone is over 1e-6."""
+    model, batch = random_llama().double(), batch_of([1.0, 1.0, 1.0])
     (loss,) = SelectiveLM(model, sft())(batch)
     (loss.sum / loss.count).backward()
     ours = gradients(model)
@@ -54,7 +55,7 @@ def test_all_true_mask_is_the_cross_entropy_of_transformers() -> None:
         input_ids=batch.input_ids_BT, attention_mask=(position < batch.lengths_B[:, None]).long(), labels=labels
     ).loss
     theirs.backward()
-    assert float(loss.sum / loss.count) == pytest.approx(float(theirs), rel=1e-6)
+    assert float(loss.sum.detach() / loss.count) == pytest.approx(float(theirs.detach()), rel=1e-6)
     torch.testing.assert_close(ours, gradients(model), rtol=0, atol=1e-6 * float(ours.abs().max()))
 
 
@@ -162,22 +163,3 @@ def test_token_statistics() -> None:
     torch.testing.assert_close(found.nll_N, cross_entropy(hidden, target, reduction="none"), rtol=1e-6, atol=0)
     expected = torch.distributions.Categorical(logits=hidden).entropy()
     torch.testing.assert_close(found.entropy_N, expected, rtol=1e-6, atol=0)
-
-
-def test_models_that_scale_or_cap_logits_are_refused() -> None:
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=60,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        logits_scaling=4.0,
-        initializer_range=0.4,
-    )
-    with pytest.raises(ValueError, match="scales or caps"):
-        SelectiveLM(GraniteForCausalLM(config), sft()).check_head()
-    SelectiveLM(random_llama(), sft()).check_head()

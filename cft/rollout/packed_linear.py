@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from cft.onednn_linear import OneDnnLinear
+
 PACK_FOR_ROWS = 256  # the reordering is tuned to a batch size, and right for any
 RELATIVE_ERROR = 1e-4
 
@@ -27,7 +29,7 @@ class PackedLinears:
         if not torch.backends.mkldnn.is_available():
             return
         for layer in model.modules():
-            if type(layer) is nn.Linear and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32:
+            if type(layer) in (nn.Linear, OneDnnLinear) and _plain(layer.weight):
                 self._forwards[layer] = _packed_forward(layer)
         if self._forwards and not _right(*next(iter(self._forwards.items()))):
             self._forwards = {}
@@ -44,6 +46,10 @@ class PackedLinears:
         finally:
             for layer in self._forwards:
                 del layer.forward  # the class's own forward shows again
+
+
+def _plain(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _packed_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:

