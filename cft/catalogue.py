@@ -21,6 +21,7 @@ import cft.schema  # noqa: F401  (registers the schemas that conf/train.yaml nam
 from cft.columns import GROUP, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
 from cft.config import CONF_DIR, build
 from cft.runs import flat
+from cft.scores import command_for
 from cft.targets import resolve
 
 DOCUMENT = CONF_DIR.parent / "docs" / "methods.md"
@@ -90,9 +91,9 @@ def _entry(group: str, file: Path, *, plain_loss: Mapping[str, Any]) -> Entry:
         _remark(text) or documents[1].split("\n\n")[0].replace("\n", " "),
         needs,
         settings,
-        tuple(dict.fromkeys(source for document in documents for source in _SOURCE.findall(document))),
-        (chosen, *_met(needs, group=group)),
-        tuple(f"python -m cft.score annotation=tiny_arith score={name}" for name in _scores(needs)),
+        tuple(dict.fromkeys(_SOURCE.findall(text) or _SOURCE.findall(" ".join(documents)))),
+        (chosen, *_met(needs, group=group, option=option)),
+        tuple(command_for(name, "tiny_arith") for name in _scores(needs)),
         missing,
     )
 
@@ -110,9 +111,9 @@ def _scores(needs: tuple[str, ...]) -> list[str]:
     return [need for need in needs if need not in (GROUP, REFERENCE_LOGPROB, REFERENCE_DISTRIBUTION)]
 
 
-def _met(needs: tuple[str, ...], *, group: str) -> Iterator[str]:
+def _met(needs: tuple[str, ...], *, group: str, option: str) -> Iterator[str]:
     """Overrides that meet the needs in the cheapest way."""
-    if group == "groups":
+    if group == "groups" and option != "none":
         yield "loss=sft_go"
     if GROUP in needs:
         yield "groups=critical"

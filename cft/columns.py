@@ -12,7 +12,7 @@ is an error before any model is loaded, with the setting or command that meets i
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +26,29 @@ REFERENCE_DISTRIBUTION = "reference_distribution"
 GROUP = "group"
 OWN_LOGPROB = "logprob"  # the annotation's own column: log-probs of the annotating model
 
+# What to do about a need that the configuration does not meet (`cft/needs.py` says it before anything is loaded).
+NO_REFERENCE = {
+    REFERENCE_LOGPROB: (
+        "this method compares the policy's log-probs with a reference model's, and there is none; set "
+        "reference=annotation (log-probs of the annotating model, already stored), reference=score reference.name=... "
+        "(another frozen model, stored by python -m cft.score), or a live model: reference=initial"
+    ),
+    REFERENCE_DISTRIBUTION: (
+        "this method needs the whole distribution of a reference model, which is not stored; set reference=initial (a "
+        "frozen copy), reference=adapter_off (with model/lora=default) or reference=teacher"
+    ),
+}
+NO_GROUPS = "this loss compares two groups of tokens, and there are none; choose a grouping, such as groups=critical"
+
 
 class Column(Protocol):
-    """needs, fit: as a mask's. Returns [R] float32."""
+    """needs, fit, facts: as a mask's. Returns [R] float32."""
 
     needs: tuple[str, ...]
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None: ...
+
+    def facts(self) -> dict[str, Any]: ...
 
     def __call__(self, row: AnnotatedResponse) -> NDArray[np.float32]: ...
 
@@ -47,6 +63,9 @@ class StoredColumn:
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         """Nothing to learn."""
 
+    def facts(self) -> dict[str, Any]:
+        return {}
+
     def __call__(self, row: AnnotatedResponse) -> NDArray[np.float32]:
         return row.logprob if self.name == OWN_LOGPROB else row.scores[self.name]
 
@@ -60,6 +79,9 @@ class GroupColumn:
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         self.grouping.fit(rows)
+
+    def facts(self) -> dict[str, Any]:
+        return self.grouping.facts()
 
     def __call__(self, row: AnnotatedResponse) -> NDArray[np.float32]:
         return (mask_weights(self.grouping, row) > 0).astype(np.float32)
@@ -84,14 +106,12 @@ def columns_for(
     for need in sorted(needs):
         if need in (REFERENCE_LOGPROB, REFERENCE_DISTRIBUTION):
             if need not in given:
-                raise BadValue(_NO_REFERENCE[need])
+                raise BadValue(f"reference: {NO_REFERENCE[need]}")
             if need == REFERENCE_LOGPROB and stored_logprob:
                 columns[need] = StoredColumn(stored_logprob)
         elif need == GROUP:
             if isinstance(grouping, NoGroups):
-                raise BadValue(
-                    "groups: this loss compares two groups of tokens, but groups=none; choose one, e.g. groups=critical"
-                )
+                raise BadValue(f"groups: {NO_GROUPS}")
             columns[need] = GroupColumn(grouping)
         else:
             columns[need] = StoredColumn(need)
@@ -101,16 +121,3 @@ def columns_for(
 def needs_live(needs: Collection[str], *, stored_logprob: str) -> bool:
     """Whether the reference model must run beside the policy."""
     return REFERENCE_DISTRIBUTION in needs or (REFERENCE_LOGPROB in needs and not stored_logprob)
-
-
-_NO_REFERENCE = {
-    REFERENCE_LOGPROB: (
-        "reference: this method compares the policy's log-probs with a reference model's, but reference=none; set "
-        "reference=annotation (log-probs of the annotating model, already stored), reference=score reference.name=... "
-        "(another frozen model, stored by python -m cft.score), or a live model: reference=initial"
-    ),
-    REFERENCE_DISTRIBUTION: (
-        "reference: this method needs the reference model's whole distribution, which is not stored; set "
-        "reference=initial (a frozen copy), reference=adapter_off (with model/lora=default) or reference=teacher"
-    ),
-}

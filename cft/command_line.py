@@ -29,7 +29,7 @@ from cft.allow_list import bad_prefix
 from cft.config_check import Mistake, find_mistakes, is_runtime, suggestion
 from cft.overrides import Item, Reader, reason, shown
 from cft.redaction import is_secret_key, redacted_text
-from cft.schema import Stage, register_schemas
+from cft.schema import PROGRAMS, Stage, register_schemas
 from cft.signatures import signature
 from cft.targets import TargetError, resolve
 
@@ -265,7 +265,7 @@ def _unknown_key(key: str, config: DictConfig, *, stage: Stage) -> str:
     parent, leaf = ".".join(parts[:depth]), parts[depth]
     node = OmegaConf.select(config, parent) if parent else config
     names = [str(n) for n in node if n != "hydra"] if isinstance(node, DictConfig) else []
-    where = parent or f"{stage}.py"
+    where = parent or PROGRAMS[stage]
     if isinstance(node, DictConfig) and isinstance(target := node.get("_target_"), str):
         where = target
         try:

@@ -22,10 +22,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cft.allow_list import bad_prefix, import_target
-from cft.config_check import RESERVED, Mistake, check_node, find_mistakes
+from cft.config_check import RESERVED, Mistake, check_node, find_missing_scores, find_mistakes
 from cft.errors import UserError
 from cft.redaction import redacted as _redacted
-from cft.schema import Stage
+from cft.schema import PROGRAMS, Stage
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 _HASH_LENGTH = 12
@@ -53,13 +53,15 @@ def check_command_line(stage: Stage, argv: Sequence[str] | None = None, conf_dir
     if mistakes:
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         report = "\n".join(f"  {m}" for m in mistakes)
-        print(f"{stage}.py: {count} in the configuration, nothing was started\n{report}", file=sys.stderr)
+        print(f"{PROGRAMS[stage]}: {count} in the configuration, nothing was started\n{report}", file=sys.stderr)
         raise SystemExit(2)
 
 
 def checked(cfg: DictConfig, stage: Stage) -> DictConfig:
     """The composed config of one job, if it is without mistakes. Raises ConfigError with all of them."""
     mistakes = find_mistakes(cfg, stage=stage, extra=_own_prefixes())
+    if stage in ("train", "label_export") and not mistakes:
+        mistakes = find_missing_scores(cfg)
     if mistakes:
         raise ConfigError(*mistakes)
     return cfg

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from cft.allow_list import LIBRARIES, refusal
+from cft.needs import missing_scores, unmet
 from cft.redaction import holds_secret, is_secret_key
 from cft.rules import broken_rules
 from cft.schema import SCHEMAS, Stage, keys_of
@@ -51,7 +52,16 @@ def find_mistakes(config: DictConfig, *, stage: Stage, extra: Sequence[str] = ()
     _check_secrets(tree, "", mistakes)
     known = {m.key for m in mistakes}
     mistakes += [Mistake(key, text) for key, text in broken_rules(tree, stage=stage) if key not in known]
+    if stage == "train":
+        mistakes += [Mistake(key, text) for key, text in unmet(tree) if key not in known]
     return list(dict.fromkeys(mistakes))
+
+
+def find_missing_scores(config: DictConfig) -> list[Mistake]:
+    """Stored scores that a sound training configuration needs and its annotation lacks; reads the file system."""
+    tree = _resolved(config, "", [])
+    assert isinstance(tree, dict)
+    return [Mistake(key, text) for key, text in missing_scores(tree)]
 
 
 def check_node(node: object, *, path: str, extra: Sequence[str] = (), incomplete: bool = False) -> list[Mistake]:

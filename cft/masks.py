@@ -3,7 +3,9 @@
     mask(row) -> [R] float32, 0 = not eligible
 
 A mask never touches the model; what depends on live log-probs is a weighting (`cft/weighting.py`). To add one, write a
-class with a keyword-only constructor and `__call__`, and a yaml in conf/mask/ that names it.
+class with a keyword-only constructor and `__call__`, and a yaml in conf/mask/ that names it. Those that rank tokens or
+learn from the whole data set are in `cft/ranked_masks.py`, those of another tokenizer's annotation in
+`cft/projected_mask.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,22 +30,32 @@ class MaskError(UserError, ValueError):
 
 class Mask(Protocol):
     """needs: names of stored scores that rows must bring (`row.scores`). fit: called once with all training rows, for
-    statistics over the data set; what it learns depends on nothing else."""
+    statistics over the data set; what it learns depends on nothing else, nor on the order of the rows. facts: what it read
+    and learnt, for the run's results. JSON."""
 
     needs: tuple[str, ...]
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None: ...
 
+    def facts(self) -> dict[str, Any]: ...
+
     def __call__(self, row: AnnotatedResponse) -> Weights: ...
 
 
 class RowMask:
-    """What most masks are: functions of one row's evidence alone."""
+    """What most masks are: functions of one row's evidence alone.
+
+    score_arguments: constructor arguments that name stored scores, so that the config check knows what it needs.
+    """
 
     needs: tuple[str, ...] = ()
+    score_arguments: tuple[str, ...] = ()
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         """Nothing to learn."""
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
 
 class MaskOf(RowMask):
@@ -55,6 +67,9 @@ class MaskOf(RowMask):
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         self.inner.fit(rows)
+
+    def facts(self) -> dict[str, Any]:
+        return self.inner.facts()
 
 
 class All(RowMask):
@@ -68,7 +83,9 @@ class Critical(RowMask):
     """Tokens whose every alternative ends wrong (CFT, arXiv 2510.10974).
 
     num_alternatives: how many of the stored alternatives count, by rank.
-    rule: "all" alternatives must end wrong (the paper), or "any" one of them; "any" needs every cell tried.
+    rule: "all" alternatives must end wrong (the paper), or "any" one of them, or "share": the weight is the share of
+        them that end wrong, and tokens whose every alternative ends right are not eligible. "any" and "share" need
+        every cell tried.
     cut_off: whether a continuation that met the token limit without an explicit answer counts as "wrong" (the paper) or
         "not_wrong". Undecided verdicts never count as wrong.
     """
@@ -77,7 +94,7 @@ class Critical(RowMask):
         self,
         *,
         num_alternatives: int = 2,
-        rule: Literal["all", "any"] = "all",
+        rule: Literal["all", "any", "share"] = "all",
         cut_off: Literal["wrong", "not_wrong"] = "wrong",
     ) -> None:
         if num_alternatives < 1:
@@ -102,6 +119,9 @@ class Critical(RowMask):
         if self.rule == "any":
             open_R = untried_RK.any(1) & ~fails_RK.any(1)
             verdict_R = fails_RK.any(1)
+        elif self.rule == "share":
+            open_R = untried_RK.any(1)
+            verdict_R = fails_RK.mean(1)
         else:
             open_R = untried_RK.any(1) & (fails_RK | untried_RK).all(1)
             verdict_R = fails_RK.all(1)
@@ -126,8 +146,8 @@ class RandomLike(MaskOf):
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         length, count = len(row.response_ids), int((self.inner(row) > 0).sum())
-        digest = hashlib.blake2b(f"random_like\x1f{self.seed}\x1f{row.response_id}".encode(), digest_size=8).digest()
-        chosen = np.random.default_rng(int.from_bytes(digest)).choice(length, size=count, replace=False)
+        seed = _hash("random_like", str(self.seed), row.response_id)
+        chosen = np.random.default_rng(seed).choice(length, size=count, replace=False)
         weights = np.zeros(length, dtype=np.float32)
         weights[chosen] = 1.0
         return weights
@@ -152,27 +172,39 @@ class Numeric(RowMask):
 
 
 class Prefix(RowMask):
-    """The first num_tokens tokens; the EOS of a shorter response is not learnt (UPFT, arXiv 2503.02875)."""
+    """The first num_tokens tokens; the EOS of a shorter response is not learnt (UPFT, arXiv 2503.02875).
 
-    def __init__(self, *, num_tokens: int) -> None:
+    full_fraction: share of the responses (0-1) that count whole, EOS included, chosen by a hash of their ids.
+    """
+
+    def __init__(self, *, num_tokens: int, full_fraction: float = 0.0) -> None:
         if num_tokens < 1:
             raise MaskError(f"mask.num_tokens: expected at least 1, found {num_tokens}")
-        self.num_tokens = num_tokens
+        if not 0 <= full_fraction <= 1:
+            raise MaskError(f"mask.full_fraction: expected a share from 0 to 1, found {full_fraction}")
+        self.num_tokens, self.full_fraction = num_tokens, full_fraction
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
-        position = np.arange(len(row.response_ids))
+        length = len(row.response_ids)
+        if _hash("full", row.response_id) / 2**64 < self.full_fraction:
+            return np.ones(length, dtype=np.float32)
+        position = np.arange(length)
         ends = row.finish == "stop"
-        return ((position < self.num_tokens) & (position < len(position) - ends)).astype(np.float32)
+        return ((position < self.num_tokens) & (position < length - ends)).astype(np.float32)
 
 
 class AnswerSpan(RowMask):
-    """Tokens that overlap the final answer: the first matching group of the pattern's last match."""
+    """Tokens that overlap the final answer: the first matching group of the pattern's last match.
 
-    def __init__(self, *, pattern: str) -> None:
+    with_end: the EOS that ends such a response counts, too (SFTKey's second stage, arXiv 2512.21017).
+    """
+
+    def __init__(self, *, pattern: str, with_end: bool = False) -> None:
         try:
             self.pattern = re.compile(pattern)
         except re.error as error:
             raise MaskError(f"mask.pattern: not a regular expression ({error}): {pattern!r}") from error
+        self.with_end = with_end
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         matches = list(self.pattern.finditer(row.response))
@@ -180,7 +212,10 @@ class AnswerSpan(RowMask):
             return np.zeros(len(row.response_ids), dtype=np.float32)
         last = matches[-1]
         group = next((i for i in range(1, (last.re.groups or 0) + 1) if last.group(i) is not None), 0)
-        return overlap(row.char_span, *last.span(group))
+        weights = overlap(row.char_span, *last.span(group))
+        if self.with_end and row.finish == "stop":
+            weights[-1] = 1.0
+        return weights
 
 
 def overlap(char_span: NDArray[np.int32], start: int, end: int) -> Weights:
@@ -199,6 +234,11 @@ def mask_weights(mask: Mask, row: AnnotatedResponse) -> Weights:
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise MaskError(f"response {row.response_id}: {type(mask).__name__} gave a negative, infinite or NaN weight")
     return weights
+
+
+def _hash(*parts: str) -> int:
+    """64 bits."""
+    return int.from_bytes(hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest())
 
 
 def critical_fraction(rows: Iterable[AnnotatedResponse], *, num_alternatives: int) -> float:

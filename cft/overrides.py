@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 
 from cft.config_check import Mistake, suggestion
 from cft.redaction import redacted_text
+from cft.schema import PROGRAMS, Stage
 
 _NOISE = ("full_key:", "object_type=", "reference_type=", "See https")
 _LONGEST_AXIS = 100  # of a longer one the first values and the last are checked here, the others in their jobs
@@ -100,7 +101,7 @@ class Reader:
         nested = self.loader.get_group_options(group, results_filter=ObjectType.GROUP, overrides=self.search_path)
         return [*own, *(f"{folder}/{option}" for folder in nested for option in self.options(f"{group}/{folder}"))]
 
-    def existing_options(self, item: Item, *, choices: Collection[str], stage: str) -> Item | None:
+    def existing_options(self, item: Item, *, choices: Collection[str], stage: Stage) -> Item | None:
         """The item with those of its values that name an option, None if none does. choices: the stage's groups."""
         group, override = item.key, item.override
         parent = group.rpartition("/")[0]
@@ -109,7 +110,7 @@ class Reader:
         may_come = parent and (parent == "hydra" or any(c.startswith(parent) for c in choices))
         if group not in choices and not appends and not may_come:
             own = ", ".join(c for c in reversed(list(choices)) if not c.startswith("hydra/"))
-            self._mistake(item.shown, f"{stage}.py has no group '{group}'; its groups are {own}")
+            self._mistake(item.shown, f"{PROGRAMS[stage]} has no group '{group}'; its groups are {own}")
             return None
         options = self.options(group)
         good = []

@@ -76,6 +76,10 @@ def fraction(key: str) -> Rule:
     return Rule(key, "a share from 0 to 1", lambda v: 0 <= v.number(key) <= 1)
 
 
+def share(key: str) -> Rule:
+    return Rule(key, "above 0 and at most 1 (1 = all)", lambda v: 0 < v.number(key) <= 1)
+
+
 def top_p(key: str) -> Rule:
     return Rule(key, "above 0 and at most 1 (1 = all tokens)", lambda v: 0 < v.number(key) <= 1)
 
@@ -129,6 +133,29 @@ _EVERYWHERE = (
     at_least("engine.max_rows", 1),
     at_least("engine.kv_budget_mb", 1),
     at_least("engine.tie_margin", 0),
+    at_least("logger.wandb.transcripts", 0),
+)
+
+_MASKS = ("mask", "mask.like", "mask.of", "mask.inner", "groups")
+
+_ROWS = (  # of an annotation, under a mask
+    at_least("data.batch_size", 1),
+    count_or_all("data.max_rows"),
+    at_least("data.max_tokens", 2),
+    Rule(
+        "data.validation_fraction",
+        "from 0 to below 1: some rows must be left to train on",
+        lambda v: 0 <= v.number("data.validation_fraction") < 1,
+    ),
+    Rule(
+        "data.annotation",
+        "the name of an annotation (annotate.py makes one)",
+        lambda v: v.text("data.annotation") != "",
+    ),
+    *(at_least(f"{part}.num_alternatives", 1) for part in _MASKS),
+    *(at_least(f"{part}.num_tokens", 1) for part in _MASKS),
+    *(fraction(f"{part}.full_fraction") for part in _MASKS),
+    *(share(f"{part}.share") for part in _MASKS),
 )
 
 RULES: dict[Stage, tuple[Rule, ...]] = {
@@ -203,25 +230,14 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
         at_least("optimizer.weight_decay", 0),
         at_least("optimizer.momentum", 0),
         Rule("optimizer.betas", "each from 0 to below 1", _betas_in_range),
-        at_least("data.batch_size", 1),
-        count_or_all("data.max_rows"),
-        at_least("data.max_tokens", 2),
-        Rule(
-            "data.validation_fraction",
-            "from 0 to below 1: some rows must be left to train on",
-            lambda v: 0 <= v.number("data.validation_fraction") < 1,
-        ),
-        Rule(
-            "data.annotation",
-            "the name of an annotation (annotate.py makes one)",
-            lambda v: v.text("data.annotation") != "",
-        ),
-        *(at_least(f"mask{part}.num_alternatives", 1) for part in ("", ".like", ".of")),
-        *(at_least(f"mask{part}.num_tokens", 1) for part in ("", ".like", ".of")),
+        *_ROWS,
         at_least("loss.chunk_tokens", 1),
         fraction("schedule.warmup_fraction"),
         at_least("probe.critical_alternatives", 1),
         at_least("probe.every_n_steps", 0),
+        at_least("interruption.max_hours", 0),
+        at_least("callbacks.last.every_n_steps", 0),
+        at_least("callbacks.last.keep", 1),
         at_least("validation.problems", 0),
         at_least("evaluation.problems", 0),
         at_least("evaluation.num_samples", 0),
@@ -241,6 +257,8 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
         ),
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
+    "score": (seed("seed"), at_least("batch_size", 1), at_least("score.layers", 1)),
+    "label_export": (seed("seed"), *_ROWS),
     "evaluate": (
         *_EVERYWHERE,
         count_or_all("limit"),

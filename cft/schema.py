@@ -1,4 +1,4 @@
-"""The keys that annotate.py, train.py and evaluate.py own, with their types: closed sets, in three dataclasses.
+"""The keys that the entry points own, with their types: closed sets, one dataclass each.
 
 A `Node` is an open place that a config group fills: `_target_` and that constructor's parameters, which are its schema.
 Values live in conf/*.yaml; here a key without one is missing.
@@ -14,7 +14,14 @@ from typing import Any, Literal, get_origin, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-Stage = Literal["annotate", "train", "evaluate"]
+Stage = Literal["annotate", "score", "label_export", "train", "evaluate"]
+PROGRAMS: dict[Stage, str] = {  # what follows `python` on the command line
+    "annotate": "annotate.py",
+    "score": "-m cft.score",
+    "label_export": "-m cft.label_export",
+    "train": "train.py",
+    "evaluate": "evaluate.py",
+}
 Split = Literal["train", "validation", "test"]
 Node = Any  # one object
 Nodes = Any  # objects by name; none at all is allowed
@@ -54,6 +61,18 @@ class Evaluation:
 
 
 @dataclass
+class Interruption:
+    max_hours: float = MISSING
+
+
+@dataclass
+class Compute:
+    layout: Literal["padded", "packed"] = MISSING
+    linear: Literal["auto", "torch", "onednn"] = MISSING
+    compile: bool = MISSING
+
+
+@dataclass
 class Files:
     dir: str = MISSING
 
@@ -65,6 +84,7 @@ class AnnotateConfig:
     prompt: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING
+    logger: Nodes = field(default_factory=dict)
     seed: int = MISSING
     annotation: str = MISSING
     annotations_dir: str = MISSING
@@ -108,6 +128,8 @@ class TrainConfig:
     validation: Validation = field(default_factory=Validation)
     evaluation: Evaluation = field(default_factory=Evaluation)
     verify: Verify = field(default_factory=Verify)
+    compute: Compute = field(default_factory=Compute)
+    interruption: Interruption = field(default_factory=Interruption)
     resume: str = MISSING
     allow_targets: list[str] = field(default_factory=list)
 
@@ -119,6 +141,7 @@ class EvaluateConfig:
     prompt: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING
+    logger: Nodes = field(default_factory=dict)
     seed: int = MISSING
     checkpoint: str = MISSING
     data: Files = field(default_factory=Files)
@@ -133,7 +156,40 @@ class EvaluateConfig:
     allow_targets: list[str] = field(default_factory=list)
 
 
-SCHEMAS: dict[Stage, type] = {"annotate": AnnotateConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+@dataclass
+class ScoreConfig:
+    model: Node = MISSING
+    score: Node = MISSING
+    seed: int = MISSING
+    annotation: str = MISSING
+    annotations_dir: str = MISSING
+    name: str = MISSING
+    checkpoint: str = MISSING
+    batch_size: int = MISSING
+    replace: bool = MISSING
+    device: Literal["auto", "cpu", "cuda"] = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LabelExportConfig:
+    data: Node = MISSING
+    benchmark: Node = MISSING
+    mask: Node = MISSING
+    annotation: str = MISSING
+    annotations_dir: str = MISSING
+    out: str = MISSING
+    seed: int = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
+SCHEMAS: dict[Stage, type] = {
+    "annotate": AnnotateConfig,
+    "score": ScoreConfig,
+    "label_export": LabelExportConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,158 @@
+"""Scoring from a configuration: annotation x frozen model x kind of score -> a stored score (`cft/scores.py`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from transformers import PreTrainedModel
+
+from cft.config import ConfigError, build
+from cft.device import place
+from cft.models import (
+    ModelSpec,
+    load_causal_lm,
+    load_tokenizer,
+    require_plain_attention,
+    tokenizer_hash,
+    weights_hash,
+)
+from cft.progress import console, progress
+from cft.quiet import quiet_libraries
+from cft.runs import EXPORT
+from cft.score_methods import ScoreKind
+from cft.scores import StoredScore, Values, check_score_name, read_score, scores_folder, write_score
+from cft.store import AnnotationStore, StoreError, find_annotation
+from cft.types import AnnotatedResponse
+
+
+def score(cfg: DictConfig) -> Path:
+    """Compute the score that `cfg` describes, or what a grown annotation lacks of it; returns its folder."""
+    quiet_libraries()
+    name = check_score_name(cfg.name)
+    store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir))
+    folder = scores_folder(store.folder, annotations_dir=cfg.annotations_dir)
+    kind: ScoreKind = build(cfg.score)
+    rows = store.rows()
+    if not rows:
+        raise StoreError(f"{store.folder}: no rows to score; annotate more problems")
+    spec = _model_spec(cfg, kind)
+    tokenizer = tokenizer_hash(load_tokenizer(spec))
+    _require_same_tokenizer(store, tokenizer, spec)
+    model = load_causal_lm(spec)
+    require_plain_attention(model)
+    _require_room(model, rows)
+    method = {
+        "score": kind.fingerprint(),
+        "model": {"weights": weights_hash(model), "dtype": spec.dtype},
+        "tokenizer": tokenizer,
+    }
+    known: dict[str, Values] = {}
+    if not cfg.replace and (folder / name / "manifest.json").is_file():
+        stored = read_score(folder, name=name, annotation=cfg.annotation)
+        _require_same_method(stored, method)
+        known = {row.response_id: values for row in rows if (values := stored.of(row)) is not None}
+        if len(known) == len(rows) == len(stored.values):
+            console.print(f"{folder / name}: all {len(rows):,} rows have their values already; nothing to do")
+            return folder / name
+    place(model, device=cfg.device)
+    started = time.monotonic()
+    missing = [row for row in rows if row.response_id not in known]
+    values = {**known, **compute(kind, model, missing, batch_size=cfg.batch_size)}
+    seconds = time.monotonic() - started
+    write_score(
+        folder,
+        name=name,
+        method=method,
+        rows=rows,
+        values=values,
+        info={
+            "command": _command(cfg),
+            "model_name": spec.name,
+            "versions": {package: version(package) for package in ("torch", "transformers")},
+        },
+    )
+    tokens = sum(len(row.response_ids) for row in missing)
+    console.print(
+        f"Scored {len(missing):,} of {len(rows):,} rows ({tokens:,} response tokens) in {seconds:.1f} s -> {folder / name}"
+    )
+    return folder / name
+
+
+def compute(
+    kind: ScoreKind, model: PreTrainedModel, rows: Sequence[AnnotatedResponse], *, batch_size: int
+) -> dict[str, Values]:
+    """Values by response id. Rows of a batch are alike in length, so that little is padded."""
+    ordered = sorted(rows, key=lambda row: (len(row.prompt_ids) + len(row.response_ids), row.response_id))
+    values: dict[str, Values] = {}
+    model.eval()
+    with progress("Scoring", total=len(rows)) as bar:
+        for start in range(0, len(ordered), batch_size):
+            batch = ordered[start : start + batch_size]
+            values |= {row.response_id: found for row, found in zip(batch, kind(model, batch), strict=True)}
+            bar.advance(len(batch))
+    return values
+
+
+def _model_spec(cfg: DictConfig, kind: ScoreKind) -> ModelSpec:
+    """The model, or the one that a run folder or model folder holds. What is frozen needs no adapters of its own."""
+    spec: ModelSpec = build(cfg.model)
+    if cfg.checkpoint:
+        path = Path(cfg.checkpoint)
+        folder = next((f for f in (path / EXPORT, path) if (f / "config.json").is_file()), None)
+        if folder is None:
+            raise ConfigError(
+                f"checkpoint={cfg.checkpoint}: neither a run folder of train.py (with {EXPORT}/config.json) nor a Hugging "
+                "Face model folder (with config.json)"
+            )
+        spec = dataclasses.replace(spec, path=str(folder), name=path.name)
+    attention = "eager" if kind.eager else spec.attn_implementation
+    return dataclasses.replace(spec, lora=None, gradient_checkpointing=False, attn_implementation=attention)
+
+
+def _require_same_tokenizer(store: AnnotationStore, tokenizer: str, spec: ModelSpec) -> None:
+    stored = store.manifest()["fingerprint"]["tokenizer"]
+    if stored != tokenizer:
+        raise StoreError(
+            f"{store.folder}: annotated with tokenizer {stored[:12]}, but {spec.name} has {tokenizer[:12]}; its token ids "
+            "would mean other text. Take a model with the annotation's tokenizer; a mask made with another one is carried "
+            "over by mask=projected"
+        )
+
+
+def _require_room(model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> None:
+    longest = max(rows, key=lambda row: len(row.prompt_ids) + len(row.response_ids))
+    length = len(longest.prompt_ids) + len(longest.response_ids)
+    limit = model.config.get_text_config(decoder=True).max_position_embeddings
+    if length > limit:
+        raise ConfigError(
+            f"model: response {longest.response_id} and its prompt have {length} tokens, the model takes {limit}; choose a "
+            "model of a longer context"
+        )
+
+
+def _require_same_method(stored: StoredScore, method: dict[str, Any]) -> None:
+    then = {key: value for key, value in stored.manifest["fingerprint"].items() if key != "rows"}
+    differing = [key for key in sorted({*then, *method}) if then.get(key) != method.get(key)]
+    if differing:
+        lines = [f"  {key}: stored {then.get(key)!r}, now {method.get(key)!r}" for key in differing]
+        raise StoreError(
+            f"{stored.folder}: holds another score (made by: {stored.manifest['command']}):\n"
+            + "\n".join(lines)
+            + "\nGive this one another name (name=...), or overwrite that one with replace=true"
+        )
+
+
+def _command(cfg: DictConfig) -> str:
+    """What was typed, less replace=; with the name even where it was left to the default."""
+    if not HydraConfig.initialized():
+        return shlex.join(["python", "-m", "cft.score", f"annotation={cfg.annotation}", f"name={cfg.name}"])
+    overrides = [o for o in HydraConfig.get().overrides.task if o.lstrip("+").split("=")[0] != "replace"]
+    return shlex.join(["python", "-m", "cft.score", *overrides])
