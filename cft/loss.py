@@ -27,6 +27,7 @@ from cft.aggregation import Aggregation, WeightedLosses
 from cft.coefficient import Coefficient
 from cft.columns import GROUP, REFERENCE_LOGPROB
 from cft.eligible import EligibleTokens, On, tokens_on
+from cft.errors import BadValue
 from cft.token_loss import Prediction, TokenLoss
 from cft.token_scores import LIVE, TokenScores, entropy
 from cft.types import StepCounts, TokenBatch
@@ -109,9 +110,9 @@ class Objective:
         chunk_tokens: int = 1024,
     ) -> None:
         if chunk_tokens < 1:
-            raise ValueError(f"loss.chunk_tokens: expected at least 1, found {chunk_tokens}")
+            raise BadValue(f"loss.chunk_tokens: expected at least 1, found {chunk_tokens}")
         if aggregation.per_sequence and normalizer != "sequence":
-            raise ValueError(
+            raise BadValue(
                 f"loss.normalizer: {type(aggregation).__name__} aggregates per sequence and is divided by sequences, "
                 f"found {normalizer}; set loss.normalizer=sequence"
             )
