@@ -2,13 +2,14 @@
 
 A loss whose gradient with respect to the logits is g trains toward Q = p - g. For each option of conf/weighting, conf/loss
 and conf/regularizer the table below holds Q, or g where there is no Q, in numpy and float64, and the gradient that autograd
-finds for the whole step's loss must equal it to 1e-9. Pure weightings have Q = w onehot + (1 - w) p.
+finds for the whole step's loss must equal it to 1e-9. Pure weightings have Q = w onehot + (1 - w) p. A new option needs one
+entry here and nothing else: tests/test_limits.py and tests/test_method_training.py find it by its yaml.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -191,67 +192,113 @@ def negative_entropy(k: Known) -> Array:
 @dataclass(frozen=True)
 class Case:
     """gradient: of the main sum. count: what divides it. further: where, coefficient and gradient of each further term,
-    whose static weight is 1."""
+    whose static weight is 1. smooth: whether a weight is smooth in p, so that a gradient through it would show. limits:
+    overrides that turn the method off, and what is left of it (tests/test_limits.py)."""
 
     gradient: Gradient
     count: str = "eligible"
-    further: tuple[tuple[str, float, Gradient], ...] = field(default=())
+    further: tuple[tuple[str, float, Gradient], ...] = ()
+    smooth: bool = False
+    limits: tuple[tuple[str, str], ...] = ()
 
 
+def off(*overrides: str, becomes: str = "loss=nll") -> tuple[tuple[str, str], ...]:
+    return tuple((override, becomes) for override in overrides)
+
+
+SFT, PER_ROW, DFT = "loss=nll", "loss=nll loss.normalizer=sequence", "weighting=probability"
 NLL = weighted(lambda k: 1.0)
-focal_slope = lambda k: 2 * (1 - k.py) * np.log(k.py) - (1 - k.py) ** 2 / k.py  # noqa: E731
+KL_FROM = (("eligible", 0.1, lambda k: k.p - k.r),)
+KL_TO = (("eligible", 0.1, kl_to_reference),)
+SED = (("eligible", 1.0, sed),)
+ENTROPY = (("other", 0.01, negative_entropy),)
+EXTRA = "loss.regularizers.extra"
+EXTRA_OFF = off(f"{EXTRA}.coefficient.initial=0.0")
+
+
+def focal_slope(k: Known) -> Array:
+    return 2 * (1 - k.py) * np.log(k.py) - (1 - k.py) ** 2 / k.py
+
+
 TABLE: dict[str, Case] = {
-    "weighting=uniform": Case(NLL),
-    "weighting=probability": Case(weighted(lambda k: k.py)),
-    "weighting=beyond_log": Case(weighted(lambda k: np.sqrt(k.py))),
-    "weighting=thresholded": Case(weighted(lambda k: k.py >= 0.1)),
-    "weighting=thresholded weighting.exponent=2.0 weighting.highest=0.8": Case(
-        weighted(lambda k: ((k.py >= 0.1) & (k.py <= 0.8)) * k.py**2)
+    "weighting=uniform": Case(NLL, limits=off("")),
+    "weighting=probability": Case(weighted(lambda k: k.py), smooth=True, limits=off("weighting.exponent=0.0")),
+    "weighting=beyond_log": Case(
+        weighted(lambda k: np.sqrt(k.py)),
+        smooth=True,
+        limits=off("weighting.exponent=0.0") + off("weighting.exponent=1.0", becomes=DFT),
     ),
-    "weighting=profit": Case(weighted(lambda k: k.py > 0.1)),
-    "weighting=focal": Case(along_p(focal_slope)),
-    "weighting=focal weighting.detached=true": Case(weighted(lambda k: (1 - k.py) ** 2)),
-    "weighting=trim_sft": Case(weighted(lambda k: np.exp(-((margin(k) - 1.5) ** 2) / (2 * 0.8**2)))),
-    "weighting=eaft": Case(weighted(lambda k: entropy_of_20(k) / 3.0)),
-    "weighting=high_entropy": Case(weighted(lambda k: k.top(k.entropy, 0.2))),
-    "weighting=excess_loss": Case(weighted(lambda k: k.mean_over(k.top(k.ref + k.nll, 0.6)))),
-    "weighting=sstoken": Case(weighted(lambda k: k.mean_over(k.top(ss_score(k), 0.6)))),
-    "weighting=propagation": Case(lambda k: propagation(k, detached=False)),
-    "weighting=propagation weighting.detached=true": Case(lambda k: propagation(k, detached=True)),
-    "weighting=iw_sft": Case(weighted(sequence_ratio)),
-    "weighting=product": Case(weighted(lambda k: k.py * entropy_of_20(k) / 3.0)),
+    "weighting=thresholded": Case(weighted(lambda k: k.py >= 0.1), limits=off("weighting.lowest=0.0")),
+    "weighting=thresholded weighting.exponent=2.0 weighting.highest=0.8": Case(
+        weighted(lambda k: ((k.py >= 0.1) & (k.py <= 0.8)) * k.py**2), smooth=True
+    ),
+    "weighting=profit": Case(weighted(lambda k: k.py > 0.1), limits=off("weighting.threshold=0.0")),
+    "weighting=focal": Case(along_p(focal_slope), smooth=True, limits=off("weighting.gamma=0.0")),
+    "weighting=focal weighting.detached=true": Case(
+        weighted(lambda k: (1 - k.py) ** 2), smooth=True, limits=off("weighting.gamma=0.0")
+    ),
+    "weighting=trim_sft": Case(
+        weighted(lambda k: np.exp(-((margin(k) - 1.5) ** 2) / (2 * 0.8**2))), limits=off("weighting.width=1.0e+6")
+    ),
+    "weighting=eaft": Case(weighted(lambda k: entropy_of_20(k) / 3.0), limits=off("weighting.exponent=0.0")),
+    "weighting=high_entropy": Case(weighted(lambda k: k.top(k.entropy, 0.2)), limits=off("weighting.fraction=1.0")),
+    "weighting=excess_loss": Case(
+        weighted(lambda k: k.mean_over(k.top(k.ref + k.nll, 0.6))), limits=off("weighting.fraction=1.0")
+    ),
+    "weighting=sstoken": Case(
+        weighted(lambda k: k.mean_over(k.top(ss_score(k), 0.6))), limits=off("weighting.fraction=1.0")
+    ),
+    "weighting=propagation": Case(
+        lambda k: propagation(k, detached=False), smooth=True, limits=off("weighting.gamma=0.0")
+    ),
+    "weighting=propagation weighting.detached=true": Case(lambda k: propagation(k, detached=True), smooth=True),
+    "weighting=iw_sft": Case(weighted(sequence_ratio), smooth=True, limits=off("weighting.temperature=0.0")),
+    "weighting=product": Case(
+        weighted(lambda k: k.py * entropy_of_20(k) / 3.0),
+        limits=off("weighting@weighting.factors.second=uniform", becomes=DFT)
+        + off("weighting@weighting.factors.first=uniform weighting@weighting.factors.second=uniform"),
+    ),
     "weighting=product weighting@weighting.factors.second=focal": Case(  # sg(p) (1 - p)^2 (-log p)
         along_p(lambda k: k.py * focal_slope(k))
     ),
-    "loss=nll": Case(NLL),
-    "loss=power": Case(weighted(lambda k: np.sqrt(k.py))),
+    "loss=nll": Case(NLL, limits=off("")),
+    "loss=nll loss.normalizer=sequence": Case(lambda k: NLL(k) / k.n[:, None], count="sequence"),
+    "loss=nll loss.normalizer=response": Case(NLL, count="response"),
+    "loss=power": Case(
+        weighted(lambda k: np.sqrt(k.py)), limits=off("loss.token_loss.exponent=0.0", "loss.token_loss.exponent=1.0e-9")
+    ),
     "loss=psft": Case(weighted(lambda k: np.where(k.py / np.exp(k.ref) < 1.28, k.py / np.exp(k.ref), 0.0))),
-    "loss=label_smoothing": Case(towards(lambda k: 0.9 * k.hot + 0.1 / k.p.shape[1])),
-    "loss=distillation": Case(towards(lambda k: 0.5 * k.hot + 0.5 * k.r)),
+    "loss=label_smoothing": Case(
+        towards(lambda k: 0.9 * k.hot + 0.1 / k.p.shape[1]), limits=off("loss.token_loss.share=0.0")
+    ),
+    "loss=distillation": Case(towards(lambda k: 0.5 * k.hot + 0.5 * k.r), limits=off("loss.token_loss.share=0.0")),
     "loss=target_sft": Case(towards(target_sft)),
     "loss=gem": Case(towards(lambda k: gem(k, np.ones_like))),
     "loss=gem loss.token_loss.h=log_sigmoid": Case(towards(lambda k: gem(k, lambda d: 1 / (1 + np.exp(-0.01 * d))))),
-    "loss=nll_kl": Case(NLL, further=(("eligible", 0.1, lambda k: k.p - k.r),)),
-    "loss=asft": Case(NLL, further=(("eligible", 0.05, lambda k: k.p - k.r),)),
-    "loss=sed": Case(NLL, further=(("eligible", 1.0, sed),)),
-    "loss=nll_entropy": Case(NLL, further=(("other", 0.01, negative_entropy),)),
-    "loss=sft_go": Case(worst_group, count="sequence"),
+    "loss=nll_kl": Case(NLL, further=KL_FROM, limits=off("loss.regularizers.kl.coefficient.initial=0.0")),
+    "loss=asft": Case(
+        NLL,
+        further=(("eligible", 0.05, lambda k: k.p - k.r),),
+        limits=off("loss.regularizers.kl.coefficient.initial=0.0")
+        + off("loss.regularizers.kl.coefficient.initial=0.0 weighting=probability", becomes=DFT),
+    ),
+    "loss=sed": Case(
+        NLL,
+        further=SED,
+        limits=off("loss.regularizers.sed.coefficient.initial=0.0", "loss.regularizers.sed.token_loss.tau=0.0"),
+    ),
+    "loss=nll_entropy": Case(NLL, further=ENTROPY, limits=off("loss.regularizers.entropy.coefficient.initial=0.0")),
+    "loss=sft_go": Case(
+        worst_group, count="sequence", limits=off("loss.aggregation.share.initial=0.0", becomes=PER_ROW)
+    ),
     "loss=shad": Case(lambda k: softmax_groups(k, detached=True), count="sequence"),
     "loss=shad loss.aggregation.detached=false": Case(lambda k: softmax_groups(k, detached=False), count="sequence"),
-    "loss=nll loss.normalizer=sequence": Case(lambda k: NLL(k) / k.n[:, None], count="sequence"),
-    "loss=nll loss.normalizer=response": Case(NLL, count="response"),
-    "regularizer=kl_from_reference": Case(NLL, further=(("eligible", 0.1, lambda k: k.p - k.r),)),
-    "regularizer=kl_to_reference": Case(NLL, further=(("eligible", 0.1, kl_to_reference),)),
-    "regularizer=sed": Case(NLL, further=(("eligible", 1.0, sed),)),
-    "regularizer=entropy_bonus": Case(NLL, further=(("other", 0.01, negative_entropy),)),
-    "regularizer=entropy_bonus loss.regularizers.extra.where=critical": Case(
-        NLL, further=(("critical", 0.01, negative_entropy),)
-    ),
+    "regularizer=kl_from_reference": Case(NLL, further=KL_FROM, limits=EXTRA_OFF),
+    "regularizer=kl_to_reference": Case(NLL, further=KL_TO, limits=EXTRA_OFF),
+    "regularizer=sed": Case(NLL, further=SED, limits=EXTRA_OFF + off(f"{EXTRA}.token_loss.tau=0.0")),
+    "regularizer=entropy_bonus": Case(NLL, further=ENTROPY, limits=EXTRA_OFF),
+    f"regularizer=entropy_bonus {EXTRA}.where=critical": Case(NLL, further=(("critical", 0.01, negative_entropy),)),
 }
-# Weights that are smooth in p, so that a gradient through them would show; the others are selections, or statistics
-# that the objective computes without gradient.
-SMOOTH = {"probability", "beyond_log", "focal", "propagation", "iw_sft", "product"}
-FLAT = {"uniform", "thresholded", "profit", "trim_sft", "eaft", "high_entropy", "excess_loss", "sstoken"}
 
 ROWS = token_rows()
 LOGITS = random_logits(ROWS, seed=1)
@@ -302,7 +349,6 @@ def gradient_of(method: Objective, rows: list[TokenRow] = ROWS) -> Array:
 
 def test_no_option_is_missing_from_the_table() -> None:
     assert {name.split()[0] for name in TABLE} == set(OPTIONS)
-    assert {f"weighting={name}" for name in SMOOTH | FLAT} == {o for o in OPTIONS if o.startswith("weighting=")}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -318,7 +364,5 @@ def test_detached_weights_and_others_are_told_apart(name: str) -> None:
     """Turned around, a smooth weight's gradient must leave the table; a flat one's has nowhere to go."""
     flipped = objective(name)
     flipped.weighting.detached = not flipped.weighting.detached
-    option = name.split()[0].removeprefix("weighting=")
     agrees = np.abs(gradient_of(flipped) - expected(TABLE[name])).max() < ATOL
-    smooth = option in SMOOTH or "exponent=2.0" in name
-    assert agrees != smooth
+    assert agrees != TABLE[name].smooth
