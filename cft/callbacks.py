@@ -1,4 +1,4 @@
-"""Lightning callbacks: which checkpoint is kept, and greedy accuracy on fresh problems after each epoch."""
+"""Lightning callbacks that a config names: which checkpoints are kept, and the learning rate."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
+    from cft.checkpoint_keeper import CheckpointKeeper
+
 
 def best_checkpoint(folder: Path, *, monitor: str, mode: Literal["min", "max"]) -> Callback:
     """Weights of the best epoch by a validation metric, as <run>/checkpoints/best.ckpt."""
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from cft.checkpoint_keeper import BestWeights
 
-    return ModelCheckpoint(
+    return BestWeights(
         dirpath=folder,
         filename="best",
         monitor=monitor,
@@ -24,19 +26,11 @@ def best_checkpoint(folder: Path, *, monitor: str, mode: Literal["min", "max"]) 
     )
 
 
-def last_checkpoint(folder: Path) -> Callback:
-    """Everything needed to go on after the last finished epoch, as <run>/checkpoints/last.ckpt."""
-    from lightning.pytorch.callbacks import ModelCheckpoint
+def last_checkpoint(folder: Path, *, every_n_steps: int, keep: int) -> CheckpointKeeper:
+    """Everything needed to go on, as <run>/checkpoints/step-<optimizer steps>.ckpt: see `cft/checkpoint_keeper.py`."""
+    from cft.checkpoint_keeper import CheckpointKeeper
 
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename="last",
-        monitor=None,
-        save_top_k=1,
-        every_n_epochs=1,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )
+    return CheckpointKeeper(folder, every_n_steps=every_n_steps, keep=keep)
 
 
 def learning_rate_monitor(folder: Path) -> Callback:

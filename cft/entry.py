@@ -1,6 +1,8 @@
 """What the entry points do with an error: a UserError is shown without a traceback, with exit status 2.
 
-In a multirun it stays the exception of its job, so that the other jobs go on.
+In a multirun it stays the exception of its job, so that the other jobs go on. An interruption ends all of them: Ctrl-C with
+exit status 130; a signal of the cluster or the run's own time limit with 75, which promises that the printed command
+goes on where this one stopped.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
-from cft.errors import UserError
+from cft.checkpoints import CHECKPOINTS, kept_checkpoints
+from cft.errors import Interrupted, UserError
+from cft.schema import PROGRAMS
 
 EXIT_MISTAKE = 2
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
@@ -37,8 +42,25 @@ def reported() -> Iterator[None]:
             raise JobFailed(message) from error
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_MISTAKE) from error
+    except Interrupted as interrupt:
+        print(f"Interrupted by {interrupt}. {how_to_go_on()}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_RESUMABLE) from interrupt
     except KeyboardInterrupt as interrupt:
         print(f"Interrupted. {how_to_go_on()}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_INTERRUPTED) from interrupt
+
+
+@contextmanager
+def reported_in_rank() -> Iterator[None]:
+    """Around a further process of a distributed run: its first process says how to go on."""
+    try:
+        yield
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_MISTAKE) from error
+    except Interrupted as interrupt:
+        raise SystemExit(0) from interrupt
+    except KeyboardInterrupt as interrupt:
         raise SystemExit(EXIT_INTERRUPTED) from interrupt
 
 
@@ -46,15 +68,19 @@ def how_to_go_on() -> str:
     """What to type after an interruption of the Hydra job that is running."""
     hydra = HydraConfig.get()
     stage = str(hydra.job.name)
-    command = shlex.join(["python", f"{stage}.py", *_overrides()])
+    command = shlex.join(["python", *_program(stage), *_overrides()])
     if stage == "annotate":
         return f"Committed units are kept; go on with the same command: {command}"
     if any(override.startswith("resume=") for override in _overrides()):
-        return f"Go on after the last finished epoch with the same command: {command}"
+        return f"Go on from the newest checkpoint with the same command: {command}"
     folder = Path(hydra.runtime.output_dir)
-    if stage == "train" and (folder / "checkpoints" / "last.ckpt").is_file():
-        return f"Go on after the last finished epoch with: {command} {shlex.quote(f'resume={folder}')}"
+    if stage == "train" and kept_checkpoints(folder / CHECKPOINTS):
+        return f"Go on from the newest checkpoint with: {command} {shlex.quote(f'resume={folder}')}"
     return f"No state to go on from was saved; start again: {command}"
+
+
+def _program(stage: str) -> list[str]:
+    return next(program.split() for name, program in PROGRAMS.items() if name == stage)
 
 
 def _in_multirun() -> bool:

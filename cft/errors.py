@@ -12,3 +12,7 @@ class UserError(Exception):
 
 class BadValue(UserError, ValueError):
     """An option or input of a value that cannot be used; for modules without an error class of their own."""
+
+
+class Interrupted(Exception):
+    """A run was asked from outside to end, and has left behind what it can go on from. The message is the reason."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> Path:
     """Save `model`, adapters merged, and `tokenizer` under `folder`, replacing what was there. Returns `folder`."""
-    shell = _shell(model, merged_weights(model))
+    shell = plain_copy(model)
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -34,6 +34,20 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with the weights of `model`, adapters merged. Weights are shared, but for those that are sharded over
+    ranks: these are collected in full on every rank, all of which must call."""
+    from torch.distributed.tensor import DTensor
+
+    weights = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in merged_weights(model).items()}
+    shell = _shell(model, weights)
+    for name, buffer in model.named_buffers():
+        if name not in weights:  # in no state dict (rotary frequencies), so without values in the shell
+            owner, _, leaf = name.rpartition(".")
+            shell.get_submodule(owner)._buffers[leaf] = buffer
+    return shell.eval()
 
 
 def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

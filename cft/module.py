@@ -28,19 +28,18 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from cft.errors import UserError
+from cft.guards import gradient_norm, require_finite
+from cft.layout import Layout
 from cft.loss import Objective, TermSum
 from cft.reference_model import LiveReference
 from cft.selective_lm import PROBE_NAMES, SelectiveLM
+from cft.sharding import is_sharded, shard
 from cft.types import StepCounts, TokenBatch
 
 
-class TrainingDiverged(UserError, FloatingPointError):
-    """The loss of a step is NaN or infinite; raised before the optimizer moves."""
-
-
 class CausalLMModule(pl.LightningModule):
-    """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never."""
+    """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never.
+    layout: see `cft/layout.py`."""
 
     _window: Tensor  # [terms, 2] sum and count of the optimizer step under way, this rank
     _validation: Tensor  # [terms, 2] of the validation under way, this rank
@@ -56,20 +55,28 @@ class CausalLMModule(pl.LightningModule):
         warmup_fraction: float,
         probe_every_n_steps: int,
         reference: LiveReference | None = None,
+        layout: Layout = "packed",
     ) -> None:
         super().__init__()
-        self.lm = SelectiveLM(model, objective, reference=reference)
+        self.lm = SelectiveLM(model, objective, reference=reference, layout=layout)
         self.lm.check_head()
+        self.lm.check_layout()
         self.build_optimizer = optimizer
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
         self.probe_every_n_steps = probe_every_n_steps
         self._promised = StepCounts()
+        self._norm: Tensor | None = None  # of the gradient of the step under way
         terms = len(objective.names)
         self.register_buffer("_window", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
         self.register_buffer("_validation", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
         self.register_buffer("_probes", torch.zeros(6, dtype=torch.float64), persistent=False)
 
     # ---- training
+
+    def configure_model(self) -> None:
+        # Set by a strategy that shares out the weights; the hook runs once the processes know of each other.
+        if self.device_mesh is not None and not is_sharded(self):
+            shard(self.lm, self.lm.model, self.device_mesh)
 
     def on_fit_start(self) -> None:
         # from_pretrained gives eval mode and Lightning keeps it: dropout would stay off without this.
@@ -108,12 +115,9 @@ class CausalLMModule(pl.LightningModule):
         window = self._reduced(self._window)
         self._window.zero_()
         sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
-        if not all(map(math.isfinite, sums)):
-            raise TrainingDiverged(
-                f"step {self.global_step}: the loss is {sum(sums)}; nothing of this step was applied. Lower optimizer.lr "
-                f"(now {optimizer.param_groups[0]['lr']:g}), or go on from the last checkpoint with another batch order "
-                "(seed=...)"
-            )
+        self._norm = gradient_norm(self.parameters())
+        rate = optimizer.param_groups[0]["lr"]
+        require_finite(self, loss=sum(sums), norm=float(self._norm), step=self.global_step, learning_rate=rate)
         promised = [getattr(self._promised, of) for of in self.lm.objective.divisors]
         if counts != promised:
             raise RuntimeError(
@@ -124,12 +128,26 @@ class CausalLMModule(pl.LightningModule):
         if not any([self._promised.eligible, *counts[1:]]):
             for parameter in self.parameters():
                 parameter.grad = None
+            self._norm = None
             self.log("train/empty_steps", 1.0, on_step=True, reduce_fx="sum")
             return
         self.log("train/loss", self._total(sums, counts), prog_bar=True)
         self.log("train/loss_tokens", float(counts[0]))
+        self.log("train/gradient_norm", float(self._norm))
         for name, total, count in zip(self.lm.objective.names[1:], sums[1:], counts[1:], strict=True):
             self.log(f"train/{name}", total / max(1, count))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """With the norm that the guard computed, instead of a second pass over the gradients."""
+        if gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val and self._norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(list(self.parameters()), gradient_clip_val, self._norm)
 
     def _total(self, sums: list[float], counts: list[int]) -> float:
         """The loss: every term's mean times its coefficient of now."""

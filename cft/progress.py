@@ -28,6 +28,13 @@ class Bar:
         self._task = live.add_task(title, total=total, facts="") if live else None
         self._facts = ""
         self._started = self._printed = time.monotonic()
+        self._before = 0.0  # done by an earlier process, whose time is unknown
+
+    def begin(self, done: float, *, total: int) -> None:
+        """The work starts now, with `done` steps of it done already."""
+        self._before, self.done, self.total = done, done, total
+        self._started = time.monotonic()
+        self.advance(0)
 
     def advance(self, steps: float = 1, *, facts: str = "", total: int | None = None) -> None:
         """facts: replaces the text beside the count where given. total: a new estimate of the end."""
@@ -39,7 +46,8 @@ class Bar:
         elif time.monotonic() - self._printed > PLAIN_EVERY_S:
             self._printed = time.monotonic()
             elapsed = self._printed - self._started
-            left = elapsed / self.done * max(self.total - self.done, 0) if self.done else float("nan")
+            here = self.done - self._before
+            left = elapsed / here * max(self.total - self.done, 0) if here else float("nan")
             print(
                 f"{self.title}: {self.done:.0f}/{self.total} {self._facts} | {elapsed:.0f} s, about {left:.0f} s left",
                 flush=True,

@@ -11,6 +11,7 @@ _NOT_OURS_TO_FIX = (
     r".*Experiment logs directory .* exists and is not empty.*",  # the run folder also holds our own files
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*is currently logging on step.*",
+    r".*resuming from a checkpoint that ended before the epoch ended.*",  # ours carries the position in the epoch
     r".*have no `val_dataloader`.*",
     r".*sync_dist=True.*",  # what we log is reduced over the ranks before
 )

@@ -1,6 +1,6 @@
 """Runs an entry point and kills its own process (SIGKILL) at a named point.
 
-python tests/kill_driver.py <point> <stage> <arguments of the stage>
+python tests/kill_driver.py <point> <stage> <arguments of the stage>      (point: a name below, or step=<optimizer step>)
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def replacing() -> None:
     before(Path, "unlink", when=lambda path, **_: path.name.startswith("00001.") and path.suffix == ".parquet")
 
 
-def epoch_begun() -> None:
-    """In the first step of the second epoch."""
+def in_step(number: int) -> None:
+    """In the forward pass of an optimizer step, counted from 1."""
     from cft.module import CausalLMModule
 
-    before(CausalLMModule, "training_step", when=lambda module, batch, index: module.current_epoch == 1)
+    before(CausalLMModule, "training_step", when=lambda module, batch, index: module.global_step == number - 1)
 
 
 def epoch_validated() -> None:
@@ -88,19 +88,20 @@ def epoch_validated() -> None:
 
 
 def checkpoint_half_written() -> None:
-    """The second epoch's checkpoint for resuming is written, but not yet under its name."""
-    from fsspec.implementations.local import LocalFileOpener
-
-    before(LocalFileOpener, "commit", when=lambda file: file.path.endswith("last.ckpt"), call=2)
+    """The checkpoint after the sixth step is written, but not yet under its name."""
+    before(os, "replace", when=lambda source, target: Path(target).name == "step-00000006.ckpt")
 
 
 POINTS = {
-    f.__name__: f
-    for f in (generating, appending, committing, replacing, epoch_begun, epoch_validated, checkpoint_half_written)
+    f.__name__: f for f in (generating, appending, committing, replacing, epoch_validated, checkpoint_half_written)
 }
 
 if __name__ == "__main__":
-    POINTS[sys.argv[1]]()
+    point, _, number = sys.argv[1].partition("=")
+    if number:
+        in_step(int(number))
+    else:
+        POINTS[point]()
     ended = run(*sys.argv[2:])
     print(ended.out, ended.err, sep="\n")
     raise SystemExit(ended.status)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cft.checkpoints import load_checkpoint
+from cft.checkpoints import CHECKPOINTS, kept_checkpoints, load_checkpoint, newest_checkpoint
 from cft.store import AnnotationStore, table_hash
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY, SHORT, run
@@ -19,16 +21,19 @@ from tests.test_store import flip, same, truncate
 
 # Three units; four of six problems are in the first two.
 ANNOTATE = (*SHORT, "unit_size=2", "annotation=a", "annotations_dir=annotations")
-# Steps of one row, dropout in the adapters: the weights show every draw and every step.
+# Steps of one row of the shipped annotation, dropout in the adapters: the weights show every draw and every step.
 TRAIN = (
-    "data.annotation=a",
-    "annotations_dir=annotations",
     *FIT_ONLY,
+    "data.max_rows=10",
     "data.batch_size=1",
     "trainer.max_epochs=3",
+    "callbacks.last.every_n_steps=2",
     "model/lora=default",
     "model.lora.dropout=0.3",
 )
+
+
+EPOCH_STEPS = 4
 
 
 def killed(point: str, stage: str, *arguments: str, folder: Path) -> None:
@@ -131,9 +136,16 @@ def test_a_kill_between_a_replaced_unit_and_its_old_shards(
 # ---- training
 
 
+def metrics(run_folder: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv without what a clock measured."""
+    with (run_folder / "metrics.csv").open(newline="") as handle:
+        rows = [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in csv.DictReader(handle)]
+    return [row for row in rows if any(v for k, v in row.items() if k not in ("epoch", "step"))]
+
+
 def end_state(run_folder: Path) -> dict[str, object]:
     """All that training leaves behind, but for times and names."""
-    last = load_checkpoint(run_folder / "checkpoints" / "last.ckpt")
+    last = load_checkpoint(newest_checkpoint(run_folder / CHECKPOINTS))
     results = json.loads((run_folder / "results.json").read_text())
     return {
         "exported": {path.name: path.read_bytes() for path in (run_folder / "export").iterdir()},
@@ -144,13 +156,17 @@ def end_state(run_folder: Path) -> dict[str, object]:
             for name, tensor in state.items()
         },
         "steps": (last["epoch"], last["global_step"]),
-        "metrics": (run_folder / "metrics.csv").read_text().splitlines(),
+        "metrics": metrics(run_folder),
         "results": {k: v for k, v in results.items() if k not in ("train_seconds", "run")},
     }
 
 
+# Steps that a generator of random numbers chose, of those there are.
+KILLS = [f"step={step}" for step in sorted(random.Random(20).sample(range(1, 3 * EPOCH_STEPS + 1), 3))]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["epoch_begun", "epoch_validated", "checkpoint_half_written"])
+@pytest.mark.parametrize("point", [*KILLS, "epoch_validated", "checkpoint_half_written"])
 def test_a_training_killed_and_resumed_ends_in_the_same_bits(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
@@ -158,7 +174,7 @@ def test_a_training_killed_and_resumed_ends_in_the_same_bits(
     killed(point, "train", *TRAIN, "hydra.run.dir=run", folder=tmp_path)
     assert not (tmp_path / "run" / "results.json").exists()
     monkeypatch.chdir(tmp_path)
-    ended = run("train", *TRAIN, "resume=run")
+    ended = run("train", *TRAIN, "resume=auto", "hydra.run.dir=again")
     assert ended.status == 0, ended.text
     ours, theirs = end_state(tmp_path / "run"), end_state(whole / "run")
     for part in theirs:
@@ -183,22 +199,68 @@ def test_a_run_is_not_resumed_under_another_configuration(copied_run: Path) -> N
 
 @pytest.mark.parametrize("damage", [flip, truncate])
 def test_a_damaged_checkpoint_is_not_resumed_from(copied_run: Path, damage: object) -> None:
-    path = copied_run / "checkpoints" / "last.ckpt"
+    path, older = kept_checkpoints(copied_run / CHECKPOINTS)
     damage(path)  # type: ignore[operator]
     ended = run("train", *TRAIN, "resume=run", "trainer.max_epochs=4")
     assert ended.status == 2
     assert "Traceback" not in ended.text
-    assert "run/checkpoints/last.ckpt: damaged" in ended.text
+    assert f"run/checkpoints/{path.name}: damaged" in ended.text
+    assert f"Delete it to go on from {older.name}" in ended.text
+
+
+def test_auto_passes_over_a_damaged_checkpoint_and_says_so(copied_run: Path) -> None:
+    path, older = kept_checkpoints(copied_run / CHECKPOINTS)
+    truncate(path)
+    expected = json.loads((copied_run / "results.json").read_text())
+    (copied_run / "results.json").unlink()
+    ended = run("train", *TRAIN, "resume=auto", "hydra.run.dir=another")
+    assert ended.status == 0, ended.text
+    assert f"run/checkpoints/{path.name} is damaged" in ended.text
+    assert f"goes on in {copied_run} from {older.name}" in ended.text
+    found = json.loads((copied_run / "results.json").read_text())
+    assert found["best_validation"] == expected["best_validation"]
+    assert found["budget"] == expected["budget"]
+    assert not (copied_run.parent / "another" / "results.json").exists()
+
+
+def test_auto_leaves_a_finished_run_and_one_of_another_configuration(
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cft.module import CausalLMModule
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("no step was to be done")
+
+    before = (copied_run / "results.json").read_bytes()
+    monkeypatch.setattr(CausalLMModule, "training_step", refuse)
+    ended = run("train", *TRAIN, "resume=auto", "hydra.run.dir=another")
+    assert ended.status == 0, ended.text
+    assert f"{copied_run} has finished; nothing to do" in ended.text
+    assert (copied_run / "results.json").read_bytes() == before
+    monkeypatch.undo()
+    monkeypatch.chdir(copied_run.parent)
+    ended = run("train", *TRAIN, "resume=auto", "hydra.run.dir=another", "seed=1", "trainer.max_epochs=1")
+    assert ended.status == 0, ended.text
+    assert "no run of this configuration to go on from" in ended.text
+    assert (copied_run.parent / "another" / "results.json").is_file()
+
+
+def test_rows_of_a_step_stay_the_same_or_the_run_is_not_resumed(copied_run: Path) -> None:
+    ended = run("train", *TRAIN, "resume=run", "trainer.max_epochs=4", "trainer.accumulate_grad_batches=2")
+    assert ended.status == 2
+    assert "an optimizer step of that run has 1 rows" in ended.text
+    assert "here it would have 2" in ended.text
 
 
 def test_what_cannot_be_resumed_says_why(copied_run: Path) -> None:
     ended = run("train", *TRAIN, "resume=elsewhere")
     assert ended.status == 2
     assert "resume=elsewhere: no elsewhere/config.yaml" in ended.text
-    (copied_run / "checkpoints" / "last.ckpt").unlink()
+    for path in kept_checkpoints(copied_run / CHECKPOINTS):
+        path.unlink()
     ended = run("train", *TRAIN, "resume=run")
     assert ended.status == 2
-    assert "ended before its first epoch did" in ended.text
+    assert "ended before it wrote its first one" in ended.text
 
 
 def test_ctrl_c_says_how_to_go_on(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,17 +10,23 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from transformers import PreTrainedModel
 
+from cft.calibration import calibrate
+from cft.cards import write_model_card
 from cft.checkpoints import load_checkpoint
 from cft.columns import columns_for, needs_live
-from cft.config import ConfigError, build, redacted
+from cft.config import ConfigError, build
 from cft.data import AnnotatedDataModule
 from cft.device import place
 from cft.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive
+from cft.fit import ARM_KEYS, Fit
+from cft.interruption import Interruption
 from cft.judge import Judge
-from cft.loggers import RunFacts, close_loggers
+from cft.lineage import annotation_link, checkpoint_link, lineage, model_inputs
+from cft.loggers import close_loggers, log_made, log_transcripts
 from cft.masks import Critical
 from cft.models import (
     eos_ids,
@@ -32,18 +38,18 @@ from cft.models import (
     tokenizer_hash,
 )
 from cft.module import CausalLMModule
+from cft.onednn_linear import use_products
 from cft.problem_rows import normalised
-from cft.progress import console, progress
+from cft.progress import console
 from cft.quiet import quiet_libraries
+from cft.ranks import own_environment
+from cft.resume import Start, finished_accuracy, start_of
 from cft.runs import (
-    CONFIG,
     EXPORT,
     TRAINED_BY,
     RunContext,
     arm_of,
     as_metrics,
-    flat,
-    group_of,
     identity_of,
     keep_rows,
     run_context,
@@ -51,39 +57,39 @@ from cft.runs import (
     settings_of,
     write_results,
 )
-from cft.step_seed import SeedEachStep
+from cft.sharding import is_sharded, trained_weights
 from cft.types import Problem
-from cft.validation import GreedyAccuracy, ShowProgress
 from cft.verify import verifier_fingerprint
 from cft.verify_pool import VerifierPool
 
-ARM_KEYS = ("model", "data.annotation", "mask", "weighting", "loss.normalizer", "optimizer.lr", "trainer.max_epochs")
-# Keys that may differ between a run and its continuation.
-_FREE_ON_RESUME = ("resume", "trainer.max_epochs", "trainer.enable_progress_bar", "allow_targets", "annotations_dir")
 
+def train(cfg: DictConfig, start: Start | None = None) -> float:
+    """Greedy test accuracy (0-1) of the best epoch, NaN without evaluation problems; for sweepers.
 
-def train(cfg: DictConfig) -> float:
-    """Greedy test accuracy (0-1) of the best epoch, NaN without evaluation problems; for sweepers."""
+    start: where another process of the same run found that it begins.
+    """
     quiet_libraries()
     context = run_context()
-    folder = Path(cfg.resume) if cfg.resume else context.folder
-    if cfg.resume:
-        _require_same_config(folder, cfg)
+    interruption = Interruption(max_hours=cfg.interruption.max_hours)
+    start = start or start_of(cfg, context)
+    if start.finished:
+        return finished_accuracy(start.folder)
     # The ranks of a distributed run share the folder; the first one holds it for all.
     first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
-    with exclusive(folder) if first else nullcontext():
+    with interruption.handlers(), own_environment(), exclusive(start.folder) if first else nullcontext():
         if first:
-            save_config(folder, cfg)
+            save_config(start.folder, cfg)
         failed = True
         try:
-            accuracy = _train(cfg, context, folder)
+            accuracy = _train(cfg, context, start, interruption)
             failed = False
             return accuracy
         finally:
             close_loggers(failed=failed)
 
 
-def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
+def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Interruption) -> float:
+    folder = start.folder
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     spec, prompt, verifier = build(cfg.model), build(cfg.prompt), build(cfg.verifier)
     tokenizer = load_tokenizer(spec)
@@ -115,7 +121,10 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
     model = load_causal_lm(spec)
     require_plain_attention(model)
     device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
-    place(model, device=device)
+    # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
+    # may fit on none.
+    place(model, device=device if cfg.trainer.devices == 1 else "cpu")
+    use_products(model, products=cfg.compute.linear)
     module = CausalLMModule(
         model,
         objective,
@@ -123,8 +132,10 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
         schedule=cfg.schedule.shape,
         warmup_fraction=cfg.schedule.warmup_fraction,
         probe_every_n_steps=cfg.probe.every_n_steps,
+        layout=cfg.compute.layout,
         reference=reference.attach(model) if needs_live(objective.needs, stored_logprob=reference.stored) else None,
     )
+    calibration = calibrate(module.lm, [*data.validation_rows, *data.train_rows])
     facts = data.facts()
     keep_rows(folder, facts, annotation=data.store.folder, write=getattr(rank_zero_only, "rank", 0) == 0)
     console.print(
@@ -134,7 +145,7 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
     )
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
 
-        def make_solver() -> Solver:
+        def make_solver(model: PreTrainedModel) -> Solver:
             return Solver(
                 build(cfg.engine)(model, eos_ids(model, tokenizer)),
                 tokenizer,
@@ -144,13 +155,16 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
             )
 
         started = time.monotonic()
-        trainer, callbacks = _fit(cfg, context, folder, module, data, validation_problems, make_solver)
+        fit = Fit(cfg, context, start, interruption, module, data)
+        trainer, callbacks = fit.run(validation_problems, make_solver)
         seconds = time.monotonic() - started
         if not trainer.is_global_zero:
             return float("nan")
+        interruption.stop_if_asked()
         best = callbacks["best"]
-        best_epoch = _load_best(module, best)
-        model.eval()
+        whole = load_causal_lm(spec) if is_sharded(model) else model
+        best_epoch = _load_best(module, model, best, into=whole)
+        model = whole.eval()
         export(model, tokenizer, folder=folder / EXPORT)
         place(model, device=device)  # Lightning leaves it on the CPU
         results: dict[str, Any] = {
@@ -158,7 +172,7 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
             "stage": "train",
             "run": folder.name,
             "arm": arm_of(cfg, context, ARM_KEYS),
-            "identity": identity_of(settings := settings_of(cfg, TRAINED_BY)),
+            "identity": identity_of(settings := settings_of(cfg, TRAINED_BY) | data.settings()),
             "settings": settings,
             "seed": cfg.seed,
             "benchmark": benchmark,
@@ -168,6 +182,7 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
             "best_validation": {"metric": best.monitor, "value": float(best.best_model_score)},
             "train_seconds": round(seconds, 2),
             "eligible_fraction": facts["eligible_fraction"],
+            "calibration": calibration,
             "data": {
                 "annotation": data.store.folder.name,
                 "fingerprint": data.manifest["fingerprint_sha256"],
@@ -180,10 +195,16 @@ def _train(cfg: DictConfig, context: RunContext, folder: Path) -> float:
                 "rows_per_step": cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
             },
             "base": None,
+            "lineage": lineage((annotation_link(data.store.folder), *model_inputs(spec.path))),
         }
-        results |= _evaluated(cfg, folder, make_solver(), test_problems, trainer)
+        results |= interruption.unless_asked(
+            lambda: _evaluated(cfg, folder, make_solver(model), test_problems, trainer), otherwise={}
+        )
+        interruption.stop_if_asked()
         results["evaluation"]["verifier"] = verifier_fingerprint(verifier)
     write_results(folder, results)
+    write_model_card(folder)
+    log_made(trainer.loggers, checkpoint_link(folder))
     accuracy = results["metrics"].get("eval/accuracy", {}).get("value", float("nan"))
     measured = f"test accuracy {accuracy:.3f}" if test_problems else "not tested (evaluation.problems=0)"
     console.print(f"Done in {seconds:.0f} s: best epoch {best_epoch + 1}, {measured}; export: {folder / EXPORT}")
@@ -204,6 +225,7 @@ def _evaluated(
     samples = solver.solve(problems, request=request, title="Evaluating")
     intervals, per_problem = summarise(samples, seed=settings.seed)
     write_samples(folder / "samples.parquet", samples, solver.tokenizer)
+    log_transcripts(trainer.loggers, samples, solver.tokenizer)
     for logger in trainer.loggers:
         logger.log_metrics({name: i.value for name, i in intervals.items()}, step=trainer.global_step)
         logger.save()
@@ -230,44 +252,6 @@ def _problems(cfg: DictConfig) -> tuple[tuple[Problem, ...], tuple[Problem, ...]
     return chosen[0], chosen[1], exclude, splits.name
 
 
-def _fit(
-    cfg: DictConfig,
-    context: RunContext,
-    folder: Path,
-    module: CausalLMModule,
-    data: AnnotatedDataModule,
-    validation_problems: tuple[Problem, ...],
-    make_solver: Any,
-) -> tuple[pl.Trainer, dict[str, Any]]:
-    arm = arm_of(cfg, context, ARM_KEYS)
-    checkpoints = folder / "checkpoints"
-    last = checkpoints / "last.ckpt" if cfg.resume else None
-    run = RunFacts(
-        folder,
-        name=f"{arm['model']}-{arm['mask']}-{arm['weighting']}-seed{cfg.seed}",
-        group=group_of(folder) if cfg.resume else context.group,
-        job_type="train",
-        tags=(f"mask:{arm['mask']}", f"weighting:{arm['weighting']}", f"model:{arm['model']}"),
-        config=redacted(cfg),
-        resumed_at=load_checkpoint(last)["global_step"] if last else 0,
-    )
-    callbacks = {name: build(node)(checkpoints) for name, node in cfg.callbacks.items()}
-    with progress("Training", total=1) as bar:
-        extra: list[Any] = [SeedEachStep(cfg.seed), ShowProgress(bar)]
-        if validation_problems:
-            extra.append(GreedyAccuracy(validation_problems, make_solver, max_new_tokens=cfg.evaluation.max_new_tokens))
-        trainer: pl.Trainer = build(cfg.trainer)(
-            logger=[build(node)(run) for node in cfg.logger.values()],
-            callbacks=[*extra, *callbacks.values()],
-            default_root_dir=folder,
-        )
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C
-            raise (KeyboardInterrupt if trainer.interrupted else stop) from None
-    return trainer, callbacks
-
-
 def _require_metric(monitor: str, data: AnnotatedDataModule) -> None:
     """The best epoch is chosen by a metric that will exist; found out before training, not after it."""
     if monitor == "val/loss" and not any((row.weight > 0).any() for row in data.validation_rows):
@@ -278,27 +262,13 @@ def _require_metric(monitor: str, data: AnnotatedDataModule) -> None:
         )
 
 
-def _load_best(module: CausalLMModule, best: Any) -> int:
-    """Put the best epoch's weights into the module; returns the epoch, counted from 0."""
+def _load_best(module: CausalLMModule, model: PreTrainedModel, best: Any, *, into: PreTrainedModel) -> int:
+    """Put the weights that `model`, a part of the module, had in the best epoch into `into`; returns that epoch, from 0."""
     if not best.best_model_path:
         raise ConfigError(
             f"callbacks.best.monitor={best.monitor}: no finite value of it was logged in any epoch, so there is no best "
             "one; choose another metric, or look for a loss that is not finite in metrics.csv"
         )
     checkpoint = load_checkpoint(Path(best.best_model_path))
-    module.load_state_dict(checkpoint["state_dict"])
+    into.load_state_dict(trained_weights(checkpoint, module, model))
     return int(checkpoint["epoch"])
-
-
-def _require_same_config(folder: Path, cfg: DictConfig) -> None:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ConfigError(f"resume={folder}: no {path}; expected the folder of a run that train.py started")
-    stored, now = flat(OmegaConf.load(path)), flat(OmegaConf.create(redacted(cfg)))
-    differing = [key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)]
-    differing = [key for key in differing if key not in _FREE_ON_RESUME]
-    if differing:
-        lines = [f"  {key}: then {stored.get(key)!r}, now {now.get(key)!r}" for key in differing]
-        raise ConfigError(
-            f"resume={folder}: that run was configured otherwise; repeat its arguments:\n" + "\n".join(lines)
-        )

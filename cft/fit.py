@@ -1,0 +1,129 @@
+"""One training: Lightning's Trainer with the callbacks, loggers and processes that the configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from omegaconf import DictConfig
+from transformers import PreTrainedModel
+
+from cft.checkpoint_keeper import CheckpointKeeper, WholeFiles
+from cft.checkpoints import CHECKPOINTS, read_checkpoint
+from cft.config import build, redacted
+from cft.data import AnnotatedDataModule
+from cft.evaluation import Solver
+from cft.flops import arithmetic_of
+from cft.guards import Guards, memory_advice
+from cft.interruption import Interruption, StopWhenAsked
+from cft.lineage import annotation_link, model_inputs
+from cft.loggers import RunFacts
+from cft.memory import GB, device_memory, estimate, require_room, states_per_parameter
+from cft.module import CausalLMModule
+from cft.position import Position, position_of
+from cft.progress import console, progress
+from cft.progress_report import ShowProgress
+from cft.ranks import SameEverywhere, use_own_launcher
+from cft.resume import Start, require_same_steps
+from cft.runs import RunContext, arm_of, group_of
+from cft.sharding import FullySharded
+from cft.step_seed import SeedEachStep
+from cft.types import Problem
+from cft.validation import GreedyAccuracy
+
+ARM_KEYS = ("model", "data.annotation", "mask", "weighting", "loss.normalizer", "optimizer.lr", "trainer.max_epochs")
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Lightning's Trainer with our callbacks around one training."""
+
+    cfg: DictConfig
+    context: RunContext
+    start: Start
+    interruption: Interruption
+    module: CausalLMModule
+    data: AnnotatedDataModule
+
+    def run(
+        self, problems: tuple[Problem, ...], make_solver: Callable[[PreTrainedModel], Solver]
+    ) -> tuple[pl.Trainer, dict[str, Any]]:
+        """(the trainer, the callbacks that the config names)."""
+        cfg, folder, start = self.cfg, self.start.folder, self.start
+        position = position_of(read_checkpoint(start.checkpoint)) if start.checkpoint else None
+        facts = self.facts(position)
+        callbacks = {name: build(node)(folder / CHECKPOINTS) for name, node in cfg.callbacks.items()}
+        keeper = next((c for c in callbacks.values() if isinstance(c, CheckpointKeeper)), None)
+        with progress("Training", total=1) as bar:
+            extra: list[Any] = [
+                SameEverywhere(cfg, folder=folder, start=start.checkpoint),
+                SeedEachStep(cfg.seed),
+                ShowProgress(bar, arithmetic_of(self.module.lm.model)),
+                Guards(folder),
+                StopWhenAsked(self.interruption, keeper),
+            ]
+            if problems:
+                limit = cfg.evaluation.max_new_tokens
+                extra.append(GreedyAccuracy(problems, make_solver, self.interruption, max_new_tokens=limit))
+            trainer: pl.Trainer = build(cfg.trainer)(
+                logger=[build(node)(facts) for node in cfg.logger.values()],
+                callbacks=[*extra, *callbacks.values()],
+                default_root_dir=folder,
+            )
+            trainer.strategy.checkpoint_io = WholeFiles()
+            if position:
+                rows = cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+                require_same_steps(position, rows_per_step=rows)
+            self.require_room(trainer)
+            launcher = use_own_launcher(trainer, cfg, start=start)
+            failed = True
+            try:
+                trainer.fit(self.module, datamodule=self.data, ckpt_path=start.checkpoint, weights_only=True)
+                failed = False
+            except SystemExit as stop:  # what Lightning makes of Ctrl-C
+                raise (KeyboardInterrupt if trainer.interrupted else stop) from None
+            except (RuntimeError, MemoryError) as error:
+                advice = memory_advice(error)
+                if advice is None:
+                    raise
+                raise advice from error
+            finally:
+                if launcher:
+                    launcher.close(failed=failed)
+        return trainer, callbacks
+
+    def require_room(self, trainer: pl.Trainer) -> None:
+        """Print what memory a step will need; raises DoesNotFit."""
+        device = trainer.strategy.root_device
+        found = estimate(
+            self.module.lm.model,
+            states_per_parameter=states_per_parameter(self.module.build_optimizer),
+            tokens=self.data.batch_size * max(len(row.ids) for row in self.data.train_rows),
+            chunk_tokens=self.module.lm.objective.chunk_tokens,
+            shards=trainer.world_size if isinstance(trainer.strategy, FullySharded) else 1,
+            mixed=trainer.precision == "bf16-mixed",
+        )
+        there = device_memory(device)
+        console.print(f"Memory of a step: {found}; the device has {there / GB:.1f} GB")
+        require_room(found, memory=there)
+
+    def facts(self, position: Position | None) -> RunFacts:
+        """What the loggers are told."""
+        cfg, folder = self.cfg, self.start.folder
+        arm = arm_of(cfg, self.context, ARM_KEYS)
+        return RunFacts(
+            folder,
+            name=f"{arm['model']}-{arm['mask']}-{arm['weighting']}-seed{cfg.seed}",
+            group=group_of(folder) if position else self.context.group,
+            job_type="train",
+            tags=(
+                *(f"{key}:{arm[key]}" for key in ("mask", "weighting", "model")),
+                f"annotation:{self.data.store.folder.name}",
+            ),
+            config=redacted(cfg),
+            inputs=(annotation_link(self.data.store.folder), *model_inputs(cfg.model.path)),
+            resumed_at=position.steps if position else 0,
+            validated=position is None or position.next != "validation",
+        )

@@ -1,0 +1,118 @@
+"""Where a training stands, so that it can go on from within an epoch as if nothing had happened.
+
+    order of an epoch = permutation(seed, epoch)      position = optimizer steps done in it
+    rows already used = steps done in the epoch * rows of an optimizer step, for any number of processes
+
+Lightning restores its own counters but replays a resumed epoch from its first row (Lightning issue 19764), and its
+counters are of micro-batches, which mean other rows under another number of processes. So a checkpoint carries a Position,
+and on resuming Lightning's counters are written anew from it. `next` says what comes next: a step, the validation after
+the step, or the next epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+KEY = "position"  # in the checkpoint
+Next = Literal["step", "validation", "epoch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """epoch: counted from 0. epoch_steps: optimizer steps done in it. steps: done in all. rows_per_step: over all ranks."""
+
+    epoch: int
+    epoch_steps: int
+    steps: int
+    rows_per_step: int
+    next: Next
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def position_of(checkpoint: dict[str, Any]) -> Position:
+    return Position(**checkpoint[KEY])
+
+
+def step_is_done(trainer: pl.Trainer) -> bool:
+    """In on_train_batch_end: did the optimizer move after this micro-batch? Only then is the state that of a boundary."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def current_position(trainer: pl.Trainer, *, rows_per_step: int) -> Position:
+    """Between two steps: in on_train_batch_end when step_is_done, or at the end of an epoch."""
+    loop = trainer.fit_loop.epoch_loop
+    steps = loop.automatic_optimization.optim_progress.optimizer.step
+    following: Next = "step"
+    if trainer.fit_loop.epoch_progress.current.processed > trainer.fit_loop.epoch_progress.current.completed:
+        if loop._num_ready_batches_reached():
+            following = "epoch"
+    elif trainer.fit_loop._data_fetcher is not None and loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        following = "validation"
+    return Position(_epoch_of(trainer), steps.current.completed, steps.total.completed, rows_per_step, following)
+
+
+def _epoch_of(trainer: pl.Trainer) -> int:
+    """The epoch under way or, in its last hook, just done."""
+    return trainer.fit_loop.epoch_progress.current.started - 1
+
+
+def write_counters(checkpoint: dict[str, Any], position: Position, *, accumulate: int) -> None:
+    """Put counters into a Lightning checkpoint that make Lightning go on at `position`.
+
+    Totals decide what Lightning takes the moment for: inside an epoch, after a step ("step") or within the
+    validation that follows it ("validation"). What else it reads is set in `correct_counters`.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    batches = position.steps * accumulate  # any number above 0 will do, see correct_counters
+    done = batches - 1 if position.next == "step" else batches
+    batch = {"ready": batches, "started": batches, "processed": batches, "completed": done}
+    loops["epoch_loop.batch_progress"] = {"total": dict(batch), "current": dict(batch), "is_last_batch": False}
+    loops["epoch_loop.state_dict"] = {"_batches_that_stepped": position.steps - 1}
+    total, current = position.steps, position.epoch_steps
+    loops["epoch_loop.scheduler_progress"] = {
+        "total": {"ready": total, "completed": total},
+        "current": {"ready": current, "completed": current},
+    }
+    loops["epoch_loop.automatic_optimization.optim_progress"] = {
+        "optimizer": {
+            "step": {
+                "total": {"ready": total, "completed": total},
+                "current": {"ready": current, "completed": current},
+            },
+            "zero_grad": {
+                "total": {"ready": total, "started": total, "completed": total},
+                "current": {"ready": current, "started": current, "completed": current},
+            },
+        }
+    }
+    within = int(position.next == "validation")
+    validation = {"ready": within, "started": within, "processed": 0, "completed": 0}
+    none = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+    loops["epoch_loop.val_loop.batch_progress"] = {"total": validation, "current": none, "is_last_batch": False}
+    ended = position.epoch + int(position.next == "epoch")
+    epoch = {"ready": position.epoch + 1, "started": position.epoch + 1, "processed": ended, "completed": ended}
+    loops["epoch_progress"] = {"total": dict(epoch), "current": dict(epoch)}
+
+
+def correct_counters(trainer: pl.Trainer, position: Position) -> None:
+    """In on_train_start, once the number of micro-batches of an epoch is known under this run's number of processes."""
+    loop = trainer.fit_loop.epoch_loop
+    if position.next == "epoch":
+        # A new epoch begins, as if none had been interrupted; the public setter ignores this where max_steps is set.
+        trainer.fit_loop._restarting = loop._restarting = False
+        loop.reset_restart_stage()
+        loop._batches_that_stepped = position.steps
+    batches = int(trainer.num_training_batches)
+    current = min(position.epoch_steps * trainer.accumulate_grad_batches, batches)
+    counts = {"current": current, "total": position.epoch * batches + current}
+    for name, count in counts.items():
+        tracker = getattr(loop.batch_progress, name)
+        tracker.ready = tracker.started = tracker.processed = count
+        tracker.completed = count - int(position.next == "step")
+    loop.batch_progress.is_last_batch = position.next == "validation" and current == batches

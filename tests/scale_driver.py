@@ -1,0 +1,161 @@
+"""Trains a small random Llama for some steps on uneven rows under a strategy, from the start or from a checkpoint.
+
+python tests/scale_driver.py FOLDER STRATEGY WORLD ACCUMULATE BATCH STEPS [CHECKPOINT]      (two processes: as a script)
+
+FOLDER gets checkpoints after every 7 steps and result.json: losses by step, and how far the logits of the Hugging Face
+export are from those of the trained weights.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cft.batches import GlobalOrderSampler, TokenRow, loader
+from cft.checkpoint_keeper import CheckpointKeeper, WholeFiles
+from cft.export import export
+from cft.module import CausalLMModule
+from cft.position import step_is_done
+from cft.sharding import FullySharded, whole_model
+from cft.step_seed import SeedEachStep
+from cft.types import TokenBatch
+from tests.conftest import make_tokenizer
+from tests.fakes import random_llama
+from tests.objectives import sft
+
+ROWS = 77  # 8 a step: nine full steps and one of 5, which two ranks with batches of 2 cannot share evenly
+EVERY = 7
+STEPS = 20
+ADAMW = partial(torch.optim.AdamW, lr=1e-3)
+
+
+def rows() -> list[TokenRow]:
+    """Densities from 0 to 95 %."""
+    made = []
+    for i in range(ROWS):
+        rng = np.random.default_rng(i)
+        length, prompt_len = int(rng.integers(8, 30)), int(rng.integers(2, 6))
+        weight, probe = np.zeros(length, np.float32), np.full(length, -1, np.int8)
+        weight[prompt_len:] = rng.random(length - prompt_len) < 0.95 * (i % 11) / 10
+        probe[prompt_len:] = weight[prompt_len:] > 0
+        made.append(TokenRow(f"r{i}", rng.integers(3, 60, length), weight, probe))
+    return made
+
+
+class Rows(pl.LightningDataModule):
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size, self.data = batch_size, rows()
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader[TokenBatch]:
+        return self._loader(shuffle=True)
+
+    def val_dataloader(self) -> torch.utils.data.DataLoader[TokenBatch]:
+        return self._loader(shuffle=False)
+
+    def _loader(self, *, shuffle: bool) -> torch.utils.data.DataLoader[TokenBatch]:
+        assert self.trainer is not None
+        sampler = GlobalOrderSampler(
+            [row.counts() for row in self.data],
+            batch_size=self.batch_size,
+            accumulate=self.trainer.accumulate_grad_batches,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            seed=5,
+            shuffle=shuffle,
+        )
+        return loader(self.data, sampler)
+
+
+class Losses(pl.Callback):
+    """train/loss of every step, and val/loss, as they are logged."""
+
+    def __init__(self) -> None:
+        self.train: dict[int, float] = {}
+        self.validation: dict[int, float] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if step_is_done(trainer):
+            self.train[trainer.global_step] = float(trainer.callback_metrics["train/loss"])
+
+    def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.validation[trainer.global_step] = float(trainer.callback_metrics["val/loss"])
+
+
+def run(
+    folder: Path,
+    *,
+    strategy: str,
+    world: int,
+    accumulate: int,
+    batch: int,
+    steps: int = STEPS,
+    checkpoint: Path | None = None,
+    dropout: float = 0.0,
+    more: tuple[pl.Callback, ...] = (),
+    optimizer: Any = ADAMW,
+    every: int = EVERY,
+) -> tuple[CausalLMModule, Losses]:
+    losses = Losses()
+    module = CausalLMModule(
+        model=random_llama(spread=0.1, attention_dropout=dropout, tie_word_embeddings=True),
+        objective=sft(),
+        optimizer=optimizer,
+        schedule="cosine",
+        warmup_fraction=0.1,
+        probe_every_n_steps=5,
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy=FullySharded() if strategy == "fsdp" else strategy,
+        max_epochs=-1,
+        max_steps=steps,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=1.0,
+        use_distributed_sampler=False,
+        logger=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        callbacks=[SeedEachStep(3), losses, *more, CheckpointKeeper(folder, every_n_steps=every, keep=9)],
+        plugins=[WholeFiles()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Rows(batch), ckpt_path=checkpoint, weights_only=True)
+    return module, losses
+
+
+def export_difference(module: CausalLMModule, folder: Path) -> float:
+    """The largest difference between logits of the trained weights and of their export, read back. Collective."""
+    from transformers import AutoModelForCausalLM
+
+    model = whole_model(module.lm.model)
+    if module.global_rank:
+        return float("nan")
+    ids = torch.arange(3, 33)[None]
+    exported = AutoModelForCausalLM.from_pretrained(export(model, make_tokenizer(), folder=folder / "export"))
+    with torch.no_grad():
+        return float((model.eval()(input_ids=ids).logits - exported(input_ids=ids).logits).abs().max())
+
+
+if __name__ == "__main__":
+    out, strategy = Path(sys.argv[1]), sys.argv[2]
+    world, accumulate, batch, steps = map(int, sys.argv[3:7])
+    start = Path(sys.argv[7]) if len(sys.argv) > 7 else None
+    module, losses = run(
+        out, strategy=strategy, world=world, accumulate=accumulate, batch=batch, steps=steps, checkpoint=start
+    )
+    difference = export_difference(module, out)
+    if module.global_rank == 0:
+        found = {"train": losses.train, "validation": losses.validation, "export_difference": difference}
+        (out / "result.json").write_text(json.dumps(found))
