@@ -30,7 +30,10 @@ TRAINED_BY = (
 MEASURED_AS = ("model", "prompt")
 # Below those parts, what says where files lie or what is shown.
 _NO_SETTING = frozenset(
-    ("data.dir", "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps")
+    (
+        *("data.dir", "mask.annotations_dir"),
+        *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
+    )
 )
 # Overrides that say where a run lives or which repetition it is, not what it does.
 _NOT_AN_ARM = ("seed", "resume", "annotations_dir", "data.dir", "allow_targets", "experiment")
@@ -71,7 +74,7 @@ def arm_of(cfg: DictConfig, context: RunContext, keys: Sequence[str]) -> dict[st
     for override in context.overrides:
         name, _, value = override.lstrip("+~").partition("=")
         group = name.split("@")[0]
-        if name not in _NOT_AN_ARM and group not in arm:
+        if name not in _NOT_AN_ARM and group.split(".")[0] != "logger" and group not in arm:
             arm[name] = value
     return arm
 
