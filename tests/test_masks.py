@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cft.masks import All, AnswerSpan, Complement, Critical, MaskError, Numeric, Prefix, RandomLike, mask_weights
 from cft.types import AnnotatedResponse
+from cft.config import CONF_DIR
 from tests.fakes import row
 
 R, W, U, C, D = 1, 0, -1, -2, -3  # right, wrong, untried, cut off, undecided
@@ -48,6 +54,39 @@ def test_any_needs_every_cell_and_says_how_to_fill_them() -> None:
     with pytest.raises(MaskError, match="complete=true"):
         Critical(rule="any")(row([5], outcomes=[[R, U]]))
     assert Critical(rule="any")(row([5, 6, 7], outcomes=[[R, W], [R, R], [W, U]])).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "weight", "weight_if_cut_off_is_not_wrong"),
+    [
+        ([W, W], 1.0, 1.0),
+        ([W, R], 0.5, 0.5),
+        ([R, R], 0.0, 0.0),
+        ([C, W], 1.0, 0.5),
+        ([C, R], 0.5, 0.0),
+        ([D, W], 0.5, 0.5),  # undecided never counts as failing
+        ([D, D], 0.0, 0.0),
+    ],
+)
+def test_graded_truth_table(outcomes: list[int], weight: float, weight_if_cut_off_is_not_wrong: float) -> None:
+    one = row([5], outcomes=[outcomes])
+    assert Critical(rule="share")(one).tolist() == [weight]
+    assert Critical(rule="share", cut_off="not_wrong")(one).tolist() == [weight_if_cut_off_is_not_wrong]
+
+
+@given(outcomes=st.lists(st.lists(st.sampled_from([R, W, C, D]), min_size=3, max_size=3), min_size=1, max_size=8))
+def test_graded_lies_between_all_and_any(outcomes: list[list[int]]) -> None:
+    one = row(range(len(outcomes)), outcomes=outcomes)
+    graded = Critical(num_alternatives=3, rule="share")(one)
+    np.testing.assert_array_equal(graded == 1, Critical(num_alternatives=3, rule="all")(one) == 1)
+    np.testing.assert_array_equal(graded > 0, Critical(num_alternatives=3, rule="any")(one) == 1)
+    np.testing.assert_allclose(graded * 3, np.round(graded * 3), atol=1e-6)
+
+
+@pytest.mark.parametrize("outcomes", [[R, U], [U, W]])
+def test_graded_needs_a_complete_annotation(outcomes: list[int]) -> None:
+    with pytest.raises(MaskError, match="complete=true"):
+        Critical(rule="share")(row([5], outcomes=[outcomes]))
 
 
 def test_unsettled_positions_are_refused() -> None:
@@ -102,6 +141,43 @@ def test_numeric_answer_span_and_prefix() -> None:
     assert AnswerSpan(pattern="nothing")(one).tolist() == [0] * 7
     assert Prefix(num_tokens=3)(one).tolist() == [1, 1, 1, 0, 0, 0, 0]
     assert Prefix(num_tokens=99)(one).tolist() == [1, 1, 1, 1, 1, 1, 0]  # the EOS is not learnt
+
+
+def test_a_share_of_the_responses_counts_whole() -> None:
+    rows = [row(range(20), number=n) for n in range(2000)]
+    mask = Prefix(num_tokens=3, full_fraction=0.1)
+    whole = {one.response_id for one in rows if mask(one).sum() == 20}
+    assert {mask(one).sum() for one in rows} == {3.0, 20.0}
+    # 200 expected of 2,000 draws; five standard deviations are 67.
+    assert abs(len(whole) - 200) < 67
+    assert {one.response_id for one in rows[::-1] if Prefix(num_tokens=3, full_fraction=0.1)(one).sum() == 20} == whole
+    more = {one.response_id for one in rows if Prefix(num_tokens=3, full_fraction=0.3)(one).sum() == 20}
+    assert whole < more
+
+
+KEY = OmegaConf.load(CONF_DIR / "mask" / "key_span.yaml").pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("a 12 b\n#### 15", "15"),
+        ("<Thinking> a 1 </Thinking> <Answer> it is 15 </Answer>", "<Answer> it is 15 </Answer>"),
+        ("<think> #### 3 </think> so 15 pieces\nin all", "so 15 pieces\nin all"),
+        (r"so \boxed{\frac{1}{2}} .", r"\frac{1}{2}"),
+        (r"\boxed{1} no, \boxed{2} .", "2"),
+        ("nothing to see", ""),
+    ],
+)
+def test_the_key_and_the_end_carry_sftkeys_second_stage(text: str, key: str) -> None:
+    spans = [[i, i + 1] for i in range(len(text))] + [[len(text), len(text)]]
+    one = row(range(len(spans)), response=text, char_span=spans)
+    weights = AnswerSpan(pattern=KEY, with_end=True)(one)
+    picked = "".join(c for c, w in zip(text, weights, strict=False) if w)
+    assert picked == key
+    assert weights[-1] == bool(key)
+    assert AnswerSpan(pattern=KEY)(one).sum() == len(key)
+    assert AnswerSpan(pattern=KEY, with_end=True)(dataclasses.replace(one, finish="length")).sum() == len(key)
 
 
 def test_the_last_match_counts() -> None:
