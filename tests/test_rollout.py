@@ -74,6 +74,24 @@ def test_near_ties_are_settled_by_the_reference() -> None:
     assert not any(c.settled_by_reference for c in none.values())
 
 
+def test_what_settles_a_near_tie_is_the_same_in_both_engines() -> None:
+    """Where every token is settled, ids are those of passes over the ids alone: plain ones too, by their logits."""
+    model, forks = random_llama(), random_forks(30)
+    for packed in (True, False):
+        engines = [
+            kind(model, EOS, tie_margin=1e9, packed_linears=packed) for kind in (ReferenceEngine, SharedPrefixEngine)
+        ]
+        one, other = (dict(engine.run(ListSource(forks), budget=BUDGET)) for engine in engines)
+        for key, completion in one.items():
+            np.testing.assert_array_equal(other[key].ids, completion.ids)
+        fork = next(f for f in forks if f.sampling is GREEDY and one[f.key].num_decoded > 5)
+        ids = [*fork.trunk.ids[: fork.trunk.prompt_len].tolist(), *one[fork.key].ids.tolist()]
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0]
+        decoded = one[fork.key].num_decoded
+        assert logits[-decoded - 1 : -1].argmax(-1).tolist() == ids[-decoded:]
+
+
 def test_first_eos_ends_the_text_and_the_limit_counts_the_kept_part() -> None:
     model = random_llama()
     ids = np.arange(3, 23, dtype=np.int32)
@@ -180,6 +198,28 @@ def test_random_numbers_depend_on_seed_and_purpose_alone() -> None:
     np.testing.assert_array_equal(a[:3], uniforms(Sampling(1.0, 1.0, 1, "a"), 3))
     assert not np.array_equal(a, uniforms(Sampling(1.0, 1.0, 2, "a"), 8))
     assert not np.array_equal(a, uniforms(Sampling(1.0, 1.0, 1, "b"), 8))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_uniform_that_rounding_moves_over_a_boundary_is_near_it(temperature: float) -> None:
+    """The worst case of errors of 6e-5: all tokens up to a boundary gain, all behind it lose. Boundaries near 0 and 1
+    move less than those at 1/2, and distances say so."""
+    error = 6e-5
+    rng = np.random.default_rng(0)
+    for spread in (0.5, 3.0, 6.0):
+        logits = rng.normal(0, spread, 40)
+        p = np.exp((logits - logits.max()) / temperature)
+        before, behind = np.cumsum(p)[:-1], p.sum() - np.cumsum(p)[:-1]
+        boundary = before / (before + behind)
+        moved = before / (before + behind * np.exp(-2 * error / temperature))
+        for share in (0.01, 0.5, 0.99):
+            points = boundary + share * (moved - boundary)
+            _, distances = draw(torch.tensor(logits, dtype=torch.float64), Sampling(temperature), points.tolist())
+            assert max(distances) < TIE_MARGIN_PROBABILITY
+        clear = boundary + 3 * (moved - boundary) + 3e-6 / temperature
+        alone = clear < np.append(boundary[1:], 1) - 1e-3  # no other boundary near
+        _, distances = draw(torch.tensor(logits, dtype=torch.float64), Sampling(temperature), clear[alone].tolist())
+        assert not distances or min(distances) > TIE_MARGIN_PROBABILITY
 
 
 def test_broken_weights_stop_the_run() -> None:

@@ -7,6 +7,7 @@ keyed by (seed, purpose), so a sample does not depend on the batch it was decode
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,8 @@ from cft.types import Sampling
 
 # What rounding can do to a sample. Logits of two computations differ by about 6e-5 = e. The sum F over some tokens of their
 # probabilities then moves by at most 2 e F (1 - F): 3e-5 at the middle, 6e-6 at a top_p of 0.95.
-TIE_MARGIN_PROBABILITY = 4e-5  # a uniform this near to a boundary between two tokens could fall on its other side
+TIE_MARGIN_PROBABILITY = 4e-5  # a uniform this near to a boundary at F = 1/2 could fall on its other side
+LEAST_MOVE = 1 / 40  # of a boundary near 0 or 1, where F (1 - F) vanishes but rounding does not, beside one at 1/2
 TIE_MARGIN_NUCLEUS = 1e-5  # a sum this near to top_p could take in one token more or less
 RELATIVE_TIE = 2e-4  # probabilities this alike could swap ranks
 NUCLEUS_GUESS = 256  # most nuclei are smaller, and so many top tokens are found without sorting the vocabulary
@@ -90,14 +92,15 @@ def require_finite(best: Tensor) -> None:
 
 def sampled(logits_NV: Tensor, *, temperature: float, top_p: float, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [N] by inverse cumulative distribution in the order of ids, and the distance [N] of the uniform to the
-    nearest boundary where another token begins (probability).
+    nearest boundary where another token begins: of probability, in multiples of what rounding moves that boundary, beside
+    one at 1/2.
 
     Nucleus (top-p): the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751).
     """
     weight_NV = logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(temperature).exp_()
     # Low temperatures blow up rounding errors of the logits.
     if top_p == 1:
-        token_N, distance_N = _drawn(weight_NV, uniform_N)
+        token_N, distance_N = _drawn(weight_NV, uniform_N, unsure_N=torch.zeros_like(uniform_N))
         return token_N, distance_N * min(1.0, temperature)
     total_N = weight_NV.sum(-1, dtype=torch.float64)
     token_N = torch.zeros_like(uniform_N, dtype=torch.long)
@@ -110,17 +113,15 @@ def sampled(logits_NV: Tensor, *, temperature: float, top_p: float, uniform_N: T
         id_MK, weight_MK, unsure_M = _nucleus(
             top.indices[found], share_MK[found], top_p=top_p, blown_up=max(1.0, 1 / temperature)
         )
-        index_M, near_M = _drawn(weight_MK, uniform_N[rows[found]])
+        index_M, distance_N[rows[found]] = _drawn(weight_MK, uniform_N[rows[found]], unsure_N=unsure_M)
         token_N[rows[found]] = id_MK.gather(1, index_M[:, None])[:, 0]
-        # A token that joins or leaves the nucleus moves the boundaries behind it by no more than its probability.
-        distance_N[rows[found]] = near_M - unsure_M
         rows, width = rows[~found], min(8 * width, logits_NV.shape[1])
     return token_N, distance_N * min(1.0, temperature)
 
 
-def _drawn(weight_NM: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+def _drawn(weight_NM: Tensor, uniform_N: Tensor, *, unsure_N: Tensor) -> tuple[Tensor, Tensor]:
     """Where the inverse cumulative distribution over weights [N, M] has each uniform: index [N], and the distance [N] of
-    the uniform to the nearest boundary."""
+    the uniform to the nearest boundary, as `sampled` measures it. unsure_N: share of tokens that may not belong."""
     # In the order of ids, not of probabilities: near equals that swap ranks then change nothing.
     cumulative_NM = weight_NM.cumsum(-1, dtype=torch.float64)
     total_N1 = cumulative_NM[:, -1:]
@@ -128,11 +129,14 @@ def _drawn(weight_NM: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
     index_N1 = torch.searchsorted(cumulative_NM, point_N1, right=True)
     last_N1 = (cumulative_NM < total_N1).sum(-1, keepdim=True)  # rounding at the very end
     index_N1 = torch.minimum(index_N1, last_N1)
-    above_N1 = cumulative_NM.gather(1, index_N1) - point_N1
-    before_N1 = cumulative_NM.gather(1, (index_N1 - 1).clamp(min=0))
+    above_N = (cumulative_NM.gather(1, index_N1) / total_N1)[:, 0]
+    below_N = (cumulative_NM.gather(1, (index_N1 - 1).clamp(min=0)) / total_N1)[:, 0]
+    # A token that joins or leaves moves the boundaries behind it by no more than its probability.
+    to_above_N = (above_N - uniform_N - unsure_N) / (4 * above_N * (1 - above_N) + LEAST_MOVE)
+    to_below_N = (uniform_N - below_N - unsure_N) / (4 * below_N * (1 - below_N) + LEAST_MOVE)
     # Before the first token that can be drawn there is no other one to fall to.
-    below_N1 = torch.where((index_N1 > 0) & (before_N1 > 0), point_N1 - before_N1, total_N1)
-    return index_N1[:, 0], (torch.minimum(above_N1, below_N1) / total_N1)[:, 0]
+    to_below_N[(index_N1[:, 0] == 0) | (below_N == 0)] = math.inf
+    return index_N1[:, 0], torch.minimum(to_above_N, to_below_N)
 
 
 def _nucleus(id_NK: Tensor, share_NK: Tensor, *, top_p: float, blown_up: float) -> tuple[Tensor, Tensor, Tensor]:

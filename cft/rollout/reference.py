@@ -4,12 +4,14 @@ Prefill prompt + kept response + `first`, then choose a token, append, feed it, 
 
 Near ties. Two computations of the same logits differ in the last bits (about 6e-5 between attention kernels), so where
 the best two tokens are nearer than `tie_margin`, the batch, the cache or the kernel would decide. There every engine,
-this one too, asks the same judge: `settle`, one pass without a cache over this row's ids alone.
+this one too, asks the same judge: `settle`, one pass without a cache over this row's ids alone. That pass takes the
+packed linear layers (`cft/rollout/packed_linear.py`) where it can: they are the same for every engine, and faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from cft.rollout.choice import choose, require_finite, uniforms
+from cft.rollout.packed_linear import PackedLinears
 from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
 
 
@@ -27,12 +30,28 @@ def never_decided(key: Key, ids: Sequence[int]) -> bool:
 
 
 class ReferenceEngine:
-    """model: a causal language model in eval mode. eos_ids: every token that ends a response. tie_margin: logits."""
+    """model: a causal language model in eval mode. eos_ids: every token that ends a response. tie_margin: logits.
 
-    def __init__(self, model: PreTrainedModel, eos_ids: Collection[int], *, tie_margin: float = 1e-3) -> None:
+    packed_linears: for near ties, as in the engine that is held against this one.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_ids: Collection[int],
+        *,
+        tie_margin: float = 1e-3,
+        packed_linears: bool = True,
+    ) -> None:
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.tie_margin = tie_margin
+        self._packed_linears = packed_linears
+
+    @cached_property
+    def packed(self) -> PackedLinears:
+        """Made for the first near tie: a second copy of the linear layers."""
+        return PackedLinears(self.model if self._packed_linears else torch.nn.Identity())
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
         while forks := source.take(1):
@@ -67,7 +86,9 @@ class ReferenceEngine:
     @torch.inference_mode()
     def settle(self, ids: list[int], *, sampling: Sampling, uniform: float) -> int:
         """The token after `ids`, prompt included, by one pass without a cache over them alone: no batch, no history."""
-        logits = self.model(torch.tensor([ids], device=self.model.device), use_cache=False, logits_to_keep=1).logits
+        ids_BT = torch.tensor([ids], device=self.model.device)
+        with self.packed.active():
+            logits = self.model(ids_BT, use_cache=False, logits_to_keep=1).logits
         (token,), _ = choose(logits[:, -1].float(), sampling=[sampling], uniform=[uniform], tie_margin=0.0)
         return token
 

@@ -33,7 +33,6 @@ from cft.errors import UserError
 from cft.models import require_plain_attention
 from cft.rollout.choice import choose, require_finite, uniforms
 from cft.rollout.fork_attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
-from cft.rollout.packed_linear import PackedLinears
 from cft.rollout.reference import ReferenceEngine, already_finished, finish_of, fork_prefix, response_of
 from cft.rollout.residency import Residency
 from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
@@ -99,8 +98,8 @@ class SharedPrefixEngine:
         self.max_rows = max_rows
         self.kv_budget_bytes = kv_budget_mb * 10**6
         self.tie_margin = tie_margin
-        self.reference = ReferenceEngine(model, eos_ids, tie_margin=tie_margin)
-        self.packed = PackedLinears(model if packed_linears else torch.nn.Identity())
+        self.reference = ReferenceEngine(model, eos_ids, tie_margin=tie_margin, packed_linears=packed_linears)
+        self.packed = self.reference.packed
         self.back_offs = 0
         self._self_check()
 
