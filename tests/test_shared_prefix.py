@@ -21,7 +21,8 @@ from transformers import (
 
 from cft.counterfactual import ListSource
 from cft.models import ModelError
-from cft.rollout import residency
+from cft.rollout import fork_attention, residency
+from cft.rollout.fork_attention import LayerKeys, Shared
 from cft.rollout.packed_linear import PackedLinears
 from cft.rollout.reference import ReferenceEngine
 from cft.rollout.shared_prefix import EngineError, SharedPrefixEngine
@@ -122,6 +123,42 @@ def test_memory_beyond_the_budget_makes_forks_wait_and_changes_nothing() -> None
     engine.kv_budget_bytes = 100_000
     assert_equal(run(engine, forks), expected)
     assert engine.back_offs > 0
+
+
+def test_memory_that_ends_while_tails_grow_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some layers then have more room than others."""
+    model, forks = random_llama(), forks_of(14)
+    expected = run(ReferenceEngine(model, EOS), forks)
+    engine = SharedPrefixEngine(model, EOS, max_rows=64)
+    widened, grown, failed = fork_attention._widened, [0], [0]
+
+    def scarce(part: torch.Tensor, columns: int) -> torch.Tensor:
+        if columns >= 2 * fork_attention.SPARE_COLUMNS and part.shape[0] > 1:
+            grown[0] += 1
+            if grown[0] % 5 == 3:
+                failed[0] += 1
+                raise torch.OutOfMemoryError("full")
+        return widened(part, columns)
+
+    monkeypatch.setattr(fork_attention, "_widened", scarce)
+    assert_equal(run(engine, forks), expected)
+    assert failed[0] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fused", "product by product"])
+def test_attention_over_a_shared_prefix_equals_the_softmax_over_what_is_visible(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rows, heads, groups, length, width = 7, 2, 3, 11, 16
+    keys = LayerKeys(*(torch.randn(1, heads, length, width, dtype=dtype) for _ in range(2)))
+    query = torch.randn(rows, heads, groups, width, dtype=dtype)
+    visible = [1, 9, 4, 4, 2, 9, 8]
+    out, lse = Shared.of([keys], index=list(range(rows)), visible=visible).attend(0, query)
+    for row, seen in enumerate(visible):
+        for head in range(heads):
+            k, v = (part[0, head, :seen].double() for part in (keys.k, keys.v))
+            scores = query[row, head].double() @ k.T
+            torch.testing.assert_close(out[row, head].double(), scores.softmax(-1) @ v, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(lse[row, head, :, 0].double(), scores.logsumexp(-1), atol=1e-5, rtol=1e-5)
 
 
 SOFT_CAPPED: dict[str, Any] = {

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = "cft_forks"  # its name in transformers' registry
+# What torch's attention calls on a CPU; it alone gives the log-sum-exp too. In float32 a fifth faster than product by product.
+FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 SPARE_COLUMNS = 32  # a tail is made with room for so many tokens, and doubled when full
 
 
@@ -38,8 +40,7 @@ Row = TypeVar("Row")
 
 
 def num_bytes(keys: Keys) -> int:
-    """Of all layers, which are of one shape."""
-    return len(keys) * sum(part.numel() * part.element_size() for part in (keys[0].k, keys[0].v))
+    return sum(part.numel() * part.element_size() for layer in keys for part in (layer.k, layer.v))
 
 
 class Tails(Generic[Row]):
@@ -51,7 +52,7 @@ class Tails(Generic[Row]):
     def __init__(self, rows: Sequence[Row], keys: Keys, seen: Sequence[int]) -> None:
         self.rows = list(rows)
         self.columns = keys[0].k.shape[2]
-        self.keys = keys
+        self.keys = list(keys)
         position_T = torch.arange(self.columns, device=keys[0].k.device)
         missing = self.columns - torch.tensor(seen, device=position_T.device)
         self.mask_nT = _additive(position_T[None] < missing[:, None], dtype=keys[0].k.dtype)
@@ -65,22 +66,19 @@ class Tails(Generic[Row]):
         return num_bytes(self.keys)
 
     def make_room(self) -> None:
-        """For one more token of each fork. Nothing has changed if memory runs out here."""
-        room = self.keys[0].k.shape[2]
-        if self.columns == room:
-            self._reserve(2 * room)
+        """For one more token of each fork. If memory runs out here, some layers have more room than others."""
+        if self.columns == min(layer.k.shape[2] for layer in self.keys):
+            self._reserve(2 * self.columns)
 
     def _reserve(self, columns: int) -> None:
-        n, wider = len(self.rows), []
-        for layer in self.keys:
-            parts = []
-            for part in (layer.k, layer.v):
-                new = part.new_empty(n, part.shape[1], columns, part.shape[3])
-                new[:, :, : self.columns] = part[:n, :, : self.columns]
-                parts.append(new)
-            wider.append(LayerKeys(*parts))
-        self.keys = wider
+        """Layer by layer: the memory that one leaves is there for the next."""
+        n = len(self.rows)
         self.mask_nT = nn.functional.pad(self.mask_nT[:n, : self.columns], (0, columns - self.columns))
+        for index, layer in enumerate(self.keys):
+            if layer.k.shape[2] < columns:
+                self.keys[index] = LayerKeys(
+                    *(_widened(part[:n, :, : self.columns], columns) for part in (layer.k, layer.v))
+                )
 
     def advance(self) -> None:
         """The newest token's keys, which `attend` wrote, are kept."""
@@ -132,6 +130,14 @@ def joined(one: Tails[Row], other: Tails[Row]) -> Tails[Row]:
     return whole
 
 
+def _widened(part_nhTd: Tensor, columns: int) -> Tensor:
+    """A copy with room for so many columns, the new ones unwritten."""
+    n, heads, taken, width = part_nhTd.shape
+    new = part_nhTd.new_empty(n, heads, columns, width)
+    new[:, :, :taken] = part_nhTd
+    return new
+
+
 def _additive(hidden: Tensor, *, dtype: torch.dtype) -> Tensor:
     """A mask to add to scores: minus infinity where `hidden`, else 0."""
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -math.inf)
@@ -158,6 +164,12 @@ class Shared:
         m, heads, groups, width = query_mhgd.shape
         longest = self.mask_mL.shape[1]
         keys = self.prefix[layer]
+        if FUSED is not None and query_mhgd.device.type == "cpu" and query_mhgd.dtype == torch.float32:
+            k, v = (part[:, :, :longest] for part in (keys.k, keys.v))
+            query_1Hmd = query_mhgd.flatten(1, 2).transpose(0, 1)[None]
+            out_1Hmd, lse_1Hm = FUSED(query_1Hmd, k, v, attn_mask=self.mask_mL[None, None], scale=1.0)
+            out, lse = out_1Hmd[0].transpose(0, 1), lse_1Hm[0].transpose(0, 1)
+            return out.view(m, heads, groups, width), lse.view(m, heads, groups, 1)
         folded = query_mhgd.transpose(0, 1).reshape(heads, m * groups, width)
         scores = folded @ keys.k[0, :, :longest].transpose(-1, -2)
         scores.view(heads, m, groups, longest).add_(self.mask_mL[:, None])

@@ -29,7 +29,7 @@ class PackedLinears:
         if not torch.backends.mkldnn.is_available():
             return
         for layer in model.modules():
-            if type(layer) in (nn.Linear, OneDnnLinear) and _plain(layer.weight):
+            if isinstance(layer, nn.Linear) and type(layer) in (nn.Linear, OneDnnLinear) and _plain(layer.weight):
                 self._forwards[layer] = _packed_forward(layer)
         if self._forwards and not _right(*next(iter(self._forwards.items()))):
             self._forwards = {}
