@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
 Cell = tuple[int, int, int]  # response, position, rank of the alternative or REPLAY
 RESPONSES_AT_A_TIME = 4
-SPECULATE_BELOW = 128  # forks under way; a step for twice as many costs much less than two
+SPECULATE_BELOW = (
+    256  # forks under way, while most verdicts are wrong, so that the next rank is likely to be needed ...
+)
+SPECULATE_BELOW_IF_RIGHT = 64  # ... and else, where only a row that would be idle costs little
 REPLAY = -1  # in place of an alternative's rank: the self-replay control of a position
 
 
@@ -161,8 +164,15 @@ class CounterfactualSource:
     def take(self, n: int) -> list[Fork]:
         if len(self._queue) < n or len(self._received) >= n:
             self._judge_received()
-        if not self._queue and self.short_circuit and len(self._under_way) <= SPECULATE_BELOW:
+        forks = self._popped(n)
+        judged = self.tally.forks
+        limit = SPECULATE_BELOW_IF_RIGHT if 2 * len(self._right) > judged else SPECULATE_BELOW
+        if len(forks) < n and self.short_circuit and judged and len(self._under_way) <= limit:
             self._speculate()
+            forks += self._popped(n - len(forks))
+        return forks
+
+    def _popped(self, n: int) -> list[Fork]:
         forks: list[Fork] = []
         while self._queue and len(forks) < n:
             fork = heapq.heappop(self._queue)[-1]
