@@ -147,7 +147,7 @@ def model_card(folder: Path) -> str:
         header["base_model"] = base
     if metrics:
         header["model-index"] = [{"name": title, "results": [_model_index(results, metrics)]}]
-    loss = f"mask {arm['mask']}, weighting {arm['weighting']}, normaliser {arm['loss.normalizer']}"
+    loss = f"mask {arm['mask']}, weighting {arm['weighting']}, normaliser {settings['loss.normalizer']}"
     facts = {
         "base model": f"`{base}` at `{settings['model.revision']}`",
         "annotation": f"{data['annotation']}, fingerprint {data['fingerprint']}",
@@ -155,8 +155,8 @@ def model_card(folder: Path) -> str:
         f"{data['rows_sha256']}",
         "loss on": f"{data['eligible_tokens']:,} of {data['response_tokens']:,} response tokens "
         f"({results['eligible_fraction']:.1%}): {loss}",
-        "training": f"{results['budget']['epochs']} epochs, {results['budget']['steps']} steps of "
-        f"{results['budget']['rows_per_step']} rows, learning rate {arm['optimizer.lr']}, seed {results['seed']}",
+        "training": f"epochs: {results['budget']['epochs']}, steps: {results['budget']['steps']} of "
+        f"{results['budget']['rows_per_step']} rows, learning rate: {settings['optimizer.lr']}, seed: {results['seed']}",
         "these weights": f"epoch {results['best_epoch'] + 1}, chosen by {results['best_validation']['metric']}",
         "settings (identity)": results["identity"],
     }

@@ -91,7 +91,7 @@ def checkpoint_link(folder: Path) -> Link:
     results_path = folder / RESULTS
     results = json.loads(results_path.read_text(encoding="utf-8")) if results_path.is_file() else {}
     model = folder / EXPORT if (folder / EXPORT).is_dir() else folder
-    weights = tuple(sorted(model.glob("*.safetensors")))
+    weights = tuple(sorted((*model.glob("*.safetensors"), *model.glob("*.bin"))))
     fingerprint = sha256_json([[path.name, sha256_file(path)] for path in weights])
     described_by = _there(folder, RESULTS, CONFIG, f"{EXPORT}/{CARD}", f"{EXPORT}/config.json")
     if not results:

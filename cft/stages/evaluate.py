@@ -14,7 +14,9 @@ from rich.table import Table
 from cft.config import ConfigError, build
 from cft.device import place
 from cft.evaluation import SampleRequest, Solver, summarise, write_samples
+from cft.evaluation_record import evaluated_before, evaluated_model, log_evaluation
 from cft.judge import Judge
+from cft.lineage import lineage
 from cft.metrics import Interval
 from cft.models import (
     eos_ids,
@@ -50,6 +52,9 @@ def evaluate(cfg: DictConfig) -> float:
     """Greedy accuracy, 0-1. Writes the run folder's results.json and samples.parquet."""
     quiet_libraries()
     context = run_context()
+    inputs = evaluated_model(cfg)
+    if (before := evaluated_before(cfg, context, inputs=inputs)) is not None:
+        return before
     spec = build(cfg.model)
     trained: dict[str, Any] = {}
     if cfg.checkpoint:
@@ -79,23 +84,23 @@ def evaluate(cfg: DictConfig) -> float:
     intervals, per_problem = summarise(samples, seed=cfg.seed)
     save_config(context.folder, cfg)
     write_samples(context.folder / "samples.parquet", samples, tokenizer)
-    write_results(
-        context.folder,
-        {
-            "schema": 1,
-            "stage": "evaluate",
-            "run": context.folder.name,
-            **_identity(cfg, context, trained, weights=weights_hash(model) if cfg.checkpoint and not trained else ""),
-            "seed": trained.get("seed", cfg.seed),
-            "benchmark": splits.name,
-            "split": cfg.split,
-            "problems": len(problems),
-            "metrics": as_metrics(intervals),
-            "per_problem": per_problem,
-            "evaluation": {**dataclasses.asdict(request), "verifier": verifier_fingerprint(verifier)},
-            "seconds": round(time.monotonic() - started, 1),
-        },
-    )
+    results = {
+        "schema": 1,
+        "stage": "evaluate",
+        "run": context.folder.name,
+        **_identity(cfg, context, trained, weights=weights_hash(model) if cfg.checkpoint and not trained else ""),
+        "seed": trained.get("seed", cfg.seed),
+        "benchmark": splits.name,
+        "split": cfg.split,
+        "problems": len(problems),
+        "metrics": as_metrics(intervals),
+        "per_problem": per_problem,
+        "evaluation": {**dataclasses.asdict(request), "verifier": verifier_fingerprint(verifier)},
+        "lineage": lineage(inputs),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_results(context.folder, results)
+    log_evaluation(cfg, context, results, samples=samples, tokenizer=tokenizer, inputs=inputs)
     console.print(metrics_table(f"{spec.name} on {splits.name}/{cfg.split}, {len(problems)} problems", intervals))
     console.print(f"Results: {context.folder / RESULTS}, every response: {context.folder / 'samples.parquet'}")
     return intervals["eval/accuracy"].value
