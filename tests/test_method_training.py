@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,12 +16,15 @@ import torch
 from torch import Tensor
 
 from cft.batches import TokenRow
+from cft.catalogue import Entry, entries
+from cft.config import CONF_DIR
+from cft.layout import Layout
 from cft.loss import TermSum
 from cft.reference_model import Initial
 from cft.types import StepCounts
 from tests.fakes import random_llama
 from tests.gradient_driver import Recorder, Rows
-from tests.methods import OPTIONS, VOCABULARY, objective, random_logits, step_loss, terms_of, token_rows
+from tests.methods import GROUPS, OPTIONS, VOCABULARY, objective, random_logits, step_loss, terms_of, token_rows
 
 STEPS = 20
 # With other settings than their files', so that gradient through weights and rows is tried too.
@@ -52,7 +60,7 @@ def test_sums_do_not_depend_on_the_split_into_micro_batches_and_chunks(method: s
         torch.testing.assert_close(again, gradient, rtol=0, atol=1e-13)
 
 
-def trained(method: str, *, accumulate: int, batch: int, rows: list[TokenRow]) -> Recorder:
+def trained(method: str, *, accumulate: int, batch: int, rows: list[TokenRow], layout: Layout = "packed") -> Recorder:
     """Weights of float64, so that a selection by rank cannot turn on a rounding."""
     model: Any = random_llama(vocab=VOCABULARY, spread=0.1).double()
     built = objective(method)
@@ -65,6 +73,7 @@ def trained(method: str, *, accumulate: int, batch: int, rows: list[TokenRow]) -
         warmup_fraction=0.0,
         probe_every_n_steps=0,
         reference=reference,
+        layout=layout,
     )
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -87,7 +96,7 @@ def uneven_rows() -> list[TokenRow]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_trains_under_accumulation(method: str) -> None:
-    """Twenty steps of two micro-batches of two padded rows: a loss or gradient that is not finite would raise."""
+    """Twenty steps of two micro-batches of two packed rows: a loss or gradient that is not finite would raise."""
     module = trained(method, accumulate=2, batch=2, rows=uneven_rows())
     gradients = [g for g in module.recorded if g is not None]
     assert len(gradients) == STEPS
@@ -99,11 +108,26 @@ def test_it_trains_under_accumulation(method: str) -> None:
 @pytest.mark.parametrize(
     "method", ["weighting=excess_loss", "weighting=propagation", "loss=sft_go", "loss=nll_entropy"]
 )
-def test_accumulated_steps_are_those_of_larger_batches(method: str) -> None:
+def test_accumulated_packed_steps_are_those_of_large_padded_batches(method: str) -> None:
     """Every gradient before clipping, twenty steps on; the objective's own sums are tried for all methods above."""
-    small = trained(method, accumulate=2, batch=2, rows=uneven_rows())
-    large = trained(method, accumulate=1, batch=4, rows=uneven_rows())
+    small = trained(method, accumulate=2, batch=2, rows=uneven_rows(), layout="packed")
+    large = trained(method, accumulate=1, batch=4, rows=uneven_rows(), layout="padded")
     for ours, theirs in zip(small.recorded, large.recorded, strict=True):
         assert ours is not None
         assert theirs is not None
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * float(ours.abs().max()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", [e for e in entries() if e.group in GROUPS and not e.before], ids=lambda e: e.name)
+def test_the_documented_command_trains(entry: Entry, tmp_path: Path) -> None:
+    """Each row of docs/methods.md that needs nothing made beforehand, with all response tokens eligible."""
+    command = [sys.executable, "train.py", *entry.overrides, "mask=all", f"hydra.run.dir={tmp_path}"]
+    command += ["data.max_rows=60", "data.batch_size=4", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=3"]
+    command += ["evaluation.problems=0", "validation.problems=0", "callbacks=best_loss"]
+    done = subprocess.run(command, cwd=CONF_DIR.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["budget"]["steps"] >= STEPS
+    assert math.isfinite(results["best_validation"]["value"])
+    assert set(results["calibration"]) == ({"sed.tau"} if entry.option == "sed" else set())
