@@ -114,6 +114,13 @@ class AdapterOff:
                 "reference=adapter_off: the model has no adapters; expected model/lora=default, or use reference=initial "
                 "(a frozen copy)"
             )
+        names = [name for name, weight in policy.named_parameters() if weight.requires_grad]
+        if others := [name for name in names if "lora_" not in name]:
+            raise BadValue(
+                f"reference=adapter_off: {len(others)} weights outside the adapters are trained, too, first {others[0]}, so "
+                "that the model without adapters would not stay what it was; expected model.lora.bias=none, or use "
+                "reference=initial (a frozen copy)"
+            )
 
         @contextmanager
         def switched_off() -> Iterator[None]:

@@ -7,14 +7,13 @@ import re
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
-
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from cft.config import CONF_DIR
 from cft.masks import All, AnswerSpan, Complement, Critical, MaskError, Numeric, Prefix, RandomLike, mask_weights
 from cft.types import AnnotatedResponse
-from cft.config import CONF_DIR
 from tests.fakes import row
 
 R, W, U, C, D = 1, 0, -1, -2, -3  # right, wrong, untried, cut off, undecided

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ TEXT_LENGTH = 24
 def spans_of(cuts: set[int], *, length: int = TEXT_LENGTH) -> Spans:
     """Tokens between the cuts, and an end token."""
     edges = sorted({0, length, *cuts})
-    return np.array([*zip(edges, edges[1:], strict=False), (length, length)], np.int32)
+    return np.array([*pairwise(edges), (length, length)], np.int32)
 
 
 SPANS = st.sets(st.integers(1, TEXT_LENGTH - 1)).map(spans_of)

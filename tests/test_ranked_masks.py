@@ -134,7 +134,7 @@ def test_the_order_of_the_rows_decides_nothing(mask: Mask) -> None:
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
 def test_shares_are_shares(share: float) -> None:
-    with pytest.raises(MaskError, match="mask.share"):
+    with pytest.raises(MaskError, match=r"mask\.share"):
         HighEntropy(share=share)
 
 
