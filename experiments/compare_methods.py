@@ -1,13 +1,15 @@
 """Every method under one protocol on tiny_arith: python -m experiments.compare_methods
 
 The same 500 rows, 3 epochs and problems for all. Per method the learning rate is searched over one grid with one seed, by
-greedy accuracy on validation problems; then three other seeds train at the best rate and are tested. Methods, and what
-they need, come from `cft/catalogue.py`: a new yaml joins the comparison by itself.
+greedy accuracy on validation problems; then three other seeds train at the best rate and are tested. The methods are the
+files of conf/experiment with their own weightings, losses and masks, and some further masks; batch, epochs, schedule and
+learning rates of the papers give way to the common budget. Rho-1 and Token Cleaning get a reference model that was trained
+on the whole annotation, SHAD one that was trained on shuffled pairs; both are made first.
 
-Runs are independent processes' work and lie in folders named after their arguments: started again, the command does what
-is missing. `--only NAME ...` restricts it to some methods, `--workers N` trains N at a time, `--table` only prints.
-It ends with a table (mean over seeds and problems, two-way bootstrap intervals; the difference from SFT is paired by
-problem and seed) in methods.md and methods.json of the folder.
+Runs are independent and lie in folders named after their arguments: started again, the command does what is missing.
+`--only NAME ...` restricts it to some methods, `--workers N` trains N at a time, `--table` only prints. It ends with a
+table (mean over seeds and problems, intervals over both; the difference from SFT is paired by problem and seed) in
+methods.md and methods.json of the folder.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from cft.catalogue import Entry, entries
+from cft.config import CONF_DIR
 from cft.files import write_atomically, write_json
 from cft.metrics import Interval, paired_two_way_bootstrap, two_way_bootstrap
 from cft.progress import console, progress
@@ -38,13 +40,36 @@ GRID = (3e-5, 1e-4, 3e-4, 1e-3)
 SEARCH_SEED = 100
 SEEDS = (0, 1, 2)
 BUDGET = (
-    *("data.annotation=tiny_arith", "data.max_rows=500", "data.batch_size=16", "trainer.max_epochs=3"),
-    *("validation.problems=200", "evaluation.num_samples=0", "probe.every_n_steps=0"),
+    *("data.annotation=tiny_arith", "data.max_rows=500", "data.batch_size=16", "data.validation_fraction=0.1"),
+    *("trainer.max_epochs=3", "trainer.accumulate_grad_batches=1", "schedule.shape=cosine"),
+    *("schedule.warmup_fraction=0.1", "validation.problems=200", "evaluation.num_samples=0", "probe.every_n_steps=0"),
 )
 TESTED = 400
-BASELINE = "mask=all"  # with nothing else: SFT
-# Groupings are compared through a loss that uses them; the plain parts are the baseline itself.
-LEFT_OUT = ("weighting=uniform", "loss=nll", "groups=none")
+BASELINE = "sft"
+# Masks that no file of conf/experiment is about, and what makes an experiment run here.
+MASKS = ("random_like_critical", "complement", "entropy", "attention", "tfidf")
+FURTHER = {"rho1": ("reference=score", "reference.name=cleaner")}
+CFT_DFT = ("cft+dft", ("mask=critical", "weighting=probability"))
+FIT_ONLY = ("callbacks=best_loss", "validation.problems=0", "evaluation.problems=0")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that some methods need, and the score that its log-probs are stored as."""
+
+    score: str
+    overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return OUT / self.score
+
+
+MODELS = (
+    Model("cleaner", ("mask=all", "trainer.max_epochs=2", *FIT_ONLY)),
+    Model("shuffled", ("mask=all", "trainer.max_epochs=1", "data.shuffle_responses=true", *FIT_ONLY)),
+)
+SCORES = ("attention_received", "attention_to_prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +90,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """name: of its catalogue entry. overrides: what makes it differ from SFT."""
+    """overrides: what makes it differ from plain fine-tuning."""
 
     name: str
     overrides: tuple[str, ...]
-    before: tuple[str, ...]
 
     def search(self, rate: float) -> Job:
         return Job((*self.overrides, *BUDGET, f"optimizer.lr={rate:g}", f"seed={SEARCH_SEED}", "evaluation.problems=0"))
@@ -93,8 +117,15 @@ def _score(job: Job) -> float:
 
 
 def methods(only: Sequence[str]) -> list[Method]:
-    """SFT first. Whatever does not choose a mask trains on all response tokens."""
-    found = [_method(entry) for entry in entries() if entry.name not in LEFT_OUT and not entry.missing]
+    """SFT first, then by name."""
+    files = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+    found = [
+        Method(name, (f"experiment={name}", *FURTHER.get(name, ())))
+        for name in files
+        if not name.startswith("tiny_arith")  # the demo's own budget
+    ]
+    found += [Method(f"mask={mask}", (f"mask={mask}",)) for mask in MASKS]
+    found.append(Method(*CFT_DFT))
     found.sort(key=lambda method: method.name != BASELINE)
     unknown = set(only) - {method.name for method in found}
     if unknown:
@@ -102,13 +133,23 @@ def methods(only: Sequence[str]) -> list[Method]:
     return [method for method in found if not only or method.name in {*only, BASELINE}]
 
 
-def _method(entry: Entry) -> Method:
-    mask = () if entry.group == "mask" else ("mask=all",)
-    return Method(entry.name, (*mask, *entry.overrides), entry.before)
-
-
 def _listed(found: Sequence[Method]) -> str:
     return "\n".join(f"  {method.name}" for method in found)
+
+
+def prepare() -> None:
+    """The reference models and every stored score; what is there already is left alone."""
+    for model in MODELS:
+        if not (model.folder / "results.json").is_file():
+            _command("train.py", *model.overrides, f"hydra.run.dir={model.folder}")
+        _command("-m", "cft.score", "score=reference_logprob", f"name={model.score}", f"checkpoint={model.folder}")
+    for score in SCORES:
+        _command("-m", "cft.score", f"score={score}")
+
+
+def _command(*arguments: str) -> None:
+    console.print(f"$ python {' '.join(arguments)}", style="dim", markup=False, highlight=False)
+    subprocess.run([sys.executable, *arguments], check=True)
 
 
 def run(jobs: Sequence[Job], *, title: str, workers: int) -> list[Job]:
@@ -225,9 +266,7 @@ def _signed(interval: Interval) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="e.g. weighting=probability mask=critical"
-    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="e.g. dft cft mask=entropy")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
     parser.add_argument("--table", action="store_true", help="only print what is finished")
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
@@ -237,9 +276,7 @@ def main() -> None:
         return
     chosen = methods(arguments.only)
     if not arguments.table:
-        for command in dict.fromkeys(command for method in chosen for command in method.before):
-            console.print(f"$ {command}", style="dim", markup=False)
-            subprocess.run([sys.executable, *command.split()[1:]], check=True)
+        prepare()
         searches = [method.search(rate) for method in chosen for rate in GRID]
         failed = run(searches, title="Learning rates", workers=arguments.workers)
         finals = [m.final(m.best_rate(), seed) for m in chosen if _searched(m) for seed in SEEDS]
