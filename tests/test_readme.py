@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast, get_args
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from cft.config import CONF_DIR
 from cft.masks import Critical, mask_weights
 from cft.report.kinds import count_kinds, token_texts
 from cft.report.transcript import OUTCOME_WORDS
-from cft.schema import Stage
+from cft.schema import PROGRAMS
 from cft.store import SHIPPED, AnnotationStore
 from cft.types import AnnotatedResponse, Outcome
 from tests.conftest import ROOT
@@ -40,11 +39,15 @@ def section(title: str) -> str:
     return found.group(1)
 
 
+_PROGRAMS = "|".join(map(re.escape, PROGRAMS.values()))
+
+
 def commands() -> list[str]:
     """Every shell command that starts a stage: lines of a block, behind a prompt or not, and spans within the text."""
     lines = [line.removeprefix("$ ").strip() for _, text in BLOCKS for line in text.splitlines()]
     outside = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
-    return [c for c in [*lines, *re.findall(r"`([^`\n]+)`", outside)] if re.match(r"python \w+\.py(?= |$)", c)]
+    found = [*lines, *re.findall(r"`([^`\n]+)`", outside)]
+    return [c for c in found if re.match(rf"python ({_PROGRAMS})(?= |$)", c)]
 
 
 def files() -> dict[str, str]:
@@ -67,9 +70,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def mistakes(command: str, *, conf: Path) -> list[str]:
-    _, script, *argv = shlex.split(command, comments=True)
-    stage = cast(Stage, script.removesuffix(".py"))
-    assert stage in get_args(Stage), command
+    stage = next(stage for stage, program in PROGRAMS.items() if f"{command} ".startswith(f"python {program} "))
+    argv = shlex.split(command, comments=True)[1 + len(PROGRAMS[stage].split()) :]
     line = read_command_line(argv, stage=stage, conf_dir=conf)
     return [str(m) for m in line.mistakes or command_line_mistakes(line, stage=stage)]
 
@@ -82,9 +84,9 @@ WRONG_ON_PURPOSE = [c for c in commands() if "critcal" in c]
 
 
 def test_the_readme_has_commands_of_every_stage() -> None:
-    stages = Counter(command.split()[1] for command in commands())
-    assert set(stages) == {f"{stage}.py" for stage in get_args(Stage)}
-    assert sum(stages.values()) > 25
+    programs = [re.match(rf"python ({_PROGRAMS})", command) for command in commands()]
+    assert {match[1] for match in programs if match} == set(PROGRAMS.values())
+    assert len(programs) > 25
 
 
 @pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands()) if c not in WRONG_ON_PURPOSE])

@@ -1,0 +1,200 @@
+"""Rows as training sees them: masks and columns at their tokens, other problems' prompts, and facts that tell runs apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cft.columns import GROUP, Column, GroupColumn, StoredColumn
+from cft.data import AnnotatedDataModule, in_validation, to_token_row
+from cft.errors import BadValue
+from cft.masks import All, Critical, Mask, RowMask, Weights
+from cft.pairing import other_prompts
+from cft.ranked_masks import TokenCleaning, TopScore
+from cft.scores import write_score
+from cft.store import AnnotationStore, StoreError
+from cft.types import AnnotatedResponse
+from tests.fakes import row
+
+
+class Position(RowMask):
+    """Weight = place in the response, from 1: shows every shift."""
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        return np.arange(1, len(row.response_ids) + 1, dtype=np.float32)
+
+
+def test_weights_probe_and_columns_stand_at_their_tokens() -> None:
+    one = dataclasses.replace(
+        row([7, 8, 9], prompt_ids=[1, 2], outcomes=[[0, 0], [1, -1], [0, 0]]),
+        scores={"x": np.array([0.1, 0.2, 0.3], np.float32)},
+    )
+    columns: dict[str, Column] = {"x": StoredColumn("x"), GROUP: GroupColumn(Critical())}
+    found = to_token_row(one, mask=Position(), probe_mask=Critical(), columns=columns)
+    assert found.ids.tolist() == [1, 2, 7, 8, 9]
+    assert found.weight.tolist() == [0, 0, 1, 2, 3]
+    assert found.probe.tolist() == [-1, -1, 1, 0, 1]
+    np.testing.assert_array_equal(found.scores["x"], np.array([0, 0, 0.1, 0.2, 0.3], np.float32))
+    assert found.scores[GROUP].tolist() == [0, 0, 1, 0, 1]
+
+
+# ---- shuffled pairs
+
+
+@st.composite
+def many_rows(draw: st.DrawFn) -> list[AnnotatedResponse]:
+    """Problems with one to three responses each, no problem having more than half of the rows."""
+    counts = draw(st.lists(st.integers(1, 3), min_size=6, max_size=12))
+    made = []
+    for problem, count in enumerate(counts):
+        for k in range(count):
+            one = row([50 + problem, k, 2], prompt_ids=[problem, 100], number=10 * problem + k)
+            made.append(dataclasses.replace(one, problem_id=f"q{problem}", problem=f"question {problem}"))
+    return draw(st.permutations(made))
+
+
+def everything(row: AnnotatedResponse) -> bool:
+    return False
+
+
+@given(rows=many_rows(), seed=st.integers(0, 9))
+def test_no_response_keeps_its_problem_and_every_prompt_is_used_once(rows: list[AnnotatedResponse], seed: int) -> None:
+    shuffled = other_prompts(rows, seed=seed, part=everything)
+    assert [one.response_id for one in shuffled] == [one.response_id for one in rows]
+    for one, before in zip(shuffled, rows, strict=True):
+        assert one.prompt_ids[0] != before.prompt_ids[0]
+        assert one.problem == f"question {one.prompt_ids[0]}"
+        np.testing.assert_array_equal(one.response_ids, before.response_ids)
+    assert sorted(r.prompt_ids[0] for r in shuffled) == sorted(r.prompt_ids[0] for r in rows)
+
+
+@given(rows=many_rows(), seed=st.integers(0, 9))
+def test_pairs_depend_on_seed_and_ids_alone(rows: list[AnnotatedResponse], seed: int) -> None:
+    def pairs(order: list[AnnotatedResponse]) -> dict[str, int]:
+        return {one.response_id: int(one.prompt_ids[0]) for one in other_prompts(order, seed=seed, part=everything)}
+
+    assert pairs(rows) == pairs(rows[::-1])
+
+
+def test_another_seed_draws_other_pairs_and_parts_stay_apart() -> None:
+    rows = [row([5, 2], prompt_ids=[n], number=n) for n in range(40)]
+    of = [[int(r.prompt_ids[0]) for r in other_prompts(rows, seed=s, part=everything)] for s in (0, 1)]
+    assert of[0] != of[1]
+    parted = other_prompts(rows, seed=0, part=lambda one: one.response_id in {"r1", "r2", "r3"})
+    assert {int(r.prompt_ids[0]) for r in parted[1:4]} == {1, 2, 3}
+
+
+def test_a_problem_with_most_of_the_rows_is_refused() -> None:
+    rows = [dataclasses.replace(row([5, 2], number=n), problem_id="same") for n in range(3)] + [row([5], number=7)]
+    with pytest.raises(BadValue, match="one problem has 3 of 4 training rows"):
+        other_prompts(rows, seed=0, part=everything)
+
+
+# ---- the data module
+
+
+def annotation(folder: Path, *, rows: list[AnnotatedResponse]) -> None:
+    made = AnnotationStore(folder)
+    with made.writing(fingerprint={"tokenizer": "t"}, info={"model_name": "m"}):
+        made.commit(0, rows=rows, problems=[], facts={})
+
+
+def module(
+    tmp_path: Path, *, mask: Mask | None = None, columns: dict[str, Column] | None = None, seed: int = 0, **options: Any
+) -> AnnotatedDataModule:
+    settings: dict[str, Any] = {
+        "annotation": "mine",
+        "dir": "",
+        "batch_size": 4,
+        "deal": "in_order",
+        "max_rows": -1,
+        "validation_fraction": 0.2,
+        "max_tokens": 64,
+        "shuffle_responses": False,
+        **options,
+    }
+    return AnnotatedDataModule(
+        mask or All(), Critical(), columns or {}, str(tmp_path), "t", seed, frozenset(), **settings
+    )
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> list[AnnotatedResponse]:
+    rows = [row([50 + n, 9, 2], prompt_ids=[n, 1], number=n) for n in range(30)]
+    annotation(tmp_path / "mine", rows=rows)
+    return rows
+
+
+def test_shuffled_training_pairs_rows_within_their_split(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
+    plain, shuffled = module(tmp_path), module(tmp_path, shuffle_responses=True)
+    for before, after in (
+        (plain.train_rows, shuffled.train_rows),
+        (plain.validation_rows, shuffled.validation_rows),
+    ):
+        assert len(before) > 1
+        assert [one.ids[2:].tolist() for one in before] == [one.ids[2:].tolist() for one in after]
+        assert all(one.ids[0] != other.ids[0] for one, other in zip(before, after, strict=True))
+        assert sorted(one.ids[0] for one in before) == sorted(one.ids[0] for one in after)
+    assert {int(one.ids[0]) for one in shuffled.validation_rows} == {
+        n for n in range(30) if in_validation(f"p{n}", fraction=0.2)
+    }
+    assert plain.facts()["rows_sha256"] != shuffled.facts()["rows_sha256"]
+    assert module(tmp_path, shuffle_responses=True, seed=1).facts()["rows_sha256"] != shuffled.facts()["rows_sha256"]
+
+
+def test_shuffled_rows_are_measured_with_their_new_prompt(tmp_path: Path) -> None:
+    rows = [row([5] * n, prompt_ids=[1] * (20 - n), number=n) for n in range(1, 20)]  # 20 tokens each
+    annotation(tmp_path / "mine", rows=rows)
+    kept = module(tmp_path, shuffle_responses=True, max_tokens=20, validation_fraction=0.0).train_rows
+    assert 0 < len(kept) < 19
+    assert max(len(one.ids) for one in kept) <= 20
+
+
+def test_shuffled_pairs_refuse_columns_of_the_true_pairs(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
+    with pytest.raises(StoreError, match="reference_logprob would be of the response behind its own prompt"):
+        module(tmp_path, columns={"reference_logprob": StoredColumn("logprob")}, shuffle_responses=True)
+
+
+def store_score(tmp_path: Path, rows: list[AnnotatedResponse], *, seed: int) -> str:
+    rng = np.random.default_rng(seed)
+    values = {one.response_id: rng.normal(size=len(one.response_ids)).astype(np.float32) for one in rows}
+    info = {"command": "python -m cft.score annotation=mine"}
+    folder = tmp_path / "mine" / "scores"
+    return write_score(folder, name="cleaner", method={"seed": seed}, rows=rows, values=values, info=info)[
+        "fingerprint_sha256"
+    ]
+
+
+def test_runs_on_other_scores_of_the_same_name_are_told_apart(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
+    made = []
+    for seed in (0, 1, 0):
+        fingerprint = store_score(tmp_path, mine, seed=seed)
+        data = module(tmp_path, mask=TopScore(score="cleaner", share=0.5))
+        assert data.facts()["scores"] == {"cleaner": fingerprint}
+        made.append((data.settings(), data.facts()["rows_sha256"], [one.weight.tolist() for one in data.train_rows]))
+    assert made[0] == made[2]
+    assert made[0][0] != made[1][0]
+    assert made[0][1] == made[1][1]  # the rows are the same
+    assert made[0][2] != made[1][2]
+
+
+def test_statistics_are_of_the_training_rows_alone(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
+    store_score(tmp_path, mine, seed=0)
+    mask = TokenCleaning(base="logprob", reference="cleaner", share=0.5)
+    data = module(tmp_path, mask=mask)
+    eligible = np.concatenate([one.weight[2:] for one in data.train_rows])
+    assert eligible.sum() == np.ceil(len(eligible) / 2)
+    assert data.facts()["learnt"] == {"mask": {"threshold_nats": mask.threshold}}
+    assert module(tmp_path).facts()["learnt"] == {}
+    assert module(tmp_path).settings() == {}
+
+
+def test_a_missing_score_names_the_command(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
+    with pytest.raises(StoreError, match=r"python -m cft\.score annotation=mine score=reference_logprob name=cleaner"):
+        module(tmp_path, mask=TopScore(score="cleaner", share=0.5))
