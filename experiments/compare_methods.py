@@ -36,13 +36,13 @@ from cft.metrics import Interval, paired_two_way_bootstrap, two_way_bootstrap
 from cft.progress import console, progress
 
 OUT = Path("outputs/compare_methods")
-GRID = (3e-5, 1e-4, 3e-4, 1e-3)
+GRID = (3e-5, 1e-4, 3e-4)
 SEARCH_SEED = 100
 SEEDS = (0, 1, 2)
 BUDGET = (
     *("data.annotation=tiny_arith", "data.max_rows=500", "data.batch_size=16", "data.validation_fraction=0.1"),
     *("trainer.max_epochs=3", "trainer.accumulate_grad_batches=1", "schedule.shape=cosine"),
-    *("schedule.warmup_fraction=0.1", "validation.problems=200", "evaluation.num_samples=0", "probe.every_n_steps=0"),
+    *("schedule.warmup_fraction=0.1", "validation.problems=100", "evaluation.num_samples=0", "probe.every_n_steps=0"),
 )
 TESTED = 400
 BASELINE = "sft"
