@@ -8,16 +8,13 @@ or copied but one transposed gradient. Passes in inference mode stay torch's own
 from __future__ import annotations
 
 import platform
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from cft.errors import BadValue
-
-LinearProducts = Literal["auto", "torch", "onednn"]
 MIN_WEIGHTS = 65_536  # for a smaller layer the call costs more than the product
 RELATIVE_ERROR = 1e-4
 
@@ -27,16 +24,19 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
-        if (
-            input.dtype != torch.float32
-            or weight.dtype != torch.float32
-            or input.device.type != "cpu"
-            or input.numel() == 0
-            or torch.is_inference_mode_enabled()
-            or torch.is_autocast_enabled("cpu")
-        ):
-            return linear(input, weight, self.bias)
-        return _Product.apply(input, weight, self.bias)
+        if input.numel() and weight.dtype == torch.float32 and in_charge(input):
+            return _Product.apply(input, weight, self.bias)
+        return linear(input, weight, self.bias)
+
+
+def in_charge(x: Tensor) -> bool:
+    """Whether the kernels of this package compute on x, or torch's own: in float32 on a CPU, and not for engines."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_inference_mode_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 class _Product(torch.autograd.Function):
@@ -44,33 +44,30 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         flat_Nd = x.reshape(-1, x.shape[-1])
-        return _product(flat_Nd, weight, bias).view(*x.shape[:-1], len(weight))
+        return product(flat_Nd, weight, bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         gradient_Ne = gradient.reshape(-1, gradient.shape[-1])
-        of_x = _product(gradient_Ne, weight.t()).view_as(x) if ctx.needs_input_grad[0] else None
+        of_x = product(gradient_Ne, weight.t()).view_as(x) if ctx.needs_input_grad[0] else None
         of_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight = _product(gradient_Ne.t(), x.reshape(-1, x.shape[-1]).t())
+            of_weight = product(gradient_Ne.t(), x.reshape(-1, x.shape[-1]).t())
         of_bias = gradient_Ne.sum(0) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias
 
 
-def _product(x_Nd: Tensor, weight_ed: Tensor, bias_e: Tensor | None = None) -> Tensor:
+def product(x_Nd: Tensor, weight_ed: Tensor, bias_e: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; a weight that is a transposed view is read as it lies."""
     return torch.ops.mkldnn._linear_pointwise(x_Nd, weight_ed, bias_e, "none", [], "")
 
 
-def use_products(model: nn.Module, *, products: LinearProducts) -> int:
-    """Let the model's linear layers multiply so; returns how many do. auto: oneDNN's where the machine has them and they
-    come out right, which depends on no timing, so that a run repeated elsewhere takes the same path."""
-    if products == "torch" or (products == "auto" and not available()):
+def use_onednn(model: nn.Module) -> int:
+    """Let the model's linear layers on the CPU multiply so; returns how many do, 0 where oneDNN is missing or wrong."""
+    if not available():
         return 0
-    if products == "onednn" and not available():
-        raise BadValue("compute.linear=onednn: this torch has no oneDNN products that work; use compute.linear=auto")
     layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.numel() >= MIN_WEIGHTS]
     for layer in layers:
         layer.__class__ = OneDnnLinear

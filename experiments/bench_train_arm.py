@@ -83,9 +83,9 @@ def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tupl
     from cft.batches import GlobalOrderSampler, loader
     from cft.config import CONF_DIR, build, checked
     from cft.device import place
+    from cft.kernels import use_kernels
     from cft.models import load_causal_lm
     from cft.module import CausalLMModule
-    from cft.onednn_linear import use_products
     from cft.quiet import quiet_libraries
 
     quiet_libraries()
@@ -106,7 +106,7 @@ def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tupl
         cfg = checked(compose("train", overrides=overrides), "train")
     model = load_causal_lm(build(cfg.model))
     place(model, device="cpu")
-    use_products(model, products=cfg.compute.linear)
+    use_kernels(model, kernels=cfg.compute.kernels)
     module = CausalLMModule(
         model,
         build(cfg.loss)(build(cfg.weighting)),

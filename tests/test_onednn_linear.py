@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cft import onednn_linear
 from cft.models import Lora, apply_lora
-from cft.onednn_linear import OneDnnLinear, available, use_products
+from cft.onednn_linear import OneDnnLinear, available, use_onednn
 from cft.selective_lm import SelectiveLM
 from tests.fakes import random_llama
 from tests.objectives import sft
@@ -32,7 +32,7 @@ def test_value_and_gradients_are_torchs(bias: bool, shape: tuple[int, ...]) -> N
     torch.manual_seed(0)
     plain = nn.Linear(70, 130, bias=bias)
     ours = copy.deepcopy(plain)
-    assert use_products(ours, products="onednn") == 1
+    assert use_onednn(ours) == 1
     found = []
     for layer in (plain, ours):
         torch.manual_seed(1)
@@ -41,7 +41,7 @@ def test_value_and_gradients_are_torchs(bias: bool, shape: tuple[int, ...]) -> N
         y.transpose(0, -1).backward(torch.randn(y.transpose(0, -1).shape))  # a gradient that does not lie as y does
         found.append([y, x.grad, layer.weight.grad, *([layer.bias.grad] if bias else [])])
     for theirs, mine in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max()) if theirs.numel() else 0)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6 * theirs.abs().max().item() if theirs.numel() else 0)
 
 
 @needs_onednn
@@ -53,7 +53,8 @@ def test_a_whole_model_trains_alike(tied: bool, checkpointing: bool) -> None:
         model = random_llama(tie_word_embeddings=tied).train()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        assert use_products(model, products=products) == (15 if products == "onednn" else 0)
+        if products == "onednn":
+            assert use_onednn(model) == 15
         (term,) = SelectiveLM(model, sft(chunk_tokens=7), layout="packed")(uneven())
         term.sum.backward()
         found.append((term.sum.item(), gradients(model)))
@@ -67,7 +68,7 @@ def test_inference_mode_keeps_torchs_bits() -> None:
     model, ids = random_llama(), torch.arange(1, 30)[None]
     with torch.inference_mode():
         before = model(ids).logits
-        use_products(model, products="onednn")
+        use_onednn(model)
         assert torch.equal(model(ids).logits, before)
 
 
@@ -76,7 +77,7 @@ def test_copies_and_saved_weights_are_their_own() -> None:
     """A frozen copy is what references are made of; were its forward bound to the first model, it would train along."""
     model = random_llama()
     names = list(model.state_dict())
-    use_products(model, products="onednn")
+    use_onednn(model)
     assert list(model.state_dict()) == names
     frozen = copy.deepcopy(model)
     hidden = torch.randn(3, 32)
@@ -90,7 +91,7 @@ def test_copies_and_saved_weights_are_their_own() -> None:
 def test_layers_under_adapters_take_part_and_stay_frozen() -> None:
     model = random_llama()
     apply_lora(model, lora=Lora(r=2))
-    use_products(model, products="onednn")
+    use_onednn(model)
     bases = [module for name, module in model.named_modules() if name.endswith("base_layer")]
     assert bases
     assert all(type(module) is OneDnnLinear for module in bases)
@@ -103,26 +104,24 @@ def test_layers_under_adapters_take_part_and_stay_frozen() -> None:
 @needs_onednn
 def test_mixed_precision_and_float64_are_left_to_torch() -> None:
     layer = nn.Linear(70, 130)
-    use_products(layer, products="onednn")
+    use_onednn(layer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.randn(3, 70)).dtype == torch.bfloat16
     assert layer.double()(torch.randn(3, 70, dtype=torch.float64)).dtype == torch.float64
 
 
-def test_without_the_operators_auto_is_torchs_and_onednn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_operators_layers_stay_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.Linear(70, 130)
-    monkeypatch.setattr(onednn_linear, "_product", lambda *_: (_ for _ in ()).throw(AttributeError("no such operator")))
-    assert use_products(layer, products="auto") == 0
+    monkeypatch.setattr(onednn_linear, "product", lambda *_: (_ for _ in ()).throw(AttributeError("no such operator")))
+    assert use_onednn(layer) == 0
     assert type(layer) is nn.Linear
-    with pytest.raises(ValueError, match=r"compute.linear=onednn.*use compute.linear=auto"):
-        use_products(layer, products="onednn")
 
 
 def test_operators_that_mean_something_else_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn_linear, "_product", lambda x, weight, bias=None: 1.01 * (x @ weight.t()))
+    monkeypatch.setattr(onednn_linear, "product", lambda x, weight, bias=None: 1.01 * (x @ weight.t()))
     assert not available()
 
 
 def test_small_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn_linear, "MIN_WEIGHTS", 65_536)
-    assert use_products(random_llama(), products="auto") == 0
+    assert use_onednn(random_llama()) == 0
