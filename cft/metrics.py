@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 
+_RIGHT = ("right", True)  # the ballot that all right answers share
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Chance that k samples drawn without replacement from n, of which c are right, hold a right one.
 
@@ -57,14 +60,14 @@ def maj_at_k(answers: Sequence[str], correct: Sequence[bool], *, k: int) -> floa
     votes: dict[Hashable, int] = {}
     for answer, right in zip(answers[:k], correct[:k], strict=True):
         if right or answer:
-            # `True` stands for "the right answer"; the wrong ones are told apart by what they say.
-            ballot: Hashable = True if right else canonical(answer)
+            # Not True alone for the right ones: a wrong answer "1" is equal to it.
+            ballot: Hashable = _RIGHT if right else (canonical(answer),)
             votes[ballot] = votes.get(ballot, 0) + 1
     if not votes:
         return 0.0
     most = max(votes.values())
     winners = [ballot for ballot, count in votes.items() if count == most]
-    return (True in winners) / len(winners)
+    return (_RIGHT in winners) / len(winners)
 
 
 def distinct_n(sequences: Sequence[Sequence[Hashable]], *, n: int) -> float:

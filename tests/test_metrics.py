@@ -93,3 +93,8 @@ def test_self_bleu_of_samples_that_are_alike_and_that_share_nothing() -> None:
         assert np.isnan(self_bleu(undefined))
     with pytest.raises(ValueError, match="order >= 1"):
         self_bleu([[1], [1]], order=0)
+
+
+@pytest.mark.parametrize("answer", ["1", "1.0", "", "0", "2"])
+def test_a_majority_of_wrong_answers_is_wrong_whatever_they_say(answer: str) -> None:
+    assert maj_at_k([answer, answer, "7"], [False, False, True], k=3) == float(answer == "")
