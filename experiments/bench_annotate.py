@@ -10,7 +10,7 @@ positions of the same responses, prefill and verification included:
     same tokens       every alternative of every position, ours against left-padded generate at its best batch size
     everything        short-circuit, and ours also stops where the first explicit answer (####, boxed) is complete, which
                       is exact for the verifier used here (cft.verify FirstAnswer); generate has short-circuit too
-    sequential        generate one at a time on 64 seeded continuations, scaled to every alternative
+    sequential        generate one at a time on 96 seeded continuations, scaled to every alternative
 
 Ends in one line of JSON.
 """
@@ -48,8 +48,8 @@ from experiments.annotation_arms import Arm, Cell, Response, cells, collected, g
 BUDGET = Budget(192)
 MIN_TOKENS, MAX_TOKENS = 80, 105
 BATCH_SIZES = (16, 32, 64, 128)
-TRIAL_STEPS = 64  # tokens a continuation, to find the best batch size
-SEQUENTIAL_FORKS = 64
+TRIAL_STEPS = 48  # tokens a continuation, to find the best batch size
+SEQUENTIAL_FORKS = 96
 MIN_SHARE = 0.1
 K = 2
 SEED = 0
