@@ -13,19 +13,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from rich.console import Console
 
-from cft.metrics import bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
+from cft.intervals import bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
+from cft.paired_tests import holm, paired_difference
 from cft.report.__main__ import main
+from cft.report.arms import BASE, Comparison, ReportError
 from cft.report.build import Evidence, build_report
-from cft.report.compare import BASE, Comparison, ReportError, collect, compare
-from cft.report.figure import accuracy_figure, critical_figure
+from cft.report.compare import collect, compare
+from cft.report.drawing import pdf_of, png_of
+from cft.report.figure import accuracy_figure, forest_figure
 from cft.report.kinds import KindCount, count_kinds, kind_of
-from cft.report.page import write_page
+from cft.report.page import PageTable, Section, write_page
+from cft.report.profile_figure import critical_figure
 from cft.report.spreadsheet import cell, write_arms, write_runs
 from cft.report.table import cells, comparison_table
 from cft.report.text import one_line, printable
-from cft.report.transcript import terminal, transcript
+from cft.report.transcript import levels, terminal
 from cft.types import AnnotatedResponse, Outcome
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\x07\u202e{{ 7*7 }}"
@@ -146,10 +151,15 @@ def test_runs_that_differ_in_their_seed_make_one_arm_and_intervals_are_two_way(c
     assert comparison.problems == 40
     table = [draws(10 + seed, 0.6) for seed in (0, 1, 2)]
     cft, sft = comparison.arms[2], comparison.arms[1]
-    assert cft.metrics["eval/accuracy"].interval == two_way_bootstrap(table)
+    assert cft.metrics["eval/accuracy"].interval == two_way_bootstrap(table, within=(0, 1))
     assert cft.metrics["eval/accuracy"].scope == "seeds and problems"
     assert cft.reference == "SFT"
-    assert cft.difference == paired_two_way_bootstrap(table, [draws(seed, 0.4) for seed in (0, 1, 2)])
+    theirs = [draws(seed, 0.4) for seed in (0, 1, 2)]
+    assert cft.difference == paired_two_way_bootstrap(table, theirs, resamples=10_000)
+    tested = paired_difference(table, theirs, pair_seeds=True)
+    contrasts = [a.contrasts["eval/accuracy"] for a in comparison.arms if a.contrasts]
+    assert contrasts[1].p == tested.p
+    assert [c.holm for c in contrasts] == holm([c.p for c in contrasts])
     assert sft.difference is None
     assert comparison.arms[0].metrics["eval/accuracy"].interval == bootstrap_interval(draws(99, 0.3))
 
@@ -157,7 +167,9 @@ def test_runs_that_differ_in_their_seed_make_one_arm_and_intervals_are_two_way(c
 def test_metrics_without_values_of_single_problems_are_resampled_over_seeds_and_marked(comparison: Comparison) -> None:
     entropy = comparison.arms[2].metrics["eval/entropy"]
     assert entropy.scope == "seeds"
-    assert entropy.interval == bootstrap_interval([0.1, 0.2, 0.30000000000000004])
+    half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem([0.1, 0.2, 0.3])  # Student's interval of three values
+    assert entropy.interval.value == pytest.approx(0.2)
+    assert entropy.interval.high - 0.2 == pytest.approx(half, rel=0.15)
     titles, rows = cells(comparison)
     assert rows[2][titles.index("entropy (nats)")].endswith("]*")
     assert "distinct-2" not in titles  # null everywhere: not defined
@@ -335,26 +347,10 @@ def test_the_terminal_table_fits_and_shows_every_arm(comparison: Comparison, wid
         )
 
 
-def test_a_transcript_shows_each_token_once_with_its_level_and_alternatives(row: AnnotatedResponse) -> None:
-    shown = transcript(row, MASK, decode=decode)
-    assert [t.text for t in shown.tokens] == ["2", " +", "3", "⏎\n", "␛[2J", "<b>", "<eos>"]
-    assert [t.level for t in shown.tokens] == ["critical", "wavering", "plain", "critical", "plain", "plain", "plain"]
-    assert (shown.critical, shown.share) == (2, 2 / 7)
-    first = shown.tokens[0]
-    assert (first.probability, first.entropy) == ("75.0 %", "0.50")
-    assert [(a.rank, a.outcome, a.probability) for a in first.alternatives] == [
-        (2, "wrong", "12.5 %"),
-        (3, "wrong", "12.5 %"),
-    ]
-    outcomes = {a.outcome for t in shown.tokens for a in t.alternatives}
-    assert outcomes == {"right", "wrong", "not tried", "cut off", "undecided"}
+def test_every_token_has_its_level(row: AnnotatedResponse) -> None:
+    assert levels(row, MASK) == ["critical", "wavering", "plain", "critical", "plain", "plain", "plain"]
     with pytest.raises(ValueError, match="mask of 1 for 7 tokens"):
-        transcript(row, np.ones(1, np.float32), decode=decode)
-
-
-def test_tokens_that_share_a_character_show_it_once() -> None:
-    shared = row_of([1, 2, 3], response="é!", spans=[[0, 1], [0, 1], [1, 2]], outcomes=[[1], [1], [1]])
-    assert [t.text for t in transcript(shared, np.zeros(3, np.float32), decode=decode).tokens] == ["é", "␣+", "!"]
+        levels(row, np.ones(1, np.float32))
 
 
 def test_the_terminal_transcript_holds_no_escape_of_the_models(row: AnnotatedResponse) -> None:
@@ -364,37 +360,30 @@ def test_the_terminal_transcript_holds_no_escape_of_the_models(row: AnnotatedRes
     assert styled == {"2", "⏎\n"}
 
 
-def test_the_page_shows_model_text_as_text_and_needs_no_network(
-    tmp_path: Path, comparison: Comparison, row: AnnotatedResponse
-) -> None:
+def test_the_page_shows_text_as_text_and_needs_no_network(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    write_page(
-        path,
-        title=HOSTILE,
-        lead=HOSTILE,
-        comparisons=[comparison],
-        figures=[],
-        transcripts=[transcript(row, MASK, decode=decode)],
-        facts={HOSTILE: HOSTILE},
-    )
+    table = PageTable(HOSTILE, [HOSTILE], [[HOSTILE]], [HOSTILE])
+    section = Section(HOSTILE, HOSTILE, [table], [], table)
+    write_page(path, title=HOSTILE, lead=HOSTILE, sections=[section], explorer=None, facts={HOSTILE: HOSTILE})
     html = path.read_text(encoding="utf-8")
     page = Page(html)
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "img", "iframe", "object", "link", "b", "form"}
     assert not [a for _, attrs in page.tags for a in attrs if a.startswith("on") or a in ("href", "style")]
-    assert page.text.count("</script><script>alert(1)</script>") >= 5  # title, heading, lead, problem, facts, answers
+    # Title twice, lead, heading and lead of the section, the table and the folded one with its heading, two facts.
+    assert page.text.count("<script>alert(1)</script>") == 2 + 1 + 2 + 3 + 4 + 2
     assert "{{ 7*7 }}" in page.text
     assert not re.search(r"[\0-\x09\x0b-\x1f\x7f\u202e]", html)
     assert "http:" not in html
     assert "https:" not in html
 
 
-def test_the_pages_policy_allows_its_own_style_alone(tmp_path: Path, comparison: Comparison) -> None:
+def test_the_pages_policy_allows_its_own_style_alone(tmp_path: Path) -> None:
     import base64
     import hashlib
 
     path = tmp_path / "report.html"
-    write_page(path, title="t", lead="", comparisons=[comparison], figures=[], transcripts=[], facts={})
+    write_page(path, title="t", lead="", sections=[], explorer=None, facts={})
     html = path.read_text(encoding="utf-8")
     policy = next(a["content"] for tag, a in Page(html).tags if a.get("http-equiv") == "Content-Security-Policy")
     style = re.findall(r"<style>(.*?)</style>", html, flags=re.DOTALL)
@@ -429,29 +418,41 @@ def test_kinds_of_tokens_and_their_counts(row: AnnotatedResponse) -> None:
 
 
 def test_figures_are_images_that_change_with_the_data(comparison: Comparison, tmp_path: Path) -> None:
-    png = accuracy_figure(comparison)
-    width, height = struct.unpack(">II", png[16:24])
-    assert png.startswith(b"\x89PNG")
-    assert width > 600
-    assert height > 200
-    assert accuracy_figure(comparison) == png  # the same data, the same bytes
+    for draw in (accuracy_figure, forest_figure):
+        first, second = draw(comparison), draw(comparison)
+        assert first is not None
+        assert second is not None
+        png, pdf = png_of(first), pdf_of(first)
+        width, height = struct.unpack(">II", png[16:24])
+        assert png.startswith(b"\x89PNG")
+        assert width > 600
+        assert height > 200
+        assert pdf.startswith(b"%PDF")
+        assert (png_of(second), pdf_of(second)) == (png, pdf)  # the same data, the same bytes
     write_run(tmp_path / "o", "a", arm("$\\frac{$"), seed=0, correct=[1, 0])  # a name that is no formula
     (other,) = compare(collect([tmp_path / "o"]))
-    assert accuracy_figure(other) != png
-    assert critical_figure([KindCount("digit", 4, 1)]) != critical_figure([KindCount("digit", 4, 2)])
+    assert png_of(accuracy_figure(other)) != png_of(accuracy_figure(comparison))
+    assert forest_figure(other) is None
+    few, more = [png_of(critical_figure([KindCount("digit", 4, critical)])) for critical in (1, 2)]
+    assert few != more
 
 
 def test_a_report_holds_every_file(tmp_path: Path, comparison: Comparison, row: AnnotatedResponse) -> None:
     out = tmp_path / "out"
-    evidence = Evidence([row] * 3, lambda _: MASK, decode, transcripts=2)
+    evidence = Evidence([row] * 3, lambda _: MASK, decode, most=2)
     page = build_report(out, comparisons=[comparison], evidence=evidence, title="T", lead="", facts={"model": "tiny"})
-    names = {path.name for path in out.iterdir()}
-    assert names == {"comparison.csv", "arms.csv", "comparison.png", "critical_tokens.png", "report.html"}
+    figures = {
+        f"{name}.{kind}"
+        for name in ("comparison", "differences", "critical_tokens", "compute")
+        for kind in ("png", "pdf")
+    }
+    tables = {f"{name}.csv" for name in ("comparison", "arms", "differences", "critical_tokens", "compute")}
+    assert {path.name for path in out.iterdir()} == {*figures, *tables, "report.html"}
     html = page.read_text(encoding="utf-8")
     images = [a["src"] for tag, a in Page(html).tags if tag == "img"]
-    assert len(images) == 2
+    assert len(images) == 4
     assert all(image and image.startswith("data:image/png;base64,") for image in images)
-    assert html.count('class="response"') == 2
+    assert "The first 2 of 3 responses are here." in html
 
 
 def test_the_command_writes_the_report_and_says_what_is_wrong(

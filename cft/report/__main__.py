@@ -1,37 +1,47 @@
-"""python -m cft.report <folder> [...] [--out DIR] [--annotation FOLDER --tokenizer FOLDER]
+"""python -m cft.report <folder> [...] [--out DIR] [--choose optimizer.lr] [--annotation NAME] [--strict]
 
-Collects the results.json files below the folders, prints the comparison, writes comparison.csv, arms.csv, the figures
-and report.html. With an annotation, the page shows its responses with their critical tokens.
+Collects the results.json files below the folders, prints the comparison, writes the page, the figures and the CSV files
+(`cft/report/build.py` lists them). The token explorer shows the annotation that the runs were trained on, where it is
+found, or the one that is named; without folders the report is about that annotation alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from rich.console import Console
 
 from cft import __version__
-from cft.masks import Critical
+from cft.masks import Critical, MaskError
+from cft.report.arms import Comparison, ReportError
 from cft.report.build import Evidence, build_report
-from cft.report.compare import Comparison, ReportError, collect, compare
+from cft.report.choice import Choice, choose
+from cft.report.compare import collect, compare
 from cft.report.table import comparison_table
 from cft.report.text import printable
 from cft.report.transcript import Decode, legend, terminal
-from cft.store import AnnotationStore, StoreError, find_annotation
+from cft.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.types import AnnotatedResponse
+
+INTERVALS = (
+    "95 %: problems resampled 2,000 times, the seeds' part drawn from a two-way random model (cft/intervals.py); differences "
+    "are paired by problem, their p-values come from 10,000 such draws, from McNemar's exact test where each arm has one "
+    "seed, and are corrected by Holm's procedure over all contrasts of a metric"
+)
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     console = Console(soft_wrap=False)
     try:
-        comparisons = compare(collect(arguments.folders))
+        comparisons, choices = _compared(arguments)
         evidence = _evidence(arguments, comparisons)
-    except (ReportError, StoreError) as error:
+    except (ReportError, StoreError, MaskError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     for comparison in comparisons:
@@ -48,9 +58,21 @@ def main(argv: Sequence[str]) -> int:
         title=arguments.title,
         lead="",
         facts=facts_of(comparisons),
+        choices=choices,
     )
     print(f"Report: {page}")
     return 0
+
+
+def _compared(arguments: argparse.Namespace) -> tuple[list[Comparison], list[Choice]]:
+    if not arguments.folders:
+        if not arguments.annotation:
+            raise ReportError("nothing to report on: give folders of runs, or --annotation NAME for its tokens alone")
+        return [], []
+    runs, choices = collect(arguments.folders), []
+    if arguments.choose:
+        runs, choices = choose(runs, key=arguments.choose)
+    return compare(runs, strict=arguments.strict), choices
 
 
 def facts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
@@ -67,26 +89,48 @@ def facts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
             if value is not None:
                 facts.setdefault(name, set()).add(str(value))
     joined = {name: " | ".join(sorted(values)) for name, values in facts.items()}
-    return {**joined, "cft": __version__, "bootstrap": "2,000 resamples of seeds and problems, percentile interval"}
+    return {**joined, "cft": __version__, "intervals": INTERVALS}
 
 
 def _evidence(arguments: argparse.Namespace, comparisons: Sequence[Comparison]) -> Evidence | None:
-    if not arguments.annotation:
+    """Of the annotation that was asked for, else of the one that the runs say they were trained on, if it is here."""
+    name, asked = arguments.annotation, bool(arguments.annotation)
+    if arguments.no_annotation:
         return None
-    folder = find_annotation(arguments.annotation, annotations_dir=arguments.annotations_dir)
-    rows: list[AnnotatedResponse] = AnnotationStore(folder).rows()
+    trained_on = [run.facts.get("data") or {} for comparison in comparisons for run in comparison.runs]
+    if not asked:
+        name = next((data["annotation"] for data in trained_on if data.get("annotation")), "")
+    if not name:
+        return None
+    try:
+        store = AnnotationStore(find_annotation(name, annotations_dir=arguments.annotations_dir))
+        manifest = store.manifest()
+        fingerprints = {data.get("fingerprint") for data in trained_on} - {None}
+        if not asked and manifest["fingerprint_sha256"] not in fingerprints:
+            raise ReportError(f"{store.folder} is not the annotation of that name that the runs were trained on")
+        decode = _decoder(arguments.tokenizer, manifest, comparisons)
+    except (ReportError, StoreError) as error:
+        if asked:
+            raise
+        print(printable(f"No token explorer: {error}"), file=sys.stderr)
+        return None
+    rows: list[AnnotatedResponse] = store.rows()
     mask = Critical(num_alternatives=arguments.num_alternatives)
-    return Evidence(rows, mask, _decoder(arguments.tokenizer, comparisons), arguments.transcripts)
+    return Evidence(rows, mask, decode, manifest, arguments.responses)
 
 
-def _decoder(folder: Path | None, comparisons: Sequence[Comparison]) -> Decode:
-    """From a named folder, else from the first run that exported its model: all of them share the tokenizer."""
+def _decoder(folder: Path | None, manifest: Mapping[str, Any], comparisons: Sequence[Comparison]) -> Decode:
+    """From a named folder, else the model that annotated, else the first run that exported its model: all of them share
+    the tokenizer."""
     exports = [run.folder / "export" for comparison in comparisons for run in comparison.runs]
-    candidates = [folder / "tokenizer.json"] if folder else [export / "tokenizer.json" for export in exports]
-    path = next((path for path in candidates if path.is_file()), None)
-    if path is None:
+    path = str((((manifest.get("config") or {}).get("model")) or {}).get("path") or "")
+    package, _, name = path.partition(":")
+    annotator = SHIPPED.parent / name if package == "package" else Path(path or "nowhere")
+    candidates = [folder] if folder else [annotator, *exports]
+    found = next((f / "tokenizer.json" for f in candidates if (f / "tokenizer.json").is_file()), None)
+    if found is None:
         raise ReportError("no tokenizer.json beside the runs' exports; give its folder with --tokenizer <model folder>")
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer = tokenizers.Tokenizer.from_file(str(found))
     return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
@@ -94,18 +138,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cft.report", description="Compare runs: table, CSV, figures, page."
     )
-    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders above them")
+    parser.add_argument("folders", nargs="*", type=Path, help="run folders, or folders above them")
     parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="default: outputs/report")
     parser.add_argument("--title", default="Critical Token Fine-tuning: comparison")
-    parser.add_argument("--annotation", default="", help="name or folder of an annotation, for transcripts")
+    parser.add_argument(
+        "--choose", default="", metavar="KEY", help="compare each arm at its best value on validation: optimizer.lr"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse arms that differ in budget, normaliser or data; default: mark them",
+    )
+    parser.add_argument(
+        "--annotation", default="", help="name or folder, for the token explorer; default: what the runs trained on"
+    )
+    parser.add_argument("--no-annotation", action="store_true", help="no token explorer")
     parser.add_argument("--annotations-dir", default="outputs/annotations", help="where names are looked for")
     parser.add_argument(
-        "--tokenizer", type=Path, default=None, help="folder with tokenizer.json; default: a run's export"
+        "--tokenizer", type=Path, default=None, help="folder with tokenizer.json; default: the annotating model's"
     )
     parser.add_argument(
         "--num-alternatives", type=int, default=2, help="K of the critical mask that colours; default 2"
     )
-    parser.add_argument("--transcripts", type=int, default=8, help="responses to show; default 8")
+    parser.add_argument("--responses", type=int, default=2000, help="that the explorer holds; default 2000")
     return parser
 
 

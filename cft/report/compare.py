@@ -12,26 +12,25 @@ A run's `results.json` (written by `train.py` and `evaluate.py` into its folder)
 An arm is all runs with the same `arm` and settings; settings that differ stand beside the arm's entries. Its interval
 is the two-way bootstrap over seeds and problems where the values of each problem are known (`per_problem`), else over
 seeds, else a single run's own. Arms are compared on the same problems, solved and judged in the same way; anything
-else is refused, naming the arms.
+else is refused, naming the arms. Arms trained with another budget, normaliser or data are marked, or refused if strict
+(`cft/report/contrasts.py`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from cft.errors import UserError
-from cft.metrics import Interval, bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
+from cft.intervals import Interval, two_way_bootstrap
+from cft.report.arms import ACCURACY, BASE, Arm, Comparison, Measured, ReportError, Run, Scope, is_base, values_table
+from cft.report.contrasts import contrasted
+from cft.report.curves import at_best_epoch
 from cft.report.settings import distinguished
-
-Scope = Literal["seeds and problems", "problems", "seeds", "one value"]
-ACCURACY = "eval/accuracy"
-BASE = "base model"
 
 _NAMES = {
     ("all", "uniform"): "SFT",
@@ -41,6 +40,13 @@ _NAMES = {
     ("critical", "probability"): "CFT + DFT",
     ("random_like_critical", "probability"): "random mask + DFT",
 }
+_UNBOUNDED = frozenset(
+    (
+        "eval/entropy",
+        "eval/response_tokens",
+        *(f"val/{name}_{group}" for name in ("loss", "entropy") for group in ("critical", "other")),
+    )
+)
 _REQUIRED = ("stage", "run", "arm", "seed", "benchmark", "split", "metrics", "per_problem")
 # How and on what an arm was measured is no part of what it is: `evaluation` and the problem ids are compared instead.
 _CONDITIONS = frozenset(
@@ -49,70 +55,6 @@ _CONDITIONS = frozenset(
         *("num_samples", "temperature", "top_p", "max_new_tokens", "trainer.enable_progress_bar", "device"),
     )
 )
-
-
-class ReportError(UserError, ValueError):
-    """Results that cannot be read or compared; the message names the file or the arms, and the remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One results.json. arm: without the conditions of measurement. facts: the whole file."""
-
-    folder: Path
-    arm: dict[str, Any]
-    seed: int
-    metrics: dict[str, Interval]
-    per_problem: dict[str, list[Any]]
-    facts: dict[str, Any]
-
-    @property
-    def measured_on(self) -> tuple[str, str]:
-        return str(self.facts["benchmark"]), str(self.facts["split"])
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A metric of an arm. scope: what its interval was resampled over."""
-
-    interval: Interval
-    scope: Scope
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """Runs that differ in their seed alone.
-
-    metrics: by name, "eval/accuracy" first. difference: accuracy minus that of the arm `reference`, paired by problem.
-    """
-
-    label: str
-    key: dict[str, Any]
-    runs: tuple[Run, ...]
-    metrics: dict[str, Measured]
-    reference: str
-    difference: Interval | None
-
-    def mean_fact(self, name: str) -> float | None:
-        """Mean over seeds of a number such as train_seconds, None where no run has it."""
-        values = [run.facts[name] for run in self.runs if isinstance(run.facts.get(name), int | float)]
-        return float(np.mean(values)) if values else None
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Arms measured on the same problems. varying: keys of `arm` that differ. notes: what a reader must know."""
-
-    benchmark: str
-    split: str
-    problems: int
-    arms: tuple[Arm, ...]
-    varying: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def runs(self) -> list[Run]:
-        return [run for arm in self.arms for run in arm.runs]
 
 
 def collect(folders: Sequence[Path]) -> list[Run]:
@@ -129,12 +71,13 @@ def collect(folders: Sequence[Path]) -> list[Run]:
     return [_read(path) for path in paths]
 
 
-def compare(runs: Iterable[Run], *, seed: int = 0) -> list[Comparison]:
-    """One comparison for each benchmark and split. seed: of the bootstrap."""
+def compare(runs: Iterable[Run], *, seed: int = 0, strict: bool = False) -> list[Comparison]:
+    """One comparison for each benchmark and split. seed: of the bootstrap. strict: refuse what would be marked."""
     by_place: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         by_place.setdefault(run.measured_on, []).append(run)
-    return [_compare(place, group, seed=seed) for place, group in sorted(by_place.items())]
+    comparisons = [_compare(place, group, seed=seed) for place, group in sorted(by_place.items())]
+    return contrasted(comparisons, seed=seed, strict=strict)
 
 
 def _read(path: Path) -> Run:
@@ -152,7 +95,11 @@ def _read(path: Path) -> Run:
     if len(lengths) > 1 or len(set(columns.get("id", []))) != len(columns.get("id", [])):
         raise ReportError(f"{path}: per_problem needs columns of one length and different ids; run the job again")
     arm = {name: value for name, value in facts["arm"].items() if not _is_condition(name)}
-    return Run(path.parent, arm, int(facts["seed"]), _intervals(facts["metrics"]), columns, facts)
+    metrics = _intervals(facts["metrics"])
+    if metrics and isinstance(facts.get("best_epoch"), int):
+        measured = at_best_epoch(path.parent / "metrics.csv", epoch=facts["best_epoch"])
+        metrics |= {name: Interval(value, value, value) for name, value in measured.items()}
+    return Run(path.parent, arm, int(facts["seed"]), metrics, columns, facts)
 
 
 def _is_condition(name: str) -> bool:
@@ -194,17 +141,16 @@ def _compare(place: tuple[str, str], runs: list[Run], *, seed: int) -> Compariso
     arms = []
     for label, group in zip(labels, groups.values(), strict=True):
         by_seed = tuple(sorted(group, key=lambda run: run.seed))
-        arms.append(Arm(label, by_seed[0].arm, by_seed, _measure(by_seed, seed), "", None))
-    if not any(_is_base(arm.key) for arm in arms) and (base := _stated_base(kept)):
+        arms.append(Arm(label, by_seed[0].arm, by_seed, _measure(by_seed, seed)))
+    if not any(is_base(arm.key) for arm in arms) and (base := _stated_base(kept)):
         arms.append(base)
     arms.sort(key=_rank)
-    arms = [_against_reference(arm, arms, seed) for arm in arms]
     trained_on = [run.facts["data"] for run in kept if "data" in run.facts]
     if len({_text(data.get("fingerprint")) for data in trained_on}) > 1:
         notes.append("The arms were trained on different annotations.")
     elif len({_text(data.get("rows_sha256")) for data in trained_on}) > 1:
         notes.append("The runs were trained on different rows: the annotation grew, or rows were chosen otherwise.")
-    if any(len(arm.runs) == 1 for arm in arms if not _is_base(arm.key)):
+    if any(len(arm.runs) == 1 for arm in arms if not is_base(arm.key)):
         notes.append("An arm with one seed has an interval over problems alone: it leaves out the spread of training.")
     problems = len(kept[0].per_problem.get("id", [])) if kept else 0
     return Comparison(*place, problems, tuple(arms), varying, tuple(notes))
@@ -254,37 +200,14 @@ def _measure(runs: tuple[Run, ...], seed: int) -> dict[str, Measured]:
 
 
 def _measured(name: str, runs: tuple[Run, ...], seed: int) -> Measured:
-    table = _table(name, runs)
+    table, within = values_table(name, runs), None if name in _UNBOUNDED else (0.0, 1.0)
     if table is not None:
-        return Measured(two_way_bootstrap(table, seed=seed), "seeds and problems" if len(runs) > 1 else "problems")
+        scope: Scope = "seeds and problems" if len(runs) > 1 else "problems"
+        return Measured(two_way_bootstrap(table, seed=seed, within=within), scope)
     if len(runs) == 1:
-        return Measured(runs[0].metrics[name], "problems")
-    return Measured(bootstrap_interval([run.metrics[name].value for run in runs], seed=seed), "seeds")
-
-
-def _table(name: str, runs: tuple[Run, ...]) -> np.ndarray | None:
-    """Seeds x problems, None where a problem's value is not known."""
-    column = "correct" if name == ACCURACY else name.removeprefix("eval/")
-    rows = [run.per_problem.get(column) for run in runs]
-    if not all(row and all(isinstance(value, int | float) for value in row) for row in rows):
-        return None
-    return np.array(rows, dtype=np.float64)
-
-
-def _against_reference(arm: Arm, arms: list[Arm], seed: int) -> Arm:
-    """Difference in accuracy to SFT of the same model where there is just one such arm, else to the base model."""
-    same_model = [other for other in arms if other.key.get("model") == arm.key.get("model")]
-    sft = [other for other in same_model if (other.key.get("mask"), other.key.get("weighting")) == ("all", "uniform")]
-    base = [other for other in same_model if _is_base(other.key)]
-    reference = next((group[0] for group in (sft, base) if len(group) == 1), None)
-    if reference is None or reference is arm or not reference.runs or not arm.runs:
-        return arm
-    ours, theirs = _table(ACCURACY, arm.runs), _table(ACCURACY, reference.runs)
-    if ours is None or theirs is None:
-        return arm
-    paired = [run.seed for run in arm.runs] == [run.seed for run in reference.runs]
-    difference = paired_two_way_bootstrap(ours, theirs, pair_seeds=paired, seed=seed)
-    return Arm(arm.label, arm.key, arm.runs, arm.metrics, reference.label, difference)
+        return Measured(runs[0].metrics[name], "one value" if name.startswith("val/") else "problems")
+    column = np.array([[run.metrics[name].value] for run in runs])
+    return Measured(two_way_bootstrap(column, seed=seed, within=within), "seeds")
 
 
 def _stated_base(runs: list[Run]) -> Arm | None:
@@ -294,12 +217,7 @@ def _stated_base(runs: list[Run]) -> Arm | None:
         return None
     run = next(iter(stated.values()))
     metrics = {name: Measured(interval, "problems") for name, interval in _intervals(run.facts["base"]).items()}
-    return Arm(BASE, {"model": run.arm.get("model")}, (), metrics, "", None)
-
-
-def _is_base(key: dict[str, Any]) -> bool:
-    """Neither trained by train.py nor a checkpoint of unknown training."""
-    return "mask" not in key and "weights" not in key
+    return Arm(BASE, {"model": run.arm.get("model")}, (), metrics)
 
 
 def _varying(keys: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -326,7 +244,7 @@ def _labels(keys: list[dict[str, Any]], varying: tuple[str, ...]) -> list[str]:
 
 
 def _name(key: dict[str, Any]) -> str:
-    if _is_base(key):
+    if is_base(key):
         return BASE
     if "mask" not in key:
         return f"checkpoint {key.get('model')} (weights {key['weights']})"

@@ -1,7 +1,8 @@
-"""One HTML page that needs nothing else: tables, figures, transcripts, facts. Safe against model text.
+"""One HTML page that needs nothing else: tables, figures, the token explorer, facts. Safe against model text.
 
-Everything is escaped by the template engine, there is no script, and a content security policy allows this page's own
-style (by its hash) and embedded images alone: no network, no script even if a hole were found.
+The template engine escapes everything, and data reaches the script as JSON that cannot end its element. A content security
+policy allows this page's own style and script (by their hashes) and embedded images alone: no network, no other script
+even if a hole were found.
 """
 
 from __future__ import annotations
@@ -9,21 +10,17 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 
 from cft.files import write_atomically
-from cft.report.compare import ACCURACY, Comparison
-from cft.report.figure import DPI
-from cft.report.table import MISSING, cells, heading, shown
-from cft.report.template import STYLE, TEMPLATE
+from cft.report.drawing import DPI
 from cft.report.text import one_line, printable
-from cft.report.transcript import Transcript
 
+ASSETS = Path(__file__).parent.parent / "assets" / "page"
 CSS_DPI = 96
-SEEDS_ONLY = "* interval over seeds alone: the values of single problems are not recorded."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +32,34 @@ class PageFigure:
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class PageTable:
+    """Plain text. left: columns are words, not numbers."""
+
     heading: str
-    titles: list[str]
-    rows: list[list[str]]
-    notes: list[str]
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """folded: a long table that opens on demand."""
+
+    heading: str
+    lead: str = ""
+    tables: Sequence[PageTable] = ()
+    figures: Sequence[PageFigure] = ()
+    folded: PageTable | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explorer:
+    """data: of `cft.report.explorer.explorer_json`. note: a sentence, "" for none."""
+
+    data: str
+    figures: Sequence[PageFigure] = field(default_factory=tuple)
+    note: str = ""
 
 
 def write_page(
@@ -47,30 +67,57 @@ def write_page(
     *,
     title: str,
     lead: str,
-    comparisons: Sequence[Comparison],
-    figures: Sequence[PageFigure],
-    transcripts: Sequence[Transcript],
+    sections: Sequence[Section],
+    explorer: Explorer | None,
     facts: Mapping[str, str],
 ) -> None:
     """Write the page. lead: a sentence below the title, "" for none. facts: what a reader needs to repeat it."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    page = environment.from_string(TEMPLATE).render(
+    style, script = _asset("page.css"), _asset("page.js")
+    page = environment.from_string(_asset("page.html")).render(
         title=one_line(title, limit=200),
         lead=printable(lead),
-        style=STYLE,
-        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
-        tables=[_arms(comparison) for comparison in comparisons],
-        figures=[_embedded(figure) for figure in figures],
-        transcripts=transcripts,
-        runs=_runs(comparisons),
+        style=style,
+        script=script,
+        policy=_policy(style, script if explorer else ""),
+        sections=[_shown(section) for section in sections],
+        explorer=explorer.data if explorer else "",
+        explorer_note=explorer.note if explorer else "",
+        explorer_figures=[_embedded(figure) for figure in explorer.figures] if explorer else [],
         facts={printable(name): printable(value) for name, value in facts.items()},
     )
     write_atomically(path, lambda temporary: _write(temporary, page))
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _policy(style: str, script: str) -> str:
+    scripts = f"; script-src '{_hash(script)}'" if script else ""
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'{scripts}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _shown(section: Section) -> dict[str, object]:
+    return {
+        "heading": one_line(section.heading, limit=200),
+        "lead": printable(section.lead),
+        "tables": [_printable(table) for table in section.tables],
+        "figures": [_embedded(figure) for figure in section.figures],
+        "folded": _printable(section.folded) if section.folded else None,
+    }
+
+
+def _printable(table: PageTable) -> PageTable:
+    rows = [[one_line(value, limit=300) for value in row] for row in table.rows]
+    titles = [one_line(name, limit=120) for name in table.titles]
+    return PageTable(one_line(table.heading, limit=200), titles, rows, [printable(n) for n in table.notes], table.left)
 
 
 def _embedded(figure: PageFigure) -> dict[str, str | int]:
@@ -79,23 +126,5 @@ def _embedded(figure: PageFigure) -> dict[str, str | int]:
     return {"caption": figure.caption, "width": width, "data": base64.b64encode(figure.png).decode()}
 
 
-def _arms(comparison: Comparison) -> _Table:
-    titles, rows = cells(comparison)
-    notes = list(comparison.notes)
-    if any(value.endswith("]*") for row in rows for value in row):
-        notes.append(SEEDS_ONLY)
-    return _Table(heading(comparison), titles, rows, [printable(note) for note in notes])
-
-
-def _runs(comparisons: Sequence[Comparison]) -> _Table:
-    titles = ["arm", "seed", "benchmark", "accuracy", "best epoch", "training, s", "folder"]
-    rows = []
-    for comparison in comparisons:
-        for arm in comparison.arms:
-            for run in arm.runs:
-                accuracy = shown(run.metrics[ACCURACY]) if ACCURACY in run.metrics else MISSING
-                best, seconds = run.facts.get("best_epoch"), run.facts.get("train_seconds")
-                row = [arm.label, str(run.seed), comparison.benchmark, accuracy]
-                row += [MISSING if best is None else str(best + 1), MISSING if seconds is None else f"{seconds:.0f}"]
-                rows.append([one_line(value, limit=80) for value in [*row, run.folder.name]])
-    return _Table("", titles, rows, [])
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

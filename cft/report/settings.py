@@ -51,3 +51,19 @@ def _differs(name: str, runs: Sequence[tuple[Arm, Settings]], entries: Sequence[
 
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def differing(arms: Sequence[Sequence[Settings | None]]) -> dict[str, list[str]]:
+    """Settings whose values are not the same in all arms: name -> one text an arm. arms: the settings of its runs.
+
+    Values that differ within an arm stand side by side; a setting that an arm does not have is left empty.
+    """
+    known = [[settings for settings in runs if settings is not None] for runs in arms]
+    names = sorted({name for runs in known for settings in runs for name in settings})
+    table = {name: [_shown(name, runs) for runs in known] for name in names}
+    return {name: cells for name, cells in table.items() if len(set(cells)) > 1}
+
+
+def _shown(name: str, runs: Sequence[Settings]) -> str:
+    values = dict.fromkeys(_text(settings[name]) for settings in runs if name in settings)
+    return " | ".join(value.strip('"') for value in values)

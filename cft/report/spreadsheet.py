@@ -1,15 +1,15 @@
-"""CSV files of a comparison: one row a run, one row an arm. Text that would run as a formula is disarmed."""
+"""CSV files of a report: a row a run, an arm, a contrast, a point of a curve. Text that would run as a formula is disarmed."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cft.files import write_atomically
-from cft.report.compare import ACCURACY, Comparison
+from cft.report.arms import Comparison
 from cft.report.text import one_line
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
@@ -18,7 +18,7 @@ MAX_CELL_CHARS = 1000
 
 def cell(value: Any) -> str | int | float:
     """A value as a cell: numbers stay numbers, negative ones too; text that starts with = + - @ gets a quote mark."""
-    if value is None:
+    if value is None or value != value:  # not a number: not defined
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
@@ -47,7 +47,7 @@ def write_runs(path: Path, comparisons: Sequence[Comparison]) -> None:
                     record[fact] = run.facts.get(fact)
                 record["folder"] = run.folder.name
                 records.append(record)
-    _write(path, records)
+    write_records(path, records)
 
 
 def write_arms(path: Path, comparisons: Sequence[Comparison]) -> None:
@@ -62,15 +62,38 @@ def write_arms(path: Path, comparisons: Sequence[Comparison]) -> None:
                 interval = measured.interval
                 record |= {name: interval.value, f"{name}/low": interval.low, f"{name}/high": interval.high}
                 record[f"{name}/interval_over"] = measured.scope
-            if arm.difference is not None:
-                difference = arm.difference
-                record |= {f"{ACCURACY}/difference": difference.value, "difference_to": arm.reference}
-                record |= {f"{ACCURACY}/difference/low": difference.low, f"{ACCURACY}/difference/high": difference.high}
+            for name, contrast in arm.contrasts.items():
+                record |= {f"{name}/difference": contrast.interval.value, "difference_to": arm.reference}
+                record |= {
+                    f"{name}/difference/low": contrast.interval.low,
+                    f"{name}/difference/high": contrast.interval.high,
+                }
+                record |= {f"{name}/p": contrast.p, f"{name}/p_holm": contrast.holm}
             records.append(record)
-    _write(path, records)
+    write_records(path, records)
 
 
-def _write(path: Path, records: Sequence[dict[str, Any]]) -> None:
+def write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """differences.csv: one row a contrast of an arm with its reference."""
+    records = []
+    for comparison in comparisons:
+        for arm in comparison.arms:
+            for name, contrast in arm.contrasts.items():
+                record: dict[str, Any] = {
+                    "benchmark": comparison.benchmark,
+                    "split": comparison.split,
+                    "arm": arm.label,
+                }
+                record |= {"minus": arm.reference, "metric": name, "difference": contrast.interval.value}
+                record |= {"low": contrast.interval.low, "high": contrast.interval.high, "p": contrast.p}
+                record |= {"p_holm": contrast.holm, "test": contrast.test, "marks": "; ".join(arm.marks)}
+                records.append(record)
+    write_records(path, records)
+
+
+def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One row a record, columns in the order of their first appearance."""
+    records = list(rows)
     columns = list(dict.fromkeys(name for record in records for name in record))
 
     def write(temporary: Path) -> None:

@@ -6,21 +6,33 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from cft.metrics import Interval
-from cft.report.compare import ACCURACY, Arm, Comparison
+from cft.intervals import Interval
+from cft.report.arms import ACCURACY, Arm, Comparison
+from cft.report.contrasts import contrast_metrics
 from cft.report.text import one_line
 
 MISSING = "–"
-ARM, SEEDS, LOSS_ON, DIFFERENCE = "arm", "seeds", "loss on", "difference in accuracy"
-# Metrics in the order of the table; those that a comparison lacks are left out, further ones follow.
+ARM, SEEDS, LOSS_ON, DIFFERENCE, P = "arm", "seeds", "loss on", "difference in accuracy", "p (Holm)"
+RATE, VALIDATION = "lr", "validation"
+MARK = " †"
+# Metrics in the order of the table, after pass@k and maj@k; those that a comparison lacks are left out, others follow.
 _TITLES = {
     ACCURACY: "accuracy",
-    "eval/distinct_2": "distinct-2",
     "eval/entropy": "entropy (nats)",
+    "val/entropy_critical": "entropy, critical",
+    "val/entropy_other": "entropy, other",
+    "eval/distinct_2": "distinct-2",
+    "eval/self_bleu": "self-BLEU",
     "eval/response_tokens": "tokens",
     "eval/cut_off_rate": "cut off",
+    "eval/sampled_cut_off_rate": "samples cut off",
     "eval/undecided_rate": "undecided",
+    "eval/distinct_1": "distinct-1",
+    "val/loss_critical": "loss, critical",
+    "val/loss_other": "loss, other",
 }
+_RATES = ("eval/cut_off_rate", "eval/undecided_rate", "eval/sampled_cut_off_rate")
+_IN_CSV_ONLY = ("eval/distinct_1", "val/loss_critical", "val/loss_other")
 
 
 def shown(interval: Interval, *, digits: int = 3) -> str:
@@ -33,29 +45,71 @@ def signed(interval: Interval) -> str:
     return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
+def p_text(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(column titles, one row an arm), as plain text. `*` marks an interval that is over seeds alone."""
-    names = list(dict.fromkeys(name for arm in comparison.arms for name in arm.metrics))
-    metrics = [ACCURACY, *(name for name in names if name != ACCURACY and _informative(name, comparison))]
-    extra = [name for name in comparison.varying if name not in ("mask", "weighting")]
+    """(column titles, one row an arm), as plain text. `*` marks an interval that is over seeds alone, `†` a difference
+    between arms that were trained under other budgets, normalisers or data."""
+    metrics = _shown_metrics(comparison)
+    extra = [name for name in comparison.varying if name not in ("mask", "weighting", "optimizer.lr")]
     references = {arm.reference for arm in comparison.arms if arm.difference is not None}
     one_reference = len(references) == 1
     with_eligible = any(arm.mean_fact("eligible_fraction") is not None for arm in comparison.arms)
+    with_rate = any(_rate(arm) != MISSING for arm in comparison.arms)
+    with_validation = any(_validation(arm) != MISSING for arm in comparison.arms)
     titles = [ARM, *(one_line(name.rpartition(".")[2], limit=20) for name in extra), SEEDS, title(ACCURACY)]
-    titles += [f"minus {next(iter(references))}" if one_reference else DIFFERENCE] if references else []
-    titles += [*([LOSS_ON] if with_eligible else []), *map(title, metrics[1:])]
+    titles += [f"minus {next(iter(references))}" if one_reference else DIFFERENCE, P] if references else []
+    titles += [*([LOSS_ON] if with_eligible else []), *([RATE] if with_rate else [])]
+    titles += [*([VALIDATION] if with_validation else []), *map(title, metrics[1:])]
     rows = []
     for arm in comparison.arms:
         row = [one_line(arm.label, limit=60), *(one_line(str(arm.key.get(name, MISSING)), limit=40) for name in extra)]
         row += [str(len(arm.runs) or MISSING), _metric(arm, ACCURACY)]
         if references:
-            to = "" if one_reference else f" to {arm.reference}"
-            row.append(MISSING if arm.difference is None else signed(arm.difference) + to)
+            contrast = arm.contrasts.get(ACCURACY)
+            to = ("" if one_reference else f" to {arm.reference}") + (MARK if arm.marks else "")
+            row.append(MISSING if contrast is None else signed(contrast.interval) + to)
+            row.append(MISSING if contrast is None else p_text(contrast.holm).removeprefix("p ").removeprefix("= "))
         if with_eligible:
             share = arm.mean_fact("eligible_fraction")
             row.append(MISSING if share is None else f"{share:.0%}")
+        row += [*([_rate(arm)] if with_rate else []), *([_validation(arm)] if with_validation else [])]
         rows.append(row + [_metric(arm, name) for name in metrics[1:]])
     return titles, rows
+
+
+def _shown_metrics(comparison: Comparison) -> list[str]:
+    """Accuracy first; of pass@k the smallest and the largest k, of maj@k the largest. All else is in the CSV files."""
+    names = list(dict.fromkeys(name for arm in comparison.arms for name in arm.metrics))
+    by_k = [name for name in names if name.rpartition("_at_")[2].isdecimal()]
+    keep = {*contrast_metrics(comparison.arms), "eval/pass_at_1"}
+    shown = [
+        name
+        for name in names
+        if name not in (ACCURACY, *_IN_CSV_ONLY)
+        and (name not in by_k or name in keep)
+        and _informative(name, comparison)
+    ]
+    order = list(_TITLES)
+    return [ACCURACY, *sorted(shown, key=lambda n: (n not in by_k, order.index(n) if n in order else len(order)))]
+
+
+def _rate(arm: Arm) -> str:
+    """Learning rate, as an entry of the arm or from the settings; the arms of one table may differ in it."""
+    rates = {run.arm.get("optimizer.lr", (run.facts.get("settings") or {}).get("optimizer.lr")) for run in arm.runs}
+    return (
+        "/".join(f"{rate:g}" if isinstance(rate, float) else one_line(str(rate), limit=12) for rate in rates - {None})
+        or MISSING
+    )
+
+
+def _validation(arm: Arm) -> str:
+    """Mean over seeds of the score that chose the best epoch (and, with --choose, the learning rate)."""
+    scores = [(run.facts.get("best_validation") or {}).get("value") for run in arm.runs]
+    known = [score for score in scores if isinstance(score, int | float)]
+    return f"{sum(known) / len(known):.3f}" if known else MISSING
 
 
 def title(metric: str) -> str:
@@ -78,7 +132,9 @@ def comparison_table(comparison: Comparison, *, width: int) -> Table:
     essential = titles.index(title(ACCURACY)) + 1 + any(arm.difference is not None for arm in comparison.arms)
     keep = list(range(essential))
     rest = list(range(essential, len(titles)))
-    for i in sorted(rest, key=lambda i: (titles[i] != LOSS_ON, not titles[i].startswith(("pass@", "maj@")), -i)):
+    for i in sorted(
+        rest, key=lambda i: (titles[i] != P, titles[i] != LOSS_ON, not titles[i].startswith(("pass@", "maj@")), -i)
+    ):
         if sum(widths[j] for j in [*keep, i]) < width:
             keep.append(i)
     table = Table(title=Text(heading(comparison)), title_justify="left", header_style="bold", box=SIMPLE_HEAD)
@@ -99,6 +155,6 @@ def _metric(arm: Arm, name: str) -> str:
 
 def _informative(name: str, comparison: Comparison) -> bool:
     """A rate that is zero everywhere needs no column."""
-    if name not in ("eval/cut_off_rate", "eval/undecided_rate"):
+    if name not in _RATES:
         return True
     return any(name in arm.metrics and arm.metrics[name].interval.value > 0 for arm in comparison.arms)

@@ -4,14 +4,12 @@
     wavering       the first alternative ended wrong, a later one right
     plain          the first alternative ended right, or nothing is known
 
-`html_tokens` feeds the page (with each token's alternatives as a tooltip), `terminal` gives the same for a terminal.
+`cft/report/explorer.py` gives them to the page, with each token's alternatives; `terminal` shows them in a terminal.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,71 +32,11 @@ OUTCOME_WORDS = {
 _TERMINAL_STYLES = {"critical": "bold white on red3", "wavering": "black on light_goldenrod2", "plain": ""}
 
 
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """What would have come of another token. probability in percent; answer "" where none was reached."""
-
-    rank: int
-    text: str
-    probability: str
-    answer: str
-    outcome: str
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A response token ready to show. name: its own text with spaces visible. level: critical, wavering or plain."""
-
-    text: str
-    name: str
-    level: str
-    special: bool
-    probability: str
-    entropy: str
-    alternatives: tuple[Alternative, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """One response. share: of its tokens that are critical, 0-1."""
-
-    problem: str
-    answer: str
-    tokens: tuple[Token, ...]
-    critical: int
-    share: float
-
-
-def transcript(row: AnnotatedResponse, mask: NDArray[np.float32], *, decode: Decode) -> Transcript:
-    """mask: [R], > 0 = critical. Raises ValueError if it does not belong to the row."""
-    levels = _levels(row, mask)
-    tokens = tuple(
-        Token(
-            text=_visible(text) or _name(decode, int(row.response_ids[t])),
-            name=_name(decode, int(row.response_ids[t])),
-            level=levels[t],
-            special=not text,
-            probability=_percent(float(row.logprob[t])),
-            entropy=f"{float(row.entropy[t]):.2f}",
-            alternatives=tuple(_alternative(row, t, j, decode) for j in range(row.alt_ids.shape[1])),
-        )
-        for t, text in enumerate(token_texts(row))
-    )
-    critical = levels.count("critical")
-    return Transcript(
-        problem=printable(row.problem),
-        answer=one_line(row.answer, limit=200),
-        tokens=tokens,
-        critical=critical,
-        share=critical / max(len(levels), 1),
-    )
-
-
 def terminal(row: AnnotatedResponse, mask: NDArray[np.float32]) -> Text:
     """The response with critical tokens on red and wavering ones on yellow; print it with a rich console."""
     shown = Text()
-    for text, level in zip(token_texts(row), _levels(row, mask), strict=True):
-        shown.append(_visible(text) or END, style=_TERMINAL_STYLES[level])
+    for text, level in zip(token_texts(row), levels(row, mask), strict=True):
+        shown.append(visible(text) or END, style=_TERMINAL_STYLES[level])
     return shown
 
 
@@ -110,7 +48,8 @@ def legend() -> Text:
     return shown
 
 
-def _levels(row: AnnotatedResponse, mask: NDArray[np.float32]) -> list[str]:
+def levels(row: AnnotatedResponse, mask: NDArray[np.float32]) -> list[str]:
+    """Of each token: critical, wavering or plain. Raises ValueError if the mask does not belong to the row."""
     if len(mask) != len(row.response_ids):
         raise ValueError(f"response {row.response_id}: mask of {len(mask)} for {len(row.response_ids)} tokens")
     if not row.alt_outcome.shape[1]:
@@ -122,27 +61,12 @@ def _levels(row: AnnotatedResponse, mask: NDArray[np.float32]) -> list[str]:
     ]
 
 
-def _alternative(row: AnnotatedResponse, t: int, j: int, decode: Decode) -> Alternative:
-    return Alternative(
-        # A given response may be less probable than its alternatives; a greedy one never is.
-        rank=j + 1 + int(row.alt_logprob[t, j] <= row.logprob[t]),
-        text=_name(decode, int(row.alt_ids[t, j])),
-        probability=_percent(float(row.alt_logprob[t, j])),
-        answer=one_line(row.alt_answer[t][j], limit=40),
-        outcome=OUTCOME_WORDS[Outcome(int(row.alt_outcome[t, j]))],
-    )
-
-
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """A line break shows its sign, so that one can see its colour, and still breaks the line."""
     return printable(text).replace("\n", "⏎\n")
 
 
-def _name(decode: Decode, token: int) -> str:
+def token_name(decode: Decode, token: int) -> str:
+    """A token's own text on one line, spaces visible."""
     text = decode([token])
     return one_line(text, limit=40).replace(" ", "␣") if text else END
-
-
-def _percent(logprob: float) -> str:
-    share = 100 * math.exp(min(logprob, 0.0)) if math.isfinite(logprob) else 0.0
-    return f"{share:.1f} %" if share >= 0.1 else "< 0.1 %"

@@ -1,0 +1,97 @@
+"""Which learning rate does each arm deserve? Chosen by its score on validation problems, before any test result counts.
+
+    python -m cft.report SEARCH FINAL --choose optimizer.lr
+
+Runs of an arm that differ in the key alone are candidates. Where some were trained for the search (evaluation.problems=0),
+they alone decide and the tested runs play no part; else the tested runs' own validation scores do. What is compared then
+are the tested runs at the chosen value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cft.report.arms import ReportError, Run
+from cft.report.settings import distinguished
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """arm: its entries without the key. scores: value of the key -> validation score of each seed, by rising value."""
+
+    key: str
+    arm: dict[str, Any]
+    metric: str
+    scores: dict[str, list[float]]
+    chosen: str
+
+
+def choose(runs: Sequence[Run], *, key: str) -> tuple[list[Run], list[Choice]]:
+    """(the runs to compare, what was chosen for each arm). Runs without the key, such as the base model, stay."""
+    keyed = [run for run in runs if run.arm.get(key) is not None and "best_validation" in run.facts]
+    if not keyed:
+        raise ReportError(
+            f"--choose {key}: no run has this entry and a validation score; expected for instance optimizer.lr"
+        )
+    stripped = [(_without(run.arm, key), _without_settings(run.facts.get("settings"), key)) for run in keyed]
+    groups: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+    for run, arm in zip(keyed, distinguished(stripped), strict=True):
+        groups.setdefault(json.dumps(arm, sort_keys=True, default=str), []).append((run, arm))
+    kept = [run for run in runs if not any(run is other for other in keyed)]
+    choices = []
+    for group in groups.values():
+        choice = _choice([run for run, _ in group], key=key, arm=group[0][1])
+        tested = [run for run, _ in group if run.metrics]
+        at_chosen = [run for run in tested if str(run.arm[key]) == choice.chosen]
+        if tested and not at_chosen:
+            raise ReportError(
+                f"--choose {key}: {_words(choice.arm)} scores best on validation problems with {key}={choice.chosen}, but "
+                f"was tested with {', '.join(sorted({str(run.arm[key]) for run in tested}))} only; train and test it with "
+                f"{key}={choice.chosen}"
+            )
+        kept += at_chosen
+        choices.append(choice)
+    return kept, choices
+
+
+def _choice(runs: Sequence[Run], *, key: str, arm: dict[str, Any]) -> Choice:
+    searched = [run for run in runs if not run.metrics] or list(runs)
+    metrics = sorted({run.facts["best_validation"]["metric"] for run in searched})
+    if len(metrics) > 1:
+        raise ReportError(
+            f"--choose {key}: {_words(arm)} was validated by {' and '.join(metrics)}, which cannot be compared; give the "
+            "folders of runs with one callbacks.best.monitor"
+        )
+    worst = float("inf") if "loss" in metrics[0] else float("-inf")
+    scores: dict[str, list[float]] = {}
+    for run in sorted(searched, key=lambda run: (_order(run.arm[key]), run.seed)):
+        value = run.facts["best_validation"]["value"]
+        scores.setdefault(str(run.arm[key]), []).append(worst if value is None else float(value))
+    better = min if "loss" in metrics[0] else max
+    # Equal means: the first, that is the smaller value.
+    chosen = better(scores, key=lambda value: float(np.mean(scores[value])))
+    return Choice(key, arm, metrics[0], scores, chosen)
+
+
+def _order(value: Any) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except (TypeError, ValueError):
+        return float("inf"), str(value)
+
+
+def _without(arm: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in arm.items() if name != key}
+
+
+def _without_settings(settings: dict[str, Any] | None, key: str) -> dict[str, Any] | None:
+    return None if settings is None else _without(settings, key)
+
+
+def _words(arm: dict[str, Any]) -> str:
+    return " ".join(f"{name}={arm[name]}" for name in ("mask", "weighting") if name in arm) or "the arm"
