@@ -33,7 +33,7 @@ class Bar:
     def begin(self, done: float, *, total: int) -> None:
         """The work starts now, with `done` steps of it done already."""
         self._before, self.done, self.total = done, done, total
-        self._started = time.monotonic()
+        self._started = self._printed = time.monotonic()
         self.advance(0)
 
     def advance(self, steps: float = 1, *, facts: str = "", total: int | None = None) -> None:

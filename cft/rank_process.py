@@ -20,8 +20,10 @@ PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 def main(path: Path) -> None:
     die_with_parent()
     job = OmegaConf.load(path)
+    schema = OmegaConf.structured(HydraConf)
+    OmegaConf.set_struct(schema, False)  # groups bring keys of their own
     cfg = OmegaConf.create({})
-    cfg.hydra = OmegaConf.merge(OmegaConf.structured(HydraConf), job.hydra)
+    cfg.hydra = OmegaConf.merge(schema, job.hydra)
     HydraConfig.instance().set_config(cfg)
     from cft.entry import reported_in_rank
     from cft.progress import console

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cft.config import config_hash
 from cft.errors import UserError
@@ -125,12 +127,26 @@ def use_own_launcher(trainer: pl.Trainer, cfg: DictConfig, *, start: Start) -> J
 def save_job(path: Path, cfg: DictConfig, start: Start) -> None:
     """The resolved config of this job and of Hydra and where the job begins, for a process that shall run the same."""
     begins = {"folder": str(start.folder), "checkpoint": str(start.checkpoint or "")}
-    job = {"config": _plain(cfg), "hydra": _plain(HydraConfig.get()), "start": begins}
+    job = {"config": _resolved(cfg), "hydra": _resolved(HydraConfig.get()), "start": begins}
     write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(job)).encode("utf-8", "surrogatepass"))
 
 
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+def _resolved(node: Any) -> Any:
+    """Plain values. Hydra's own config refers to what only a multirun has: such a value stays as it is written."""
+    if isinstance(node, DictConfig):
+        return {key: _resolved_value(node, key) for key in node}
+    if isinstance(node, ListConfig):
+        return [_resolved_value(node, i) for i in range(len(node))]
+    return node.name if isinstance(node, Enum) else node
+
+
+def _resolved_value(parent: DictConfig | ListConfig, key: Any) -> Any:
+    if OmegaConf.is_missing(parent, key):
+        return "???"
+    try:
+        return _resolved(parent[key])
+    except OmegaConfBaseException:
+        return str(OmegaConf.to_container(parent, resolve=False)[key])  # type: ignore[index]
 
 
 @contextmanager

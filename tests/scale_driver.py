@@ -2,7 +2,7 @@
 
 python tests/scale_driver.py FOLDER STRATEGY WORLD ACCUMULATE BATCH STEPS [CHECKPOINT]      (two processes: as a script)
 
-FOLDER gets checkpoints after every 7 steps and result.json: losses by step, and how far the logits of the Hugging Face
+FOLDER gets checkpoints after every 4 steps and result.json: losses by step, and how far the logits of the Hugging Face
 export are from those of the trained weights.
 """
 
@@ -33,7 +33,7 @@ from tests.fakes import random_llama
 from tests.objectives import sft
 
 ROWS = 77  # 8 a step: nine full steps and one of 5, which two ranks with batches of 2 cannot share evenly
-EVERY = 7
+EVERY = 4
 STEPS = 20
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
 

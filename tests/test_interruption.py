@@ -148,7 +148,8 @@ def end_state(run_folder: Path) -> dict[str, object]:
     last = load_checkpoint(newest_checkpoint(run_folder / CHECKPOINTS))
     results = json.loads((run_folder / "results.json").read_text())
     return {
-        "exported": {path.name: path.read_bytes() for path in (run_folder / "export").iterdir()},
+        # The model card names the command, which is another one.
+        "exported": {p.name: p.read_bytes() for p in (run_folder / "export").iterdir() if p.name != "README.md"},
         "weights": {name: tensor.numpy().tobytes() for name, tensor in last["state_dict"].items()},
         "optimizer": {
             (i, name): tensor.numpy().tobytes()

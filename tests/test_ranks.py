@@ -25,26 +25,15 @@ from cft.position import position_of
 from cft.ranks import VARIABLES, RankMismatch, SameEverywhere, own_environment, save_job
 from cft.resume import Start
 from tests.conftest import ROOT
-from tests.entry import FIT_ONLY, SHORT, run
+from tests.entry import FIT_ONLY
 from tests.stage import CONF, composed
 from tests.test_wandb import Logged
 
-TWO = ("trainer=ddp", "trainer.accelerator=cpu", "data.batch_size=1")
+TWO = ("trainer.accelerator=cpu", "data.batch_size=1", "data.max_rows=10")  # two steps an epoch
 
 
-@pytest.fixture(scope="module")
-def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("annotations")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        ended = run("annotate", *SHORT, "annotation=a", f"annotations_dir={folder}")
-    assert ended.status == 0, ended.text
-    return folder
-
-
-def arguments(annotations: Path, *more: str) -> list[str]:
-    script = str(ROOT / "train.py")
-    return [sys.executable, script, "data.annotation=a", f"annotations_dir={annotations}", *FIT_ONLY, *TWO, *more]
+def command(*more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *FIT_ONLY, *TWO, *more]
 
 
 def children(process: int) -> list[int]:
@@ -64,15 +53,16 @@ def ranks_of(process: int) -> list[int]:
 # ---- in one process
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[Any]:
-    """A Hydra job of a multirun with a value of its own, as the launcher sets it up."""
+@pytest.fixture(params=["RUN", "MULTIRUN"])
+def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """A Hydra job with values of its own, as the launcher sets it up."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", ["seed=7", "mask=all"], return_hydra_config=True)
     OmegaConf.set_struct(cfg, False)
-    cfg.hydra.mode = RunMode.MULTIRUN
+    cfg.hydra.mode = RunMode[request.param]
     cfg.hydra.runtime.output_dir = str(tmp_path / "sweep" / "1")
-    cfg.hydra.job.num, cfg.hydra.job.id = 1, "1"
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        cfg.hydra.job.num, cfg.hydra.job.id = 1, "1"
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(cfg)
     yield cfg
@@ -99,7 +89,7 @@ def test_another_process_gets_the_jobs_own_config(job: Any, tmp_path: Path, monk
     assert got.seed == 7
     assert begins == start
     assert there == here
-    assert there.multirun
+    assert there.multirun == (job.hydra.mode == RunMode.MULTIRUN)
 
 
 def test_what_a_distributed_job_leaves_in_the_environment_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +121,9 @@ def test_ranks_that_were_started_unlike_are_refused(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_multirun_of_two_jobs_in_two_processes_each(annotations: Path, tmp_path: Path) -> None:
-    command = arguments(annotations, "-m", "seed=3,4", "logger=wandb", "trainer.max_epochs=1", "hydra.sweep.dir=sweep")
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+def test_a_multirun_of_two_jobs_in_two_processes_each(tmp_path: Path) -> None:
+    jobs = command("trainer=ddp", "seed=3,4", "logger=wandb", "trainer.max_epochs=1", "hydra.sweep.dir=sweep", "-m")
+    ended = subprocess.run(jobs, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     folders = sorted(path.parent for path in (tmp_path / "sweep").glob("*/results.json"))
     assert [folder.name for folder in folders] == ["0", "1"]
@@ -152,12 +142,9 @@ def test_a_multirun_of_two_jobs_in_two_processes_each(annotations: Path, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_signal_to_one_of_two_processes_ends_both_and_the_run_goes_on(
-    annotations: Path, tmp_path: Path, strategy: str
-) -> None:
-    training = [f"trainer={strategy}", "trainer.max_epochs=40", "hydra.run.dir=run"]
-    command = arguments(annotations, *training)
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_a_signal_to_one_of_two_processes_ends_both_and_the_run_goes_on(tmp_path: Path, strategy: str) -> None:
+    training = command(f"trainer={strategy}", "trainer.max_epochs=100", "hydra.run.dir=run")
+    process = subprocess.Popen(training, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     checkpoints = tmp_path / "run" / CHECKPOINTS
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("step-*.ckpt")) and process.poll() is None and time.monotonic() < deadline:
@@ -173,7 +160,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_and_the_run_goes_on(
 
     last = reached // 2 + 2
     ended = subprocess.run(
-        arguments(annotations, f"trainer={strategy}", f"trainer.max_epochs={last}", "resume=run"),
+        command(f"trainer={strategy}", f"trainer.max_epochs={last}", "resume=run"),
         cwd=tmp_path,
         capture_output=True,
         text=True,
