@@ -261,6 +261,24 @@ def test_starting_the_next_rank_early_changes_no_evidence(seed: int, rows: int) 
         assert engine.cancelled > 0
 
 
+@pytest.mark.parametrize(("final", "begun"), [(101, 200), (100, 0)], ids=["wrong so far", "right so far"])
+def test_idle_rows_begin_the_next_rank_where_it_is_likely_to_be_needed(final: int, begun: int) -> None:
+    length = 200
+    evidence = fresh_evidence(
+        response_id="r",
+        answer="1",
+        trunk=Trunk(np.arange(3 + length, dtype=np.int32), 3),
+        alt_ids_RK=np.tile(np.array([50, 51], np.int32), (length, 1)),
+        replay_fraction=0.0,
+    )
+    source = CounterfactualSource([evidence], Judge(NumberTokenizer(), judge_by_last_token), True)  # type: ignore[arg-type]
+    first = source.take(256)
+    assert [fork.key for fork in first] == [(0, t, 0) for t in range(length)]  # no verdict is known yet
+    for fork in first[:20]:
+        source.receive(fork.key, Completion(np.array([final], np.int32), "stop", 5))
+    assert [fork.key for fork in source.take(256)] == [(0, t, 1) for t in range(begun)]
+
+
 def test_a_verdict_that_stands_ends_a_continuation(tiny_arith_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_arith_path)
     verifier = FirstAnswer(inner=Numeric(fallback_last_number=True))
