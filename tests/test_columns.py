@@ -153,7 +153,7 @@ def test_a_stored_score_is_looked_for_where_it_would_be_read(tmp_path: Path) -> 
     [
         (["weighting=excess_loss"], "reference: this method compares the policy's log-probs"),
         (["loss=asft", "reference=annotation"], "reference: this method needs the whole distribution"),
-        (["mask=token_cleaning"], "no stored score cleaner"),
+        (["mask=token_cleaning"], "no stored score reference"),
         (
             ["weighting=sstoken", "reference=annotation"],
             "python -m cft.score annotation=tiny_arith score=attention_to_prompt",
