@@ -19,7 +19,7 @@ from typing import Any
 
 from cft import arithmetic as generator
 from cft.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalised, to_problems
-from cft.types import Problem
+from cft.types import Problem, Verifier
 
 __all__ = ["ProblemError", "Splits", "arithmetic", "gsm8k", "hub", "jsonl", "reasoning_gym"]
 
@@ -32,6 +32,7 @@ class Splits:
     """Problems in the order of hash(seed, id), so that the first n of them are a random sample.
 
     dropped: reason -> how many rows. fingerprint: sha256 of the splits' ids, questions, answers and solutions.
+    verifier: what judges the answers under `verifier=benchmark`, None where the source leaves that to the run.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Splits:
     test: tuple[Problem, ...]
     dropped: dict[str, int]
     fingerprint: str
+    verifier: Verifier | None = None
 
     def of(self, split: str) -> tuple[Problem, ...]:
         """The problems of one split, at least one."""
@@ -77,7 +79,7 @@ def arithmetic(
                 f"num_{split}={count}: the generator has only {len(found[split])} different problems of {min_steps} to "
                 f"{max_steps} steps in this split; ask for fewer or raise max_steps"
             )
-    return _splits(name=name, seed=seed, dropped=Counter(), **found)
+    return splits_of(name=name, seed=seed, dropped=Counter(), **found)
 
 
 def gsm8k(*, name: str, dir: str, hub_id: str, revision: str, validation_fraction: float, seed: int) -> Splits:
@@ -142,7 +144,7 @@ def reasoning_gym(
         Row(f"{task}[{i}]", {"question": dataset[i]["question"], "answer": dataset[i]["answer"]}) for i in range(size)
     )
     fields_ = Fields(id="", question="question", answer="answer", solution="")
-    # All may be put aside: repeated draws are no one's mistake, and a task that has nothing else fails in `_splits`.
+    # All may be put aside: repeated draws are no one's mistake, and a task that has nothing else fails in `splits_of`.
     part = to_problems(rows, source=f"reasoning-gym {task}", fields=fields_, id_prefix=f"{task}-", max_bad_rows=1.0)
     return _from_parts(
         name=name,
@@ -208,7 +210,7 @@ def hub(
     for part, split in (("train", train_split), ("test", test_split)):
         if split or part == "train":
             parts[part] = to_problems(
-                _hub_rows(path, config=config, revision=revision, split=split),
+                hub_rows(path, config=config, revision=revision, split=split),
                 source=f"{path} ({split})",
                 fields=fields_,
                 id_prefix="test-" if part == "test" else "",
@@ -252,10 +254,10 @@ def _from_parts(
     if own_test:
         found["test"] = parts["test"][0]
     dropped = sum((counts for _, counts in parts.values()), Counter[str]())
-    return _splits(name=name, seed=seed, dropped=dropped, **found)
+    return splits_of(name=name, seed=seed, dropped=dropped, **found)
 
 
-def _splits(
+def splits_of(
     *,
     name: str,
     seed: int,
@@ -288,12 +290,19 @@ def _splits(
     if not any(ordered.values()):
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none was asked for"
         raise ProblemError(f"data {name} is left with no problems ({reasons})")
-    return Splits(name=name, dropped=dict(sorted(dropped.items())), fingerprint=digest.hexdigest(), **ordered)
+    return Splits(
+        name,
+        ordered["train"],
+        ordered["validation"],
+        ordered["test"],
+        dropped=dict(sorted(dropped.items())),
+        fingerprint=digest.hexdigest(),
+    )
 
 
 def _gsm8k_rows(part: str, *, dir: str, hub_id: str, revision: str) -> tuple[Iterator[Row], str]:
     if not dir:
-        return _hub_rows(hub_id, config="main", revision=revision, split=part), f"{hub_id} ({part})"
+        return hub_rows(hub_id, config="main", revision=revision, split=part), f"{hub_id} ({part})"
     candidates = [Path(dir).expanduser() / f"{part}.jsonl", Path(dir).expanduser() / "gsm8k" / f"{part}.jsonl"]
     for path in candidates:
         if path.is_file():
@@ -304,7 +313,7 @@ def _gsm8k_rows(part: str, *, dir: str, hub_id: str, revision: str) -> tuple[Ite
     )
 
 
-def _hub_rows(path: str, *, config: str, revision: str, split: str) -> Iterator[Row]:
+def hub_rows(path: str, *, config: str, revision: str, split: str) -> Iterator[Row]:
     """Rows of one split, numbered from 0. Remote code is never run."""
     from datasets import load_dataset
     from httpx import HTTPError

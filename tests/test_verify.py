@@ -15,16 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cft.answers import MAX_DIGITS, as_fraction, canonical, explicit_answer, last_number, read_number
+from cft.algebra import too_hard
+from cft.answers import MAX_DIGITS, as_fraction, canonical, last_number, read_number
+from cft.markers import explicit_answer
 from cft.types import Judgement, Verdict
-from cft.verify import Exact, Math, MultipleChoice, Numeric, Regex, too_hard, verifier_fingerprint
+from cft.verify import Exact, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
 
 CONF = Path(__file__).parent.parent / "conf" / "verifier"
 NUMERIC = Numeric(fallback_last_number=True)
 MARKED = Numeric(fallback_last_number=False)
 EXACT = Exact(case_sensitive=False, fallback_last_line=True)
 CHOICE = MultipleChoice(choices="ABCDE")
-MATH = Math(fallback_last_number=True)
+MATH = Math(fallback_last_number=True, lists="unknown")
 ALL = [NUMERIC, MARKED, EXACT, CHOICE, MATH, Regex(pattern=r"=\s*(\S+)", compare="number")]
 # st.text() leaves out lone surrogates; model text may hold them.
 ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.text(
@@ -86,6 +88,36 @@ ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.text(
         ("\\boxed{5!}", "120", "undecided", "5!"),
         ("\\boxed{3x}", "3", "undecided", "3x"),
         ("\\boxed{3 \\text{ or } 4}", "3", "undecided", "3 \\text{ or } 4"),
+        # Several numbers on an answer line: none of them is the answer, and neither is a number that follows.
+        ("#### 3 or 4", "3", "undecided", "3 or 4"),
+        ("#### 3 or 4", "4", "undecided", "3 or 4"),
+        ("#### 3, 4", "3", "undecided", "3, 4"),
+        ("#### 3 apples and 4 pears\nfor 3 people", "3", "undecided", "3 apples and 4 pears"),
+        ("The answer is 3 or 4.", "4", "undecided", "3 or 4"),
+        ("#### 18 dollars, and she is happy", "18", "right", "18"),
+        # A sign may stand apart; what is no sign but a minus is an expression.
+        ("\\boxed{- 3}", "3", "wrong", "-3"),
+        ("\\boxed{- 3}", "-3", "right", "-3"),
+        ("\\boxed{x - 3}", "3", "undecided", "x - 3"),
+        ("\\boxed{x^2 + 50 = 0}", "0", "undecided", "x^2 + 50 = 0"),
+        ("\\boxed{2 + 3 = 5}", "5", "right", "5"),
+        # Powers of ten, factors in words, ratios, repeating decimals.
+        ("\\boxed{1.85 \\times 10^{5}}", "185000", "right", "1.85e5"),
+        ("\\boxed{10^{-3}}", "0.001", "right", "1e-3"),
+        ("#### 1.5 million", "1500000", "right", "1.5"),
+        ("#### 1.5 million", "150000", "wrong", "1.5"),
+        ("\\boxed{50 percent}", "0.5", "right", "50"),
+        ("\\boxed{14:8}", "7:4", "right", "14:8"),
+        ("\\boxed{7:5}", "7:4", "wrong", "7:5"),
+        ("\\boxed{0.\\overline{3}}", "1/3", "right", "3/9"),
+        ("\\boxed{0.1\\overline{6}}", "1/6", "right", "15/90"),
+        ("\\boxed{0.\\overline{3}}", "0.3", "wrong", "3/9"),
+        # A gold decimal of many places was rounded; an answer of many places may be.
+        ("#### 8/9", "0.8888888889", "right", "8/9"),
+        ("#### 7/9", "0.8888888889", "wrong", "7/9"),
+        ("#### 0.8888888888", "0.8888888889", "wrong", "0.8888888888"),
+        ("#### 0.666667", "2/3", "right", "0.666667"),
+        ("#### 0.666", "2/3", "wrong", "0.666"),
         ("#### 3 * 4", "12", "undecided", "3 * 4"),
         ("the answer is 2^3.", "8", "undecided", "2^3"),
         ("\\boxed{5/0}", "5", "undecided", "5/0"),
@@ -299,10 +331,13 @@ def test_math(response: str, answer: str, judgement: str) -> None:
     assert MATH(response, answer).judgement == judgement
 
 
-def test_math_does_not_mix_up_gold_and_prediction() -> None:
-    # math-verify reads an assignment in the prediction as its right side, but not the other way round.
-    gold, prediction = "1 < x < 2", "(1, 2)"
-    assert MATH(f"\\boxed{{{prediction}}}", gold) != MATH(f"\\boxed{{{gold}}}", prediction)
+def test_math_does_not_mix_up_gold_and_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    # math-verify's verify(gold, target) is not symmetric, and takes the prediction second.
+    seen = {}
+    monkeypatch.setattr("math_verify.verify", lambda **given: seen.update(given) or True)
+    assert MATH("\\boxed{\\sqrt{8}}", "\\sqrt{2}").judgement is Judgement.RIGHT
+    assert "8" in str(seen["target"]) or "2*sqrt(2)" in str(seen["target"])
+    assert "2*sqrt(2)" not in str(seen["gold"])
 
 
 @pytest.mark.parametrize(
@@ -310,6 +345,11 @@ def test_math_does_not_mix_up_gold_and_prediction() -> None:
     [
         ("10^{10^{10}}", True),
         ("2^3^4", True),
+        ("2^{3}^{4}", True),
+        ("((9^9)^9)^9", True),
+        ("(x+1)^{1000}", True),
+        ("\\sum_{n=1}^{9999} \\frac{1}{n^n}", True),
+        ("9^{1e9}", True),
         ("2^{30^6}+1", True),
         ("2^{100000}", True),
         ("100000000!", True),
@@ -319,6 +359,9 @@ def test_math_does_not_mix_up_gold_and_prediction() -> None:
         ("1" * 513, True),
         ("\ud800", True),
         ("x^{2}+y^{2}", False),
+        ("x^2y^2", False),
+        ("(x+1)^2(x+2)^3(x+3)^4", False),
+        ("\\frac{x^2}{4}+\\frac{y^2}{9}=1", False),
         ("\\binom{10}{5}", False),
         ("10!", False),
         ("\\frac{\\sqrt{3}}{2}", False),
@@ -342,7 +385,7 @@ def test_a_fingerprint_tells_class_version_and_arguments_apart() -> None:
     prints = {verifier_fingerprint(verifier) for verifier in ALL}
     assert len(prints) == len(ALL)
     content = json.loads(verifier_fingerprint(NUMERIC))
-    assert content == {"class": "cft.verify.Numeric", "version": "1", "args": {"fallback_last_number": True}}
+    assert content == {"class": "cft.verify.Numeric", "version": "2", "args": {"fallback_last_number": True}}
     assert "math-verify" in json.loads(verifier_fingerprint(MATH))["version"]
     with pytest.raises(TypeError, match="dataclass"):
         verifier_fingerprint(object())  # pyright: ignore[reportArgumentType]

@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from cft.answers import explicit_answer, first_answer_end
 from cft.command_line import command_line_mistakes, read_command_line
 from cft.config import CONF_DIR, build
 from cft.judge import outcome_of
+from cft.markers import explicit_answer, first_answer_end
 from cft.types import Judgement, Verifier
 from cft.verify import Exact, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
 from cft.verify_first import FirstAnswer
@@ -26,7 +26,7 @@ NUMERIC = Numeric(fallback_last_number=True)
 EXACT = Exact(case_sensitive=False, fallback_last_line=True)
 CHOICE = MultipleChoice(choices="ABCDE")
 REGEX = Regex(pattern=r"=\s*(\S+)", compare="number")
-MATH = Math(fallback_last_number=True)
+MATH = Math(fallback_last_number=True, lists="unknown")
 INNER: list[Verifier] = [NUMERIC, Numeric(fallback_last_number=False), EXACT, CHOICE, REGEX]
 
 FRAGMENTS = [
@@ -240,10 +240,16 @@ def test_it_runs_in_a_worker() -> None:
         assert pool.verify_all(items) == [verifier(*item) for item in items]
 
 
-@pytest.mark.parametrize("name, inner", [("numeric_first", Numeric), ("math_first", Math)])
-def test_configs_name_the_verifier_inside(name: str, inner: type) -> None:
+@pytest.mark.parametrize(
+    "name, inner",
+    [
+        ("numeric_first", Numeric(fallback_last_number=False)),
+        ("math_first", Math(fallback_last_number=False, lists="unknown")),
+    ],
+)
+def test_configs_name_the_verifier_inside(name: str, inner: Verifier) -> None:
     cfg = composed("annotate", f"verifier={name}", "verifier.inner.fallback_last_number=false")
-    assert build(cfg.verifier) == FirstAnswer(inner=inner(fallback_last_number=False))
+    assert build(cfg.verifier) == FirstAnswer(inner=inner)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,237 @@
+r"""LaTeX answers as text: one spelling for what looks alike, and the parts of a list, a tuple, a matrix, a range.
+
+`\dfrac12` and `\frac{1}{2}`, `\left( 1 , 2 \right)` and `(1,2)`, `x \geq 3` and `x ≥ 3` are the same answer before any
+algebra. Everything here is plain Python on at most MAX_CHARS characters; nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_CHARS = 4096  # a longer text is compared as it stands
+
+_SIGNS = {"\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "×": "\\times ", "·": "\\cdot "}
+_SIGNS |= {"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∞": "\\infty ", "π": "\\pi ", "±": "\\pm ", "∓": "\\mp "}
+_SIGNS |= {"∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "²": "^2", "³": "^3", "°": "", "÷": "/"}
+_SIGNS |= {"½": "\\frac12", "¼": "\\frac14", "¾": "\\frac34", "θ": "\\theta ", "λ": "\\lambda ", "α": "\\alpha "}
+_TRANSLATION = str.maketrans(_SIGNS)
+_DROPPED = re.compile(
+    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|boldsymbol|rm|bf|it|hspace\s*\{[^{}]*\})(?![A-Za-z])"
+    r"|\\[,;:!> ]|\\q?quad(?![A-Za-z])|~|\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:degree|\$)|\$|\\[()\[\]]"
+    r"|\\(?:small|large|rule\{[^{}]*\}\{[^{}]*\})(?![A-Za-z])"
+)
+_FONTS = r"text(?:bf|rm|it|sf|tt|normal)?|math(?:rm|bf|bb|cal|it|sf)|mbox|operatorname\*?|vec|overrightarrow|pmb|bm"
+_TEXT = re.compile(rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}")
+_SYNONYMS = {
+    "dfrac": "frac",
+    "tfrac": "frac",
+    "cfrac": "frac",
+    "leq": "le",
+    "leqslant": "le",
+    "geq": "ge",
+    "geqslant": "ge",
+}
+_SYNONYMS |= {
+    "neq": "ne",
+    "lt": "<",
+    "gt": ">",
+    "infin": "infty",
+    "to": "rightarrow",
+    "varnothing": "emptyset",
+    "land": "wedge",
+}
+_SYNONYMS |= {"dots": "ldots", "cdots": "ldots", "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "mid": "|"}
+_SYNONYMS |= {
+    "vert": "|",
+    "lvert": "|",
+    "rvert": "|",
+    "ast": "*",
+    "dbinom": "binom",
+    "tbinom": "binom",
+    "arcsin": "asin",
+}
+_SYNONYMS |= {"arccos": "acos", "arctan": "atan", "lor": "vee", "prime": "'", "colon": ":"}
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_MATRIX = re.compile(r"\\begin\s*\{(?:[pb]|small)?matrix\*?\}|\\begin\s*\{array\}\s*\{[^{}]*\}")
+_MATRIX_END = re.compile(r"\\end\s*\{(?:(?:[pb]|small)?matrix\*?|array)\}")
+_ARGUMENT = re.compile(r"(\^|_|\\sqrt|\\frac|\\binom)\s*\{([0-9A-Za-z])\}")
+_BARE_ARGUMENTS = re.compile(r"\\(frac|binom)\s*(\{[^{}]*\}|[0-9A-Za-z])\s*(\{[^{}]*\}|[0-9A-Za-z])")
+_OPEN, _CLOSE = "([{", ")]}"
+
+
+def one_spelling(text: str) -> str:
+    """A text in which only what means something differs; "" where nothing is left. No LaTeX that could be parsed."""
+    if len(text) > MAX_CHARS:
+        return " ".join(text.split())
+    thousands = _thousands(text := readable(text))
+    text = re.sub(r"\\{|\\lbrace", "«", text)
+    text = re.sub(r"\\}|\\rbrace", "»", text)
+    text = re.sub(r"\s+", "", text)
+    for _ in range(2):
+        text = _BARE_ARGUMENTS.sub(_braced, text)
+    text = re.sub(r"(\^|_|\\sqrt)([0-9A-Za-z])", r"\1{\2}", text)
+    text = re.sub(r"(?<![0-9])\.(?=[0-9])", "0.", text)
+    text = text.replace(",", "") if thousands else text
+    text = text.replace("+\\infty", "\\infty").replace("\\cdot", "\\times").replace("\\times", "*")
+    return text.rstrip(".,;:").lstrip(":")
+
+
+def readable(text: str) -> str:
+    """Unicode signs as commands, synonyms as one, layout and font commands dropped, matrices under one name."""
+    text = text.translate(_TRANSLATION).replace("{,}", ",")
+    text = re.sub(r"(?<=[0-9]),\s*\\!\s*(?=[0-9]{3})|(?<=[0-9])\\[,!; ](?=[0-9]{3})", ",", text)
+    text = text.replace("\\\\", " \\endrow ")  # a row of a matrix ends; not to be taken for a command's backslash
+    text = _DROPPED.sub(" ", text)
+    for _ in range(3):  # fonts may be nested
+        text = _TEXT.sub(r" \1 ", text)
+    text = _COMMAND.sub(_synonym, text)
+    text = _MATRIX.sub(r"\\matrix ", text)
+    text = _MATRIX_END.sub(r" \\endmatrix ", text)
+    return text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """An answer taken apart once.
+
+    kind: "list" (no brackets: 1, 2), "either" (1 or 2; plus or minus), "tuple", "set", "range" (an interval or an
+    inequality of one variable; "(1, 2)" is a tuple), "union", "matrix" (rows of parts), "one" (nothing to take apart).
+    ends: the brackets of a tuple or range. parts: as LaTeX.
+    """
+
+    kind: Literal["list", "either", "tuple", "set", "range", "union", "matrix", "one"]
+    parts: tuple[str, ...]
+    ends: str = ""
+    columns: int = 0
+
+
+def form_of(text: str) -> Form:
+    """How an answer is made. text: as `readable` gives it."""
+    text = text.strip().rstrip(".;").strip()
+    if len(text) > MAX_CHARS:
+        return Form("one", (text,))
+    if text.startswith("\\matrix") and text.endswith("\\endmatrix") and text.count("\\matrix") == 1:
+        rows = [
+            r.split("&")
+            for r in text[len("\\matrix") : -len("\\endmatrix")].strip().removesuffix("\\endrow").split("\\endrow")
+        ]
+        return Form("matrix", tuple(cell.strip() for row in rows for cell in row), columns=len(rows[0]))
+    inside = _bracketed(text)
+    if inside and inside.startswith("\\matrix"):
+        return form_of(inside)
+    if len(parts := _split(text, r"\\cup(?![A-Za-z])")) > 1:
+        return Form("union", parts)
+    if len(parts := _split(text, r"\bor\b|\band\b|\\vee(?![A-Za-z])")) > 1:
+        return Form("either", tuple(inner for part in parts for inner in _split(part.strip(" ,;"), r"[,;]") if inner))
+    if len(parts := _split(text, r"[,;]")) > 1:
+        return Form("list", parts) if all(parts) else Form("one", (text,))
+    if text.count("\\pm") == 1 and "\\mp" not in text:
+        return Form("either", (text.replace("\\pm", "+").lstrip("+ "), text.replace("\\pm", "-")))
+    if inside is not None:
+        opened, closed = text[0] if text[0] != "\\" else "{", text[-1]
+        parts = _split(inside, r"[,;]")
+        if opened == "{":
+            return Form("set", parts if inside.strip() else ())
+        if len(parts) == 2 and opened + closed != "()":
+            return Form("range", parts, ends=opened + closed)
+        if len(parts) > 1:
+            return Form("tuple", parts, ends=opened + closed)
+        if opened + closed == "()":
+            return form_of(inside) if _split(inside, r"[-+*/]")[0] != inside else Form("one", (text,))
+    return _inequality(text) or Form("one", (text,))
+
+
+def assigned(text: str) -> tuple[str, str]:
+    """`x = 5` -> ("x", "5"), `f(x) = 5` -> ("f(x)", "5"), `x \\in S` -> ("x", "S"); ("", text) where nothing is."""
+    match = re.match(
+        r"\s*((?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?)\s*(?:=|\\in(?![a-z]))\s*(?=\S)",
+        text,
+    )
+    if match is None or "=" in text[match.end() :]:
+        return "", text
+    return re.sub(r"\s", "", match.group(1)), text[match.end() :].strip()
+
+
+def _inequality(text: str) -> Form | None:
+    """`a < x \\le b` and `x > a` as ranges of one variable."""
+    pieces = re.split(r"(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z]))", text)
+    names = [bool(re.fullmatch(r"[A-Za-z]|\\(?:theta|alpha|lambda|phi)", piece.strip())) for piece in pieces[::2]]
+    if len(pieces) not in (3, 5) or sum(names) != 1:
+        return None
+    at = names.index(True)
+    if len(pieces) == 5:
+        low, first, _, second, high = pieces
+        downward = first in (">", "\\ge")
+        if at != 1 or downward != (second in (">", "\\ge")):
+            return None
+        if downward:
+            low, first, second, high = high, second, first, low
+        ends = ("[" if "e" in first else "(") + ("]" if "e" in second else ")")
+        return Form("range", (low.strip(), high.strip()), ends=ends)
+    left, sign, right = pieces
+    bound, above = (right, sign in (">", "\\ge")) if at == 0 else (left, sign in ("<", "\\le"))
+    closed = "e" in sign
+    if above:
+        return Form("range", (bound.strip(), "\\infty"), ends=("[" if closed else "(") + ")")
+    return Form("range", ("-\\infty", bound.strip()), ends="(" + ("]" if closed else ")"))
+
+
+def _split(text: str, pattern: str) -> tuple[str, ...]:
+    """Parts between matches that stand in no bracket and in no matrix. A comma of thousands splits nothing."""
+    parts, start, depth = [], 0, 0
+    for match in re.finditer(rf"(?P<brace>\\[{{}}]|[()\[\]{{}}]|\\matrix|\\endmatrix)|(?P<here>{pattern})", text):
+        if brace := match["brace"]:
+            depth += 1 if brace[-1] in _OPEN or brace == "\\matrix" else -1
+        elif depth <= 0 and not (match["here"] == "," and _separates_thousands(text, match.start())):
+            parts.append(text[start : match.start()].strip())
+            start = match.end()
+    return (*parts, text[start:].strip())
+
+
+def _separates_thousands(text: str, at: int) -> bool:
+    """1,234: three digits behind, one to three before, in a text that has no other kind of comma next to it."""
+    return bool(re.match(r",[0-9]{3}(?![0-9])", text[at : at + 5])) and bool(
+        re.search(r"(?:^|[^0-9.,])[0-9]{1,3}(?:,[0-9]{3})*$", text[max(0, at - 24) : at])
+    )
+
+
+def _thousands(text: str) -> bool:
+    return re.fullmatch(r"[^0-9]*[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?[^0-9]*", text) is not None
+
+
+def _bracketed(text: str) -> str | None:
+    """What stands between the first and the last character if these are one pair of brackets (]a, b[ is none)."""
+    start = 2 if text.startswith("\\{") else 1
+    if (
+        len(text) < start + 1
+        or text[start - 1] not in _OPEN
+        or (start == 1 and text[0] == "{")
+        or text[-1] not in _CLOSE
+    ):
+        return None
+    depth = 0
+    for match in re.finditer(r"\\[{}]|[()\[\]{}]", text):
+        depth += 1 if match.group()[-1] in _OPEN else -1
+        if depth == 0:
+            end = match
+            break
+    else:
+        return None
+    if end.end() != len(text) or (start == 2) != (end.group() == "\\}"):
+        return None
+    return text[start : end.start()].strip()
+
+
+def _braced(match: re.Match[str]) -> str:
+    first, second = (part if part.startswith("{") else f"{{{part}}}" for part in match.groups()[1:])
+    return f"\\{match.group(1)}{first}{second}"
+
+
+def _synonym(match: re.Match[str]) -> str:
+    name = match.group(1)
+    other = _SYNONYMS.get(name)
+    if other is None:
+        return match.group()
+    return f"\\{other}" if other.isalpha() or other in "{}" else other
