@@ -1,8 +1,11 @@
 """Accuracy, pass@k, diversity and entropy of a model or a checkpoint.   python evaluate.py --help"""
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
+from cft.benchmark_list import in_one_run
 from cft.config import check_command_line, checked
 from cft.entry import reported
 
@@ -17,5 +20,6 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = in_one_run(sys.argv[1:])
     check_command_line("evaluate")
     main()

@@ -31,15 +31,22 @@ def evaluated_before(cfg: DictConfig, context: RunContext, *, inputs: Sequence[L
     a multirun that is given its folder again (hydra.sweep.dir) goes on where it was cut off."""
     if not context.multirun:
         return None
-    wanted, read = flat(OmegaConf.create(redacted(cfg))), [link.fingerprint for link in inputs]
     for path in sorted(context.folder.parent.glob(f"*/{RESULTS}")):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        config = path.with_name(CONFIG)
-        known = [link["fingerprint"] for link in results.get("lineage", {}).get("inputs", ())]
-        if known == read and config.is_file() and flat(OmegaConf.load(config)) == wanted:
+        if (results := same_evaluation(path, cfg, inputs=inputs)) is not None:
             console.print(f"{path.parent} has finished; nothing to do")
             return float(results["metrics"]["eval/accuracy"]["value"])
     return None
+
+
+def same_evaluation(path: Path, cfg: DictConfig, *, inputs: Sequence[Link]) -> dict[str, Any] | None:
+    """The results of a run that was configured like this one and read the same weights, None if it was not."""
+    config = path.with_name(CONFIG)
+    if not (path.is_file() and config.is_file()):
+        return None
+    results = json.loads(path.read_text(encoding="utf-8"))
+    known = [link["fingerprint"] for link in results.get("lineage", {}).get("inputs", ())]
+    same = known == [link.fingerprint for link in inputs]
+    return results if same and flat(OmegaConf.load(config)) == flat(OmegaConf.create(redacted(cfg))) else None
 
 
 def log_evaluation(

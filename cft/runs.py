@@ -141,16 +141,17 @@ def _write(path: Path, text: str) -> None:
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """results.json of a run (keys: docs in `cft/report/compare.py`). NaN becomes null: JSON has no NaN."""
-    write_json(folder / RESULTS, _without_nan(results))
+    write_json(folder / RESULTS, without_nan(results))
 
 
 def as_metrics(intervals: dict[str, Interval]) -> dict[str, dict[str, float]]:
     return {name: interval.as_dict() for name, interval in intervals.items()}
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The value with null for every float that JSON has no word for."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

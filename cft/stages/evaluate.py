@@ -5,20 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from rich.table import Table
 
+from cft.benchmark_list import is_benchmark_override
+from cft.benchmarks import Suite, members_of, verifier_for
 from cft.config import ConfigError, build
 from cft.device import place
 from cft.evaluation import SampleRequest, Solver, summarise, write_samples
-from cft.evaluation_record import evaluated_before, evaluated_model, log_evaluation
+from cft.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
+from cft.files import write_json
 from cft.judge import Judge
-from cft.lineage import lineage
+from cft.lineage import Link, lineage
+from cft.lm_eval_results import Measured, lm_eval_results
 from cft.metrics import Interval
 from cft.models import (
+    ModelSpec,
     eos_ids,
     load_causal_lm,
     load_tokenizer,
@@ -27,7 +34,9 @@ from cft.models import (
     tokenizer_hash,
     weights_hash,
 )
+from cft.problems import Splits
 from cft.progress import console
+from cft.prompts import Chat, Prompt
 from cft.quiet import quiet_libraries
 from cft.runs import (
     EXPORT,
@@ -40,70 +49,182 @@ from cft.runs import (
     run_context,
     save_config,
     settings_of,
+    without_nan,
     write_results,
 )
+from cft.suites import macro_average, suite_table, write_summary
+from cft.types import Engine, Problem
 from cft.verify import verifier_fingerprint
 from cft.verify_pool import VerifierPool
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 ARM_KEYS = ("model",)
+SUMMARY = "summary.csv"
+LM_EVAL = "lm_eval"
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """Greedy accuracy, 0-1. Writes the run folder's results.json and samples.parquet."""
+    """Greedy accuracy, 0-1; of several benchmarks their macro average. Writes each benchmark's results.json and
+    samples.parquet, a suite's in folders of their own, its macro average and summary.csv above them."""
     quiet_libraries()
     context = run_context()
     inputs = evaluated_model(cfg)
     if (before := evaluated_before(cfg, context, inputs=inputs)) is not None:
         return before
+    started = time.time()
+    benchmark = build(cfg.benchmark)
+    members = members_of(benchmark)
+    chosen = {name: splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None] for name, splits in members.items()}
+    subject = _load(cfg, context, inputs)
+    in_suite = isinstance(benchmark, Suite)
+    results: dict[str, dict[str, Any]] = {}
+    for name, splits in members.items():
+        folder = context.folder / name if in_suite else context.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        results[name] = _evaluated(subject, splits, chosen[name], folder=folder)
+    averages = {}
+    if in_suite:
+        averages = macro_average(results, seed=cfg.seed)
+        _write_suite(subject, benchmark, results, averages)
+    facts = Measured(
+        model=subject.spec.name,
+        dtype=subject.spec.dtype,
+        device=str(next(subject.model.parameters()).device),
+        chat_template=_template_of(subject.tokenizer) if isinstance(subject.prompt, Chat) else "",
+        system=subject.prompt.system if isinstance(subject.prompt, Chat) else "",
+        limit=cfg.limit,
+        seed=cfg.seed,
+        available={name: len(splits.of(cfg.split)) for name, splits in members.items()},
+        hashes={name: splits.fingerprint for name, splits in members.items()},
+        started=started,
+        ended=time.time(),
+    )
+    date = datetime.fromtimestamp(started).isoformat().replace(":", "-")
+    shaped = lm_eval_results(results, facts=facts, group=benchmark.name if in_suite else "", averages=averages)
+    write_json(context.folder / LM_EVAL / f"results_{date}.json", without_nan(shaped))
+    if in_suite:
+        return averages["eval/accuracy"].value
+    return float(next(iter(results.values()))["metrics"]["eval/accuracy"]["value"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """The model under measurement, loaded once for all benchmarks. identity: arm and settings of its results."""
+
+    cfg: DictConfig
+    context: RunContext
+    inputs: tuple[Link, ...]
+    spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase
+    prompt: Prompt
+    model: PreTrainedModel
+    engine: Engine
+    identity: dict[str, Any]
+    seed: int
+
+    @property
+    def request(self) -> SampleRequest:
+        cfg = self.cfg
+        return SampleRequest(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed, cfg.max_new_tokens)
+
+
+def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Subject:
     spec = build(cfg.model)
     trained: dict[str, Any] = {}
     if cfg.checkpoint:
         folder, trained = _checkpoint(cfg.checkpoint)
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
-    splits = build(cfg.benchmark)
-    problems = splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None]
-    verifier, prompt = build(cfg.verifier), build(cfg.prompt)
-    tokenizer = load_tokenizer(spec)
+    prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
     _require_same_prompt(
         trained, tokenizer_hash(tokenizer), prompt.fingerprint(), template_hash(tokenizer), cfg.checkpoint
     )
     model = load_causal_lm(spec)
     require_plain_attention(model)
     place(model, device=cfg.device)
-    request = SampleRequest(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed, cfg.max_new_tokens)
+    engine = build(cfg.engine)(model, eos_ids(model, tokenizer))
+    identity = _identity(cfg, context, trained, weights=weights_hash(model) if cfg.checkpoint and not trained else "")
+    return _Subject(
+        cfg, context, inputs, spec, tokenizer, prompt, model, engine, identity, trained.get("seed", cfg.seed)
+    )
+
+
+def _evaluated(subject: _Subject, splits: Splits, problems: tuple[Problem, ...], *, folder: Path) -> dict[str, Any]:
+    """The results of one benchmark, written to its folder; read from there where this very run has measured it before."""
+    cfg, tokenizer = subject.cfg, subject.tokenizer
+    if (known := same_evaluation(folder / RESULTS, cfg, inputs=subject.inputs)) is not None:
+        console.print(f"{folder} has finished; nothing to do")
+        return known
+    verifier = verifier_for(splits, chosen=build(cfg.verifier))
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
-        solver = Solver(
-            build(cfg.engine)(model, eos_ids(model, tokenizer)),
-            tokenizer,
-            prompt,
-            Judge(tokenizer, pool.verify_all),
-            model.config.max_position_embeddings,
-        )
-        samples = solver.solve(problems, request=request, title=f"Evaluating {spec.name}")
+        judge = Judge(tokenizer, pool.verify_all)
+        room = subject.model.config.max_position_embeddings
+        solver = Solver(subject.engine, tokenizer, subject.prompt, judge, room)
+        title = f"Evaluating {subject.spec.name} on {splits.name}"
+        samples = solver.solve(problems, request=subject.request, title=title)
     intervals, per_problem = summarise(samples, seed=cfg.seed)
-    save_config(context.folder, cfg)
-    write_samples(context.folder / "samples.parquet", samples, tokenizer)
+    save_config(folder, cfg)
+    write_samples(folder / "samples.parquet", samples, tokenizer)
     results = {
-        "schema": 1,
-        "stage": "evaluate",
-        "run": context.folder.name,
-        **_identity(cfg, context, trained, weights=weights_hash(model) if cfg.checkpoint and not trained else ""),
-        "seed": trained.get("seed", cfg.seed),
-        "benchmark": splits.name,
-        "split": cfg.split,
-        "problems": len(problems),
+        **_head(subject, benchmark=splits.name, problems=len(problems)),
         "metrics": as_metrics(intervals),
         "per_problem": per_problem,
-        "evaluation": {**dataclasses.asdict(request), "verifier": verifier_fingerprint(verifier)},
-        "lineage": lineage(inputs),
+        "evaluation": {**dataclasses.asdict(subject.request), "verifier": verifier_fingerprint(verifier)},
+        "problems_sha256": splits.fingerprint,
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_results(context.folder, results)
-    log_evaluation(cfg, context, results, samples=samples, tokenizer=tokenizer, inputs=inputs)
-    console.print(metrics_table(f"{spec.name} on {splits.name}/{cfg.split}, {len(problems)} problems", intervals))
-    console.print(f"Results: {context.folder / RESULTS}, every response: {context.folder / 'samples.parquet'}")
-    return intervals["eval/accuracy"].value
+    write_results(folder, results)
+    context = dataclasses.replace(subject.context, folder=folder)
+    log_evaluation(cfg, context, results, samples=samples, tokenizer=tokenizer, inputs=subject.inputs)
+    console.print(
+        metrics_table(f"{subject.spec.name} on {splits.name}/{cfg.split}, {len(problems)} problems", intervals)
+    )
+    console.print(f"Results: {folder / RESULTS}, every response: {folder / 'samples.parquet'}")
+    return results
+
+
+def _write_suite(
+    subject: _Subject, suite: Suite, results: dict[str, dict[str, Any]], averages: dict[str, Interval]
+) -> None:
+    """results.json of the whole, with macro averages and no problems of its own, and summary.csv."""
+    folder = subject.context.folder
+    save_config(folder, subject.cfg)
+    verifiers = {name: entry["evaluation"]["verifier"] for name, entry in results.items()}
+    total = sum(entry["problems"] for entry in results.values())
+    whole = {
+        **_head(subject, benchmark=suite.name, problems=total),
+        "metrics": as_metrics(averages),
+        "per_problem": {"id": [], "correct": []},
+        "evaluation": {**dataclasses.asdict(subject.request), "verifier": verifiers},
+        "suite": {
+            name: {"problems": entry["problems"], "metrics": entry["metrics"]} for name, entry in results.items()
+        },
+        "seconds": round(sum(entry["seconds"] for entry in results.values()), 1),
+    }
+    write_results(folder, whole)
+    write_summary(folder / SUMMARY, results, averages)
+    console.print(suite_table(f"{subject.spec.name} on {suite.name}", results, averages))
+    console.print(f"Results: {folder / RESULTS}, table: {folder / SUMMARY}")
+
+
+def _head(subject: _Subject, *, benchmark: str, problems: int) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "stage": "evaluate",
+        "run": subject.context.folder.name,
+        **subject.identity,
+        "seed": subject.seed,
+        "benchmark": benchmark,
+        "split": subject.cfg.split,
+        "problems": problems,
+        "lineage": lineage(subject.inputs),
+    }
+
+
+def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
 
 
 def metrics_table(title: str, intervals: dict[str, Interval]) -> Table:
@@ -122,7 +243,8 @@ def _identity(cfg: DictConfig, context: RunContext, trained: dict[str, Any], *, 
     weights: hash of a checkpoint that says nothing of its training, else "". Its weights tell such a model from others.
     """
     arm = {**arm_of(cfg, context, ARM_KEYS), **(trained.get("arm") or {})}
-    arm.pop("checkpoint", None)
+    # What it is measured on is no part of what it is.
+    arm = {name: value for name, value in arm.items() if name != "checkpoint" and not is_benchmark_override(name)}
     if trained:
         return {"arm": arm, **{key: trained[key] for key in ("settings", "identity") if key in trained}}
     settings = settings_of(cfg, MEASURED_AS)
