@@ -12,11 +12,13 @@ MFU = arithmetic of a step / (its time * measured rate of matrix products).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+
+from cft.onednn_linear import available, product
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,12 +65,16 @@ def matmul_rate(device: torch.device, *, mixed: bool, seconds: float = 0.2) -> f
     a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if mixed else torch.float32)
     out = a @ a
     _wait(device)
+    products: list[Callable[[], object]] = [lambda: torch.mm(a, a, out=out)]
+    if device.type == "cpu" and not mixed and available():
+        products.append(lambda: product(a, a))  # what the linear layers multiply with
     best, until = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < until:
-        started = time.perf_counter()
-        torch.mm(a, a, out=out)
-        _wait(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        for multiply in products:
+            started = time.perf_counter()
+            multiply()
+            _wait(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
 
 

@@ -60,7 +60,9 @@ def placed(input_ids_BT: Tensor, tokens: EligibleTokens, *, layout: Layout, by_r
     if by_rows:
         # A mask of four axes is taken as it is, so that transformers builds no [L, L] one; rows_attention needs none.
         inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids_BT.device)
-        inputs["row_lengths"] = tuple(lengths)
+        inputs["row_lengths"] = torch.tensor(
+            lengths
+        )  # stays on the CPU, so that no layer waits for a device to read it
     return Placement(inputs, start_B[tokens.row_N] + tokens.position_N - 1)
 
 
@@ -83,7 +85,7 @@ def rows_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    row_lengths: tuple[int, ...] | None = None,
+    row_lengths: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of `transformers`: query [1, H, L, d], key and value [1, h, L, d] -> [1, L, H, d]."""
@@ -91,13 +93,20 @@ def rows_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    grouped = query.shape[1] != key.shape[1]
-    rows = zip(*(x.split(row_lengths, dim=2) for x in (query, key, value)), strict=True)
+    return _by_rows(query, key, value, row_lengths, dropout=dropout, scaling=scaling), None
+
+
+@torch.compiler.disable  # the number of rows changes from batch to batch
+def _by_rows(
+    query: Tensor, key: Tensor, value: Tensor, row_lengths: Tensor, *, dropout: float, scaling: float | None
+) -> Tensor:
+    grouped, lengths = query.shape[1] != key.shape[1], row_lengths.tolist()
+    rows = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     attended = [
         scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
         for q, k, v in rows
     ]
-    return torch.cat([out.transpose(1, 2) for out in attended], dim=1), None
+    return torch.cat([out.transpose(1, 2) for out in attended], dim=1)
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, rows_attention)

@@ -68,8 +68,7 @@ class Interruption:
 @dataclass
 class Compute:
     layout: Literal["padded", "packed"] = MISSING
-    linear: Literal["auto", "torch", "onednn"] = MISSING
-    compile: bool = MISSING
+    kernels: Literal["auto", "torch", "compiled"] = MISSING
 
 
 @dataclass

@@ -25,6 +25,7 @@ from cft.files import exclusive
 from cft.fit import ARM_KEYS, Fit
 from cft.interruption import Interruption
 from cft.judge import Judge
+from cft.kernels import use_kernels
 from cft.lineage import annotation_link, checkpoint_link, lineage, model_inputs
 from cft.loggers import close_loggers, log_made, log_transcripts
 from cft.masks import Critical
@@ -38,7 +39,6 @@ from cft.models import (
     tokenizer_hash,
 )
 from cft.module import CausalLMModule
-from cft.onednn_linear import use_products
 from cft.problem_rows import normalised
 from cft.progress import console
 from cft.quiet import quiet_libraries
@@ -124,7 +124,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
     # may fit on none.
     place(model, device=device if cfg.trainer.devices == 1 else "cpu")
-    use_products(model, products=cfg.compute.linear)
+    use_kernels(model, kernels=cfg.compute.kernels)
     module = CausalLMModule(
         model,
         objective,
