@@ -154,7 +154,7 @@ def test_the_best_epoch_by_a_loss_needs_rows_held_out(stage: Stage, argv: list[s
         ("train", ["mask.num_alternatives=${probe.critical_alternatives}"]),
         ("train", ["data.annotation='folder with spaces/ü'", "logger=wandb", "logger.wandb.tags=[a,b]"]),
         ("train", ["-m", "mask=all,critical", "optimizer.lr=1e-4,1e-3", "seed=range(3)"]),
-        ("train", ["mask=glob(*)", "-m"]),
+        ("train", ["mask=glob(*,exclude=projected)", "-m"]),
         ("evaluate", ["checkpoint=outputs/train/2025-01-01_10-00-00-000001", "limit=-1"]),
         ("annotate", ["limit=-1", "hydra.run.dir=elsewhere", "hydra.verbose=true"]),
         ("annotate", ["model=smollm2", "data=arithmetic", "max_new_tokens=2"]),
@@ -457,8 +457,8 @@ def test_build_calls_nested_nodes_and_leaves_plain_values_plain() -> None:
 
     built = build(composed("train", "mask=complement", "mask.of.rule=any").mask)
     assert isinstance(built, Complement)
-    assert isinstance(built.of, Critical)
-    assert built.of.rule == "any"
+    assert isinstance(built.inner, Critical)
+    assert built.inner.rule == "any"
     assert build({"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
 
 
