@@ -6,7 +6,9 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -53,12 +55,12 @@ class Server:
         self.logged.append(artifact)
 
 
-def opened(folder: Path, *, artifacts: str = "link", inputs: tuple[Link, ...] = ()) -> WandbRun:
+def opened(folder: Path, *, artifacts: Any = "link", inputs: tuple[Link, ...] = (), mode: Any = "offline") -> WandbRun:
     folder.mkdir(exist_ok=True)
     facts = RunFacts(folder, name="n", group="g", job_type="train", tags=("t" * 99,), config={}, inputs=inputs)
     logger = wandb_logger(
-        facts, project="p", entity="", group="", tags=[], mode="offline", artifacts=artifacts, transcripts=0
-    )  # type: ignore[arg-type]
+        facts, project="p", entity="", group="", tags=[], mode=mode, artifacts=artifacts, transcripts=0
+    )
     assert isinstance(logger, WandbRun)
     return logger
 
@@ -82,7 +84,9 @@ def test_the_artifact_that_training_reads_is_the_one_that_annotation_made(
     assert (made.type, made.name, made.digest) == (read.type, read.name, read.digest)
     assert made.type == "annotation"
     assert set(made.manifest.entries) == {"manifest.json"}
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staging"))
     whole = artifact_of(annotation_link(ANNOTATION), whole=True)
+    assert not (tmp_path / "staging").exists()  # nothing is copied
     files = {path.relative_to(ANNOTATION).as_posix() for path in ANNOTATION.glob("*/*.parquet")}
     assert set(whole.manifest.entries) == {"manifest.json", *files}
     assert whole.digest != made.digest
@@ -138,6 +142,39 @@ def test_a_server_that_refuses_or_is_silent_does_not_stop_a_run(
     with pytest.warns(UserWarning, match="no answer within"):
         run.made(annotation_link(ANNOTATION))
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("kind", ["answers 500", "never answers"])
+def test_a_broken_server_makes_the_run_offline(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the closed port of `test_wandb.py`."""
+
+    class Broken(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            if kind == "never answers":
+                time.sleep(30)
+            self.send_response(500)
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *arguments: object) -> None:
+            """Silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", "local-" + "a" * 40)
+        monkeypatch.setattr("cft.wandb_run.INIT_TIMEOUT_S", 1.0)
+        with pytest.warns(UserWarning, match=r"W&B is out of reach .*goes on offline"):
+            run = opened(tmp_path / "r", mode="online")
+        server.shutdown()
+    assert not run.online
+    run.log_metrics({"train/loss": 1.0}, step=0)
+    close_loggers(failed=False)
+    assert len(list((tmp_path / "r" / "wandb").glob("offline-run-*"))) == 1
 
 
 def test_long_tags_are_cut_and_the_run_opens(tmp_path: Path) -> None:
