@@ -33,6 +33,8 @@ __all__ = [
 
 _RIGHT = ("right", True)  # the ballot that all right answers share
 
+Gram = tuple[Hashable, ...]
+
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Chance that k samples drawn without replacement from n, of which c are right, hold a right one.
@@ -93,22 +95,35 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], *, order: int = 4) -> flo
         raise ValueError(f"self-BLEU needs order >= 1, found {order}")
     if len(sequences) < 2 or not all(len(sequence) for sequence in sequences):
         return float("nan")
-    grams = [[_grams(sequence, n) for n in range(1, order + 1)] for sequence in sequences]
     lengths = [len(sequence) for sequence in sequences]
-    return float(np.mean([_bleu_against_others(i, grams, lengths) for i in range(len(sequences))]))
+    logs = np.zeros((len(sequences), order))
+    orders = np.zeros((len(sequences), order))
+    for n in range(1, order + 1):
+        grams = [_grams(sequence, n) for sequence in sequences]
+        highest = _two_highest(grams)
+        for i, own in enumerate(grams):
+            if total := own.total():
+                matches = sum(min(count, highest[gram][highest[gram][0][0] == i][1]) for gram, count in own.items())
+                logs[i, n - 1], orders[i, n - 1] = math.log((matches or 0.1) / total), 1
+    penalties = [
+        min(0.0, 1 - min((abs(other - own), other) for j, other in enumerate(lengths) if j != i)[1] / own)
+        for i, own in enumerate(lengths)
+    ]
+    return float(np.mean(np.exp(np.array(penalties) + logs.sum(1) / orders.sum(1))))
 
 
-def _grams(sequence: Sequence[Hashable], n: int) -> Counter[tuple[Hashable, ...]]:
+def _grams(sequence: Sequence[Hashable], n: int) -> Counter[Gram]:
     return Counter(tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1))
 
 
-def _bleu_against_others(i: int, grams: Sequence[Sequence[Counter[tuple[Hashable, ...]]]], lengths: list[int]) -> float:
-    others = [j for j in range(len(grams)) if j != i]
-    logs = []
-    for n, own in enumerate(grams[i]):
-        if total := own.total():
-            most = {gram: max(grams[j][n][gram] for j in others) for gram in own}
-            matches = sum(min(count, most[gram]) for gram, count in own.items())
-            logs.append(math.log((matches or 0.1) / total))
-    closest = min((abs(lengths[j] - lengths[i]), lengths[j]) for j in others)[1]
-    return math.exp(min(0.0, 1 - closest / lengths[i]) + sum(logs) / len(logs))
+def _two_highest(counts: Sequence[Counter[Gram]]) -> dict[Gram, tuple[tuple[int, int], tuple[int, int]]]:
+    """gram -> ((sequence, count) of its most, and of its second most): what each sequence finds among the others."""
+    found: dict[Gram, tuple[tuple[int, int], tuple[int, int]]] = {}
+    for i, counter in enumerate(counts):
+        for gram, count in counter.items():
+            first, second = found.get(gram, ((-1, 0), (-1, 0)))
+            if count > first[1]:
+                found[gram] = (i, count), first
+            elif count > second[1]:
+                found[gram] = first, (i, count)
+    return found

@@ -210,6 +210,13 @@ def test_arms_on_different_problems_are_refused_by_name(runs_folder: Path) -> No
     assert "'numeric'" in str(error.value)
 
 
+def test_problems_of_the_same_ids_and_other_content_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", arm("all"), seed=0, correct=[1, 0], problems_sha256="a" * 64)
+    write_run(tmp_path, "b", arm("critical"), seed=0, correct=[1, 0], problems_sha256="b" * 64)
+    with pytest.raises(ReportError, match=r"'SFT'.*'CFT'.*sha256 aaaaaaaaaaaa and bbbbbbbbbbbb"):
+        compare(collect([tmp_path]))
+
+
 def test_arms_measured_in_different_ways_are_refused_by_name_and_value(tmp_path: Path) -> None:
     write_run(tmp_path, "a", arm("all"), seed=0, correct=[1, 0], evaluation={"temperature": 1.0, "seed": 0})
     write_run(tmp_path, "b", arm("critical"), seed=0, correct=[1, 0], evaluation={"temperature": 0.7, "seed": 1})

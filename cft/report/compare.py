@@ -186,6 +186,12 @@ def _require_comparable(runs: list[Run], labels: dict[str, str]) -> None:
                 f"{len(expected)} and {len(ids)}, {len(set(ids) & set(expected))} in common; evaluate both with the "
                 "same benchmark, split and limit"
             )
+        hashes = [other.facts.get("problems_sha256") for other in (first, run)]
+        if None not in hashes and hashes[0] != hashes[1]:
+            raise ReportError(
+                f"{names[0]!r} ({first.folder}) and {names[1]!r} ({run.folder}) were measured on problems of the same ids "
+                f"but different text or answers (sha256 {hashes[0][:12]} and {hashes[1][:12]}); evaluate both on the same data"
+            )
         ours, theirs = first.facts.get("evaluation"), run.facts.get("evaluation")
         if ours and theirs:
             differing = [k for k in sorted({*ours, *theirs} - {"seed"}) if ours.get(k) != theirs.get(k)]
