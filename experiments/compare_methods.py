@@ -48,7 +48,7 @@ TESTED = 400
 BASELINE = "sft"
 # Masks that no file of conf/experiment is about, and what makes an experiment run here.
 MASKS = ("random_like_critical", "complement", "entropy", "attention", "tfidf")
-FURTHER = {"rho1": ("reference=score", "reference.name=cleaner")}
+FURTHER = {"rho1": ("reference=score", "reference.name=reference")}
 CFT_DFT = ("cft+dft", ("mask=critical", "weighting=probability"))
 FIT_ONLY = ("callbacks=best_loss", "validation.problems=0", "evaluation.problems=0")
 
@@ -66,7 +66,7 @@ class Model:
 
 
 MODELS = (
-    Model("cleaner", ("mask=all", "trainer.max_epochs=2", *FIT_ONLY)),
+    Model("reference", ("mask=all", "trainer.max_epochs=2", *FIT_ONLY)),
     Model("shuffled", ("mask=all", "trainer.max_epochs=1", "data.shuffle_responses=true", *FIT_ONLY)),
 )
 SCORES = ("attention_received", "attention_to_prompt")

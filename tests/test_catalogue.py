@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import pytest
 
@@ -34,10 +33,3 @@ def test_a_command_passes_the_check(entry: Entry) -> None:
 def test_a_method_says_what_it_is(entry: Entry) -> None:
     assert len(entry.what) > 10
     assert "\n" not in entry.what
-
-
-def test_published_methods_have_an_experiment_file() -> None:
-    """Every source that the table cites is reproduced by a file of conf/experiment."""
-    text = "".join(file.read_text(encoding="utf-8") for file in Path(CONF_DIR / "experiment").glob("*.yaml"))
-    cited = {source for entry in ENTRIES for source in entry.sources}
-    assert {source for source in cited if source not in text} == set()

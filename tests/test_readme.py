@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from cft.catalogue import GROUPS
 from cft.command_line import command_line_mistakes, read_command_line
 from cft.config import CONF_DIR
 from cft.masks import Critical, mask_weights
@@ -118,6 +119,8 @@ def test_every_group_and_option_is_named() -> None:
             more = int(re.findall(r"and (\d+) more", text)[0])
             assert named < groups[name]
             assert len(named) + more == len(groups[name])
+        elif name in GROUPS:  # docs/methods.md has them all, made from the code
+            assert named <= groups[name], name
         else:
             assert named == groups[name], name
 
