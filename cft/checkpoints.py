@@ -58,6 +58,16 @@ def newest_sound_checkpoint(folder: Path, *, skipped: Callable[[Path, str], None
     return None
 
 
+def set_aside(folder: Path, *, start: Path | None) -> None:
+    """Before training from `start`: files that were written later are damaged and renamed. None: they are those of a run
+    that this one replaces, and go. Either way they would be taken for newer ones than those to come."""
+    for path in kept_checkpoints(folder):
+        if start is None:
+            path.unlink()
+        elif _step_of(path) > _step_of(start):
+            path.rename(path.with_name(f"{path.name}.damaged"))
+
+
 def damage_of(path: Path) -> str:
     """What is wrong with a checkpoint file, "" if its checksums are right."""
     try:

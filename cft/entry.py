@@ -7,6 +7,7 @@ goes on where this one stopped.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ def reported() -> Iterator[None]:
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_MISTAKE) from error
     except Interrupted as interrupt:
+        if _further_task():
+            raise SystemExit(0) from interrupt  # the first one says how to go on
         print(f"Interrupted by {interrupt}. {how_to_go_on()}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_RESUMABLE) from interrupt
     except KeyboardInterrupt as interrupt:
@@ -81,6 +84,11 @@ def how_to_go_on() -> str:
 
 def _program(stage: str) -> list[str]:
     return next(program.split() for name, program in PROGRAMS.items() if name == stage)
+
+
+def _further_task() -> bool:
+    """Started beside a first one by a cluster or torchrun."""
+    return any(os.environ.get(name, "0") != "0" for name in ("SLURM_PROCID", "RANK"))
 
 
 def _in_multirun() -> bool:

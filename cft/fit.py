@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from cft.checkpoint_keeper import CheckpointKeeper, WholeFiles
-from cft.checkpoints import CHECKPOINTS, read_checkpoint
+from cft.checkpoints import CHECKPOINTS, read_checkpoint, set_aside
 from cft.config import build, redacted
 from cft.data import AnnotatedDataModule
 from cft.evaluation import Solver
@@ -20,7 +21,7 @@ from cft.guards import Guards, memory_advice
 from cft.interruption import Interruption, StopWhenAsked
 from cft.lineage import annotation_link, model_inputs
 from cft.loggers import RunFacts
-from cft.memory import GB, device_memory, estimate, require_room, states_per_parameter
+from cft.memory import device_memory, estimate, require_room, size, states_per_parameter
 from cft.module import CausalLMModule
 from cft.position import Position, position_of
 from cft.progress import console, progress
@@ -54,6 +55,8 @@ class Fit:
         cfg, folder, start = self.cfg, self.start.folder, self.start
         position = position_of(read_checkpoint(start.checkpoint)) if start.checkpoint else None
         facts = self.facts(position)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            set_aside(folder / CHECKPOINTS, start=start.checkpoint)
         callbacks = {name: build(node)(folder / CHECKPOINTS) for name, node in cfg.callbacks.items()}
         keeper = next((c for c in callbacks.values() if isinstance(c, CheckpointKeeper)), None)
         with progress("Training", total=1) as bar:
@@ -106,7 +109,9 @@ class Fit:
             mixed=trainer.precision == "bf16-mixed",
         )
         there = device_memory(device)
-        console.print(f"Memory of a step: {found}; the device has {there / GB:.1f} GB")
+        if device.type == "cpu":
+            there //= trainer.num_devices  # the processes share it
+        console.print(f"Memory of a step: {found}; the device has {size(there)}")
         require_room(found, memory=there)
 
     def facts(self, position: Position | None) -> RunFacts:

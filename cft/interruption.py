@@ -22,7 +22,7 @@ from cft.checkpoint_keeper import CheckpointKeeper
 from cft.errors import Interrupted
 from cft.position import step_is_done
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _REASONS = (*(s.name for s in SIGNALS), "the time limit interruption.max_hours")
 _Result = TypeVar("_Result")
 

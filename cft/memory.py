@@ -23,7 +23,6 @@ from cft.guards import ADVICE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-GB = 1e9
 MEASURED_TOKENS = 16
 CLEARLY = 1.25  # an estimate this many times the memory there is cannot be off by so much
 
@@ -48,8 +47,13 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         parts = ("weights", "gradients", "optimizer", "activations", "logits")
-        listed = ", ".join(f"{part} {getattr(self, part) / GB:.2f}" for part in parts)
-        return f"about {self.total / GB:.2f} GB ({listed})"
+        listed = ", ".join(f"{part} {size(getattr(self, part))}" for part in parts)
+        return f"about {size(self.total)} ({listed})"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def estimate(
@@ -65,7 +69,8 @@ def estimate(
     micro-batch, padding included. shards: processes that share the parameters. mixed: bf16 autocast."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    vocabulary = embedding.weight.shape[0]
     return MemoryEstimate(
         weights // shards,
         trained // shards,
@@ -128,4 +133,4 @@ def device_memory(device: torch.device) -> int:
 def require_room(found: MemoryEstimate, *, memory: int) -> None:
     """Raises DoesNotFit where the estimate clearly exceeds `memory` bytes."""
     if found.total > CLEARLY * memory:
-        raise DoesNotFit(f"a step needs {found}, but the device has {memory / GB:.2f} GB. {ADVICE}")
+        raise DoesNotFit(f"a step needs {found}, but the device has {size(memory)}. {ADVICE}")

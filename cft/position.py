@@ -49,17 +49,14 @@ def current_position(trainer: pl.Trainer, *, rows_per_step: int) -> Position:
     loop = trainer.fit_loop.epoch_loop
     steps = loop.automatic_optimization.optim_progress.optimizer.step
     following: Next = "step"
-    if trainer.fit_loop.epoch_progress.current.processed > trainer.fit_loop.epoch_progress.current.completed:
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    if epochs.processed > epochs.completed:
         if loop._num_ready_batches_reached():
             following = "epoch"
     elif trainer.fit_loop._data_fetcher is not None and loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
         following = "validation"
-    return Position(_epoch_of(trainer), steps.current.completed, steps.total.completed, rows_per_step, following)
-
-
-def _epoch_of(trainer: pl.Trainer) -> int:
-    """The epoch under way or, in its last hook, just done."""
-    return trainer.fit_loop.epoch_progress.current.started - 1
+    # epochs.started: counts the epoch under way and, in its last hook, the one just done.
+    return Position(epochs.started - 1, steps.current.completed, steps.total.completed, rows_per_step, following)
 
 
 def write_counters(checkpoint: dict[str, Any], position: Position, *, accumulate: int) -> None:

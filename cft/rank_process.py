@@ -26,11 +26,9 @@ def main(path: Path) -> None:
     cfg.hydra = OmegaConf.merge(schema, job.hydra)
     HydraConfig.instance().set_config(cfg)
     from cft.entry import reported_in_rank
-    from cft.progress import console
     from cft.resume import Start
     from cft.stages.train import train
 
-    console.quiet = True  # the first rank speaks for all
     start = Start(Path(job.start.folder), Path(job.start.checkpoint) if job.start.checkpoint else None)
     with reported_in_rank():
         train(job.config, start)

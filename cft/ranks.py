@@ -30,6 +30,7 @@ from cft.config import config_hash
 from cft.errors import UserError
 from cft.files import write_bytes
 from cft.resume import Start
+from cft.sharding import require_equal_weights
 
 VARIABLES = (
     *("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -167,7 +168,7 @@ def own_environment() -> Iterator[None]:
 
 
 class SameEverywhere(pl.Callback):
-    """Refuses to train unless all ranks have the same configuration, run folder and starting point."""
+    """Refuses to train unless all ranks have the same configuration, run folder, starting point and weights."""
 
     def __init__(self, cfg: DictConfig, *, folder: Path, start: Path | None) -> None:
         self.facts = {"config": config_hash(cfg), "run folder": str(folder.resolve()), "checkpoint": str(start or "")}
@@ -187,3 +188,5 @@ class SameEverywhere(pl.Callback):
                     f"the processes of this run were not started alike: {'; '.join(differing)}. Let train.py start them "
                     "(trainer.devices=2), or give every process the same arguments, hydra.run.dir=<folder> among them"
                 )
+        # DDP would copy the first rank's weights to the others, and shards would be pieces of different models.
+        require_equal_weights(pl_module, device=trainer.strategy.root_device)

@@ -52,7 +52,6 @@ def shard(lm: nn.Module, model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Share out `lm`, a wrapper around `model` whose methods forward and probe do all computation. Collective."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    require_equal_weights(model, device=torch.device(mesh.device_type))
     _require_whole_world(mesh)
     data = mesh["data_parallel"]
     for block in blocks_of(model):

@@ -11,10 +11,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from cft.checkpoints import newest_checkpoint, read_checkpoint
+from cft.checkpoints import CHECKPOINTS, kept_checkpoints, newest_checkpoint, read_checkpoint
 from cft.guards import REPORT, Guards, OutOfMemory, TrainingDiverged, gradient_norm, memory_advice
 from cft.memory import DoesNotFit, MemoryEstimate, activation_bytes, estimate, require_room, states_per_parameter
 from cft.models import Lora, apply_lora
+from tests.entry import FIT_ONLY
+from tests.entry import run as train_py
 from tests.fakes import random_llama
 from tests.scale_driver import ADAMW, run
 
@@ -160,6 +162,37 @@ def test_only_what_clearly_does_not_fit_is_refused() -> None:
     found = MemoryEstimate(int(4e9), int(4e9), int(8e9), int(3e9), int(1e9))
     require_room(found, memory=int(17e9))
     with pytest.raises(
-        DoesNotFit, match=r"needs about 20\.00 GB .*activations 3\.00.* the device has 8\.00 GB.*batch_size"
+        DoesNotFit, match=r"needs about 20\.0 GB .*activations 3\.0 GB.* the device has 8\.0 GB.*batch_size"
     ):
         require_room(found, memory=int(8e9))
+
+
+@pytest.mark.parametrize("kind", ["not finite", "out of memory"])
+def test_the_command_line_says_what_stopped_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cft.module import CausalLMModule
+
+    step = CausalLMModule.training_step
+
+    def spoiled(module: CausalLMModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if module.global_step == 2 and kind == "out of memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+        return step(module, batch, batch_idx) * (float("nan") if module.global_step == 2 else 1.0)
+
+    monkeypatch.setattr(CausalLMModule, "training_step", spoiled)
+    monkeypatch.chdir(tmp_path)
+    few = ("data.max_rows=10", "data.batch_size=1", "callbacks.last.every_n_steps=1", "hydra.run.dir=run")
+    ended = train_py("train", *FIT_ONLY, *few)
+    assert ended.status == 2
+    assert "Traceback" not in ended.text
+    assert state_steps(tmp_path / "run") == [2, 1]
+    assert not (tmp_path / "run" / "results.json").exists()
+    if kind == "not finite":
+        assert "step 2: the gradient's norm is nan" in ended.text
+        assert json.loads((tmp_path / "run" / REPORT).read_text())["step"] == 2
+    else:
+        assert "memory ran out (CUDA out of memory" in ended.text
+        assert "data.batch_size halved" in ended.text
+
+
+def state_steps(folder: Path) -> list[int]:
+    return [read_checkpoint(path)["global_step"] for path in kept_checkpoints(folder / CHECKPOINTS)]

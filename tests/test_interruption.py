@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,15 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(copied_run: Path) -> 
     assert found["best_validation"] == expected["best_validation"]
     assert found["budget"] == expected["budget"]
     assert not (copied_run.parent / "another" / "results.json").exists()
+    left = sorted(p.name for p in (copied_run / CHECKPOINTS).iterdir())
+    assert left == ["best.ckpt", older.name, path.name, f"{path.name}.damaged"]
+
+
+def test_a_new_run_in_an_old_folder_keeps_its_own_checkpoints(copied_run: Path) -> None:
+    ended = run("train", *TRAIN, "hydra.run.dir=run", "trainer.max_epochs=1")
+    assert ended.status == 0, ended.text
+    steps = [load_checkpoint(path)["global_step"] for path in kept_checkpoints(copied_run / CHECKPOINTS)]
+    assert steps == [EPOCH_STEPS, EPOCH_STEPS // 2]
 
 
 def test_auto_leaves_a_finished_run_and_one_of_another_configuration(
@@ -262,6 +272,44 @@ def test_what_cannot_be_resumed_says_why(copied_run: Path) -> None:
     ended = run("train", *TRAIN, "resume=run")
     assert ended.status == 2
     assert "ended before it wrote its first one" in ended.text
+
+
+@pytest.mark.parametrize("where", ["in a step", "in validation"])
+def test_sigterm_leaves_a_checkpoint_and_the_command_that_goes_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    import os
+
+    from cft.module import CausalLMModule
+
+    monkeypatch.chdir(tmp_path)
+    calls = 0
+
+    def ask(original: Callable[..., object]) -> Callable[..., object]:
+        def asked(module: CausalLMModule, *args: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(module, *args)
+
+        return asked
+
+    name = "training_step" if where == "in a step" else "validation_step"
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalLMModule, name, ask(getattr(CausalLMModule, name)))
+        ended = run("train", *TRAIN, "hydra.run.dir=run")
+    assert ended.status == 75, ended.text
+    assert "Traceback" not in ended.text
+    assert "Interrupted by SIGTERM. Go on from the newest checkpoint with: python train.py" in ended.text
+    assert f"resume={tmp_path / 'run'}" in ended.text
+    steps = [load_checkpoint(path)["global_step"] for path in kept_checkpoints(tmp_path / "run" / CHECKPOINTS)]
+    assert steps[0] == (6 if where == "in a step" else EPOCH_STEPS)
+    ended = run("train", *TRAIN, "resume=run")
+    assert ended.status == 0, ended.text
+    ours, theirs = end_state(tmp_path / "run"), end_state(whole / "run")
+    for part in theirs:
+        assert ours[part] == theirs[part], part
 
 
 def test_ctrl_c_says_how_to_go_on(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

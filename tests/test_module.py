@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.optim import Optimizer
 
 from cft.batches import GlobalOrderSampler, RowDataset
+from cft.guards import TrainingDiverged
 from cft.loss import Normalizer
-from cft.module import TrainingDiverged
 from tests import gradient_driver
 from tests.gradient_driver import EPOCHS, Recorder, rows, run
 

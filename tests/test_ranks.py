@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -24,8 +25,10 @@ from cft.config import config_hash
 from cft.position import position_of
 from cft.ranks import VARIABLES, RankMismatch, SameEverywhere, own_environment, save_job
 from cft.resume import Start
+from cft.sharding import ShardingError, require_equal_weights
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY
+from tests.fakes import random_llama
 from tests.stage import CONF, composed
 from tests.test_wandb import Logged
 
@@ -82,7 +85,6 @@ def test_another_process_gets_the_jobs_own_config(job: Any, tmp_path: Path, monk
     seen: list[Any] = []
     monkeypatch.setattr(stage, "train", lambda cfg, start: seen.append((cfg, start, run_context())))
     monkeypatch.setattr(rank_process, "die_with_parent", lambda: None)
-    monkeypatch.setattr("cft.progress.console.quiet", False)
     rank_process.main(tmp_path / "job.yaml")
     ((got, begins, there),) = seen
     assert config_hash(got) == config_hash(cfg)
@@ -109,12 +111,33 @@ def test_ranks_that_were_started_unlike_are_refused(tmp_path: Path, monkeypatch:
         everywhere[:] = [facts, answers.facts]
 
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
-    trainer: Any = SimpleNamespace(world_size=2)
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device="cpu"))
+    module: Any = torch.nn.Linear(2, 2)
     answers = own
-    own.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    own.setup(trainer, module, "fit")
     answers = other
     with pytest.raises(RankMismatch, match=r"not started alike: config: rank 0 '\w{12}', rank 1 '\w{12}'"):
-        own.setup(trainer, None, "fit")  # type: ignore[arg-type]
+        own.setup(trainer, module, "fit")
+
+
+def test_ranks_that_hold_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, here = random_llama(), random_llama()
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
+    monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: sent.append(tensor.clone()))
+    require_equal_weights(first, device=torch.device("cpu"))
+    monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: tensor.copy_(sent[0]))
+    require_equal_weights(here, device=torch.device("cpu"))
+    with torch.no_grad():  # two values change places: the sum of all values stays
+        weight = here.model.layers[1].mlp.down_proj.weight
+        weight[0, :2] = weight[0, :2].flip(0)
+    with pytest.raises(
+        ShardingError, match=r"rank 1: .*different weights \(model\.layers\.1\.mlp\.down_proj\.weight\)"
+    ):
+        require_equal_weights(here, device=torch.device("cpu"))
 
 
 # ---- in two processes

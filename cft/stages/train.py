@@ -76,6 +76,7 @@ def train(cfg: DictConfig, start: Start | None = None) -> float:
         return finished_accuracy(start.folder)
     # The ranks of a distributed run share the folder; the first one holds it for all.
     first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
+    console.quiet = not first
     with interruption.handlers(), own_environment(), exclusive(start.folder) if first else nullcontext():
         if first:
             save_config(start.folder, cfg)
