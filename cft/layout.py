@@ -45,7 +45,8 @@ def placed(input_ids_BT: Tensor, tokens: EligibleTokens, *, layout: Layout, by_r
     needed_B = torch.zeros(len(input_ids_BT), dtype=torch.long, device=input_ids_BT.device)
     # The token at position p is predicted by the state at p - 1, so p positions are needed.
     needed_B = needed_B.scatter_reduce(0, tokens.row_N, tokens.position_N, "amax")
-    needed_B[0] = needed_B[0].clamp(min=1)
+    if not len(tokens.row_N):
+        needed_B[0] = 1
     row_B = needed_B.nonzero()[:, 0]
     lengths = needed_B[row_B].tolist()
     if layout == "padded" or len(lengths) == 1:

@@ -8,6 +8,9 @@ or copied but one transposed gradient. Passes in inference mode stay torch's own
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -29,12 +32,26 @@ class OneDnnLinear(nn.Linear):
         return linear(input, weight, self.bias)
 
 
+_inside: ContextVar[bool] = ContextVar("inside a training or validation pass", default=False)
+
+
+@contextmanager
+def training_pass() -> Iterator[None]:
+    """Passes of the training stage, validation losses included, which Lightning computes in inference mode."""
+    token = _inside.set(True)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
 def in_charge(x: Tensor) -> bool:
-    """Whether the kernels of this package compute on x, or torch's own: in float32 on a CPU, and not for engines."""
+    """Whether the kernels of this package compute on x, or torch's own: in float32 on a CPU, and not for engines, which
+    work in inference mode."""
     return (
         x.dtype == torch.float32
         and x.device.type == "cpu"
-        and not torch.is_inference_mode_enabled()
+        and (_inside.get() or not torch.is_inference_mode_enabled())
         and not torch.is_autocast_enabled("cpu")
     )
 

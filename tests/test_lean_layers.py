@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cft import onednn_linear
+from cft import lean_layers, onednn_linear
 from cft.kernels import Used, use_kernels
 from cft.lean_layers import use_lean_layers
 from cft.selective_lm import SelectiveLM
@@ -85,6 +85,25 @@ def test_inference_mode_keeps_the_models_bits() -> None:
         assert torch.equal(model(ids).logits, before)
 
 
+def test_validation_in_inference_mode_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = random_llama(), []
+    use_kernels(model, kernels="auto")
+    monkeypatch.setattr(lean_layers._RmsNorm, "forward", _counting(lean_layers._RmsNorm.forward, calls))
+    with torch.inference_mode():
+        model(torch.arange(1, 9)[None])
+        assert calls == []
+        SelectiveLM(model, sft(), layout="packed")(uneven())
+        assert len(calls) == 5
+
+
+def _counting(inner: Any, calls: list[bool]) -> Any:
+    def forward(*args: Any) -> Any:
+        calls.append(True)
+        return inner(*args)
+
+    return staticmethod(forward)
+
+
 def test_a_copy_computes_with_its_own_weights() -> None:
     model = random_llama()
     use_lean_layers(model)
@@ -111,3 +130,22 @@ def test_kernels_torch_changes_nothing() -> None:
     model = random_llama()
     assert use_kernels(model, kernels="torch") == Used()
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike_and_leave_engines_alone(products: str) -> None:
+    if products == "onednn":
+        pytest.skip("compiled blocks use torch's products")
+    found, ids = [], torch.arange(1, 30)[None]
+    for kernels in ("torch", "compiled"):
+        model = random_llama().train()
+        with torch.inference_mode():
+            before = model(ids).logits
+        assert use_kernels(model, kernels=kernels).compiled_blocks == (2 if kernels == "compiled" else 0)
+        (term,) = SelectiveLM(model, sft(), layout="packed")(uneven())
+        term.sum.backward()
+        found.append((term.sum.item(), gradients(model)))
+        with torch.inference_mode():
+            assert torch.equal(model(ids).logits, before)
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=3e-6 * float(found[0][1].abs().max()))
