@@ -34,7 +34,7 @@ def too_hard(expression: str) -> str:
     if re.search(r"[0-9]{5,}[)}\]]*!|![)}\]]*!", bare) or re.search(r"\^[^!]{0,40}!", bare):
         return "a large factorial"
     if re.search(
-        r"(?:\^|\*\*)[{(\[]*[-+]?[0-9]{5,}|(?:\^|\*\*)[{(\[]*[-+]?[0-9.]+(?:e|E|\\times|\\cdot|\*)[0-9]", bare
+        r"(?:\^|\*\*)[{}()\[\]]*[-+]?[0-9]{5,}|(?:\^|\*\*)[{(\[]*[-+]?[0-9.]+(?:e|E|\\times|\\cdot|\*)[0-9]", bare
     ):
         return "a large exponent"
     if re.search(rf"(?:\^|\*\*){_ONE_EXPONENT}[)}}\]]*(?:\^|\*\*|!)", bare) or _stacked_powers(bare):

@@ -82,7 +82,9 @@ def tidy(text: str) -> str:
     text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
     text = re.sub(r"(?<=[0-9])\\[,!; ](?=[0-9]{3})|(?<=,)\\!\s*(?=[0-9]{3})", "", text)
     text = _LATEX_TEXT.sub(r" \1", text)
-    text = re.sub(r"\\[()\[\]]|\*\*|__|\\left|\\right|\^\s*\{?\s*\\circ\s*\}?|\\displaystyle", "", text)
+    text = re.sub(
+        r"\\[()\[\]]|(?<![0-9)])\*\*|\*\*(?![0-9(])|__|\\left|\\right|\^\s*\{?\s*\\circ\s*\}?|\\displaystyle", "", text
+    )
     text = _LATEX_SPACE.sub(" ", text)
     text = _FRAC.sub(_plain_fraction, text)
     text = _REPEATING.sub(_repeating_fraction, text)

@@ -14,6 +14,7 @@ from cft.verify import last_line, make_verdict
 _GOLD = re.compile(r"\(([A-Z])\)\s+(.+)", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 _LETTER_AND_TEXT = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])[.:]?\s+(.+)", re.DOTALL)
+_BECAUSE = re.compile(r",?\s+(?:because|since|as|so)\b")
 _REASON = re.compile(r"\s*(?:\.?\s*$|\.\s|\(|,?\s(?:because|since|as|so)\b)")
 
 
@@ -51,12 +52,12 @@ def _judged(text: str, *, letter: str, option: str) -> Literal["right", "wrong",
         return "right"
     if alone := _LETTER.fullmatch(plain):
         return "right" if alone.group(1).upper() == letter else "wrong"
+    explained = re.match(r"(?:option|choice)?\s*\(?([A-Z])\)?(?![A-Za-z'’])", plain)
+    if explained and _BECAUSE.match(plain, explained.end()):
+        return "right" if explained.group(1) == letter else "wrong"
     if both := _LETTER_AND_TEXT.fullmatch(plain):
         same_letter, same_text = (both.group(1) or both.group(2)) == letter, _states(both.group(3), option)
         return "right" if same_letter and same_text else "undecided" if same_letter or same_text else "wrong"
-    explained = re.match(r"(?:option|choice)?\s*\(?([A-Z])\)?(?![A-Za-z'’])", plain)
-    if explained and _REASON.match(plain, explained.end()):
-        return "right" if explained.group(1) == letter else "wrong"
     return "right" if _states(plain, option) else "wrong"
 
 

@@ -81,6 +81,10 @@ class VerifierPool:
         self._closed = True
         self._finalizer()
 
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers that are alive, for measurements."""
+        return tuple(worker.process.pid for worker in self._alive)
+
     def verify_all(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item (response, gold answer), in order. Raises only if a worker cannot start."""
         with self._lock:

@@ -90,6 +90,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.text(
         ("\\boxed{3 \\text{ or } 4}", "3", "undecided", "3 \\text{ or } 4"),
         # Several numbers on an answer line: none of them is the answer, and neither is a number that follows.
         ("#### 3 or 4", "3", "undecided", "3 or 4"),
+        ("\\boxed{9**9**9}", "999", "undecided", "9**9**9"),
         ("#### 3 or 4", "4", "undecided", "3 or 4"),
         ("#### 3, 4", "3", "undecided", "3, 4"),
         ("#### 3 apples and 4 pears\nfor 3 people", "3", "undecided", "3 apples and 4 pears"),
