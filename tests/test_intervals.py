@@ -91,7 +91,7 @@ def test_three_seeds_cover_too(spread: float) -> None:
     hits = 0
     for trial in range(300):
         table = rng.normal(0, 1, (1, 100)) + rng.normal(0, spread, (3, 1)) + rng.normal(0, 1, (3, 100))
-        interval = two_way_bootstrap(table, resamples=500, seed=trial)
+        interval = two_way_bootstrap(table, resamples=300, seed=trial)
         hits += interval.low <= 0 <= interval.high
     assert hits / 300 >= 0.93
 

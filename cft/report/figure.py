@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cft.report.arms import BASE, Arm, Comparison
 from cft.report.contrasts import contrast_metrics
-from cft.report.drawing import ACCENT, BASE_COLOR, INK, MUTED, headline, plain_ticks, style
+from cft.report.drawing import ACCENT, BASE_COLOR, BEHIND, INK, MUTED, headline, plain_ticks, style
 from cft.report.table import p_text, title
 from cft.report.text import one_line
 
@@ -82,7 +82,7 @@ def _differences(panel: Axes, name: str, arms: Sequence[Arm]) -> None:
         )
         panel.annotate(
             f"{interval.value:+.3f}, {p_text(contrast.holm)}", (interval.value, i), xytext=(0, 6),
-            textcoords="offset points", ha="center", fontsize=8, color=INK,
+            textcoords="offset points", ha="center", fontsize=8, color=INK, bbox=BEHIND, zorder=4,
         )  # fmt: skip
     panel.margins(x=0.16)
     style(panel, f"difference in {title(name)}")
@@ -108,7 +108,7 @@ def _panel(panel: Axes, name: str, arms: Sequence[Arm], base: Arm | None) -> Non
         panel.scatter([interval.value], [i], s=38, color=ACCENT, zorder=3)
         panel.annotate(
             f"{interval.value:.3f}", (interval.value, i), xytext=(0, 6), textcoords="offset points",
-            ha="center", fontsize=8, color=INK,
+            ha="center", fontsize=8, color=INK, bbox=BEHIND, zorder=4,
         )  # fmt: skip
     panel.margins(x=0.12)
     style(panel, title(name))

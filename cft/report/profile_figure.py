@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from cft.report.drawing import ACCENT, BASE_COLOR, INK, headline, style
+from cft.report.drawing import ACCENT, BASE_COLOR, BEHIND, INK, headline, style
 from cft.report.kinds import KindCount
 from cft.report.profile import Bin, Profile
 
@@ -51,7 +51,7 @@ def _bars(axes: Axes, bins: Sequence[Bin], *, overall: float, label: str) -> Non
     axes.barh(range(len(bins)), [one.share for one in bins], color=ACCENT, height=0.62)
     for i, one in enumerate(bins):
         text = f"{one.share:.0%}  ({one.critical:,} of {one.tokens:,})"
-        axes.text(one.share + 0.01, i, text, va="center", fontsize=8, color=INK)
+        axes.text(one.share + 0.01, i, text, va="center", fontsize=8, color=INK, bbox=BEHIND, zorder=4)
     axes.axvline(overall, color=BASE_COLOR, linewidth=1.2, linestyle="--")
     axes.set_yticks(range(len(bins)), [one.label for one in bins])
     axes.invert_yaxis()
