@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from cft.batches import TokenRow, collate
-from cft.catalogue import entries
+from cft.catalogue import Entry, entries
 from cft.columns import REFERENCE_LOGPROB
 from cft.config import CONF_DIR, build
 from cft.device import place
@@ -23,7 +23,7 @@ from cft.models import load_causal_lm
 from cft.progress import console
 from cft.selective_lm import SelectiveLM
 from cft.token_scores import LIVE
-from cft.types import StepCounts
+from cft.types import StepCounts, TokenBatch
 
 TURNS = 7
 ROWS, PROMPT, RESPONSE = 4, 60, 100
@@ -31,9 +31,9 @@ GOAL = 1.10
 
 
 def main() -> None:
+    overrides = {entry.option: list(entry.overrides) for entry in weightings()}
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
         plain = compose("train", overrides=["model=smollm2", "mask=all"])
-        overrides = {e.option: list(e.overrides) for e in entries_of_weightings()}
         objectives = {"plain": build(plain.loss)(build(plain.weighting))}
         for option, chosen in overrides.items():
             cfg = compose("train", overrides=chosen)
@@ -67,7 +67,7 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def entries_of_weightings() -> list:
+def weightings() -> list[Entry]:
     """Weightings that need no score of their own."""
     return [e for e in entries() if e.group == "weighting" and e.option != "uniform" and not e.before and not e.missing]
 
@@ -82,7 +82,7 @@ def rows(vocabulary: int) -> list[TokenRow]:
     ]
 
 
-def step(lm: SelectiveLM, batch) -> float:
+def step(lm: SelectiveLM, batch: TokenBatch) -> float:
     started = time.perf_counter()
     (term, *_) = lm(batch)
     term.sum.backward()
