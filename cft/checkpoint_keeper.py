@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from cft.checkpoints import kept_checkpoints, path_of_step
 from cft.files import write_atomically
-from cft.position import KEY, Position, correct_counters, current_position, position_of, step_is_done, write_counters
+from cft.position import KEY, Next, Position, correct_counters, current_position, position_of, write_counters
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -25,15 +25,21 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class CheckpointKeeper(Checkpoint):
-    """every_n_steps: 0 = at validations and the ends of epochs only. keep: how many files stay."""
+    """every_n_steps: 0 = at validations and the ends of epochs only. keep: how many files stay.
+
+    The state after a step is written when the next one begins: only then has Lightning logged the step.
+    """
 
     def __init__(self, folder: Path, *, every_n_steps: int, keep: int) -> None:
         self.folder = folder
         self.every_n_steps, self.keep = every_n_steps, keep
+        self._next: Next = "step"
         self._resumed: Position | None = None
+        self._written = 0  # optimizer steps done in what is on disk, or at the start
         self._max_steps = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._written = trainer.global_step
         if self._resumed is None:
             return
         position, self._resumed = self._resumed, None
@@ -42,20 +48,31 @@ class CheckpointKeeper(Checkpoint):
             sampler: Any = trainer.train_dataloader.sampler  # type: ignore[union-attr]
             sampler.start_at(epoch=position.epoch, step=position.epoch_steps)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if not step_is_done(trainer):
-            return
-        due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
-        if due or self._position(trainer).next == "validation":
-            self.save(trainer)
+        between = batch_idx % trainer.accumulate_grad_batches == 0
+        if between and self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0:
+            self.save(trainer, next="step")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._max_steps > 0:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, -1
+        if not trainer.sanity_checking:
+            self.save(trainer, next="validation")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.save(trainer)
+        self._written = -1  # what is on disk has its validation still to come
+        whole = trainer.fit_loop.epoch_loop._num_ready_batches_reached()  # max_steps may end it before
+        self.save(trainer, next="epoch" if whole else "step")
 
-    def save(self, trainer: pl.Trainer) -> None:
-        """Write the state between two optimizer steps, on all ranks together."""
+    def save(self, trainer: pl.Trainer, *, next: Next) -> None:
+        """Write the state between two optimizer steps, unless it is on disk. All ranks call it together."""
+        if trainer.global_step == self._written:
+            return
+        self._written, self._next = trainer.global_step, next
+        for logger in trainer.loggers:
+            logger.save()  # what a resumed run will not log again
         trainer.save_checkpoint(path_of_step(self.folder, step=trainer.global_step))
         if trainer.is_global_zero:
             for old in kept_checkpoints(self.folder)[self.keep :]:
@@ -64,7 +81,8 @@ class CheckpointKeeper(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[KEY] = self._position(trainer).as_dict()
+        rows = rows_per_step(trainer)
+        checkpoint[KEY] = current_position(trainer, rows_per_step=rows, next=self._next).as_dict()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -75,13 +93,6 @@ class CheckpointKeeper(Checkpoint):
         if self._resumed.next == "validation" and 0 < loop.max_steps <= self._resumed.steps:
             # All steps are done and the validation after the last one is not: Lightning would leave it out.
             self._max_steps, loop.max_steps = loop.max_steps, self._resumed.steps + 1
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._max_steps > 0:
-            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, -1
-
-    def _position(self, trainer: pl.Trainer) -> Position:
-        return current_position(trainer, rows_per_step=rows_per_step(trainer))
 
 
 class BestWeights(ModelCheckpoint):

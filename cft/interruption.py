@@ -20,7 +20,7 @@ import torch
 
 from cft.checkpoint_keeper import CheckpointKeeper
 from cft.errors import Interrupted
-from cft.position import step_is_done
+from cft.position import Next
 
 SIGNALS: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _REASONS = (*(s.name for s in SIGNALS), "the time limit interruption.max_hours")
@@ -112,12 +112,14 @@ class StopWhenAsked(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.interruption.install()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if step_is_done(trainer):
-            save = self.keeper.save if self.keeper else lambda trainer: None
-            self.interruption.stop_if_agreed(trainer, first=lambda: save(trainer))
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._stop_if_agreed(trainer, next="step")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_if_agreed(trainer, next="validation")
 
     def on_validation_batch_end(
         self,
@@ -128,4 +130,8 @@ class StopWhenAsked(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.interruption.stop_if_agreed(trainer)  # the keeper wrote the state before the validation began
+        self.interruption.stop_if_agreed(trainer)  # the keeper wrote the state when the validation began
+
+    def _stop_if_agreed(self, trainer: pl.Trainer, *, next: Next) -> None:
+        save = self.keeper.save if self.keeper else lambda trainer, next: None
+        self.interruption.stop_if_agreed(trainer, first=lambda: save(trainer, next=next))

@@ -44,19 +44,12 @@ def step_is_done(trainer: pl.Trainer) -> bool:
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
-def current_position(trainer: pl.Trainer, *, rows_per_step: int) -> Position:
-    """Between two steps: in on_train_batch_end when step_is_done, or at the end of an epoch."""
-    loop = trainer.fit_loop.epoch_loop
-    steps = loop.automatic_optimization.optim_progress.optimizer.step
-    following: Next = "step"
+def current_position(trainer: pl.Trainer, *, rows_per_step: int, next: Next) -> Position:
+    """Between two steps, where `next` comes next."""
+    steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
     epochs: Any = trainer.fit_loop.epoch_progress.current
-    if epochs.processed > epochs.completed:
-        if loop._num_ready_batches_reached():
-            following = "epoch"
-    elif trainer.fit_loop._data_fetcher is not None and loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
-        following = "validation"
     # epochs.started: counts the epoch under way and, in its last hook, the one just done.
-    return Position(epochs.started - 1, steps.current.completed, steps.total.completed, rows_per_step, following)
+    return Position(epochs.started - 1, steps.current.completed, steps.total.completed, rows_per_step, next)
 
 
 def write_counters(checkpoint: dict[str, Any], position: Position, *, accumulate: int) -> None:

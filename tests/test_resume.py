@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Los
     [
         ("on_train_batch_start", 4, 1, 3),  # right after a step that wrote nothing
         ("on_before_backward", 5, 3, 3),  # in the third of four micro-batches
-        ("on_train_batch_start", 6, 1, 6),  # right after a checkpoint
+        ("on_before_backward", 6, 1, 6),  # right after a checkpoint
         ("on_validation_batch_end", 10, 2, 10),  # in the validation at the end of the first epoch
         ("on_train_epoch_end", 10, 1, 10),  # validated; the end of the epoch is not written
         ("on_train_epoch_start", 10, 1, 10),  # between two epochs; only the first epoch starts with 0 steps
         ("on_train_batch_start", 14, 2, 12),  # in the second epoch
-        ("on_validation_start", 20, 1, 20),  # before the last validation
+        ("on_validation_batch_end", 20, 1, 20),  # in the last validation, all steps done
     ],
 )
 def test_a_training_killed_anywhere_goes_on_to_the_same_bits(
@@ -124,11 +125,14 @@ def test_a_signal_in_the_middle_of_a_step_saves_that_step_and_stops(
     assert equal_bits(state, whole[0])
 
 
-def test_the_time_limit_stops_at_the_next_boundary(tmp_path: Path) -> None:
+def test_the_time_limit_stops_at_the_next_boundary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keeper = CheckpointKeeper(tmp_path, every_n_steps=0, keep=2)
+    interruption = Interruption(max_hours=1)
+    now = time.monotonic()
+    late = At("on_before_backward", 2, lambda: monkeypatch.setattr(time, "monotonic", lambda: now + 3601), call=3)
     with pytest.raises(Interrupted, match=r"interruption\.max_hours"):
-        train(tmp_path, more=(StopWhenAsked(Interruption(max_hours=1e-9), keeper),))
-    assert [path.name for path in kept_checkpoints(tmp_path)] == ["step-00000001.ckpt"]
+        train(tmp_path, more=(late, StopWhenAsked(interruption, keeper)))
+    assert [path.name for path in kept_checkpoints(tmp_path)] == ["step-00000003.ckpt"]
 
 
 def test_a_signal_ends_long_work_at_once_and_no_other_work(handlers: Interruption) -> None:
