@@ -97,7 +97,7 @@ def rows_attention(
     return _by_rows(query, key, value, row_lengths, dropout=dropout, scaling=scaling), None
 
 
-@torch.compiler.disable  # the number of rows changes from batch to batch
+@torch.compiler.disable()  # the number of rows changes from batch to batch
 def _by_rows(
     query: Tensor, key: Tensor, value: Tensor, row_lengths: Tensor, *, dropout: float, scaling: float | None
 ) -> Tensor:
