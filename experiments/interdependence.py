@@ -108,7 +108,7 @@ def summary(
     joint = np.array([wrong[pair, "joint"] for pair in pairs], dtype=float)
     kept = np.array([wrong[pair, "kept"] for pair in pairs], dtype=float)
     right = np.array([[rows[p.row].alt_outcome[at, 0] == Outcome.RIGHT for at in (p.s, p.t)] for p in pairs])
-    harmless: NDArray[np.bool_] = right.all(axis=1)
+    harmless = np.logical_and(right[:, 0], right[:, 1])
     distance = np.array([pair.t - pair.s for pair in pairs])
 
     def of(values: NDArray[np.float64], chosen: Any) -> dict[str, float] | None:
