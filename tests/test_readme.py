@@ -126,7 +126,7 @@ def test_every_group_and_option_is_named() -> None:
 
 
 def test_new_strategies_are_short_and_complete() -> None:
-    for kind, name in (("mask", "high_entropy"), ("weighting", "focal")):
+    for kind, name in (("mask", "surprising"), ("weighting", "unknown")):
         blocks = [text for _, text in re.findall(r"^```(\w*)\n(.*?)^```$", section(f"Add a {kind}"), re.M | re.S)]
         written = [text for text in blocks if re.match(r"# \S+/\S+\n", text)]
         assert len(written) == 3
@@ -151,14 +151,14 @@ def test_the_tests_of_new_strategies_pass(test: str, project: Path) -> None:
 
 
 def test_a_yaml_of_a_new_mask_builds_the_mask(project: Path) -> None:
-    """Of a shipped response it picks a fifth of the tokens, none less uncertain than one left out."""
-    node = OmegaConf.to_container(OmegaConf.load(project / "conf" / "mask" / "high_entropy.yaml"))
+    """Of a shipped response it picks the tokens that the annotating model gave less than one half."""
+    node = OmegaConf.to_container(OmegaConf.load(project / "conf" / "mask" / "surprising.yaml"))
     assert isinstance(node, dict)
     module, _, name = str(node.pop("_target_")).rpartition(".")
-    one = next(iter(shipped()))
-    weights = mask_weights(vars(importlib.import_module(module))[name](**node), one)
-    assert weights.sum() == round(len(weights) / 5)
-    assert one.entropy[weights > 0].min() >= one.entropy[weights == 0].max()
+    mask = vars(importlib.import_module(module))[name](**node)
+    one = next(row for row in shipped() if (row.logprob < np.log(0.5)).any())
+    weights = mask_weights(mask, one)
+    assert [t for t, w in enumerate(weights) if w > 0] == [t for t, x in enumerate(one.logprob) if np.exp(x) < 0.5]
 
 
 # --- the tree
@@ -275,4 +275,4 @@ def test_the_table_of_outcomes_has_every_code() -> None:
 
 def test_the_table_of_columns_has_every_field() -> None:
     table = re.findall(r"^\| (`[^|]*`) \|", section("An annotation on disk"), re.MULTILINE)
-    assert sorted(re.findall(r"`(\w+)`", " ".join(table))) == sorted(AnnotatedResponse.__dataclass_fields__)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(table))) == sorted(ROW_SCHEMA.names)

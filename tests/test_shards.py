@@ -178,6 +178,7 @@ def test_a_dead_shard_s_leftovers_go_with_the_last_to_leave(tmp_path: Path) -> N
         (WHOLE, THREE[1], "writing there; this is shard 1 of 3"),
         (WHOLE, WHOLE, "writing there; wait for it"),
     ],
+    ids=["the same shard", "another number of shards", "the whole", "a shard of the whole", "twice the whole"],
 )
 def test_two_processes_that_would_write_the_same_units(
     tmp_path: Path, first: Shard, second: Shard, message: str
