@@ -24,6 +24,7 @@ from cft.config import CONF_DIR
 from cft.masks import Critical, mask_weights
 from cft.report.kinds import count_kinds, token_texts
 from cft.report.transcript import OUTCOME_WORDS
+from cft.row_table import ROW_SCHEMA
 from cft.schema import PROGRAMS
 from cft.store import SHIPPED, AnnotationStore
 from cft.types import AnnotatedResponse, Outcome
