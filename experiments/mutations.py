@@ -29,6 +29,13 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
+        "a resumed epoch that begins anew",
+        "cft/batches.py",
+        "range(done if epoch == self.epoch else 0,",
+        "range(0,",
+        "tests/test_resume.py",
+    ),
+    Mutation(
         "labels shifted by one",
         "cft/eligible.py",
         "return hidden_BTD[self.row_N, self.position_N - 1]",
