@@ -90,7 +90,7 @@ def test_metrics_of_counted_samples() -> None:
 
 @pytest.mark.parametrize(
     "n, pass_at, maj_at",
-    [(0, [], []), (1, [1], []), (3, [1, 2, 3], []), (6, [1, 2, 4, 6], [4, 6]), (8, [1, 2, 4, 8], [4, 8])],
+    [(0, [], []), (1, [1], []), (3, [1, 2, 3], [3]), (6, [1, 2, 4, 6], [4, 6]), (8, [1, 2, 4, 8], [4, 8])],
 )
 def test_k_runs_over_powers_of_two_and_the_number_of_samples(n: int, pass_at: list[int], maj_at: list[int]) -> None:
     samples = [sample("a", GREEDY_SAMPLE, right=True, extracted="1")]
