@@ -186,11 +186,11 @@ def _require_comparable(runs: list[Run], labels: dict[str, str]) -> None:
                 f"{len(expected)} and {len(ids)}, {len(set(ids) & set(expected))} in common; evaluate both with the "
                 "same benchmark, split and limit"
             )
-        hashes = [other.facts.get("problems_sha256") for other in (first, run)]
-        if None not in hashes and hashes[0] != hashes[1]:
+        first_hash, own_hash = first.facts.get("problems_sha256"), run.facts.get("problems_sha256")
+        if first_hash and own_hash and first_hash != own_hash:
             raise ReportError(
                 f"{names[0]!r} ({first.folder}) and {names[1]!r} ({run.folder}) were measured on problems of the same ids "
-                f"but different text or answers (sha256 {hashes[0][:12]} and {hashes[1][:12]}); evaluate both on the same data"
+                f"but different text or answers (sha256 {first_hash[:12]} and {own_hash[:12]}); evaluate both on the same data"
             )
         ours, theirs = first.facts.get("evaluation"), run.facts.get("evaluation")
         if ours and theirs:
