@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
+from cft.benchmarks import verifier_for
 from cft.calibration import calibrate
 from cft.cards import write_model_card
 from cft.checkpoints import load_checkpoint
@@ -40,6 +41,7 @@ from cft.models import (
 )
 from cft.module import CausalLMModule
 from cft.problem_rows import normalised
+from cft.problems import Splits
 from cft.progress import console
 from cft.quiet import quiet_libraries
 from cft.ranks import own_environment
@@ -61,6 +63,8 @@ from cft.sharding import is_sharded, trained_weights
 from cft.types import Problem
 from cft.verify import verifier_fingerprint
 from cft.verify_pool import VerifierPool
+
+NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated on problems nor tested
 
 
 def train(cfg: DictConfig, start: Start | None = None) -> float:
@@ -92,7 +96,7 @@ def train(cfg: DictConfig, start: Start | None = None) -> float:
 def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Interruption) -> float:
     folder = start.folder
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    spec, prompt, verifier = build(cfg.model), build(cfg.prompt), build(cfg.verifier)
+    spec, prompt = build(cfg.model), build(cfg.prompt)
     tokenizer = load_tokenizer(spec)
     prompting = {
         "tokenizer": tokenizer_hash(tokenizer),
@@ -102,7 +106,9 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     columns = columns_for(
         objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
     )
-    validation_problems, test_problems, exclude, benchmark = _problems(cfg)
+    splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
+    verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    validation_problems, test_problems, exclude = _problems(cfg, splits)
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),
         Critical(num_alternatives=cfg.probe.critical_alternatives),
@@ -176,7 +182,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             "identity": identity_of(settings := settings_of(cfg, TRAINED_BY) | data.settings()),
             "settings": settings,
             "seed": cfg.seed,
-            "benchmark": benchmark,
+            "benchmark": splits.name,
             "split": "test",
             "problems": len(test_problems),
             "best_epoch": best_epoch,
@@ -242,15 +248,12 @@ def _require_same_prompt(data: AnnotatedDataModule, prompting: dict[str, Any]) -
         )
 
 
-def _problems(cfg: DictConfig) -> tuple[tuple[Problem, ...], tuple[Problem, ...], frozenset[str], str]:
-    """(validation problems, test problems, questions not to be trained on, benchmark's name)."""
+def _problems(cfg: DictConfig, splits: Splits) -> tuple[tuple[Problem, ...], tuple[Problem, ...], frozenset[str]]:
+    """(validation problems, test problems, questions not to be trained on)."""
     wanted = {"validation": cfg.validation.problems, "test": cfg.evaluation.problems}
-    if not any(wanted.values()):
-        return (), (), frozenset(), ""
-    splits = build(cfg.benchmark)
     chosen = [splits.of(split)[: count if count >= 0 else None] if count else () for split, count in wanted.items()]
     exclude = frozenset(normalised(problem.question) for problem in (*splits.validation, *splits.test))
-    return chosen[0], chosen[1], exclude, splits.name
+    return chosen[0], chosen[1], exclude
 
 
 def _require_metric(monitor: str, data: AnnotatedDataModule) -> None:
