@@ -42,10 +42,9 @@ if TYPE_CHECKING:
 
 Cell = tuple[int, int, int]  # response, position, rank of the alternative or REPLAY
 RESPONSES_AT_A_TIME = 4
-SPECULATE_BELOW = (
-    256  # forks under way, while most verdicts are wrong, so that the next rank is likely to be needed ...
-)
-SPECULATE_BELOW_IF_RIGHT = 64  # ... and else, where only a row that would be idle costs little
+# Forks under way: while most verdicts are wrong the next rank is likely to be needed; else only an idle row is cheap enough.
+SPECULATE_BELOW = 256
+SPECULATE_BELOW_IF_RIGHT = 64
 REPLAY = -1  # in place of an alternative's rank: the self-replay control of a position
 
 
