@@ -36,6 +36,10 @@ from cft.selective_lm import PROBE_NAMES, SelectiveLM
 from cft.sharding import is_sharded, shard
 from cft.types import StepCounts, TokenBatch
 
+# val/loss is of the objective that training ends with: under a schedule's coefficients of the moment two epochs would be
+# measured with two objectives, and the best one be chosen by the schedule.
+_VALIDATED_AT = 1.0
+
 
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never.
@@ -131,11 +135,12 @@ class CausalLMModule(pl.LightningModule):
             self._norm = None
             self.log("train/empty_steps", 1.0, on_step=True, reduce_fx="sum")
             return
-        self.log("train/loss", self._total(sums, counts), prog_bar=True)
+        self.log("train/loss", self._total(sums, counts, progress=self._progress()), prog_bar=True)
         self.log("train/loss_tokens", float(counts[0]))
         self.log("train/gradient_norm", float(self._norm))
         for name, total, count in zip(self.lm.objective.names[1:], sums[1:], counts[1:], strict=True):
-            self.log(f"train/{name}", total / max(1, count))
+            # In a place of their own: whatever a regulariser is called, no other metric has that name.
+            self.log(f"train/term/{name}", total / max(1, count))
 
     def configure_gradient_clipping(
         self,
@@ -149,10 +154,10 @@ class CausalLMModule(pl.LightningModule):
         elif gradient_clip_val and self._norm is not None:
             torch.nn.utils.clip_grads_with_norm_(list(self.parameters()), gradient_clip_val, self._norm)
 
-    def _total(self, sums: list[float], counts: list[int]) -> float:
-        """The loss: every term's mean times its coefficient of now."""
+    def _total(self, sums: list[float], counts: list[int], *, progress: float) -> float:
+        """The loss: every term's mean times its coefficient then."""
         regularizers = self.lm.objective.regularizers.values()
-        coefficients = [1.0, *(regularizer.coefficient(self._progress()) for regularizer in regularizers)]
+        coefficients = [1.0, *(regularizer.coefficient(progress) for regularizer in regularizers)]
         return sum(c * s / max(1, n) for c, s, n in zip(coefficients, sums, counts, strict=True))
 
     def configure_optimizers(self) -> Any:
@@ -170,7 +175,7 @@ class CausalLMModule(pl.LightningModule):
     # ---- validation
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        self._validation += _sums(self.lm(batch, progress=self._progress()), self._validation)
+        self._validation += _sums(self.lm(batch, progress=_VALIDATED_AT), self._validation)
         self._probes += self.lm.probe(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -179,7 +184,7 @@ class CausalLMModule(pl.LightningModule):
         self._probes.zero_()
         sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
         if counts[0] > 0:
-            self.log("val/loss", self._total(sums, counts), prog_bar=True)
+            self.log("val/loss", self._total(sums, counts, progress=_VALIDATED_AT), prog_bar=True)
         self.log_dict(_probe_values("val", probes))
 
     def _reduced(self, sums: Tensor) -> Tensor:
