@@ -28,6 +28,17 @@ class MaskError(UserError, ValueError):
     """The stored evidence cannot answer what the mask asks; the message names the row and the remedy."""
 
 
+class TooLittleEvidence(MaskError):
+    """The annotation was made with less than the mask asks for, which annotate.py can mend.
+
+    afresh: its overrides for a new annotation that holds enough.
+    """
+
+    def __init__(self, found: str, *, remedy: str, afresh: str) -> None:
+        super().__init__(f"{found}; {remedy}")
+        self.found, self.afresh = found, afresh
+
+
 class Mask(Protocol):
     """needs: names of stored scores that rows must bring (`row.scores`). fit: called once with all training rows, for
     statistics over the data set; what it learns depends on nothing else, nor on the order of the rows. facts: what it read
@@ -105,11 +116,14 @@ class Critical(RowMask):
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         k = self.num_alternatives
+        afresh = f"num_alternatives={k}{'' if self.rule == 'all' else ' short_circuit=false'}"
         stored = row.alt_outcome.shape[1]
         if stored < k:
-            raise MaskError(
-                f"response {row.response_id}: mask.num_alternatives={k}, but the annotation holds {stored}; extend it "
-                f"with: python annotate.py annotation=<name> num_alternatives={k} (and its other arguments as before)"
+            raise TooLittleEvidence(
+                f"response {row.response_id}: mask.num_alternatives={k}, but the annotation holds {stored}",
+                remedy=f"extend it with: python annotate.py annotation=<name> num_alternatives={k} (and its other "
+                "arguments as before)",
+                afresh=afresh,
             )
         outcome_RK = row.alt_outcome[:, :k]
         fails_RK = outcome_RK == Outcome.WRONG
@@ -126,10 +140,12 @@ class Critical(RowMask):
             open_R = untried_RK.any(1) & (fails_RK | untried_RK).all(1)
             verdict_R = fails_RK.all(1)
         if open_R.any():
-            raise MaskError(
+            raise TooLittleEvidence(
                 f"response {row.response_id}: {int(open_R.sum())} positions are not settled for mask.rule={self.rule}, "
-                "since annotation stopped at the first right alternative; fill the gaps with: "
-                "python annotate.py annotation=<name> complete=true (and its other arguments as before)"
+                "since annotation stopped at the first right alternative",
+                remedy="fill the gaps with: python annotate.py annotation=<name> complete=true (and its other arguments "
+                "as before)",
+                afresh=afresh,
             )
         return verdict_R.astype(np.float32)
 
