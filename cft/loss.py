@@ -36,6 +36,7 @@ from cft.weighting import TokenWeighting
 Normalizer = Literal["critical", "response", "sequence"]
 Divisor = Literal["eligible", "response", "critical", "other", "sequence"]  # fields of StepCounts
 Projection = Callable[[Tensor], Tensor]
+MAIN = "loss"  # the name of the term that is no regulariser
 
 
 class Regularizer:
@@ -116,6 +117,11 @@ class Objective:
                 f"loss.normalizer: {type(aggregation).__name__} aggregates per sequence and is divided by sequences, "
                 f"found {normalizer}; set loss.normalizer=sequence"
             )
+        if MAIN in regularizers:
+            raise BadValue(
+                f"loss.regularizers.{MAIN}: that is the name of the main term, found as the name of a regulariser; choose "
+                "another, as in +regularizer@loss.regularizers.kl=kl_to_reference"
+            )
         self.weighting = weighting
         self.token_loss = token_loss
         self.aggregation = aggregation
@@ -126,7 +132,7 @@ class Objective:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the terms, in the order in which they are returned."""
-        return ("loss", *self.regularizers)
+        return (MAIN, *self.regularizers)
 
     @property
     def divisors(self) -> tuple[Divisor, ...]:
