@@ -9,16 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim import Optimizer
 
-from cft.batches import GlobalOrderSampler, RowDataset
+from cft.aggregation import TokenMean, WorstGroup
+from cft.batches import GlobalOrderSampler, RowDataset, TokenRow
+from cft.coefficient import Coefficient
+from cft.errors import BadValue
 from cft.guards import TrainingDiverged
-from cft.loss import Normalizer
+from cft.loss import Normalizer, Objective, Regularizer
+from cft.token_loss import NLL
 from tests import gradient_driver
 from tests.gradient_driver import EPOCHS, Recorder, rows, run
+from tests.objectives import sft
 
 STEPS = 2 * EPOCHS  # 13 rows, 8 a step
 
@@ -144,6 +151,97 @@ def test_training_metrics_are_split_every_n_steps_and_not_repeated(tmp_path: Pat
     assert len([line for line in logged if line["train/loss"]]) == STEPS
 
 
+def scheduled(name: str = "others") -> Objective:
+    """Plain fine-tuning of the critical tokens and, from 0 to 3 over the run, that of the others."""
+    rising = Coefficient(initial=0.0, final=3.0, shape="linear")
+    return sft(regularizers={name: Regularizer(where="other", token_loss=NLL(), coefficient=rising)})
+
+
+def standing_still(
+    objective: Objective, folder: Path, data: list[TokenRow] | None = None
+) -> tuple[Recorder, dict[str, list[float]]]:
+    """Three epochs of one step, all rows in two micro-batches, at a learning rate of 0: the model stays what it was. Also
+    what was logged, by name."""
+
+    class Validated(gradient_driver.Rows):
+        def val_dataloader(self) -> Any:
+            return self.train_dataloader()
+
+    module = Recorder(
+        model=gradient_driver.random_llama(spread=0.1).double(),
+        objective=objective,
+        optimizer=partial(torch.optim.SGD, lr=0.0),
+        schedule="constant",
+        warmup_fraction=0.0,
+        probe_every_n_steps=1,
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        accumulate_grad_batches=2,
+        use_distributed_sampler=False,
+        logger=CSVLogger(folder, name="", version=""),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Validated(7, data or rows()))
+    with (folder / "metrics.csv").open() as handle:
+        lines = list(csv.DictReader(handle))
+    return module, {name: [float(line[name]) for line in lines if line[name]] for name in lines[0]}
+
+
+def test_every_step_has_the_coefficients_of_its_progress(tmp_path: Path) -> None:
+    """0, 1 and 2, in the gradient and in what is logged; the probe measures both parts by a way of its own."""
+    module, logged = standing_still(scheduled(), tmp_path)
+    critical, others = logged["val/loss_critical"][0], logged["val/loss_other"][0]
+    assert logged["train/term/others"] == pytest.approx([others] * 3, rel=1e-6)
+    assert logged["train/loss"] == pytest.approx([critical + k * others for k in (0, 1, 2)], rel=1e-6)
+    first, second, third = (g for g in module.recorded if g is not None)
+    assert float((second - first).abs().max()) > 1e-3
+    # Norms within the model are of float32, and each epoch packs other rows together.
+    torch.testing.assert_close(third - first, 2 * (second - first), rtol=0, atol=1e-6 * float(third.abs().max()))
+
+
+def test_every_validation_is_of_the_objective_that_training_ends_with(tmp_path: Path) -> None:
+    """The model stands still, so its loss does: else the schedule would choose the best epoch."""
+    logged = standing_still(scheduled(), tmp_path)[1]
+    critical, others = logged["val/loss_critical"][0], logged["val/loss_other"][0]
+    assert logged["val/loss"] == pytest.approx([critical + 3 * others] * 3, rel=1e-6)
+
+
+def test_a_share_that_decays_does_not_choose_the_best_epoch(tmp_path: Path) -> None:
+    """SFT-GO's share of the worse group falls to 0: what is validated is the mean of all tokens."""
+    data = [
+        TokenRow(
+            r.row_id, r.ids, (r.probe >= 0).astype(np.float32), r.probe, {"group": (r.probe > 0).astype(np.float32)}
+        )
+        for r in rows()
+    ]
+    share = Coefficient(initial=0.9, final=0.0, shape="linear")
+    validated = [
+        standing_still(sft(normalizer="sequence", aggregation=aggregation), tmp_path / str(i), data)[1]["val/loss"]
+        for i, aggregation in enumerate((WorstGroup(share=share), TokenMean()))
+    ]
+    assert validated[0] == pytest.approx(validated[1], rel=1e-6)
+    assert len(set(validated[0])) == 1
+
+
+@pytest.mark.parametrize("name", ["loss_critical", "gradient_norm"])
+def test_a_regulariser_may_be_called_like_another_metric(name: str, tmp_path: Path) -> None:
+    plain = standing_still(scheduled(), tmp_path / "plain")[1]
+    found = standing_still(scheduled(name), tmp_path / "found")[1]
+    assert {key.replace(f"term/{name}", "term/others"): values for key, values in found.items()} == plain
+
+
+def test_a_regulariser_is_not_called_loss() -> None:
+    """The main term's name: results would hold one of the two."""
+    with pytest.raises(BadValue, match=r"loss\.regularizers\.loss: .* choose another"):
+        scheduled("loss")
+
+
 def test_one_small_step_changes_float32_weights() -> None:
     _, module, _ = run(world=1, accumulate=1, batch=8, optimizer=partial(torch.optim.SGD, lr=1e-6))
     fresh = gradient_driver.random_llama(spread=0.1)
@@ -203,7 +301,7 @@ def test_batches_conserve_every_token_and_weight() -> None:
                 shuffle=True,
             )
             for micro in sampler:
-                made = RowDataset(data)[micro]
+                made = RowDataset(data, score_names=())[micro]
                 for b, name in enumerate(made.row_ids):
                     length = int(made.lengths_B[b])
                     assert name not in seen
