@@ -1,6 +1,6 @@
 """Do the tests bite? Typical mistakes are made one at a time in a copy of the project, and a named test must fail.
 
-python -m experiments.mutations            (about three minutes; exit 1 if a mistake goes unnoticed)
+python -m experiments.mutations            (about five minutes; exit 1 if a mistake goes unnoticed)
 """
 
 from __future__ import annotations
@@ -104,6 +104,62 @@ MUTATIONS = (
         "logprob_N = logprob_N.detach()",
         "pass",
         "tests/test_loss.py::test_dft_gradient_is_its_closed_form_at_the_logits",
+    ),
+    Mutation(
+        "a regulariser's schedule that stands still",
+        "cft/loss.py",
+        "regularizer.coefficient(progress)",
+        "regularizer.coefficient(0.0)",
+        "tests/test_oracle.py::test_the_gradient_is_p_minus_q",
+    ),
+    Mutation(
+        "progress that never begins",
+        "cft/module.py",
+        "return min(1.0, self.global_step / steps) if 0 < steps < math.inf else 0.0",
+        "return 0.0",
+        "tests/test_module.py::test_every_step_has_the_coefficients_of_its_progress",
+    ),
+    Mutation(
+        "a cosine that comes back to where it began",
+        "cft/coefficient.py",
+        "math.cos(math.pi * progress)",
+        "math.cos(2 * math.pi * progress)",
+        "tests/test_oracle.py::test_the_gradient_is_p_minus_q",
+    ),
+    Mutation(
+        "a decaying share validated as of now",
+        "cft/module.py",
+        "self.lm(batch, progress=_VALIDATED_AT)",
+        "self.lm(batch, progress=self._progress())",
+        "tests/test_module.py::test_a_share_that_decays_does_not_choose_the_best_epoch",
+    ),
+    Mutation(
+        "coefficients validated as of now",
+        "cft/module.py",
+        "progress=_VALIDATED_AT), prog_bar=True",
+        "progress=self._progress()), prog_bar=True",
+        "tests/test_module.py::test_every_validation_is_of_the_objective_that_training_ends_with",
+    ),
+    Mutation(
+        "a regulariser logged in another metric's place",
+        "cft/module.py",
+        "train/term/{name}",
+        "train/{name}",
+        "tests/test_module.py::test_a_regulariser_may_be_called_like_another_metric",
+    ),
+    Mutation(
+        "a sequence's ratio bounded before the temperature",
+        "cft/row_weighting.py",
+        "(self.temperature * mean_N).exp().clamp_max(self.largest)",
+        "mean_N.exp().clamp_max(self.largest).pow(self.temperature)",
+        "tests/test_oracle.py::test_the_gradient_is_p_minus_q",
+    ),
+    Mutation(
+        "attention mixed in by half whatever its share",
+        "cft/row_weighting.py",
+        "(1 - self.gamma) * scores.known[ATTENTION]",
+        "0.5 * scores.known[ATTENTION]",
+        "tests/test_oracle.py::test_the_gradient_is_p_minus_q",
     ),
     Mutation(
         "a limit that does not count the kept part",
