@@ -13,7 +13,7 @@ A rank for which no row is left gets an empty micro-batch, which contributes zer
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,14 +59,14 @@ class MicroBatch:
     step_counts: StepCounts
 
 
-def collate(rows: Sequence[TokenRow], *, step_counts: StepCounts) -> TokenBatch:
-    """Pad on the right to the longest row. No rows: one padding token that carries nothing."""
+def collate(rows: Sequence[TokenRow], *, step_counts: StepCounts, score_names: Collection[str] = ()) -> TokenBatch:
+    """Pad on the right to the longest row. No rows: one padding token that carries nothing, and the columns `score_names`."""
     width = max((len(row.ids) for row in rows), default=1)
     size = max(len(rows), 1)
     ids_BT = np.zeros((size, width), dtype=np.int64)
     weight_BT = np.zeros((size, width), dtype=np.float32)
     probe_BT = np.full((size, width), -1, dtype=np.int8)
-    names = rows[0].scores.keys() if rows else ()
+    names = rows[0].scores.keys() if rows else score_names
     scores = {name: np.zeros((size, width), dtype=np.float32) for name in names}
     for b, row in enumerate(rows):
         ids_BT[b, : len(row.ids)] = row.ids
@@ -87,16 +87,20 @@ def collate(rows: Sequence[TokenRow], *, step_counts: StepCounts) -> TokenBatch:
 
 
 class RowDataset(Dataset[TokenBatch]):
-    """Token batches by MicroBatch, so that a batch always comes with the counts of its step."""
+    """Token batches by MicroBatch, so that a batch always comes with the counts of its step.
 
-    def __init__(self, rows: Sequence[TokenRow]) -> None:
-        self.rows = rows
+    score_names: the columns of the rows, which batches without rows have as well: the objective reads them there too.
+    """
+
+    def __init__(self, rows: Sequence[TokenRow], *, score_names: Collection[str]) -> None:
+        self.rows, self.score_names = rows, tuple(score_names)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, micro: MicroBatch) -> TokenBatch:
-        return collate([self.rows[i] for i in micro.rows], step_counts=micro.step_counts)
+        rows = [self.rows[i] for i in micro.rows]
+        return collate(rows, step_counts=micro.step_counts, score_names=self.score_names)
 
 
 class GlobalOrderSampler(Sampler[MicroBatch]):
@@ -176,4 +180,5 @@ def dealt_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int) -
 
 def loader(rows: Sequence[TokenRow], sampler: GlobalOrderSampler) -> DataLoader[TokenBatch]:
     """batch_size=None: the sampler's items are whole micro-batches, and Lightning finds its set_epoch."""
-    return DataLoader(RowDataset(rows), sampler=sampler, batch_size=None)
+    dataset = RowDataset(rows, score_names=rows[0].scores.keys())  # all rows have the same columns
+    return DataLoader(dataset, sampler=sampler, batch_size=None)

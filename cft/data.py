@@ -167,7 +167,8 @@ class AnnotatedDataModule(pl.LightningDataModule):
         if self.validation_rows:
             return self._loader(self.validation_rows, shuffle=False)
         # One empty batch: Lightning skips validation without batches, and val/accuracy needs no rows.
-        return DataLoader(RowDataset([]), sampler=[MicroBatch((), StepCounts())], batch_size=None)
+        empty = RowDataset([], score_names=self.train_rows[0].scores.keys())
+        return DataLoader(empty, sampler=[MicroBatch((), StepCounts())], batch_size=None)
 
     def _loader(self, rows: Sequence[TokenRow], *, shuffle: bool) -> DataLoader[TokenBatch]:
         trainer = self.trainer

@@ -198,3 +198,14 @@ def test_statistics_are_of_the_training_rows_alone(tmp_path: Path, mine: list[An
 def test_a_missing_score_names_the_command(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
     with pytest.raises(StoreError, match=r"python -m cft\.score annotation=mine score=reference_logprob name=cleaner"):
         module(tmp_path, mask=TopScore(score="cleaner", share=0.5))
+
+
+def test_a_batch_without_rows_has_the_columns_of_the_others(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
+    """The one empty batch of a validation without rows; the objective reads its columns as in every other batch."""
+    columns: dict[str, Column] = {"reference_logprob": StoredColumn("logprob"), GROUP: GroupColumn(Critical())}
+    data = module(tmp_path, columns=columns, validation_fraction=0.0)
+    assert data.validation_rows == []
+    (empty,) = data.val_dataloader()
+    assert empty.row_ids == ()
+    assert empty.scores.keys() == next(iter(data.train_dataloader())).scores.keys() == columns.keys()
+    assert all(column_BT.shape == empty.weight_BT.shape and not column_BT.any() for column_BT in empty.scores.values())

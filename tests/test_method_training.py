@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cft.batches import TokenRow
+from cft.batches import GlobalOrderSampler, TokenRow, loader
 from cft.catalogue import Entry, entries
 from cft.config import CONF_DIR
 from cft.layout import Layout
 from cft.loss import TermSum
 from cft.reference_model import Initial
+from cft.selective_lm import SelectiveLM
 from cft.types import StepCounts
 from tests.fakes import random_llama
 from tests.gradient_driver import Recorder, Rows
@@ -58,6 +59,25 @@ def test_sums_do_not_depend_on_the_split_into_micro_batches_and_chunks(method: s
             assert sum(t.count for t in split) == term.count > 0
             assert sum(float(t.sum.detach()) for t in split) == pytest.approx(float(term.sum.detach()), rel=1e-12)
         torch.testing.assert_close(again, gradient, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_rank_for_which_no_row_is_left_adds_zero(method: str, layout: Layout) -> None:
+    """As the second of two ranks gets it, when a step has one row."""
+    model: Any = random_llama(vocab=VOCABULARY, spread=0.1)
+    built = objective(method)
+    reference = Initial().attach(model) if "reference_distribution" in built.needs else None
+    lm = SelectiveLM(model, built, reference=reference, layout=layout).train()
+    (row,) = rows = token_rows()[:1]
+    sampler = GlobalOrderSampler([row.counts()], batch_size=1, accumulate=2, rank=1, world=2, seed=0, shuffle=True)
+    (empty,) = loader(rows, sampler)
+    assert empty.row_ids == ()
+    terms = lm(empty, progress=0.5)
+    assert [(float(term.sum.detach()), term.count) for term in terms] == [(0.0, 0)] * len(built.names)
+    step_loss(terms, row.counts()).backward()  # DDP waits for the gradients of every rank
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    assert lm.probe(empty).tolist() == [0.0] * 6
 
 
 def trained(method: str, *, accumulate: int, batch: int, rows: list[TokenRow], layout: Layout = "packed") -> Recorder:
