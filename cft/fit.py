@@ -21,7 +21,14 @@ from cft.guards import Guards, memory_advice
 from cft.interruption import Interruption, StopWhenAsked
 from cft.lineage import annotation_link, model_inputs
 from cft.loggers import RunFacts
-from cft.memory import device_memory, estimate, require_room, size, states_per_parameter
+from cft.memory import (
+    device_memory,
+    estimate,
+    largest_micro_batch,
+    require_room,
+    size,
+    states_per_parameter,
+)
 from cft.module import CausalLMModule
 from cft.position import Position, position_of
 from cft.progress import console, progress
@@ -103,7 +110,11 @@ class Fit:
         found = estimate(
             self.module.lm.model,
             states_per_parameter=states_per_parameter(self.module.build_optimizer),
-            tokens=self.data.batch_size * max(len(row.ids) for row in self.data.train_rows),
+            tokens=largest_micro_batch(
+                [len(row.ids) for row in self.data.train_rows],
+                batch_size=self.data.batch_size,
+                padded=self.module.lm.layout == "padded",
+            ),
             chunk_tokens=self.module.lm.objective.chunk_tokens,
             shards=trainer.world_size if isinstance(trainer.strategy, FullySharded) else 1,
             mixed=trainer.precision == "bf16-mixed",

@@ -1,7 +1,8 @@
 """How much memory a training will need, roughly, told before it starts.
 
     weights + gradients + optimizer state                       of the parameters, exactly; shared out under trainer=fsdp
-    activations = bytes a token * tokens of a micro-batch       bytes a token: measured by one forward pass over few tokens
+    activations = fixed + bytes a token * tokens                 both measured by forward passes over few tokens; fixed: the
+                                                                copies of weights that autocast keeps
     logits      = 3 * loss.chunk_tokens * vocabulary * 4 bytes  logits, their log-softmax, its gradient
 
 Attention that stores its scores (eager) grows faster than that; what the allocator loses between tensors is not in it.
@@ -10,6 +11,7 @@ Attention that stores its scores (eager) grows faster than that; what the alloca
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from cft.guards import ADVICE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MEASURED_TOKENS = 16
+MEASURED_TOKENS = (16, 64)
 CLEARLY = 1.25  # an estimate this many times the memory there is cannot be off by so much
 
 
@@ -65,8 +67,8 @@ def estimate(
     shards: int,
     mixed: bool,
 ) -> MemoryEstimate:
-    """model: not sharded yet, where its forward pass runs. states_per_parameter: 2 for Adam. tokens: of the largest
-    micro-batch, padding included. shards: processes that share the parameters. mixed: bf16 autocast."""
+    """model: not sharded yet, where its forward pass runs. states_per_parameter: 2 for Adam. tokens: see
+    `largest_micro_batch`. shards: processes that share the parameters. mixed: bf16 autocast."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     embedding: Any = model.get_input_embeddings()
@@ -75,13 +77,27 @@ def estimate(
         weights // shards,
         trained // shards,
         states_per_parameter * trained // shards,
-        round(activation_bytes(model, mixed=mixed) * tokens),
+        activation_bytes(model, tokens=tokens, mixed=mixed),
         3 * min(chunk_tokens, tokens) * int(vocabulary) * 4,
     )
 
 
-def activation_bytes(model: PreTrainedModel, *, mixed: bool) -> float:
-    """Bytes that the backbone keeps for the backward pass, a token: measured over MEASURED_TOKENS."""
+def largest_micro_batch(lengths: Sequence[int], *, batch_size: int, padded: bool) -> int:
+    """Tokens of a micro-batch that holds the longest rows. lengths: of all rows, in tokens."""
+    longest = sorted(lengths, reverse=True)[:batch_size]
+    return len(longest) * longest[0] if padded else sum(longest)
+
+
+def activation_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
+    """Bytes that the backbone keeps for the backward pass of so many tokens: the line through two measurements."""
+    few, more = MEASURED_TOKENS
+    kept_few, kept_more = (_kept_bytes(model, tokens=n, mixed=mixed) for n in MEASURED_TOKENS)
+    a_token = (kept_more - kept_few) / (more - few)
+    return max(0, round(kept_few + a_token * (tokens - few)))
+
+
+def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
+    """What one forward pass keeps for its backward pass, parameters and buffers aside."""
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
 
@@ -95,7 +111,7 @@ def activation_bytes(model: PreTrainedModel, *, mixed: bool) -> float:
     held: list[Tensor] = []
     was_training = model.training
     model.train()  # gradient checkpointing works in training only
-    ids = torch.zeros(1, MEASURED_TOKENS, dtype=torch.long, device=model.device)
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
     with (
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
@@ -104,7 +120,7 @@ def activation_bytes(model: PreTrainedModel, *, mixed: bool) -> float:
     ):
         model.base_model(input_ids=ids, use_cache=False)
     model.train(was_training)
-    return sum(kept.values()) / MEASURED_TOKENS
+    return sum(kept.values())
 
 
 def states_per_parameter(optimizer: Any) -> int:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cft.checkpoints import CHECKPOINTS, kept_checkpoints, newest_checkpoint, read_checkpoint
 from cft.guards import REPORT, Guards, OutOfMemory, TrainingDiverged, gradient_norm, memory_advice
-from cft.memory import DoesNotFit, MemoryEstimate, activation_bytes, estimate, require_room, states_per_parameter
+from cft.memory import (
+    DoesNotFit,
+    MemoryEstimate,
+    activation_bytes,
+    estimate,
+    largest_micro_batch,
+    require_room,
+    states_per_parameter,
+)
 from cft.models import Lora, apply_lora
 from tests.entry import FIT_ONLY
 from tests.entry import run as train_py
@@ -112,8 +123,8 @@ def test_memory_that_ran_out_gets_advice_and_other_errors_do_not(error: BaseExce
             assert key in str(advice)
 
 
-def kept_for_backward(call: Callable[[], object]) -> int:
-    """Bytes that a forward pass keeps for its backward pass, each storage once; parameters included."""
+def kept_for_backward(call: Callable[[], object], *, beside: Collection[int]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, each storage once, but for those at the places `beside`."""
     sizes: dict[int, int] = {}
     alive = []
 
@@ -124,23 +135,43 @@ def kept_for_backward(call: Callable[[], object]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         alive.append(call())
-    return sum(sizes.values())
+    return sum(size for place, size in sizes.items() if place not in beside)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_estimated_from_a_few_tokens(checkpointing: bool) -> None:
+def test_activations_are_estimated_from_a_few_tokens(checkpointing: bool, mixed: bool) -> None:
+    """Autocast keeps copies of weights, of one size for any number of tokens: no part of what a token needs."""
     model = random_llama(hidden_size=64, intermediate_size=256, num_hidden_layers=3)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    found = activation_bytes(model, mixed=False)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes = [activation_bytes(model, tokens=tokens, mixed=mixed) for tokens in (40, 800)]
     model.train()
-    sizes = [
-        kept_for_backward(lambda n=n: model.base_model(input_ids=torch.zeros(4, n, dtype=torch.long)))
-        for n in (50, 200)
-    ]
-    a_token = (sizes[1] - sizes[0]) / (4 * 150)  # what does not grow with the tokens falls out
-    assert found == pytest.approx(a_token, rel=0.1)
-    assert activation_bytes(model, mixed=False) == found  # nothing is left behind by measuring
+    for tokens, found in zip((40, 800), sizes, strict=True):
+        ids = torch.zeros(4, tokens // 4, dtype=torch.long)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            kept = kept_for_backward(lambda ids=ids: model.base_model(input_ids=ids), beside=weights)
+        assert found == pytest.approx(kept, rel=0.1)
+    assert activation_bytes(model, tokens=800, mixed=mixed) == sizes[1]  # nothing is left behind by measuring
+
+
+def test_mixed_precision_needs_no_more_memory_for_activations() -> None:
+    """Of a model whose weights are many times the activations of the tokens that are measured."""
+    model = random_llama(hidden_size=256, intermediate_size=512, num_hidden_layers=2)
+    copies = sum(p.numel() * 2 for p in model.parameters())
+    full, mixed = (activation_bytes(model, tokens=4000, mixed=on) for on in (False, True))
+    assert copies > activation_bytes(model, tokens=16, mixed=False)
+    assert mixed < full + copies
+
+
+@given(st.lists(st.integers(2, 99), min_size=1, max_size=9), st.integers(1, 12), st.booleans())
+def test_a_micro_batch_has_no_more_tokens_than_the_longest_rows(
+    lengths: list[int], batch_size: int, padded: bool
+) -> None:
+    parts = [part for n in range(1, min(batch_size, len(lengths)) + 1) for part in combinations(lengths, n)]
+    expected = max(len(part) * max(part) if padded else sum(part) for part in parts)
+    assert largest_micro_batch(lengths, batch_size=batch_size, padded=padded) == expected
 
 
 def test_an_estimate_counts_what_is_trained_and_shares_it_out() -> None:
