@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cft.coefficient import Coefficient
 from cft.errors import BadValue
+from cft.ranges import AboveZero, in_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,10 @@ class WorstGroup:
     per_sequence: bool = True
 
     def __init__(self, *, share: Coefficient) -> None:
+        if max(share.initial, share.final) > 1:
+            raise BadValue(
+                f"WorstGroup.share: expected initial and final from 0 to 1, found {share.initial} and {share.final}"
+            )
         self.share = share
 
     def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor:
@@ -89,9 +94,8 @@ class SoftmaxGroups:
     needs: tuple[str, ...] = ("group",)
     per_sequence: bool = True
 
-    def __init__(self, *, temperature: float, detached: bool) -> None:
-        if temperature <= 0:
-            raise BadValue(f"aggregation.temperature: expected more than 0, found {temperature}")
+    @in_range
+    def __init__(self, *, temperature: AboveZero, detached: bool) -> None:
         self.temperature, self.detached = temperature, detached
 
     def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor:

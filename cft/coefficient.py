@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from cft.ranges import AtLeastZero, in_range
+
 
 class Coefficient:
-    """From `initial` to `final` over the whole run. shape: constant (`final` is not looked at), linear or cosine."""
+    """From `initial` to `final` over the whole run. shape: constant (`final` is not looked at), linear or cosine. Never
+    negative: a term that is to be pushed the other way is another term."""
 
-    def __init__(self, *, initial: float, final: float, shape: Literal["constant", "linear", "cosine"]) -> None:
+    @in_range
+    def __init__(
+        self, *, initial: AtLeastZero, final: AtLeastZero, shape: Literal["constant", "linear", "cosine"]
+    ) -> None:
         self.initial, self.final, self.shape = initial, final, shape
 
     def __call__(self, progress: float) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cft.errors import UserError
+from cft.ranges import AtLeastOne, Fraction, in_range
 from cft.types import AnnotatedResponse, Outcome
 
 Weights = NDArray[np.float32]
@@ -42,13 +43,15 @@ class TooLittleEvidence(MaskError):
 class Mask(Protocol):
     """needs: names of stored scores that rows must bring (`row.scores`). fit: called once with all training rows, for
     statistics over the data set; what it learns depends on nothing else, nor on the order of the rows. facts: what it read
-    and learnt, for the run's results. JSON."""
+    and learnt, for the run's results. JSON. knows: whether there is evidence about the row at all."""
 
     needs: tuple[str, ...]
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None: ...
 
     def facts(self) -> dict[str, Any]: ...
+
+    def knows(self, row: AnnotatedResponse) -> bool: ...
 
     def __call__(self, row: AnnotatedResponse) -> Weights: ...
 
@@ -68,6 +71,11 @@ class RowMask:
     def facts(self) -> dict[str, Any]:
         return {}
 
+    def knows(self, row: AnnotatedResponse) -> bool:
+        """Whether there is evidence about the row. Of one without, no token is eligible, in the complement neither."""
+        del row
+        return True
+
 
 class MaskOf(RowMask):
     """A mask made from another one, whose needs and statistics it shares."""
@@ -81,6 +89,9 @@ class MaskOf(RowMask):
 
     def facts(self) -> dict[str, Any]:
         return self.inner.facts()
+
+    def knows(self, row: AnnotatedResponse) -> bool:
+        return self.inner.knows(row)
 
 
 class All(RowMask):
@@ -101,15 +112,14 @@ class Critical(RowMask):
         "not_wrong". Undecided verdicts never count as wrong.
     """
 
+    @in_range
     def __init__(
         self,
         *,
-        num_alternatives: int = 2,
+        num_alternatives: AtLeastOne = 2,
         rule: Literal["all", "any", "share"] = "all",
         cut_off: Literal["wrong", "not_wrong"] = "wrong",
     ) -> None:
-        if num_alternatives < 1:
-            raise MaskError(f"mask.num_alternatives: expected at least 1, found {num_alternatives}")
         self.num_alternatives = num_alternatives
         self.rule = rule
         self.cut_off = cut_off
@@ -170,13 +180,14 @@ class RandomLike(MaskOf):
 
 
 class Complement(MaskOf):
-    """The tokens that `of` leaves out."""
+    """The tokens that `of` leaves out; none of a row that it knows nothing about."""
 
     def __init__(self, *, of: Mask) -> None:
         super().__init__(of)
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
-        return (self.inner(row) == 0).astype(np.float32)
+        left_out = (self.inner(row) == 0).astype(np.float32)
+        return left_out if self.inner.knows(row) else np.zeros_like(left_out)
 
 
 class Numeric(RowMask):
@@ -193,11 +204,8 @@ class Prefix(RowMask):
     full_fraction: share of the responses (0-1) that count whole, EOS included, chosen by a hash of their ids.
     """
 
-    def __init__(self, *, num_tokens: int, full_fraction: float = 0.0) -> None:
-        if num_tokens < 1:
-            raise MaskError(f"mask.num_tokens: expected at least 1, found {num_tokens}")
-        if not 0 <= full_fraction <= 1:
-            raise MaskError(f"mask.full_fraction: expected a share from 0 to 1, found {full_fraction}")
+    @in_range
+    def __init__(self, *, num_tokens: AtLeastOne, full_fraction: Fraction = 0.0) -> None:
         self.num_tokens, self.full_fraction = num_tokens, full_fraction
 
     def __call__(self, row: AnnotatedResponse) -> Weights:

@@ -42,14 +42,16 @@ class Projected(RowMask):
     masks of another model family).
 
     from_annotation: a name or folder; make one with the other model by annotate.py responses=given. Its rows are matched by
-    problem id and exact response text. A row without a partner has no eligible token; they are counted.
+    problem id and exact response text. A row without a partner has no eligible token, in the mask's complement neither; they
+    are counted.
     inner: reads the other annotation's evidence and stored scores.
     """
 
     def __init__(self, *, from_annotation: str, annotations_dir: str, inner: Mask) -> None:
         self.inner = inner
         self.name, self.annotations_dir = from_annotation, annotations_dir
-        store = AnnotationStore(find_annotation(from_annotation, annotations_dir=annotations_dir))
+        folder = find_annotation(from_annotation, annotations_dir=annotations_dir, key="mask.from_annotation")
+        store = AnnotationStore(folder)
         self.fingerprint = store.manifest()["fingerprint_sha256"]
         rows, self.scores = with_scores(store, store.rows(), names=inner.needs, annotations_dir=annotations_dir)
         self.partners = {_key(row): row for row in rows}
@@ -77,6 +79,10 @@ class Projected(RowMask):
             "unmatched_rows": self.unmatched,
             **self.inner.facts(),
         }
+
+    def knows(self, row: AnnotatedResponse) -> bool:
+        partner = self.partners.get(_key(row))
+        return partner is not None and self.inner.knows(partner)
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         partner = self.partners.get(_key(row))

@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from cft.columns import REFERENCE_DISTRIBUTION
-from cft.errors import BadValue
+from cft.ranges import AtLeastOne, Fraction, ShareAboveZero, in_range
 from cft.target_loss import teacher
 from cft.token_loss import Prediction
 
@@ -49,12 +49,15 @@ class MaskedQuadratic:
 
     needs: tuple[str, ...] = ()
 
-    def __init__(self, *, k: int, tau: float | Literal["calibrated"], masked_out: float, calibration_rows: int) -> None:
-        if k < 1 or not 0 < masked_out <= 1 or calibration_rows < 1:
-            raise BadValue(
-                "token_loss.k, masked_out, calibration_rows: expected at least 1, more than 0 up to 1, at least 1; found "
-                f"{k}, {masked_out}, {calibration_rows}"
-            )
+    @in_range
+    def __init__(
+        self,
+        *,
+        k: AtLeastOne,
+        tau: Fraction | Literal["calibrated"],
+        masked_out: ShareAboveZero,
+        calibration_rows: AtLeastOne,
+    ) -> None:
         self.k, self.tau = k, tau
         self.masked_out, self.calibration_rows = masked_out, calibration_rows
 

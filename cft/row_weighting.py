@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cft.columns import REFERENCE_LOGPROB
-from cft.errors import BadValue
+from cft.ranges import AboveZero, AtLeastZero, Fraction, ShareAboveZero, in_range
 from cft.token_scores import TokenScores
 from cft.weighting import Weighting
 
@@ -28,9 +28,10 @@ def mean_over_selected(scores: TokenScores, chosen_N: Tensor) -> Tensor:
 class TopOfRow(Weighting):
     """A selection of each row's ceil(fraction n) highest-scoring tokens."""
 
-    def __init__(self, *, fraction: float) -> None:
-        if not 0 < fraction <= 1:
-            raise BadValue(f"weighting.fraction: expected more than 0 and at most 1, found {fraction}")
+    selects: str = "the top of each row"
+
+    @in_range
+    def __init__(self, *, fraction: ShareAboveZero) -> None:
         self.fraction = fraction
 
 
@@ -65,7 +66,8 @@ class SSToken(TopOfRow):
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB, ATTENTION)
 
-    def __init__(self, *, gamma: float, fraction: float) -> None:
+    @in_range
+    def __init__(self, *, gamma: Fraction, fraction: ShareAboveZero) -> None:
         super().__init__(fraction=fraction)
         self.gamma = gamma
 
@@ -83,9 +85,8 @@ class Propagation(Weighting):
     their convention. Tokens without loss add nothing to the sum and one step to the distance i - t.
     """
 
-    def __init__(self, *, gamma: float, detached: bool) -> None:
-        if not 0 <= gamma <= 1:
-            raise BadValue(f"weighting.gamma: expected 0 to 1, found {gamma}")
+    @in_range
+    def __init__(self, *, gamma: Fraction, detached: bool) -> None:
         self.gamma, self.detached = gamma, detached
 
     def __call__(self, scores: TokenScores) -> Tensor:
@@ -110,7 +111,8 @@ class SequenceRatio(Weighting):
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
 
-    def __init__(self, *, temperature: float, largest: float) -> None:
+    @in_range
+    def __init__(self, *, temperature: AtLeastZero, largest: AboveZero) -> None:
         self.temperature, self.largest = temperature, largest
 
     def __call__(self, scores: TokenScores) -> Tensor:

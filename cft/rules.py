@@ -1,4 +1,5 @@
-"""What the values of a config must satisfy, beyond their types: ranges, and rules that tie several keys together.
+"""What the values of a config must satisfy beyond their types and the ranges that constructors declare
+(`cft/ranges.py`): ranges of what the stages own and libraries take, and rules that tie several keys together.
 
 A rule is skipped where a key it reads is absent or of a wrong type: that has its own message. Add a rule to RULES.
 """
@@ -6,9 +7,10 @@ A rule is skipped where a key it reads is absent or of a wrong type: that has it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from cft.needs import strings
 from cft.schema import Stage
 from cft.value_types import show
 
@@ -152,9 +154,6 @@ _ROWS = (  # of an annotation, under a mask
         "the name of an annotation (annotate.py makes one)",
         lambda v: v.text("data.annotation") != "",
     ),
-    *(at_least(f"{part}.num_alternatives", 1) for part in _MASKS),
-    *(at_least(f"{part}.num_tokens", 1) for part in _MASKS),
-    *(fraction(f"{part}.full_fraction") for part in _MASKS),
     *(share(f"{part}.share") for part in _MASKS),
 )
 
@@ -232,6 +231,13 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
         Rule("optimizer.betas", "each from 0 to below 1", _betas_in_range),
         *_ROWS,
         at_least("loss.chunk_tokens", 1),
+        fraction("loss.aggregation.share.initial"),
+        fraction("loss.aggregation.share.final"),
+        Rule(
+            "weighting.lowest",
+            "at most weighting.highest: else no token is left",
+            lambda v: v.number("weighting.lowest") <= v.number("weighting.highest"),
+        ),
         fraction("schedule.warmup_fraction"),
         at_least("probe.critical_alternatives", 1),
         at_least("probe.every_n_steps", 0),
@@ -274,4 +280,24 @@ def broken_rules(tree: Mapping[str, object], *, stage: Stage) -> list[tuple[str,
     """(key, message) of every rule that the values break."""
     values = Values(tree)
     found = ((rule.key, rule.broken_by(values)) for rule in RULES[stage])
-    return [(key, message) for key, message in found if message is not None]
+    broken = [(key, message) for key, message in found if message is not None]
+    selecting = list(_selections(tree.get("weighting"), "weighting"))
+    if len(selecting) > 1:
+        text = (
+            f"expected at most one selection by rank in a product, found {len(selecting)}: {', '.join(selecting)}. Each "
+            "would rank all eligible tokens for itself and scale its share as if it stood alone; select by a mask instead, "
+            "such as mask=entropy"
+        )
+        broken.append((selecting[-1], text))
+    return broken
+
+
+def _selections(node: object, path: str) -> Iterator[str]:
+    """Paths of the weightings in a tree that keep a share of each row (`cft.weighting.Weighting.selects`)."""
+    if not isinstance(node, Mapping):
+        return
+    target = node.get("_target_")
+    if isinstance(target, str) and any(strings(target, "selects") or ()):
+        yield path
+    for name, inner in node.items():
+        yield from _selections(inner, f"{path}.{name}")

@@ -71,21 +71,22 @@ class StoreError(UserError, ValueError):
     """The store on disk is not what it should be; the message names the file and the remedy."""
 
 
-def find_annotation(annotation: str, *, annotations_dir: str | Path) -> Path:
+def find_annotation(annotation: str, *, annotations_dir: str | Path, key: str = "data.annotation") -> Path:
     """Folder of an annotation by path, by name under annotations_dir, or by name among the shipped ones.
 
-    Raises StoreError where there is none, or where shards of it are not done: what is there has gaps.
+    key: the setting that names it, for messages. Raises StoreError where there is none, or where shards of it are not
+    done: what is there has gaps.
     """
     path = Path(annotation)
     candidates = [path] if path.name != annotation else [Path(annotations_dir) / annotation, SHIPPED / annotation]
     for candidate in candidates:
         if (candidate / "manifest.json").is_file():
             if state := AnnotationStore(candidate).unfinished_shards():
-                raise StoreError(f"data.annotation={annotation}: {candidate} is {unfinished_message(state)}")
+                raise StoreError(f"{key}={annotation}: {candidate} is {unfinished_message(state)}")
             return candidate
     known = sorted({p.parent.name for root in (Path(annotations_dir), SHIPPED) for p in root.glob("*/manifest.json")})
     raise StoreError(
-        f"data.annotation={annotation}: no manifest.json in {' or '.join(map(str, candidates))}. "
+        f"{key}={annotation}: no manifest.json in {' or '.join(map(str, candidates))}. "
         f"Known annotations: {', '.join(known) or 'none'}. Make one with: python annotate.py annotation={path.name}"
     )
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cft.columns import REFERENCE_DISTRIBUTION
-from cft.errors import BadValue
+from cft.ranges import AboveZero, Fraction, in_range
 from cft.token_loss import Prediction
 
 
@@ -27,8 +27,9 @@ class LabelSmoothing:
 
     needs: tuple[str, ...] = ()
 
-    def __init__(self, *, share: float) -> None:
-        self.share = _share(share)
+    @in_range
+    def __init__(self, *, share: Fraction) -> None:
+        self.share = share
 
     def __call__(self, prediction: Prediction) -> Tensor:
         return -(1 - self.share) * prediction.logprob_N() - self.share * prediction.logprob_NV.mean(-1)
@@ -39,8 +40,9 @@ class Distillation:
 
     needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
 
-    def __init__(self, *, share: float) -> None:
-        self.share = _share(share)
+    @in_range
+    def __init__(self, *, share: Fraction) -> None:
+        self.share = share
 
     def __call__(self, prediction: Prediction) -> Tensor:
         towards_teacher_N = -(teacher(prediction).exp() * prediction.logprob_NV).sum(-1)
@@ -56,9 +58,8 @@ class TargetSFT:
 
     needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
 
-    def __init__(self, *, eta: float) -> None:
-        if not 0 <= eta <= 1:
-            raise BadValue(f"token_loss.eta: expected 0 to 1, found {eta}")
+    @in_range
+    def __init__(self, *, eta: Fraction) -> None:
         self.eta = eta
 
     def __call__(self, prediction: Prediction) -> Tensor:
@@ -78,9 +79,8 @@ class GEM:
 
     needs: tuple[str, ...] = ()
 
-    def __init__(self, *, beta: float, h: Literal["linear", "log_sigmoid"]) -> None:
-        if beta <= 0:
-            raise BadValue(f"token_loss.beta: expected more than 0, found {beta}")
+    @in_range
+    def __init__(self, *, beta: AboveZero, h: Literal["linear", "log_sigmoid"]) -> None:
         self.beta, self.h = beta, h
 
     def __call__(self, prediction: Prediction) -> Tensor:
@@ -96,9 +96,3 @@ def teacher(prediction: Prediction) -> Tensor:
     """[N, V] the reference's log-softmax, which `needs` has asked for."""
     assert prediction.reference_NV is not None, "reference_distribution is needed"
     return prediction.reference_NV
-
-
-def _share(share: float) -> float:
-    if not 0 <= share <= 1:
-        raise BadValue(f"token_loss.share: expected 0 to 1, found {share}")
-    return share

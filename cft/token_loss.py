@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cft.columns import REFERENCE_LOGPROB
-from cft.errors import BadValue
+from cft.ranges import AtLeastZero, Fraction, in_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class Power:
 
     needs: tuple[str, ...] = ()
 
-    def __init__(self, *, exponent: float) -> None:
+    @in_range
+    def __init__(self, *, exponent: AtLeastZero) -> None:
         self.exponent = exponent
 
     def __call__(self, prediction: Prediction) -> Tensor:
@@ -83,11 +84,8 @@ class ClippedRatio:
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
 
-    def __init__(self, *, eps_low: float, eps_high: float) -> None:
-        if not (0 <= eps_low <= 1 and eps_high >= 0):
-            raise BadValue(
-                f"token_loss.eps_low, eps_high: expected 0 to 1 and 0 or more, found {eps_low} and {eps_high}"
-            )
+    @in_range
+    def __init__(self, *, eps_low: Fraction, eps_high: AtLeastZero) -> None:
         self.eps_low, self.eps_high = eps_low, eps_high
 
     def __call__(self, prediction: Prediction) -> Tensor:

@@ -1,18 +1,21 @@
 """Does a value from a config fit the annotation of the parameter it is for?
 
 Annotations are read as syntax (`cft/targets.py`), so only what yaml can spell is understood: int, float, str, bool,
-None, Literal, string enumerations, unions, lists, tuples and dicts of these, and aliases for them. Whatever else an
-annotation says is left to the constructor, with one exception: a number or a text is never an object of a class.
+None, Literal, string enumerations, unions, lists, tuples and dicts of these, aliases for them, and the ranges of
+`cft/ranges.py`. No number may be NaN or infinite. Whatever else an annotation says is left to the constructor, with one
+exception: a number or a text is never an object of a class.
 """
 
 from __future__ import annotations
 
 import ast
+import math
 import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from cft.targets import Definition, Source, base_names, lookup_dotted
+from cft.ranges import Range
+from cft.targets import Definition, Source, base_names, last_name, lookup_dotted
 
 _SCALARS: dict[str, str] = {"int": "an integer", "float": "a number", "str": "text", "bool": "true or false"}
 _LISTS = {"list", "List", "Sequence", "Iterable", "Collection", "MutableSequence"}
@@ -28,6 +31,12 @@ class Anything:
 @dataclass(frozen=True, slots=True)
 class Scalar:
     name: str  # int | float | str | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    kind: Kind
+    range: Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +71,27 @@ class Either:
     kinds: tuple[Kind, ...]
 
 
-Kind = Anything | Scalar | OneOf | ListOf | TupleOf | DictOf | ObjectOf | Either
+Kind = Anything | Scalar | Within | OneOf | ListOf | TupleOf | DictOf | ObjectOf | Either
 
 
 def mismatch(value: object, annotation: ast.expr | None, source: Source) -> str | None:
     """ "expected ..., found ..." with a suggestion where one is near, None if the value fits or nothing can be said."""
-    if annotation is None:
-        return None
-    kind = kind_of(annotation, source)
+    return _mismatch(value, Anything() if annotation is None else kind_of(annotation, source))
+
+
+def mismatches_inside(value: object, annotation: ast.expr | None, source: Source) -> list[tuple[str, str]]:
+    """(name, message) of each entry that does not fit where a mapping of one kind is expected, none elsewhere."""
+    kind = Anything() if annotation is None else kind_of(annotation, source)
+    if not isinstance(kind, DictOf) or not isinstance(value, dict):
+        return []
+    found = ((str(name), _mismatch(entry, kind.value)) for name, entry in value.items())
+    return [(name, text) for name, text in found if text is not None]
+
+
+def _mismatch(value: object, kind: Kind) -> str | None:
     if fits(value, kind):
-        return None
+        number = "finite numbers" if isinstance(value, list) else "a finite number"
+        return None if _is_finite(value) else f"expected {number}, found {show(value)}"
     text = f"expected {describe(kind)}, found {show(value)}"
     near = get_close_matches(str(value), [str(c) for c in _choices(kind)], n=1, cutoff=0.5)
     if near:
@@ -93,6 +113,8 @@ def fits(value: object, kind: Kind) -> bool:
             return isinstance(value, str)
         case Scalar("bool"):
             return isinstance(value, bool)
+        case Within(inner, limits):
+            return fits(value, inner) and isinstance(value, int | float) and limits.holds(value)
         case OneOf(choices):
             return any(type(value) is type(c) and value == c for c in choices)
         case ListOf(item):
@@ -115,6 +137,8 @@ def describe(kind: Kind) -> str:
             return "anything"
         case Scalar(name):
             return _SCALARS.get(name, "null")
+        case Within(inner, limits):
+            return limits.limit(describe(inner))
         case OneOf(choices):
             names = ["null" if c is None else str(c) for c in choices]
             return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
@@ -168,7 +192,8 @@ def _generic(head: str, items: list[ast.expr], source: Source, depth: int) -> Ki
     if head == "Optional":
         return _either(*kinds, Scalar("None"))
     if head == "Annotated":
-        return kinds[0]
+        limits = [found for item in items[1:] if (found := _range(item)) is not None]
+        return Within(kinds[0], limits[0]) if limits else kinds[0]
     if head in _LISTS:
         return ListOf(kinds[0])
     if head in _DICTS and len(kinds) == 2:
@@ -177,6 +202,14 @@ def _generic(head: str, items: list[ast.expr], source: Source, depth: int) -> Ki
         open_ended = isinstance(items[-1], ast.Constant) and items[-1].value is ...
         return ListOf(kinds[0]) if open_ended else TupleOf(tuple(kinds))
     return Anything()
+
+
+def _range(item: ast.expr) -> Range | None:
+    """The range that a `Range(...)` of literal bounds makes."""
+    match item:
+        case ast.Call(func=func, args=[], keywords=bounds) if last_name(func) == "Range":
+            return Range(**{bound.arg: ast.literal_eval(bound.value) for bound in bounds if bound.arg})
+    return None
 
 
 def _literal(item: ast.expr, source: Source, depth: int) -> Kind:
@@ -214,6 +247,13 @@ def _either(*kinds: Kind) -> Kind:
     if choices:
         rest.insert(0, OneOf(choices))
     return rest[0] if len(rest) == 1 else Either(tuple(rest))
+
+
+def _is_finite(value: object) -> bool:
+    """Holds no NaN and no infinity, in its lists neither; the values of a mapping are looked at for themselves."""
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _choices(kind: Kind) -> tuple[object, ...]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cft.errors import BadValue
+from cft.ranges import AboveZero, AtLeastZero, Finite, Fraction, FractionBelowOne, in_range
 from cft.token_scores import TokenScores
 
 
@@ -34,10 +35,14 @@ class TokenWeighting(Protocol):
 
 
 class Weighting:
-    """What most weightings are: in need of log-probs alone, and constants to the gradient."""
+    """What most weightings are: in need of log-probs alone, and constants to the gradient.
+
+    selects: what a selection by rank keeps, "" for none. Read by the config check, too: a text in the class.
+    """
 
     needs: tuple[str, ...] = ()
     detached: bool = True
+    selects: str = ""
 
 
 class Uniform(Weighting):
@@ -52,7 +57,8 @@ class Probability(Weighting):
     Any exponent: the gradient of (1 - p_t^exponent) / exponent (Beyond Log Likelihood, arXiv 2510.00526). 0: plain
     fine-tuning."""
 
-    def __init__(self, *, exponent: float = 1.0) -> None:
+    @in_range
+    def __init__(self, *, exponent: AtLeastZero = 1.0) -> None:
         self.exponent = exponent
 
     def __call__(self, scores: TokenScores) -> Tensor:
@@ -63,7 +69,10 @@ class ThresholdedProbability(Weighting):
     """w = 1[lowest <= p_t <= highest] sg(p_t)^exponent: the thresholded objectives of Beyond Log Likelihood (arXiv
     2510.00526). The paper compares several thresholds; those of the yaml are ours."""
 
-    def __init__(self, *, exponent: float, lowest: float, highest: float) -> None:
+    @in_range
+    def __init__(self, *, exponent: AtLeastZero, lowest: Fraction, highest: Fraction) -> None:
+        if lowest > highest:
+            raise BadValue(f"ThresholdedProbability.lowest: expected at most highest, {highest}, found {lowest}")
         self.exponent, self.lowest, self.highest = exponent, lowest, highest
 
     def __call__(self, scores: TokenScores) -> Tensor:
@@ -76,7 +85,8 @@ class ProFiT(Weighting):
     """w = 1[sg(p_t) > threshold] (ProFiT, arXiv 2601.09195; threshold 0.1 or 0.5). As in the paper the sum is divided by
     the full length, not by the number of tokens that pass."""
 
-    def __init__(self, *, threshold: float) -> None:
+    @in_range
+    def __init__(self, *, threshold: FractionBelowOne) -> None:
         self.threshold = threshold
 
     def __call__(self, scores: TokenScores) -> Tensor:
@@ -87,7 +97,8 @@ class Focal(Weighting):
     """w = (1 - p_t)^gamma, gamma 2 (focal loss, arXiv 1708.02002). detached: false is the published loss; true keeps the
     weights constant, so that the gradient is (1 - p_t)^gamma times that of plain fine-tuning."""
 
-    def __init__(self, *, gamma: float, detached: bool) -> None:
+    @in_range
+    def __init__(self, *, gamma: AtLeastZero, detached: bool) -> None:
         self.gamma, self.detached = gamma, detached
 
     def __call__(self, scores: TokenScores) -> Tensor:
@@ -102,9 +113,8 @@ class TrimSFT(Weighting):
 
     needs: tuple[str, ...] = ("margin",)
 
-    def __init__(self, *, centre: float, width: float) -> None:
-        if width <= 0:
-            raise BadValue(f"weighting.width: expected more than 0, found {width}")
+    @in_range
+    def __init__(self, *, centre: Finite, width: AboveZero) -> None:
         self.centre, self.width = centre, width
 
     def __call__(self, scores: TokenScores) -> Tensor:
@@ -117,18 +127,27 @@ class EAFT(Weighting):
 
     needs: tuple[str, ...] = ("top_entropy",)
 
-    def __init__(self, *, exponent: float, scale: float) -> None:
+    @in_range
+    def __init__(self, *, exponent: AtLeastZero, scale: AboveZero) -> None:
         self.exponent, self.scale = exponent, scale
 
     def __call__(self, scores: TokenScores) -> Tensor:
         return (scores.known["top_entropy"] / self.scale).pow(self.exponent)
 
 
-class Product:
-    """The product of several weightings, each detached or not as it is alone. factors: by any name."""
+class Product(Weighting):
+    """The product of several weightings, each detached or not as it is alone. factors: by any name.
+
+    At most one of them may select by rank: each would rank all eligible tokens for itself and scale its n / k as if it
+    stood alone, so that what two keep together may be anything from no token of a row to k of them, with the wrong sum.
+    """
 
     def __init__(self, *, factors: Mapping[str, TokenWeighting]) -> None:
         self.factors = dict(factors)
+        selecting = {name: f.selects for name, f in self.factors.items() if isinstance(f, Weighting) and f.selects}
+        if len(selecting) > 1:
+            raise BadValue(f"Product.factors: expected at most one selection by rank, found {', '.join(selecting)}")
+        self.selects = next(iter(selecting.values()), "")
         self.needs: tuple[str, ...] = tuple(sorted({need for f in self.factors.values() for need in f.needs}))
         self.detached: bool = all(f.detached for f in self.factors.values())
 

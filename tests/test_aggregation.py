@@ -86,6 +86,11 @@ def test_no_tokens_at_all_is_zero_with_a_gradient(aggregation: Aggregation) -> N
     assert gradient(aggregation, losses([], rows=[], groups=[])) == (0.0, [])
 
 
+def test_a_share_of_the_worst_group_above_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"WorstGroup\.share: expected initial and final from 0 to 1, found 9\.0"):
+        WorstGroup(share=constant(9.0))
+
+
 def test_a_temperature_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"aggregation\.temperature"):
+    with pytest.raises(ValueError, match=r"SoftmaxGroups\.temperature"):
         SoftmaxGroups(temperature=0.0, detached=True)

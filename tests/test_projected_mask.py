@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cft.masks import Critical, MaskError
+from cft.masks import Complement, Critical, MaskError
 from cft.projected_mask import Projected, project
-from cft.store import SHIPPED, AnnotationStore
+from cft.store import SHIPPED, AnnotationStore, StoreError
 from cft.types import AnnotatedResponse
 from tests.fakes import row
 
@@ -125,6 +125,23 @@ def test_rows_are_matched_by_problem_and_text(tmp_path: Path) -> None:
     assert facts["from_annotation"] == manifest["fingerprint_sha256"]
     cut = dataclasses.replace(mine[0], finish="length")
     assert mask(cut).tolist() == [1, 0, 0]  # its last token is no end
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_row_without_a_partner_has_no_token_in_the_complement_either(tmp_path: Path, *, deep: bool) -> None:
+    """Source: three letters, the second critical. deep: a complement of the complement."""
+    other_annotation(tmp_path / "theirs", [in_letters("abc", number=0, outcomes=[[1, -1], [0, 0], [1, -1], [1, -1]])])
+    known, unknown = (row([7, 8, 9, 2], char_span=[[0, 1], [1, 2], [2, 3], [3, 3]], response=t) for t in ("abc", "abX"))
+    projected = Projected(from_annotation="theirs", annotations_dir=str(tmp_path), inner=Critical())
+    mask = Complement(of=Complement(of=projected) if deep else projected)
+    assert mask(known).tolist() == ([0, 1, 0, 0] if deep else [1, 0, 1, 1])
+    assert mask(unknown).tolist() == [0, 0, 0, 0]
+    assert not mask.knows(unknown)
+
+
+def test_an_annotation_that_is_not_there_is_named_by_its_own_setting(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"^mask\.from_annotation=nosuch: no manifest"):
+        Projected(from_annotation="nosuch", annotations_dir=str(tmp_path), inner=Critical())
 
 
 def test_no_partner_at_all_is_refused(tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def test_a_product_needs_what_its_factors_need() -> None:
     assert product.detached
 
 
+def test_a_product_of_two_selections_is_refused_however_it_is_nested() -> None:
+    """Two rankings of all eligible tokens: the first keeps the first token, the second the last, the product none."""
+    one = scores([-1.0] * 2, reference_logprob=[0.0, -2.0], entropy=[0.1, 0.5])
+    excess, entropy = ExcessLoss(fraction=0.5), HighEntropy(fraction=0.5)
+    assert (excess(one) * entropy(one)).sum() == 0
+    with pytest.raises(ValueError, match=r"at most one selection by rank, found a, b"):
+        Product(factors={"a": excess, "b": entropy})
+    nested = Product(factors={"a": entropy, "b": Uniform()})
+    with pytest.raises(ValueError, match=r"at most one selection by rank, found a, b"):
+        Product(factors={"a": excess, "b": nested})
+
+
 def test_live_statistics_against_distributions() -> None:
     logits = 2 * torch.randn(6, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     target = torch.tensor([0, 5, 7, 39, 2, 1])
@@ -153,12 +165,12 @@ def test_live_statistics_against_distributions() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1])
 def test_a_share_outside_its_range_is_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match=r"weighting\.fraction: expected .*found"):
+    with pytest.raises(ValueError, match=r"HighEntropy\.fraction: expected .*found"):
         HighEntropy(fraction=fraction)
 
 
 def test_a_gamma_or_width_that_means_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"weighting\.gamma"):
+    with pytest.raises(ValueError, match=r"Propagation\.gamma"):
         Propagation(gamma=1.5, detached=False)
-    with pytest.raises(ValueError, match=r"weighting\.width"):
+    with pytest.raises(ValueError, match=r"TrimSFT\.width"):
         TrimSFT(centre=1.0, width=0.0)
