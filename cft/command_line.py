@@ -215,7 +215,10 @@ class _Check:
         found = list(_hydra_mistakes(config))
         if OmegaConf.select(config, "allow_targets"):
             found.append(Mistake("allow_targets", "is accepted on the command line only, not from a yaml"))
-        found += [m for override in job.values if (m := _set_value(override, config, stage=self.stage)) is not None]
+        chosen = [str(c) for c in config.hydra.runtime.choices]
+        for override in job.values:
+            named = self.reader.option_at_inner_place(override, choices=chosen)
+            found += filter(None, [named or _set_value(override, config, stage=self.stage)])
         with open_dict(config):
             del config["hydra"]
         by_hand = tuple(override.key_or_group for override in job.values)

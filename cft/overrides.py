@@ -16,9 +16,12 @@ from hydra.errors import HydraException
 
 from cft.config_check import Mistake, suggestion
 from cft.redaction import redacted_text
-from cft.schema import PROGRAMS, Stage
+from cft.schema import PROGRAMS, SCHEMAS, Stage, keys_of
 
 _NOISE = ("full_key:", "object_type=", "reference_type=", "See https")
+# Places inside an object that a group fills, too: mappings of objects by name, and masks made from another one.
+_GROUP_OF_MAPPING = {"factors": "weighting", "regularizers": "regularizer"}
+_INNER_MASKS = ("of", "like", "inner")
 _LONGEST_AXIS = 100  # of a longer one the first values and the last are checked here, the others in their jobs
 
 
@@ -105,6 +108,10 @@ class Reader:
         """The item with those of its values that name an option, None if none does. choices: the stage's groups."""
         group, override = item.key, item.override
         parent = group.rpartition("/")[0]
+        if group == "regularizer" and override.package is None and "loss" in choices:
+            names = [f"+{group}@loss.regularizers.{v.value()}={v.value()}" for v in item.values]
+            self._mistake(item.shown, f"a regularizer is added to the loss by a name: {' '.join(names)}")
+            return None
         appends = override.is_add() or override.is_force_add() or override.package is not None
         # A nested group may come with an option of its parent that is chosen elsewhere on the line: Hydra will tell.
         may_come = parent and (parent == "hydra" or any(c.startswith(parent) for c in choices))
@@ -119,6 +126,10 @@ class Reader:
             if named is None and not override.is_delete():
                 self._mistake(item.shown, f"null is no option; ~{group} leaves the group out")
                 continue
+            if isinstance(named, list) and not _takes_several(group, stage):
+                product = " (several weightings multiplied are weighting=product)" if group == "weighting" else ""
+                self._mistake(item.shown, f"expected one option, found a list; {group}=a,b with -m tries each{product}")
+                continue
             names = [] if named is None else named if isinstance(named, list) else [named]
             wrong = [str(name) for name in names if str(name).removesuffix(".yaml") not in options]
             for name in wrong:
@@ -129,11 +140,35 @@ class Reader:
                 good.append(value)
         return Item(override, tuple(good), True) if good else None
 
+    def option_at_inner_place(self, override: Override, *, choices: Collection[str]) -> Mistake | None:
+        """What to write instead of an option's name as the value of a place that a group fills. choices: the config's."""
+        key, option = override.key_or_group, override.value()
+        group = _group_of_place(key)
+        if not group or not isinstance(option, str) or option not in self.options(group):
+            return None
+        entry = f"{group}@{key}"
+        plus = "" if entry in choices else "+"
+        return Mistake(key, f"expected an object, found {option!r}; choose that option with {plus}{entry}={option}")
+
     def _parse(self, text: str) -> Override:
         return OverridesParser.create(config_loader=self.loader).parse_overrides([text])[0]
 
     def _mistake(self, key: str, text: str) -> None:
         self.mistakes.append(Mistake(key, text))
+
+
+def _takes_several(group: str, stage: Stage) -> bool:
+    """Objects by name come together; of one object, the keys of two options would be mixed."""
+    several = {name for name, key in keys_of(SCHEMAS[stage]).items() if key.many}
+    return group in several | {"experiment"} or group.startswith("hydra/")
+
+
+def _group_of_place(key: str) -> str:
+    """The group whose options fill a place inside an object, "" where there is none."""
+    parent, _, name = key.rpartition(".")
+    if name in _INNER_MASKS and key.split(".")[0] in ("mask", "groups"):
+        return "mask"
+    return _GROUP_OF_MAPPING.get(parent.rpartition(".")[2], "")
 
 
 def _axis(override: Override) -> Iterator[str]:
