@@ -42,11 +42,7 @@ class Placement:
 def placed(input_ids_BT: Tensor, tokens: EligibleTokens, *, layout: Layout, by_rows: bool) -> Placement:
     """by_rows: the model's attention is `rows_attention` (see `attend_by_rows`). At least one position is computed even
     when nothing is wanted: under DDP every parameter must take part on every rank."""
-    needed_B = torch.zeros(len(input_ids_BT), dtype=torch.long, device=input_ids_BT.device)
-    # The token at position p is predicted by the state at p - 1, so p positions are needed.
-    needed_B = needed_B.scatter_reduce(0, tokens.row_N, tokens.position_N, "amax")
-    if not len(tokens.row_N):
-        needed_B[0] = 1
+    needed_B = computed_positions(tokens)
     row_B = needed_B.nonzero()[:, 0]
     lengths = needed_B[row_B].tolist()
     if layout == "padded" or len(lengths) == 1:
@@ -65,6 +61,16 @@ def placed(input_ids_BT: Tensor, tokens: EligibleTokens, *, layout: Layout, by_r
             lengths
         )  # stays on the CPU, so that no layer waits for a device to read it
     return Placement(inputs, start_B[tokens.row_N] + tokens.position_N - 1)
+
+
+def computed_positions(tokens: EligibleTokens) -> Tensor:
+    """[B] int64: how many positions of each row pass through the model, from its first one on."""
+    needed_B = torch.zeros(tokens.num_rows, dtype=torch.long, device=tokens.row_N.device)
+    # The token at position p is predicted by the state at p - 1, so p positions are needed.
+    needed_B = needed_B.scatter_reduce(0, tokens.row_N, tokens.position_N, "amax")
+    if not len(tokens.row_N):
+        needed_B[0] = 1
+    return needed_B
 
 
 def attend_by_rows(model: PreTrainedModel) -> bool:

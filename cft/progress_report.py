@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 
 from cft.flops import Arithmetic, matmul_rate
+from cft.layout import computed_positions
 from cft.position import step_is_done
 from cft.progress import Bar
 
@@ -21,8 +22,9 @@ GB = 1e9
 class ShowProgress(pl.Callback):
     """Drives a bar of micro-batches, and logs perf/ metrics of every optimizer step.
 
-    perf/tokens_per_s: all tokens but padding, of all ranks. perf/eligible_tokens_per_s: those with loss. perf/mfu: 0-1, of this
-    rank's device. perf/memory_gb: the most that was held at once.
+    perf/tokens_per_s: tokens that pass through the model, of all ranks: neither padding nor what follows a row's last wanted
+    token (`cft/layout.py`). perf/eligible_tokens_per_s: those with loss. perf/mfu: 0-1, of this rank's device.
+    perf/memory_gb: the most that was held at once.
     """
 
     def __init__(self, bar: Bar, arithmetic: Arithmetic) -> None:
@@ -30,7 +32,7 @@ class ShowProgress(pl.Callback):
         self.arithmetic = arithmetic
         self._rate = float("inf")
         self._lengths: list[int] = []
-        self._projected = 0
+        self._projected = self._eligible = 0
         self._begun = time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -46,8 +48,10 @@ class ShowProgress(pl.Callback):
     ) -> None:
         if not self._lengths:
             self._begun = time.perf_counter()
-        self._lengths += batch.lengths_B.tolist()
-        self._projected += int((batch.weight_BT > 0).sum())
+        tokens = pl_module.lm.objective.tokens(batch)  # type: ignore[union-attr]
+        self._lengths += computed_positions(tokens).tolist()
+        self._projected += len(tokens.row_N)
+        self._eligible += int(tokens.on("eligible").sum())
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,11 +78,11 @@ class ShowProgress(pl.Callback):
         done = self.arithmetic.of_rows(self._lengths, projected=self._projected)
         values = {
             "perf/tokens_per_s": sum(self._lengths) * trainer.world_size / seconds,
-            "perf/eligible_tokens_per_s": self._projected * trainer.world_size / seconds,
+            "perf/eligible_tokens_per_s": self._eligible * trainer.world_size / seconds,
             "perf/mfu": done / seconds / self._rate,
             "perf/memory_gb": peak_memory(device) / GB,
         }
-        self._lengths, self._projected = [], 0
+        self._lengths, self._projected, self._eligible = [], 0, 0
         return values
 
 

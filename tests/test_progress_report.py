@@ -65,15 +65,23 @@ def test_rates_are_counts_over_time(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             now += 1.0
 
     class Tokens(pl.Callback):
-        """The counts of the last step, from the batches."""
+        """The counts of the last step, from the batches and from what the model was given."""
 
         def __init__(self) -> None:
-            self.all, self.eligible, self.found = 0, 0, []
+            self.given = self.computed = self.counted = self.eligible = 0
+            self.found: list[list[float]] = []
+
+        def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+            module.lm.model.base_model.register_forward_pre_hook(self.on_forward, with_kwargs=True)
+
+        def on_forward(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            if torch.is_grad_enabled():  # not a probe
+                self.computed += kwargs["input_ids"].numel()  # packed: no padding
 
         def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
             if batch_idx % 4 == 0:
-                self.all = self.eligible = 0
-            self.all += int(batch.lengths_B.sum())
+                self.computed = self.eligible = 0
+            self.given += int(batch.lengths_B.sum())
             self.eligible += int((batch.weight_BT > 0).sum())
 
         def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -81,7 +89,8 @@ def test_rates_are_counts_over_time(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             if trainer.fit_loop.epoch_loop.batch_idx % 4 == 3:
                 names = ("tokens_per_s", "eligible_tokens_per_s", "mfu")
                 self.found.append([float(metrics[f"perf/{name}"]) for name in names])
-                assert self.found[-1][:2] == pytest.approx([self.all / 4, self.eligible / 4])
+                assert self.found[-1][:2] == pytest.approx([self.computed / 4, self.eligible / 4])
+                self.counted += self.computed
 
     monkeypatch.setattr("cft.progress_report.time.perf_counter", lambda: now)
     monkeypatch.setattr("cft.progress_report.matmul_rate", lambda device, mixed: 1e9)
@@ -89,6 +98,7 @@ def test_rates_are_counts_over_time(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     show = ShowProgress(Bar("Training", 1, None), arithmetic_of(random_llama(tie_word_embeddings=True)))
     run(tmp_path, strategy="auto", world=1, accumulate=4, batch=2, steps=6, more=(Clock(), show, tokens))
     assert len(tokens.found) == 6
+    assert tokens.counted < tokens.given  # a row ends before its last wanted token
     assert all(0 < mfu < 1 for _, _, mfu in tokens.found)
     assert show.bar.done == 24
     assert show.bar.total == 24
