@@ -38,7 +38,10 @@ NO_REFERENCE = {
         "frozen copy), reference=adapter_off (with model/lora=default) or reference=teacher"
     ),
 }
-NO_GROUPS = "this loss compares two groups of tokens, and there are none; choose a grouping, such as groups=critical"
+NO_GROUPS = (
+    "this loss compares two groups of tokens, and there are none; choose a grouping that parts the mask's tokens, such as "
+    "mask=all groups=critical"
+)
 
 
 class Column(Protocol):

@@ -1,13 +1,15 @@
 """What a training configuration's methods need and its other parts give, read from the classes' source.
 
 Masks, weightings, losses and aggregations say `needs`, references say `gives`, and classes whose arguments name stored
-scores list these arguments in `score_arguments`. They are class attributes, so that a missing need is found before anything
-is imported or loaded; what a class decides when it is built is checked again by `cft/columns.py` and `cft/scores.py`.
+scores list these arguments in `score_arguments`, or in `logprob_arguments` where only a model's log-probs make sense. They
+are class attributes, so that a missing need is found before anything is imported or loaded; what a class decides when it
+is built is checked again by `cft/columns.py` and `cft/scores.py`.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,7 +24,7 @@ _OF_DATA = ("mask", "groups")
 
 def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(key, message) of every need that the configuration leaves open. tree: resolved, of the training stage."""
-    needs = {need for part in _OF_OBJECTIVE for need in _needs(tree.get(part))}
+    needs = {need for part in _OF_OBJECTIVE for need, _ in _needs(tree.get(part))}
     reference = _target(tree.get("reference"))
     given = strings(reference, "gives") if reference else None
     for need in (REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB):
@@ -36,53 +38,105 @@ def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         yield "reference", "adapter_off is the model without its adapters, but it has none; expected model/lora=default"
 
 
+def unused(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """(key, note) of a reference or a grouping that is chosen and that nothing in the configuration reads."""
+    needs = {need for part in _OF_OBJECTIVE for need, _ in _needs(tree.get(part))}
+    reference = _target(tree.get("reference"))
+    if reference and strings(reference, "gives") and not needs & set(NO_REFERENCE):
+        yield (
+            "reference",
+            "is chosen, but neither the weighting nor the loss compares with a reference: it has no effect",
+        )
+    if GROUP not in needs and _target(tree.get("groups")) not in (None, "cft.columns.NoGroups"):
+        yield "groups", "are chosen, but the loss does not tell groups apart (loss=sft_go and loss=shad do): no effect"
+
+
 def stored_scores(tree: Mapping[str, object]) -> set[str]:
-    """Names of the stored scores that a training configuration reads."""
-    named = {need for part in _OF_OBJECTIVE for need in _needs(tree.get(part))} - {GROUP, *NO_REFERENCE}
-    named |= {need for part in _OF_DATA for need in _needs(tree.get(part))}
+    """Names of the stored scores that a training configuration reads of its annotation."""
+    return {name for name, _ in _wanted(tree)}
+
+
+def _wanted(tree: Mapping[str, object]) -> set[tuple[str, str]]:
+    """(name, kind or "" for any) of the stored scores that a training configuration reads of its annotation."""
+    wanted = {
+        need for part in _OF_OBJECTIVE for need in _needs(tree.get(part)) if need[0] not in {GROUP, *NO_REFERENCE}
+    }
+    wanted |= {need for part in _OF_DATA for need in _needs(tree.get(part))}
     reference = tree.get("reference")
     if _target(reference) == "cft.reference_model.Score" and isinstance(reference, Mapping):
-        named.add(str(reference.get("name")))
-    return named - {OWN_LOGPROB}
+        wanted.add((str(reference.get("name")), REFERENCE_LOGPROB))
+    return {need for need in wanted if need[0] != OWN_LOGPROB}
+
+
+def _wanted_elsewhere(node: object) -> Iterator[tuple[str, set[tuple[str, str]]]]:
+    """(another annotation, the scores that a mask in the node reads of it)."""
+    if not isinstance(node, Mapping):
+        return
+    if _target(node) == _ELSEWHERE:
+        inner = {need for need in _needs(node.get("inner")) if need[0] != OWN_LOGPROB}
+        yield str(node.get("from_annotation")), inner
+        return
+    for inner in node.values():
+        yield from _wanted_elsewhere(inner)
 
 
 def missing_scores(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, message) of every stored score that is not there, with the command that makes it. Reads the file system."""
-    names = stored_scores(tree)
-    data, annotations_dir = tree.get("data"), tree.get("annotations_dir")
-    if not names or _target(data) != "cft.data.AnnotatedDataModule" or not isinstance(data, Mapping):
+    """(key, message) of every stored score that is not there or is of another kind, with the command that makes it. Reads
+    the file system."""
+    data, annotations_dir = tree.get("data"), str(tree.get("annotations_dir"))
+    if _target(data) != "cft.data.AnnotatedDataModule" or not isinstance(data, Mapping):
         return
-    from cft.scores import command_for, scores_folder
-    from cft.store import StoreError, find_annotation
+    yield from _missing(
+        _wanted(tree), annotation=str(data.get("annotation")), annotations_dir=annotations_dir, key="data.annotation"
+    )
+    for part in _OF_DATA:
+        for annotation, wanted in _wanted_elsewhere(tree.get(part)):
+            yield from _missing(wanted, annotation=annotation, annotations_dir=annotations_dir, key=part)
 
-    annotation = str(data.get("annotation"))
+
+def _missing(
+    wanted: set[tuple[str, str]], *, annotation: str, annotations_dir: str, key: str
+) -> Iterator[tuple[str, str]]:
+    if not wanted:
+        return
+    from cft.scores import annotating_model, command_for, expected_kind, other_kind, scores_folder
+    from cft.store import AnnotationStore, StoreError, find_annotation
+
     try:
-        folder = scores_folder(
-            find_annotation(annotation, annotations_dir=str(annotations_dir)), annotations_dir=str(annotations_dir)
-        )
+        found = find_annotation(annotation, annotations_dir=annotations_dir)
+        model = annotating_model(AnnotationStore(found).manifest())
     except StoreError:
-        return  # that the annotation is missing has its own message
-    for name in sorted(names):
-        if not (Path(folder) / name / "manifest.json").is_file():
-            yield (
-                "data.annotation",
-                f"{annotation} has no stored score {name}, which this method needs; make it with: "
-                f"{command_for(name, annotation)}",
-            )
+        return  # that the annotation is missing or damaged has its own message
+    folder = scores_folder(found, annotations_dir=annotations_dir)
+    for name, kind in sorted(wanted):
+        try:
+            manifest = json.loads((Path(folder) / name / "manifest.json").read_bytes())
+        except FileNotFoundError:
+            command = command_for(name, annotation, model=model)
+            yield key, f"{annotation} has no stored score {name}, which this method needs; make it with: {command}"
+            continue
+        except ValueError:
+            continue  # damaged: reading it says so
+        if not (isinstance(manifest, dict) and isinstance(manifest.get("fingerprint"), dict)):
+            continue
+        kind = kind or expected_kind(name)
+        if text := other_kind(manifest, name=name, kind=kind, annotation=annotation, model=model):
+            yield key, f"{annotation}: {text}"
 
 
-def _needs(node: object) -> Iterator[str]:
-    """Of a node and of those inside it."""
+def _needs(node: object) -> Iterator[tuple[str, str]]:
+    """(name, kind of stored score or "" for any) of a node and of those inside it."""
     if isinstance(node, list):
         for inner in node:
             yield from _needs(inner)
     if not isinstance(node, Mapping):
         return
     if target := _target(node):
-        yield from (need for need in strings(target, "needs") or () if need not in _live())
-        for argument in strings(target, "score_arguments") or ():
-            if isinstance(name := node.get(argument), str):
-                yield name
+        yield from ((need, "") for need in strings(target, "needs") or () if need not in _live())
+        for attribute, kind in (("score_arguments", ""), ("logprob_arguments", REFERENCE_LOGPROB)):
+            for argument in strings(target, attribute) or ():
+                if isinstance(name := node.get(argument), str):
+                    yield name, kind
     if target == _ELSEWHERE:  # its inner mask reads another annotation
         return
     for inner in node.values():

@@ -37,7 +37,7 @@ def top_of_row(values_R: NDArray[np.floating], *, share: float) -> Weights:
 class HighEntropy(RowMask):
     """The most uncertain share of a response's tokens, by the annotating model's entropy (arXiv 2506.01939).
 
-    The paper ranks within a batch of roll-outs and by the live model; weighting=entropy_selected is the live form.
+    The paper ranks within a batch of roll-outs and by the live model; weighting=high_entropy is the live form.
     """
 
     def __init__(self, *, share: float) -> None:
@@ -94,7 +94,7 @@ class TokenCleaning(RowMask):
     the value of the last token within the share, and all tokens with that value are picked.
     """
 
-    score_arguments = ("base", "reference")
+    logprob_arguments = ("base", "reference")
 
     def __init__(self, *, base: str, reference: str, share: float) -> None:
         if base == reference:
@@ -130,7 +130,7 @@ class Reasoning(RowMask):
     margin_nats: a loss that falls by no more than this does not make a token boilerplate.
     """
 
-    score_arguments = ("base", "shuffled")
+    logprob_arguments = ("base", "shuffled")
 
     def __init__(self, *, base: str, shuffled: str, margin_nats: float = 0.0) -> None:
         if base == shuffled:

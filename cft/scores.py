@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from cft.files import exclusive, sha256_file, sha256_json, write_bytes, write_json
 from cft.store import SHIPPED, AnnotationStore, StoreError
@@ -33,6 +34,9 @@ from cft.types import AnnotatedResponse
 
 SCHEMA_VERSION = 1
 KINDS = ("reference_logprob", "attention_received", "attention_to_prompt")  # options of conf/score
+LOGPROB = KINDS[0]
+MODELS = Path(__file__).resolve().parent.parent / "conf" / "model"
+DEFAULT_MODEL = "tiny_arith"  # of conf/score.yaml
 _TABLE = pa.schema([("response_id", pa.string()), ("tokens_sha256", pa.string()), ("values", pa.list_(pa.float32()))])
 _MANIFEST = {"schema", "fingerprint", "fingerprint_sha256", "file", "sha256", "command"}
 
@@ -67,10 +71,14 @@ def with_scores(
     store: AnnotationStore, rows: Sequence[AnnotatedResponse], *, names: Collection[str], annotations_dir: str | Path
 ) -> tuple[list[AnnotatedResponse], dict[str, str]]:
     """(the rows with `scores` filled, the fingerprint of each score). Raises StoreError with the command for a score that
-    is missing, damaged, or without values for some row."""
+    is missing, damaged, without values for some row, or not of the kind that its name says."""
     folder = scores_folder(store.folder, annotations_dir=annotations_dir)
     annotation = called(store.folder, annotations_dir=annotations_dir)
-    scores = {name: read_score(folder, name=name, annotation=annotation) for name in sorted(names)}
+    model = annotating_model(store.manifest()) if names else ""
+    scores = {name: read_score(folder, name=name, annotation=annotation, model=model) for name in sorted(names)}
+    for name, score in scores.items():
+        if text := other_kind(score.manifest, name=name, kind=expected_kind(name), annotation=annotation, model=model):
+            raise StoreError(f"{folder / name}: {text}")
     filled = []
     for row in rows:
         values = {name: score.of(row) for name, score in scores.items()}
@@ -84,15 +92,16 @@ def with_scores(
     return filled, {name: score.fingerprint for name, score in scores.items()}
 
 
-def read_score(folder: Path, *, name: str, annotation: str) -> StoredScore:
-    """folder: of all scores of the annotation, which the command line calls `annotation`.
+def read_score(folder: Path, *, name: str, annotation: str, model: str) -> StoredScore:
+    """folder: of all scores of the annotation, which the command line calls `annotation`. model: as for `command_for`.
 
     Raises StoreError if the score is missing or not what was written.
     """
     path = folder / name / "manifest.json"
     if not path.is_file():
-        raise StoreError(f"{path.parent}: no stored score of that name; make it with: {command_for(name, annotation)}")
-    anew = f"Make it again: {command_for(name, annotation)} replace=true"
+        command = command_for(name, annotation, model=model)
+        raise StoreError(f"{path.parent}: no stored score of that name; make it with: {command}")
+    anew = f"Make it again: {command_for(name, annotation, model=model)} replace=true"
     try:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:
@@ -158,8 +167,13 @@ def write_score(
     return manifest
 
 
-def check_score_name(name: str) -> str:
+def check_score_name(name: str, *, kind: str) -> str:
     """A score's name is a folder name, and none of those that mean something else. Raises StoreError."""
+    if name in KINDS and name != kind:
+        raise StoreError(
+            f"name={name}: the name of another kind of score than {kind}, and methods would take it for that one; choose "
+            f"another name, or score={name}"
+        )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name) or name in ("logprob", "group"):
         raise StoreError(
             f"name={name!r}: expected a folder name of letters, digits, '.', '_', '+', '-' (at most 100) other than "
@@ -182,11 +196,55 @@ def called(folder: Path, *, annotations_dir: str | Path) -> str:
     return folder.name if known else str(folder)
 
 
-def command_for(name: str, annotation: str) -> str:
-    """The command that makes a score of that name, which is the name of its kind or stands for a model's log-probs."""
-    kind = name if name in KINDS else "reference_logprob"
-    model = "model=<as annotated>" if kind == name else "model=<as annotated> checkpoint=<run folder of that model>"
-    return f"python -m cft.score annotation={shlex.quote(annotation)} score={kind} name={shlex.quote(name)} {model}"
+def command_for(name: str, annotation: str, *, model: str) -> str:
+    """The command that makes a score of that name, which is the name of its kind or stands for a model's log-probs.
+
+    model: overrides that choose the annotating model, see `annotating_model`. Another model's log-probs are those of a
+    trained one: the user puts its run folder in the place of RUN_FOLDER.
+    """
+    kind = expected_kind(name) or LOGPROB
+    parts = [_setting("annotation", annotation), f"score={kind}", _setting("name", name), model]
+    return " ".join(
+        ["python -m cft.score", *filter(None, parts), *(() if kind == name else ("checkpoint=RUN_FOLDER",))]
+    )
+
+
+def annotating_model(manifest: Mapping[str, Any]) -> str:
+    """Overrides that choose the model of an annotation, given its manifest; "" where it is the default."""
+    made = manifest["fingerprint"].get("model", {})
+    name, path, revision = manifest["model_name"], made.get("path", ""), made.get("revision", "main")
+    if f"package:{DEFAULT_MODEL}" == path:
+        return ""
+    file = MODELS / f"{name}.yaml"
+    known = OmegaConf.load(file) if file.is_file() else {}
+    if path in ("", known.get("path")) and revision == known.get("revision", "main"):
+        return f"model={shlex.quote(name)}"
+    chosen = ["model=hub", _setting("model.name", name), _setting("model.path", path)]
+    return " ".join([*chosen, *([] if revision == "main" else [_setting("model.revision", revision)])])
+
+
+def _setting(key: str, value: str) -> str:
+    """An override as one types it: a value that Hydra's grammar would take apart is quoted for it, then for the shell."""
+    plain = re.fullmatch(r"[\w./:+-]+", value)
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return shlex.quote(f"{key}={value}" if plain else f"{key}='{escaped}'")
+
+
+def expected_kind(name: str) -> str:
+    """The kind that a score must have to bear this name, "" where it may have any."""
+    return name if name in KINDS else ""
+
+
+def other_kind(manifest: Mapping[str, Any], *, name: str, kind: str, annotation: str, model: str) -> str:
+    """What is wrong with a stored score that should be of the given kind; "" where nothing is, or any kind will do."""
+    found = manifest["fingerprint"].get("score", {}).get("kind", "unknown")
+    if not kind or found == kind:
+        return ""
+    if name == kind:
+        remedy = f"make it again: {command_for(name, annotation, model=model)} replace=true"
+    else:
+        remedy = f"name one that holds it, or make one: {command_for('reference', annotation, model=model)}"
+    return f"the stored score {name} is of the kind {found}, but {kind} is needed here; {remedy}"
 
 
 def _values(table: pa.Table) -> dict[str, tuple[str, Values]]:

@@ -122,10 +122,11 @@ def test_needs_read_from_the_source_are_those_of_the_objects(option: str) -> Non
 
 @pytest.mark.parametrize("option", [o for o in options("reference") if o not in ("reference=score", "reference=none")])
 def test_what_references_give_is_read_as_it_is(option: str) -> None:
-    tree = tree_of(option)
+    given = ["reference.model.path=package:tiny_arith"] if option == "reference=teacher" else []
+    tree = tree_of(option, *given)
     reference = build(tree["reference"])
     assert strings(str(tree["reference"]["_target_"]), "gives") == reference.gives  # type: ignore[index]
-    needy = tree_of(option, "loss=nll_kl", "weighting=excess_loss")
+    needy = tree_of(option, *given, "loss=nll_kl", "weighting=excess_loss")
     expected = [] if reference.gives == BOTH else ["reference"]
     if option == "reference=adapter_off":
         expected = ["reference"]  # without model/lora=default
@@ -138,10 +139,54 @@ def test_a_stored_score_is_looked_for_where_it_would_be_read(tmp_path: Path) -> 
     ((key, text),) = missing_scores(tree)
     assert key == "data.annotation"
     assert "python -m cft.score annotation=tiny_arith score=attention_received name=attention_received" in text
+    store_score(tmp_path, name="attention_received", kind="attention_received")
+    assert list(missing_scores(tree)) == []
+
+
+def store_score(annotations_dir: Path, *, name: str, kind: str) -> None:
+    """A score of tiny_arith."""
     rows = AnnotationStore(SHIPPED / "tiny_arith").rows()[:1]
     values = {one.response_id: one.logprob for one in rows}
-    folder = tmp_path / "tiny_arith" / "scores"
-    write_score(folder, name="attention_received", method={}, rows=rows, values=values, info={"command": "c"})
+    folder = annotations_dir / "tiny_arith" / "scores"
+    method = {"score": {"kind": kind}}
+    write_score(folder, name=name, method=method, rows=rows, values=values, info={"command": "c"})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["weighting=excess_loss", "reference=score", "reference.name=other"],
+        ["mask=token_cleaning", "mask.reference=other"],
+        ["mask=token_cleaning", "mask.base=other", "mask.reference=logprob"],
+        ["mask=reasoning", "mask.shuffled=other"],
+        ["loss=shad", "groups=shad", "groups.shuffled=other"],
+        ["mask=complement", "mask@mask.of=token_cleaning", "mask.of.reference=other"],
+        ["mask=projected", "mask@mask.inner=reasoning", "mask.inner.shuffled=other", "mask.from_annotation=tiny_arith"],
+    ],
+    ids=" ".join,
+)
+def test_a_score_of_another_kind_is_no_log_prob(overrides: list[str], tmp_path: Path) -> None:
+    tree = tree_of(*overrides, f"annotations_dir={tmp_path}")
+    store_score(tmp_path, name="other", kind="attention_received")
+    ((_, text),) = missing_scores(tree)
+    assert "the stored score other is of the kind attention_received, but reference_logprob is needed here" in text
+    assert "python -m cft.score annotation=tiny_arith score=reference_logprob" in text
+    store_score(tmp_path, name="other", kind="reference_logprob")
+    assert list(missing_scores(tree)) == []
+
+
+def test_a_score_named_after_a_kind_must_be_of_it(tmp_path: Path) -> None:
+    tree = tree_of("weighting=sstoken", "reference=annotation", f"annotations_dir={tmp_path}")
+    store_score(tmp_path, name="attention_to_prompt", kind="reference_logprob")
+    ((_, text),) = missing_scores(tree)
+    assert "of the kind reference_logprob, but attention_to_prompt is needed" in text
+    assert text.endswith("score=attention_to_prompt name=attention_to_prompt replace=true")
+
+
+@pytest.mark.parametrize("kind", ["attention_received", "reference_logprob"])
+def test_a_mask_by_score_takes_any_kind(kind: str, tmp_path: Path) -> None:
+    tree = tree_of("mask=attention", "mask.score=other", f"annotations_dir={tmp_path}")
+    store_score(tmp_path, name="other", kind=kind)
     assert list(missing_scores(tree)) == []
 
 
@@ -159,6 +204,9 @@ def test_a_stored_score_is_looked_for_where_it_would_be_read(tmp_path: Path) -> 
             "python -m cft.score annotation=tiny_arith score=attention_to_prompt",
         ),
         (["weighting=excess_loss", "reference=score", "reference.name=teacher"], "no stored score teacher"),
+        (["experiment=rho1"], "score=reference_logprob name=reference"),
+        (["experiment=distillation"], "reference.model.path: has no value; give it with reference.model.path=..."),
+        (["experiment=target_sft"], "reference.model.path: has no value; give it with reference.model.path=..."),
     ],
 )
 def test_a_missing_need_ends_train_py_before_a_model_is_loaded(

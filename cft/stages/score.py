@@ -28,7 +28,15 @@ from cft.progress import console, progress
 from cft.quiet import quiet_libraries
 from cft.runs import EXPORT
 from cft.score_methods import ScoreKind
-from cft.scores import StoredScore, Values, check_score_name, read_score, scores_folder, write_score
+from cft.scores import (
+    StoredScore,
+    Values,
+    annotating_model,
+    check_score_name,
+    read_score,
+    scores_folder,
+    write_score,
+)
 from cft.store import AnnotationStore, StoreError, find_annotation
 from cft.types import AnnotatedResponse
 
@@ -36,10 +44,10 @@ from cft.types import AnnotatedResponse
 def score(cfg: DictConfig) -> Path:
     """Compute the score that `cfg` describes, or what a grown annotation lacks of it; returns its folder."""
     quiet_libraries()
-    name = check_score_name(cfg.name)
     store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir))
     folder = scores_folder(store.folder, annotations_dir=cfg.annotations_dir)
     kind: ScoreKind = build(cfg.score)
+    name = check_score_name(cfg.name, kind=kind.fingerprint()["kind"])
     rows = store.rows()
     if not rows:
         raise StoreError(f"{store.folder}: no rows to score; annotate more problems")
@@ -56,7 +64,8 @@ def score(cfg: DictConfig) -> Path:
     }
     known: dict[str, Values] = {}
     if not cfg.replace and (folder / name / "manifest.json").is_file():
-        stored = read_score(folder, name=name, annotation=cfg.annotation)
+        model_name = annotating_model(store.manifest())
+        stored = read_score(folder, name=name, annotation=cfg.annotation, model=model_name)
         _require_same_method(stored, method)
         known = {row.response_id: values for row in rows if (values := stored.of(row)) is not None}
         if len(known) == len(rows) == len(stored.values):
