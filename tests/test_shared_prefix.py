@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from cft.counterfactual import ListSource
-from cft.models import ModelError
+from cft.models import Lora, ModelError, apply_lora
 from cft.rollout import fork_attention, residency
 from cft.rollout.fork_attention import LayerKeys, Shared
 from cft.rollout.packed_linear import PackedLinears
@@ -95,6 +95,16 @@ def test_ids_equal_the_references(make: Callable[[], PreTrainedModel]) -> None:
     assert len({tuple(c.ids) for c in expected.values()}) > len(forks) / 2
     for max_rows in (8, 128):
         assert_equal(run(SharedPrefixEngine(model, EOS, max_rows=max_rows), forks), expected)
+
+
+def test_adapters_on_the_embeddings_change_nothing() -> None:
+    model, forks = random_llama(tie_word_embeddings=True), forks_of(3)
+    apply_lora(model, lora=Lora(r=4, target_modules=["q_proj", "embed_tokens"]))
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)  # as after training
+    model.eval()
+    assert_equal(run(SharedPrefixEngine(model, EOS), forks), run(ReferenceEngine(model, EOS), forks))
 
 
 @pytest.mark.parametrize("max_tails", [1, 2])

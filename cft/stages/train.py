@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,8 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
                 model.config.max_position_embeddings,
             )
 
+        if validation_problems or test_problems:
+            make_solver(model)  # what cannot decode this model says so now, not after the training
         started = time.monotonic()
         fit = Fit(cfg, context, start, interruption, module, data)
         trainer, callbacks = fit.run(validation_problems, make_solver)
@@ -205,7 +208,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             "lineage": lineage((annotation_link(data.store.folder), *model_inputs(spec.path))),
         }
         results |= interruption.unless_asked(
-            lambda: _evaluated(cfg, folder, make_solver(model), test_problems, trainer), otherwise={}
+            lambda: _evaluated(cfg, folder, lambda: make_solver(model), test_problems, trainer), otherwise={}
         )
         interruption.stop_if_asked()
         results["evaluation"]["verifier"] = verifier_fingerprint(verifier)
@@ -219,7 +222,11 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
 
 
 def _evaluated(
-    cfg: DictConfig, folder: Path, solver: Solver, problems: tuple[Problem, ...], trainer: pl.Trainer
+    cfg: DictConfig,
+    folder: Path,
+    make_solver: Callable[[], Solver],
+    problems: tuple[Problem, ...],
+    trainer: pl.Trainer,
 ) -> dict[str, Any]:
     """The entries of results.json that come of the test problems; every response goes to samples.parquet."""
     settings = cfg.evaluation
@@ -229,6 +236,7 @@ def _evaluated(
     entries: dict[str, Any] = {"evaluation": dataclasses.asdict(request)}
     if not problems:
         return {**entries, "metrics": {}, "per_problem": {"id": [], "correct": []}}
+    solver = make_solver()
     samples = solver.solve(problems, request=request, title="Evaluating")
     intervals, per_problem = summarise(samples, seed=settings.seed)
     write_samples(folder / "samples.parquet", samples, solver.tokenizer)
