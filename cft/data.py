@@ -11,14 +11,15 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from cft.batches import Deal, GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
-from cft.columns import Column
+from cft.columns import GROUP, Column
+from cft.errors import BadValue
 from cft.files import sha256_json
-from cft.masks import Mask, mask_weights
+from cft.masks import Mask, MaskError, TooLittleEvidence, mask_weights
 from cft.pairing import other_prompts
 from cft.problem_rows import normalised
 from cft.progress import console
-from cft.scores import with_scores
-from cft.store import AnnotationStore, StoreError, find_annotation
+from cft.scores import annotating_model, with_scores
+from cft.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
 
 
@@ -124,10 +125,15 @@ class AnnotatedDataModule(pl.LightningDataModule):
         self.rows_sha256 = rows_hash(fitting)
         held_out = [in_validation(row.problem_id, fraction=validation_fraction) for row in fitting]
         trained = [row for row, held in zip(fitting, held_out, strict=True) if not held]
-        for source in sources.values():
-            source.fit(trained)
+        try:
+            for source in sources.values():
+                source.fit(trained)
+            token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask, columns=columns) for row in fitting]
+        except TooLittleEvidence as error:
+            if self.store.folder.resolve().parent != SHIPPED.resolve():
+                raise
+            raise MaskError(_made_afresh(error, self.manifest)) from error
         self.learnt = {name: facts for name, source in sources.items() if (facts := source.facts())}
-        token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask, columns=columns) for row in fitting]
         self.train_rows = [row for row, held in zip(token_rows, held_out, strict=True) if not held]
         self.validation_rows = [row for row, held in zip(token_rows, held_out, strict=True) if held]
         self.batch_size, self.seed = batch_size, seed
@@ -137,6 +143,8 @@ class AnnotatedDataModule(pl.LightningDataModule):
                 f"{self.store.folder}: nothing to train on: {len(rows)} rows, {len(self.train_rows)} for training, and "
                 f"mask {type(mask).__name__} picks no token in them. Annotate more problems or choose another mask."
             )
+        if GROUP in columns:
+            _require_two_groups(self.train_rows)
 
     def facts(self) -> dict[str, Any]:
         """Counts that belong in a run's results; fractions 0-1 of response tokens."""
@@ -184,3 +192,28 @@ class AnnotatedDataModule(pl.LightningDataModule):
             deal=self.deal,
         )
         return loader(rows, sampler)
+
+
+def _require_two_groups(rows: Sequence[TokenRow]) -> None:
+    """A loss that compares groups of tokens would be another one if all that carry loss were of one group."""
+    group_N = np.concatenate([row.scores[GROUP][row.weight > 0] for row in rows])
+    picked = int((group_N > 0).sum())
+    if picked in (0, len(group_N)):
+        whole = (
+            "group 1, the tokens that the grouping picks" if picked else "group 0, those that the grouping leaves out"
+        )
+        raise BadValue(
+            f"groups: all {len(group_N):,} tokens with loss are of one group ({whole}), and a loss over groups would compare "
+            "nothing; expected a mask and a grouping that differ: set mask=all, or another groups=..."
+        )
+
+
+def _made_afresh(error: TooLittleEvidence, manifest: Mapping[str, Any]) -> str:
+    """The remedy for an annotation that ships with the package and stays as it is."""
+    name = f"{manifest['name']}_complete"
+    make = ["python annotate.py", annotating_model(manifest), f"annotation={name}", error.afresh]
+    return (
+        f"{error.found}. {manifest['name']} ships with the package and stays as it is; this mask needs an annotation of more "
+        f"under another name. Make it with: {' '.join(filter(None, make))} limit={manifest['counts']['problems']} (fewer "
+        f"problems take less time), and train with: python train.py data.annotation={name} ..."
+    )

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from cft.columns import GROUP, Column, GroupColumn, StoredColumn
 from cft.data import AnnotatedDataModule, in_validation, to_token_row
 from cft.errors import BadValue
-from cft.masks import All, Critical, Mask, RowMask, Weights
+from cft.masks import All, Critical, Mask, MaskError, Numeric, RowMask, Weights
 from cft.pairing import other_prompts
 from cft.ranked_masks import TokenCleaning, TopScore
 from cft.scores import write_score
-from cft.store import AnnotationStore, StoreError
+from cft.store import SHIPPED, AnnotationStore, StoreError
 from cft.types import AnnotatedResponse
 from tests.fakes import row
+from tests.stage import annotate
 
 
 class Position(RowMask):
@@ -209,3 +210,95 @@ def test_a_batch_without_rows_has_the_columns_of_the_others(tmp_path: Path, mine
     assert empty.row_ids == ()
     assert empty.scores.keys() == next(iter(data.train_dataloader())).scores.keys() == columns.keys()
     assert all(column_BT.shape == empty.weight_BT.shape and not column_BT.any() for column_BT in empty.scores.values())
+
+
+# ---- groups that are told apart
+
+
+class Half(RowMask):
+    """Every second token, from `start` on."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        return (np.arange(len(row.response_ids)) % 2 == self.start).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("mask", "grouping", "found"),
+    [
+        (Half(0), Half(0), r"all \d+ tokens with loss are of one group \(group 1"),
+        (Half(1), Half(0), r"all \d+ tokens with loss are of one group \(group 0"),
+        (All(), Critical(), r"all \d+ tokens with loss are of one group \(group 1"),  # every alternative is wrong here
+        (All(), Numeric(), r"all \d+ tokens with loss are of one group \(group 0"),
+    ],
+)
+def test_a_loss_over_groups_refuses_one_group_alone(
+    tmp_path: Path, mine: list[AnnotatedResponse], mask: Mask, grouping: Mask, found: str
+) -> None:
+    with pytest.raises(BadValue, match=found + r".*set mask=all, or another groups=") as error:
+        module(tmp_path, mask=mask, columns={GROUP: GroupColumn(grouping)})
+    tokens = sum(int((mask(one) > 0).sum()) for one in mine if not in_validation(one.problem_id, fraction=0.2))
+    assert f"all {tokens} tokens" in str(error.value)
+
+
+def test_two_groups_among_the_tokens_with_loss_are_enough(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
+    data = module(tmp_path, columns={GROUP: GroupColumn(Half(0))})
+    assert {float(g) for one in data.train_rows for g in one.scores[GROUP][one.weight > 0]} == {0.0, 1.0}
+    one_group = {GROUP: GroupColumn(Half(0))}
+    with pytest.raises(BadValue, match="one group"):  # what the other tokens are in does not matter
+        module(tmp_path, mask=Half(0), columns=one_group)
+
+
+# ---- masks that need more than the shipped annotation holds
+
+
+def shipped(mask: Mask, **options: Any) -> AnnotatedDataModule:
+    tokenizer = AnnotationStore(SHIPPED / "tiny_arith").manifest()["fingerprint"]["tokenizer"]
+    settings: dict[str, Any] = {
+        "annotation": "tiny_arith",
+        "dir": "",
+        "batch_size": 4,
+        "deal": "in_order",
+        "max_rows": 20,
+        "validation_fraction": 0.0,
+        "max_tokens": 512,
+        "shuffle_responses": False,
+        **options,
+    }
+    return AnnotatedDataModule(mask, All(), {}, "nowhere", tokenizer, 0, frozenset(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("mask", "make"),
+    [
+        (Critical(rule="share"), "num_alternatives=2 short_circuit=false limit=3500"),
+        (Critical(rule="any"), "num_alternatives=2 short_circuit=false limit=3500"),
+        (Critical(num_alternatives=3), "num_alternatives=3 limit=3500"),
+    ],
+)
+def test_the_shipped_annotation_is_not_to_be_completed_but_made_anew(mask: Mask, make: str) -> None:
+    with pytest.raises(MaskError, match=f"python annotate.py annotation=tiny_arith_complete {make} ") as error:
+        shipped(mask)
+    assert "python train.py data.annotation=tiny_arith_complete" in str(error.value)
+    assert "complete=true" not in str(error.value)
+
+
+def test_the_command_makes_what_the_mask_asks_for(tmp_path: Path) -> None:
+    """The command of the message, for fewer problems."""
+    with pytest.raises(MaskError) as error:
+        shipped(Critical(rule="share"))
+    command = str(error.value).partition("python annotate.py ")[2].partition(" (fewer")[0].split()
+    few = [word for word in command if not word.startswith("limit=")]
+    annotate(*few, "limit=6", "data.max_steps=2", "replay_fraction=0.0", f"annotations_dir={tmp_path}")
+    store = AnnotationStore(tmp_path / "tiny_arith_complete")
+    weights = [Critical(rule="share")(one) for one in store.rows()]
+    assert {float(w) for one in weights for w in one} <= {0.0, 0.5, 1.0}
+    assert len(weights) > 0
+
+
+def test_an_annotation_of_ones_own_is_completed(tmp_path: Path) -> None:
+    annotation(tmp_path / "mine", rows=[row([5, 6], outcomes=[[1, -1], [0, 0]])])
+    with pytest.raises(MaskError, match=r"python annotate\.py annotation=<name> complete=true"):
+        module(tmp_path, mask=Critical(rule="share"), validation_fraction=0.0)
