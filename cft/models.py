@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,7 @@ __all__ = [
     "ModelError",
     "ModelSpec",
     "apply_lora",
+    "base_weights_hash",
     "eos_ids",
     "export",
     "load_causal_lm",
@@ -228,10 +229,26 @@ def require_plain_attention(model: PreTrainedModel) -> None:
 
 def weights_hash(model: PreTrainedModel) -> str:
     """sha256 over names, types, shapes and bytes of all weights, adapters included."""
+    return _hash_of(model.state_dict())
+
+
+def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
+    """What `weights_hash` gives of the same checkpoint loaded without adapters and as `dtype`, a ModelSpec's."""
+    import torch
+
+    kept = {
+        name.replace(".base_layer.", "."): tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    return _hash_of(kept)
+
+
+def _hash_of(state: Mapping[str, torch.Tensor]) -> str:
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat: torch.Tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(flat.numpy().data)

@@ -11,17 +11,20 @@ forward pass without gradient over the same positions. Configured by conf/refere
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cft.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
+from cft.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, Column, StoredColumn
 from cft.errors import BadValue
 from cft.head import project
+from cft.models import base_weights_hash
+from cft.progress import console
 
 
 class LiveReference:
@@ -74,6 +77,28 @@ class Annotation:
 
     def attach(self, policy: PreTrainedModel) -> None:
         return None
+
+
+def starts_as_reference(
+    policy: PreTrainedModel, *, columns: Mapping[str, Column], manifest: Mapping[str, Any]
+) -> bool | None:
+    """Whether a policy that has not been trained yet is the model whose log-probs the annotation holds; says so where it is
+    not. None where the objective does not read these log-probs, and in further processes of a distributed run.
+
+    columns: the objective's. manifest: of the annotation. Adapters that have just been put on change nothing.
+    """
+    column = columns.get(REFERENCE_LOGPROB)
+    if not (isinstance(column, StoredColumn) and column.name == OWN_LOGPROB) or getattr(rank_zero_only, "rank", 0):
+        return None
+    annotated = manifest["fingerprint"]["model"]
+    same = base_weights_hash(policy, dtype=annotated["dtype"]) == annotated["weights"]
+    if not same:
+        console.print(
+            f"Note: reference=annotation holds the log-probs of the model that made {manifest['name']} "
+            f"({manifest['model_name']}), and this one starts from other weights. A method that compares with the model "
+            "before training (PSFT, iw-SFT, ssToken) wants reference=initial"
+        )
+    return same
 
 
 class Score:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,14 +18,15 @@ from cft.columns import REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, StoredColumn
 from cft.data import to_token_row
 from cft.errors import BadValue
 from cft.masks import All
-from cft.models import Lora, ModelSpec, apply_lora
-from cft.reference_model import AdapterOff, Initial, Reference, Teacher
+from cft.models import Lora, ModelSpec, apply_lora, base_weights_hash, load_causal_lm, load_tokenizer, weights_hash
+from cft.reference_model import AdapterOff, Initial, Reference, Teacher, starts_as_reference
 from cft.row_weighting import SequenceRatio
 from cft.score_methods import ReferenceLogprob
 from cft.selective_lm import SelectiveLM
 from cft.stages.score import compute
 from cft.token_loss import Prediction
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
+from tests.entry import FIT_ONLY, run
 from tests.fakes import random_llama, row
 from tests.objectives import sft
 
@@ -199,3 +201,46 @@ def test_a_teacher_is_another_frozen_model_of_the_same_vocabulary(tmp_path: Path
     )
     with pytest.raises(BadValue, match="vocabulary has 60 tokens, the trained model's 61"):
         Teacher(model=spec).attach(random_llama(vocab=61))
+
+
+# ---- reference=annotation: is it the model before training?
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_hash_of_the_base_is_that_of_the_checkpoint(tmp_path: Path, dtype: str) -> None:
+    """Whatever the annotation was made in, and with adapters or without."""
+    random_llama(spread=0.1).save_pretrained(tmp_path)
+    spec = ModelSpec(name="m", path=str(tmp_path))
+    annotated = weights_hash(load_causal_lm(dataclasses.replace(spec, dtype=dtype)))
+    assert base_weights_hash(load_causal_lm(spec), dtype=dtype) == annotated
+    assert base_weights_hash(load_causal_lm(dataclasses.replace(spec, lora=LORA)), dtype=dtype) == annotated
+    assert base_weights_hash(random_llama(seed=1, spread=0.1), dtype=dtype) != annotated
+
+
+FEW = ("experiment=psft", "data.max_rows=8", "trainer.max_epochs=1", "data.batch_size=4", *FIT_ONLY)
+
+
+def test_another_starting_model_than_the_annotated_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the output and in results.json; silent where the annotation's log-probs are those of the starting model."""
+    monkeypatch.chdir(tmp_path)
+    spec = ModelSpec(name="tiny_arith", path="package:tiny_arith")
+    moved = load_causal_lm(spec)
+    with torch.no_grad():
+        next(moved.parameters()).add_(1e-3)
+    moved.save_pretrained("moved")
+    load_tokenizer(spec).save_pretrained("moved")
+    noted = {}
+    for name, extra in (("same", ()), ("moved", ("model.path=moved",))):
+        ended = run("train", *FEW, *extra, f"hydra.run.dir={name}")
+        assert ended.status == 0, ended.text
+        results = json.loads(Path(name, "results.json").read_text(encoding="utf-8"))
+        noted[name] = (results["starts_as_reference"], "wants reference=initial" in ended.text)
+    assert noted == {"same": (True, False), "moved": (False, True)}
+
+
+def test_a_method_without_this_reference_is_not_asked() -> None:
+    manifest = {"fingerprint": {"model": {"dtype": "float32", "weights": "w"}}, "name": "a", "model_name": "m"}
+    model = random_llama()
+    assert starts_as_reference(model, columns={}, manifest=manifest) is None
+    assert starts_as_reference(model, columns={REFERENCE_LOGPROB: StoredColumn("score")}, manifest=manifest) is None
+    assert starts_as_reference(model, columns={REFERENCE_LOGPROB: StoredColumn("logprob")}, manifest=manifest) is False
