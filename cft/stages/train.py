@@ -46,6 +46,7 @@ from cft.problems import Splits
 from cft.progress import console
 from cft.quiet import quiet_libraries
 from cft.ranks import own_environment
+from cft.reference_model import starts_as_reference
 from cft.resume import Start, finished_accuracy, start_of
 from cft.runs import (
     EXPORT,
@@ -128,6 +129,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     _require_metric(cfg.callbacks.best.monitor, data)
     model = load_causal_lm(spec)
     require_plain_attention(model)
+    at_reference = starts_as_reference(model, columns=columns, manifest=data.manifest)
     device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
     # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
     # may fit on none.
@@ -204,6 +206,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
                 "steps": trainer.global_step,
                 "rows_per_step": cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
             },
+            "starts_as_reference": at_reference,
             "base": None,
             "lineage": lineage((annotation_link(data.store.folder), *model_inputs(spec.path))),
         }
