@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
+from cft.arm import ARM_KEYS, arm_of
 from cft.checkpoint_keeper import CheckpointKeeper, WholeFiles
 from cft.checkpoints import CHECKPOINTS, read_checkpoint, set_aside
 from cft.config import build, redacted
@@ -35,13 +36,11 @@ from cft.progress import console, progress
 from cft.progress_report import ShowProgress
 from cft.ranks import SameEverywhere, use_own_launcher
 from cft.resume import Start, require_same_steps
-from cft.runs import RunContext, arm_of, group_of
+from cft.runs import RunContext, group_of
 from cft.sharding import FullySharded
 from cft.step_seed import SeedEachStep
 from cft.types import Problem
 from cft.validation import GreedyAccuracy
-
-ARM_KEYS = ("model", "data.annotation", "mask", "weighting", "loss.normalizer", "optimizer.lr", "trainer.max_epochs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +128,14 @@ class Fit:
         """What the loggers are told."""
         cfg, folder = self.cfg, self.start.folder
         arm = arm_of(cfg, self.context, ARM_KEYS)
+        method = [arm[key] for key in ("mask", "weighting")] + ([] if arm["loss"] == "nll" else [arm["loss"]])
         return RunFacts(
             folder,
-            name=f"{arm['model']}-{arm['mask']}-{arm['weighting']}-seed{cfg.seed}",
+            name="-".join(map(str, (arm["model"], *method, f"seed{cfg.seed}"))),
             group=group_of(folder) if position else self.context.group,
             job_type="train",
             tags=(
-                *(f"{key}:{arm[key]}" for key in ("mask", "weighting", "model")),
+                *(f"{key}:{arm[key]}" for key in ("mask", "weighting", "loss", "model")),
                 f"annotation:{self.data.store.folder.name}",
             ),
             config=redacted(cfg),

@@ -1,4 +1,4 @@
-"""A run's folder and facts: where its files go, which arm of a comparison it is, and the results it leaves behind."""
+"""A run's folder and facts: where its files go, its settings, and the results it leaves behind."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _NO_SETTING = frozenset(
         *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
     )
 )
-# Overrides that say where a run lives or which repetition it is, not what it does.
-_NOT_AN_ARM = ("seed", "resume", "annotations_dir", "data.dir", "allow_targets", "experiment")
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """folder: the run's own. group: the multirun's name, or the run's own. choices: config group -> option."""
+    """folder: the run's own. group: the multirun's name, or the run's own. choices: config group -> option. sources: where
+    Hydra looked for yaml files, such as file:///somewhere/conf."""
 
     folder: Path
     group: str
     choices: dict[str, str]
     overrides: tuple[str, ...]
     multirun: bool
+    sources: tuple[str, ...] = ()
 
 
 def run_context() -> RunContext:
@@ -57,26 +57,13 @@ def run_context() -> RunContext:
     folder = Path(hydra.runtime.output_dir)
     group = Path(hydra.sweep.dir).name if multirun else folder.name
     choices = {str(k): str(v) for k, v in hydra.runtime.choices.items()}
-    return RunContext(folder, group, choices, tuple(hydra.overrides.task), multirun)
+    sources = tuple(f"{s.schema}://{s.path}" for s in hydra.runtime.config_sources)
+    return RunContext(folder, group, choices, tuple(hydra.overrides.task), multirun, sources)
 
 
 def group_of(folder: Path) -> str:
     """The group of a run made before: its multirun's name, or its own."""
     return folder.parent.name if (folder.parent / "multirun.yaml").is_file() else folder.name
-
-
-def arm_of(cfg: DictConfig, context: RunContext, keys: Sequence[str]) -> dict[str, Any]:
-    """What tells this run from others but for the seed: the named groups and values, and every further override."""
-    arm: dict[str, Any] = {}
-    for key in keys:
-        choice = context.choices.get(key)
-        arm[key] = choice if choice is not None else OmegaConf.select(cfg, key)
-    for override in context.overrides:
-        name, _, value = override.lstrip("+~").partition("=")
-        group = name.split("@")[0]
-        if name not in _NOT_AN_ARM and group.split(".")[0] != "logger" and group not in arm:
-            arm[name] = value
-    return arm
 
 
 def settings_of(cfg: DictConfig, parts: Sequence[str]) -> dict[str, Any]:
@@ -86,7 +73,7 @@ def settings_of(cfg: DictConfig, parts: Sequence[str]) -> dict[str, Any]:
     return {
         name: value
         for name, value in sorted(values.items())
-        if name.split(".")[0] in parts and name not in _NO_SETTING and not _follows_seed(written.get(name))
+        if name.split(".")[0] in parts and name not in _NO_SETTING and not follows_seed(written.get(name))
     }
 
 
@@ -96,7 +83,8 @@ def identity_of(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def _follows_seed(written: Any) -> bool:
+def follows_seed(written: Any) -> bool:
+    """Whether a value as it stands in yaml is made of the run's seed."""
     return isinstance(written, str) and "${seed}" in written.replace(" ", "")
 
 

@@ -24,7 +24,7 @@ from cft.report.table import MARK, RATE, VALIDATION, P, cells
 from cft.store import SHIPPED, AnnotationStore
 from cft.types import Outcome
 from tests.fakes import row
-from tests.test_report import arm, draws, write_run
+from tests.test_report import TARGETS, arm, draws, write_run
 
 
 def budget(steps: int = 10, **more: Any) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def searched(
     if not tested:
         more |= {"metrics": {}, "per_problem": {"id": [], "correct": []}}
     key = arm(mask, **{"optimizer.lr": rate})
-    settings = {"optimizer.lr": rate, "mask._target_": mask, "data.batch_size": 16}
+    settings = {"optimizer.lr": rate, "mask._target_": TARGETS[mask], "data.batch_size": 16}
     correct = [1, 0, int(rate > 0.005)]
     write_run(root, f"{mask}{rate}{seed}{tested}", key, seed=seed, correct=correct, settings=settings, **more)
 

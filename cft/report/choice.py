@@ -94,4 +94,4 @@ def _without_settings(settings: dict[str, Any] | None, key: str) -> dict[str, An
 
 
 def _words(arm: dict[str, Any]) -> str:
-    return " ".join(f"{name}={arm[name]}" for name in ("mask", "weighting") if name in arm) or "the arm"
+    return " ".join(f"{name}={arm[name]}" for name in ("mask", "weighting", "loss") if name in arm) or "the arm"

@@ -3,7 +3,8 @@
 A run's `results.json` (written by `train.py` and `evaluate.py` into its folder):
 
     schema 1; stage "train" or "evaluate"; run; seed; benchmark; split; problems
-    arm          what tells the run from others, but for the seed: {"model": ..., "mask": ..., "optimizer.lr": ...}
+    arm          what tells the run from others, but for the seed: {"model": ..., "mask": ..., "optimizer.lr": ...};
+                 every option of the method, and every value of it that is not the option's own (`cft/arm.py`)
     metrics      {"eval/accuracy": {"value", "low", "high"}, ...}; the interval is over problems
     per_problem  {"id": [...], "correct": [0 or 1, ...], further metrics by name}
     settings     every value of the config that training depends on, by its dotted name; identity: their hash
@@ -30,16 +31,10 @@ from cft.intervals import Interval, two_way_bootstrap
 from cft.report.arms import ACCURACY, BASE, Arm, Comparison, Measured, ReportError, Run, Scope, is_base, values_table
 from cft.report.contrasts import contrasted
 from cft.report.curves import at_best_epoch
+from cft.report.earlier import with_method
+from cft.report.names import name_of, order_of, said
 from cft.report.settings import distinguished
 
-_NAMES = {
-    ("all", "uniform"): "SFT",
-    ("critical", "uniform"): "CFT",
-    ("random_like_critical", "uniform"): "random mask",
-    ("all", "probability"): "DFT",
-    ("critical", "probability"): "CFT + DFT",
-    ("random_like_critical", "probability"): "random mask + DFT",
-}
 _UNBOUNDED = frozenset(
     (
         "eval/entropy",
@@ -95,6 +90,7 @@ def _read(path: Path) -> Run:
     if len(lengths) > 1 or len(set(columns.get("id", []))) != len(columns.get("id", [])):
         raise ReportError(f"{path}: per_problem needs columns of one length and different ids; run the job again")
     arm = {name: value for name, value in facts["arm"].items() if not _is_condition(name)}
+    arm = with_method(arm, settings=facts.get("settings"))
     metrics = _intervals(facts["metrics"])
     if metrics and isinstance(facts.get("best_epoch"), int):
         measured = at_best_epoch(path.parent / "metrics.csv", epoch=facts["best_epoch"])
@@ -237,31 +233,20 @@ def _varying(keys: list[dict[str, Any]]) -> tuple[str, ...]:
 
 def _labels(keys: list[dict[str, Any]], varying: tuple[str, ...]) -> list[str]:
     """A short name an arm, with as many of the differing values behind it as it takes to tell the arms apart."""
-    names = [_name(key) for key in keys]
-    labels = list(names)
-    for key_name in [name for name in varying if name not in ("mask", "weighting")]:
+    labels = [name_of(key) for key in keys]
+    for key_name in [name for name in varying if name not in ("mask", "weighting", "loss")]:
         if len(set(labels)) == len(labels):
             break
+        words = [said(key_name, key[key_name]) if key_name in key else "" for key in keys]
         labels = [
-            f"{label}, {key_name.rpartition('.')[2]}={_text(key[key_name])}" if key_name in key else label
-            for label, key in zip(labels, keys, strict=True)
+            f"{label}, {word}" if word and word not in label.split(", ") else label
+            for label, word in zip(labels, words, strict=True)
         ]
     return labels
 
 
-def _name(key: dict[str, Any]) -> str:
-    if is_base(key):
-        return BASE
-    if "mask" not in key:
-        return f"checkpoint {key.get('model')} (weights {key['weights']})"
-    pair = (_text(key.get("mask")), _text(key.get("weighting")))
-    return _NAMES.get(pair, pair[0] if pair[1] == "uniform" else f"{pair[0]} x {pair[1]}")
-
-
 def _rank(arm: Arm) -> tuple[int, str]:
-    order = [BASE, *_NAMES.values()]
-    name = _name(arm.key)
-    return (order.index(name) if name in order else len(order)), arm.label
+    return order_of(arm.key), arm.label
 
 
 def _identity(arm: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Every arm against its reference: difference, p-value, Holm's correction, and what makes the two unlike beyond the method.
 
-The reference is SFT of the same model where there is just one such arm, else the untrained model. A difference between
-arms is put down to the method, so whatever else differs is marked: optimizer steps, epochs and rows a step (budget), what
-the loss is divided by (normaliser), which annotation and rows they trained on (data).
+The reference is plain SFT (`cft/report/names.py`) of the same model where there is just one such arm, else the untrained
+model. A difference between arms is put down to the method, so whatever else differs is marked: optimizer steps, epochs and
+rows a step (budget), what the loss is divided by (normaliser), which annotation and rows they trained on (data).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from cft.paired_tests import holm, paired_difference
 from cft.report.arms import ACCURACY, Arm, Comparison, Contrast, ReportError, Run, is_base, values_table
+from cft.report.names import is_sft
 
 
 def contrasted(comparisons: Sequence[Comparison], *, seed: int, strict: bool) -> list[Comparison]:
@@ -94,7 +95,7 @@ def _against_reference(arm: Arm, arms: Sequence[Arm], *, seed: int) -> Arm:
 
 def _reference(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     same_model = [other for other in arms if other.key.get("model") == arm.key.get("model")]
-    sft = [other for other in same_model if (other.key.get("mask"), other.key.get("weighting")) == ("all", "uniform")]
+    sft = [other for other in same_model if is_sft(other.key)]
     base = [other for other in same_model if is_base(other.key)]
     reference = next((group[0] for group in (sft, base) if len(group) == 1), None)
     return None if reference is arm or reference is None or not (reference.runs and arm.runs) else reference

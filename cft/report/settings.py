@@ -39,7 +39,7 @@ def _unexplained(runs: Sequence[tuple[Arm, Settings]]) -> list[str]:
 
 def _differs(name: str, runs: Sequence[tuple[Arm, Settings]], entries: Sequence[str]) -> bool:
     """Whether two runs that agree in the entries above `name` differ in it."""
-    explaining = [entry for entry in entries if f"{name}.".startswith(f"{entry.replace('/', '.')}.")]
+    explaining = [entry for entry in entries if f"{name}.".startswith(f"{_place(entry)}.")]
     found: dict[str, str] = {}
     for arm, settings in runs:
         explained = _text([arm.get(entry) for entry in explaining])
@@ -47,6 +47,11 @@ def _differs(name: str, runs: Sequence[tuple[Arm, Settings]], entries: Sequence[
         if found.setdefault(explained, value) != value:
             return True
     return False
+
+
+def _place(entry: str) -> str:
+    """Where in the config an entry's option or value stands: `mask@mask.of` -> mask.of."""
+    return (entry.partition("@")[2] or entry).replace("/", ".")
 
 
 def _text(value: Any) -> str:

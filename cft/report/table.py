@@ -53,7 +53,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """(column titles, one row an arm), as plain text. `*` marks an interval that is over seeds alone, `†` a difference
     between arms that were trained under other budgets, normalisers or data."""
     metrics = _shown_metrics(comparison)
-    extra = [name for name in comparison.varying if name not in ("mask", "weighting", "optimizer.lr")]
+    extra = [name for name in comparison.varying if name not in ("mask", "weighting", "loss", "optimizer.lr")]
     references = {arm.reference for arm in comparison.arms if arm.difference is not None}
     one_reference = len(references) == 1
     with_eligible = any(arm.mean_fact("eligible_fraction") is not None for arm in comparison.arms)
@@ -65,7 +65,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     titles += [*([VALIDATION] if with_validation else []), *map(title, metrics[1:])]
     rows = []
     for arm in comparison.arms:
-        row = [one_line(arm.label, limit=60), *(one_line(str(arm.key.get(name, MISSING)), limit=40) for name in extra)]
+        row = [one_line(arm.label, limit=60), *(one_line(_entry(name, arm), limit=40) for name in extra)]
         row += [str(len(arm.runs) or MISSING), _metric(arm, ACCURACY)]
         if references:
             contrast = arm.contrasts.get(ACCURACY)
@@ -94,6 +94,13 @@ def _shown_metrics(comparison: Comparison) -> list[str]:
     ]
     order = list(_TITLES)
     return [ACCURACY, *sorted(shown, key=lambda n: (n not in by_k, order.index(n) if n in order else len(order)))]
+
+
+def _entry(name: str, arm: Arm) -> str:
+    """A value that this arm took as its option has it is in the settings alone."""
+    settings = (arm.runs[0].facts.get("settings") if arm.runs else None) or {}
+    value = arm.key.get(name, settings.get(name))
+    return MISSING if value is None else str(value)
 
 
 def _rate(arm: Arm) -> str:

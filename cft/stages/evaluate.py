@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.table import Table
 
+from cft.arm import arm_of
 from cft.benchmark_list import is_benchmark_override
 from cft.benchmarks import Suite, members_of, verifier_for
 from cft.config import ConfigError, build
@@ -43,7 +44,6 @@ from cft.runs import (
     MEASURED_AS,
     RESULTS,
     RunContext,
-    arm_of,
     as_metrics,
     identity_of,
     run_context,

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
+from cft.arm import ARM_KEYS, arm_of
 from cft.benchmarks import verifier_for
 from cft.calibration import calibrate
 from cft.cards import write_model_card
@@ -24,7 +25,7 @@ from cft.data import AnnotatedDataModule
 from cft.device import place
 from cft.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive
-from cft.fit import ARM_KEYS, Fit
+from cft.fit import Fit
 from cft.interruption import Interruption
 from cft.judge import Judge
 from cft.kernels import use_kernels
@@ -52,7 +53,6 @@ from cft.runs import (
     EXPORT,
     TRAINED_BY,
     RunContext,
-    arm_of,
     as_metrics,
     identity_of,
     keep_rows,
