@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cft.allow_list import bad_prefix, import_target
-from cft.config_check import RESERVED, Mistake, check_node, find_missing_scores, find_mistakes
+from cft.config_check import RESERVED, Mistake, check_node, find_missing_scores, find_mistakes, find_unused
 from cft.errors import UserError
 from cft.redaction import redacted as _redacted
 from cft.schema import PROGRAMS, Stage
@@ -58,12 +58,17 @@ def check_command_line(stage: Stage, argv: Sequence[str] | None = None, conf_dir
 
 
 def checked(cfg: DictConfig, stage: Stage) -> DictConfig:
-    """The composed config of one job, if it is without mistakes. Raises ConfigError with all of them."""
+    """The composed config of one job, if it is without mistakes. Raises ConfigError with all of them.
+
+    Prints a note for each choice that has no effect.
+    """
     mistakes = find_mistakes(cfg, stage=stage, extra=_own_prefixes())
     if stage in ("train", "label_export") and not mistakes:
         mistakes = find_missing_scores(cfg)
     if mistakes:
         raise ConfigError(*mistakes)
+    for note in find_unused(cfg) if stage == "train" else ():
+        print(f"Note: {note}", flush=True)
     return cfg
 
 

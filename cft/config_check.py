@@ -16,13 +16,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from cft.allow_list import LIBRARIES, refusal
-from cft.needs import missing_scores, unmet
+from cft.needs import missing_scores, unmet, unused
 from cft.redaction import holds_secret, is_secret_key
 from cft.rules import broken_rules
 from cft.schema import SCHEMAS, Stage, keys_of
 from cft.signatures import Parameter, Signature, signature
 from cft.targets import resolve
-from cft.value_types import mismatch
+from cft.value_types import mismatch, mismatches_inside
 
 RESERVED = ("_target_", "_partial_", "_args_")
 _DEEPEST = 30
@@ -62,6 +62,13 @@ def find_missing_scores(config: DictConfig) -> list[Mistake]:
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
     return [Mistake(key, text) for key, text in missing_scores(tree)]
+
+
+def find_unused(config: DictConfig) -> list[Mistake]:
+    """Choices of a sound training configuration that change nothing: no mistakes, but worth a note."""
+    tree = _resolved(config, "", [])
+    assert isinstance(tree, dict)
+    return [Mistake(key, text) for key, text in unused(tree)]
 
 
 def check_node(node: object, *, path: str, extra: Sequence[str] = (), incomplete: bool = False) -> list[Mistake]:
@@ -216,8 +223,10 @@ def _check_value(value: object, parameter: Parameter, path: str, mistakes: list[
             mistakes.append(Mistake(path, f"has no value; give it with {path}=..."))
         return
     text = mismatch(value, parameter.annotation, parameter.source)
-    if text is not None:
-        mistakes.append(Mistake(path, text))
+    if text is None:
+        return
+    inner = mismatches_inside(value, parameter.annotation, parameter.source)
+    mistakes += [Mistake(_join(path, name), reason) for name, reason in inner] or [Mistake(path, text)]
 
 
 def _check_secrets(value: object, path: str, mistakes: list[Mistake]) -> None:

@@ -74,7 +74,24 @@ TYPICAL: list[tuple[str, Stage, list[str], str, str]] = [
     ("flag-like override", "train", ["--mask=critical"], "--mask=critical", "write mask=critical, without dashes"),
     ("no value", "train", ["optimizer.lr"], "optimizer.lr", "expected key=value"),
     ("sweep without -m", "train", ["seed=0,1"], "seed=0,1", "need -m"),
-    ("option where an object is", "train", ["mask=complement", "mask.of=critical"], "mask.of", "that makes a Mask"),
+    ("text where an object is", "train", ["mask=complement", "mask.of=critcal"], "mask.of", "that makes a Mask"),
+    ("option where a mask is", "train", ["mask=complement", "mask.of=all"], "mask.of", "option with mask@mask.of=all"),
+    ("option where a factor is", "train", ["weighting=product", "weighting.factors.first=focal"],
+     "weighting.factors.first", "option with weighting@weighting.factors.first=focal"),
+    ("option where a factor could be", "train", ["weighting=product", "weighting.factors.third=focal"],
+     "weighting.factors.third", "option with +weighting@weighting.factors.third=focal"),
+    ("option where a term could be", "train", ["loss.regularizers.kl=sed"], "loss.regularizers.kl",
+     "option with +regularizer@loss.regularizers.kl=sed"),
+    ("number where a factor is", "train", ["weighting=product", "+weighting.factors.third=5"],
+     "weighting.factors.third", "that makes a TokenWeighting, found 5"),
+    ("regularizer on its own", "train", ["regularizer=sed"], "regularizer=sed", "+regularizer@loss.regularizers.sed=sed"),
+    ("two options of one object", "train", ["weighting=[probability,eaft]"], "weighting=[probability,eaft]",
+     "several weightings multiplied are weighting=product"),
+    ("infinite setting of a library", "train", ["optimizer.weight_decay=inf"], "optimizer.weight_decay", "finite"),
+    ("a list with a NaN in it", "train", ["optimizer.betas=[0.9,nan]"], "optimizer.betas", "expected finite numbers"),
+    ("selections multiplied", "train", ["mask=all", "weighting=product", "weighting@weighting.factors.first=excess_loss",
+     "weighting@weighting.factors.second=high_entropy", "reference=annotation"], "weighting.factors.second",
+     "at most one selection by rank in a product, found 2: weighting.factors.first, weighting.factors.second"),
     ("the program's own argument", "train", ["+optimizer.params=[]"], "optimizer.params", "from the program"),
     ("needed argument removed", "train", ["mask=prefix", "~mask.num_tokens"], "mask.num_tokens", "needs it"),
     ("misspelt callback", "train", ["+callbacks.bset.monitor=val/loss"], "callbacks.bset", "did you mean best?"),
@@ -113,6 +130,7 @@ RULES: list[tuple[Stage, str, str]] = [
     ("train", "trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches"),
     ("train", "trainer.precision=bf16-true", "trainer.precision"),
     ("train", "mask.num_alternatives=0", "mask.num_alternatives"),
+    ("train", "loss.chunk_tokens=inf", "loss.chunk_tokens"),
     ("train", "schedule.warmup_fraction=2", "schedule.warmup_fraction"),
     ("train", "evaluation.temperature=0", "evaluation.temperature"),
     ("train", "callbacks.best.mode=min", "callbacks.best.mode"),
@@ -155,6 +173,8 @@ def test_the_best_epoch_by_a_loss_needs_rows_held_out(stage: Stage, argv: list[s
         ("train", ["data.annotation='folder with spaces/ü'", "logger=wandb", "logger.wandb.tags=[a,b]"]),
         ("train", ["-m", "mask=all,critical", "optimizer.lr=1e-4,1e-3", "seed=range(3)"]),
         ("train", ["mask=glob(*,exclude=projected)", "-m"]),
+        ("train", ["callbacks=[default,best_loss]", "+regularizer@loss.regularizers.a=sed"]),
+        ("train", ["weighting=product", "+weighting@weighting.factors.third=high_entropy"]),
         ("evaluate", ["checkpoint=outputs/train/2025-01-01_10-00-00-000001", "limit=-1"]),
         ("annotate", ["limit=-1", "hydra.run.dir=elsewhere", "hydra.verbose=true"]),
         ("annotate", ["model=smollm2", "data=arithmetic", "max_new_tokens=2"]),
@@ -502,7 +522,26 @@ def test_checked_gives_the_config_back_or_raises_all_mistakes() -> None:
     config.mask.num_alternatives = 0
     with pytest.raises(ConfigError) as error:
         checked(config, "train")
-    assert [m.split(":")[0] for m in str(error.value).splitlines()] == ["seed", "mask.num_alternatives"]
+    assert {m.split(":")[0] for m in str(error.value).splitlines()} == {"seed", "mask.num_alternatives"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["groups=tfidf", "reference=initial"], ["reference", "groups"]),
+        (["groups=tfidf", "loss=sft_go"], []),
+        (["reference=annotation", "weighting=excess_loss"], []),
+        (["reference=annotation", "+regularizer@loss.regularizers.kl=entropy_bonus"], ["reference"]),
+        ([], []),
+    ],
+)
+def test_a_choice_without_effect_is_noted(
+    overrides: list[str], keys: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked(composed("train", *overrides), "train")
+    notes = capsys.readouterr().out.splitlines()
+    assert [note.split(":")[1].strip() for note in notes] == keys
+    assert all(note.startswith("Note: ") and "effect" in note for note in notes)
 
 
 def test_the_strict_schema_is_back_after_a_check() -> None:
