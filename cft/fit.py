@@ -13,13 +13,15 @@ from transformers import PreTrainedModel
 
 from cft.arm import ARM_KEYS, arm_of
 from cft.checkpoint_keeper import CheckpointKeeper, WholeFiles
-from cft.checkpoints import CHECKPOINTS, read_checkpoint, set_aside
+from cft.checkpoints import CHECKPOINTS, read_checkpoint
 from cft.config import build, redacted
 from cft.data import AnnotatedDataModule
 from cft.evaluation import Solver
 from cft.flops import arithmetic_of
 from cft.guards import Guards, memory_advice
+from cft.history import History
 from cft.interruption import Interruption, StopWhenAsked
+from cft.last_validation import LastValidation, require_validation
 from cft.lineage import annotation_link, model_inputs
 from cft.loggers import RunFacts
 from cft.memory import (
@@ -35,12 +37,27 @@ from cft.position import Position, position_of
 from cft.progress import console, progress
 from cft.progress_report import ShowProgress
 from cft.ranks import SameEverywhere, use_own_launcher
-from cft.resume import Start, require_same_steps
+from cft.resume import Start, begin, require_same_steps, require_steps_left
 from cft.runs import RunContext, group_of
 from cft.sharding import FullySharded
 from cft.step_seed import SeedEachStep
 from cft.types import Problem
 from cft.validation import GreedyAccuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """callbacks: those that the config names. history: what this part of the run and those before it add up to."""
+
+    trainer: pl.Trainer
+    callbacks: dict[str, Any]
+    history: History
+
+    def epochs(self) -> float:
+        """Passes over the rows: a fraction where trainer.max_steps ended the last one."""
+        steps = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+        whole, rest = divmod(self.trainer.global_step, steps)
+        return whole if not rest else round(self.trainer.global_step / steps, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +71,11 @@ class Fit:
     module: CausalLMModule
     data: AnnotatedDataModule
 
-    def run(
-        self, problems: tuple[Problem, ...], make_solver: Callable[[PreTrainedModel], Solver]
-    ) -> tuple[pl.Trainer, dict[str, Any]]:
-        """(the trainer, the callbacks that the config names)."""
+    def run(self, problems: tuple[Problem, ...], make_solver: Callable[[PreTrainedModel], Solver]) -> Fitted:
+        """Raises ConfigError, DoesNotFit and the like before anything is written to the run's folder."""
         cfg, folder, start = self.cfg, self.start.folder, self.start
         position = position_of(read_checkpoint(start.checkpoint)) if start.checkpoint else None
-        facts = self.facts(position)
-        if getattr(rank_zero_only, "rank", 0) == 0:
-            set_aside(folder / CHECKPOINTS, start=start.checkpoint)
+        history = History()
         callbacks = {name: build(node)(folder / CHECKPOINTS) for name, node in cfg.callbacks.items()}
         keeper = next((c for c in callbacks.values() if isinstance(c, CheckpointKeeper)), None)
         with progress("Training", total=1) as bar:
@@ -71,21 +84,29 @@ class Fit:
                 SeedEachStep(cfg.seed),
                 ShowProgress(bar, arithmetic_of(self.module.lm.model)),
                 Guards(folder),
+                history,
+                LastValidation(),
                 StopWhenAsked(self.interruption, keeper),
             ]
             if problems:
                 limit = cfg.evaluation.max_new_tokens
                 extra.append(GreedyAccuracy(problems, make_solver, self.interruption, max_new_tokens=limit))
             trainer: pl.Trainer = build(cfg.trainer)(
-                logger=[build(node)(facts) for node in cfg.logger.values()],
+                logger=False,  # they write; see below
                 callbacks=[*extra, *callbacks.values()],
                 default_root_dir=folder,
             )
             trainer.strategy.checkpoint_io = WholeFiles()
+            require_validation(trainer)
             if position:
+                require_steps_left(position, max_epochs=cfg.trainer.max_epochs)
                 rows = cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
                 require_same_steps(position, rows_per_step=rows)
             self.require_room(trainer)
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                begin(start, cfg, self.data.facts(), annotation=self.data.store.folder)
+            facts = self.facts(position)
+            trainer.loggers = [build(node)(facts) for node in cfg.logger.values()]
             launcher = use_own_launcher(trainer, cfg, start=start)
             failed = True
             try:
@@ -101,7 +122,7 @@ class Fit:
             finally:
                 if launcher:
                     launcher.close(failed=failed)
-        return trainer, callbacks
+        return Fitted(trainer, callbacks, history)
 
     def require_room(self, trainer: pl.Trainer) -> None:
         """Print what memory a step will need; raises DoesNotFit."""

@@ -44,6 +44,15 @@ def step_is_done(trainer: pl.Trainer) -> bool:
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
+def is_last_step(trainer: pl.Trainer) -> bool:
+    """In on_train_batch_end: was this the last optimizer step of the training?"""
+    loop, max_epochs = trainer.fit_loop.epoch_loop, trainer.max_epochs
+    if 0 <= loop.max_steps <= loop.global_step:
+        return True
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    return loop._num_ready_batches_reached() and max_epochs is not None and 0 <= max_epochs <= epochs.processed + 1
+
+
 def current_position(trainer: pl.Trainer, *, rows_per_step: int, next: Next) -> Position:
     """Between two steps, where `next` comes next."""
     steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cft.checkpoints import CHECKPOINTS, kept_checkpoints, load_checkpoint, newest_checkpoint
+from cft.runs import identity_of
 from cft.store import AnnotationStore, table_hash
 from tests.conftest import ROOT
-from tests.entry import FIT_ONLY, SHORT, run
+from tests.entry import FIT_ONLY, SHORT, Ended, run
 from tests.test_store import flip, same, truncate
 
 # Three units; four of six problems are in the first two.
@@ -228,6 +230,9 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(copied_run: Path) -> 
 
 
 def test_a_new_run_in_an_old_folder_keeps_its_own_checkpoints(copied_run: Path) -> None:
+    (copied_run / "results.json").unlink()
+    for path in kept_checkpoints(copied_run / CHECKPOINTS):
+        truncate(path)
     ended = run("train", *TRAIN, "hydra.run.dir=run", "trainer.max_epochs=1")
     assert ended.status == 0, ended.text
     steps = [load_checkpoint(path)["global_step"] for path in kept_checkpoints(copied_run / CHECKPOINTS)]
@@ -269,9 +274,111 @@ def test_what_cannot_be_resumed_says_why(copied_run: Path) -> None:
     assert "resume=elsewhere: no elsewhere/config.yaml" in ended.text
     for path in kept_checkpoints(copied_run / CHECKPOINTS):
         path.unlink()
-    ended = run("train", *TRAIN, "resume=run")
+    ended = run("train", *TRAIN, "resume=run", "trainer.max_epochs=4")
     assert ended.status == 2
     assert "ended before it wrote its first one" in ended.text
+
+
+def interrupted(*arguments: str, step: int) -> Ended:
+    """A training that Ctrl-C ends in an optimizer step, counted from 1."""
+    from cft.module import CausalLMModule
+
+    original, handler = CausalLMModule.training_step, signal.getsignal(signal.SIGINT)
+
+    def training_step(module: CausalLMModule, *args: object) -> object:
+        if module.global_step == step - 1:
+            raise KeyboardInterrupt
+        return original(module, *args)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CausalLMModule, "training_step", training_step)
+        ended = run("train", *TRAIN, *arguments)
+    signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert ended.status == 130, ended.text
+    return ended
+
+
+def test_a_continuation_that_was_cut_off_is_not_taken_for_finished(copied_run: Path) -> None:
+    """Twelve steps were asked for and done; then sixteen, and the fifteenth is the end of the process."""
+    earlier = json.loads((copied_run / "results.json").read_text())
+    exported = (copied_run / "export" / "model.safetensors").read_bytes()
+    more = ("resume=auto", "trainer.max_epochs=4", "hydra.run.dir=another")
+    interrupted(*more, step=15)
+    assert not (copied_run / "results.json").exists()
+    assert not (copied_run / "export").exists()
+    assert json.loads((copied_run / "results.json.step-12").read_text()) == earlier
+    assert (copied_run / "export.step-12" / "model.safetensors").read_bytes() == exported
+    ended = run("train", *TRAIN, *more)
+    assert ended.status == 0, ended.text
+    assert f"goes on in {copied_run} from step-00000014.ckpt" in ended.text
+    results = json.loads((copied_run / "results.json").read_text())
+    assert results["budget"] == {"epochs": 4, "steps": 16, "rows_per_step": 1}
+    # Another schedule than that of a run of four epochs, so that the two are not taken for repetitions.
+    assert results["settings"]["schedule.replanned"] == "at step 12 from 12 to 16 steps"
+    assert results["identity"] == identity_of(results["settings"])
+    state = load_checkpoint(newest_checkpoint(copied_run / CHECKPOINTS))["callbacks"]["History"]
+    assert state["plans"] == [[0, 12], [12, 16]]
+    assert results["train_seconds"] == pytest.approx(state["seconds"], rel=0.2)
+    assert "schedule.replanned" not in earlier["settings"]
+    ended = run("train", *TRAIN, *more)
+    assert ended.status == 0, ended.text
+    assert f"{copied_run} has finished; nothing to do" in ended.text
+    ended = run("train", *TRAIN, "resume=run", "trainer.max_epochs=2")
+    assert ended.status == 2
+    assert "that run is in epoch 4 already, and trainer.max_epochs=2 asks for fewer" in ended.text
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """What a run has left, and whether it was written since."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.is_file() and ".hydra" not in path.parts and path.name != ".lock"
+    }
+
+
+def test_a_start_that_is_refused_leaves_the_run_as_it_was(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cft.data import AnnotatedDataModule
+
+    before = files(copied_run)
+    assert {"config.yaml", "data.json", "metrics.csv", "results.json"} <= before.keys()
+
+    def refused(*arguments: str, why: str) -> None:
+        ended = run("train", *TRAIN, *arguments)
+        assert ended.status == 2, ended.text
+        assert why in ended.text
+        assert files(copied_run) == before
+
+    refused("hydra.run.dir=run", "data.max_rows=8", why="holds a run that has finished")
+    refused("resume=run", "trainer.max_epochs=4", "data.batch_size=2", why="an optimizer step of that run has 1 rows")
+    refused("resume=run", "trainer.max_epochs=4", "+trainer.limit_val_batches=0", why="trainer.limit_val_batches")
+    with monkeypatch.context() as patch:
+        patch.setattr(AnnotatedDataModule, "facts", grown(AnnotatedDataModule.facts))
+        refused("resume=run", "trainer.max_epochs=4", why="it began on other rows")
+    (copied_run / "results.json").unlink()
+    before = files(copied_run)
+    refused("hydra.run.dir=run", why="holds a run that has not finished")
+    refused("hydra.run.dir=run", "seed=1", why="holds a run of another configuration (")
+    refused("hydra.run.dir=run", "seed=1", "resume=auto", why="seed: then 0, now 1")
+
+
+def grown(facts: Callable[..., dict[str, object]]) -> Callable[..., dict[str, object]]:
+    """The facts of a data module whose annotation has other rows now."""
+    return lambda data: facts(data) | {"rows_sha256": "0" * 64}
+
+
+def test_steps_that_end_within_an_epoch_are_validated_and_exported(
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch has 4 steps; three steps have no end of an epoch among them."""
+    ended = run("train", *TRAIN, "trainer.max_epochs=-1", "trainer.max_steps=3", "hydra.run.dir=short")
+    assert ended.status == 0, ended.text
+    folder = copied_run.parent / "short"
+    results = json.loads((folder / "results.json").read_text())
+    assert results["budget"] == {"epochs": 0.75, "steps": 3, "rows_per_step": 1}
+    best, last = (load_checkpoint(folder / CHECKPOINTS / name) for name in ("best.ckpt", "step-00000003.ckpt"))
+    assert best["global_step"] == 3
+    assert all(torch.equal(weight, last["state_dict"][name]) for name, weight in best["state_dict"].items())
 
 
 @pytest.mark.parametrize("where", ["in a step", "in validation"])

@@ -16,7 +16,9 @@ import torch
 from cft.checkpoint_keeper import CheckpointKeeper
 from cft.checkpoints import kept_checkpoints, newest_checkpoint, read_checkpoint
 from cft.errors import Interrupted
+from cft.history import History
 from cft.interruption import Interruption, StopWhenAsked
+from cft.last_validation import LastValidation
 from cft.position import position_of
 from tests.scale_driver import STEPS, Losses, run
 
@@ -47,7 +49,7 @@ def kill() -> None:
 
 
 def train(
-    folder: Path, *, more: tuple[pl.Callback, ...] = (), start: Path | None = None
+    folder: Path, *, more: tuple[pl.Callback, ...] = (), start: Path | None = None, steps: int = STEPS
 ) -> tuple[dict[str, Any], Losses]:
     """(what training leaves: weights and optimizer state, the losses it saw): 77 rows, 4 micro-batches of 2 a step."""
     torch.manual_seed(17)  # a resumed process has drawn other numbers before
@@ -60,7 +62,8 @@ def train(
         checkpoint=start,
         dropout=DROPOUT,
         every=3,
-        more=more,
+        more=(*more, LastValidation()),
+        steps=steps,
     )
     optimizer: Any = module.optimizers(use_pl_optimizer=False)
     return {"weights": module.state_dict(), "optimizer": optimizer.state_dict()["state"]}, losses
@@ -178,3 +181,45 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     )
     assert [path.name for path in kept_checkpoints(tmp_path)] == [f"step-{STEPS:08d}.ckpt", "step-00000018.ckpt"]
     assert not list(tmp_path.glob(".*"))  # no temporary file
+
+
+@pytest.mark.parametrize("steps", [7, 13])
+def test_the_last_step_is_validated_where_it_ends_no_epoch(tmp_path: Path, steps: int) -> None:
+    """An epoch has 10 steps. A kill within the last validation leaves one that is due."""
+    state, losses = train(tmp_path / "whole", steps=steps)
+    assert list(losses.validation) == [*range(10, steps, 10), steps]
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", steps=steps, more=(At("on_validation_batch_end", steps, kill, call=2),))
+    start = newest_checkpoint(tmp_path / "cut")
+    assert position_of(read_checkpoint(start)).steps == steps
+    again, rest = train(tmp_path / "cut", steps=steps, start=start)
+    assert equal_bits(again, state)
+    assert rest.train == {}
+    assert rest.validation == {steps: losses.validation[steps]}
+
+
+def test_seconds_and_plans_add_up_over_the_parts_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 50.0
+    monkeypatch.setattr("cft.history.time.monotonic", lambda: now)
+
+    class Clock(pl.Callback):
+        """A second passes at the beginning of every step."""
+
+        def on_before_zero_grad(self, *args: Any) -> None:
+            nonlocal now
+            now += 1.0
+
+    first = History()
+    with pytest.raises(Killed):
+        train(tmp_path, steps=20, more=(Clock(), first, At("on_before_backward", 3, kill)))
+    assert first.seconds() == 4.0  # of which the checkpoint after the third step knows three
+    assert first.replanned() == {}
+    now += 1000.0  # nobody was at work
+    second = History()
+    train(tmp_path, steps=20, start=newest_checkpoint(tmp_path), more=(Clock(), second))
+    assert second.seconds() == 20.0
+    assert second.replanned() == {}
+    third = History()
+    train(tmp_path, steps=23, start=newest_checkpoint(tmp_path), more=(Clock(), third))
+    assert third.seconds() == 23.0
+    assert third.replanned() == {"schedule.replanned": "at step 20 from 20 to 23 steps"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -55,9 +54,7 @@ from cft.runs import (
     RunContext,
     as_metrics,
     identity_of,
-    keep_rows,
     run_context,
-    save_config,
     settings_of,
     write_results,
 )
@@ -84,8 +81,6 @@ def train(cfg: DictConfig, start: Start | None = None) -> float:
     first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
     console.quiet = not first
     with interruption.handlers(), own_environment(), exclusive(start.folder) if first else nullcontext():
-        if first:
-            save_config(start.folder, cfg)
         failed = True
         try:
             accuracy = _train(cfg, context, start, interruption)
@@ -147,7 +142,6 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     )
     calibration = calibrate(module.lm, [*data.validation_rows, *data.train_rows])
     facts = data.facts()
-    keep_rows(folder, facts, annotation=data.store.folder, write=getattr(rank_zero_only, "rank", 0) == 0)
     console.print(
         f"Training {spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
         f"{facts['train_rows']:,} rows of {data.store.folder.name}; loss on {facts['eligible_fraction']:.0%} of "
@@ -166,16 +160,14 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
 
         if validation_problems or test_problems:
             make_solver(model)  # what cannot decode this model says so now, not after the training
-        started = time.monotonic()
-        fit = Fit(cfg, context, start, interruption, module, data)
-        trainer, callbacks = fit.run(validation_problems, make_solver)
-        seconds = time.monotonic() - started
+        fitted = Fit(cfg, context, start, interruption, module, data).run(validation_problems, make_solver)
+        trainer, seconds = fitted.trainer, fitted.history.seconds()
         if not trainer.is_global_zero:
             return float("nan")
         interruption.stop_if_asked()
-        best = callbacks["best"]
+        best = fitted.callbacks["best"]
         whole = load_causal_lm(spec) if is_sharded(model) else model
-        best_epoch = _load_best(module, model, best, into=whole)
+        best_epoch = _load_best(module, model, best, trainer, into=whole)
         model = whole.eval()
         export(model, tokenizer, folder=folder / EXPORT)
         place(model, device=device)  # Lightning leaves it on the CPU
@@ -184,7 +176,9 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             "stage": "train",
             "run": folder.name,
             "arm": arm_of(cfg, context, ARM_KEYS),
-            "identity": identity_of(settings := settings_of(cfg, TRAINED_BY) | data.settings()),
+            "identity": identity_of(
+                settings := settings_of(cfg, TRAINED_BY) | data.settings() | fitted.history.replanned()
+            ),
             "settings": settings,
             "seed": cfg.seed,
             "benchmark": splits.name,
@@ -202,7 +196,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
                 **facts,
             },
             "budget": {
-                "epochs": trainer.current_epoch,
+                "epochs": fitted.epochs(),
                 "steps": trainer.global_step,
                 "rows_per_step": cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
             },
@@ -277,12 +271,20 @@ def _require_metric(monitor: str, data: AnnotatedDataModule) -> None:
         )
 
 
-def _load_best(module: CausalLMModule, model: PreTrainedModel, best: Any, *, into: PreTrainedModel) -> int:
+def _load_best(
+    module: CausalLMModule, model: PreTrainedModel, best: Any, trainer: pl.Trainer, *, into: PreTrainedModel
+) -> int:
     """Put the weights that `model`, a part of the module, had in the best epoch into `into`; returns that epoch, from 0."""
     if not best.best_model_path:
+        logged = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+        if best.monitor in logged:
+            reason = "no finite value of it was logged in any epoch; look for a loss that is not finite in metrics.csv"
+        elif logged:
+            reason = f"no such metric was logged; choose one of {', '.join(logged)}"
+        else:
+            reason = "the training ended without a validation; leave the settings of the Trainer about it as they are"
         raise ConfigError(
-            f"callbacks.best.monitor={best.monitor}: no finite value of it was logged in any epoch, so there is no best "
-            "one; choose another metric, or look for a loss that is not finite in metrics.csv"
+            f"callbacks.best.monitor={best.monitor}: {reason}. There is no best epoch, so nothing is exported"
         )
     checkpoint = load_checkpoint(Path(best.best_model_path))
     into.load_state_dict(trained_weights(checkpoint, module, model))

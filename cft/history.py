@@ -1,0 +1,48 @@
+"""What the parts of a resumed training add up to: the seconds it took, and the schedules it was trained under.
+
+Learning rate and coefficients are planned over all optimizer steps. A run that is resumed with other trainer.max_epochs is
+planned anew over another number of steps, so that its weights are not those of a run that was asked for as many from the
+start. Both facts travel in the checkpoints; `replanned` is a setting in results.json, and so part of the run's identity.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class History(pl.Callback):
+    """Counts from the moment it is made."""
+
+    def __init__(self) -> None:
+        self._before = 0.0  # seconds of the parts before this one, up to the checkpoint it began from
+        self._begun = time.monotonic()
+        self._plans: list[list[int]] = []  # [optimizer steps done when it was made, steps that it spans]
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        spans = int(trainer.estimated_stepping_batches)
+        if not self._plans or self._plans[-1][1] != spans:
+            self._plans.append([trainer.global_step, spans])
+
+    def seconds(self) -> float:
+        """Of training, over all parts; what a kill lost is not counted."""
+        return self._before + time.monotonic() - self._begun
+
+    def replanned(self) -> dict[str, str]:
+        """The setting that tells such a run from one of a single plan; empty for the latter."""
+        changes = [
+            f"at step {step} from {before} to {after} steps"
+            for (_, before), (step, after) in zip(self._plans, self._plans[1:], strict=False)
+        ]
+        return {"schedule.replanned": ", ".join(changes)} if changes else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds(), "plans": [list(plan) for plan in self._plans]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = float(state_dict["seconds"])
+        self._plans = [list(plan) for plan in state_dict["plans"]]
