@@ -212,11 +212,12 @@ def command_for(name: str, annotation: str, *, model: str) -> str:
 def annotating_model(manifest: Mapping[str, Any]) -> str:
     """Overrides that choose the model of an annotation, given its manifest; "" where it is the default."""
     made = manifest["fingerprint"].get("model", {})
-    name, path, revision = manifest["model_name"], made.get("path", ""), made.get("revision", "main")
+    name = str(manifest["model_name"])
+    path, revision = str(made.get("path", "")), str(made.get("revision", "main"))
     if f"package:{DEFAULT_MODEL}" == path:
         return ""
     file = MODELS / f"{name}.yaml"
-    known = OmegaConf.load(file) if file.is_file() else {}
+    known: Any = OmegaConf.load(file) if file.is_file() else {}
     if path in ("", known.get("path")) and revision == known.get("revision", "main"):
         return f"model={shlex.quote(name)}"
     chosen = ["model=hub", _setting("model.name", name), _setting("model.path", path)]

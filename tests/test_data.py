@@ -246,9 +246,8 @@ def test_a_loss_over_groups_refuses_one_group_alone(
 def test_two_groups_among_the_tokens_with_loss_are_enough(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
     data = module(tmp_path, columns={GROUP: GroupColumn(Half(0))})
     assert {float(g) for one in data.train_rows for g in one.scores[GROUP][one.weight > 0]} == {0.0, 1.0}
-    one_group = {GROUP: GroupColumn(Half(0))}
     with pytest.raises(BadValue, match="one group"):  # what the other tokens are in does not matter
-        module(tmp_path, mask=Half(0), columns=one_group)
+        module(tmp_path, mask=Half(0), columns={GROUP: GroupColumn(Half(0))})
 
 
 # ---- masks that need more than the shipped annotation holds
