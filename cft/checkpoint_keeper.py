@@ -21,7 +21,11 @@ class WholeFiles(TorchCheckpointIO):
     """Checkpoints whole or absent. Lightning's own way holds all of one in memory a second time before it is written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:  # by its path torch would write past Python, and say not why it failed
+                torch.save(checkpoint, file)
+
+        write_atomically(Path(path), write)
 
 
 class CheckpointKeeper(Checkpoint):

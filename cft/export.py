@@ -12,27 +12,33 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cft.files import writing_errors
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> Path:
-    """Save `model`, adapters merged, and `tokenizer` under `folder`, replacing what was there. Returns `folder`."""
+    """Save `model`, adapters merged, and `tokenizer` under `folder`, replacing what was there. Returns `folder`.
+
+    Raises WriteError.
+    """
     shell = plain_copy(model)
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        shell.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        for path in temporary.iterdir():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
-        _replace_folder(temporary, folder)
-    finally:
+    with writing_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            shell.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            for path in temporary.iterdir():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            _replace_folder(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,9 @@ _REMEDY = {
     errno.EACCES: "Make the folder writable, or choose another",
     errno.EPERM: "Make the folder writable, or choose another",
     errno.EROFS: "Choose a folder on a writable file system",
+    errno.EFBIG: "Raise the limit on the size of a file (ulimit -f)",
 }
+_NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 
 
 class WriteError(UserError, OSError):
@@ -63,17 +66,31 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError into a WriteError about `path`."""
+    """Turns an OSError, as itself or in a library's clothes, into a WriteError about `path`."""
     try:
         yield
     except UserError:
         raise
-    except OSError as error:
-        remedy = _REMEDY.get(error.errno or 0, "Repair the disk, or choose another folder")
+    except Exception as error:
+        found = _system_error(error)
+        if found is None:
+            raise
+        remedy = _REMEDY.get(found.errno or 0, "Repair the disk, or choose another folder")
         raise WriteError(
-            f"{path}: cannot be written ({error.strerror or error}). {remedy}, then run the same command again; what "
+            f"{path}: cannot be written ({found.strerror or found}). {remedy}, then run the same command again; what "
             "was committed before is kept"
         ) from error
+
+
+def _system_error(error: Exception) -> OSError | None:
+    """What the system said, where `error` comes of it."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return error.__context__  # torch.save closes its archive after a failed write, and that fails in another way
+    if number := _NUMBER_IN_TEXT.search(str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))  # safetensors and tokenizers put it in words
+    return None
 
 
 def sha256_file(path: Path) -> str:
@@ -95,13 +112,12 @@ def exclusive(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     with writing_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+")
+        handle = path.open("ab", buffering=0)  # a buffer that could not be written would be tried again on closing
     with handle:
         with writing_errors(path):
             _lock(handle.fileno(), folder=folder, holder=path)
             handle.truncate(0)
-            handle.write(f"process {os.getpid()}")
-            handle.flush()
+            handle.write(f"process {os.getpid()}".encode())
         yield
 
 

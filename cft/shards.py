@@ -116,13 +116,12 @@ def place(folder: Path, shard: Shard) -> Iterator[None]:
         raise FolderInUse(f"{folder}: another process ({process}) is writing there{role}; {remedy}")
     path = _place(folder, shard)
     with writing_errors(path):
-        handle = path.open("a+")
+        handle = path.open("ab", buffering=0)  # a buffer that could not be written would be tried again on closing
     with handle:
         with writing_errors(path):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {platform.node()}")
-            handle.flush()
+            handle.write(f"process {os.getpid()} on {platform.node()}".encode())
         yield
 
 
