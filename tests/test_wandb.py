@@ -151,7 +151,7 @@ def test_a_multirun_gives_one_run_a_job_though_the_first_fails(chain: Chain) -> 
     assert len({logged.run.run_id for logged in (first, second, third)}) == 3
     assert [logged.exit_code for logged in (first, second, third)] == [1, 0, 0]
     assert first.history == []
-    common = {"mine", "weighting:uniform", "model:tiny_arith", "annotation:a"}
+    common = {"mine", "weighting:uniform", "loss:nll", "model:tiny_arith", "annotation:a"}
     for logged, mask in ((first, "all"), (second, "critical"), (third, "numeric")):
         assert logged.run.project == "cft"
         assert logged.run.run_group == chain.sweep.name
