@@ -20,6 +20,7 @@ from cft.runs import identity_of
 from cft.store import AnnotationStore, table_hash
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY, SHORT, Ended, run
+from tests.stage import composed
 from tests.test_store import flip, same, truncate
 
 # Three units; four of six problems are in the first two.
@@ -134,6 +135,31 @@ def test_a_kill_between_a_replaced_unit_and_its_old_shards(
     assert fresh.status == 0
     same(store.rows(), AnnotationStore(tmp_path / "annotations" / "b").rows(), atol=1e-4)
     assert len(list((store.folder / "rows").iterdir())) == 3
+
+
+def test_rows_of_other_numerics_do_not_join_an_annotation(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cft.stages.annotate import numerics
+
+    shutil.copytree(whole / "annotations", tmp_path / "annotations")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "annotations" / "a" / "manifest.json"
+    before = path.read_bytes()
+    ended = run("annotate", *ANNOTATE, "engine.tie_margin=0.01")
+    assert ended.status == 2
+    assert "numerics: stored {'device': 'cpu', 'tie_margin': 0.001}, now" in ended.text
+    assert path.read_bytes() == before
+    ended = run("annotate", *ANNOTATE, "engine.max_rows=7")  # the same outcomes, and a record of it
+    assert ended.status == 0, ended.text
+    (first, second), then = json.loads(path.read_bytes())["sessions"], json.loads(before)["sessions"]
+    assert [first] == then
+    assert second["engine"]["max_rows"] == 7
+    assert second["command"].endswith("engine.max_rows=7")
+    # In half precision how rows are batched changes what is decoded; on another device anything may.
+    few, many, half = (composed("annotate", *a) for a in (["engine.max_rows=7"], [], ["model.dtype=bfloat16"]))
+    assert numerics(few, device="cpu") == numerics(many, device="cpu") != numerics(many, device="cuda")
+    assert numerics(half, device="cpu")["engine"]["max_rows"] == 256
 
 
 # ---- training

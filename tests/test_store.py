@@ -204,6 +204,16 @@ def test_two_writers_one_store(tmp_path: Path) -> None:
         pass
 
 
+def test_what_each_process_was_stays_on_record(tmp_path: Path) -> None:
+    """Three processes, the third like the first; of what else they say the last word counts."""
+    store = AnnotationStore(tmp_path)
+    for command in ("a", "b", "a"):
+        with store.writing(fingerprint=FINGERPRINT, info={"config": command, "sessions": [{"command": command}]}):
+            pass
+    assert store.manifest()["sessions"] == [{"command": "a"}, {"command": "b"}]
+    assert store.manifest()["config"] == "a"
+
+
 def test_another_fingerprint_is_refused_by_the_parts_that_differ(tmp_path: Path) -> None:
     made = committed(tmp_path)
     before = made.manifest()

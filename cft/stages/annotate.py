@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cft.annotation_summary import print_summary
 from cft.annotator import Annotator, Solved, Unit, tally_counts
@@ -82,13 +82,16 @@ def annotate(cfg: DictConfig) -> Path:
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
         "unit_size": cfg.unit_size,
         "replay_fraction": cfg.replay_fraction,
+        "numerics": numerics(cfg, device=model.device.type),
     }
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
     info = {
         "name": cfg.annotation,
         "model_name": spec.name,
         "config": redacted(cfg),
         "lineage": lineage(inputs := model_inputs(spec.path)),
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        "versions": versions,
+        "sessions": [{"command": _command(cfg), "engine": redacted(cfg.engine), "versions": versions}],
     }
     with logging_to(cfg.logger, lambda: _run_facts(cfg, model=spec.name, data=splits.name, inputs=inputs)) as loggers:
         with (
@@ -119,6 +122,16 @@ def annotate(cfg: DictConfig) -> Path:
             log_totals(loggers, _totals(store.manifest()))
             log_made(loggers, annotation_link(store.folder))
     return store.folder
+
+
+def numerics(cfg: DictConfig, *, device: str) -> dict[str, Any]:
+    """What may turn a near tie, and so an outcome: a part of the fingerprint. device: cpu or cuda.
+
+    In float32 engines give the same outcomes, and tie_margin says what is near. In half precision it takes no tie: how an
+    engine batches changes what it decodes.
+    """
+    found = {"device": device, "tie_margin": OmegaConf.select(cfg, "engine.tie_margin")}
+    return found if cfg.model.dtype == "float32" else {**found, "engine": redacted(cfg.engine)}
 
 
 def _run_facts(cfg: DictConfig, *, model: str, data: str, inputs: tuple[Link, ...]) -> RunFacts:
@@ -235,10 +248,19 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def _command_of_all_shards(cfg: DictConfig) -> str:
     """What was typed for this shard, less its number."""
+    return shlex.join(
+        ["python", "annotate.py", *(o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard")]
+    )
+
+
+def _command(cfg: DictConfig) -> str:
+    return shlex.join(["python", "annotate.py", *_overrides(cfg)])
+
+
+def _overrides(cfg: DictConfig) -> list[str]:
     if not HydraConfig.initialized():
-        return shlex.join(["python", "annotate.py", f"annotation={cfg.annotation}", f"num_shards={cfg.num_shards}"])
-    overrides = HydraConfig.get().overrides.task
-    return shlex.join(["python", "annotate.py", *(o for o in overrides if o.lstrip("+").split("=")[0] != "shard")])
+        return [f"annotation={cfg.annotation}", f"num_shards={cfg.num_shards}"]
+    return list(HydraConfig.get().overrides.task)
 
 
 @dataclass(slots=True)
