@@ -92,7 +92,7 @@ def test_options_of_another_folder_are_composed_from_there(tmp_path: Path) -> No
 def test_no_choice_of_an_experiment_is_lost(name: str) -> None:
     """Its own defaults list, read without Hydra, is the arm's."""
     found, file = arm(f"experiment={name}"), OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
-    for entry in file.get("defaults", []):
+    for entry in OmegaConf.select(file, "defaults"):
         if not isinstance(entry, str):
             [(group, option)] = entry.items()
             if (part := group.removeprefix("override /")) in METHOD:
