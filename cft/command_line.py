@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cft.allow_list import bad_prefix
 from cft.config_check import Mistake, find_mistakes, is_runtime, suggestion
 from cft.overrides import Item, Reader, reason, shown
+from cft.preflight import unwritable
 from cft.redaction import is_secret_key, redacted_text
 from cft.schema import PROGRAMS, Stage, register_schemas
 from cft.signatures import signature
@@ -219,6 +220,7 @@ class _Check:
         for override in job.values:
             named = self.reader.option_at_inner_place(override, choices=chosen)
             found += filter(None, [named or _set_value(override, config, stage=self.stage)])
+        found += _unwritable_folder(config, multirun=self.line.multirun)
         with open_dict(config):
             del config["hydra"]
         by_hand = tuple(override.key_or_group for override in job.values)
@@ -240,6 +242,16 @@ class _Check:
                 if inside is not None and file.is_file() and _has_path(OmegaConf.load(file), inside):
                     return str(file.relative_to(folder.parent))
         return ""
+
+
+def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[Mistake]:
+    """Hydra makes the output folder before a job begins, and a failure of it would be a traceback."""
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    try:
+        folder = str(OmegaConf.select(config, key))
+    except OmegaConfBaseException:  # known in the job only
+        return []
+    return [Mistake(key, text)] if (text := unwritable(folder)) else []
 
 
 def _set_value(override: Override, config: DictConfig, *, stage: Stage) -> Mistake | None:

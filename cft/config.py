@@ -22,7 +22,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cft.allow_list import bad_prefix, import_target
-from cft.config_check import RESERVED, Mistake, check_node, find_missing_scores, find_mistakes, find_unused
+from cft.config_check import (
+    RESERVED,
+    Mistake,
+    check_node,
+    find_missing_inputs,
+    find_missing_scores,
+    find_mistakes,
+    find_unused,
+)
 from cft.errors import UserError
 from cft.redaction import redacted as _redacted
 from cft.schema import PROGRAMS, Stage
@@ -64,7 +72,7 @@ def checked(cfg: DictConfig, stage: Stage) -> DictConfig:
     """
     mistakes = find_mistakes(cfg, stage=stage, extra=_own_prefixes())
     if stage in ("train", "label_export") and not mistakes:
-        mistakes = find_missing_scores(cfg)
+        mistakes = [*find_missing_inputs(cfg), *find_missing_scores(cfg)]
     if mistakes:
         raise ConfigError(*mistakes)
     for note in find_unused(cfg) if stage == "train" else ():

@@ -17,11 +17,13 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 
 from cft.allow_list import LIBRARIES, refusal
 from cft.needs import missing_scores, unmet, unused
+from cft.preflight import missing_inputs
 from cft.redaction import holds_secret, is_secret_key
 from cft.rules import broken_rules
 from cft.schema import SCHEMAS, Stage, keys_of
 from cft.signatures import Parameter, Signature, signature
 from cft.targets import resolve
+from cft.trainer_rules import trainer_mistakes
 from cft.value_types import mismatch, mismatches_inside
 
 RESERVED = ("_target_", "_partial_", "_args_")
@@ -53,6 +55,7 @@ def find_mistakes(config: DictConfig, *, stage: Stage, extra: Sequence[str] = ()
     known = {m.key for m in mistakes}
     mistakes += [Mistake(key, text) for key, text in broken_rules(tree, stage=stage) if key not in known]
     if stage == "train":
+        mistakes += [Mistake(key, text) for key, text in trainer_mistakes(tree) if key not in known]
         mistakes += [Mistake(key, text) for key, text in unmet(tree) if key not in known]
     return list(dict.fromkeys(mistakes))
 
@@ -62,6 +65,13 @@ def find_missing_scores(config: DictConfig) -> list[Mistake]:
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
     return [Mistake(key, text) for key, text in missing_scores(tree)]
+
+
+def find_missing_inputs(config: DictConfig) -> list[Mistake]:
+    """What a sound training configuration refers to and this machine lacks."""
+    tree = _resolved(config, "", [])
+    assert isinstance(tree, dict)
+    return [Mistake(key, text) for key, text in missing_inputs(tree)]
 
 
 def find_unused(config: DictConfig) -> list[Mistake]:

@@ -16,7 +16,6 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +35,6 @@ from cft.types import (
     TopTokens,
     Trunk,
 )
-
-if TYPE_CHECKING:
-    pass
 
 Cell = tuple[int, int, int]  # response, position, rank of the alternative or REPLAY
 RESPONSES_AT_A_TIME = 4

@@ -29,10 +29,6 @@ class EligibleTokens:
     stored: Mapping[str, Tensor]
     num_rows: int
 
-    def hidden(self, hidden_BTD: Tensor) -> Tensor:
-        """[N, D] hidden states that predict the tokens: those of the position before."""
-        return hidden_BTD[self.row_N, self.position_N - 1]
-
     def on(self, where: On) -> Tensor:
         """[N] bool: the tokens that a term with that `on` speaks of."""
         if where == "eligible":

@@ -32,8 +32,17 @@ class TrainingDiverged(UserError, FloatingPointError):
         where = f" (first in {parameters[0]})" if parameters else ""
         super().__init__(
             f"step {step}: {what}{where}; nothing of this step was applied, and its rows are listed in {REPORT} in the run "
-            f"folder. Lower optimizer.lr (now {learning_rate:g}), lower trainer.gradient_clip_val, or look at those rows"
+            f"folder. {_advice(step, learning_rate=learning_rate)}"
         )
+
+
+def _advice(step: int, *, learning_rate: float) -> str:
+    if step == 0:
+        return "Nothing had been trained yet: look at those rows and at the model's weights"
+    return (
+        f"Updates before it were too large: lower optimizer.lr (now {learning_rate:g}) or raise schedule.warmup_fraction; "
+        "clipping does not help, since an adaptive optimizer moves as far with smaller gradients. Or look at those rows"
+    )
 
 
 class OutOfMemory(UserError, MemoryError):

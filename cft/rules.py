@@ -213,16 +213,6 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
             "above 0, or -1 to go by trainer.max_epochs",
             lambda v: v.number("trainer.max_steps") > 0 or v.number("trainer.max_steps") == -1,
         ),
-        Rule(
-            "trainer.precision",
-            "bf16-mixed or 32-true: float16 needs a gradient scaler, which the global normalisation does not support",
-            lambda v: str(v.get("trainer.precision")) not in {"16", "16-mixed", "16-true"},
-        ),
-        Rule(
-            "trainer.precision",
-            "bf16-mixed: bfloat16 master weights round small learning rates to zero",
-            lambda v: str(v.get("trainer.precision")) != "bf16-true",
-        ),
         at_least("trainer.accumulate_grad_batches", 1),
         at_least("trainer.gradient_clip_val", 0),
         above_zero("optimizer.lr"),

@@ -1,7 +1,7 @@
 """Random numbers of training (dropout) as a function of seed, epoch, batch and rank alone.
 
-A run resumed after its n-th epoch then draws what an uninterrupted one draws, and ends in the same weights. Seeding each
-epoch would not do: between its start and its first step come draws of the data loader, in another order on resuming.
+A run resumed at any step then draws what an uninterrupted one draws, and ends in the same weights. Seeding each epoch
+would not do: a run resumed within it would draw its first numbers again.
 """
 
 from __future__ import annotations

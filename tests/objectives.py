@@ -43,10 +43,11 @@ def on_logits(
 ) -> tuple[TermSum, ...]:
     """The objective's sums where logits_BTV[:, t] predicts token t + 1, as a model's do."""
     tokens: EligibleTokens = objective.tokens(batch)
-    frozen = None if reference_BTV is None else FrozenPrediction(tokens.hidden(reference_BTV), lambda h: h)
+    before = (tokens.row_N, tokens.position_N - 1)
+    frozen = None if reference_BTV is None else FrozenPrediction(reference_BTV[before], lambda h: h)
     return objective(
         tokens,
-        tokens.hidden(logits_BTV),
+        logits_BTV[before],
         lambda h: h,
         response_tokens=int((batch.probe_BT >= 0).sum()),
         reference=frozen,

@@ -82,6 +82,15 @@ def test_a_step_that_is_not_finite_stops_before_the_optimizer_moves(tmp_path: Pa
     assert all(torch.isfinite(t).all() for t in state["state_dict"].values())
 
 
+@pytest.mark.parametrize(
+    ("step", "advice"), [(0, "model's weights"), (1, "lower optimizer.lr (now 0.5) or raise schedule")]
+)
+def test_the_advice_is_to_change_what_would_have_helped(step: int, advice: str) -> None:
+    text = str(TrainingDiverged("the loss is nan", step=step, learning_rate=0.5))
+    assert advice in text
+    assert "gradient_clip_val" not in text
+
+
 def test_the_norm_is_that_of_all_gradients_and_clips_as_torch_does() -> None:
     model = random_llama()
     ids = torch.arange(3, 23)[None]
