@@ -205,7 +205,7 @@ def test_seconds_and_plans_add_up_over_the_parts_of_a_run(tmp_path: Path, monkey
     class Clock(pl.Callback):
         """A second passes at the beginning of every step."""
 
-        def on_before_zero_grad(self, *args: Any) -> None:
+        def on_before_zero_grad(self, *args: Any, **named: Any) -> None:
             nonlocal now
             now += 1.0
 
