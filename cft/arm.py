@@ -13,6 +13,7 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -72,6 +73,7 @@ def part_of(name: str) -> str:
 
 def _as_chosen(wanted: Mapping[str, str], *, sources: Sequence[str]) -> DictConfig:
     """train.yaml with these options and no other change."""
+    Plugins.instance()  # knows what file:// is; a further process of a distributed run has no Hydra job that asked it
     path = ConfigSearchPathImpl()
     files = [source for source in sources if source != _SCHEMA]
     for source in dict.fromkeys(("pkg://hydra.conf", *files, f"file://{CONF_DIR}")):
