@@ -7,7 +7,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 from cft.checkpoint_keeper import CheckpointKeeper
 from cft.checkpoints import kept_checkpoints, newest_checkpoint, read_checkpoint
+from cft.config import ConfigError
 from cft.errors import Interrupted
 from cft.history import History
 from cft.interruption import Interruption, StopWhenAsked
@@ -223,3 +225,28 @@ def test_seconds_and_plans_add_up_over_the_parts_of_a_run(tmp_path: Path, monkey
     train(tmp_path, steps=23, start=newest_checkpoint(tmp_path), more=(Clock(), third))
     assert third.seconds() == 23.0
     assert third.replanned() == {"schedule.replanned": "at step 20 from 20 to 23 steps"}
+
+
+def test_the_last_step_is_validated_where_its_epoch_is_not_due(tmp_path: Path) -> None:
+    class EveryThird(pl.Callback):
+        def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+            trainer.check_val_every_n_epoch = 3
+
+    _, losses = train(tmp_path, more=(EveryThird(),))
+    assert list(losses.validation) == [STEPS]
+
+
+@pytest.mark.parametrize(
+    ("logged", "reason"),
+    [
+        ({}, "the training ended without a validation"),
+        ({"val/accuracy": 0.5}, "no such metric was logged; choose one of val/accuracy"),
+        ({"val/loss": float("nan")}, "no finite value of it was logged"),
+    ],
+)
+def test_a_training_without_a_best_epoch_says_why(logged: dict[str, float], reason: str) -> None:
+    from cft.stages.train import _load_best
+
+    best, trainer = SimpleNamespace(best_model_path="", monitor="val/loss"), SimpleNamespace(callback_metrics=logged)
+    with pytest.raises(ConfigError, match=reason):
+        _load_best(cast(Any, None), cast(Any, None), best, cast(Any, trainer), into=cast(Any, None))
