@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from cft.gradient_in_place import use_lean_embeddings
 from cft.lean_layers import use_lean_layers
 from cft.onednn_linear import use_onednn
 
@@ -29,7 +30,7 @@ def use_kernels(model: PreTrainedModel, *, kernels: Kernels) -> Used:
     depends on no timing, so that a repeated run computes the same bits.
     torch: the model as it is. compiled: torch.compile of each of its blocks, for training only."""
     if kernels == "auto":
-        return Used(use_onednn(model), use_lean_layers(model))
+        return Used(use_onednn(model), use_lean_layers(model) + use_lean_embeddings(model))
     if kernels == "compiled":
         return Used(compiled_blocks=_compile_blocks(model))
     return Used()

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import (
@@ -28,6 +29,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from cft.gradient_in_place import gradients_in_place
 from cft.guards import gradient_norm, require_finite
 from cft.layout import Layout
 from cft.loss import Objective, TermSum
@@ -114,6 +116,18 @@ class CausalLMModule(pl.LightningModule):
     def _probe_due(self, batch_idx: int) -> bool:
         every, accumulate = self.probe_every_n_steps, self.trainer.accumulate_grad_batches
         return every > 0 and self.global_step % every == 0 and batch_idx % accumulate == 0
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with gradients_in_place(enabled=self._alone()):
+            loss.backward(*args, **kwargs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        # In place on a CPU: memory given back between two steps would come back in fragments.
+        optimizer.zero_grad(set_to_none=not self._alone())
+
+    def _alone(self) -> bool:
+        """One process on a CPU: nothing waits for a gradient, and memory is the allocator's."""
+        return isinstance(self.trainer.strategy, SingleDeviceStrategy) and self.device.type == "cpu"
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         window = self._reduced(self._window)

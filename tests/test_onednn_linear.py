@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cft import onednn_linear
 from cft.models import Lora, apply_lora
-from cft.onednn_linear import OneDnnLinear, available, use_onednn
+from cft.onednn_linear import OneDnnLinear, available, steps_down, steps_up, use_onednn
 from cft.selective_lm import SelectiveLM
 from tests.fakes import random_llama
 from tests.objectives import sft
@@ -27,7 +27,7 @@ def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(1, 70), (33, 70), (2, 5, 70), (0, 70)])
+@pytest.mark.parametrize("shape", [(1, 70), (33, 70), (2, 5, 70), (0, 70), (64, 70), (9, 11, 70)])
 def test_value_and_gradients_are_torchs(bias: bool, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     plain = nn.Linear(70, 130, bias=bias)
@@ -42,6 +42,16 @@ def test_value_and_gradients_are_torchs(bias: bool, shape: tuple[int, ...]) -> N
         found.append([y, x.grad, layer.weight.grad, *([layer.bias.grad] if bias else [])])
     for theirs, mine in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6 * theirs.abs().max().item() if theirs.numel() else 0)
+
+
+def test_rows_come_in_few_numbers() -> None:
+    """Code is generated for each; a training whose lengths differ from batch to batch would go on making it."""
+    seen = {steps_up(rows) for rows in range(1, 4097)} | {steps_down(rows) for rows in range(1, 4097)}
+    assert len(seen) < 80
+    for rows in range(1, 4097):
+        assert steps_down(rows) <= rows <= steps_up(rows)
+        assert steps_up(rows) - rows < max(32, rows / 15)
+        assert steps_up(steps_up(rows)) == steps_up(rows)
 
 
 @needs_onednn
