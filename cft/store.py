@@ -184,7 +184,7 @@ class AnnotationStore:
     def writing(self, *, fingerprint: dict[str, Any], info: dict[str, Any], part: Part = ALONE) -> Iterator[None]:
         """Create the store or go on with it, as the only process at `part` of it.
 
-        fingerprint: what must not change; info: for people, that of the last process; only its list `sessions` grows by what
+        fingerprint: what must not change; info: for people, that of the last process; only its list `written_by` grows by what
         each process adds that was not there. The manifest says `finished` once no unit of any shard is
         left to do and nobody else is at work; until then its `shards` says who is missing.
         Raises FolderInUse, WriteError, or StoreError naming what differs from the manifest or from the other shards.
@@ -278,8 +278,8 @@ class AnnotationStore:
     ) -> None:
         units = self.units()
         path = self.folder / "manifest.json"
-        sessions = self.manifest().get("sessions", []) if path.exists() else []
-        sessions += [session for session in info.get("sessions", []) if session not in sessions]
+        written_by = self.manifest().get("written_by", []) if path.exists() else []
+        written_by += [process for process in info.get("written_by", []) if process not in written_by]
         write_json(
             path,
             {
@@ -292,7 +292,7 @@ class AnnotationStore:
                 "compute": _total(record.get("compute", {}) for record in units.values()),
                 **({"shards": shards} if shards else {}),
                 **info,
-                **({"sessions": sessions} if sessions else {}),
+                **({"written_by": written_by} if written_by else {}),
             },
         )
 

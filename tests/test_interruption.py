@@ -152,7 +152,7 @@ def test_rows_of_other_numerics_do_not_join_an_annotation(
     assert path.read_bytes() == before
     ended = run("annotate", *ANNOTATE, "engine.max_rows=7")  # the same outcomes, and a record of it
     assert ended.status == 0, ended.text
-    (first, second), then = json.loads(path.read_bytes())["sessions"], json.loads(before)["sessions"]
+    (first, second), then = json.loads(path.read_bytes())["written_by"], json.loads(before)["written_by"]
     assert [first] == then
     assert second["engine"]["max_rows"] == 7
     assert second["command"].endswith("engine.max_rows=7")

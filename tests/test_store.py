@@ -208,9 +208,9 @@ def test_what_each_process_was_stays_on_record(tmp_path: Path) -> None:
     """Three processes, the third like the first; of what else they say the last word counts."""
     store = AnnotationStore(tmp_path)
     for command in ("a", "b", "a"):
-        with store.writing(fingerprint=FINGERPRINT, info={"config": command, "sessions": [{"command": command}]}):
+        with store.writing(fingerprint=FINGERPRINT, info={"config": command, "written_by": [{"command": command}]}):
             pass
-    assert store.manifest()["sessions"] == [{"command": "a"}, {"command": "b"}]
+    assert store.manifest()["written_by"] == [{"command": "a"}, {"command": "b"}]
     assert store.manifest()["config"] == "a"
 
 

@@ -91,7 +91,7 @@ def annotate(cfg: DictConfig) -> Path:
         "config": redacted(cfg),
         "lineage": lineage(inputs := model_inputs(spec.path)),
         "versions": versions,
-        "sessions": [{"command": _command(cfg), "engine": redacted(cfg.engine), "versions": versions}],
+        "written_by": [{"command": _command(cfg), "engine": redacted(cfg.engine), "versions": versions}],
     }
     with logging_to(cfg.logger, lambda: _run_facts(cfg, model=spec.name, data=splits.name, inputs=inputs)) as loggers:
         with (
