@@ -2,14 +2,17 @@
 
 The same 500 rows, 3 epochs and problems for all. Per method the learning rate is searched over one grid with one seed, by
 greedy accuracy on validation problems; then three other seeds train at the best rate and are tested. The methods are the
-files of conf/experiment with their own weightings, losses and masks, and some further masks; batch, epochs, schedule and
-learning rates of the papers give way to the common budget. Rho-1 and Token Cleaning get a reference model that was trained
-on the whole annotation, SHAD one that was trained on shuffled pairs; both are made first.
+files of conf/experiment with their own weightings, losses and masks, and what else the groups offer; batch, epochs, schedule
+and learning rates of the papers give way to the common budget. Rho-1 and Token Cleaning get a reference model that was
+trained on the whole annotation, which is the teacher of distillation and Target-SFT too, SHAD one that was trained on
+shuffled pairs; both are made first. Left out: `critical_graded`, which needs a complete annotation, and `projected`, which
+needs one by another model.
 
-Runs are independent and lie in folders named after their arguments: started again, the command does what is missing.
+Runs are independent and lie in folders named after their configuration: started again, the command does what is missing.
 `--only NAME ...` restricts it to some methods, `--workers N` trains N at a time, `--table` only prints. It ends with a
-table (mean over seeds and problems, intervals over both; the difference from SFT is paired by problem and seed) in
-methods.md and methods.json of the folder.
+table (mean over seeds and problems, intervals over both; the difference from SFT is paired by problem and seed, its p-value
+corrected for all rows by Holm's procedure) in methods.md and methods.json of the folder. A training that ends with an error,
+a diverged one for instance, counts as the worst of its grid.
 """
 
 from __future__ import annotations
@@ -29,10 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from cft.config import CONF_DIR
-from cft.files import write_atomically, write_json
-from cft.metrics import Interval, paired_two_way_bootstrap, two_way_bootstrap
+from cft.files import sha256_json, write_atomically, write_json
+from cft.metrics import Interval, two_way_bootstrap
+from cft.paired_tests import holm, paired_difference
 from cft.progress import console, progress
 
 OUT = Path("outputs/compare_methods")
@@ -46,10 +52,21 @@ BUDGET = (
 )
 TESTED = 400
 BASELINE = "sft"
-# Masks that no file of conf/experiment is about, and what makes an experiment run here.
-MASKS = ("random_like_critical", "complement", "entropy", "attention", "tfidf")
-FURTHER = {"rho1": ("reference=score", "reference.name=reference")}
-CFT_DFT = ("cft+dft", ("mask=critical", "weighting=probability"))
+# What no file of conf/experiment is about, and what makes an experiment run here.
+MASKS = ("random_like_critical", "complement", "entropy", "attention", "tfidf", "answer_span")
+TEACHER = (f"reference.model.path={OUT}/reference/export",)
+FURTHER = {"distillation": TEACHER, "target_sft": TEACHER}
+COMPOSED = {
+    "cft+dft": ("mask=critical", "weighting=probability"),
+    "thresholded": ("mask=all", "weighting=thresholded"),
+    "entropy bonus": ("mask=all", "loss=nll_entropy"),
+    "KL(policy, reference)": (
+        *("mask=all", "loss=nll", "reference=initial"),
+        "+regularizer@loss.regularizers.kl=kl_to_reference",
+    ),
+}
+METHOD_GROUPS = ("mask", "weighting", "loss", "groups", "reference", "optimizer")
+FAILED = "exit status 1", "exit status 2"  # last line of a log
 FIT_ONLY = ("callbacks=best_loss", "validation.problems=0", "evaluation.problems=0")
 
 
@@ -74,34 +91,45 @@ SCORES = ("attention_received", "attention_to_prompt")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training. overrides: its whole command line but for where it lies."""
+    """One training. overrides: its whole command line but for where it lies. method: hash of the method's configuration, so
+    that a run from before an option changed is not taken for one of today."""
 
     overrides: tuple[str, ...]
+    method: str
 
     @property
     def folder(self) -> Path:
-        return OUT / "runs" / hashlib.sha256("\x1f".join(self.overrides).encode()).hexdigest()[:16]
+        return OUT / "runs" / hashlib.sha256("\x1f".join((*self.overrides, self.method)).encode()).hexdigest()[:16]
 
     @property
     def results(self) -> dict[str, Any] | None:
         path = self.folder / "results.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
+    @property
+    def failed(self) -> bool:
+        """It ended, with an error: its log says which."""
+        log = self.folder / "train.log"
+        return self.results is None and log.is_file() and log.read_text(errors="replace").rstrip().endswith(FAILED)
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """overrides: what makes it differ from plain fine-tuning."""
+    """overrides: what makes it differ from plain fine-tuning. digest: of the configuration they compose to."""
 
     name: str
     overrides: tuple[str, ...]
+    digest: str
 
     def search(self, rate: float) -> Job:
-        return Job((*self.overrides, *BUDGET, f"optimizer.lr={rate:g}", f"seed={SEARCH_SEED}", "evaluation.problems=0"))
+        return self._job(rate, SEARCH_SEED, problems=0)
 
     def final(self, rate: float, seed: int) -> Job:
-        return Job(
-            (*self.overrides, *BUDGET, f"optimizer.lr={rate:g}", f"seed={seed}", f"evaluation.problems={TESTED}")
-        )
+        return self._job(rate, seed, problems=TESTED)
+
+    def _job(self, rate: float, seed: int, *, problems: int) -> Job:
+        own = (f"optimizer.lr={rate:g}", f"seed={seed}", f"evaluation.problems={problems}")
+        return Job((*self.overrides, *BUDGET, *own), self.digest)
 
     def best_rate(self) -> float:
         """By validation accuracy of the search; equal scores: the smaller rate."""
@@ -111,7 +139,9 @@ class Method:
 
 def _score(job: Job) -> float:
     results = job.results
-    assert results is not None, f"{job.folder}: not finished"
+    if results is None:
+        assert job.failed, f"{job.folder}: not finished"
+        return float("-inf")
     value = results["best_validation"]["value"]
     return float("-inf") if value is None else float(value)
 
@@ -119,22 +149,27 @@ def _score(job: Job) -> float:
 def methods(only: Sequence[str]) -> list[Method]:
     """SFT first, then by name."""
     files = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
-    found = [
-        Method(name, (f"experiment={name}", *FURTHER.get(name, ())))
+    found = {
+        name: (f"experiment={name}", *FURTHER.get(name, ()))
         for name in files
         if not name.startswith("tiny_arith")  # the demo's own budget
-    ]
-    found += [Method(f"mask={mask}", (f"mask={mask}",)) for mask in MASKS]
-    found.append(Method(*CFT_DFT))
-    found.sort(key=lambda method: method.name != BASELINE)
-    unknown = set(only) - {method.name for method in found}
-    if unknown:
-        raise SystemExit(f"--only: no such method: {', '.join(sorted(unknown))}; the methods are\n" + _listed(found))
-    return [method for method in found if not only or method.name in {*only, BASELINE}]
+    }
+    found |= {f"mask={mask}": (f"mask={mask}",) for mask in MASKS}
+    found |= COMPOSED
+    if unknown := set(only) - set(found):
+        known = "\n".join(f"  {name}" for name in found)
+        raise SystemExit(f"--only: no such method: {', '.join(sorted(unknown))}; the methods are\n{known}")
+    names = sorted(found, key=lambda name: name != BASELINE)
+    chosen = [name for name in names if not only or name in {*only, BASELINE}]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+        return [Method(name, found[name], _digest(found[name])) for name in chosen]
 
 
-def _listed(found: Sequence[Method]) -> str:
-    return "\n".join(f"  {method.name}" for method in found)
+def _digest(overrides: Sequence[str]) -> str:
+    """Of the groups that make a method; the budget is in the arguments."""
+    cfg = compose("train", overrides=list(overrides))
+    parts = {name: OmegaConf.to_container(cfg[name], resolve=False) for name in METHOD_GROUPS if name in cfg}
+    return sha256_json(parts)
 
 
 def prepare() -> None:
@@ -223,7 +258,7 @@ def table(chosen: Sequence[Method]) -> list[dict[str, Any]]:
         if method.name not in finished:
             continue
         correct = _correct(finished[method.name])
-        difference = paired_two_way_bootstrap(correct, baseline) if method.name != BASELINE else None
+        difference = paired_difference(correct, baseline, pair_seeds=True) if method.name != BASELINE else None
         records.append(
             {
                 "method": method.name,
@@ -231,14 +266,19 @@ def table(chosen: Sequence[Method]) -> list[dict[str, Any]]:
                 "learning_rate": method.best_rate(),
                 "eligible_fraction": float(np.mean([run["eligible_fraction"] for run in finished[method.name]])),
                 "accuracy": two_way_bootstrap(correct).as_dict(),
-                "minus_sft": None if difference is None else difference.as_dict(),
+                "minus_sft": None if difference is None else difference.interval.as_dict(),
+                "p": None if difference is None else difference.p,
             }
         )
+    tested = [record for record in records if record["p"] is not None]
+    for record, corrected in zip(tested, holm([record["p"] for record in tested]), strict=True):
+        record["p_holm"] = corrected
     return sorted(records, key=lambda record: -record["accuracy"]["value"])
 
 
 def _searched(method: Method) -> bool:
-    return all(method.search(rate).results is not None for rate in GRID)
+    jobs = [method.search(rate) for rate in GRID]
+    return all(job.failed or job.results is not None for job in jobs) and not all(job.failed for job in jobs)
 
 
 def _correct(runs: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -249,13 +289,14 @@ def _correct(runs: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def markdown(records: Sequence[dict[str, Any]]) -> str:
-    lines = ["| method | loss on | lr | accuracy | minus SFT |", "|---|---|---|---|---|"]
+    lines = ["| method | loss on | lr | accuracy | minus SFT | p (Holm) |", "|---|---|---|---|---|---|"]
     for r in records:
         difference = _signed(Interval(**r["minus_sft"])) if r["minus_sft"] else "–"
+        corrected = f"{r['p_holm']:.2g}" if "p_holm" in r else "–"
         accuracy = Interval(**r["accuracy"])
         lines.append(
             f"| `{r['method']}` | {r['eligible_fraction']:.0%} | {r['learning_rate']:g} | {accuracy.value:.3f} "
-            f"[{accuracy.low:.3f}, {accuracy.high:.3f}] | {difference} |"
+            f"[{accuracy.low:.3f}, {accuracy.high:.3f}] | {difference} | {corrected} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -286,6 +327,9 @@ def main() -> None:
     records = table(chosen)
     write_json(OUT / "methods.json", {"methods": records})
     text = markdown(records)
+    missing = [method.name for method in chosen if method.name not in {record["method"] for record in records}]
+    if missing:
+        text += f"\nNot finished: {', '.join(missing)}.\n"
     write_atomically(OUT / "methods.md", lambda temporary: _write(temporary, text))
     print(text)
 
