@@ -203,7 +203,7 @@ def test_a_missing_score_names_the_command(tmp_path: Path, mine: list[AnnotatedR
 
 def test_a_batch_without_rows_has_the_columns_of_the_others(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
     """The one empty batch of a validation without rows; the objective reads its columns as in every other batch."""
-    columns: dict[str, Column] = {"reference_logprob": StoredColumn("logprob"), GROUP: GroupColumn(Critical())}
+    columns: dict[str, Column] = {"reference_logprob": StoredColumn("logprob"), GROUP: GroupColumn(Half(0))}
     data = module(tmp_path, columns=columns, validation_fraction=0.0)
     assert data.validation_rows == []
     (empty,) = data.val_dataloader()
