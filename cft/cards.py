@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from cft import __version__
+from cft.arm import METHOD, part_of
 from cft.files import write_bytes
 from cft.lineage import CARD
 from cft.masks import Critical
@@ -147,7 +148,10 @@ def model_card(folder: Path) -> str:
         header["base_model"] = base
     if metrics:
         header["model-index"] = [{"name": title, "results": [_model_index(results, metrics)]}]
-    loss = f"mask {arm['mask']}, weighting {arm['weighting']}, normaliser {settings['loss.normalizer']}"
+    method = {name: value for name, value in arm.items() if part_of(name) in METHOD and value is not None}
+    loss = (
+        ", ".join(f"{name} {value}" for name, value in method.items()) + f", normaliser {settings['loss.normalizer']}"
+    )
     facts = {
         "base model": f"`{base}` at `{settings['model.revision']}`",
         "annotation": f"{data['annotation']}, fingerprint {data['fingerprint']}",

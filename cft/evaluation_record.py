@@ -73,6 +73,8 @@ def _facts(cfg: DictConfig, context: RunContext, results: dict[str, Any], inputs
     """An evaluation of a checkpoint joins the group of its training."""
     arm = results["arm"]
     told = {key: arm[key] for key in ("model", "mask", "weighting") if arm.get(key) is not None}
+    if arm.get("loss", "nll") != "nll":
+        told["loss"] = arm["loss"]
     return RunFacts(
         context.folder,
         name="-".join([*map(str, told.values()), results["benchmark"], f"seed{results['seed']}"]),

@@ -98,6 +98,7 @@ def checkpoint_link(folder: Path) -> Link:
         return Link("checkpoint", _name("checkpoint", folder.name), fingerprint, {}, folder, described_by, weights)
     arm = results["arm"]
     words = [str(arm[key]) for key in ("model", "mask", "weighting") if arm.get(key) is not None]
+    words += [str(arm["loss"])] if arm.get("loss", "nll") != "nll" else []
     came_from = {"run": results["run"], "identity": results["identity"], "seed": results["seed"]}
     return Link(
         "checkpoint",

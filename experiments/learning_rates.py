@@ -20,7 +20,7 @@ from rich.table import Table
 from cft.report.settings import distinguished
 
 RATE = "optimizer.lr"
-SHOWN = {"mask": "mask", "weighting": "weighting", "loss.normalizer": "normalizer"}
+SHOWN = {"mask": "mask", "weighting": "weighting", "loss": "loss", "loss.normalizer": "normalizer"}
 Rates = dict[float, list[float]]
 
 

@@ -192,3 +192,8 @@ def test_a_model_card_claims_neither_a_hub_model_nor_numbers_that_are_not_there(
     assert data.eval_results is None
     assert "The model was not tested after training." in text
     assert "```bash\n\n```" not in text
+
+
+def test_a_model_card_names_the_whole_method(tmp_path: Path) -> None:
+    arm = {"model": "qwen", "mask": "all", "weighting": "uniform", "loss": "gem", "loss.token_loss.beta": 0.3}
+    assert "mask all, weighting uniform, loss gem, loss.token_loss.beta 0.3," in written(tmp_path / "run", arm=arm)

@@ -41,7 +41,7 @@ _CHOOSE_ROWS = ("max_rows", "validation_fraction", "max_tokens", "shuffle_respon
 def label_export(cfg: DictConfig) -> Path:
     """Returns the folder written."""
     out = Path(cfg.out)
-    store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir))
+    store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
     benchmark, mask = build(cfg.benchmark), build(cfg.mask)
     data: AnnotatedDataModule = build(cfg.data)(
         mask,

@@ -44,7 +44,7 @@ from cft.types import AnnotatedResponse
 def score(cfg: DictConfig) -> Path:
     """Compute the score that `cfg` describes, or what a grown annotation lacks of it; returns its folder."""
     quiet_libraries()
-    store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir))
+    store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
     folder = scores_folder(store.folder, annotations_dir=cfg.annotations_dir)
     kind: ScoreKind = build(cfg.score)
     name = check_score_name(cfg.name, kind=kind.fingerprint()["kind"])
