@@ -176,6 +176,7 @@ def prepare() -> None:
     """The reference models and every stored score; what is there already is left alone."""
     for model in MODELS:
         if not (model.folder / "results.json").is_file():
+            shutil.rmtree(model.folder, ignore_errors=True)
             _command("train.py", *model.overrides, f"hydra.run.dir={model.folder}")
         _command("-m", "cft.score", "score=reference_logprob", f"name={model.score}", f"checkpoint={model.folder}")
     for score in SCORES:
@@ -223,7 +224,8 @@ def train_forever() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         folder = Path(job["folder"])
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off or failed: train.py would not start in it
+        folder.mkdir(parents=True)
         log = os.open(folder / "train.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
