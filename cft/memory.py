@@ -25,7 +25,7 @@ from cft.guards import ADVICE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MEASURED_TOKENS = (16, 64)
+MEASURED_TOKENS = (32, 96)  # multiples of 32: oneDNN's products come in few numbers of rows (cft/onednn_linear.py)
 CLEARLY = 1.25  # an estimate this many times the memory there is cannot be off by so much
 
 

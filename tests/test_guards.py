@@ -14,8 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cft import onednn_linear
 from cft.checkpoints import CHECKPOINTS, kept_checkpoints, newest_checkpoint, read_checkpoint
 from cft.guards import REPORT, Guards, OutOfMemory, TrainingDiverged, gradient_norm, memory_advice
+from cft.kernels import use_kernels
 from cft.memory import (
     DoesNotFit,
     MemoryEstimate,
@@ -163,6 +165,18 @@ def test_activations_are_estimated_from_a_few_tokens(checkpointing: bool, mixed:
             kept = kept_for_backward(lambda ids=ids: model.base_model(input_ids=ids), beside=weights)
         assert found == pytest.approx(kept, rel=0.1)
     assert activation_bytes(model, tokens=800, mixed=mixed) == sizes[1]  # nothing is left behind by measuring
+
+
+def test_activations_are_estimated_under_the_kernels_that_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their products come in few numbers of rows: measured over others, a few tokens would seem to need those of more."""
+    monkeypatch.setattr(onednn_linear, "MIN_WEIGHTS", 0)
+    model = random_llama(hidden_size=64, intermediate_size=256, num_hidden_layers=3)
+    use_kernels(model, kernels="auto")
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found = activation_bytes(model, tokens=800, mixed=False)
+    model.train()
+    ids = torch.zeros(1, 800, dtype=torch.long)
+    assert found == pytest.approx(kept_for_backward(lambda: model.base_model(input_ids=ids), beside=weights), rel=0.1)
 
 
 def test_mixed_precision_needs_no_more_memory_for_activations() -> None:
