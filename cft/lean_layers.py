@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from cft.onednn_linear import MADE_OF, OneDnnLinear, gradient_of_weight, in_charge, product
+from cft.onednn_linear import OneDnnLinear, gradient_of_weight, in_charge, product, tell_made_of
 
 RELATIVE_ERROR = 1e-5
 
@@ -74,7 +74,7 @@ def _norm_forward(layer: Any, x: Tensor) -> Tensor:
     if not in_charge(x):
         return type(layer).forward(layer, x)
     y, scale = _RmsNorm.apply(x, layer.weight, layer.variance_epsilon)
-    setattr(y, MADE_OF, (x, scale, layer.weight))
+    tell_made_of(y, x, scale, layer.weight)
     return y
 
 

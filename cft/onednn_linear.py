@@ -23,7 +23,7 @@ from cft.gradient_in_place import standing_gradient
 MIN_WEIGHTS = 65_536  # for a smaller layer the call costs more than the product
 BLOCK = 8192  # rows of a large weight whose gradient is made at a time, where it is added in place
 RELATIVE_ERROR = 1e-4
-MADE_OF = "_cft_made_of"  # attribute of a tensor: three whose product it is, see cft/lean_layers.py
+_MADE_OF = "_cft_made_of"  # attribute of a tensor, see tell_made_of
 
 
 class OneDnnLinear(nn.Linear):
@@ -32,8 +32,21 @@ class OneDnnLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
         if input.numel() and weight.dtype == torch.float32 and in_charge(input):
-            return _Product.apply(input, weight, self.bias, *getattr(input, MADE_OF, (None, None, None)))
+            return _Product.apply(input, weight, self.bias, *_made_of(input))
         return linear(input, weight, self.bias)
+
+
+def tell_made_of(y: Tensor, source: Tensor, scale: Tensor, factor: Tensor) -> None:
+    """y = source * scale * factor: layers that read y make it again from these for their backward pass."""
+    if y.requires_grad:  # without a backward pass there is nothing to save, and inference tensors have no version
+        setattr(y, _MADE_OF, (y._version, source, scale, factor))
+
+
+def _made_of(x: Tensor) -> tuple[Tensor | None, ...]:
+    version, *made_of = getattr(x, _MADE_OF, (None, None, None, None))
+    if version is None or version != x._version:  # changed in place since, by a hook say: no longer that product
+        return None, None, None
+    return tuple(made_of)
 
 
 _inside: ContextVar[bool] = ContextVar("inside a training or validation pass", default=False)

@@ -8,7 +8,7 @@ trained on the whole annotation, which is the teacher of distillation and Target
 shuffled pairs; both are made first. Left out: `critical_graded`, which needs a complete annotation, and `projected`, which
 needs one by another model.
 
-Runs are independent and lie in folders named after their configuration: started again, the command does what is missing.
+Started again, the command does what is missing (`experiments/trainings.py`).
 `--only NAME ...` restricts it to some methods, `--workers N` trains N at a time, `--table` only prints. It ends with a
 table (mean over seeds and problems, intervals over both; the difference from SFT is paired by problem and seed, its p-value
 corrected for all rows by Holm's procedure) in methods.md and methods.json of the folder. A training that ends with an error,
@@ -18,28 +18,23 @@ a diverged one for instance, counts as the worst of its grid.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
-import runpy
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from cft.config import CONF_DIR
-from cft.files import sha256_json, write_atomically, write_json
+from cft.files import write_atomically, write_json
 from cft.metrics import Interval, two_way_bootstrap
 from cft.paired_tests import holm, paired_difference
-from cft.progress import console, progress
+from cft.progress import console
+from experiments.trainings import Training, best_rate, run_all, training
 
 OUT = Path("outputs/compare_methods")
 GRID = (3e-5, 1e-4, 3e-4)
@@ -65,8 +60,6 @@ COMPOSED = {
         "+regularizer@loss.regularizers.kl=kl_to_reference",
     ),
 }
-METHOD_GROUPS = ("mask", "weighting", "loss", "groups", "reference", "optimizer")
-FAILED = "exit status 1", "exit status 2"  # last line of a log
 FIT_ONLY = ("callbacks=best_loss", "validation.problems=0", "evaluation.problems=0")
 
 
@@ -90,60 +83,25 @@ SCORES = ("attention_received", "attention_to_prompt")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One training. overrides: its whole command line but for where it lies. method: hash of the method's configuration, so
-    that a run from before an option changed is not taken for one of today."""
-
-    overrides: tuple[str, ...]
-    method: str
-
-    @property
-    def folder(self) -> Path:
-        return OUT / "runs" / hashlib.sha256("\x1f".join((*self.overrides, self.method)).encode()).hexdigest()[:16]
-
-    @property
-    def results(self) -> dict[str, Any] | None:
-        path = self.folder / "results.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-    @property
-    def failed(self) -> bool:
-        """It ended, with an error: its log says which."""
-        log = self.folder / "train.log"
-        return self.results is None and log.is_file() and log.read_text(errors="replace").rstrip().endswith(FAILED)
-
-
-@dataclass(frozen=True, slots=True)
 class Method:
-    """overrides: what makes it differ from plain fine-tuning. digest: of the configuration they compose to."""
+    """overrides: what makes it differ from plain fine-tuning."""
 
     name: str
     overrides: tuple[str, ...]
-    digest: str
 
-    def search(self, rate: float) -> Job:
-        return self._job(rate, SEARCH_SEED, problems=0)
+    def search(self, rate: float) -> Training:
+        return self._training(rate, SEARCH_SEED, problems=0)
 
-    def final(self, rate: float, seed: int) -> Job:
-        return self._job(rate, seed, problems=TESTED)
+    def final(self, rate: float, seed: int) -> Training:
+        return self._training(rate, seed, problems=TESTED)
 
-    def _job(self, rate: float, seed: int, *, problems: int) -> Job:
+    def _training(self, rate: float, seed: int, *, problems: int) -> Training:
         own = (f"optimizer.lr={rate:g}", f"seed={seed}", f"evaluation.problems={problems}")
-        return Job((*self.overrides, *BUDGET, *own), self.digest)
+        name = re.sub(r"[^a-z0-9_+]+", "-", self.name.lower())
+        return training(OUT / "runs", name, (*self.overrides, *BUDGET), own)
 
     def best_rate(self) -> float:
-        """By validation accuracy of the search; equal scores: the smaller rate."""
-        scores = {rate: _score(self.search(rate)) for rate in GRID}
-        return max(sorted(scores), key=lambda rate: scores[rate])
-
-
-def _score(job: Job) -> float:
-    results = job.results
-    if results is None:
-        assert job.failed, f"{job.folder}: not finished"
-        return float("-inf")
-    value = results["best_validation"]["value"]
-    return float("-inf") if value is None else float(value)
+        return best_rate({rate: [self.search(rate)] for rate in GRID})
 
 
 def methods(only: Sequence[str]) -> list[Method]:
@@ -161,15 +119,7 @@ def methods(only: Sequence[str]) -> list[Method]:
         raise SystemExit(f"--only: no such method: {', '.join(sorted(unknown))}; the methods are\n{known}")
     names = sorted(found, key=lambda name: name != BASELINE)
     chosen = [name for name in names if not only or name in {*only, BASELINE}]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        return [Method(name, found[name], _digest(found[name])) for name in chosen]
-
-
-def _digest(overrides: Sequence[str]) -> str:
-    """Of the groups that make a method; the budget is in the arguments."""
-    cfg = compose("train", overrides=list(overrides))
-    parts = {name: OmegaConf.to_container(cfg[name], resolve=False) for name in METHOD_GROUPS if name in cfg}
-    return sha256_json(parts)
+    return [Method(name, found[name]) for name in chosen]
 
 
 def prepare() -> None:
@@ -186,60 +136,6 @@ def prepare() -> None:
 def _command(*arguments: str) -> None:
     console.print(f"$ python {' '.join(arguments)}", style="dim", markup=False, highlight=False)
     subprocess.run([sys.executable, *arguments], check=True)
-
-
-def run(jobs: Sequence[Job], *, title: str, workers: int) -> list[Job]:
-    """Train what is not finished, `workers` processes at a time; returns what failed (its log says why)."""
-    open_jobs = [job for job in dict.fromkeys(jobs) if job.results is None]
-    shares = [open_jobs[i::workers] for i in range(workers)]
-    with ThreadPoolExecutor(workers) as pool, progress(title, total=len(open_jobs)) as bar:
-        for done in [pool.submit(_worker, share, bar) for share in shares if share]:
-            done.result()
-    return [job for job in open_jobs if job.results is None]
-
-
-def _worker(jobs: Sequence[Job], bar: Any) -> None:
-    """One process trains the jobs one after the other: libraries are imported once."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.compare_methods", "--train"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    for job in jobs:
-        process.stdin.write(json.dumps({"overrides": job.overrides, "folder": str(job.folder)}) + "\n")
-        process.stdin.flush()
-        process.stdout.readline()  # one line a finished job
-        bar.advance(facts=" ".join(job.overrides[:2]))
-    process.stdin.close()
-    process.wait()
-
-
-def train_forever() -> None:
-    """What a worker does: one job a line of stdin, one line of stdout when it ends; its output goes to train.log."""
-    say = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        job = json.loads(line)
-        folder = Path(job["folder"])
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off or failed: train.py would not start in it
-        folder.mkdir(parents=True)
-        log = os.open(folder / "train.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
-        print(f"python train.py {' '.join(job['overrides'])}", flush=True)
-        sys.argv = ["train.py", *job["overrides"], f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
-        try:
-            runpy.run_path("train.py", run_name="__main__")
-        except SystemExit as end:
-            print(f"exit status {end.code}", flush=True)
-        for weights in ("checkpoints", "export"):  # of 200 runs, which nobody goes on from
-            shutil.rmtree(folder / weights, ignore_errors=True)
-        say.write("done\n")
-        say.flush()
 
 
 def table(chosen: Sequence[Method]) -> list[dict[str, Any]]:
@@ -279,8 +175,8 @@ def table(chosen: Sequence[Method]) -> list[dict[str, Any]]:
 
 
 def _searched(method: Method) -> bool:
-    jobs = [method.search(rate) for rate in GRID]
-    return all(job.failed or job.results is not None for job in jobs) and not all(job.failed for job in jobs)
+    runs = [method.search(rate) for rate in GRID]
+    return all(run.failed or run.results is not None for run in runs) and not all(run.failed for run in runs)
 
 
 def _correct(runs: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -312,20 +208,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="e.g. dft cft mask=entropy")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
     parser.add_argument("--table", action="store_true", help="only print what is finished")
-    parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.train:
-        train_forever()
-        return
     chosen = methods(arguments.only)
     if not arguments.table:
         prepare()
         searches = [method.search(rate) for method in chosen for rate in GRID]
-        failed = run(searches, title="Learning rates", workers=arguments.workers)
+        run_all(searches, title="Learning rates", workers=arguments.workers)
         finals = [m.final(m.best_rate(), seed) for m in chosen if _searched(m) for seed in SEEDS]
-        failed += run(finals, title="Three seeds", workers=arguments.workers)
-        for job in failed:
-            console.print(f"Failed: {' '.join(job.overrides)}; see {job.folder / 'train.log'}", markup=False)
+        run_all(finals, title="Three seeds", workers=arguments.workers)
     records = table(chosen)
     write_json(OUT / "methods.json", {"methods": records})
     text = markdown(records)

@@ -126,6 +126,20 @@ def test_hooks_on_the_layers_inside_still_run() -> None:
     assert seen == [True]
 
 
+def test_a_hook_may_change_what_a_norm_gives_in_place() -> None:
+    """The layers behind it read the changed values, and must not make those before the change again."""
+    found = []
+    for kernels in ("torch", "auto"):
+        model = random_llama().train()
+        use_kernels(model, kernels=kernels)
+        for block in model.model.layers:
+            block.input_layernorm.register_forward_hook(lambda module, args, output: output.mul_(1.5))
+        (term,) = SelectiveLM(model, sft(), layout="packed")(uneven())
+        term.sum.backward()
+        found.append(gradients(model))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=3e-6 * float(found[0].abs().max()))
+
+
 def test_kernels_torch_changes_nothing() -> None:
     model = random_llama()
     assert use_kernels(model, kernels="torch") == Used()
