@@ -28,7 +28,7 @@ from cft.report.kinds import KindCount, count_kinds, kind_of
 from cft.report.page import PageTable, Section, write_page
 from cft.report.profile_figure import critical_figure
 from cft.report.spreadsheet import cell, write_arms, write_runs
-from cft.report.table import cells, comparison_table
+from cft.report.table import cells, comparison_table, markdown
 from cft.report.text import one_line, printable
 from cft.report.transcript import levels, terminal
 from cft.types import AnnotatedResponse, Outcome
@@ -457,12 +457,20 @@ def test_a_report_holds_every_file(tmp_path: Path, comparison: Comparison, row: 
         for kind in ("png", "pdf")
     }
     tables = {f"{name}.csv" for name in ("comparison", "arms", "differences", "critical_tokens", "compute")}
-    assert {path.name for path in out.iterdir()} == {*figures, *tables, "report.html"}
+    assert {path.name for path in out.iterdir()} == {*figures, *tables, "comparison.md", "report.html"}
     html = page.read_text(encoding="utf-8")
     images = [a["src"] for tag, a in Page(html).tags if tag == "img"]
     assert len(images) == 4
     assert all(image and image.startswith("data:image/png;base64,") for image in images)
     assert "The first 2 of 3 responses are here." in html
+
+
+def test_the_markdown_table_has_every_cell_of_the_page(comparison: Comparison) -> None:
+    titles, rows = cells(comparison)
+    lines = [line for line in markdown([comparison]).splitlines() if line.startswith("|")]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [table[0], *table[2:]] == [titles, *rows]
+    assert {*table[1]} == {"---"}
 
 
 def test_the_command_writes_the_report_and_says_what_is_wrong(

@@ -17,6 +17,7 @@ import tokenizers
 from rich.console import Console
 
 from cft import __version__
+from cft.errors import UserError
 from cft.masks import Critical, MaskError
 from cft.report.arms import Comparison, ReportError
 from cft.report.build import Evidence, build_report
@@ -25,6 +26,7 @@ from cft.report.compare import collect, compare
 from cft.report.table import comparison_table
 from cft.report.text import printable
 from cft.report.transcript import Decode, legend, terminal
+from cft.smollm2 import DISTRIBUTION, converted_folder
 from cft.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.types import AnnotatedResponse
 
@@ -124,14 +126,25 @@ def _decoder(folder: Path | None, manifest: Mapping[str, Any], comparisons: Sequ
     the tokenizer."""
     exports = [run.folder / "export" for comparison in comparisons for run in comparison.runs]
     path = str((((manifest.get("config") or {}).get("model")) or {}).get("path") or "")
-    package, _, name = path.partition(":")
-    annotator = SHIPPED.parent / name if package == "package" else Path(path or "nowhere")
-    candidates = [folder] if folder else [annotator, *exports]
+    candidates = [folder] if folder else [_folder_of(path), *exports]
     found = next((f / "tokenizer.json" for f in candidates if (f / "tokenizer.json").is_file()), None)
     if found is None:
         raise ReportError("no tokenizer.json beside the runs' exports; give its folder with --tokenizer <model folder>")
     tokenizer = tokenizers.Tokenizer.from_file(str(found))
     return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+def _folder_of(path: str) -> Path:
+    """Of the model that annotated, if it is on this machine; a model of the hub is not looked for."""
+    package, _, name = path.partition(":")
+    if package != "package":
+        return Path(path or "nowhere")
+    if name != DISTRIBUTION:
+        return SHIPPED.parent / name
+    try:
+        return converted_folder()
+    except UserError as error:
+        raise ReportError(str(error)) from error
 
 
 def _parser() -> argparse.ArgumentParser:

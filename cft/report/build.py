@@ -1,4 +1,5 @@
-"""Everything a report consists of, into one folder: report.html, each figure as PNG and PDF, each number as CSV.
+"""Everything a report consists of, into one folder: report.html, each figure as PNG and PDF, each number as CSV, the tables
+of the page as markdown (comparison.md).
 
 comparison.csv  a row a run             curves.csv           what was logged while training
 arms.csv        a row an arm            pass_at_k.csv        pass@k for every k
@@ -28,7 +29,7 @@ from cft.report.page import Explorer, PageFigure, PageTable, Section, write_page
 from cft.report.profile_figure import profile_figure
 from cft.report.settings import differing
 from cft.report.spreadsheet import write_arms, write_differences, write_records, write_runs
-from cft.report.table import MISSING, cells, heading, shown
+from cft.report.table import MISSING, cells, heading, markdown, shown
 from cft.report.text import one_line
 from cft.report.training_figures import compute_figure, groups_figure, learning_figure, pass_figure
 from cft.report.transcript import Decode
@@ -72,6 +73,7 @@ def build_report(
         write_runs(out / "comparison.csv", comparisons)
         write_arms(out / "arms.csv", comparisons)
         write_differences(out / "differences.csv", comparisons)
+        write_bytes(out / "comparison.md", markdown(comparisons).encode())
     page = out / "report.html"
     write_page(
         page,

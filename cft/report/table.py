@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -9,7 +11,7 @@ from rich.text import Text
 from cft.intervals import Interval
 from cft.report.arms import ACCURACY, Arm, Comparison
 from cft.report.contrasts import contrast_metrics
-from cft.report.text import one_line
+from cft.report.text import one_line, printable
 
 MISSING = "–"
 ARM, SEEDS, LOSS_ON, DIFFERENCE, P = "arm", "seeds", "loss on", "difference in accuracy", "p (Holm)"
@@ -129,6 +131,17 @@ def title(metric: str) -> str:
 def heading(comparison: Comparison) -> str:
     where = f"{comparison.benchmark}, {comparison.split} split"
     return f"{one_line(where, limit=80)}: {comparison.problems} problems, mean over seeds [95 % interval]"
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """Every table as GitHub's markdown, all columns, with its heading and notes."""
+    parts = []
+    for comparison in comparisons:
+        titles, rows = cells(comparison)
+        lines = [titles, ["---"] * len(titles), *rows]
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        parts.append("\n\n".join([heading(comparison), table, *map(printable, comparison.notes)]))
+    return "\n\n".join(parts) + "\n"
 
 
 def comparison_table(comparison: Comparison, *, width: int) -> Table:
