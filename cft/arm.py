@@ -48,6 +48,12 @@ def arm_of(cfg: DictConfig, context: RunContext, keys: Sequence[str]) -> dict[st
     return arm
 
 
+def spoken(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """What names and tags say of an arm: model, mask, weighting, and the loss where it is not the usual one."""
+    told = {key: arm[key] for key in ("model", "mask", "weighting") if arm.get(key) is not None}
+    return told if arm.get("loss", "nll") == "nll" else told | {"loss": arm["loss"]}
+
+
 def method_choices(cfg: DictConfig, *, choices: Mapping[str, str], sources: Sequence[str]) -> dict[str, Any]:
     """Options by group, then changed values by dotted name (None: it was deleted).
 

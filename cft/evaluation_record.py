@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cft.arm import spoken
 from cft.config import redacted
 from cft.lineage import Link, checkpoint_link, model_inputs
 from cft.loggers import RunFacts, log_transcripts, log_values, logging_to
@@ -72,9 +73,7 @@ def log_evaluation(
 def _facts(cfg: DictConfig, context: RunContext, results: dict[str, Any], inputs: tuple[Link, ...]) -> RunFacts:
     """An evaluation of a checkpoint joins the group of its training."""
     arm = results["arm"]
-    told = {key: arm[key] for key in ("model", "mask", "weighting") if arm.get(key) is not None}
-    if arm.get("loss", "nll") != "nll":
-        told["loss"] = arm["loss"]
+    told = spoken(arm)
     return RunFacts(
         context.folder,
         name="-".join([*map(str, told.values()), results["benchmark"], f"seed{results['seed']}"]),

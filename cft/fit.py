@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from cft.arm import ARM_KEYS, arm_of
+from cft.arm import ARM_KEYS, arm_of, spoken
 from cft.checkpoint_keeper import CheckpointKeeper, WholeFiles
 from cft.checkpoints import CHECKPOINTS, read_checkpoint
 from cft.config import build, redacted
@@ -149,10 +149,9 @@ class Fit:
         """What the loggers are told."""
         cfg, folder = self.cfg, self.start.folder
         arm = arm_of(cfg, self.context, ARM_KEYS)
-        method = [arm[key] for key in ("mask", "weighting")] + ([] if arm["loss"] == "nll" else [arm["loss"]])
         return RunFacts(
             folder,
-            name="-".join(map(str, (arm["model"], *method, f"seed{cfg.seed}"))),
+            name="-".join([*map(str, spoken(arm).values()), f"seed{cfg.seed}"]),
             group=group_of(folder) if position else self.context.group,
             job_type="train",
             tags=(

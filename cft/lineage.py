@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 
+from cft.arm import spoken
 from cft.files import sha256_file, sha256_json
 from cft.redaction import redacted, redacted_text
 from cft.runs import CONFIG, EXPORT, RESULTS
@@ -96,13 +97,15 @@ def checkpoint_link(folder: Path) -> Link:
     described_by = _there(folder, RESULTS, CONFIG, f"{EXPORT}/{CARD}", f"{EXPORT}/config.json")
     if not results:
         return Link("checkpoint", _name("checkpoint", folder.name), fingerprint, {}, folder, described_by, weights)
-    arm = results["arm"]
-    words = [str(arm[key]) for key in ("model", "mask", "weighting") if arm.get(key) is not None]
-    words += [str(arm["loss"])] if arm.get("loss", "nll") != "nll" else []
     came_from = {"run": results["run"], "identity": results["identity"], "seed": results["seed"]}
     return Link(
         "checkpoint",
-        _name("checkpoint", *words, f"seed{results['seed']}", end=f"-{results['identity']}"),
+        _name(
+            "checkpoint",
+            *map(str, spoken(results["arm"]).values()),
+            f"seed{results['seed']}",
+            end=f"-{results['identity']}",
+        ),
         fingerprint,
         {**came_from, **results.get("lineage", {})},
         folder,
