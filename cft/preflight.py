@@ -11,8 +11,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-_SHIPPED = Path(__file__).resolve().parent / "assets" / "annotations"
-
 
 def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(key, what is not there) of a train config without mistakes."""
@@ -53,11 +51,7 @@ def _no_accelerator(accelerator: object) -> str:
 
 
 def _no_annotation(name: str, *, annotations_dir: str) -> str:
-    path = Path(name)
-    candidates = [path] if path.name != name else [Path(annotations_dir) / name, _SHIPPED / name]
-    if any((candidate / "manifest.json").is_file() for candidate in candidates):
-        return ""
-    from cft.store import StoreError, find_annotation  # heavy, so only for its message
+    from cft.store import StoreError, find_annotation  # Parquet takes a moment, which other stages need not wait
 
     try:
         find_annotation(name, annotations_dir=annotations_dir)
