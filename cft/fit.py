@@ -21,7 +21,7 @@ from cft.flops import arithmetic_of
 from cft.guards import Guards, memory_advice
 from cft.history import History
 from cft.interruption import Interruption, StopWhenAsked
-from cft.last_validation import LastValidation, require_validation
+from cft.last_validation import LastValidation
 from cft.lineage import annotation_link, model_inputs
 from cft.loggers import RunFacts
 from cft.memory import (
@@ -97,7 +97,6 @@ class Fit:
                 default_root_dir=folder,
             )
             trainer.strategy.checkpoint_io = WholeFiles()
-            require_validation(trainer)
             if position:
                 require_steps_left(position, max_epochs=cfg.trainer.max_epochs)
                 rows = cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size

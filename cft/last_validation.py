@@ -1,7 +1,8 @@
 """The last optimizer step is validated, wherever in an epoch it falls: what is exported is chosen among validated states.
 
 Lightning validates at the ends of epochs (or as trainer.check_val_every_n_epoch and val_check_interval say), and
-trainer.max_steps may end a training before. Then steps would be paid for that no result is of.
+trainer.max_steps may end a training before. Then steps would be paid for that no result is of. Settings that leave
+validation out, or to the clock, are refused in `cft/trainer_rules.py`.
 """
 
 from __future__ import annotations
@@ -10,22 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from cft.config import ConfigError
 from cft.position import is_last_step, position_of, step_is_done
-
-
-def require_validation(trainer: pl.Trainer) -> None:
-    """Raises ConfigError under settings of the Trainer that leave validation out, or to the clock."""
-    if trainer.limit_val_batches == 0:
-        raise ConfigError(
-            "trainer.limit_val_batches: 0 leaves out validation, which chooses the weights that are exported; leave the key "
-            "out (data.validation_fraction and validation.problems say how much is validated)"
-        )
-    if not isinstance(trainer.val_check_interval, int | float):
-        raise ConfigError(
-            f"trainer.val_check_interval: expected a number, found {trainer.val_check_interval!r}; by the clock a repetition "
-            "would be validated elsewhere"
-        )
 
 
 class LastValidation(pl.Callback):

@@ -41,3 +41,13 @@ def trainer_mistakes(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         if not whole:
             text = f"found {value!r}: it leaves out rows that the loss of a step and the results count in"
             yield f"trainer.{name}", f"{text}; train on fewer rows with data.max_rows=..."
+    if trainer.get("limit_val_batches") == 0:
+        text = (
+            "0 leaves out validation, which chooses the weights that are exported; leave the key out "
+            "(data.validation_fraction and validation.problems say how much is validated)"
+        )
+        yield "trainer.limit_val_batches", text
+    interval = trainer.get("val_check_interval")
+    if isinstance(interval, str | Mapping):
+        text = f"expected a number, found {interval!r}; by the clock a repetition would be validated elsewhere"
+        yield "trainer.val_check_interval", text

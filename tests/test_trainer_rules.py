@@ -27,6 +27,10 @@ from cft.trainer_rules import trainer_mistakes
         ("limit_train_batches", 0.5, "data.max_rows"),
         ("overfit_batches", 2, "data.max_rows"),
         ("overfit_batches", 0.1, "data.max_rows"),
+        ("limit_val_batches", 0, "leave the key out"),
+        ("limit_val_batches", 0.0, "leave the key out"),
+        ("val_check_interval", "00:00:10:00", "expected a number"),
+        ("val_check_interval", {"minutes": 10}, "expected a number"),
     ],
 )
 def test_what_would_train_something_else_is_refused(key: str, value: object, remedy: str) -> None:
@@ -43,6 +47,8 @@ def test_what_would_train_something_else_is_refused(key: str, value: object, rem
         *({"strategy": strategy} for strategy in ("auto", "ddp", {"_target_": "cft.sharding.fully_sharded"})),
         {"limit_train_batches": 1.0, "overfit_batches": 0.0},
         {"limit_train_batches": None, "overfit_batches": 0},
+        {"limit_val_batches": None, "val_check_interval": 0.5},
+        {"limit_val_batches": 2, "val_check_interval": 10},
         *(OmegaConf.to_container(OmegaConf.load(file)) for file in sorted((CONF_DIR / "trainer").glob("*.yaml"))),
     ],
 )
