@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cft.allow_list import bad_prefix
 from cft.config_check import Mistake, find_mistakes, is_runtime, suggestion
-from cft.overrides import Item, Reader, reason, shown
+from cft.overrides import Item, Reader, lists_in_defaults, reason, shown
 from cft.preflight import unwritable
 from cft.redaction import is_secret_key, redacted_text
 from cft.schema import PROGRAMS, Stage, register_schemas
@@ -114,6 +114,7 @@ class _Check:
     reader: Reader
     mistakes: list[Mistake]
     extra: tuple[str, ...] = ()  # the user's own target prefixes
+    read_files: set[Path] = field(default_factory=set)  # whose defaults are checked
 
     def run(self) -> None:
         try:
@@ -136,6 +137,7 @@ class _Check:
             if more:
                 groups, config = self.composable([*groups, *more], config)
         first = _Job(tuple(g.values[0] for g in groups), config, tuple(v.values[0] for v in values))
+        self.check_defaults(first.groups)
         baseline = self.check(first)
         self.mistakes += baseline
         for changed, job in self.other_jobs(first, groups, values):
@@ -204,7 +206,9 @@ class _Check:
             for other in item.values[1:]:
                 chosen = (*first.groups[:at], other, *first.groups[at + 1 :])
                 try:
-                    yield other, _Job(chosen, self.compose(chosen), first.values)
+                    job = _Job(chosen, self.compose(chosen), first.values)
+                    self.check_defaults(chosen)
+                    yield other, job
                 except _COMPOSE_ERRORS as error:
                     self.mistakes.append(Mistake(shown(other), reason(error)))
         for at, item in enumerate(values):
@@ -234,14 +238,28 @@ class _Check:
 
     def file_that_sets(self, key: str, groups: Sequence[Override]) -> str:
         """The last yaml that gives a key, "" where none does."""
+        for file, name, package in reversed(list(self.files(groups))):
+            inside = _within(key, package)
+            if inside is not None and _has_path(OmegaConf.load(file), inside):
+                return name
+        return ""
+
+    def check_defaults(self, groups: Sequence[Override]) -> None:
+        new = {file: name for file, name, _ in self.files(groups) if file not in self.read_files}
+        self.read_files |= new.keys()
+        for file, name in new.items():
+            for mistake in lists_in_defaults(OmegaConf.load(file), stage=self.stage):
+                self.mistakes.append(Mistake(mistake.key, f"{mistake.text} ({name})"))
+
+    def files(self, groups: Sequence[Override]) -> Iterator[tuple[Path, str, str]]:
+        """(file, its name for messages, package) of each yaml that a job is composed of, a later one wins."""
         lines = [*self.reader.search_path, *(o.input_line or "" for o in groups)]
-        for default in reversed(self.loader.compute_defaults_list(self.line.config_name, lines, RunMode.RUN).defaults):
-            inside = _within(key, default.package or "")
+        for default in self.loader.compute_defaults_list(self.line.config_name, lines, RunMode.RUN).defaults:
             for folder in (self.line.config_dir, *self.line.extra_dirs):
                 file = folder / f"{default.config_path}.yaml"
-                if inside is not None and file.is_file() and _has_path(OmegaConf.load(file), inside):
-                    return str(file.relative_to(folder.parent))
-        return ""
+                if file.is_file():
+                    yield file, str(file.relative_to(folder.parent)), default.package or ""
+                    break
 
 
 def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[Mistake]:

@@ -1,5 +1,5 @@
 """The overrides of a command line, read with Hydra's own parser: which choose a group's option, which set a value, and
-which sweep over several values.
+which sweep over several values. Also the options that the defaults of a yaml file choose.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cft.config_check import Mistake, suggestion
 from cft.redaction import redacted_text
@@ -127,8 +128,7 @@ class Reader:
                 self._mistake(item.shown, f"null is no option; ~{group} leaves the group out")
                 continue
             if isinstance(named, list) and not _takes_several(group, stage):
-                product = " (several weightings multiplied are weighting=product)" if group == "weighting" else ""
-                self._mistake(item.shown, f"expected one option, found a list; {group}=a,b with -m tries each{product}")
+                self._mistake(item.shown, _one_option(group))
                 continue
             names = [] if named is None else named if isinstance(named, list) else [named]
             wrong = [str(name) for name in names if str(name).removesuffix(".yaml") not in options]
@@ -155,6 +155,23 @@ class Reader:
 
     def _mistake(self, key: str, text: str) -> None:
         self.mistakes.append(Mistake(key, text))
+
+
+def lists_in_defaults(contents: object, *, stage: Stage) -> Iterator[Mistake]:
+    """Defaults of a yaml file that give several options where one belongs. Hydra would mix the keys of their objects, and
+    record none of them as the choice."""
+    defaults = OmegaConf.select(contents, "defaults") if isinstance(contents, DictConfig) else None
+    for entry in defaults if isinstance(defaults, ListConfig) else ():
+        for name, value in entry.items() if isinstance(entry, DictConfig) else ():
+            place = str(name).split()[-1].lstrip("/")  # without `override` and `optional`
+            group = place.partition("@")[0]
+            if isinstance(value, ListConfig) and not _takes_several(group, stage):
+                yield Mistake(f"defaults: {name}", _one_option(group))
+
+
+def _one_option(group: str) -> str:
+    product = " (several weightings multiplied are weighting=product)" if group == "weighting" else ""
+    return f"expected one option, found a list; {group}=a,b with -m tries each{product}"
 
 
 def _takes_several(group: str, stage: Stage) -> bool:

@@ -261,6 +261,20 @@ def test_a_yaml_that_does_not_compose_is_reported_with_the_other_mistakes(conf: 
     assert found[1].startswith("seed: expected an integer")
 
 
+@pytest.mark.parametrize("options", ["[critical, all]", "[all, critical]", "[critical]"])
+def test_a_list_of_options_in_a_yaml_is_refused_where_one_belongs(conf: Path, options: str) -> None:
+    """Hydra would mix the keys of both masks, and the run would not know which it has."""
+    chosen = experiment(conf, f"defaults:\n  - override /mask: {options}\n  - override /logger: [csv, none]\n")
+    found = mistakes("train", chosen, conf=conf)
+    assert found[0] == (
+        "defaults: override /mask: expected one option, found a list; mask=a,b with -m tries each "
+        "(conf/experiment/mine.yaml)"
+    )
+    assert not any("logger" in m for m in found)
+    swept = mistakes("train", "-m", "experiment=cft,mine", conf=conf)
+    assert found[0] in swept
+
+
 def test_hydras_own_objects_must_be_hydras_own(conf: Path) -> None:
     chosen = experiment(conf, "hydra: {callbacks: {spy: {_target_: os.system}}}\n")
     assert any(
