@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cft.answers import read_number
-from cft.markers import boxed_answer
+from cft.judging.answers import read_number
+from cft.judging.markers import boxed_answer
 from cft.problem_rows import BadRow, Number, read_field
 
 Row = Mapping[str, Any]

@@ -16,15 +16,15 @@ import numpy as np
 import yaml
 
 from cft import __version__
+from cft.annotation.row_table import ROW_SCHEMA
+from cft.annotation.store import AnnotationStore
 from cft.arm import METHOD, part_of
+from cft.configuration.redaction import hidden
 from cft.files import write_bytes
 from cft.lineage import CARD
 from cft.masks import Critical
-from cft.redaction import hidden
 from cft.report.kinds import count_kinds
-from cft.row_table import ROW_SCHEMA
 from cft.runs import EXPORT, RESULTS
-from cft.store import AnnotationStore
 from cft.types import AnnotatedResponse, Outcome
 
 PAPER = "[arXiv 2510.10974](https://arxiv.org/abs/2510.10974)"

@@ -19,15 +19,15 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-import cft.schema  # noqa: F401  (registers the schemas that conf/train.yaml names)
+import cft.configuration.schema  # noqa: F401  (registers the schemas that conf/train.yaml names)
+from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.columns import GROUP, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
-from cft.config import CONF_DIR, build
+from cft.configuration.config import CONF_DIR, build
+from cft.configuration.needs import stored_scores
+from cft.configuration.targets import resolve
 from cft.masks import Critical, Mask
-from cft.needs import stored_scores
 from cft.runs import flat
 from cft.scores import annotating_model, command_for
-from cft.store import SHIPPED, AnnotationStore
-from cft.targets import resolve
 
 DOCUMENT = CONF_DIR.parent / "docs" / "methods.md"
 GROUPS = {

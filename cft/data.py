@@ -10,16 +10,16 @@ import lightning.pytorch as pl
 import numpy as np
 from torch.utils.data import DataLoader
 
-from cft.batches import Deal, GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.columns import GROUP, Column
 from cft.errors import BadValue
 from cft.files import sha256_json
 from cft.masks import Mask, MaskError, TooLittleEvidence, mask_weights
-from cft.pairing import other_prompts
 from cft.problem_rows import normalised
 from cft.progress import console
 from cft.scores import annotating_model, with_scores
-from cft.store import SHIPPED, AnnotationStore, StoreError, find_annotation
+from cft.training.batches import Deal, GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
+from cft.training.pairing import other_prompts
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
 
 
@@ -62,9 +62,10 @@ class AnnotatedDataModule(pl.LightningDataModule):
     tokenizer_sha256: the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
     exclude: normalised questions that must not be trained on: the benchmark's validation and test problems.
     annotation: name or folder. dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
-    deal: of the rows of an optimizer step to its micro-batches, see `cft/batches.py`.
+    deal: of the rows of an optimizer step to its micro-batches, see `cft/training/batches.py`.
     max_rows: -1 = all, else the first by order in the store. max_tokens: longer rows are dropped and counted.
-    shuffle_responses: train on each response behind another problem's prompt, drawn by seed and ids (`cft/pairing.py`).
+    shuffle_responses: train on each response behind another problem's prompt, drawn by seed and ids
+        (`cft/training/pairing.py`).
     """
 
     def __init__(

@@ -18,9 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
-from cft.checkpoints import CHECKPOINTS, kept_checkpoints
+from cft.configuration.schema import PROGRAMS
 from cft.errors import Interrupted, UserError
-from cft.schema import PROGRAMS
+from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints
 
 EXIT_MISTAKE = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again

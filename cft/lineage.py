@@ -5,8 +5,8 @@ A run's results.json and an annotation's manifest.json say it on disk, whatever 
     "lineage": {"command": what was typed,
                 "inputs": [{"kind", "name", "fingerprint", "came_from": the same of what it was made of}]}
 
-The same `Link` becomes an artifact of Weights & Biases (`cft/wandb_run.py`). Two runs that name one annotation name one
-artifact, since W&B knows artifacts by the digest of their files.
+The same `Link` becomes an artifact of Weights & Biases (`cft/training/wandb_run.py`). Two runs that name one annotation
+name one artifact, since W&B knows artifacts by the digest of their files.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, Literal
 from hydra.core.hydra_config import HydraConfig
 
 from cft.arm import spoken
+from cft.configuration.redaction import redacted, redacted_text
+from cft.configuration.schema import PROGRAMS
 from cft.files import sha256_file, sha256_json
-from cft.redaction import redacted, redacted_text
 from cft.runs import CONFIG, EXPORT, RESULTS
-from cft.schema import PROGRAMS
 
 CARD = "README.md"
 _LONGEST_NAME = 120  # of an artifact; W&B takes 128

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
 
-from cft.config import build
+from cft.annotation.spans import decode
+from cft.configuration.config import build
 from cft.lineage import Link, lineage
-from cft.spans import decode
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from transformers import PreTrainedTokenizerBase
 
-    from cft.evaluation import Sample
-    from cft.wandb_run import WandbRun
+    from cft.evaluation.evaluation import Sample
+    from cft.training.wandb_run import WandbRun
 
 TRANSCRIPT_COLUMNS = (
     "problem_id",
@@ -119,7 +119,7 @@ def wandb_logger(
     artifacts: "link" joins annotation, training and evaluation by files that describe them, "upload" sends rows and
     weights, too; online only. transcripts: problems whose responses are shown in a table.
     """
-    from cft.wandb_run import opened
+    from cft.training.wandb_run import opened
 
     return opened(
         run,
@@ -182,7 +182,7 @@ def log_transcripts(loggers: Sequence[Logger], samples: Sequence[Sample], tokeni
 def _wandb_runs(loggers: Sequence[Logger]) -> list[WandbRun]:
     if not loggers or "wandb" not in sys.modules:  # then there is none, and importing it takes a second
         return []
-    from cft.wandb_run import WandbRun
+    from cft.training.wandb_run import WandbRun
 
     return [logger for logger in loggers if isinstance(logger, WandbRun)]
 

@@ -26,10 +26,10 @@ from torch.utils.checkpoint import checkpoint
 from cft.aggregation import Aggregation, WeightedLosses
 from cft.coefficient import Coefficient
 from cft.columns import GROUP, REFERENCE_LOGPROB
-from cft.eligible import EligibleTokens, On, tokens_on
 from cft.errors import BadValue
 from cft.token_loss import Prediction, TokenLoss
 from cft.token_scores import LIVE, TokenScores, entropy
+from cft.training.eligible import EligibleTokens, On, tokens_on
 from cft.types import StepCounts, TokenBatch
 from cft.weighting import TokenWeighting
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cft.annotation.store import AnnotationStore, find_annotation
 from cft.masks import Mask, MaskError, RowMask, Weights, mask_weights
 from cft.progress import console
 from cft.scores import with_scores
-from cft.store import AnnotationStore, find_annotation
 from cft.types import AnnotatedResponse
 
 

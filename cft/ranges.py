@@ -3,8 +3,8 @@
     @in_range
     def __init__(self, *, gamma: AtLeastZero, detached: bool) -> None: ...
 
-The config check reads them from the source (`cft/value_types.py`), so that a value out of range is reported with its
-config path before anything is imported; `in_range` holds whoever calls the constructor to the same. NaN and infinities
+The config check reads them from the source (`cft/configuration/value_types.py`), so that a value out of range is reported
+with its config path before anything is imported; `in_range` holds whoever calls the constructor to the same. NaN and infinities
 are in no range.
 """
 

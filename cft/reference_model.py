@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cft.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, Column, StoredColumn
+from cft.compute.head import project
 from cft.errors import BadValue
-from cft.head import project
 from cft.models import base_weights_hash
 from cft.progress import console
 

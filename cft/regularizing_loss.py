@@ -44,7 +44,7 @@ class MaskedQuadratic:
     coefficient 1). It acts where the model is not confident, and gradient flows through p_t.
 
     tau: a probability, or "calibrated": fixed once before training so that the share `masked_out` (0.7) of the tokens of
-    about `calibration_rows` (100) rows has M = 0 (`cft/calibration.py`).
+    about `calibration_rows` (100) rows has M = 0 (`cft/training/calibration.py`).
     """
 
     needs: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class MaskedQuadratic:
     def __call__(self, prediction: Prediction) -> Tensor:
         if isinstance(self.tau, str):
             raise RuntimeError(
-                "MaskedQuadratic: tau is to be calibrated before the first step (cft.calibration.calibrate)"
+                "MaskedQuadratic: tau is to be calibrated before the first step (cft.training.calibration.calibrate)"
             )
         unsure_N = top_mass(prediction.logprob_NV.detach(), k=self.k) < self.tau
         return unsure_N * (prediction.logprob_N().exp() - 0.5) ** 2

@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cft.config import ConfigError, redacted
+from cft.configuration.config import ConfigError, redacted
+from cft.evaluation.metrics import Interval
 from cft.files import write_atomically, write_json
-from cft.metrics import Interval
 
 RESULTS = "results.json"
 CONFIG = "config.yaml"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cft.compute.head import project
 from cft.errors import BadValue
-from cft.head import project
 from cft.loss import log_probs
 from cft.scores import Values
 from cft.types import AnnotatedResponse

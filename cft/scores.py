@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
 from cft.files import exclusive, sha256_file, sha256_json, write_bytes, write_json
-from cft.store import SHIPPED, AnnotationStore, StoreError
 from cft.types import AnnotatedResponse
 
 SCHEMA_VERSION = 1

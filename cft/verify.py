@@ -1,7 +1,7 @@
 """Is a response's final answer right? One function judges: annotation, accuracy and reward call the same verifier.
 
 A verifier is a plain value: picklable, deterministic, without an error on any model text. It judges in the calling
-process; `cft/verify_pool.py` runs it in worker processes with a hard deadline, which model text needs (`Math` and
+process; `cft/judging/verify_pool.py` runs it in worker processes with a hard deadline, which model text needs (`Math` and
 `Regex` can take for ever on hostile input). Where a verifier cannot tell, it says undecided, never wrong.
 
 A verifier of your own: a frozen dataclass with `name`, `version`, `__call__` and `final`, in an importable module.
@@ -18,8 +18,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from cft.algebra import equal_by_algebra
-from cft.answers import (
+from cft.errors import BadValue
+from cft.judging.algebra import equal_by_algebra
+from cft.judging.answers import (
     MAX_ANSWER_CHARS,
     Reading,
     agrees,
@@ -28,10 +29,9 @@ from cft.answers import (
     read_number,
     same_number,
 )
-from cft.errors import BadValue
-from cft.latex import one_spelling
-from cft.markers import Found, explicit_answer, phrase_answer, rest_after_phrase
-from cft.math_compare import compare
+from cft.judging.latex import one_spelling
+from cft.judging.markers import Found, explicit_answer, phrase_answer, rest_after_phrase
+from cft.judging.math_compare import compare
 from cft.types import Judgement, Verdict, Verifier
 
 MAX_EXTRACTED_CHARS = 200

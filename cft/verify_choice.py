@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from cft.answers import MAX_ANSWER_CHARS, tidy
-from cft.markers import explicit_answer, phrase_answer
+from cft.judging.answers import MAX_ANSWER_CHARS, tidy
+from cft.judging.markers import explicit_answer, phrase_answer
 from cft.types import Verdict, Verifier
 from cft.verify import last_line, make_verdict
 

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cft.markers import first_answer_end
+from cft.judging.markers import first_answer_end
 from cft.types import Verdict, Verifier
 
 

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from cft.counterfactual import Evidence, ListSource, fresh_evidence, run_counterfactuals
-from cft.judge import Judge
+from cft.annotation.counterfactual import Evidence, ListSource, fresh_evidence, run_counterfactuals
+from cft.judging.judge import Judge
 from cft.rollout.reference import response_of
 from cft.rollout.shared_prefix import SharedPrefixEngine
 from cft.types import GREEDY, Budget, Completion, Fork, Outcome, Trunk

@@ -27,9 +27,9 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from cft.allocator import keep_freed_memory
-from cft.config import build, checked
-from cft.counterfactual import ListSource
+from cft.annotation.counterfactual import ListSource
+from cft.compute.allocator import keep_freed_memory
+from cft.configuration.config import build, checked
 from cft.models import eos_ids, load_causal_lm, load_tokenizer
 from cft.quiet import quiet_libraries
 from cft.rollout.shared_prefix import SharedPrefixEngine

@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from cft.config import build
-from cft.flops import Arithmetic, arithmetic_of
+from cft.compute.flops import Arithmetic, arithmetic_of
+from cft.compute.onednn_linear import product
+from cft.configuration.config import build
 from cft.models import load_causal_lm, load_tokenizer
-from cft.onednn_linear import product
 from experiments.bench_annotate import best_seconds, matmul_rates, rounded, say
 from experiments.bench_train_arm import ArmResult, ArmSpec
 from experiments.bench_train_rows import BenchRow, make_rows, save_rows

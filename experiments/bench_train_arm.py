@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cft.allocator import keep_freed_memory
+from cft.compute.allocator import keep_freed_memory
 from experiments.bench_train_rows import BenchRow, load_rows
 
 LEARNING_RATE = 1e-5
@@ -80,13 +80,13 @@ def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tupl
     import lightning.pytorch as pl
     from hydra import compose, initialize_config_dir
 
-    from cft.batches import GlobalOrderSampler, loader
-    from cft.config import CONF_DIR, build, checked
-    from cft.device import place
-    from cft.kernels import use_kernels
+    from cft.compute.device import place
+    from cft.compute.kernels import use_kernels
+    from cft.configuration.config import CONF_DIR, build, checked
     from cft.models import load_causal_lm
-    from cft.module import CausalLMModule
     from cft.quiet import quiet_libraries
+    from cft.training.batches import GlobalOrderSampler, loader
+    from cft.training.module import CausalLMModule
 
     quiet_libraries()
     imports_mb = peak_mb()

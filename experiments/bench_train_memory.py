@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cft.aggregation import TokenMean
-from cft.eligible import EligibleTokens
-from cft.kernels import use_kernels
+from cft.compute.kernels import use_kernels
 from cft.loss import Objective
 from cft.token_loss import NLL
+from cft.training.eligible import EligibleTokens
 from cft.weighting import Uniform
 
 WIDTH, VOCABULARY = 576, 49_152

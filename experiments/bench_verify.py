@@ -13,10 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 from cft.files import write_json
+from cft.judging.verify_pool import VerifierPool
 from cft.types import Verifier
 from cft.verify import Math, MultipleChoice, Numeric
 from cft.verify_choice import Options
-from cft.verify_pool import VerifierPool
 
 OUT = Path("outputs/bench_verify")
 NUM_ITEMS = 4000

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from cft.batches import TokenRow, collate
 from cft.catalogue import Entry, entries
 from cft.columns import REFERENCE_LOGPROB
-from cft.config import CONF_DIR, build
-from cft.device import place
+from cft.compute.device import place
+from cft.configuration.config import CONF_DIR, build
 from cft.models import load_causal_lm
 from cft.progress import console
-from cft.selective_lm import SelectiveLM
 from cft.token_scores import LIVE
+from cft.training.batches import TokenRow, collate
+from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts, TokenBatch
 
 TURNS = 7

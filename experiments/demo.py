@@ -19,8 +19,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.progress import console, progress
-from cft.store import SHIPPED, AnnotationStore
 
 OUT = Path("outputs/demo")
 ARMS = ("sft", "cft", "random")

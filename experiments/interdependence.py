@@ -26,13 +26,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cft.counterfactual import ListSource
+from cft.annotation.counterfactual import ListSource
+from cft.annotation.store import AnnotationStore, find_annotation
+from cft.evaluation.intervals import Interval, interval_of
 from cft.files import write_json
-from cft.intervals import Interval, interval_of
-from cft.judge import Judge
+from cft.judging.judge import Judge
 from cft.masks import Critical
 from cft.progress import progress
-from cft.store import AnnotationStore, find_annotation
 from cft.types import GREEDY, AnnotatedResponse, Budget, Engine, Fork, Outcome, Trunk
 
 Kind = Literal["joint", "kept"]
@@ -162,7 +162,7 @@ def main() -> None:
 
 def _parts(manifest: dict[str, Any]) -> tuple[Engine, Judge, frozenset[int]]:
     """The engine, the judge and the EOS ids that made the annotation; other weights are refused."""
-    from cft.config import build
+    from cft.configuration.config import build
     from cft.models import eos_ids, load_causal_lm, load_tokenizer, weights_hash
     from cft.rollout.shared_prefix import SharedPrefixEngine
 

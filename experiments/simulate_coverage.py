@@ -4,7 +4,7 @@ Draws tables of seeds x problems from a known truth, 0/1 values as of greedy acc
 holds it. A value is Bernoulli with logit  problem + seed (+ seed x problem), the seeds' part from none to larger than any
 seen in fine-tuning; the truth is the mean over all seeds and problems, by quadrature. Intervals:
 
-    shipped     cft.intervals.two_way_bootstrap, paired_two_way_bootstrap: what the report uses
+    shipped     cft.evaluation.intervals.two_way_bootstrap, paired_two_way_bootstrap: what the report uses
     percentile  seeds and problems resampled alike, the usual two-way bootstrap
     problems    seeds averaged, problems resampled: speaks of these seeds alone
 
@@ -25,8 +25,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cft.evaluation.intervals import (
+    Interval,
+    bootstrap_interval,
+    interval_of,
+    paired_two_way_bootstrap,
+    two_way_bootstrap,
+)
 from cft.files import write_json
-from cft.intervals import Interval, bootstrap_interval, interval_of, paired_two_way_bootstrap, two_way_bootstrap
 
 Table = NDArray[np.float64]
 SEEDS = (3, 5)

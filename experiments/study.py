@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cft.annotation.store import AnnotationStore, find_annotation
 from cft.files import write_atomically
 from cft.progress import console
-from cft.store import AnnotationStore, find_annotation
 from experiments.trainings import Training, best_rate, run_all, training
 
 OUT = Path("outputs/study")

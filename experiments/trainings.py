@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from cft.config import CONF_DIR, config_hash
+from cft.configuration.config import CONF_DIR, config_hash
 from cft.progress import console, progress
 
 RESULTS, LOG = "results.json", "train.log"

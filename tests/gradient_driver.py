@@ -16,9 +16,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cft.batches import GlobalOrderSampler, TokenRow, loader
 from cft.loss import Normalizer
-from cft.module import CausalLMModule
+from cft.training.batches import GlobalOrderSampler, TokenRow, loader
+from cft.training.module import CausalLMModule
 from cft.types import TokenBatch
 from tests.fakes import random_llama
 from tests.objectives import sft

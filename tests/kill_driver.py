@@ -42,7 +42,7 @@ def unit_record(path: Path, *args: object) -> bool:
 
 def generating() -> None:
     """In the second unit, twenty continuations of which are done."""
-    from cft import counterfactual
+    from cft.annotation import counterfactual
 
     begin = counterfactual.CounterfactualSource.__post_init__
 
@@ -58,7 +58,7 @@ def generating() -> None:
 
 def appending() -> None:
     """The shards of the second unit are written, its record is not begun."""
-    from cft import store
+    from cft.annotation import store
 
     before(store, "write_json", when=unit_record)
 
@@ -75,14 +75,14 @@ def replacing() -> None:
 
 def in_step(number: int) -> None:
     """In the forward pass of an optimizer step, counted from 1."""
-    from cft.module import CausalLMModule
+    from cft.training.module import CausalLMModule
 
     before(CausalLMModule, "training_step", when=lambda module, batch, index: module.global_step == number - 1)
 
 
 def epoch_validated() -> None:
     """The second epoch is trained and validated; its checkpoint is not written."""
-    from cft.module import CausalLMModule
+    from cft.training.module import CausalLMModule
 
     before(CausalLMModule, "on_train_epoch_end", when=lambda module: module.current_epoch == 1)
 

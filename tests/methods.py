@@ -16,9 +16,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from cft.batches import TokenRow, collate
-from cft.config import CONF_DIR, build
+from cft.configuration.config import CONF_DIR, build
 from cft.loss import Objective, TermSum
+from cft.training.batches import TokenRow, collate
 from cft.types import StepCounts, TokenBatch
 from tests.objectives import on_logits
 

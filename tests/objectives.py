@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 
 from cft.aggregation import Aggregation, TokenMean
-from cft.eligible import EligibleTokens
 from cft.loss import FrozenPrediction, Normalizer, Objective, Regularizer, TermSum
 from cft.token_loss import NLL, TokenLoss
+from cft.training.eligible import EligibleTokens
 from cft.types import TokenBatch
 from cft.weighting import TokenWeighting, Uniform
 

@@ -20,13 +20,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cft.batches import GlobalOrderSampler, TokenRow, loader
-from cft.checkpoint_keeper import CheckpointKeeper, WholeFiles
 from cft.export import export
-from cft.module import CausalLMModule
-from cft.position import step_is_done
 from cft.sharding import FullySharded, whole_model
-from cft.step_seed import SeedEachStep
+from cft.training.batches import GlobalOrderSampler, TokenRow, loader
+from cft.training.checkpoint_keeper import CheckpointKeeper, WholeFiles
+from cft.training.module import CausalLMModule
+from cft.training.position import step_is_done
+from cft.training.step_seed import SeedEachStep
 from cft.types import TokenBatch
 from tests.conftest import make_tokenizer
 from tests.fakes import random_llama

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from cft import store as store_module
-from cft.shards import Part, Shard
-from cft.store import AnnotationStore, ProblemRecord
+from cft.annotation import store as store_module
+from cft.annotation.shards import Part, Shard
+from cft.annotation.store import AnnotationStore, ProblemRecord
 from cft.types import AnnotatedResponse
 from tests.kill_driver import before
 

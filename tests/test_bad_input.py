@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cft.store import AnnotationStore
+from cft.annotation.store import AnnotationStore
 from tests.entry import FIT_ONLY, SHORT, Ended, run
 
 GOOD = [{"id": str(n), "question": f"{n} + 2 =", "answer": str(n + 2)} for n in range(1, 7)]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from cft.benchmark_list import in_one_run
 from cft.benchmark_rows import LAYOUTS, normal_answer
 from cft.benchmarks import benchmark, members_of, suite, verifier_for
-from cft.config import CONF_DIR, build, check_command_line
+from cft.configuration.config import CONF_DIR, build, check_command_line
+from cft.evaluation.benchmark_list import in_one_run
 from cft.problem_rows import BadRow, ProblemError
 from cft.problems import Splits
 from cft.types import Problem, Verifier

@@ -1,7 +1,7 @@
 """Annotation against brute force: every cell recomputed with plain `transformers` generate, one continuation at a time.
 
-Nothing of cft.rollout or cft.counterfactual is imported here: alternatives, cutting, limits, EOS and cut-offs are written
-down a second time, from the method's description in the paper and README.
+Nothing of cft.rollout or cft.annotation.counterfactual is imported here: alternatives, cutting, limits, EOS and
+cut-offs are written down a second time, from the method's description in the paper and README.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cft.store import AnnotationStore
+from cft.annotation.store import AnnotationStore
 from cft.types import AnnotatedResponse
 from cft.verify import Numeric
 from tests.stage import annotate
@@ -105,14 +105,14 @@ def test_every_outcome_of_twenty_responses(rows: list[AnnotatedResponse], tiny_a
 
 def test_the_batch_changes_nothing(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
     """Sixteen times fewer rows at a time than by default, and so little memory that forks have to wait."""
-    from cft.store import table_hash
+    from cft.annotation.store import table_hash
 
     folder = annotate(*ARGUMENTS, "engine.max_rows=16", "engine.kv_budget_mb=2", f"annotations_dir={tmp_path}")
     assert table_hash(AnnotationStore(folder).rows()) == table_hash(rows)
 
 
 def test_the_reference_engine_gives_the_same_table(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
-    from cft.store import table_hash
+    from cft.annotation.store import table_hash
 
     folder = annotate(*ARGUMENTS, "limit=30", "engine=reference", f"annotations_dir={tmp_path}")
     found = AnnotationStore(folder).rows()

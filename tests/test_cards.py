@@ -13,6 +13,8 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
+from cft.annotation.row_table import ROW_SCHEMA, table_hash
+from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.cards import (
     COLUMNS,
     OUTCOMES,
@@ -27,8 +29,6 @@ from cft.cards import (
 )
 from cft.files import sha256_file
 from cft.masks import Critical
-from cft.row_table import ROW_SCHEMA, table_hash
-from cft.store import SHIPPED, AnnotationStore
 from cft.types import Outcome
 
 

@@ -13,6 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.columns import (
     GROUP,
     REFERENCE_DISTRIBUTION,
@@ -23,12 +24,11 @@ from cft.columns import (
     columns_for,
     needs_live,
 )
-from cft.config import CONF_DIR, build
+from cft.configuration.config import CONF_DIR, build
+from cft.configuration.needs import missing_scores, stored_scores, strings, unmet
 from cft.errors import BadValue
 from cft.masks import Critical, Numeric
-from cft.needs import missing_scores, stored_scores, strings, unmet
 from cft.scores import write_score
-from cft.store import SHIPPED, AnnotationStore
 from tests.conftest import ROOT
 from tests.entry import run
 from tests.fakes import row

@@ -12,11 +12,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cft.command_line import command_line_mistakes, read_command_line
-from cft.config import CONF_DIR, check_command_line
-from cft.schema import Stage
-from cft.signatures import signature
-from cft.targets import resolve
+from cft.configuration.command_line import command_line_mistakes, read_command_line
+from cft.configuration.config import CONF_DIR, check_command_line
+from cft.configuration.schema import Stage
+from cft.configuration.signatures import signature
+from cft.configuration.targets import resolve
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from cft.counterfactual import (
+from cft.annotation.counterfactual import (
     CounterfactualSource,
     Evidence,
     alternatives,
@@ -17,8 +17,8 @@ from cft.counterfactual import (
     replay_positions,
     run_counterfactuals,
 )
-from cft.judge import Judge, outcome_of
-from cft.spans import char_spans
+from cft.annotation.spans import char_spans
+from cft.judging.judge import Judge, outcome_of
 from cft.types import Budget, Completion, Fork, ForkSource, Judgement, Key, Outcome, TopTokens, Trunk, Verdict
 from cft.verify import Numeric
 from cft.verify_first import FirstAnswer

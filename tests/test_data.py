@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
 from cft.columns import GROUP, Column, GroupColumn, StoredColumn
 from cft.data import AnnotatedDataModule, in_validation, to_token_row
 from cft.errors import BadValue
 from cft.masks import All, Critical, Mask, MaskError, Numeric, RowMask, Weights
-from cft.pairing import other_prompts
 from cft.ranked_masks import TokenCleaning, TopScore
 from cft.scores import write_score
-from cft.store import SHIPPED, AnnotationStore, StoreError
+from cft.training.pairing import other_prompts
 from cft.types import AnnotatedResponse
 from tests.fakes import row
 from tests.stage import annotate

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cft.evaluation import GREEDY_SAMPLE, Sample, SampleRequest, Solver, summarise, write_samples
-from cft.judge import Judge
+from cft.evaluation.evaluation import GREEDY_SAMPLE, Sample, SampleRequest, Solver, summarise, write_samples
+from cft.judging.judge import Judge
 from cft.models import eos_ids, load_causal_lm, load_tokenizer
 from cft.problems import arithmetic
 from cft.prompts import Chat
@@ -22,7 +22,7 @@ from tests.stage import composed
 
 @pytest.fixture(scope="module")
 def parts():
-    from cft.config import build
+    from cft.configuration.config import build
 
     spec = build(composed("evaluate").model)
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)

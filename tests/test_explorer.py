@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.masks import Critical
 from cft.report.explorer import OUTCOMES, explorer_json, packed, thousandths
 from cft.report.kinds import kind_of, token_texts
 from cft.report.text import printable
 from cft.report.transcript import END, OUTCOME_WORDS, levels
-from cft.store import SHIPPED, AnnotationStore
 from cft.types import Outcome
 from tests.fakes import row
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cft.checkpoint_keeper import WholeFiles
+from cft.annotation.shards import Shard, place
 from cft.export import export
 from cft.files import WriteError, exclusive
-from cft.shards import Shard, place
+from cft.training.checkpoint_keeper import WholeFiles
 from tests.conftest import make_llama, make_tokenizer
 
 

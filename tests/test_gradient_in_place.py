@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cft import gradient_in_place, onednn_linear
-from cft.gradient_in_place import LeanEmbedding, gradients_in_place, use_lean_embeddings
-from cft.lean_layers import use_lean_layers
-from cft.onednn_linear import available, use_onednn
-from cft.selective_lm import SelectiveLM
+from cft.compute import gradient_in_place, onednn_linear
+from cft.compute.gradient_in_place import LeanEmbedding, gradients_in_place, use_lean_embeddings
+from cft.compute.lean_layers import use_lean_layers
+from cft.compute.onednn_linear import available, use_onednn
+from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
 from tests.objectives import sft
 from tests.test_layout import uneven

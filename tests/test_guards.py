@@ -14,11 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cft import onednn_linear
-from cft.checkpoints import CHECKPOINTS, kept_checkpoints, newest_checkpoint, read_checkpoint
-from cft.guards import REPORT, Guards, OutOfMemory, TrainingDiverged, gradient_norm, memory_advice
-from cft.kernels import use_kernels
-from cft.memory import (
+from cft.compute import onednn_linear
+from cft.compute.kernels import use_kernels
+from cft.models import Lora, apply_lora
+from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints, newest_checkpoint, read_checkpoint
+from cft.training.guards import REPORT, Guards, OutOfMemory, TrainingDiverged, gradient_norm, memory_advice
+from cft.training.memory import (
     DoesNotFit,
     MemoryEstimate,
     activation_bytes,
@@ -27,7 +28,6 @@ from cft.memory import (
     require_room,
     states_per_parameter,
 )
-from cft.models import Lora, apply_lora
 from tests.entry import FIT_ONLY
 from tests.entry import run as train_py
 from tests.fakes import random_llama
@@ -223,7 +223,7 @@ def test_only_what_clearly_does_not_fit_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["not finite", "out of memory"])
 def test_the_command_line_says_what_stopped_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cft.module import CausalLMModule
+    from cft.training.module import CausalLMModule
 
     step = CausalLMModule.training_step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cft.judge import Judge
+from cft.judging.judge import Judge
 from cft.masks import Critical
 from cft.types import Budget, Completion, Fork, Judgement, Verdict
 from experiments.interdependence import Pair, forks_of, pairs_of, replace_pairs, share, summary

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cft.checkpoints import CHECKPOINTS, kept_checkpoints, load_checkpoint, newest_checkpoint
+from cft.annotation.store import AnnotationStore, table_hash
 from cft.runs import identity_of
-from cft.store import AnnotationStore, table_hash
+from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints, load_checkpoint, newest_checkpoint
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY, SHORT, Ended, run
 from tests.stage import composed
@@ -268,7 +268,7 @@ def test_a_new_run_in_an_old_folder_keeps_its_own_checkpoints(copied_run: Path) 
 def test_auto_leaves_a_finished_run_and_one_of_another_configuration(
     copied_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cft.module import CausalLMModule
+    from cft.training.module import CausalLMModule
 
     def refuse(*args: object) -> None:
         raise AssertionError("no step was to be done")
@@ -307,7 +307,7 @@ def test_what_cannot_be_resumed_says_why(copied_run: Path) -> None:
 
 def interrupted(*arguments: str, step: int) -> Ended:
     """A training that Ctrl-C ends in an optimizer step, counted from 1."""
-    from cft.module import CausalLMModule
+    from cft.training.module import CausalLMModule
 
     original, handler = CausalLMModule.training_step, signal.getsignal(signal.SIGINT)
 
@@ -413,7 +413,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_that_goes_on(
 ) -> None:
     import os
 
-    from cft.module import CausalLMModule
+    from cft.training.module import CausalLMModule
 
     monkeypatch.chdir(tmp_path)
     calls = 0
@@ -448,8 +448,8 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_that_goes_on(
 def test_ctrl_c_says_how_to_go_on(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import signal as signals
 
-    from cft.annotator import Annotator
-    from cft.module import CausalLMModule
+    from cft.annotation.annotator import Annotator
+    from cft.training.module import CausalLMModule
 
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt

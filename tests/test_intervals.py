@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from cft.intervals import bootstrap_interval, paired_two_way_bootstrap, seed_deviations, two_way_bootstrap
+from cft.evaluation.intervals import bootstrap_interval, paired_two_way_bootstrap, seed_deviations, two_way_bootstrap
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95])

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cft.batches import TokenRow, collate
-from cft.config import ConfigError, build
-from cft.selective_lm import SelectiveLM
+from cft.annotation.store import SHIPPED, AnnotationStore
+from cft.configuration.config import ConfigError, build
 from cft.stages.label_export import label_export, labels_table
-from cft.store import SHIPPED, AnnotationStore
+from cft.training.batches import TokenRow, collate
+from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts
 from tests.entry import run
 from tests.stage import composed

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from cft.batches import collate
-from cft.eligible import eligible_tokens
 from cft.errors import BadValue
-from cft.layout import placed
-from cft.selective_lm import SelectiveLM
+from cft.training.batches import collate
+from cft.training.eligible import eligible_tokens
+from cft.training.layout import placed
+from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts, TokenBatch
 from tests.fakes import random_llama
 from tests.objectives import sft

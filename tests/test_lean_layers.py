@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from cft import lean_layers, onednn_linear
-from cft.kernels import Used, use_kernels
-from cft.lean_layers import use_lean_layers
-from cft.selective_lm import SelectiveLM
+from cft.compute import lean_layers, onednn_linear
+from cft.compute.kernels import Used, use_kernels
+from cft.compute.lean_layers import use_lean_layers
+from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
 from tests.objectives import sft
 from tests.test_layout import model_of, uneven

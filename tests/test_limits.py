@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cft.batches import TokenRow
+from cft.training.batches import TokenRow
 from cft.types import StepCounts
 from tests.methods import OPTIONS, objective, random_logits, step_loss, terms_of, token_rows
 from tests.test_oracle import DFT, PER_ROW, SFT, TABLE

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from cft.batches import TokenRow
-from cft.batches import collate as collate_counted
-from cft.eligible import eligible_tokens
 from cft.loss import token_statistics
-from cft.selective_lm import SelectiveLM
+from cft.training.batches import TokenRow
+from cft.training.batches import collate as collate_counted
+from cft.training.eligible import eligible_tokens
+from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts, TokenBatch
 from cft.weighting import Probability, Uniform
 from tests.fakes import random_llama

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cft.algebra import Decided, equal_by_algebra
-from cft.latex import form_of, one_spelling, readable
-from cft.math_compare import compare
-from cft.quantities import quantity
+from cft.judging.algebra import Decided, equal_by_algebra
+from cft.judging.latex import form_of, one_spelling, readable
+from cft.judging.math_compare import compare
+from cft.judging.quantities import quantity
 from cft.verify import Math
 
 MATH = Math(fallback_last_number=True, lists="set")

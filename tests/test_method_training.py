@@ -23,17 +23,17 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from cft.batches import GlobalOrderSampler, TokenRow, collate, loader
+from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.catalogue import Entry, entries
 from cft.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, columns_for
-from cft.config import CONF_DIR, build
+from cft.configuration.config import CONF_DIR, build
 from cft.data import to_token_row
-from cft.layout import Layout
 from cft.loss import TermSum
 from cft.masks import Critical, Mask
 from cft.reference_model import Initial
-from cft.selective_lm import SelectiveLM
-from cft.store import SHIPPED, AnnotationStore
+from cft.training.batches import GlobalOrderSampler, TokenRow, collate, loader
+from cft.training.layout import Layout
+from cft.training.selective_lm import SelectiveLM
 from cft.types import AnnotatedResponse, Outcome, StepCounts, TokenBatch
 from tests.fakes import random_llama
 from tests.gradient_driver import Recorder, Rows

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cft.metrics import distinct_n, maj_at_k, pass_at_k, self_bleu
+from cft.evaluation.metrics import distinct_n, maj_at_k, pass_at_k, self_bleu
 
 
 @pytest.mark.parametrize("n, c, k", [(n, c, k) for n in range(1, 8) for c in range(n + 1) for k in range(1, n + 1)])

@@ -17,12 +17,12 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.optim import Optimizer
 
 from cft.aggregation import TokenMean, WorstGroup
-from cft.batches import GlobalOrderSampler, RowDataset, TokenRow
 from cft.coefficient import Coefficient
 from cft.errors import BadValue
-from cft.guards import TrainingDiverged
 from cft.loss import Normalizer, Objective, Regularizer
 from cft.token_loss import NLL
+from cft.training.batches import GlobalOrderSampler, RowDataset, TokenRow
+from cft.training.guards import TrainingDiverged
 from tests import gradient_driver
 from tests.gradient_driver import EPOCHS, Recorder, rows, run
 from tests.objectives import sft

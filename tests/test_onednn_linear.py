@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cft import onednn_linear
+from cft.compute import onednn_linear
+from cft.compute.onednn_linear import OneDnnLinear, available, steps_down, steps_up, use_onednn
 from cft.models import Lora, apply_lora
-from cft.onednn_linear import OneDnnLinear, available, steps_down, steps_up, use_onednn
-from cft.selective_lm import SelectiveLM
+from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
 from tests.objectives import sft
 from tests.test_layout import uneven

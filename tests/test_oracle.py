@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cft.batches import TokenRow
 from cft.loss import Objective
+from cft.training.batches import TokenRow
 from cft.types import StepCounts
 from tests.methods import OPTIONS, objective, random_logits, step_loss, terms_of, token_rows
 

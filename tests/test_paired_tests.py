@@ -10,8 +10,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cft.intervals import paired_two_way_bootstrap
-from cft.paired_tests import holm, mcnemar, paired_difference, sign_flip
+from cft.evaluation.intervals import paired_two_way_bootstrap
+from cft.evaluation.paired_tests import holm, mcnemar, paired_difference, sign_flip
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cft.annotation.store import AnnotationStore
 from cft.masks import Critical
-from cft.store import AnnotationStore
 from tests.entry import Ended, run
 
 PROBLEMS = ("data.max_steps=2", "data.num_train=24")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cft.preflight import missing_inputs, unwritable
+from cft.configuration.preflight import missing_inputs, unwritable
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY, run
 

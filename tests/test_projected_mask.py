@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
 from cft.masks import Complement, Critical, MaskError
 from cft.projected_mask import Projected, project
-from cft.store import SHIPPED, AnnotationStore, StoreError
 from cft.types import AnnotatedResponse
 from tests.fakes import row
 

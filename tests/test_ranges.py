@@ -11,13 +11,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cft.command_line import CommandLine, command_line_mistakes, read_command_line
-from cft.config import CONF_DIR
-from cft.config_check import check_node
+from cft.configuration.command_line import CommandLine, command_line_mistakes, read_command_line
+from cft.configuration.config import CONF_DIR
+from cft.configuration.config_check import check_node
+from cft.configuration.signatures import signature
+from cft.configuration.targets import resolve
+from cft.configuration.value_types import Either, Kind, Scalar, Within, kind_of
 from cft.errors import BadValue
-from cft.signatures import signature
-from cft.targets import resolve
-from cft.value_types import Either, Kind, Scalar, Within, kind_of
 
 TRIED = (-math.inf, -1.0, -1e-9, 0.0, 0.5, 1.0, 1.5, math.inf, math.nan)
 

@@ -20,12 +20,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from cft.checkpoints import CHECKPOINTS, newest_checkpoint, read_checkpoint
-from cft.config import config_hash
-from cft.position import position_of
-from cft.ranks import VARIABLES, RankMismatch, SameEverywhere, own_environment, save_job
-from cft.resume import Start
+from cft.configuration.config import config_hash
 from cft.sharding import ShardingError, require_equal_weights
+from cft.training.checkpoints import CHECKPOINTS, newest_checkpoint, read_checkpoint
+from cft.training.position import position_of
+from cft.training.ranks import VARIABLES, RankMismatch, SameEverywhere, own_environment, save_job
+from cft.training.resume import Start
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY
 from tests.fakes import random_llama
@@ -49,7 +49,7 @@ def ranks_of(process: int) -> list[int]:
     found = []
     for pid in children(process):
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        found += [pid] if b"cft.rank_process" in command else []
+        found += [pid] if b"cft.training.rank_process" in command else []
     return found
 
 
@@ -73,9 +73,9 @@ def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 def test_another_process_gets_the_jobs_own_config(job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cft import rank_process
     from cft.runs import run_context
     from cft.stages import train as stage
+    from cft.training import rank_process
 
     cfg = composed("train", "seed=7", "mask=all")
     here = run_context()

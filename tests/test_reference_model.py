@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from cft.batches import collate
 from cft.columns import REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, StoredColumn
 from cft.data import to_token_row
 from cft.errors import BadValue
@@ -22,9 +21,10 @@ from cft.models import Lora, ModelSpec, apply_lora, base_weights_hash, load_caus
 from cft.reference_model import AdapterOff, Initial, Reference, Teacher, starts_as_reference
 from cft.row_weighting import SequenceRatio
 from cft.score_methods import ReferenceLogprob
-from cft.selective_lm import SelectiveLM
 from cft.stages.score import compute
 from cft.token_loss import Prediction
+from cft.training.batches import collate
+from cft.training.selective_lm import SelectiveLM
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
 from tests.entry import FIT_ONLY, run
 from tests.fakes import random_llama, row

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from cft.annotation.store import SHIPPED, AnnotationStore
+from cft.evaluation.paired_tests import holm
 from cft.masks import Critical
-from cft.paired_tests import holm
 from cft.report import compute, curves, pass_curve, profile
 from cft.report.__main__ import main
 from cft.report.arms import ReportError
@@ -21,7 +22,6 @@ from cft.report.choice import choose
 from cft.report.compare import collect, compare
 from cft.report.settings import differing
 from cft.report.table import MARK, RATE, VALIDATION, P, cells
-from cft.store import SHIPPED, AnnotationStore
 from cft.types import Outcome
 from tests.fakes import row
 from tests.test_report import TARGETS, arm, draws, write_run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cft.counterfactual import ListSource
+from cft.annotation.counterfactual import ListSource
 from cft.rollout.choice import TIE_MARGIN_PROBABILITY, greedy, sampled, uniforms
 from cft.rollout.reference import ReferenceEngine, top_tokens
 from cft.rollout.shared_prefix import SharedPrefixEngine

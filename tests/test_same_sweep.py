@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cft.evaluation_record import evaluated_before, evaluated_model
+from cft.evaluation.evaluation_record import evaluated_before, evaluated_model
 from cft.lineage import lineage
 from cft.runs import RunContext, save_config, write_results
 from tests.entry import FIT_ONLY, SHORT, Ended, run

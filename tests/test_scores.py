@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from cft.config import ConfigError
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
+from cft.configuration.config import ConfigError
 from cft.models import tokenizer_hash
 from cft.score_methods import AttentionReceived, AttentionToPrompt, ReferenceLogprob, ScoreKind
 from cft.scores import (
@@ -28,7 +29,6 @@ from cft.scores import (
     write_score,
 )
 from cft.stages.score import compute, score
-from cft.store import SHIPPED, AnnotationStore, StoreError
 from cft.types import AnnotatedResponse
 from tests.conftest import make_llama, make_tokenizer
 from tests.entry import run

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from cft.errors import BadValue
 from cft.models import Lora, apply_lora
-from cft.selective_lm import SelectiveLM
+from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
 from tests.objectives import sft
 from tests.test_layout import model_of, uneven
@@ -61,7 +61,7 @@ def test_a_logit_transform_of_a_models_own_is_refused() -> None:
 
     model = random_llama()
     model.register_forward_hook(doubled)
-    with pytest.raises(BadValue, match=r"LlamaForCausalLM: its logits differ by .* cft/head.py"):
+    with pytest.raises(BadValue, match=r"LlamaForCausalLM: its logits differ by .* cft/compute/head.py"):
         SelectiveLM(model, sft()).check_head()
 
 

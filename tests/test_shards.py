@@ -19,10 +19,10 @@ from threading import Barrier
 
 import pytest
 
-from cft import store as store_module
+from cft.annotation import store as store_module
+from cft.annotation.shards import ALONE, WHOLE, Part, Shard, clear_place, unfinished_message
+from cft.annotation.store import AnnotationStore, StoreError, find_annotation, table_hash
 from cft.files import FolderInUse
-from cft.shards import ALONE, WHOLE, Part, Shard, clear_place, unfinished_message
-from cft.store import AnnotationStore, StoreError, find_annotation, table_hash
 from tests.conftest import ROOT
 from tests.entry import SHORT, Ended, run
 from tests.shard_driver import COMMAND, FINGERPRINT, POINTS, REQUEST, UNITS, part_of, response, write

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from cft.counterfactual import ListSource
+from cft.annotation.counterfactual import ListSource
 from cft.models import Lora, ModelError, apply_lora
 from cft.rollout import fork_attention, residency
 from cft.rollout.fork_attention import LayerKeys, Shared

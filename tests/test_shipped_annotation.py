@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from cft.config import build
+from cft.annotation.store import SHIPPED, AnnotationStore
+from cft.configuration.config import build
 from cft.masks import Critical
 from cft.models import load_causal_lm, load_tokenizer, template_hash, tokenizer_hash, weights_hash
-from cft.store import SHIPPED, AnnotationStore
 from tests.stage import composed
 
 STORE = AnnotationStore(SHIPPED / "tiny_arith")

@@ -19,9 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cft import files, store
+from cft import files
+from cft.annotation import store
+from cft.annotation.store import AnnotationStore, ProblemRecord, StoreError, check_name, find_annotation, table_hash
 from cft.files import FolderInUse, WriteError
-from cft.store import AnnotationStore, ProblemRecord, StoreError, check_name, find_annotation, table_hash
 from cft.types import AnnotatedResponse, Outcome
 from tests.entry import SHORT, Ended, run
 from tests.fakes import row

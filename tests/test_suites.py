@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from cft.benchmark_list import is_benchmark_override
-from cft.lm_eval_results import Measured, lm_eval_results
+from cft.evaluation.benchmark_list import is_benchmark_override
+from cft.evaluation.lm_eval_results import Measured, lm_eval_results
+from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.report.compare import collect, compare
-from cft.suites import macro_average, suite_table, write_summary
 from tests.entry import Ended, run
 
 

@@ -9,9 +9,9 @@ from textwrap import dedent
 
 import pytest
 
-from cft.signatures import signature
-from cft.targets import TargetError, resolve
-from cft.value_types import describe, fits, kind_of, mismatch
+from cft.configuration.signatures import signature
+from cft.configuration.targets import TargetError, resolve
+from cft.configuration.value_types import describe, fits, kind_of, mismatch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -204,8 +204,8 @@ def test_annotations_of_every_simple_kind(
 def test_reading_libraries_imports_none_of_them() -> None:
     code = """
         import sys
-        from cft.signatures import signature
-        from cft.targets import resolve
+        from cft.configuration.signatures import signature
+        from cft.configuration.targets import resolve
         found = {}
         for name in ("lightning.pytorch.Trainer", "torch.optim.AdamW", "torch.optim.SGD", "torch.nn.Linear"):
             found[name] = len(signature(resolve(name)).parameters)

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from cft.calibration import calibrate, calibrated_threshold
 from cft.coefficient import Coefficient
 from cft.loss import Regularizer
 from cft.regularizing_loss import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy
-from cft.selective_lm import SelectiveLM
 from cft.target_loss import GEM, Distillation, LabelSmoothing, TargetSFT
 from cft.token_loss import NLL, ClippedRatio, Power, Prediction, TokenLoss
+from cft.training.calibration import calibrate, calibrated_threshold
+from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
 from tests.gradient_driver import rows
 from tests.objectives import sft

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cft.annotation.units import Plan, ids_hash
 from cft.types import Problem
-from cft.units import Plan, ids_hash
 
 PROBLEMS = [Problem(id=str(i), question="?", answer="1") for i in range(11)]
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cft.algebra import too_hard
-from cft.answers import MAX_DIGITS, as_fraction, canonical, last_number, read_number
-from cft.markers import explicit_answer
+from cft.judging.algebra import too_hard
+from cft.judging.answers import MAX_DIGITS, as_fraction, canonical, last_number, read_number
+from cft.judging.markers import explicit_answer
 from cft.types import Judgement, Verdict
 from cft.verify import Exact, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
 

@@ -12,14 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from cft.command_line import command_line_mistakes, read_command_line
-from cft.config import CONF_DIR, build
-from cft.judge import outcome_of
-from cft.markers import explicit_answer, first_answer_end
+from cft.configuration.command_line import command_line_mistakes, read_command_line
+from cft.configuration.config import CONF_DIR, build
+from cft.judging.judge import outcome_of
+from cft.judging.markers import explicit_answer, first_answer_end
+from cft.judging.verify_pool import VerifierPool
 from cft.types import Judgement, Verifier
 from cft.verify import Exact, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
 from cft.verify_first import FirstAnswer
-from cft.verify_pool import VerifierPool
 from tests.stage import composed
 
 NUMERIC = Numeric(fallback_last_number=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cft.judging.verify_pool import START_UP_S, VerifierPool
 from cft.types import Judgement, Verdict
 from cft.verify import Math, Numeric
-from cft.verify_pool import START_UP_S, VerifierPool
 from tests.hostile import HOSTILE, UNANSWERED
 from tests.verifier_fakes import Introspective, Misbehaving, Unimportable
 
@@ -74,12 +74,12 @@ def test_workers_import_no_deep_learning_and_not_the_users_main(monkeypatch: pyt
     names = ["modules", "main", "WANDB_API_KEY", "HF_TOKEN", "PLAIN_SETTING"]
     with VerifierPool(Introspective(), workers=1, timeout_s=5.0) as pool:
         said = [verdict.extracted for verdict in pool.verify_all([(name, "") for name in names])]
-    assert said == ["", "cft.verify_worker", "absent", "absent", "kept"]
+    assert said == ["", "cft.judging.verify_worker", "absent", "absent", "kept"]
 
 
 def test_the_modules_of_verification_import_nothing_heavy() -> None:
     code = (
-        "import sys, cft.verify, cft.verify_pool, cft.verify_worker, cft.metrics\n"
+        "import sys, cft.verify, cft.judging.verify_pool, cft.judging.verify_worker, cft.evaluation.metrics\n"
         "print([m for m in ('torch', 'transformers', 'lightning', 'sympy', 'math_verify') if m in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -103,7 +103,7 @@ def test_workers_end_with_the_context_and_with_an_exception_in_it() -> None:
 @pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"])
 def test_workers_end_with_an_interpreter_that_never_closed_the_pool(end: str) -> None:
     script = (
-        "import os\nfrom cft.verify_pool import VerifierPool\nfrom tests.verifier_fakes import Introspective\n"
+        "import os\nfrom cft.judging.verify_pool import VerifierPool\nfrom tests.verifier_fakes import Introspective\n"
         "pool = VerifierPool(Introspective(), workers=1, timeout_s=5.0)\n"
         f"print(pool.verify_all([('pid', '')])[0].extracted, flush=True)\n{end}\n"
     )

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cft.annotation.store import AnnotationStore
 from cft.lineage import annotation_link
-from cft.store import AnnotationStore
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY, SHORT, Ended, run
 
@@ -105,7 +105,7 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    from cft.module import CausalLMModule
+    from cft.training.module import CausalLMModule
 
     folder = tmp_path_factory.mktemp("chain")
     begin = CausalLMModule.on_fit_start
@@ -278,7 +278,7 @@ def test_a_server_out_of_reach_makes_the_run_offline_and_training_goes_on(
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    monkeypatch.setattr("cft.wandb_run.INIT_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("cft.training.wandb_run.INIT_TIMEOUT_S", 2.0)
     with pytest.warns(UserWarning, match=r"W&B is out of reach .*goes on offline.*wandb sync"):
         ended = train(chain.annotations, "logger=wandb", "hydra.run.dir=run")
     assert ended.status == 0, ended.text

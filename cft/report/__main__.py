@@ -17,6 +17,7 @@ import tokenizers
 from rich.console import Console
 
 from cft import __version__
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.errors import UserError
 from cft.masks import Critical, MaskError
 from cft.report.arms import Comparison, ReportError
@@ -27,13 +28,12 @@ from cft.report.table import comparison_table
 from cft.report.text import printable
 from cft.report.transcript import Decode, legend, terminal
 from cft.smollm2 import DISTRIBUTION, converted_folder
-from cft.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.types import AnnotatedResponse
 
 INTERVALS = (
-    "95 %: problems resampled 2,000 times, the seeds' part drawn from a two-way random model (cft/intervals.py); differences "
-    "are paired by problem, their p-values come from 10,000 such draws, from McNemar's exact test where each arm has one "
-    "seed, and are corrected by Holm's procedure over all contrasts of a metric"
+    "95 %: problems resampled 2,000 times, the seeds' part drawn from a two-way random model (cft/evaluation/intervals.py); "
+    "differences are paired by problem, their p-values come from 10,000 such draws, from McNemar's exact test where each arm "
+    "has one seed, and are corrected by Holm's procedure over all contrasts of a metric"
 )
 
 

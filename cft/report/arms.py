@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cft.errors import UserError
-from cft.intervals import Interval
+from cft.evaluation.intervals import Interval
 
 Scope = Literal["seeds and problems", "problems", "seeds", "one value"]
 ACCURACY = "eval/accuracy"

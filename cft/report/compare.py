@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from cft.intervals import Interval, two_way_bootstrap
+from cft.evaluation.intervals import Interval, two_way_bootstrap
 from cft.report.arms import ACCURACY, BASE, Arm, Comparison, Measured, ReportError, Run, Scope, is_base, values_table
 from cft.report.contrasts import contrasted
 from cft.report.curves import at_best_epoch

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from cft.paired_tests import holm, paired_difference
+from cft.evaluation.paired_tests import holm, paired_difference
 from cft.report.arms import ACCURACY, Arm, Comparison, Contrast, ReportError, Run, is_base, values_table
 from cft.report.names import is_sft
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cft.intervals import Interval, two_way_bootstrap
-from cft.metrics import pass_at_k
+from cft.evaluation.intervals import Interval, two_way_bootstrap
+from cft.evaluation.metrics import pass_at_k
 from cft.report.arms import Arm, Comparison
 
 MAX_POINTS = 24  # of a curve: beyond that the values of k are spread evenly over their logarithm

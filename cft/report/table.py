@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from cft.intervals import Interval
+from cft.evaluation.intervals import Interval
 from cft.report.arms import ACCURACY, Arm, Comparison
 from cft.report.contrasts import contrast_metrics
 from cft.report.text import one_line, printable

@@ -14,12 +14,16 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cft.annotation_summary import print_summary
-from cft.annotator import Annotator, Solved, Unit, tally_counts
+from cft.annotation.annotation_summary import print_summary
+from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
+from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
+from cft.annotation.store import AnnotationStore, check_name
+from cft.annotation.units import Plan, ids_hash
 from cft.cards import write_annotation_card
-from cft.config import ConfigError, build, redacted
-from cft.device import place
-from cft.judge import Judge
+from cft.compute.device import place
+from cft.configuration.config import ConfigError, build, redacted
+from cft.judging.judge import Judge
+from cft.judging.verify_pool import VerifierPool
 from cft.lineage import Link, annotation_link, lineage, model_inputs
 from cft.loggers import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks import critical_fraction
@@ -35,12 +39,8 @@ from cft.models import (
 from cft.progress import Bar, console, progress
 from cft.quiet import quiet_libraries
 from cft.runs import run_context
-from cft.shards import WHOLE, Part, Shard, unfinished_message
-from cft.store import AnnotationStore, check_name
 from cft.types import Budget, Completion
-from cft.units import Plan, ids_hash
 from cft.verify import verifier_fingerprint
-from cft.verify_pool import VerifierPool
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -14,17 +14,19 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from cft.arm import arm_of
-from cft.benchmark_list import is_benchmark_override
 from cft.benchmarks import Suite, members_of, verifier_for
-from cft.config import ConfigError, build
-from cft.device import place
-from cft.evaluation import SampleRequest, Solver, summarise, write_samples
-from cft.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
+from cft.compute.device import place
+from cft.configuration.config import ConfigError, build
+from cft.evaluation.benchmark_list import is_benchmark_override
+from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
+from cft.evaluation.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
+from cft.evaluation.lm_eval_results import Measured, lm_eval_results
+from cft.evaluation.metrics import Interval
+from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.files import write_json
-from cft.judge import Judge
+from cft.judging.judge import Judge
+from cft.judging.verify_pool import VerifierPool
 from cft.lineage import Link, lineage
-from cft.lm_eval_results import Measured, lm_eval_results
-from cft.metrics import Interval
 from cft.models import (
     ModelSpec,
     eos_ids,
@@ -52,10 +54,8 @@ from cft.runs import (
     without_nan,
     write_results,
 )
-from cft.suites import macro_average, suite_table, write_summary
 from cft.types import Engine, Problem
 from cft.verify import verifier_fingerprint
-from cft.verify_pool import VerifierPool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

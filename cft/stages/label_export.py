@@ -23,15 +23,15 @@ import pyarrow.parquet as pq
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from cft.batches import TokenRow
+from cft.annotation.store import AnnotationStore, find_annotation
 from cft.cards import PAPER, card, code, commands, size_category, table, write_card
-from cft.config import ConfigError, build, redacted
+from cft.configuration.config import ConfigError, build, redacted
 from cft.data import AnnotatedDataModule
 from cft.files import exclusive, sha256_file, write_atomically, write_json
 from cft.lineage import annotation_link, lineage
 from cft.problem_rows import normalised
 from cft.progress import console
-from cft.store import AnnotationStore, find_annotation
+from cft.training.batches import TokenRow
 
 IGNORED = -100  # of labels, in torch and every trainer
 MANIFEST = "manifest.json"

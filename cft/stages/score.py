@@ -14,8 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from cft.config import ConfigError, build
-from cft.device import place
+from cft.annotation.store import AnnotationStore, StoreError, find_annotation
+from cft.compute.device import place
+from cft.configuration.config import ConfigError, build
 from cft.models import (
     ModelSpec,
     load_causal_lm,
@@ -37,7 +38,6 @@ from cft.scores import (
     scores_folder,
     write_score,
 )
-from cft.store import AnnotationStore, StoreError, find_annotation
 from cft.types import AnnotatedResponse
 
 

@@ -15,19 +15,16 @@ from transformers import PreTrainedModel
 
 from cft.arm import ARM_KEYS, arm_of
 from cft.benchmarks import verifier_for
-from cft.calibration import calibrate
 from cft.cards import write_model_card
-from cft.checkpoints import load_checkpoint
 from cft.columns import columns_for, needs_live
-from cft.config import ConfigError, build
+from cft.compute.device import place
+from cft.compute.kernels import use_kernels
+from cft.configuration.config import ConfigError, build
 from cft.data import AnnotatedDataModule
-from cft.device import place
-from cft.evaluation import SampleRequest, Solver, summarise, write_samples
+from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive
-from cft.fit import Fit
-from cft.interruption import Interruption
-from cft.judge import Judge
-from cft.kernels import use_kernels
+from cft.judging.judge import Judge
+from cft.judging.verify_pool import VerifierPool
 from cft.lineage import annotation_link, checkpoint_link, lineage, model_inputs
 from cft.loggers import close_loggers, log_made, log_transcripts
 from cft.masks import Critical
@@ -40,14 +37,11 @@ from cft.models import (
     template_hash,
     tokenizer_hash,
 )
-from cft.module import CausalLMModule
 from cft.problem_rows import normalised
 from cft.problems import Splits
 from cft.progress import console
 from cft.quiet import quiet_libraries
-from cft.ranks import own_environment
 from cft.reference_model import starts_as_reference
-from cft.resume import Start, finished_accuracy, start_of
 from cft.runs import (
     EXPORT,
     TRAINED_BY,
@@ -59,9 +53,15 @@ from cft.runs import (
     write_results,
 )
 from cft.sharding import is_sharded, trained_weights
+from cft.training.calibration import calibrate
+from cft.training.checkpoints import load_checkpoint
+from cft.training.fit import Fit
+from cft.training.interruption import Interruption
+from cft.training.module import CausalLMModule
+from cft.training.ranks import own_environment
+from cft.training.resume import Start, finished_accuracy, start_of
 from cft.types import Problem
 from cft.verify import verifier_fingerprint
-from cft.verify_pool import VerifierPool
 
 NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated on problems nor tested
 

@@ -1,0 +1,1 @@
+"""The counterfactual test of every token, and the store of its evidence."""

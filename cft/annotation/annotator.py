@@ -1,0 +1,285 @@
+"""One unit of annotation: problems in, evidence rows and a record of every problem out.
+
+solve (greedy, or the data's own solutions) -> verify -> keep the correct -> score -> alternatives -> counterfactuals
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cft.annotation.counterfactual import (
+    Evidence,
+    ListSource,
+    Tally,
+    alternatives,
+    fresh_evidence,
+    run_counterfactuals,
+    stored_evidence,
+)
+from cft.annotation.spans import char_spans, decode
+from cft.annotation.store import ProblemRecord
+from cft.files import sha256_json
+from cft.judging.judge import Judge
+from cft.types import GREEDY, AnnotatedResponse, Budget, Completion, Engine, Fork, Outcome, Problem, TopTokens, Trunk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from cft.prompts import Prompt
+
+NEAR_LIMIT = 0.9  # a response longer than this share of the limit leaves its counterfactuals no room
+
+_STATUS = {
+    Outcome.WRONG: "wrong",
+    Outcome.UNDECIDED: "undecided",
+    Outcome.CUT_OFF: "cut off",
+}
+_BROKEN_OFF = {"length": "cut off", "memory": "out of memory"}
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    rows: list[AnnotatedResponse]
+    problems: list[ProblemRecord]
+    counts: dict[str, int]
+    compute: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A problem with the response to annotate, or the status that says why there is none."""
+
+    problem: Problem
+    trunk: Trunk
+    completion: Completion | None
+    status: str
+    extracted: str
+
+
+@dataclass(slots=True)
+class Annotator:
+    """All that a unit needs. max_positions: the model's context length; longer prompts are skipped and counted."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    prompt: Prompt
+    judge: Judge
+    budget: Budget
+    eos_ids: tuple[int, ...]
+    max_positions: int
+    num_alternatives: int
+    short_circuit: bool
+    replay_fraction: float
+    responses: Literal["solve", "given"] = "solve"
+    on_solved: Callable[[Completion], None] = field(default=lambda completion: None)
+    on_plan: Callable[[Sequence[Solved]], None] = field(default=lambda kept: None)
+    on_fork: Callable[[Completion], None] = field(default=lambda completion: None)
+
+    def fresh(self, problems: Sequence[Problem]) -> Unit:
+        """Solve and annotate problems nothing is known of."""
+        started = time.monotonic()
+        solved = self._solve(problems)
+        solve_s = time.monotonic() - started
+        kept = [s for s in solved if s.status == "annotated"]
+        self.on_plan(kept)
+        scored = [self._score(s) for s in kept]
+        evidence = [
+            fresh_evidence(
+                response_id=_response_id(s),
+                answer=s.problem.answer,
+                trunk=s.trunk,
+                alt_ids_RK=alt_ids,
+                # A given token is not the model's choice: replaying it controls nothing.
+                replay_fraction=self.replay_fraction if self.responses == "solve" else 0.0,
+            )
+            for s, (_, alt_ids, _) in zip(kept, scored, strict=True)
+        ]
+        tally = self._run(evidence)
+        rows = [
+            self._row(s, top, alt_logprob, done)
+            for s, (top, _, alt_logprob), done in zip(kept, scored, evidence, strict=True)
+        ]
+        decoded = sum(s.completion.num_decoded for s in solved if s.completion) if self.responses == "solve" else 0
+        return Unit(
+            rows,
+            [_record(s, self.tokenizer) for s in solved],
+            _counts(solved, tally),
+            {
+                "solve_tokens": decoded,
+                "solve_seconds": round(solve_s, 3),
+                **_compute(tally, seconds=time.monotonic() - started - solve_s),
+            },
+        )
+
+    def filled(self, rows: Sequence[AnnotatedResponse]) -> tuple[list[AnnotatedResponse], Tally, dict[str, float]]:
+        """Try the cells of stored rows that are wanted and untried: more alternatives, or what short-circuit left."""
+        started = time.monotonic()
+        wider = [self._widened(row) for row in rows]
+        evidence = [stored_evidence(row, alt_ids_RK=alt_ids) for row, (alt_ids, _) in zip(rows, wider, strict=True)]
+        tally = self._run(evidence)
+        filled = [
+            replace(
+                row,
+                alt_ids=done.alt_ids_RK,
+                alt_logprob=alt_logprob,
+                alt_answer=done.answer_RK,
+                alt_tokens=done.tokens_RK,
+                alt_outcome=done.outcome_RK,
+            )
+            for row, (_, alt_logprob), done in zip(rows, wider, evidence, strict=True)
+        ]
+        return filled, tally, _compute(tally, seconds=time.monotonic() - started)
+
+    def _run(self, evidence: list[Evidence]) -> Tally:
+        return run_counterfactuals(
+            self.engine,
+            evidence,
+            judge=self.judge,
+            budget=self.budget,
+            short_circuit=self.short_circuit,
+            on_fork=self.on_fork,
+        )
+
+    def _solve(self, problems: Sequence[Problem]) -> list[Solved]:
+        trunks = [self._prompt_trunk(problem) for problem in problems]
+        limit = self.max_positions - self.budget.max_new_tokens
+        fits = [len(trunk.ids) <= limit for trunk in trunks]
+        completions: dict[int, Completion] = {}
+        if self.responses == "given":
+            completions = {i: self._given(p) for i, p in enumerate(problems) if p.solution and fits[i]}
+        else:
+            forks = [Fork(t, t.prompt_len, None, GREEDY, i) for i, t in enumerate(trunks) if fits[i]]
+            # By length, so that a batch pads little.
+            forks.sort(key=lambda fork: len(fork.trunk.ids))
+            for key, completion in self.engine.run(ListSource(forks), budget=self.budget):
+                completions[key] = completion  # type: ignore[index]
+                self.on_solved(completion)
+        order = sorted(completions)
+        verdicts = dict(zip(order, self.judge([(completions[i], problems[i].answer) for i in order]), strict=True))
+        return [
+            self._classified(problem, trunk, completions.get(i), verdicts.get(i), fits=fits[i])
+            for i, (problem, trunk) in enumerate(zip(problems, trunks, strict=True))
+        ]
+
+    def _classified(
+        self,
+        problem: Problem,
+        trunk: Trunk,
+        completion: Completion | None,
+        verdict: tuple[Outcome, str] | None,
+        *,
+        fits: bool,
+    ) -> Solved:
+        if completion is None or verdict is None:
+            return Solved(problem, trunk, None, "no solution given" if fits else "prompt too long", "")
+        outcome, extracted = verdict
+        if completion.finish in _BROKEN_OFF:
+            status = _BROKEN_OFF[completion.finish]
+        elif outcome != Outcome.RIGHT:
+            status = _STATUS[outcome]
+        elif len(completion.ids) > NEAR_LIMIT * self.budget.max_new_tokens:
+            status = "near limit"
+        else:
+            status = "annotated"
+        whole = Trunk(np.concatenate([trunk.ids, completion.ids]), trunk.prompt_len)
+        return Solved(problem, whole, completion, status, extracted)
+
+    def _prompt_trunk(self, problem: Problem) -> Trunk:
+        ids = np.asarray(self.prompt.ids(self.tokenizer, problem.question), dtype=np.int32)
+        return Trunk(ids, len(ids))
+
+    def _given(self, problem: Problem) -> Completion:
+        """The data's own solution as a response, ended by the tokenizer's EOS."""
+        ids = self.tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
+        ids = np.asarray([*ids, self.tokenizer.eos_token_id], dtype=np.int32)[: self.budget.max_new_tokens]
+        ended = ids[-1] == self.tokenizer.eos_token_id
+        return Completion(ids, "stop" if ended else "length", 0)
+
+    def _score(self, solved: Solved) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
+        assert solved.completion is not None
+        top = self.engine.score(solved.trunk, k=self.num_alternatives + len(self.eos_ids))
+        alt_ids, alt_logprob = alternatives(solved.completion.ids, top, k=self.num_alternatives, eos_ids=self.eos_ids)
+        return top, alt_ids, alt_logprob
+
+    def _widened(self, row: AnnotatedResponse) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Alternatives of a stored row; scored again only where more of them are wanted than are stored."""
+        if self.num_alternatives <= row.alt_ids.shape[1]:
+            return row.alt_ids, row.alt_logprob
+        trunk = Trunk(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids))
+        top = self.engine.score(trunk, k=self.num_alternatives + len(self.eos_ids))
+        return alternatives(row.response_ids, top, k=self.num_alternatives, eos_ids=self.eos_ids)
+
+    def _row(
+        self, solved: Solved, top: TopTokens, alt_logprob: NDArray[np.float32], evidence: Evidence
+    ) -> AnnotatedResponse:
+        assert solved.completion is not None
+        text, spans = char_spans(self.tokenizer, solved.completion.ids)
+        return AnnotatedResponse(
+            problem_id=solved.problem.id,
+            response_id=evidence.response_id,
+            problem=solved.problem.question,
+            answer=solved.problem.answer,
+            response=text,
+            finish=solved.completion.finish,
+            prompt_ids=solved.trunk.ids[: solved.trunk.prompt_len],
+            response_ids=solved.completion.ids,
+            char_span=spans,
+            logprob=top.logprob_R,
+            entropy=top.entropy_R,
+            alt_ids=evidence.alt_ids_RK,
+            alt_logprob=alt_logprob,
+            alt_answer=evidence.answer_RK,
+            alt_tokens=evidence.tokens_RK,
+            alt_outcome=evidence.outcome_RK,
+            replay_outcome=evidence.replay_R,
+        )
+
+
+def _response_id(solved: Solved) -> str:
+    assert solved.completion is not None
+    return sha256_json([solved.problem.id, solved.completion.ids.tolist()])[:16]
+
+
+def _record(solved: Solved, tokenizer: PreTrainedTokenizerBase) -> ProblemRecord:
+    completion = solved.completion
+    if completion is None:
+        return ProblemRecord(solved.problem.id, solved.status, "", "", 0, 0)
+    return ProblemRecord(
+        solved.problem.id,
+        solved.status,
+        decode(tokenizer, completion.ids),
+        solved.extracted,
+        len(completion.ids),
+        completion.num_decoded,
+    )
+
+
+def _counts(solved: Sequence[Solved], tally: Tally) -> dict[str, int]:
+    statuses: dict[str, int] = {}
+    for s in solved:
+        statuses[s.status] = statuses.get(s.status, 0) + 1
+    settled = sum(s.completion.settled_by_reference for s in solved if s.completion)
+    return {"problems": len(solved), **statuses, **tally_counts(tally, settled_in_solving=settled)}
+
+
+def tally_counts(tally: Tally, *, settled_in_solving: int = 0) -> dict[str, int]:
+    return {
+        "forks": tally.forks,
+        "replays": tally.replays,
+        "replay_flips": tally.replay_flips,
+        "settled_by_reference": tally.settled_by_reference + settled_in_solving,
+    }
+
+
+def _compute(tally: Tally, *, seconds: float) -> dict[str, float]:
+    return {
+        "counterfactual_tokens": tally.tokens,
+        "speculative_tokens": tally.speculative_tokens,
+        "counterfactual_seconds": round(seconds, 3),
+    }

@@ -1,0 +1,325 @@
+"""Which tokens of a correct response decide its answer? (arXiv 2510.10974, section 3; the exact rules: docs in README)
+
+    for each position t of a response, end-of-sequence included:
+        the K most probable tokens other than y_t are put in its place, in order of rank;
+        what followed is dropped, the model continues greedily, the final answer is verified.
+    y_t is critical iff every alternative ends wrong. The first right one settles the position (short-circuit).
+
+This module drives an engine and a verifier and records evidence; which tokens are critical is read off the evidence
+by `cft/masks.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cft.annotation.spans import decode
+from cft.errors import BadValue
+from cft.judging.judge import Judge, closers
+from cft.types import (
+    GREEDY,
+    AnnotatedResponse,
+    Budget,
+    Completion,
+    Engine,
+    Fork,
+    Key,
+    Outcome,
+    TopTokens,
+    Trunk,
+)
+
+Cell = tuple[int, int, int]  # response, position, rank of the alternative or REPLAY
+RESPONSES_AT_A_TIME = 4
+# Forks under way: while most verdicts are wrong the next rank is likely to be needed; else only an idle row is cheap enough.
+SPECULATE_BELOW = 256
+SPECULATE_BELOW_IF_RIGHT = 64
+REPLAY = -1  # in place of an alternative's rank: the self-replay control of a position
+
+
+class ListSource:
+    """The simplest ForkSource: a fixed list."""
+
+    def __init__(self, forks: Sequence[Fork], *, on_take: Callable[[int], None] = lambda taken: None) -> None:
+        self._forks = deque(forks)
+        self._on_take = on_take
+
+    def take(self, n: int) -> list[Fork]:
+        taken = [self._forks.popleft() for _ in range(min(n, len(self._forks)))]
+        self._on_take(len(taken))
+        return taken
+
+    def decided(self, key: Key, ids: Sequence[int]) -> bool:
+        return False
+
+
+def alternatives(
+    response_ids: NDArray[np.int32], top: TopTokens, *, k: int, eos_ids: Collection[int]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The k most probable tokens other than y_t: ids [R, k] and log-probs [R, k].
+
+    Where y_t is an EOS token the other EOS ids are no alternatives, since they would end the text just the same.
+    """
+    eos = frozenset(eos_ids)
+    ids_RK = np.zeros((len(response_ids), k), dtype=np.int32)
+    logprob_RK = np.zeros((len(response_ids), k), dtype=np.float32)
+    for t, own in enumerate(response_ids.tolist()):
+        excluded = eos if own in eos else {own}
+        chosen = [j for j, token in enumerate(top.top_ids_RK[t].tolist()) if token not in excluded][:k]
+        if len(chosen) < k:
+            raise BadValue(f"num_alternatives={k}: only {len(chosen)} other tokens among the {len(top.top_ids_RK[t])}")
+        ids_RK[t] = top.top_ids_RK[t, chosen]
+        logprob_RK[t] = top.top_logprob_RK[t, chosen]
+    return ids_RK, logprob_RK
+
+
+def replay_positions(response_id: str, length: int, *, fraction: float) -> NDArray[np.bool_]:
+    """[R] True where the self-replay control is run; a function of the response id and the position alone."""
+    digests = (
+        hashlib.blake2b(f"replay\x1f{response_id}\x1f{t}".encode(), digest_size=8).digest() for t in range(length)
+    )
+    return np.array([int.from_bytes(d) / 2**64 < fraction for d in digests], dtype=np.bool_)
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What is known of one response while its test runs; becomes the alt_* columns of an AnnotatedResponse."""
+
+    response_id: str
+    answer: str
+    trunk: Trunk
+    alt_ids_RK: NDArray[np.int32]
+    outcome_RK: NDArray[np.int8]
+    answer_RK: list[list[str]]
+    tokens_RK: NDArray[np.int32]
+    replay_R: NDArray[np.int8]
+    replay_wanted_R: NDArray[np.bool_]
+
+    def next_alternatives(self, t: int, *, short_circuit: bool) -> list[int]:
+        """Which alternatives of position t to try next: one at a time under short-circuit, else all untried ones."""
+        untried = np.flatnonzero(self.outcome_RK[t] == Outcome.UNTRIED).tolist()
+        if not short_circuit:
+            return untried
+        return [] if (self.outcome_RK[t] == Outcome.RIGHT).any() else untried[:1]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Work done: forks and tokens decoded, near ties that the reference settled, replays and those that flipped.
+
+    speculative_tokens: decoded for forks that turned out not to be needed; they are in no other count.
+    """
+
+    forks: int = 0
+    tokens: int = 0
+    settled_by_reference: int = 0
+    replays: int = 0
+    replay_flips: int = 0
+    speculative_tokens: int = 0
+
+
+@dataclass(slots=True)
+class CounterfactualSource:
+    """Feeds an engine with the forks that are still needed, and judges what comes back.
+
+    The engine calls `take`; the caller hands every completion to `receive`. Verdicts are made in lots, when the queue
+    runs short, because the next rank of a position depends on them.
+
+    Order: a few responses at a time, so that few prefixes are in memory, and of these the earliest positions first. They
+    have the longest way to go; begun last, they would decode alone at the end. For the same reason the next rank of a
+    position begins before its verdict is known where rows would be idle else. What comes of it is looked at only if it
+    is needed, so the evidence is the same.
+    """
+
+    rows: Sequence[Evidence]
+    judge: Judge
+    short_circuit: bool
+    tally: Tally = field(default_factory=Tally)
+    _queue: list[tuple[int, int, int, Fork]] = field(default_factory=list)  # a heap, in the order of the first three
+    _pushed: int = 0
+    _under_way: set[Cell] = field(default_factory=set)  # in the queue or in the engine
+    _received: list[tuple[Cell, Completion]] = field(default_factory=list)
+    _early: dict[Cell, Completion] = field(default_factory=dict)  # ended before the rank ahead of it was judged
+    _right: set[tuple[int, int]] = field(default_factory=set)  # positions that a right alternative has settled
+
+    def __post_init__(self) -> None:
+        for index, row in enumerate(self.rows):
+            for t in range(len(row.alt_ids_RK)):
+                self._push_next(index, t)
+                if row.replay_wanted_R[t] and row.replay_R[t] == Outcome.UNTRIED:
+                    self._push((index, t, REPLAY), int(row.trunk.ids[row.trunk.prompt_len + t]))
+
+    def take(self, n: int) -> list[Fork]:
+        if len(self._queue) < n or len(self._received) >= n:
+            self._judge_received()
+        forks = self._popped(n)
+        judged = self.tally.forks
+        limit = SPECULATE_BELOW_IF_RIGHT if 2 * len(self._right) > judged else SPECULATE_BELOW
+        if len(forks) < n and self.short_circuit and judged and len(self._under_way) <= limit:
+            self._speculate()
+            forks += self._popped(n - len(forks))
+        return forks
+
+    def _popped(self, n: int) -> list[Fork]:
+        forks: list[Fork] = []
+        while self._queue and len(forks) < n:
+            fork = heapq.heappop(self._queue)[-1]
+            cell: Cell = fork.key  # type: ignore[assignment]
+            if cell[2] != REPLAY and cell[:2] in self._right:
+                self._under_way.discard(cell)  # begun early, and no longer needed
+            else:
+                forks.append(fork)
+        return forks
+
+    def decided(self, key: Key, ids: Sequence[int]) -> bool:
+        """The position is settled, or the verdict stands. Markers of an answer close with one of a few signs: only there
+        is the text looked at."""
+        index, t, rank = key  # type: ignore[misc]
+        if rank != REPLAY and (index, t) in self._right:
+            return True
+        return ids[-1] in closers(self.judge.tokenizer) and self.judge.final(decode(self.judge.tokenizer, ids))
+
+    def receive(self, key: Key, completion: Completion) -> None:
+        cell: Cell = key  # type: ignore[assignment]
+        index, t, rank = cell
+        self._under_way.discard(cell)
+        if rank != REPLAY and (index, t) in self._right:
+            self.tally.speculative_tokens += completion.num_decoded
+        elif (
+            rank != REPLAY
+            and self.short_circuit
+            and self.rows[index].next_alternatives(t, short_circuit=True) != [rank]
+        ):
+            self._early[cell] = completion
+        else:
+            self._received.append((cell, completion))
+
+    def _push_next(self, index: int, t: int) -> None:
+        row = self.rows[index]
+        for k in row.next_alternatives(t, short_circuit=self.short_circuit):
+            cell = (index, t, k)
+            if cell in self._early:
+                self._received.append((cell, self._early.pop(cell)))
+            elif cell not in self._under_way:
+                self._push(cell, int(row.alt_ids_RK[t, k]))
+
+    def _push(self, cell: Cell, first: int) -> None:
+        index, t, _ = cell
+        trunk = self.rows[index].trunk
+        self._pushed += 1
+        self._under_way.add(cell)
+        fork = Fork(trunk, trunk.prompt_len + t, first, GREEDY, cell)
+        heapq.heappush(self._queue, (index // RESPONSES_AT_A_TIME, t, self._pushed, fork))
+
+    def _speculate(self) -> None:
+        for index, t, rank in sorted(self._under_way):
+            if rank == REPLAY or (index, t) in self._right:
+                continue
+            row, cell = self.rows[index], (index, t, rank + 1)
+            last = rank + 1 == row.alt_ids_RK.shape[1]
+            if last or cell in self._under_way or cell in self._early or row.outcome_RK[t, rank + 1] != Outcome.UNTRIED:
+                continue
+            self._push(cell, int(row.alt_ids_RK[t, rank + 1]))
+
+    def _judge_received(self) -> None:
+        while self._received:
+            received, self._received = self._received, []
+            completions = [(completion, self.rows[index].answer) for (index, _, _), completion in received]
+            for (cell, completion), verdict in zip(received, self.judge(completions), strict=True):
+                self._record(cell, completion, *verdict)
+
+    def _record(self, cell: Cell, completion: Completion, outcome: Outcome, extracted: str) -> None:
+        index, t, rank = cell
+        row = self.rows[index]
+        self.tally.forks += 1
+        self.tally.tokens += completion.num_decoded
+        self.tally.settled_by_reference += completion.settled_by_reference
+        if rank == REPLAY:
+            row.replay_R[t] = outcome
+            self.tally.replays += 1
+            self.tally.replay_flips += outcome != Outcome.RIGHT
+            return
+        row.outcome_RK[t, rank] = outcome
+        row.answer_RK[t][rank] = extracted
+        row.tokens_RK[t, rank] = completion.num_decoded
+        if not self.short_circuit:
+            return
+        if outcome == Outcome.RIGHT:
+            self._right.add((index, t))
+            for k in range(rank + 1, row.alt_ids_RK.shape[1]):
+                if (unneeded := self._early.pop((index, t, k), None)) is not None:
+                    self.tally.speculative_tokens += unneeded.num_decoded
+        else:
+            self._push_next(index, t)
+
+
+def run_counterfactuals(
+    engine: Engine,
+    rows: Sequence[Evidence],
+    *,
+    judge: Judge,
+    budget: Budget,
+    short_circuit: bool,
+    on_fork: Callable[[Completion], None] = lambda completion: None,
+) -> Tally:
+    """Fill the untried cells of `rows` in place. on_fork is called for every completion, for progress displays."""
+    source = CounterfactualSource(rows, judge, short_circuit)
+    for key, completion in engine.run(source, budget=budget):
+        source.receive(key, completion)
+        on_fork(completion)
+    return source.tally
+
+
+def fresh_evidence(
+    *,
+    response_id: str,
+    answer: str,
+    trunk: Trunk,
+    alt_ids_RK: NDArray[np.int32],
+    replay_fraction: float,
+) -> Evidence:
+    """Evidence of a response of which nothing has been tried yet."""
+    length, k = alt_ids_RK.shape
+    return Evidence(
+        response_id,
+        answer,
+        trunk,
+        alt_ids_RK,
+        np.full((length, k), Outcome.UNTRIED, dtype=np.int8),
+        [[""] * k for _ in range(length)],
+        np.zeros((length, k), dtype=np.int32),
+        np.full(length, Outcome.UNTRIED, dtype=np.int8),
+        replay_positions(response_id, length, fraction=replay_fraction),
+    )
+
+
+def stored_evidence(row: AnnotatedResponse, *, alt_ids_RK: NDArray[np.int32]) -> Evidence:
+    """Evidence of a stored row, widened by untried columns where `alt_ids_RK` has more alternatives than it.
+
+    Raises ValueError if the stored alternatives are not the first columns of alt_ids_RK: another model or tokenizer.
+    """
+    stored_k, k = row.alt_ids.shape[1], alt_ids_RK.shape[1]
+    if not np.array_equal(row.alt_ids, alt_ids_RK[:, :stored_k]):
+        raise BadValue(
+            f"response {row.response_id}: the model ranks other alternatives than the stored ones; the annotation was "
+            "made with other weights, precision or tokenizer. Annotate anew under another name."
+        )
+    extra = k - stored_k
+    return Evidence(
+        row.response_id,
+        row.answer,
+        Trunk(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids)),
+        alt_ids_RK,
+        np.pad(row.alt_outcome, ((0, 0), (0, extra)), constant_values=Outcome.UNTRIED),
+        [[*answers, *([""] * extra)] for answers in row.alt_answer],
+        np.pad(row.alt_tokens, ((0, 0), (0, extra))),
+        row.replay_outcome.copy(),
+        np.zeros(len(row.response_ids), dtype=np.bool_),
+    )

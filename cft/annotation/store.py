@@ -1,0 +1,339 @@
+"""The annotation store: evidence about every token, as Parquet files with a manifest.
+
+    <annotations_dir>/<name>/
+        manifest.json              schema version, fingerprint of all that matters, counts, compute, finished or not
+        rows/00003.<hash>.parquet      one row per annotated response   (columns: cft.types.AnnotatedResponse)
+        problems/00003.<hash>.parquet  one row per problem tried, solved or not, and why it was skipped
+        units/00003.json           commit record of unit 3: the names and SHA-256 of its two files, counts, compute
+
+A unit is a fixed slice of the problems. Its files are written first and its record last, each under a temporary name
+and renamed, so that a unit is committed whole or not at all: after a kill at any point a resumed run redoes at most one
+unit and the table equals that of an uninterrupted run. Several processes may each write units of their own at the same
+time (`cft/annotation/shards.py`). The rows open as they are:
+`datasets.load_dataset("parquet", data_files=".../rows/*.parquet")`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cft.annotation.row_table import rows_table, table_hash, table_rows
+from cft.annotation.shards import ALONE, WHOLE, Part, Shard, at_work, clear_place, gate, place, unfinished_message
+from cft.errors import UserError
+from cft.files import sha256_file, sha256_json, write_bytes, write_json, writing_errors
+from cft.types import AnnotatedResponse
+
+__all__ = ["AnnotationStore", "ProblemRecord", "StoreError", "check_name", "find_annotation", "table_hash"]
+
+SCHEMA_VERSION = 1
+SHIPPED = Path(__file__).parent.parent / "assets" / "annotations"
+_KINDS = ("rows", "problems")
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemRecord:
+    """What became of one problem.
+
+    status: annotated | wrong | undecided | cut off | near limit | prompt too long | no solution given.
+    """
+
+    problem_id: str
+    status: str
+    response: str
+    extracted: str
+    response_tokens: int
+    decoded_tokens: int
+
+
+PROBLEM_SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("status", pa.string()),
+        ("response", pa.string()),
+        ("extracted", pa.string()),
+        ("response_tokens", pa.int32()),
+        ("decoded_tokens", pa.int32()),
+    ]
+)
+
+
+class StoreError(UserError, ValueError):
+    """The store on disk is not what it should be; the message names the file and the remedy."""
+
+
+def find_annotation(annotation: str, *, annotations_dir: str | Path, key: str = "data.annotation") -> Path:
+    """Folder of an annotation by path, by name under annotations_dir, or by name among the shipped ones.
+
+    key: the setting that names it, for messages. Raises StoreError where there is none, or where shards of it are not
+    done: what is there has gaps.
+    """
+    path = Path(annotation)
+    candidates = [path] if path.name != annotation else [Path(annotations_dir) / annotation, SHIPPED / annotation]
+    for candidate in candidates:
+        if (candidate / "manifest.json").is_file():
+            if state := AnnotationStore(candidate).unfinished_shards():
+                raise StoreError(f"{key}={annotation}: {candidate} is {unfinished_message(state)}")
+            return candidate
+    known = sorted({p.parent.name for root in (Path(annotations_dir), SHIPPED) for p in root.glob("*/manifest.json")})
+    raise StoreError(
+        f"{key}={annotation}: no manifest.json in {' or '.join(map(str, candidates))}. "
+        f"Known annotations: {', '.join(known) or 'none'}. Make one with: python annotate.py annotation={path.name}"
+    )
+
+
+def check_name(name: str, *, annotations_dir: str | Path) -> str:
+    """An annotation's name is a folder name. Raises StoreError if it could leave annotations_dir or is taken."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
+        raise StoreError(
+            f"annotation={name!r}: expected a folder name of letters, digits, '.', '_', '+', '-' (at most 100)"
+        )
+    if (SHIPPED / name).exists() and Path(annotations_dir).resolve() != SHIPPED:
+        raise StoreError(f"annotation={name}: the name of an annotation that ships with the package; choose another")
+    return name
+
+
+class AnnotationStore:
+    """One annotation on disk. Reading needs no lock; writing is done within `writing()`."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    # ---- reading
+
+    def manifest(self) -> dict[str, Any]:
+        path = self.folder / "manifest.json"
+        try:
+            manifest = json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            raise StoreError(f"{path}: not found; make the annotation with annotate.py") from error
+        except ValueError as error:
+            raise StoreError(f"{path}: damaged ({error}). Delete {self.folder} and annotate again") from error
+        found = manifest.get("schema") if isinstance(manifest, dict) else None
+        if found != SCHEMA_VERSION:
+            raise StoreError(
+                f"{path}: schema {found}, but this version reads schema {SCHEMA_VERSION}. Annotate again under another "
+                f"name, or delete {self.folder}"
+            )
+        return manifest
+
+    def unfinished_shards(self) -> dict[str, Any] | None:
+        """Of an annotation in shards that are not all done: their state, as cft.annotation.shards.Part gives it."""
+        return self.manifest().get("shards")
+
+    def units(self) -> dict[int, dict[str, Any]]:
+        """Commit records by unit number."""
+        return {int(path.stem): self._record(int(path.stem)) for path in sorted((self.folder / "units").glob("*.json"))}
+
+    def rows(self) -> list[AnnotatedResponse]:
+        """All annotated responses in order. Raises StoreError if a file is not the one that was committed."""
+        return [row for unit in self.units() for row in self.unit_rows(unit)]
+
+    def unit_rows(self, unit: int) -> list[AnnotatedResponse]:
+        return table_rows(self._table(unit, "rows"))
+
+    def problems(self) -> list[ProblemRecord]:
+        return [record for unit in self.units() for record in self.unit_problems(unit)]
+
+    def unit_problems(self, unit: int) -> list[ProblemRecord]:
+        return [ProblemRecord(**record) for record in self._table(unit, "problems").to_pylist()]
+
+    def _record(self, unit: int) -> dict[str, Any]:
+        path = self._record_path(unit)
+        try:
+            record = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise StoreError(f"{path}: damaged ({error}). {self._rebuild(unit)}") from error
+        if not (isinstance(record, dict) and all({"file", "sha256"} <= {*record.get(kind, ())} for kind in _KINDS)):
+            raise StoreError(
+                f"{path}: damaged, expected a file and its sha256 for rows and problems. {self._rebuild(unit)}"
+            )
+        return record
+
+    def _record_path(self, unit: int) -> Path:
+        return self.folder / "units" / f"{unit:05d}.json"
+
+    def _table(self, unit: int, kind: str) -> pa.Table:
+        record = self._record(unit)[kind]
+        path = self.folder / kind / record["file"]
+        if not path.is_file():
+            raise StoreError(f"{path}: missing, though unit {unit} is committed. {self._rebuild(unit)}")
+        found = sha256_file(path)
+        if found != record["sha256"]:
+            raise StoreError(f"{path}: damaged, SHA-256 {found}, expected {record['sha256']}. {self._rebuild(unit)}")
+        return pq.read_table(path)
+
+    def _rebuild(self, unit: int) -> str:
+        return (
+            f"To rebuild just this unit: rm {shlex.quote(str(self._record_path(unit)))}, then repeat the annotate.py "
+            "command that made this annotation"
+        )
+
+    # ---- writing
+
+    @contextmanager
+    def writing(self, *, fingerprint: dict[str, Any], info: dict[str, Any], part: Part = ALONE) -> Iterator[None]:
+        """Create the store or go on with it, as the only process at `part` of it.
+
+        fingerprint: what must not change; info: for people, that of the last process; only its list `written_by` grows by what
+        each process adds that was not there. The manifest says `finished` once no unit of any shard is
+        left to do and nobody else is at work; until then its `shards` says who is missing.
+        Raises FolderInUse, WriteError, or StoreError naming what differs from the manifest or from the other shards.
+        """
+        with ExitStack() as held:
+            with gate(self.folder):
+                held.enter_context(place(self.folder, part.shard))
+                before = None
+                if (self.folder / "manifest.json").exists():
+                    self._require_same(fingerprint)
+                    before = self._require_agreement(part)
+                state = part.state(self.units(), at_work=at_work(self.folder, but=part.shard))
+                # Alone, it may still be killed before the gaps of earlier shards are filled.
+                shards = state if part.shard.count > 1 or state is None else before
+                self._write_manifest(fingerprint, info, finished=False, shards=shards)
+                self._remove_orphans(part.shard)
+            yield
+            with gate(self.folder):
+                state = part.state(self.units(), at_work=at_work(self.folder, but=part.shard))
+                self._write_manifest(fingerprint, info, finished=state is None, shards=state)
+                if state is None:  # the last to leave: what other shards were killed over is nobody's now
+                    self._remove_orphans(WHOLE)
+                clear_place(self.folder, part.shard)  # before the gate opens: of two that leave, the second is alone
+
+    def commit(
+        self,
+        unit: int,
+        *,
+        rows: Sequence[AnnotatedResponse],
+        problems: Sequence[ProblemRecord],
+        facts: dict[str, Any],
+    ) -> None:
+        """Write a unit's files, then its record, which makes it count. A unit committed before is replaced.
+
+        Raises WriteError; the unit is then as it was before.
+        """
+        path = self._record_path(unit)
+        before = self._record(unit) if path.exists() else None
+        record = {
+            "rows": self._write_table(unit, "rows", rows_table(rows)),
+            "problems": self._write_table(
+                unit, "problems", pa.Table.from_pylist([asdict(p) for p in problems], schema=PROBLEM_SCHEMA)
+            ),
+            **facts,
+        }
+        write_json(path, record)
+        for kind in _KINDS:
+            if before and before[kind]["file"] != record[kind]["file"]:
+                (self.folder / kind / before[kind]["file"]).unlink(missing_ok=True)
+
+    def _write_table(self, unit: int, kind: str, table: pa.Table) -> dict[str, Any]:
+        sink = pa.BufferOutputStream()
+        floats, others = _leaves(table.schema)
+        # Floats of a kind share their high bytes: splitting bytes by place makes the whole file a third smaller.
+        encoding: dict[str, Any] = {"use_dictionary": others, "use_byte_stream_split": floats}  # lists of columns
+        pq.write_table(table, sink, compression="zstd", compression_level=9, **encoding)
+        data = sink.getvalue().to_pybytes()
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"{unit:05d}.{digest[:12]}.parquet"
+        write_bytes(self.folder / kind / name, data)
+        return {"file": name, "sha256": digest, "count": table.num_rows}
+
+    def _require_same(self, fingerprint: dict[str, Any]) -> None:
+        stored = self.manifest()["fingerprint"]
+        differing = [key for key in sorted({*stored, *fingerprint}) if stored.get(key) != fingerprint.get(key)]
+        if differing:
+            lines = [f"  {key}: stored {stored.get(key)!r}, now {fingerprint.get(key)!r}" for key in differing]
+            raise StoreError(
+                f"{self.folder}: made under other conditions, so new rows would not be comparable with its rows:\n"
+                + "\n".join(lines)
+                + f"\nGive the new annotation another name (annotation=...), or delete {self.folder}"
+            )
+
+    def _require_agreement(self, part: Part) -> dict[str, Any] | None:
+        """The state of shards that are not done. Raises StoreError if `part` is one of them and asks for other things."""
+        state = self.unfinished_shards()
+        if state and state["count"] == part.shard.count and state["request"] != part.request:
+            theirs, ours = state["request"], part.request
+            differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+            lines = [f"  {key}: the others {theirs.get(key)!r}, {part.shard} {ours.get(key)!r}" for key in differing]
+            raise StoreError(
+                f"{self.folder}: its shards must ask for the same, but these differ:\n"
+                + "\n".join(lines)
+                + f"\nIt is {unfinished_message(state)}\nTo ask for something else, finish it first, or go on with another "
+                "num_shards (1 will do)"
+            )
+        return state
+
+    def _write_manifest(
+        self, fingerprint: dict[str, Any], info: dict[str, Any], *, finished: bool, shards: dict[str, Any] | None
+    ) -> None:
+        units = self.units()
+        path = self.folder / "manifest.json"
+        written_by = self.manifest().get("written_by", []) if path.exists() else []
+        written_by += [process for process in info.get("written_by", []) if process not in written_by]
+        write_json(
+            path,
+            {
+                "schema": SCHEMA_VERSION,
+                "finished": finished,
+                "fingerprint": fingerprint,
+                "fingerprint_sha256": sha256_json(fingerprint),
+                "units": len(units),
+                "counts": _total(record.get("counts", {}) for record in units.values()),
+                "compute": _total(record.get("compute", {}) for record in units.values()),
+                **({"shards": shards} if shards else {}),
+                **info,
+                **({"written_by": written_by} if written_by else {}),
+            },
+        )
+
+    def _remove_orphans(self, shard: Shard) -> None:
+        """Files of `shard` and temporary ones that a kill left behind, committed by no record. Behind the gate."""
+        units = self.units()
+        with writing_errors(self.folder):
+            for kind in _KINDS:
+                committed = {record[kind]["file"] for record in units.values()}
+                for path in (self.folder / kind).glob("*"):
+                    if path.name not in committed and _is_of(path, shard):
+                        path.unlink()
+            for path in (self.folder / "units").glob(".*.tmp"):
+                if _is_of(path, shard):
+                    path.unlink()
+            for path in self.folder.glob(".*.tmp"):  # of the manifest, which is written behind the gate
+                path.unlink()
+
+
+def _is_of(path: Path, shard: Shard) -> bool:
+    """Whether a file is of one of the shard's units, as its name tells; who is alone owns what has another name too."""
+    name = re.match(r"\.?(\d+)\.", path.name)
+    return shard.has(int(name[1])) if name else shard == WHOLE
+
+
+def _leaves(schema: pa.Schema) -> tuple[list[str], list[str]]:
+    """Parquet's names of the leaf columns: (float ones, all others)."""
+    floats: list[str] = []
+    others: list[str] = []
+    for column in schema:
+        path, kind = column.name, column.type
+        while pa.types.is_list(kind):
+            path, kind = f"{path}.list.element", kind.value_type
+        (floats if pa.types.is_floating(kind) else others).append(path)
+    return floats, others
+
+
+def _total(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            total[key] = round(total.get(key, 0) + value, 3)
+    return total

@@ -1,0 +1,1 @@
+"""What makes a composed configuration: schemas, checks, building."""

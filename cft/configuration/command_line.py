@@ -1,0 +1,380 @@
+"""Every mistake on a command line and in the yaml files behind it, before Hydra stops at the first one.
+
+The faulty overrides are set aside, the rest is composed with the schemas loosened, and the result is checked
+(`cft/configuration/config_check.py`). A sweep is checked one axis at a time: the first value of each, then every other
+value of one axis while the others stay; each job checks its own combination again.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from cft.configuration.allow_list import bad_prefix
+from cft.configuration.config_check import Mistake, find_mistakes, is_runtime, suggestion
+from cft.configuration.overrides import Item, Reader, lists_in_defaults, reason, shown
+from cft.configuration.preflight import unwritable
+from cft.configuration.redaction import is_secret_key, redacted_text
+from cft.configuration.schema import PROGRAMS, Stage, register_schemas
+from cft.configuration.signatures import signature
+from cft.configuration.targets import TargetError, resolve
+
+_COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # Hydra raises bare ones, too
+_FLAGS_WITH_VALUES = {"--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--info"}
+_FLAGS_WITH_VALUES |= {"--experimental-rerun", "-c", "-p", "-cp", "-cn", "-cd", "-i"}
+_LOGGING_CLASS = re.compile(r"(logging|logging\.handlers|colorlog)\.\w+(Handler|Formatter)")
+_HYDRA_TARGETS = ("hydra.", "hydra_plugins.", "cft.report.multirun.")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What an argument vector asks for. shows_only: --help, --cfg and the like, which start nothing."""
+
+    overrides: tuple[str, ...]
+    multirun: bool
+    shows_only: bool
+    config_name: str
+    config_dir: Path
+    extra_dirs: tuple[Path, ...]
+    mistakes: tuple[Mistake, ...]
+
+
+def read_command_line(argv: Sequence[str], *, stage: Stage, conf_dir: Path) -> CommandLine:
+    # Taken out first: argparse ends its list of overrides at a word it does not know.
+    dashed = [w for w in argv if w.startswith("-") and "=" in w and w.partition("=")[0] not in _FLAGS_WITH_VALUES]
+    args, unknown = get_args_parser().parse_known_args([w for w in argv if w not in dashed])
+    mistakes = []
+    for word in map(redacted_text, [*dashed, *unknown]):
+        bare = word.lstrip("-")
+        if bare == word:
+            hint = "flags such as -m go before or after all overrides, not between them"
+        else:
+            hint = f"write {bare}, without dashes" if "=" in bare else "see --help for the flags there are"
+        mistakes.append(Mistake(word, f"not understood; {hint}"))
+    shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.experimental_rerun
+    return CommandLine(
+        overrides=tuple(args.overrides),
+        multirun=args.multirun or any(o.lstrip("+") == "hydra.mode=MULTIRUN" for o in args.overrides),
+        shows_only=bool(shows),
+        config_name=(args.config_name or stage).removesuffix(".yaml"),
+        config_dir=(conf_dir.parent / args.config_path).resolve() if args.config_path else conf_dir.resolve(),
+        extra_dirs=(Path(args.config_dir).resolve(),) if args.config_dir else (),
+        mistakes=tuple(mistakes),
+    )
+
+
+def command_line_mistakes(line: CommandLine, *, stage: Stage) -> list[Mistake]:
+    for folder in (line.config_dir, *line.extra_dirs):
+        if not folder.is_dir():
+            return [*line.mistakes, Mistake(str(folder), "there is no such config folder")]
+    register_schemas(strict=False)
+    try:
+        with initialize_config_dir(str(line.config_dir), job_name=stage, version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            folders = [o for o in line.overrides if o.lstrip("+").startswith("hydra.searchpath=")]
+            folders = folders or [f"hydra.searchpath=['file://{d}']" for d in line.extra_dirs]
+            mistakes = list(line.mistakes)
+            reader = Reader(hydra.config_loader, line.multirun, folders, mistakes)
+            _Check(stage, line, hydra.config_loader, reader, mistakes).run()
+    finally:
+        register_schemas()
+    return list(dict.fromkeys(mistakes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One composition: the group choices in it, the config, and the values still to be set."""
+
+    groups: tuple[Override, ...]
+    config: DictConfig
+    values: tuple[Override, ...]
+
+
+@dataclass(slots=True)
+class _Check:
+    stage: Stage
+    line: CommandLine
+    loader: ConfigLoader
+    reader: Reader
+    mistakes: list[Mistake]
+    extra: tuple[str, ...] = ()  # the user's own target prefixes
+    read_files: set[Path] = field(default_factory=set)  # whose defaults are checked
+
+    def run(self) -> None:
+        try:
+            base = self.compose([])
+        except _COMPOSE_ERRORS as error:
+            self.mistakes.append(Mistake(f"{self.line.config_name}.yaml", reason(error)))
+            return
+        self.check_order()
+        texts = [o for o in self.line.overrides if o not in self.reader.search_path]
+        items = [item for text in texts if (item := self.reader.read(text)) is not None]
+        self.extra = self.prefixes(items)
+        choices = [str(c) for c in base.hydra.runtime.choices]
+        groups = [good for item in items if item.group and (good := self.existing(item, choices)) is not None]
+        groups, config = self.composable(groups, base)
+        values = [i for i in items if not i.group]
+        if self.line.multirun:
+            swept = self.items_of_yaml_sweep(config, taken={i.key for i in items})
+            values += [i for i in swept if not i.group]
+            more = [good for i in swept if i.group and (good := self.existing(i, choices)) is not None]
+            if more:
+                groups, config = self.composable([*groups, *more], config)
+        first = _Job(tuple(g.values[0] for g in groups), config, tuple(v.values[0] for v in values))
+        self.check_defaults(first.groups)
+        baseline = self.check(first)
+        self.mistakes += baseline
+        for changed, job in self.other_jobs(first, groups, values):
+            for mistake in self.check(job):
+                if mistake not in baseline:
+                    self.mistakes.append(Mistake(mistake.key, f"{mistake.text} [with {shown(changed)}]"))
+
+    def check_order(self) -> None:
+        """The order of a defaults list decides who wins; nothing else would tell that an experiment is overridden."""
+        file = self.line.config_dir / f"{self.line.config_name}.yaml"
+        if not file.is_file():
+            return
+        defaults = OmegaConf.select(OmegaConf.load(file), "defaults") or []
+        names = [next(iter(entry)) if isinstance(entry, DictConfig) else entry for entry in defaults]
+        if "experiment" in names and "_self_" not in names[: names.index("experiment")]:
+            text = "_self_ must stand before experiment in the defaults list, or this file overrides the experiment"
+            self.mistakes.append(Mistake(f"{self.line.config_name}.yaml", text))
+
+    def existing(self, item: Item, choices: Sequence[str]) -> Item | None:
+        return self.reader.existing_options(item, choices=choices, stage=self.stage)
+
+    def prefixes(self, items: list[Item]) -> tuple[str, ...]:
+        """The user's own target prefixes: only the command line is trusted with them, a yaml may come from anywhere."""
+        found: list[str] = []
+        for item in items:
+            if item.key != "allow_targets":
+                continue
+            value = item.override.value()
+            for prefix in value if isinstance(value, list) else [value]:
+                problem = bad_prefix(prefix)
+                if problem is None:
+                    found.append(str(prefix))
+                else:
+                    self.mistakes.append(Mistake("allow_targets", problem))
+        return tuple(found)
+
+    def items_of_yaml_sweep(self, config: DictConfig, *, taken: set[str]) -> list[Item]:
+        """Axes that a yaml names under hydra.sweeper.params; the command line wins over them."""
+        params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+        texts = [f"{key}={value}" for key, value in params.items() if str(key) not in taken]
+        return [item for text in texts if (item := self.reader.read(text)) is not None]
+
+    def composable(self, groups: list[Item], base: DictConfig) -> tuple[list[Item], DictConfig]:
+        """The groups that compose together at their first values, and the result; a group that does not is reported."""
+        if not groups:
+            return groups, base
+        try:
+            return groups, self.compose([g.values[0] for g in groups])
+        except _COMPOSE_ERRORS:
+            good: list[Item] = []
+            for item in sorted(groups, key=lambda g: g.override.package is not None):
+                try:
+                    base = self.compose([g.values[0] for g in [*good, item]])
+                    good.append(item)
+                except _COMPOSE_ERRORS as error:
+                    self.mistakes.append(Mistake(item.shown, reason(error)))
+            return good, base
+
+    def compose(self, groups: Sequence[Override]) -> DictConfig:
+        lines = [*self.reader.search_path, *(o.input_line or "" for o in groups)]
+        return compose(self.line.config_name, lines, return_hydra_config=True)
+
+    def other_jobs(self, first: _Job, groups: list[Item], values: list[Item]) -> Iterator[tuple[Override, _Job]]:
+        """The jobs that differ from the first in one axis, each with the override that differs."""
+        for at, item in enumerate(groups):
+            for other in item.values[1:]:
+                chosen = (*first.groups[:at], other, *first.groups[at + 1 :])
+                try:
+                    job = _Job(chosen, self.compose(chosen), first.values)
+                    self.check_defaults(chosen)
+                    yield other, job
+                except _COMPOSE_ERRORS as error:
+                    self.mistakes.append(Mistake(shown(other), reason(error)))
+        for at, item in enumerate(values):
+            for other in item.values[1:]:
+                yield other, _Job(first.groups, first.config, (*first.values[:at], other, *first.values[at + 1 :]))
+
+    def check(self, job: _Job) -> list[Mistake]:
+        config = copy.deepcopy(job.config)
+        found = list(_hydra_mistakes(config))
+        if OmegaConf.select(config, "allow_targets"):
+            found.append(Mistake("allow_targets", "is accepted on the command line only, not from a yaml"))
+        chosen = [str(c) for c in config.hydra.runtime.choices]
+        for override in job.values:
+            named = self.reader.option_at_inner_place(override, choices=chosen)
+            found += filter(None, [named or _set_value(override, config, stage=self.stage)])
+        found += _unwritable_folder(config, multirun=self.line.multirun)
+        with open_dict(config):
+            del config["hydra"]
+        by_hand = tuple(override.key_or_group for override in job.values)
+        for mistake in find_mistakes(config, stage=self.stage, extra=self.extra):
+            if any(m.key == mistake.key for m in found):
+                continue
+            typed = any(mistake.key == key or mistake.key.startswith(f"{key}.") for key in by_hand)
+            file = "" if typed else self.file_that_sets(mistake.key, job.groups)
+            found.append(Mistake(mistake.key, mistake.text + (f" ({file})" if file else "")))
+        return found
+
+    def file_that_sets(self, key: str, groups: Sequence[Override]) -> str:
+        """The last yaml that gives a key, "" where none does."""
+        for file, name, package in reversed(list(self.files(groups))):
+            inside = _within(key, package)
+            if inside is not None and _has_path(OmegaConf.load(file), inside):
+                return name
+        return ""
+
+    def check_defaults(self, groups: Sequence[Override]) -> None:
+        new = {file: name for file, name, _ in self.files(groups) if file not in self.read_files}
+        self.read_files |= new.keys()
+        for file, name in new.items():
+            for mistake in lists_in_defaults(OmegaConf.load(file), stage=self.stage):
+                self.mistakes.append(Mistake(mistake.key, f"{mistake.text} ({name})"))
+
+    def files(self, groups: Sequence[Override]) -> Iterator[tuple[Path, str, str]]:
+        """(file, its name for messages, package) of each yaml that a job is composed of, a later one wins."""
+        lines = [*self.reader.search_path, *(o.input_line or "" for o in groups)]
+        for default in self.loader.compute_defaults_list(self.line.config_name, lines, RunMode.RUN).defaults:
+            for folder in (self.line.config_dir, *self.line.extra_dirs):
+                file = folder / f"{default.config_path}.yaml"
+                if file.is_file():
+                    yield file, str(file.relative_to(folder.parent)), default.package or ""
+                    break
+
+
+def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[Mistake]:
+    """Hydra makes the output folder before a job begins, and a failure of it would be a traceback."""
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    try:
+        folder = str(OmegaConf.select(config, key))
+    except OmegaConfBaseException:  # known in the job only
+        return []
+    return [Mistake(key, text)] if (text := unwritable(folder)) else []
+
+
+def _set_value(override: Override, config: DictConfig, *, stage: Stage) -> Mistake | None:
+    """Apply one override as Hydra does; what is wrong with it if that fails."""
+    key, value = override.key_or_group, override.value()
+    if is_secret_key(key.rpartition(".")[2]) and isinstance(value, str) and value:
+        variable = "WANDB_API_KEY" if "wandb" in key else "HF_TOKEN" if "hf" in key or "model" in key else ""
+        text = f"a secret must not be on the command line, which is saved: use the environment variable {variable}"
+        return Mistake(key, text.rstrip())
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config([override], config)
+    except HydraException as error:
+        changes = not (override.is_delete() or override.is_add() or override.package is not None)
+        if changes and not _has_path(config, key.split(".")):
+            return Mistake(key, _unknown_key(key, config, stage=stage))
+        return Mistake(shown(override), reason(error))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        return Mistake(shown(override), reason(error))
+    return None
+
+
+def _unknown_key(key: str, config: DictConfig, *, stage: Stage) -> str:
+    """What to write instead of a key that is not in the config."""
+    parts = key.split(".")
+    depth = next(n for n in range(len(parts) - 1, -1, -1) if _has_path(config, parts[:n]))
+    parent, leaf = ".".join(parts[:depth]), parts[depth]
+    node = OmegaConf.select(config, parent) if parent else config
+    names = [str(n) for n in node if n != "hydra"] if isinstance(node, DictConfig) else []
+    where = parent or PROGRAMS[stage]
+    if isinstance(node, DictConfig) and isinstance(target := node.get("_target_"), str):
+        where = target
+        try:
+            found = signature(resolve(target))
+        except TargetError:
+            found = None
+        parameters = [p.name for p in found.parameters] if found else []
+        runtime = [p.name for p in found.parameters if is_runtime(p, found, node)] if found else []
+        if leaf in runtime:
+            return f"{target} gets it from the program, not from the config"
+        if leaf in parameters and depth == len(parts) - 1:
+            return f"is a parameter of {target} that no yaml sets yet: add it with +{key}=..."
+        names += parameters
+    near = suggestion(leaf, [n for n in dict.fromkeys(names) if not n.startswith("_")])
+    if near and parent:
+        near = near.replace("did you mean ", f"did you mean {parent}.")
+    if not near:
+        paths = list(_paths(config))
+        same = [p for p in paths if p.rpartition(".")[2] == parts[-1]]
+        near = f", did you mean {' or '.join(same)}?" if same else suggestion(key, paths)
+    return f"{where} has no '{leaf}'{near}"
+
+
+def _hydra_mistakes(config: DictConfig) -> Iterator[Mistake]:
+    """Hydra builds its launcher, sweeper and callbacks itself: theirs must be Hydra's own or a plugin's."""
+    tree = OmegaConf.to_container(config.hydra, resolve=False)
+    for path, target in _values_of("_target_", tree, "hydra"):
+        if not (isinstance(target, str) and target.startswith(_HYDRA_TARGETS)):
+            yield Mistake(path, f"'{target}' is refused: under hydra, targets must be in {' or '.join(_HYDRA_TARGETS)}")
+    for key in ("job_logging", "hydra_logging"):  # logging.config calls whatever these name
+        logging = OmegaConf.to_container(config.hydra[key], resolve=False) if config.hydra[key] is not None else {}
+        for path, name in [*_values_of("()", logging, f"hydra.{key}"), *_values_of("class", logging, f"hydra.{key}")]:
+            if not _LOGGING_CLASS.fullmatch(str(name)):
+                yield Mistake(path, f"'{name}' is refused: expected a handler or formatter of logging or colorlog")
+    # Hydra adds the command line to this list, so that a yaml could pose as the command line.
+    if any("allow_targets" in str(line) for line in config.hydra.overrides.task):
+        yield Mistake("hydra.overrides.task", "is Hydra's record of the command line and cannot be set in a yaml")
+
+
+def _values_of(key: str, tree: object, path: str) -> Iterator[tuple[str, object]]:
+    """(path, value) of a key wherever it stands in a tree."""
+    if isinstance(tree, dict):
+        if key in tree:
+            yield f"{path}.{key}", tree[key]
+        for name, inner in tree.items():
+            yield from _values_of(key, inner, f"{path}.{name}")
+    elif isinstance(tree, list):
+        for i, inner in enumerate(tree):
+            yield from _values_of(key, inner, f"{path}[{i}]")
+
+
+def _paths(config: DictConfig) -> Iterator[str]:
+    """Dotted paths of all leaves but Hydra's."""
+
+    def walk(tree: object, path: str) -> Iterator[str]:
+        if isinstance(tree, dict):
+            for name, inner in tree.items():
+                if not str(name).startswith("_") and (path or name != "hydra"):
+                    yield from walk(inner, f"{path}.{name}" if path else str(name))
+        if path:
+            yield path
+
+    return walk(OmegaConf.to_container(config, resolve=False), "")
+
+
+def _has_path(config: object, parts: Sequence[str]) -> bool:
+    tree = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    for part in parts:
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _within(key: str, package: str) -> list[str] | None:
+    """The parts of a key inside a file of a package, None if the file cannot hold it."""
+    parts = key.split("[")[0].split(".")
+    outer = package.split(".") if package else []
+    return parts[len(outer) :] if parts[: len(outer)] == outer and len(parts) > len(outer) else None

@@ -1,0 +1,146 @@
+"""Configuration of the three stages: check it, build objects from it, fingerprint it, keep secrets out of it.
+
+    check_command_line("train")     before hydra.main: all mistakes at once, on stderr, with exit status 2
+    checked(cfg, "train")           in each job: the same check of the composed config
+    build(cfg.mask)                 the object that a node's `_target_` names, once its name has passed the allow-list
+
+The keys are in `cft/configuration/schema.py` and conf/, the rules between them in `cft/configuration/rules.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cft.configuration.allow_list import bad_prefix, import_target
+from cft.configuration.config_check import (
+    RESERVED,
+    Mistake,
+    check_node,
+    find_missing_inputs,
+    find_missing_scores,
+    find_mistakes,
+    find_unused,
+)
+from cft.configuration.redaction import redacted as _redacted
+from cft.configuration.schema import PROGRAMS, Stage
+from cft.errors import UserError
+
+CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
+_HASH_LENGTH = 12
+
+
+class ConfigError(UserError, ValueError):
+    """What is wrong with a config, one mistake a line."""
+
+    def __init__(self, *mistakes: Mistake | str) -> None:
+        self.mistakes = mistakes
+        super().__init__("\n".join(map(str, mistakes)))
+
+
+def check_command_line(stage: Stage, argv: Sequence[str] | None = None, conf_dir: Path = CONF_DIR) -> None:
+    """Report every mistake of a command line (this process's by default) on stderr and exit with status 2.
+
+    Does nothing where the command line is sound, or only asks for --help, --cfg and the like.
+    """
+    from cft.configuration.command_line import (  # a job in a launcher never needs it
+        command_line_mistakes,
+        read_command_line,
+    )
+
+    line = read_command_line(sys.argv[1:] if argv is None else argv, stage=stage, conf_dir=conf_dir)
+    if line.shows_only:
+        return
+    mistakes = command_line_mistakes(line, stage=stage)
+    if mistakes:
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        report = "\n".join(f"  {m}" for m in mistakes)
+        print(f"{PROGRAMS[stage]}: {count} in the configuration, nothing was started\n{report}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def checked(cfg: DictConfig, stage: Stage) -> DictConfig:
+    """The composed config of one job, if it is without mistakes. Raises ConfigError with all of them.
+
+    Prints a note for each choice that has no effect.
+    """
+    mistakes = find_mistakes(cfg, stage=stage, extra=_own_prefixes())
+    if stage in ("train", "label_export") and not mistakes:
+        mistakes = [*find_missing_inputs(cfg), *find_missing_scores(cfg)]
+    if mistakes:
+        raise ConfigError(*mistakes)
+    for note in find_unused(cfg) if stage == "train" else ():
+        print(f"Note: {note}", flush=True)
+    return cfg
+
+
+def build(node: DictConfig | ListConfig | dict[str, Any], *runtime: Any) -> Any:
+    """The object a node describes; nodes inside it are built first. A node without `_target_` gives a dict of objects.
+
+    runtime: what the program adds, as the first positional arguments. `_partial_: true` gives a functools.partial.
+    Raises ConfigError if a target may not be built or an argument does not suit it; nothing is imported before.
+    """
+    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+    prefixes = _own_prefixes()
+    mistakes = check_node(plain, path="", extra=prefixes, incomplete=bool(runtime))
+    if runtime and not (isinstance(plain, dict) and "_target_" in plain):
+        mistakes.append(Mistake("_target_", "only a node with a _target_ takes arguments"))
+    if mistakes:
+        raise ConfigError(*mistakes)
+    return _build(plain, runtime, prefixes)
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Twelve hexadecimal digits that stand for the resolved config, whatever the order of its keys."""
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
+
+
+def redacted(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """The resolved config as a plain dict with every secret replaced: what may be logged and saved."""
+    tree = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
+    result = _redacted(tree)
+    assert isinstance(result, dict)
+    return result
+
+
+def _build(node: object, runtime: tuple[Any, ...], prefixes: tuple[str, ...]) -> Any:
+    if isinstance(node, list):
+        return [_build(inner, (), prefixes) for inner in node]
+    if not isinstance(node, dict):
+        return node
+    if "_target_" not in node:
+        return {name: _build(inner, (), prefixes) for name, inner in node.items()}
+    try:
+        target = import_target(node["_target_"], extra=prefixes)
+    except PermissionError as error:
+        raise ConfigError(Mistake("_target_", str(error))) from error
+    args = [_build(inner, (), prefixes) for inner in node.get("_args_", [])]
+    named = {name: _build(inner, (), prefixes) for name, inner in node.items() if name not in RESERVED}
+    if node.get("_partial_", False):
+        return partial(target, *runtime, *args, **named)
+    return target(*runtime, *args, **named)
+
+
+def _own_prefixes() -> tuple[str, ...]:
+    """The user's target prefixes, from this job's command line as Hydra recorded it: a yaml cannot give them."""
+    if not HydraConfig.initialized():
+        return ()
+    parser = OverridesParser.create()
+    found = []
+    for line in HydraConfig.get().overrides.task:
+        override = parser.parse_overrides([line])[0]
+        if override.key_or_group == "allow_targets":
+            value = override.value()
+            found += [p for p in (value if isinstance(value, list) else [value]) if bad_prefix(p) is None]
+    return tuple(map(str, found))

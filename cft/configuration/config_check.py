@@ -1,0 +1,310 @@
+"""Every mistake in a composed config, found without importing what its `_target_`s name.
+
+The closed sets are compared with `cft/configuration/schema.py`, every node with its constructor's signature, then the rules of
+`cft/configuration/rules.py` apply. The constructors follow one convention: what a yaml gives is keyword-only; what the program
+gives at run time are the positional parameters without a default, so that a `_partial_` node may leave out those, and
+only those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
+
+from cft.configuration.allow_list import LIBRARIES, refusal
+from cft.configuration.needs import missing_scores, unmet, unused
+from cft.configuration.preflight import missing_inputs
+from cft.configuration.redaction import holds_secret, is_secret_key
+from cft.configuration.rules import broken_rules
+from cft.configuration.schema import SCHEMAS, Stage, keys_of
+from cft.configuration.signatures import Parameter, Signature, signature
+from cft.configuration.targets import resolve
+from cft.configuration.trainer_rules import trainer_mistakes
+from cft.configuration.value_types import mismatch, mismatches_inside
+
+RESERVED = ("_target_", "_partial_", "_args_")
+_DEEPEST = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """key: the dotted path it is about, or the override as typed. text: what is wrong, and what would be right."""
+
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}"
+
+
+class Unknown:
+    """A value that is known once a job runs, such as ${hydra:job.num}: nothing is checked about it."""
+
+
+def find_mistakes(config: DictConfig, *, stage: Stage, extra: Sequence[str] = ()) -> list[Mistake]:
+    """extra: the user's own target prefixes, from the command line."""
+    mistakes: list[Mistake] = []
+    tree = _resolved(config, "", mistakes)
+    assert isinstance(tree, dict)
+    _check_record(tree, SCHEMAS[stage], "", extra, mistakes)
+    _check_secrets(tree, "", mistakes)
+    known = {m.key for m in mistakes}
+    mistakes += [Mistake(key, text) for key, text in broken_rules(tree, stage=stage) if key not in known]
+    if stage == "train":
+        mistakes += [Mistake(key, text) for key, text in trainer_mistakes(tree) if key not in known]
+        mistakes += [Mistake(key, text) for key, text in unmet(tree) if key not in known]
+    return list(dict.fromkeys(mistakes))
+
+
+def find_missing_scores(config: DictConfig) -> list[Mistake]:
+    """Stored scores that a sound training configuration needs and its annotation lacks; reads the file system."""
+    tree = _resolved(config, "", [])
+    assert isinstance(tree, dict)
+    return [Mistake(key, text) for key, text in missing_scores(tree)]
+
+
+def find_missing_inputs(config: DictConfig) -> list[Mistake]:
+    """What a sound training configuration refers to and this machine lacks."""
+    tree = _resolved(config, "", [])
+    assert isinstance(tree, dict)
+    return [Mistake(key, text) for key, text in missing_inputs(tree)]
+
+
+def find_unused(config: DictConfig) -> list[Mistake]:
+    """Choices of a sound training configuration that change nothing: no mistakes, but worth a note."""
+    tree = _resolved(config, "", [])
+    assert isinstance(tree, dict)
+    return [Mistake(key, text) for key, text in unused(tree)]
+
+
+def check_node(node: object, *, path: str, extra: Sequence[str] = (), incomplete: bool = False) -> list[Mistake]:
+    """Mistakes in one plain node and in those inside it. path: how messages call it, "" at the root.
+
+    incomplete: the program adds positional arguments to it, as to a `_partial_` node.
+    """
+    mistakes: list[Mistake] = []
+    _check_tree({**node, "_partial_": True} if incomplete and isinstance(node, dict) else node, path, extra, mistakes)
+    return mistakes
+
+
+def suggestion(name: str, candidates: Iterable[str]) -> str:
+    """ ", did you mean ...?" for the nearest candidate, else "" (a prefix or a part counts as near)."""
+    options = list(dict.fromkeys(candidates))
+    near = get_close_matches(name, options, n=1, cutoff=0.6)
+    if not near and len(name) > 2:
+        near = [o for o in options if o.startswith(name) or name.startswith(o) or name in o.split("_")][:1]
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _check_record(tree: dict, schema: type, path: str, extra: Sequence[str], mistakes: list[Mistake]) -> None:
+    keys = keys_of(schema)
+    for name in tree:
+        if name not in keys:
+            text = f"no such key{suggestion(str(name), keys) or ' here, known are ' + ', '.join(keys)}"
+            mistakes.append(Mistake(_join(path, name), text))
+    types = {p.name: p for p in _own_signature(schema).parameters}
+    for name, key in keys.items():
+        here = _join(path, name)
+        value = tree.get(name, "???" if key.required or key.record else {})
+        if key.record is not None:
+            if isinstance(value, dict):
+                _check_record(value, key.record, here, extra, mistakes)
+            elif value == "???":
+                _check_record({}, key.record, here, extra, mistakes)
+            else:
+                mistakes.append(Mistake(here, f"expected the keys {', '.join(keys_of(key.record))}, found {value!r}"))
+        elif value == "???":
+            kind = f"choose one with {name}=..." if key.node else f"give it with {here}=..."
+            mistakes.append(Mistake(here, f"has no value; {kind}"))
+        elif key.many:
+            _check_named_nodes(value, here, extra, mistakes)
+        elif key.node:
+            _check_object(value, here, extra, mistakes)
+        else:
+            _check_value(value, types[name], here, mistakes)
+
+
+def _check_named_nodes(value: object, path: str, extra: Sequence[str], mistakes: list[Mistake]) -> None:
+    if not isinstance(value, dict):
+        mistakes.append(
+            Mistake(path, f"expected objects by name, found {value!r}; choose a group option with {path}=...")
+        )
+        return
+    complete = [name for name, node in value.items() if isinstance(node, dict) and "_target_" in node]
+    for name, node in value.items():
+        here = _join(path, name)
+        if node is None:
+            mistakes.append(Mistake(here, f"expected an object with a _target_, found null; ~{here} leaves it out"))
+        else:
+            _check_object(node, here, extra, mistakes, siblings=complete)
+
+
+def _check_object(
+    value: object, path: str, extra: Sequence[str], mistakes: list[Mistake], *, siblings: Sequence[str] = ()
+) -> None:
+    if isinstance(value, dict) and "_target_" in value:
+        _check_tree(value, path, extra, mistakes)
+    elif isinstance(value, Unknown):
+        return
+    else:
+        found = f"keys {', '.join(map(str, value))}" if isinstance(value, dict) and value else repr(value)
+        near = suggestion(path.rpartition(".")[2], siblings)
+        mistakes.append(Mistake(path, f"expected an object with a _target_, found {found}{near}"))
+
+
+def _check_tree(value: object, path: str, extra: Sequence[str], mistakes: list[Mistake]) -> None:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            _check_call(value, path, extra, mistakes)
+        for name, inner in value.items():
+            if name != "_target_":
+                _check_tree(inner, _join(path, name), extra, mistakes)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            _check_tree(inner, f"{path}[{i}]", extra, mistakes)
+    elif value == "???":
+        mistakes.append(Mistake(path, f"has no value; give it with {path}=..."))
+
+
+def _check_call(node: dict, path: str, extra: Sequence[str], mistakes: list[Mistake]) -> None:
+    """A node with a `_target_` against the target's signature."""
+    target, partial, args = node["_target_"], node.get("_partial_", False), node.get("_args_", [])
+    here = _join(path, "_target_")
+    reason = refusal(target, extra=extra)
+    if reason is not None:
+        mistakes.append(Mistake(here, reason))
+        return
+    if not isinstance(partial, bool):
+        mistakes.append(Mistake(_join(path, "_partial_"), f"expected true or false, found {partial!r}"))
+    if not isinstance(args, list):
+        mistakes.append(Mistake(_join(path, "_args_"), f"expected a list, found {args!r}"))
+        return
+    found = signature(resolve(target))
+    if found is None:
+        mistakes.append(Mistake(here, f"the parameters of '{target}' cannot be read; give it an __init__ of its own"))
+    elif found.takes_any_keyword:
+        mistakes.append(Mistake(here, f"'{target}' takes **kwargs, so no key can be checked; wrap it in a function"))
+    else:
+        _check_arguments(node, found, args, path, mistakes)
+
+
+def _check_arguments(node: dict, found: Signature, args: list, path: str, mistakes: list[Mistake]) -> None:
+    target = node["_target_"]
+    parameters = {p.name: p for p in found.parameters}
+    positional = [p for p in found.parameters if not p.keyword_only]
+    for name, value in node.items():
+        if name in RESERVED:
+            continue
+        if name not in parameters:
+            known = [p.name for p in found.parameters if not is_runtime(p, found, node)]
+            listing = f"; it takes {', '.join(known)}" if len(known) <= 12 else ""
+            text = f"{target} has no parameter '{name}'{suggestion(str(name), known) or listing or ''}"
+            mistakes.append(Mistake(_join(path, name), text if known else f"{target} takes no parameters"))
+        elif is_runtime(parameters[name], found, node):
+            mistakes.append(Mistake(_join(path, name), f"{target} gets it from the program, not from the config"))
+        else:
+            _check_value(value, parameters[name], _join(path, name), mistakes)
+    if len(args) > len(positional) and not found.takes_any_positional:
+        text = f"{target} takes at most {len(positional)} positional arguments, found {len(args)}"
+        mistakes.append(Mistake(_join(path, "_args_"), text))
+    by_position = {p.name for p in positional[: len(args)]}
+    for name in by_position & node.keys():
+        mistakes.append(Mistake(_join(path, name), "given twice, by name and in _args_"))
+    for p in found.parameters:
+        missing = p.required and p.name not in node and p.name not in by_position
+        if missing and (p.keyword_only or node.get("_partial_", False) is not True):
+            mistakes.append(Mistake(_join(path, p.name), f"{target} needs it; give it with +{_join(path, p.name)}=..."))
+
+
+def is_runtime(parameter: Parameter, found: Signature, node: Mapping) -> bool:
+    """Does the program give it? In a library's signature only the first one is known to be (an optimizer's params)."""
+    if node.get("_partial_", False) is not True or parameter.keyword_only or not parameter.required:
+        return False
+    return parameter is found.parameters[0] or not str(node["_target_"]).startswith(LIBRARIES)
+
+
+def _check_value(value: object, parameter: Parameter, path: str, mistakes: list[Mistake]) -> None:
+    if value == "???" or isinstance(value, Unknown):
+        if value == "???" and not any(m.key == path for m in mistakes):
+            mistakes.append(Mistake(path, f"has no value; give it with {path}=..."))
+        return
+    text = mismatch(value, parameter.annotation, parameter.source)
+    if text is None:
+        return
+    inner = mismatches_inside(value, parameter.annotation, parameter.source)
+    mistakes += [Mistake(_join(path, name), reason) for name, reason in inner] or [Mistake(path, text)]
+
+
+def _check_secrets(value: object, path: str, mistakes: list[Mistake]) -> None:
+    """Hydra saves the whole config and the command line beside every run, so neither may hold a secret."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            here = _join(path, name)
+            if is_secret_key(str(name)) and isinstance(inner, str) and inner not in ("", "???"):
+                mistakes[:] = [m for m in mistakes if m.key != here]
+                mistakes.append(Mistake(here, f"a secret must not be in the config, which is saved: {_variable(here)}"))
+            else:
+                _check_secrets(inner, here, mistakes)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            _check_secrets(inner, f"{path}[{i}]", mistakes)
+    elif isinstance(value, str) and holds_secret(value):
+        mistakes[:] = [m for m in mistakes if m.key != path]
+        mistakes.append(Mistake(path, "holds a password or a secret of the environment, and the config is saved"))
+
+
+def _variable(path: str) -> str:
+    service = {"wandb": "WANDB_API_KEY", "hf": "HF_TOKEN", "huggingface": "HF_TOKEN", "model": "HF_TOKEN"}
+    name = next((v for k, v in service.items() if k in path.split(".")), "")
+    return f"use the environment variable {name}" if name else "use an environment variable"
+
+
+def _resolved(node: DictConfig | ListConfig, path: str, mistakes: list[Mistake], *, depth: int = 0) -> object:
+    """Plain dicts and lists with every interpolation resolved. A missing value stays "???"."""
+    raw = OmegaConf.to_container(node, resolve=False)
+    if isinstance(raw, list):
+        return [
+            _resolved_value(node, i, value, f"{path}[{i}]", mistakes, depth=depth + 1) for i, value in enumerate(raw)
+        ]
+    if isinstance(raw, dict):
+        return {
+            name: _resolved_value(node, name, value, _join(path, name), mistakes, depth=depth + 1)
+            for name, value in raw.items()
+        }
+    return raw
+
+
+def _resolved_value(
+    parent: DictConfig | ListConfig, name: object, raw: object, path: str, mistakes: list[Mistake], *, depth: int
+) -> object:
+    if not isinstance(raw, dict | list) and not (isinstance(raw, str) and "${" in raw):
+        return raw
+    if depth > _DEEPEST:
+        mistakes.append(Mistake(path, "refers to itself, or is nested too deeply"))
+        return Unknown()
+    try:
+        value = parent[name]  # type: ignore[index]  # str for a mapping, int for a list
+    except InterpolationToMissingValueError:
+        return Unknown()  # the key it refers to has its own message
+    except InterpolationResolutionError as error:
+        if "HydraConfig was not set" not in str(error):  # known in the job, not yet on the command line
+            mistakes.append(Mistake(path, f"{raw} cannot be resolved: {str(error).splitlines()[0]}"))
+        return Unknown()
+    except (OmegaConfBaseException, RecursionError) as error:
+        mistakes.append(Mistake(path, f"{raw} cannot be read: {str(error).splitlines()[0]}"))
+        return Unknown()
+    return _resolved(value, path, mistakes, depth=depth) if isinstance(value, DictConfig | ListConfig) else value
+
+
+def _join(path: str, name: object) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _own_signature(schema: type) -> Signature:
+    found = signature(resolve(f"{schema.__module__}.{schema.__qualname__}"))
+    assert found is not None
+    return found

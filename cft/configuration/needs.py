@@ -1,0 +1,202 @@
+"""What a training configuration's methods need and its other parts give, read from the classes' source.
+
+Masks, weightings, losses and aggregations say `needs`, references say `gives`, and classes whose arguments name stored
+scores list these arguments in `score_arguments`, or in `logprob_arguments` where only a model's log-probs make sense. They
+are class attributes, so that a missing need is found before anything is imported or loaded; what a class decides when it
+is built is checked again by `cft/columns.py` and `cft/scores.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+from cft.columns import GROUP, NO_GROUPS, NO_REFERENCE, OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
+from cft.configuration.targets import Definition, TargetError, lookup, lookup_dotted, read_module, resolve
+
+_MAX_BASES = 40
+_OF_OBJECTIVE = ("weighting", "loss")
+_OF_DATA = ("mask", "groups")
+
+
+def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """(key, message) of every need that the configuration leaves open. tree: resolved, of the training stage."""
+    needs = {need for part in _OF_OBJECTIVE for need, _ in _needs(tree.get(part))}
+    reference = _target(tree.get("reference"))
+    given = strings(reference, "gives") if reference else None
+    for need in (REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB):
+        if need in needs and given is not None and need not in given:
+            yield "reference", NO_REFERENCE[need]
+            break  # who lacks the distribution lacks the log-probs for the same reason
+    if GROUP in needs and _target(tree.get("groups")) == "cft.columns.NoGroups":
+        yield "groups", NO_GROUPS
+    model = tree.get("model")
+    if reference == "cft.reference_model.AdapterOff" and isinstance(model, Mapping) and model.get("lora", ...) is None:
+        yield "reference", "adapter_off is the model without its adapters, but it has none; expected model/lora=default"
+
+
+def unused(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """(key, note) of a reference or a grouping that is chosen and that nothing in the configuration reads."""
+    needs = {need for part in _OF_OBJECTIVE for need, _ in _needs(tree.get(part))}
+    reference = _target(tree.get("reference"))
+    if reference and strings(reference, "gives") and not needs & set(NO_REFERENCE):
+        yield (
+            "reference",
+            "is chosen, but neither the weighting nor the loss compares with a reference: it has no effect",
+        )
+    if GROUP not in needs and _target(tree.get("groups")) not in (None, "cft.columns.NoGroups"):
+        yield "groups", "are chosen, but the loss does not tell groups apart (loss=sft_go and loss=shad do): no effect"
+
+
+def stored_scores(tree: Mapping[str, object]) -> set[str]:
+    """Names of the stored scores that a training configuration reads of its annotation."""
+    return {name for name, _ in _wanted(tree)}
+
+
+def _wanted(tree: Mapping[str, object]) -> set[tuple[str, str]]:
+    """(name, kind or "" for any) of the stored scores that a training configuration reads of its annotation."""
+    wanted = {
+        need for part in _OF_OBJECTIVE for need in _needs(tree.get(part)) if need[0] not in {GROUP, *NO_REFERENCE}
+    }
+    wanted |= {need for part in _OF_DATA for need in _needs(tree.get(part))}
+    reference = tree.get("reference")
+    if _target(reference) == "cft.reference_model.Score" and isinstance(reference, Mapping):
+        wanted.add((str(reference.get("name")), REFERENCE_LOGPROB))
+    return {need for need in wanted if need[0] != OWN_LOGPROB}
+
+
+def _wanted_elsewhere(node: object) -> Iterator[tuple[str, set[tuple[str, str]]]]:
+    """(another annotation, the scores that a mask in the node reads of it)."""
+    if not isinstance(node, Mapping):
+        return
+    if _target(node) == _ELSEWHERE:
+        inner = {need for need in _needs(node.get("inner")) if need[0] != OWN_LOGPROB}
+        yield str(node.get("from_annotation")), inner
+        return
+    for inner in node.values():
+        yield from _wanted_elsewhere(inner)
+
+
+def missing_scores(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """(key, message) of every stored score that is not there or is of another kind, with the command that makes it. Reads
+    the file system."""
+    data, annotations_dir = tree.get("data"), str(tree.get("annotations_dir"))
+    if _target(data) != "cft.data.AnnotatedDataModule" or not isinstance(data, Mapping):
+        return
+    yield from _missing(
+        _wanted(tree), annotation=str(data.get("annotation")), annotations_dir=annotations_dir, key="data.annotation"
+    )
+    for part in _OF_DATA:
+        for annotation, wanted in _wanted_elsewhere(tree.get(part)):
+            yield from _missing(wanted, annotation=annotation, annotations_dir=annotations_dir, key=part)
+
+
+def _missing(
+    wanted: set[tuple[str, str]], *, annotation: str, annotations_dir: str, key: str
+) -> Iterator[tuple[str, str]]:
+    if not wanted:
+        return
+    from cft.annotation.store import AnnotationStore, StoreError, find_annotation
+    from cft.scores import annotating_model, command_for, expected_kind, other_kind, scores_folder
+
+    try:
+        found = find_annotation(annotation, annotations_dir=annotations_dir)
+        model = annotating_model(AnnotationStore(found).manifest())
+    except StoreError:
+        return  # that the annotation is missing or damaged has its own message
+    folder = scores_folder(found, annotations_dir=annotations_dir)
+    for name, kind in sorted(wanted):
+        try:
+            manifest = json.loads((Path(folder) / name / "manifest.json").read_bytes())
+        except FileNotFoundError:
+            command = command_for(name, annotation, model=model)
+            yield key, f"{annotation} has no stored score {name}, which this method needs; make it with: {command}"
+            continue
+        except ValueError:
+            continue  # damaged: reading it says so
+        if not (isinstance(manifest, dict) and isinstance(manifest.get("fingerprint"), dict)):
+            continue
+        kind = kind or expected_kind(name)
+        if text := other_kind(manifest, name=name, kind=kind, annotation=annotation, model=model):
+            yield key, f"{annotation}: {text}"
+
+
+def _needs(node: object) -> Iterator[tuple[str, str]]:
+    """(name, kind of stored score or "" for any) of a node and of those inside it."""
+    if isinstance(node, list):
+        for inner in node:
+            yield from _needs(inner)
+    if not isinstance(node, Mapping):
+        return
+    if target := _target(node):
+        yield from ((need, "") for need in strings(target, "needs") or () if need not in _live())
+        for attribute, kind in (("score_arguments", ""), ("logprob_arguments", REFERENCE_LOGPROB)):
+            for argument in strings(target, attribute) or ():
+                if isinstance(name := node.get(argument), str):
+                    yield name, kind
+    if target == _ELSEWHERE:  # its inner mask reads another annotation
+        return
+    for inner in node.values():
+        yield from _needs(inner)
+
+
+_ELSEWHERE = "cft.projected_mask.Projected"
+
+
+def _target(node: object) -> str | None:
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    return target if isinstance(target, str) else None
+
+
+@cache
+def strings(target: str, attribute: str) -> frozenset[str] | None:
+    """The texts in a class attribute, inherited ones included; None where the source does not tell."""
+    try:
+        definition: Definition | None = resolve(target)
+    except TargetError:
+        return None
+    for _ in range(_MAX_BASES):
+        if definition is None or definition.source is None or not isinstance(definition.node, ast.ClassDef):
+            return None
+        value = _assigned(definition.node, attribute)
+        if value is not None:
+            return frozenset(_texts(value, definition))
+        bases = [b.value if isinstance(b, ast.Subscript) else b for b in definition.node.bases]
+        definition = lookup_dotted(definition.source, bases[0]) if bases else None
+    return None
+
+
+@cache
+def _live() -> frozenset[str]:
+    """Names of what is computed from the logits at hand (`cft.token_scores.LIVE`)."""
+    source = read_module("cft.token_scores")
+    found = lookup(source, "LIVE") if source else None
+    keys = found.node.keys if found and isinstance(found.node, ast.Dict) else []
+    return frozenset(key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
+
+
+def _assigned(node: ast.ClassDef, name: str) -> ast.expr | None:
+    for member in node.body:
+        match member:
+            case ast.Assign(targets=[ast.Name(id=found)], value=value) if found == name:
+                return value
+            case ast.AnnAssign(target=ast.Name(id=found), value=ast.expr() as value) if found == name:
+                return value
+    return None
+
+
+def _texts(expr: ast.expr, definition: Definition) -> Iterator[str]:
+    """Of a constant, a name of one, a tuple or set of them, or frozenset(...)."""
+    match expr:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.Tuple(elts=inner) | ast.Set(elts=inner) | ast.List(elts=inner) | ast.Call(args=inner):
+            for item in inner:
+                yield from _texts(item, definition)
+        case ast.Name():
+            found = lookup_dotted(definition.source, expr) if definition.source else None
+            if found is not None and isinstance(found.node, ast.expr):
+                yield from _texts(found.node, found)

@@ -1,0 +1,198 @@
+"""The overrides of a command line, read with Hydra's own parser: which choose a group's option, which set a value, and
+which sweep over several values. Also the options that the defaults of a yaml file choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cft.configuration.config_check import Mistake, suggestion
+from cft.configuration.redaction import redacted_text
+from cft.configuration.schema import PROGRAMS, SCHEMAS, Stage, keys_of
+
+_NOISE = ("full_key:", "object_type=", "reference_type=", "See https")
+# Places inside an object that a group fills, too: mappings of objects by name, and masks made from another one.
+_GROUP_OF_MAPPING = {"factors": "weighting", "regularizers": "regularizer"}
+_INNER_MASKS = ("of", "like", "inner")
+_LONGEST_AXIS = 100  # of a longer one the first values and the last are checked here, the others in their jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One override. values: itself, or those of its sweep as overrides of their own. group: it chooses an option."""
+
+    override: Override
+    values: tuple[Override, ...]
+    group: bool
+
+    @property
+    def key(self) -> str:
+        return self.override.key_or_group
+
+    @property
+    def shown(self) -> str:
+        return shown(self.override)
+
+
+def shown(override: Override) -> str:
+    return redacted_text(override.input_line or "")
+
+
+def reason(error: Exception) -> str:
+    """An exception of Hydra, OmegaConf or yaml in one line."""
+    text = str(error) or str(error.__cause__ or type(error).__name__)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(_NOISE)]
+    return redacted_text(" ".join(lines))
+
+
+@dataclass(slots=True)
+class Reader:
+    """Turns texts into items; what cannot be read becomes a mistake."""
+
+    loader: ConfigLoader
+    multirun: bool
+    search_path: list[str]  # overrides that set hydra.searchpath, which decides what groups there are
+    mistakes: list[Mistake]
+
+    def read(self, text: str) -> Item | None:
+        try:
+            override = self._parse(text)
+        except HydraException as error:
+            name = redacted_text(text)
+            key, equals, _ = text.partition("=")
+            if not equals:
+                self._mistake(name, f"expected key=value, as in {name}=...")
+            elif "Lexer" in str(error):  # a character that is free only inside quotes
+                self._mistake(redacted_text(key), f"the value needs quotes inside the shell's: \"{key}='...'\"")
+            else:
+                self._mistake(name, reason(error))
+            return None
+        key = override.key_or_group
+        group = self.is_group(key) and not isinstance(override.value(), dict)
+        if not override.is_sweep_override():
+            return Item(override, (override,), group)
+        if override.is_hydra_override():
+            self._mistake(shown(override), "Hydra's own settings cannot be swept")
+        elif not self.multirun:
+            self._mistake(
+                shown(override), "several values need -m" + ("" if group else f"; a list is written {key}=[a,b]")
+            )
+        elif key == "allow_targets":
+            self._mistake(shown(override), "cannot be swept; a list is written allow_targets=[mylab.]")
+        else:
+            values = tuple(self._parse(f"{override.get_key_element()}={value}") for value in _axis(override))
+            if values:
+                return Item(override, values, group)
+            self._mistake(shown(override), "the sweep has no values")
+        return None
+
+    def is_group(self, key: str) -> bool:
+        parent, _, name = key.rpartition("/")
+        return name in self.loader.list_groups(parent) or bool(self.options(key))
+
+    def options(self, group: str) -> list[str]:
+        own = self.loader.get_group_options(group, results_filter=ObjectType.CONFIG, overrides=self.search_path)
+        nested = self.loader.get_group_options(group, results_filter=ObjectType.GROUP, overrides=self.search_path)
+        return [*own, *(f"{folder}/{option}" for folder in nested for option in self.options(f"{group}/{folder}"))]
+
+    def existing_options(self, item: Item, *, choices: Collection[str], stage: Stage) -> Item | None:
+        """The item with those of its values that name an option, None if none does. choices: the stage's groups."""
+        group, override = item.key, item.override
+        parent = group.rpartition("/")[0]
+        if group == "regularizer" and override.package is None and "loss" in choices:
+            names = [f"+{group}@loss.regularizers.{v.value()}={v.value()}" for v in item.values]
+            self._mistake(item.shown, f"a regularizer is added to the loss by a name: {' '.join(names)}")
+            return None
+        appends = override.is_add() or override.is_force_add() or override.package is not None
+        # A nested group may come with an option of its parent that is chosen elsewhere on the line: Hydra will tell.
+        may_come = parent and (parent == "hydra" or any(c.startswith(parent) for c in choices))
+        if group not in choices and not appends and not may_come:
+            own = ", ".join(c for c in reversed(list(choices)) if not c.startswith("hydra/"))
+            self._mistake(item.shown, f"{PROGRAMS[stage]} has no group '{group}'; its groups are {own}")
+            return None
+        options = self.options(group)
+        good = []
+        for value in item.values:
+            named = value.value()
+            if named is None and not override.is_delete():
+                self._mistake(item.shown, f"null is no option; ~{group} leaves the group out")
+                continue
+            if isinstance(named, list) and not _takes_several(group, stage):
+                self._mistake(item.shown, _one_option(group))
+                continue
+            names = [] if named is None else named if isinstance(named, list) else [named]
+            wrong = [str(name) for name in names if str(name).removesuffix(".yaml") not in options]
+            for name in wrong:
+                listing = f"the options are {', '.join(options)}" if options else "the group is empty"
+                near = suggestion(name, options).removeprefix(", ")
+                self._mistake(f"{group}={name}", f"no such option; {near + ' ' if near else ''}{listing}")
+            if not wrong:
+                good.append(value)
+        return Item(override, tuple(good), True) if good else None
+
+    def option_at_inner_place(self, override: Override, *, choices: Collection[str]) -> Mistake | None:
+        """What to write instead of an option's name as the value of a place that a group fills. choices: the config's."""
+        key, option = override.key_or_group, override.value()
+        group = _group_of_place(key)
+        if not group or not isinstance(option, str) or option not in self.options(group):
+            return None
+        entry = f"{group}@{key}"
+        plus = "" if entry in choices else "+"
+        return Mistake(key, f"expected an object, found {option!r}; choose that option with {plus}{entry}={option}")
+
+    def _parse(self, text: str) -> Override:
+        return OverridesParser.create(config_loader=self.loader).parse_overrides([text])[0]
+
+    def _mistake(self, key: str, text: str) -> None:
+        self.mistakes.append(Mistake(key, text))
+
+
+def lists_in_defaults(contents: object, *, stage: Stage) -> Iterator[Mistake]:
+    """Defaults of a yaml file that give several options where one belongs. Hydra would mix the keys of their objects, and
+    record none of them as the choice."""
+    defaults = OmegaConf.select(contents, "defaults") if isinstance(contents, DictConfig) else None
+    for entry in defaults if isinstance(defaults, ListConfig) else ():
+        for name, value in entry.items() if isinstance(entry, DictConfig) else ():
+            place = str(name).split()[-1].lstrip("/")  # without `override` and `optional`
+            group = place.partition("@")[0]
+            if isinstance(value, ListConfig) and not _takes_several(group, stage):
+                yield Mistake(f"defaults: {name}", _one_option(group))
+
+
+def _one_option(group: str) -> str:
+    product = " (several weightings multiplied are weighting=product)" if group == "weighting" else ""
+    return f"expected one option, found a list; {group}=a,b with -m tries each{product}"
+
+
+def _takes_several(group: str, stage: Stage) -> bool:
+    """Objects by name come together; of one object, the keys of two options would be mixed."""
+    several = {name for name, key in keys_of(SCHEMAS[stage]).items() if key.many}
+    return group in several | {"experiment"} or group.startswith("hydra/")
+
+
+def _group_of_place(key: str) -> str:
+    """The group whose options fill a place inside an object, "" where there is none."""
+    parent, _, name = key.rpartition(".")
+    if name in _INNER_MASKS and key.split(".")[0] in ("mask", "groups"):
+        return "mask"
+    return _GROUP_OF_MAPPING.get(parent.rpartition(".")[2], "")
+
+
+def _axis(override: Override) -> Iterator[str]:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        yield from (str(value.start), str(value.end))
+        return
+    yield from islice(override.sweep_string_iterator(), _LONGEST_AXIS)
+    if isinstance(value, RangeSweep) and isinstance(steps := value.range(), range) and len(steps) > _LONGEST_AXIS:
+        yield str(steps[-1])

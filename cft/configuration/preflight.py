@@ -1,0 +1,63 @@
+"""What a sound config asks for and this machine does not have, found before the heavy imports: seconds, not a load later.
+
+missing_inputs      the annotation, the run to resume, the accelerator       in each job (`config.py`)
+unwritable          the output folder, which Hydra makes before the job      on the command line (`command_line.py`)
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """(key, what is not there) of a train config without mistakes."""
+    trainer, data, resume = tree.get("trainer"), tree.get("data"), tree.get("resume")
+    if isinstance(trainer, Mapping) and (text := _no_accelerator(trainer.get("accelerator"))):
+        yield "trainer.accelerator", text
+    if isinstance(data, Mapping) and data.get("_target_") == "cft.data.AnnotatedDataModule":
+        name, annotations_dir = str(data.get("annotation")), str(tree.get("annotations_dir"))
+        if text := _no_annotation(name, annotations_dir=annotations_dir):
+            yield f"data.annotation={name}", text
+    if isinstance(resume, str) and resume not in ("", "auto") and not (Path(resume) / "config.yaml").is_file():
+        config = Path(resume) / "config.yaml"
+        yield f"resume={resume}", f"no {config}; expected the folder of a run that train.py started, or auto"
+
+
+def unwritable(folder: str) -> str:
+    """Why the output folder cannot be made or written to, "" where it can: tried in the nearest folder that is there."""
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".cft-"):
+            return ""
+    except OSError as error:
+        return f"{folder} cannot be made ({error.strerror}: {place}); choose a folder that can be written to"
+
+
+def _no_accelerator(accelerator: object) -> str:
+    if accelerator not in ("gpu", "cuda", "mps"):
+        return ""
+    import torch  # heavy, so only where it is asked; the training imports it next
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if there.get(str(accelerator), any(there.values())):
+        return ""
+    build = "" if torch.backends.cuda.is_built() else f", and torch {torch.__version__} is built without CUDA"
+    return f"{accelerator} was asked for, but this machine offers none{build}; use trainer=default, or cpu"
+
+
+def _no_annotation(name: str, *, annotations_dir: str) -> str:
+    from cft.annotation.store import (  # Parquet takes a moment, which other stages need not wait
+        StoreError,
+        find_annotation,
+    )
+
+    try:
+        find_annotation(name, annotations_dir=annotations_dir)
+    except StoreError as error:
+        return str(error).removeprefix(f"data.annotation={name}: ")
+    return ""

@@ -1,0 +1,200 @@
+"""Did it help? Greedy and sampled responses of a model on problems, judged by the one verifier, with intervals.
+
+Each problem gets one greedy response and n sampled ones. A sample's random numbers are a function of (seed, problem id,
+sample number), so results do not depend on the batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cft.annotation.counterfactual import ListSource
+from cft.annotation.spans import decode
+from cft.evaluation.metrics import Interval, bootstrap_interval, distinct_n, maj_at_k, pass_at_k, self_bleu
+from cft.files import write_atomically
+from cft.judging.judge import Judge
+from cft.progress import progress
+from cft.types import GREEDY, Budget, Completion, Engine, Fork, Outcome, Problem, Sampling, Trunk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from cft.prompts import Prompt
+
+GREEDY_SAMPLE = -1  # the number of the greedy response among a problem's samples
+
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("sample", pa.int32()),
+        ("problem", pa.string()),
+        ("answer", pa.string()),
+        ("response", pa.string()),
+        ("response_ids", pa.list_(pa.int32())),
+        ("extracted", pa.string()),
+        ("outcome", pa.int8()),
+        ("finish", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """num_samples: sampled responses a problem beside the greedy one, 0 = none."""
+
+    num_samples: int
+    temperature: float
+    top_p: float
+    seed: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response. sample: GREEDY_SAMPLE or 0 .. num_samples - 1. entropy: mean over its tokens, nats; NaN if sampled."""
+
+    problem: Problem
+    sample: int
+    completion: Completion
+    outcome: Outcome
+    extracted: str
+    entropy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """A model as seen from outside: an engine with its tokenizer, its prompt and the judge."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    prompt: Prompt
+    judge: Judge
+    max_positions: int
+
+    def solve(self, problems: Sequence[Problem], *, request: SampleRequest, title: str) -> list[Sample]:
+        """All samples of all problems, by problem and sample number. A prompt that leaves no room for max_new_tokens
+        counts as a wrong, cut-off, empty response."""
+        prompts = [np.asarray(self.prompt.ids(self.tokenizer, p.question), dtype=np.int32) for p in problems]
+        forks = []
+        done: dict[tuple[int, int], Completion] = {}
+        for i, ids in enumerate(prompts):
+            trunk = Trunk(ids, len(ids))  # one object: engines compute a shared prompt once
+            for sample in range(GREEDY_SAMPLE, request.num_samples):
+                if len(ids) + request.max_new_tokens > self.max_positions:
+                    done[i, sample] = Completion(np.zeros(0, dtype=np.int32), "length", 0)
+                    continue
+                sampling = GREEDY
+                if sample != GREEDY_SAMPLE:
+                    purpose = f"sample\x1f{problems[i].id}\x1f{sample}"
+                    sampling = Sampling(request.temperature, request.top_p, request.seed, purpose)
+                forks.append(Fork(trunk, len(ids), None, sampling, (i, sample)))
+        forks.sort(key=lambda fork: fork.cut)
+        with progress(title, total=len(forks)) as bar:
+            for key, completion in self.engine.run(ListSource(forks), budget=Budget(request.max_new_tokens)):
+                done[key] = completion  # type: ignore[index]
+                bar.advance()
+        keys = sorted(done)
+        verdicts = self.judge([(done[key], problems[key[0]].answer) for key in keys])
+        return [
+            Sample(
+                problems[i],
+                sample,
+                done[i, sample],
+                outcome,
+                extracted,
+                self._entropy(prompts[i], done[i, sample], sample),
+            )
+            for (i, sample), (outcome, extracted) in zip(keys, verdicts, strict=True)
+        ]
+
+    def _entropy(self, prompt_ids: np.ndarray, completion: Completion, sample: int) -> float:
+        if sample != GREEDY_SAMPLE or not len(completion.ids):
+            return float("nan")
+        trunk = Trunk(np.concatenate([prompt_ids, completion.ids]), len(prompt_ids))
+        return float(self.engine.score(trunk, k=1).entropy_R.mean())
+
+
+def summarise(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interval], dict[str, list[Any]]]:
+    """(metric -> mean and 95 % bootstrap interval over problems, per-problem values in the order of problem ids).
+
+    accuracy, response_tokens, entropy, cut_off_rate are of the greedy response; pass_at_k, maj_at_k, distinct_n, self_bleu
+    of the n sampled ones: k runs over powers of two, and n. Of `num_right`, right samples of each problem, any other
+    pass@k follows (`cft/report/pass_curve.py`).
+    """
+    by_problem: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_problem.setdefault(sample.problem.id, []).append(sample)
+    ids = sorted(by_problem)
+    values: dict[str, list[float]] = {}
+    for problem_id in ids:
+        for name, value in _problem_values(by_problem[problem_id]).items():
+            values.setdefault(name, []).append(value)
+    intervals = {f"eval/{name}": _interval(column, seed=seed) for name, column in values.items() if name != "num_right"}
+    correct = [int(next(s for s in by_problem[i] if s.sample == GREEDY_SAMPLE).outcome == Outcome.RIGHT) for i in ids]
+    per_problem: dict[str, list[Any]] = {"id": ids, "correct": correct}
+    # A column with a gap cannot be resampled over problems together with the same problems of another run.
+    per_problem |= {name: column for name, column in values.items() if np.isfinite(column).all()}
+    return intervals, per_problem
+
+
+def _problem_values(samples: Sequence[Sample]) -> dict[str, float]:
+    greedy = next(s for s in samples if s.sample == GREEDY_SAMPLE)
+    drawn = [s for s in samples if s.sample != GREEDY_SAMPLE]
+    values = {
+        "accuracy": float(greedy.outcome == Outcome.RIGHT),
+        "response_tokens": float(len(greedy.completion.ids)),
+        "entropy": greedy.entropy,
+        "cut_off_rate": float(greedy.completion.finish == "length"),
+        "undecided_rate": float(greedy.outcome == Outcome.UNDECIDED),
+    }
+    n = len(drawn)
+    right = [s.outcome == Outcome.RIGHT for s in drawn]
+    for k in _sample_counts(n, smallest=1):
+        values[f"pass_at_{k}"] = pass_at_k(n, sum(right), k)
+    for k in _sample_counts(n, smallest=4):  # of two votes none has a majority that one sample has not
+        values[f"maj_at_{k}"] = maj_at_k([s.extracted for s in drawn], right, k=k)
+    if n > 1:
+        ids = [s.completion.ids.tolist() for s in drawn]
+        values |= {"distinct_1": distinct_n(ids, n=1), "distinct_2": distinct_n(ids, n=2), "self_bleu": self_bleu(ids)}
+    if n:
+        values["num_right"] = float(sum(right))
+        values["sampled_cut_off_rate"] = float(np.mean([s.completion.finish == "length" for s in drawn]))
+    return values
+
+
+def _sample_counts(n: int, *, smallest: int) -> list[int]:
+    """Powers of two from `smallest` up to n, and n itself."""
+    powers = [2**i for i in range(n.bit_length()) if smallest <= 2**i <= n]
+    return powers if n < 2 or n in powers else [*powers, n]
+
+
+def _interval(column: Sequence[float], *, seed: int) -> Interval:
+    """Problems without a value (an empty response has no entropy) are left out; none at all gives NaN."""
+    known = [value for value in column if not np.isnan(value)]
+    return bootstrap_interval(known, seed=seed) if known else Interval(float("nan"), float("nan"), float("nan"))
+
+
+def write_samples(path: Path, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> None:
+    records = [
+        {
+            "problem_id": s.problem.id,
+            "sample": s.sample,
+            "problem": s.problem.question,
+            "answer": s.problem.answer,
+            "response": decode(tokenizer, s.completion.ids),
+            "response_ids": s.completion.ids.tolist(),
+            "extracted": s.extracted,
+            "outcome": int(s.outcome),
+            "finish": s.completion.finish,
+        }
+        for s in samples
+    ]
+    table = pa.Table.from_pylist(records, schema=SAMPLE_SCHEMA)
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))

@@ -1,0 +1,150 @@
+"""Results in the shape of lm-evaluation-harness' results_<date>.json, for tools that read those.
+
+Keys as there: results ("<metric>,none" and "<metric>_stderr,none" a task), groups, group_subtasks, configs, versions,
+n-shot, higher_is_better, n-samples, config, task_hashes, and what is known of the model. The numbers are ours: greedy
+accuracy is `exact_match`; the harness itself did not run, so that `lm_eval_version` is null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cft import __version__
+from cft.evaluation.intervals import Interval
+
+VERSION = 1  # of our reading of the benchmarks
+FILTER = "none"
+_NAMES = {"accuracy": "exact_match"}
+_LOWER_IS_BETTER = frozenset(("cut_off_rate", "sampled_cut_off_rate", "undecided_rate", "response_tokens", "self_bleu"))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one file tells of, beside the results by task.
+
+    available: problems of each task before the limit. hashes: fingerprint of each task's problems.
+    started, ended: seconds since 1970.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    chat_template: str
+    system: str
+    limit: int
+    seed: int
+    available: Mapping[str, int]
+    hashes: Mapping[str, str]
+    started: float
+    ended: float
+
+
+def lm_eval_results(
+    results: Mapping[str, Mapping[str, Any]], *, facts: Measured, group: str, averages: Mapping[str, Interval]
+) -> dict[str, Any]:
+    """results: by task, as in results.json. group: name of a suite with its macro averages, "" for a single task."""
+    tasks = {task: _scores(task, entry) for task, entry in results.items()}
+    aggregated: dict[str, Any] = {}
+    if group:
+        scores = {f"{_name(metric)},{FILTER}": average.value for metric, average in averages.items()}
+        aggregated = {group: {"alias": group, **scores}}
+    sanitized = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", facts.model)
+    return {
+        "results": {**aggregated, **tasks},
+        **({"groups": aggregated} if group else {}),
+        "group_subtasks": {
+            **({group: list(tasks)} if group else {}),
+            **({} if group else {task: [] for task in tasks}),
+        },
+        "configs": {task: _config(task, entry) for task, entry in results.items()},
+        "versions": dict.fromkeys(tasks, VERSION),
+        "n-shot": dict.fromkeys(tasks, 0),
+        "higher_is_better": {
+            task: {_name(metric): metric.removeprefix("eval/") not in _LOWER_IS_BETTER for metric in entry["metrics"]}
+            for task, entry in results.items()
+        },
+        "n-samples": {
+            task: {"original": facts.available[task], "effective": entry["problems"]} for task, entry in results.items()
+        },
+        "config": {
+            "model": "hf",
+            "model_args": f"pretrained={facts.model},dtype={facts.dtype}",
+            "batch_size": "auto",
+            "device": facts.device,
+            "limit": float(facts.limit) if facts.limit >= 0 else None,
+            "bootstrap_iters": 2000,
+            "gen_kwargs": None,
+            "random_seed": facts.seed,
+        },
+        "git_hash": None,
+        "date": facts.started,
+        "lm_eval_version": None,
+        "cft_version": __version__,
+        "task_hashes": dict(facts.hashes),
+        "model_source": "hf",
+        "model_name": facts.model,
+        "model_name_sanitized": sanitized,
+        "system_instruction": facts.system or None,
+        "system_instruction_sha": _sha(facts.system),
+        "fewshot_as_multiturn": False,
+        "chat_template": facts.chat_template or None,
+        "chat_template_sha": _sha(facts.chat_template),
+        "start_time": facts.started,
+        "end_time": facts.ended,
+        "total_evaluation_time_seconds": str(facts.ended - facts.started),
+    }
+
+
+def _scores(task: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    scores: dict[str, Any] = {"alias": task}
+    for metric, found in entry["metrics"].items():
+        key = metric.removeprefix("eval/")
+        column = entry["per_problem"].get("correct" if key == "accuracy" else key)
+        scores[f"{_name(metric)},{FILTER}"] = found["value"]
+        scores[f"{_name(metric)}_stderr,{FILTER}"] = _standard_error(column)
+    return scores
+
+
+def _config(task: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    request = entry["evaluation"]
+    return {
+        "task": task,
+        "test_split": entry["split"],
+        "output_type": "generate_until",
+        "num_fewshot": 0,
+        "repeats": 1 + request["num_samples"],
+        "generation_kwargs": {
+            "until": [],
+            "max_gen_toks": request["max_new_tokens"],
+            "do_sample": False,
+            "temperature": 0.0,
+        },
+        "metric_list": [{"metric": _name(m), "aggregation": "mean"} for m in entry["metrics"]],
+        "metadata": {"version": VERSION, "verifier": request["verifier"], "sampling": _sampling(request)},
+    }
+
+
+def _sampling(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: request[key] for key in ("num_samples", "temperature", "top_p", "seed")}
+
+
+def _name(metric: str) -> str:
+    key = metric.removeprefix("eval/")
+    return _NAMES.get(key, re.sub(r"_at_(\d+)$", r"@\1", key))
+
+
+def _standard_error(column: Any) -> float | str:
+    """Of the mean over problems; "N/A", as in the harness, where it is not known."""
+    if not column or len(column) < 2:
+        return "N/A"
+    return float(np.std(column, ddof=1) / np.sqrt(len(column)))
+
+
+def _sha(text: str) -> str | None:
+    return hashlib.sha256(text.encode()).hexdigest() if text else None

@@ -1,0 +1,104 @@
+r"""Computer algebra on model text: what it may see, and math-verify's verdict. It runs where a deadline can end it.
+
+too_hard        plain Python: length, nesting, runs of digits, factorials, towers of exponents, large sums
+equal_by_algebra  math-verify with its own time limits off: they rely on signals; the pool's deadline replaces them
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from cft.judging.answers import MAX_ANSWER_CHARS, MAX_DIGITS
+
+Decided = Literal["right", "wrong", "undecided"]
+
+MAX_NESTING = 32
+NO_LIMIT = 0  # seconds: math-verify's own time limits are off
+_ONE_EXPONENT = r"(?:\\[A-Za-z]+|[0-9]+|[A-Za-z]|[{(\[][^{}()]*)"
+_BOUNDED = r"\\(?:sum|prod|int|bigcup|coprod)"
+
+
+def too_hard(expression: str) -> str:
+    """Why computer algebra must not see an expression, "" if it may."""
+    if len(expression) > MAX_ANSWER_CHARS:
+        return f"{len(expression)} characters, more than {MAX_ANSWER_CHARS}"
+    depth = deepest = 0
+    for char in expression:
+        depth += (char in "([{") - (char in ")]}")
+        deepest = max(deepest, depth)
+    if deepest > MAX_NESTING:
+        return f"brackets {deepest} deep, more than {MAX_NESTING}"
+    # Spaces, font commands and brackets do not make a power small: what follows is read without them.
+    bare = re.sub(r"\s|\\(?:left|right|,|;|!|:|text|mathrm|mathbf|displaystyle)(?![A-Za-z])", "", expression)
+    if re.search(r"[0-9]{5,}[)}\]]*!|![)}\]]*!", bare) or re.search(r"\^[^!]{0,40}!", bare):
+        return "a large factorial"
+    if re.search(
+        r"(?:\^|\*\*)[{}()\[\]]*[-+]?[0-9]{5,}|(?:\^|\*\*)[{(\[]*[-+]?[0-9.]+(?:e|E|\\times|\\cdot|\*)[0-9]", bare
+    ):
+        return "a large exponent"
+    if re.search(rf"(?:\^|\*\*){_ONE_EXPONENT}[)}}\]]*(?:\^|\*\*|!)", bare) or _stacked_powers(bare):
+        return "a tower of exponents"
+    if re.search(r"[)}\]](?:\^|\*\*)[{(\[]*[0-9]{3,}", bare):
+        return "a large power of a sum"
+    if re.search(r"\\[dtc]?binom[^A-Za-z]*?(?:\^|[0-9]{6})", bare):
+        return "a large binomial"
+    if re.search(rf"{_BOUNDED}[^^]{{0,40}}\^\{{?[0-9]{{3,}}", bare) or len(re.findall(_BOUNDED, bare)) > 2:
+        return "a long sum or product"
+    if re.search(r"\\(?:pmod|bmod|mod)(?![A-Za-z])", bare) and "^" in bare:
+        return "a power modulo"
+    if re.search(rf"[0-9]{{{MAX_DIGITS},}}", bare):
+        return f"more than {MAX_DIGITS} digits in a row"
+    if re.search(r"[\0\ud800-\udfff]", expression):
+        return "characters that are no text"
+    return ""
+
+
+def equal_by_algebra(*, gold: str, prediction: str) -> tuple[Decided, str]:
+    """Both as LaTeX. `verify(gold, target)` is not symmetric, hence keyword arguments only."""
+    import logging
+
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
+    # LaTeX extraction alone: math-verify's other one hands text to sympy's parse_expr, which evaluates it.
+    config: Any = [LatexExtractionConfig()]
+    parsed = []
+    for text in (gold, prediction):
+        try:
+            found = parse(f"\\boxed{{{text.strip()}}}", config, parsing_timeout=NO_LIMIT, raise_on_error=True)
+        except Exception as error:  # noqa: BLE001 - whatever model text does to the library, the answer is "undecided"
+            return "undecided", f"math-verify could not read {text[:60]!r}: {type(error).__name__}"
+        parsed.append([value for value in found if not isinstance(value, str)])
+    if not parsed[0] or not parsed[1]:
+        return "undecided", "math-verify could not read " + ("the answer" if parsed[0] else "the gold answer")
+    try:
+        if (same := _same_equation(parsed[0][0], parsed[1][0])) is not None:
+            return ("right" if same else "wrong"), "compared as equations"
+        same = verify(gold=parsed[0], target=parsed[1], timeout_seconds=NO_LIMIT, raise_on_error=True)
+    except Exception as error:  # noqa: BLE001 - as above
+        return "undecided", f"math-verify failed: {type(error).__name__}"
+    return ("right" if same else "wrong"), "compared by math-verify"
+
+
+def _same_equation(gold: Any, prediction: Any) -> bool | None:
+    """Whether two equations say the same, None where one is no equation: left minus right side, up to a factor.
+
+    math-verify solves them instead, and takes x^2 + 50 = 1 for x^2 + 50 = 0.
+    """
+    from sympy import Eq, cancel, fraction, together
+
+    if not (isinstance(gold, Eq) and isinstance(prediction, Eq)):
+        return None
+    sides: list[Any] = [prediction, gold]
+    ours, theirs = (fraction(together(side.lhs - side.rhs))[0] for side in sides)
+    if ours.free_symbols != theirs.free_symbols:
+        return False
+    ratio = cancel(ours / theirs)
+    return bool(ratio.is_number and ratio.is_finite and not ratio.is_zero) or (ours - theirs).equals(0) is True
+
+
+def _stacked_powers(bare: str) -> bool:
+    """((9^9)^9)^9 and the like: a closing bracket between two exponents, twice or more."""
+    return len(re.findall(r"[)}\]]+(?:\^|\*\*)", bare)) >= 3 and bool(re.search(r"[0-9](?:\^|\*\*)[{(]*[0-9]", bare))

@@ -1,0 +1,246 @@
+r"""What number a final answer states: plain Python, exact, whatever people write around a number.
+
+Read are thousands separators, currency, a unit, percent, `1.5 million`, `\frac{3}{4}`, `1 1/2`, `1.85 \times 10^{5}`,
+`x = 5`, `3:1`. Where a text stands is the business of `cft/judging/markers.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_ANSWER_CHARS = 512  # a longer final answer is not parsed
+MAX_DIGITS = 1000  # a longer run of digits is compared as text only
+MAX_EXPONENT = 999  # of 1e3 and the like
+# A gold decimal of so many places was rounded by who wrote it down (8/9 as 0.8888888889): it stands for its surroundings.
+ROUNDED_PLACES = 6
+ROUNDED_TOLERANCE = Fraction(1, 10_000)  # relative
+
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
+_UNSIGNED = (
+    rf"(?:[0-9]+ [0-9]+/[0-9]+"  # 1 1/2
+    rf"|{_DIGITS}(?:\.[0-9]+|\.(?=/))?(?:[eE][-+]?[0-9]{{1,3}}(?![0-9A-Za-z]))?(?:/[0-9]+(?:\.[0-9]+)?)?"
+    rf"|(?<![0-9])\.[0-9]+)"
+)
+_NUMBER = re.compile(rf"(?P<sign>(?:(?<![0-9A-Za-z)\]}}])[-+]\$?)?){_UNSIGNED}")
+_LEADING = re.compile(rf"[$€£¥(\[\s]*(?P<number>{_NUMBER.pattern})")
+_RATIO = re.compile(r"\s*(?P<above>[0-9]+(?:\.[0-9]+)?)\s*:\s*(?P<below>[0-9]+(?:\.[0-9]+)?)[\s.,;)]*")
+# Plain words, %, and simple powers of units may follow a number; operators and further digits may not.
+_UNIT = re.compile(r"[\s%°$€£¥(]*(?:[A-Za-z][A-Za-z\s.'/()%$-]*(?:\^?\{?[23²³]\}?)?)?[\s.,;:)\]%]*")
+_OPERATOR = re.compile(r"\s*(?:[*^+!=<>×·÷\\_{]|[-/]\s*[0-9(\\])")
+# "3 or 4", "3, 4", "3 apples and 4 pears": several numbers, of which none is the answer.
+_ANOTHER = re.compile(r"[\sA-Za-z%°$€£¥.)]{0,40}?(?:\b(?:or|and|to)\b|[,;&])\s*[$€£¥(]?[-+]?\.?[0-9]")
+_FACTORS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_FACTOR = re.compile(rf"\s*(?:(?P<word>{'|'.join(_FACTORS)})s?\b|(?P<percent>%|per ?cent\b))", re.IGNORECASE)
+
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|textit|operatorname)\s*\{([^{}]*)\}")
+_FRAC = re.compile(r"(?P<whole>[0-9]*)\s*\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
+_LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad|~")
+_POWER_OF_TEN = re.compile(
+    r"(?:(?P<digits>[0-9.]+)\s*(?:\\times|\\cdot|×|·|\*)\s*|(?<![0-9A-Za-z.{}^_/]))"
+    r"10\s*\^\s*(?:\{\s*(?P<braced>-?\s?[0-9]{1,3})\s*\}|(?P<bare>-?[0-9]{1,3}))(?![0-9^!{])"
+)
+_REPEATING = re.compile(
+    r"(?P<whole>[0-9]{1,20})\s*\.\s*(?P<start>[0-9]{0,20})\s*\\overline\s*\{\s*(?P<repeated>[0-9]{1,20})\s*\}"
+)
+_SIGN_APART = re.compile(r"(^|[=≈(\[,:])(\s*[$€£]?)([-+])\s+(?=[0-9.$\\])")
+_INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:le|ge|lt|gt|ne)q?\b|!=")
+_WORD = r"(?:[A-Za-z][A-Za-z'’-]*[A-Za-z]|[aAI])"
+_WORDS_THEN_NUMBER = re.compile(rf"(?:[\s.,;:'\"()$%]*{_WORD}\b)+[\s.,;:'\"()$%]*(?P<number>{_NUMBER.pattern})")
+_FUNCTION = re.compile(r"\b(?:log|ln|exp|sqrt|root|sin|cos|tan|sec|csc|cot|arc\w*|mod|gcd|lcm|not)\b", re.IGNORECASE)
+_VARIABLE = re.compile(r"\s?[abceiknpqrtuvwxyz](?:\^|[\s.,;)\]]*$)")  # 3x, not 3 m or 3 km
+_EXPLAINED = re.compile(r"[=≈]|\\approx|(?<=[A-Za-z]):")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A text read as a number: the exact value with its text, or None with the reason.
+
+    factor: what a word or sign behind the number multiplies it by: 1/100 for percent, 10^6 for million, else 1.
+    digits: a digit stands there, so that "no number at all" is not what the text says.
+    open: several numbers or an expression stand there, so that no other number of the text is the answer either.
+    """
+
+    value: Fraction | None
+    text: str
+    factor: Fraction
+    digits: bool
+    reason: str
+    open: bool = False
+
+    @property
+    def plain_integer(self) -> bool:
+        return self.value is not None and self.value.denominator == 1 and self.factor == 1
+
+
+def tidy(text: str) -> str:
+    r"""A LaTeX answer as plain text where that is possible: \text, \frac, thousands, currency, powers of ten, signs."""
+    text = text.replace("\u2212", "-").replace("\u00a0", " ").replace("\u202f", " ").replace("\u2009", " ")
+    text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
+    text = re.sub(r"(?<=[0-9])\\[,!; ](?=[0-9]{3})|(?<=,)\\!\s*(?=[0-9]{3})", "", text)
+    text = _LATEX_TEXT.sub(r" \1", text)
+    text = re.sub(
+        r"\\[()\[\]]|(?<![0-9)])\*\*|\*\*(?![0-9(])|__|\\left|\\right|\^\s*\{?\s*\\circ\s*\}?|\\displaystyle", "", text
+    )
+    text = _LATEX_SPACE.sub(" ", text)
+    text = _FRAC.sub(_plain_fraction, text)
+    text = _REPEATING.sub(_repeating_fraction, text)
+    text = _POWER_OF_TEN.sub(_plain_power, text)
+    text = text.strip().strip("$").strip()
+    return _SIGN_APART.sub(r"\1\2\3", text)
+
+
+def read_number(text: str, *, whole: bool) -> Reading:
+    """The number that a final answer states.
+
+    whole: nothing but the number, words and a unit may stand there (a box); else an explanation may follow it.
+    Text such as `2^{3}` or `5!` is found to hold digits, without a value: only computer algebra can tell.
+    """
+    if len(text) > MAX_ANSWER_CHARS:
+        reason = f"the answer has {len(text)} characters, more than {MAX_ANSWER_CHARS}"
+        return _none(reason, digits=_has_digit(text))
+    plain = tidy(text)
+    if ratio := _RATIO.fullmatch(plain):
+        value = as_fraction(f"{ratio['above']}/{ratio['below']}") if "." not in ratio["above"] else None
+        return Reading(value, plain, Fraction(1), True, "" if value is not None else "no plain ratio")
+    match, part = _LEADING.match(plain), plain
+    if (match is None or _OPERATOR.match(plain, match.end())) and not _INEQUALITY.search(plain):
+        # "x = 5", "2 + 3 = 5" and "Total: 5" state the number behind the last sign.
+        *before, part = _EXPLAINED.split(plain)
+        part = _SIGN_APART.sub(r"\1\2\3", part.strip())
+        match = (_LEADING.match(part) or _only_number(part)) if all(map(_explains, before)) else None
+    if match is None:
+        return _none("no plain number stands in the answer", digits=_has_digit(plain))
+    number, rest = match.group("number"), part[match.end() :]
+    if _OPERATOR.match(rest) or (whole and _VARIABLE.match(rest)):
+        return _none("the answer is an expression, not a plain number", digits=True, open=True)
+    if _ANOTHER.match(rest):
+        return _none("several numbers stand in the answer", digits=True, open=True)
+    if whole and not _UNIT.fullmatch(rest):
+        return _none("more than a number and its unit stands in the answer", digits=True)
+    value = as_fraction(number)
+    reason = "a division by zero, or too many digits" if value is None else ""
+    return Reading(value, number, _factor(rest), True, reason)
+
+
+def same_number(a: Reading, b: Reading) -> bool:
+    """Equal exact values. Where one side alone has a percent sign or a word such as million, the number as it stands
+    may be meant as well: 50% equals 50 and 0.5 alike."""
+    if a.value is None or b.value is None:
+        return False
+    if a.factor == b.factor:
+        return a.value == b.value
+    bare = 1 in (a.factor, b.factor) and a.value == b.value
+    return bare or a.value * a.factor == b.value * b.factor
+
+
+def agrees(read: Reading, gold: Reading) -> bool:
+    """The number is the gold one, or as near as decimals allow: a gold decimal of ROUNDED_PLACES stands for all within
+    ROUNDED_TOLERANCE of it, and an answer of as many (0.666667 for 2/3) may be off by one in its last place."""
+    if same_number(read, gold):
+        return True
+    if read.value is None or gold.value is None:
+        return False
+    if _places(read) == _places(gold):
+        return False
+    off = abs(read.value - gold.value)
+    if _places(gold) >= ROUNDED_PLACES and off <= ROUNDED_TOLERANCE * abs(gold.value):
+        return True
+    return _places(read) >= ROUNDED_PLACES and off <= Fraction(1, 10 ** _places(read))
+
+
+def last_number(text: str) -> str | None:
+    """The last number that stands in a text, as it stands there."""
+    last = deque(_NUMBER.finditer(text.replace("\u2212", "-")), maxlen=1)
+    return last[0].group() if last else None
+
+
+def as_fraction(number: str) -> Fraction | None:
+    """Exact value of `1,234.5`, `-3/4`, `1 1/2`, `2e3`; None when not defined (x/0) or beyond the caps."""
+    number = number.replace(",", "").replace("$", "").lstrip("+")
+    sign = -1 if number.startswith("-") else 1
+    number = number.lstrip("-")
+    if any(len(run) > MAX_DIGITS for run in re.findall(r"[0-9]+", number)):
+        return None
+    mixed, _, fraction = number.rpartition(" ")
+    above, _, below = fraction.partition("/")
+    exponent = re.search(r"[eE]([-+]?[0-9]+)$", above)
+    if exponent and abs(int(exponent.group(1))) > MAX_EXPONENT:
+        return None
+    divisor = Fraction(below) if below else Fraction(1)
+    if divisor == 0:
+        return None
+    return sign * (Fraction(mixed or 0) + Fraction(above) / divisor)
+
+
+def normalized_text(text: str, *, case_sensitive: bool) -> str:
+    """Space collapsed, wrapping signs and a trailing full stop dropped."""
+    text = tidy(text) if len(text) <= MAX_ANSWER_CHARS else text  # tidying takes quadratic time
+    text = " ".join(text.split()).rstrip(".").strip()
+    return text if case_sensitive else text.casefold()
+
+
+def canonical(answer: str) -> Hashable:
+    """What two equal answers share: the exact number where it is one, else the normalised text."""
+    value = read_number(answer, whole=True).value
+    return normalized_text(answer[:MAX_ANSWER_CHARS], case_sensitive=False) if value is None else value
+
+
+def _plain_fraction(match: re.Match[str]) -> str:
+    above, below = match.group(2) or match.group(3) or "", match.group(4) or match.group(5) or ""
+    if not (above.strip().isdecimal() and below.strip().isdecimal()):
+        return match.group()
+    fraction = f"{above.strip()}/{below.strip()}"
+    return f"{match.group('whole')} {fraction}" if match.group("whole") else fraction
+
+
+def _repeating_fraction(match: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` -> `15/90`."""
+    start, repeated = match["whole"] + match["start"], match["repeated"]
+    below = (10 ** len(repeated) - 1) * 10 ** len(match["start"])
+    return f"{int(start + repeated) - int(start)}/{below}"
+
+
+def _plain_power(match: re.Match[str]) -> str:
+    exponent = (match["braced"] or match["bare"]).replace(" ", "")
+    return f"{match['digits'] or 1}e{exponent}"
+
+
+def _places(read: Reading) -> int:
+    """Decimal places of a plain decimal number, else 0."""
+    match = re.fullmatch(r"[-+$]*[0-9,]*\.([0-9]+)", read.text)
+    return len(match.group(1)) if match else 0
+
+
+def _none(reason: str, *, digits: bool, open: bool = False) -> Reading:
+    return Reading(None, "", Fraction(1), digits, reason, open)
+
+
+def _factor(rest: str) -> Fraction:
+    match = _FACTOR.match(rest)
+    if match is None:
+        return Fraction(1)
+    return Fraction(1, 100) if match["percent"] else Fraction(_FACTORS[match["word"].lower()])
+
+
+def _only_number(text: str) -> re.Match[str] | None:
+    """`about 12`: the one number of a text that has nothing but words and punctuation before it."""
+    if _FUNCTION.search(text) or len(_NUMBER.findall(text)) != 1:
+        return None
+    return _WORDS_THEN_NUMBER.match(text)
+
+
+def _explains(left: str) -> bool:
+    """What may stand left of "=" so that the number behind it is the answer: a name, words, arithmetic; no equation
+    such as x^2 + 50 = 0."""
+    if re.fullmatch(r"\s*[A-Za-z](?:_?\{?\w{1,3}\}?)?(?:\([A-Za-z]\))?\s*", left):
+        return True
+    left = re.sub(r"\\(?:times|cdot|div|approx)(?![A-Za-z])", "", left)
+    return "\\" not in left and not re.search(r"(?<![A-Za-z'’])[B-HJ-Zb-z](?![A-Za-z'’])", left)
+
+
+def _has_digit(text: str) -> bool:
+    return re.search(r"[0-9]", text) is not None

@@ -1,0 +1,164 @@
+"""One training: Lightning's Trainer with the callbacks, loggers and processes that the configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from transformers import PreTrainedModel
+
+from cft.arm import ARM_KEYS, arm_of, spoken
+from cft.compute.flops import arithmetic_of
+from cft.configuration.config import build, redacted
+from cft.data import AnnotatedDataModule
+from cft.evaluation.evaluation import Solver
+from cft.lineage import annotation_link, model_inputs
+from cft.loggers import RunFacts
+from cft.progress import console, progress
+from cft.runs import RunContext, group_of
+from cft.sharding import FullySharded
+from cft.training.checkpoint_keeper import CheckpointKeeper, WholeFiles
+from cft.training.checkpoints import CHECKPOINTS, read_checkpoint
+from cft.training.guards import Guards, memory_advice
+from cft.training.history import History
+from cft.training.interruption import Interruption, StopWhenAsked
+from cft.training.last_validation import LastValidation
+from cft.training.memory import (
+    device_memory,
+    estimate,
+    largest_micro_batch,
+    require_room,
+    size,
+    states_per_parameter,
+)
+from cft.training.module import CausalLMModule
+from cft.training.position import Position, position_of
+from cft.training.progress_report import ShowProgress
+from cft.training.ranks import SameEverywhere, use_own_launcher
+from cft.training.resume import Start, begin, require_same_steps, require_steps_left
+from cft.training.step_seed import SeedEachStep
+from cft.training.validation import GreedyAccuracy
+from cft.types import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """callbacks: those that the config names. history: what this part of the run and those before it add up to."""
+
+    trainer: pl.Trainer
+    callbacks: dict[str, Any]
+    history: History
+
+    def epochs(self) -> float:
+        """Passes over the rows: a fraction where trainer.max_steps ended the last one."""
+        steps = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
+        whole, rest = divmod(self.trainer.global_step, steps)
+        return whole if not rest else round(self.trainer.global_step / steps, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Lightning's Trainer with our callbacks around one training."""
+
+    cfg: DictConfig
+    context: RunContext
+    start: Start
+    interruption: Interruption
+    module: CausalLMModule
+    data: AnnotatedDataModule
+
+    def run(self, problems: tuple[Problem, ...], make_solver: Callable[[PreTrainedModel], Solver]) -> Fitted:
+        """Raises ConfigError, DoesNotFit and the like before anything is written to the run's folder."""
+        cfg, folder, start = self.cfg, self.start.folder, self.start
+        position = position_of(read_checkpoint(start.checkpoint)) if start.checkpoint else None
+        history = History()
+        callbacks = {name: build(node)(folder / CHECKPOINTS) for name, node in cfg.callbacks.items()}
+        keeper = next((c for c in callbacks.values() if isinstance(c, CheckpointKeeper)), None)
+        with progress("Training", total=1) as bar:
+            extra: list[Any] = [
+                SameEverywhere(cfg, folder=folder, start=start.checkpoint),
+                SeedEachStep(cfg.seed),
+                ShowProgress(bar, arithmetic_of(self.module.lm.model)),
+                Guards(folder),
+                history,
+                LastValidation(),
+                StopWhenAsked(self.interruption, keeper),
+            ]
+            if problems:
+                limit = cfg.evaluation.max_new_tokens
+                extra.append(GreedyAccuracy(problems, make_solver, self.interruption, max_new_tokens=limit))
+            trainer: pl.Trainer = build(cfg.trainer)(
+                logger=False,  # they write; see below
+                callbacks=[*extra, *callbacks.values()],
+                default_root_dir=folder,
+            )
+            trainer.strategy.checkpoint_io = WholeFiles()
+            if position:
+                require_steps_left(position, max_epochs=cfg.trainer.max_epochs)
+                rows = cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+                require_same_steps(position, rows_per_step=rows)
+            self.require_room(trainer)
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                begin(start, cfg, self.data.facts(), annotation=self.data.store.folder)
+            facts = self.facts(position)
+            trainer.loggers = [build(node)(facts) for node in cfg.logger.values()]
+            launcher = use_own_launcher(trainer, cfg, start=start)
+            failed = True
+            try:
+                trainer.fit(self.module, datamodule=self.data, ckpt_path=start.checkpoint, weights_only=True)
+                failed = False
+            except SystemExit as stop:  # what Lightning makes of Ctrl-C
+                raise (KeyboardInterrupt if trainer.interrupted else stop) from None
+            except (RuntimeError, MemoryError) as error:
+                advice = memory_advice(error)
+                if advice is None:
+                    raise
+                raise advice from error
+            finally:
+                if launcher:
+                    launcher.close(failed=failed)
+        return Fitted(trainer, callbacks, history)
+
+    def require_room(self, trainer: pl.Trainer) -> None:
+        """Print what memory a step will need; raises DoesNotFit."""
+        device = trainer.strategy.root_device
+        found = estimate(
+            self.module.lm.model,
+            states_per_parameter=states_per_parameter(self.module.build_optimizer),
+            tokens=largest_micro_batch(
+                [len(row.ids) for row in self.data.train_rows],
+                batch_size=self.data.batch_size,
+                padded=self.module.lm.layout == "padded",
+            ),
+            chunk_tokens=self.module.lm.objective.chunk_tokens,
+            shards=trainer.world_size if isinstance(trainer.strategy, FullySharded) else 1,
+            mixed=trainer.precision == "bf16-mixed",
+        )
+        there = device_memory(device)
+        if device.type == "cpu":
+            there //= trainer.num_devices  # the processes share it
+        console.print(f"Memory of a step: {found}; the device has {size(there)}")
+        require_room(found, memory=there)
+
+    def facts(self, position: Position | None) -> RunFacts:
+        """What the loggers are told."""
+        cfg, folder = self.cfg, self.start.folder
+        arm = arm_of(cfg, self.context, ARM_KEYS)
+        return RunFacts(
+            folder,
+            name="-".join([*map(str, spoken(arm).values()), f"seed{cfg.seed}"]),
+            group=group_of(folder) if position else self.context.group,
+            job_type="train",
+            tags=(
+                *(f"{key}:{arm[key]}" for key in ("mask", "weighting", "loss", "model")),
+                f"annotation:{self.data.store.folder.name}",
+            ),
+            config=redacted(cfg),
+            inputs=(annotation_link(self.data.store.folder), *model_inputs(cfg.model.path)),
+            resumed_at=position.steps if position else 0,
+            validated=position is None or position.next != "validation",
+        )

@@ -1,0 +1,155 @@
+"""How much memory a training will need, roughly, told before it starts.
+
+    weights + gradients + optimizer state                       of the parameters, exactly; shared out under trainer=fsdp
+    activations = fixed + bytes a token * tokens                 both measured by forward passes over few tokens; fixed: the
+                                                                copies of weights that autocast keeps
+    logits      = 3 * loss.chunk_tokens * vocabulary * 4 bytes  logits, their log-softmax, its gradient
+
+Attention that stores its scores (eager) grows faster than that; what the allocator loses between tensors is not in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cft.errors import UserError
+from cft.training.guards import ADVICE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MEASURED_TOKENS = (
+    32,
+    96,
+)  # multiples of 32: oneDNN's products come in few numbers of rows (cft/compute/onednn_linear.py)
+CLEARLY = 1.25  # an estimate this many times the memory there is cannot be off by so much
+
+
+class DoesNotFit(UserError, ValueError):
+    """The training clearly needs more memory than the device has."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes on one device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+    def __str__(self) -> str:
+        parts = ("weights", "gradients", "optimizer", "activations", "logits")
+        listed = ", ".join(f"{part} {size(getattr(self, part))}" for part in parts)
+        return f"about {size(self.total)} ({listed})"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def estimate(
+    model: PreTrainedModel,
+    *,
+    states_per_parameter: int,
+    tokens: int,
+    chunk_tokens: int,
+    shards: int,
+    mixed: bool,
+) -> MemoryEstimate:
+    """model: not sharded yet, where its forward pass runs. states_per_parameter: 2 for Adam. tokens: see
+    `largest_micro_batch`. shards: processes that share the parameters. mixed: bf16 autocast."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    embedding: Any = model.get_input_embeddings()
+    vocabulary = embedding.weight.shape[0]
+    return MemoryEstimate(
+        weights // shards,
+        trained // shards,
+        states_per_parameter * trained // shards,
+        activation_bytes(model, tokens=tokens, mixed=mixed),
+        3 * min(chunk_tokens, tokens) * int(vocabulary) * 4,
+    )
+
+
+def largest_micro_batch(lengths: Sequence[int], *, batch_size: int, padded: bool) -> int:
+    """Tokens of a micro-batch that holds the longest rows. lengths: of all rows, in tokens."""
+    longest = sorted(lengths, reverse=True)[:batch_size]
+    return len(longest) * longest[0] if padded else sum(longest)
+
+
+def activation_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
+    """Bytes that the backbone keeps for the backward pass of so many tokens: the line through two measurements."""
+    few, more = MEASURED_TOKENS
+    kept_few, kept_more = (_kept_bytes(model, tokens=n, mixed=mixed) for n in MEASURED_TOKENS)
+    a_token = (kept_more - kept_few) / (more - few)
+    return max(0, round(kept_few + a_token * (tokens - few)))
+
+
+def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
+    """What one forward pass keeps for its backward pass, parameters and buffers aside."""
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        held.append(tensor)  # or the next tensor might get its place in memory
+        return tensor
+
+    held: list[Tensor] = []
+    was_training = model.training
+    model.train()  # gradient checkpointing works in training only
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.enable_grad(),
+        torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        model.base_model(input_ids=ids, use_cache=False)
+    model.train(was_training)
+    return sum(kept.values())
+
+
+def states_per_parameter(optimizer: Any) -> int:
+    """Numbers that an optimizer factory of the config keeps for each parameter: 2 unless it is known to be fewer."""
+    kind = getattr(optimizer, "func", optimizer)
+    if kind is torch.optim.SGD:
+        return int(bool(getattr(optimizer, "keywords", {}).get("momentum", 0)))
+    return 2
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes there are in all on a GPU; on a CPU those that this process may still get."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        available = min(available, int(lines["MemAvailable"].split()[0]) * 1024)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        available = min(available, int(text))
+    return available
+
+
+def require_room(found: MemoryEstimate, *, memory: int) -> None:
+    """Raises DoesNotFit where the estimate clearly exceeds `memory` bytes."""
+    if found.total > CLEARLY * memory:
+        raise DoesNotFit(f"a step needs {found}, but the device has {size(memory)}. {ADVICE}")

@@ -1,0 +1,218 @@
+"""The training step: sums of the objective's terms, each divided once by its count over the whole optimizer step.
+
+Critical masks are sparse and uneven, so a mean per micro-batch would give a token in a sparse micro-batch many times the
+weight of one in a dense one. Masks are static, so the sampler knows the counts of a step over all its micro-batches and
+ranks beforehand (`TokenBatch.step_counts`), and `training_step` returns
+
+    accumulate_grad_batches * world_size * sum over terms of  coefficient * sum / count of the whole step
+
+where the first two undo Lightning's division and DDP's mean. Before the optimizer moves, the counts that were seen must be
+the counts that were promised. A step without an eligible token on any rank leaves the weights alone (gradients None, not
+zero: zero gradients would still decay weights).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import (
+    PreTrainedModel,
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from cft.compute.gradient_in_place import gradients_in_place
+from cft.loss import Objective, TermSum
+from cft.reference_model import LiveReference
+from cft.sharding import is_sharded, shard
+from cft.training.guards import gradient_norm, require_finite
+from cft.training.layout import Layout
+from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
+from cft.types import StepCounts, TokenBatch
+
+# val/loss is of the objective that training ends with: under a schedule's coefficients of the moment two epochs would be
+# measured with two objectives, and the best one be chosen by the schedule.
+_VALIDATED_AT = 1.0
+
+
+class CausalLMModule(pl.LightningModule):
+    """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never.
+    layout: see `cft/training/layout.py`."""
+
+    _window: Tensor  # [terms, 2] sum and count of the optimizer step under way, this rank
+    _validation: Tensor  # [terms, 2] of the validation under way, this rank
+    _probes: Tensor  # [6] probe sums of the validation under way, this rank
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Literal["cosine", "linear", "constant"],
+        warmup_fraction: float,
+        probe_every_n_steps: int,
+        reference: LiveReference | None = None,
+        layout: Layout = "packed",
+    ) -> None:
+        super().__init__()
+        self.lm = SelectiveLM(model, objective, reference=reference, layout=layout)
+        self.lm.check_head()
+        self.lm.check_layout()
+        self.build_optimizer = optimizer
+        self.schedule, self.warmup_fraction = schedule, warmup_fraction
+        self.probe_every_n_steps = probe_every_n_steps
+        self._promised = StepCounts()
+        self._norm: Tensor | None = None  # of the gradient of the step under way
+        terms = len(objective.names)
+        self.register_buffer("_window", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
+        self.register_buffer("_validation", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
+        self.register_buffer("_probes", torch.zeros(6, dtype=torch.float64), persistent=False)
+
+    # ---- training
+
+    def configure_model(self) -> None:
+        # Set by a strategy that shares out the weights; the hook runs once the processes know of each other.
+        if self.device_mesh is not None and not is_sharded(self):
+            shard(self.lm, self.lm.model, self.device_mesh)
+
+    def on_fit_start(self) -> None:
+        # from_pretrained gives eval mode and Lightning keeps it: dropout would stay off without this.
+        self.lm.train()
+
+    def on_train_epoch_start(self) -> None:
+        if not self.lm.model.training:
+            raise RuntimeError("the model is in eval mode at the start of a training epoch: dropout would be off")
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        if self._probe_due(batch_idx):
+            # In eval mode: measured without dropout, and its random numbers stay those of the training step.
+            self.lm.eval()
+            with torch.no_grad():
+                values = _probe_values("train", self._reduced(self.lm.probe(batch)))
+            self.lm.train()
+            # Not self.log: Lightning would repeat the values on every step until the next probe.
+            for logger in self.loggers:
+                logger.log_metrics(values, step=self.global_step)
+        terms = self.lm(batch, progress=self._progress())
+        self._window += _sums(terms, self._window)
+        self._promised = batch.step_counts
+        share = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * share
+
+    def _progress(self) -> float:
+        """Share of the optimizer steps that are done, 0-1: what coefficients are scheduled by."""
+        steps = self.trainer.estimated_stepping_batches
+        return min(1.0, self.global_step / steps) if 0 < steps < math.inf else 0.0
+
+    def _probe_due(self, batch_idx: int) -> bool:
+        every, accumulate = self.probe_every_n_steps, self.trainer.accumulate_grad_batches
+        return every > 0 and self.global_step % every == 0 and batch_idx % accumulate == 0
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with gradients_in_place(enabled=self._alone()):
+            loss.backward(*args, **kwargs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        # In place on a CPU: memory given back between two steps would come back in fragments.
+        optimizer.zero_grad(set_to_none=not self._alone())
+
+    def _alone(self) -> bool:
+        """One process on a CPU: nothing waits for a gradient, and memory is the allocator's."""
+        return isinstance(self.trainer.strategy, SingleDeviceStrategy) and self.device.type == "cpu"
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        window = self._reduced(self._window)
+        self._window.zero_()
+        sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
+        self._norm = gradient_norm(self.parameters())
+        rate = optimizer.param_groups[0]["lr"]
+        require_finite(self, loss=sum(sums), norm=float(self._norm), step=self.global_step, learning_rate=rate)
+        promised = [getattr(self._promised, of) for of in self.lm.objective.divisors]
+        if counts != promised:
+            raise RuntimeError(
+                f"step {self.global_step}: the sampler promised {promised} tokens or rows to divide the loss by, the "
+                f"micro-batches held {counts}; the step would be weighted wrongly. Micro-batches were dropped or repeated: "
+                "expected every one of the sampler's, as with limit_train_batches=1.0"
+            )
+        if not any([self._promised.eligible, *counts[1:]]):
+            for parameter in self.parameters():
+                parameter.grad = None
+            self._norm = None
+            self.log("train/empty_steps", 1.0, on_step=True, reduce_fx="sum")
+            return
+        self.log("train/loss", self._total(sums, counts, progress=self._progress()), prog_bar=True)
+        self.log("train/loss_tokens", float(counts[0]))
+        self.log("train/gradient_norm", float(self._norm))
+        for name, total, count in zip(self.lm.objective.names[1:], sums[1:], counts[1:], strict=True):
+            # In a place of their own: whatever a regulariser is called, no other metric has that name.
+            self.log(f"train/term/{name}", total / max(1, count))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """With the norm that the guard computed, instead of a second pass over the gradients."""
+        if gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val and self._norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(list(self.parameters()), gradient_clip_val, self._norm)
+
+    def _total(self, sums: list[float], counts: list[int], *, progress: float) -> float:
+        """The loss: every term's mean times its coefficient then."""
+        regularizers = self.lm.objective.regularizers.values()
+        coefficients = [1.0, *(regularizer.coefficient(progress) for regularizer in regularizers)]
+        return sum(c * s / max(1, n) for c, s, n in zip(coefficients, sums, counts, strict=True))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer([p for p in self.parameters() if p.requires_grad])
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.warmup_fraction * steps)
+        if self.schedule == "cosine":
+            scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+        elif self.schedule == "linear":
+            scheduler = get_linear_schedule_with_warmup(optimizer, warmup, steps)
+        else:
+            scheduler = get_constant_schedule_with_warmup(optimizer, warmup)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- validation
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        self._validation += _sums(self.lm(batch, progress=_VALIDATED_AT), self._validation)
+        self._probes += self.lm.probe(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        window, probes = self._reduced(self._validation), self._reduced(self._probes)
+        self._validation.zero_()
+        self._probes.zero_()
+        sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
+        if counts[0] > 0:
+            self.log("val/loss", self._total(sums, counts, progress=_VALIDATED_AT), prog_bar=True)
+        self.log_dict(_probe_values("val", probes))
+
+    def _reduced(self, sums: Tensor) -> Tensor:
+        """Sum over all ranks, on every rank."""
+        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+
+
+def _sums(terms: tuple[TermSum, ...], like: Tensor) -> Tensor:
+    """[terms, 2] sum and count of each, without gradient."""
+    return torch.stack([torch.stack([t.sum.detach().to(like), like.new_tensor(t.count)]) for t in terms])
+
+
+def _probe_values(split: str, sums: Tensor) -> dict[str, float]:
+    """Means from the sums of SelectiveLM.probe; a group without tokens has none."""
+    (nll_critical, entropy_critical, critical), (nll_other, entropy_other, other) = sums.view(2, 3).tolist()
+    totals = ((nll_critical, critical), (entropy_critical, critical), (nll_other, other), (entropy_other, other))
+    return {f"{split}/{name}": total / n for name, (total, n) in zip(PROBE_NAMES, totals, strict=True) if n}

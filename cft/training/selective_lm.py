@@ -1,0 +1,147 @@
+"""Backbone, selection of eligible positions, projection and loss inside one forward (sharded strategies need that)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cft.compute.head import project
+from cft.compute.onednn_linear import training_pass
+from cft.errors import BadValue
+from cft.loss import FrozenPrediction, Objective, TermSum, token_statistics
+from cft.reference_model import LiveReference
+from cft.training.eligible import EligibleTokens, eligible_tokens
+from cft.training.layout import Layout, Placement, attend_by_rows, placed
+from cft.types import TokenBatch
+
+# Sums in the order [nll critical, entropy critical, count critical, nll other, entropy other, count other].
+PROBE_NAMES = ("loss_critical", "entropy_critical", "loss_other", "entropy_other")
+HEAD_TOLERANCE = 1e-4
+LAYOUT_TOLERANCE, HALF_TOLERANCE = 1e-4, 0.05  # of the largest value; in float32 and in half precision
+
+
+class SelectiveLM(nn.Module):
+    """reference: the live reference model, None where the objective needs none; no part of the module's own weights.
+    layout: see `cft/training/layout.py`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        *,
+        reference: LiveReference | None = None,
+        layout: Layout = "padded",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.layout: Layout = layout
+        # Only where rows are packed: elsewhere the model's attention is left as it is.
+        models = [] if layout == "padded" else [model] if reference is None else [model, reference.model]
+        switched = [attend_by_rows(m) for m in models]
+        self._by_rows = all(switched)
+        self._reference = (reference,)  # in a tuple, so that it is no submodule: neither trained nor saved
+
+    def forward(self, batch: TokenBatch, *, progress: float = 0.0) -> tuple[TermSum, ...]:
+        """The sums of the objective's terms over this batch."""
+        tokens = self.objective.tokens(batch)
+        placement = self._placed(batch, tokens)
+        with training_pass():
+            return self.objective(
+                tokens,
+                self._hidden(placement),
+                self.project,
+                response_tokens=int((batch.probe_BT >= 0).sum()),
+                reference=self._reference_of(placement),
+                progress=progress,
+            )
+
+    def probe(self, batch: TokenBatch) -> Tensor:
+        """[6] float64 sums over response tokens (order: PROBE_NAMES). Call it without gradient."""
+        tokens = eligible_tokens(batch, batch.probe_BT >= 0)
+        with training_pass():
+            statistics = token_statistics(
+                self._hidden(self._placed(batch, tokens)),
+                tokens.target_N,
+                self.project,
+                chunk_tokens=self.objective.chunk_tokens,
+            )
+        sums = []
+        for group in (1, 0):
+            chosen = tokens.probe_N == group
+            sums += [statistics.nll_N[chosen].sum(), statistics.entropy_N[chosen].sum(), chosen.sum()]
+        return torch.stack([s.double() for s in sums])
+
+    def _placed(self, batch: TokenBatch, tokens: EligibleTokens) -> Placement:
+        return placed(batch.input_ids_BT, tokens, layout=self.layout, by_rows=self._by_rows)
+
+    def _hidden(self, placement: Placement) -> Tensor:
+        """[N, D] last hidden states that predict the tokens that were placed."""
+        return placement.states(self.model.base_model(**placement.inputs, use_cache=False).last_hidden_state)
+
+    def project(self, hidden_ND: Tensor) -> Tensor:
+        return project(self.model, hidden_ND)
+
+    def _reference_of(self, placement: Placement) -> FrozenPrediction | None:
+        (reference,) = self._reference
+        if reference is None:
+            return None
+        reference.to(placement.index_N.device)
+        return FrozenPrediction(placement.states(reference.hidden(**placement.inputs)), reference.project)
+
+    @contextmanager
+    def _checking(self) -> Iterator[None]:
+        """Eval mode without gradient. Flash attention knows no float32, which is what mixed training is before it begins."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self._flash()):
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def _flash(self) -> bool:
+        return "flash" in (self.model.config.get_text_config(decoder=True)._attn_implementation or "")
+
+    def check_head(self) -> None:
+        """Refuse models that do more to their logits than `cft/compute/head.py` knows of: it would be left out silently."""
+        ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
+        with self._checking():
+            hidden_BTD = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+            ours = self.project(hidden_BTD[0]).float()
+            theirs = self.model(input_ids=ids_BT, use_cache=False).logits[0].float()
+        difference = float((ours - theirs).abs().max())
+        if difference > HEAD_TOLERANCE * max(1.0, float(theirs.abs().max())):
+            raise BadValue(
+                f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from what cft/compute/head.py makes "
+                "of its hidden states, so it scales or caps them in a way of its own; training it here would optimise "
+                "something else. Use another model, or add that step to cft/compute/head.py."
+            )
+
+    def check_layout(self) -> None:
+        """Refuse models whose rows see each other, or see padding, in the layout: tried on two rows of this model."""
+        device, half = self.model.device, self._flash() or self.model.dtype != torch.float32
+        ids_BT = torch.arange(1, 15, device=device).view(2, 7) % self.model.config.vocab_size
+        row_N, position_N = torch.tensor([0, 0, 1, 1, 1], device=device), torch.tensor([1, 4, 2, 5, 6], device=device)
+        target_N = ids_BT[row_N, position_N]
+        tokens = EligibleTokens(row_N, position_N, target_N, target_N.float(), target_N, {}, 2)
+        with self._checking():
+            ours_ND = self._hidden(placed(ids_BT, tokens, layout=self.layout, by_rows=self._by_rows)).float()
+            alone = [
+                self.model.base_model(input_ids=ids_BT[b : b + 1, :p], use_cache=False).last_hidden_state[0, -1]
+                for b, p in zip(row_N.tolist(), position_N.tolist(), strict=True)
+            ]
+        alone_ND = torch.stack(alone).float()
+        difference, size = float((ours_ND - alone_ND).abs().max()), float(alone_ND.abs().max())
+        remedy = "compute.layout=padded"
+        if self.layout == "padded":
+            remedy = "a model whose layers all use full causal attention"
+        if not difference <= (HALF_TOLERANCE if half else LAYOUT_TOLERANCE) * size:
+            raise BadValue(
+                f"compute.layout={self.layout}: hidden states of {type(self.model).__name__} differ by {difference:.2g} (of "
+                f"{size:.2g}) from those of each row alone, so its rows see each other or what follows them; use {remedy}"
+            )
