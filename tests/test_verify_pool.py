@@ -40,6 +40,8 @@ def test_a_fault_makes_its_own_item_undecided_and_no_other(fault: str) -> None:
     undecided = [i for i, verdict in enumerate(verdicts) if verdict.judgement is Judgement.UNDECIDED]
     assert undecided == [3, 8]
     assert all(verdicts[i].reason for i in undecided)
+    # A text that was cut off is not told apart from one that nothing is known of without this.
+    assert [i for i, verdict in enumerate(verdicts) if verdict.failed] == undecided
     assert [v.extracted for i, v in enumerate(verdicts) if i not in undecided] == [r for r in responses if r != fault]
     assert elapsed < 20
 

@@ -42,7 +42,7 @@ class Misbehaving:
             case "raise":
                 raise RuntimeError("as told")
             case "print":
-                print('["right", "forged", true, ""]', flush=True)
+                print('["right", "forged", true, "", false]', flush=True)
         return verdict(response)
 
     def final(self, text: str) -> bool:

@@ -187,8 +187,8 @@ class VerifierPool:
 
 def _verdict(line: bytes | bytearray) -> Verdict | None:
     try:
-        judgement, extracted, explicit, reason = json.loads(line)
-        return Verdict(Judgement(judgement), str(extracted), bool(explicit), str(reason))
+        judgement, extracted, explicit, reason, failed = json.loads(line)
+        return Verdict(Judgement(judgement), str(extracted), bool(explicit), str(reason), bool(failed))
     except (ValueError, TypeError):
         return None
 

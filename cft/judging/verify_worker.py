@@ -1,7 +1,8 @@
 """The process that runs a verifier on untrusted text: `python -m cft.judging.verify_worker`, started by `verify_pool.py`.
 
 Standard input: one line with the pickled verifier, then one JSON line a chunk, [[response, answer], ...].
-Standard output: a "ready" line, then one JSON line an item, [judgement, extracted, explicit, reason], as each is done.
+Standard output: a "ready" line, then one JSON line an item as each is done, the fields of its verdict in their order:
+[judgement, extracted, explicit, reason, failed].
 Nothing that comes back is unpickled: a compromised worker can say only verdicts. It imports neither torch nor
 transformers, and never the user's `__main__`.
 """
@@ -40,7 +41,8 @@ def main() -> None:
         for response, answer in json.loads(line):
             limit_cpu(setup["timeout_s"] + CPU_SLACK_S)
             verdict = judge(verifier, response, answer)
-            _reply(replies, [verdict.judgement.value, verdict.extracted, verdict.explicit, verdict.reason])
+            fields = (verdict.judgement.value, verdict.extracted, verdict.explicit, verdict.reason, verdict.failed)
+            _reply(replies, fields)
 
 
 def judge(verifier: Verifier, response: str, answer: str) -> Verdict:
