@@ -125,7 +125,7 @@ STUDIES = (
     Study(
         name="transfer",
         setup=(
-            ("annotate.py", "data.min_steps=2", "data.max_steps=2", "limit=160", f"annotation={SOURCE}"),
+            ("annotate.py", "data.min_steps=2", "data.max_steps=2", "limit=100", f"annotation={SOURCE}"),
             ("-m", "experiments.study", "--write-solutions"),
             (
                 *("annotate.py", "model=smollm2", "data=jsonl", f"data.path={SOLUTIONS}", "data.id_field=id"),
@@ -136,8 +136,8 @@ STUDIES = (
         model=("model=smollm2", "benchmark.min_steps=2", "benchmark.max_steps=2"),
         budget=(f"data.annotation={TARGET}", "data.batch_size=8", "trainer.max_epochs=2"),
         max_new_tokens=64,
-        validated=100,
-        problems=200,
+        validated=60,
+        problems=150,
         samples=0,
         arms={
             "sft": ("mask=all",),
@@ -145,7 +145,7 @@ STUDIES = (
             "projected": ("mask=projected", PROJECTED),
             "random": ("mask=random_like", "mask@mask.like=projected", PROJECTED.replace("mask.", "mask.like.", 1)),
         },
-        rates=(3e-5, 1e-4, 3e-4),
+        rates=(1e-5, 3e-5),
         search_seeds=(100,),
         seeds=(0, 1, 2),
     ),
