@@ -33,11 +33,11 @@ def test_bootstrap_interval_agrees_with_scipy(level: float, kind: str) -> None:
 
 
 def test_bootstrap_of_two_problems_equals_the_exact_enumeration() -> None:
-    # Resamples of {0, 1}: means 0, 1/2, 1/2, 1 with probability 1/4 each.
-    interval = bootstrap_interval([0.0, 1.0], level=0.4, resamples=20_000)
-    assert (interval.low, interval.value, interval.high) == (0.5, 0.5, 0.5)
-    wide = bootstrap_interval([0.0, 1.0], level=0.6, resamples=20_000)
-    assert (wide.low, wide.high) == (0.0, 1.0)
+    # Resamples of {0, 2}: means 0, 1, 1, 2 with probability 1/4 each.
+    interval = bootstrap_interval([0.0, 2.0], level=0.4, resamples=20_000)
+    assert (interval.low, interval.value, interval.high) == (1.0, 1.0, 1.0)
+    wide = bootstrap_interval([0.0, 2.0], level=0.6, resamples=20_000)
+    assert (wide.low, wide.high) == (0.0, 2.0)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
@@ -84,6 +84,60 @@ def test_the_95_percent_interval_covers_the_truth_about_95_times_in_100() -> Non
     assert 0.91 <= hits / 400 <= 0.98
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("problems", [3, 20, 100, 500])
+@pytest.mark.parametrize("right", [0, 1])
+def test_none_right_and_all_right_leave_an_interval_as_wide_as_clopper_and_pearsons(
+    right: int, problems: int, seeds: int
+) -> None:
+    found = two_way_bootstrap(np.full((seeds, problems), float(right)), resamples=20_000)
+    exact = scipy.stats.binomtest(right * problems, problems).proportion_ci(method="exact")
+    assert found.value == right
+    assert (found.low, found.high)[right] == right
+    width = exact.high - exact.low
+    assert 0.65 * width <= found.high - found.low <= 1.02 * width  # nearest where problems are many
+    assert problems < 100 or found.high - found.low >= 0.93 * width
+
+
+@pytest.mark.parametrize("rate, problems", [(0.01, 100), (0.035, 100), (0.97, 100), (0.03, 300)])
+def test_rates_near_the_edge_are_covered(rate: float, problems: int) -> None:
+    """Over every number of right problems there can be, each with its binomial chance."""
+    counts = np.arange(problems + 1)
+    chances = scipy.stats.binom.pmf(counts, problems, rate)
+    covered = 0.0
+    for count in counts[chances > 1e-4]:
+        interval = bootstrap_interval(counts[:problems] < count, resamples=4000, seed=int(count))
+        covered += chances[count] * (interval.low <= rate <= interval.high)
+    assert covered >= 0.93
+
+
+def test_away_from_the_edge_a_rate_is_resampled_as_any_other_mean() -> None:
+    """Twice the values are no rate, and their interval is the plain bootstrap's."""
+    right = (np.random.default_rng(12).random((3, 200)) < 0.59).astype(float)
+    rate, plain = two_way_bootstrap(right, resamples=50_000), two_way_bootstrap(2 * right, resamples=50_000)
+    assert rate.low == pytest.approx(plain.low / 2, abs=0.002)
+    assert rate.high == pytest.approx(plain.high / 2, abs=0.002)
+
+
+def test_arms_that_no_problem_tells_apart_may_differ_on_others() -> None:
+    same = np.tile(np.arange(100) < 40, (3, 1)).astype(float)
+    found = paired_two_way_bootstrap(same, same, resamples=20_000)
+    assert found.value == 0
+    # An exponential weight on either side, of a hundred and two.
+    assert found.low == pytest.approx(-found.high, rel=0.1)
+    assert found.high == pytest.approx(np.log(20) / 100, rel=0.1)
+    better = same.copy()
+    better[:, 50:] = 1.0
+    above = paired_two_way_bootstrap(better, same)
+    assert above.low > 0
+    assert -1 <= above.low <= above.high <= 1
+
+
+def test_a_rate_has_its_limits_between_0_and_1_without_being_told() -> None:
+    found = two_way_bootstrap([[0.0], [1.0], [1.0]])
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.5])
 def test_three_seeds_cover_too(spread: float) -> None:
     """`experiments/simulate_coverage.py` in small: 300 tables, standard error 1.3 points below the 95 to be expected."""
@@ -114,7 +168,7 @@ def test_paired_difference_removes_what_both_arms_share() -> None:
 
 def test_unpaired_seeds_are_drawn_apart() -> None:
     # Seeds that move both arms alike cancel only where they are paired.
-    shift = np.array([[0.0], [1.0]])
+    shift = np.array([[0.0], [2.0]])
     a, b = np.zeros((2, 20)) + shift, np.zeros((2, 20)) + shift
     paired, unpaired = paired_two_way_bootstrap(a, b), paired_two_way_bootstrap(a, b, pair_seeds=False)
     assert paired.low == paired.high == 0.0

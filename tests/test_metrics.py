@@ -49,6 +49,16 @@ def test_maj_at_k_counts_equal_numbers_together() -> None:
         maj_at_k(["5"], [], k=1)
 
 
+def test_an_answer_that_was_once_undecided_and_once_right_is_one_ballot() -> None:
+    assert maj_at_k(["5", "5", "7"], [False, True, False], k=3) == 1.0
+    assert maj_at_k(["5.0", "7", "5", "7", "5"], [False, False, True, False, False], k=5) == 1.0
+    assert maj_at_k(["5", "5", "7", "7", "7"], [False, True, False, False, False], k=5) == 0.0
+    # What was found right beyond the first k is not known to the vote.
+    assert maj_at_k(["5", "5", "5"], [False, False, True], k=2) == 0.0
+    # A sample without an answer does not vote for a right one without a text.
+    assert maj_at_k(["", "", "", "7", "7"], [True, False, False, False, False], k=5) == 0.0
+
+
 def test_distinct_n() -> None:
     assert distinct_n([[1, 2, 1, 2]], n=2) == pytest.approx(2 / 3)  # 12 21 12
     assert distinct_n([[1, 2], [1, 2]], n=2) == 0.5

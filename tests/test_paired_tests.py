@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations, product
+from random import Random
 
 import numpy as np
 import pytest
@@ -55,6 +56,26 @@ def test_holm_rejects_what_closed_testing_with_bonferroni_rejects(p_values: list
     for i, adjusted in enumerate(holm(p_values)):
         expected = max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in sets if i in s)
         assert adjusted == pytest.approx(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1) | st.just(float("nan")), max_size=6), st.randoms(use_true_random=False))
+def test_holm_leaves_out_what_was_not_tested_wherever_it_stands(p_values: list[float], shuffle: Random) -> None:
+    tested = [p for p in p_values if not np.isnan(p)]
+    found = holm(p_values)
+    assert [p for p in found if not np.isnan(p)] == holm(tested)
+    assert [np.isnan(p) for p in found] == [np.isnan(p) for p in p_values]
+    order = shuffle.sample(range(len(p_values)), len(p_values))
+    assert holm([p_values[i] for i in order]) == pytest.approx([found[i] for i in order], nan_ok=True)
+
+
+@pytest.mark.parametrize("problems, least", [(1, 1.0), (2, 0.5), (5, 1 / 16), (200, 2 / 10_001)])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_few_problems_prove_little_however_far_apart(problems: int, least: float, seeds: int) -> None:
+    """No less than the chance that all their signs agree: with one seed McNemar's exact value."""
+    ones, zeros = np.ones((seeds, problems)), np.zeros((seeds, problems))
+    found = paired_difference(ones, zeros, pair_seeds=True).p
+    assert found == pytest.approx(least if seeds > 1 or problems < 10 else mcnemar(ones[0], zeros[0]))
 
 
 def test_the_test_fits_the_table() -> None:

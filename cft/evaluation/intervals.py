@@ -8,16 +8,26 @@
 
 The second line is a parametric bootstrap with the generalised pivotal quantity of a two-way random model (Weerahandi 1993;
 Krishnamoorthy and Mathew 2004); with one seed only the first is left, and the interval says nothing of new seeds.
+
+    rates       0 of 100 right does not mean never: one more problem at each end of the range stands beside those that
+                were measured (as in Agresti and Coull 1998), with a weight drawn from Exp(1). At 118 of 200 that moves
+                the limits by 0.001, at 0 of 100 the upper one from 0 to 0.036. A difference of two arms gets one
+                where no problem was seen to differ in that direction, and is else left alone
+    limit       the seeds' part is for effects that are about normal. Skewed ones are covered less often: with three and
+                five seeds 91 times in 100 for exponential effects of one logit, 81 and 78 times where one seed in five
+                collapses by 1.2 logits and more problems do not help (`experiments/simulate_coverage.py` prints both)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Bounds = tuple[float, float]
+RATE: Bounds = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +56,15 @@ def two_way_bootstrap(
 ) -> Interval:
     """Mean of a table of seeds x problems, with an interval that speaks of new seeds and new problems. values: [S, P].
 
-    within: the range of the metric, to which the limits are cut. With one seed it is the bootstrap over problems.
+    within: the range of the metric, to which the limits are cut; that of a rate (`is_rate`) is known. With one seed it
+    is the bootstrap over problems.
     """
     values_SP = table(values)
     rng = np.random.default_rng(seed)
     means = values_SP.mean() + deviations(values_SP, resamples=resamples, rng=rng)
-    return interval_of(float(values_SP.mean()), means, level=level, within=within)
+    return interval_of(
+        float(values_SP.mean()), means, level=level, within=within or (RATE if is_rate(values_SP) else None)
+    )
 
 
 def paired_two_way_bootstrap(
@@ -68,7 +81,7 @@ def paired_two_way_bootstrap(
     pair_seeds: see `paired_draws`.
     """
     value, means = paired_draws(a, b, pair_seeds=pair_seeds, resamples=resamples, seed=seed)
-    return interval_of(value, means, level=level)
+    return interval_of(value, means, level=level, within=difference_range(a, b))
 
 
 def paired_draws(
@@ -84,31 +97,68 @@ def paired_draws(
         raise ValueError(f"paired arms need the same problems, found {a_SP.shape[1]} and {b_SP.shape[1]}")
     rng = np.random.default_rng(seed)
     value = float(a_SP.mean() - b_SP.mean())
+    apart_P = a_SP.mean(0) - b_SP.mean(0)
+    unseen = np.zeros(resamples)
+    if within := difference_range(a_SP, b_SP):
+        ends = [end for end in within if not (apart_P * end > 0).any()]
+        unseen = _pull(value + unseen, problems=len(apart_P), ends=ends, rng=rng)
+    over_problems = problem_deviations(apart_P, resamples=resamples, rng=rng, rate=False)
     if pair_seeds:
         if a_SP.shape != b_SP.shape:
             raise ValueError(
                 f"paired seeds need equally many, found {a_SP.shape[0]} and {b_SP.shape[0]}; use pair_seeds=False"
             )
-        return value, value + deviations(a_SP - b_SP, resamples=resamples, rng=rng)
-    over_problems = problem_deviations(a_SP.mean(0) - b_SP.mean(0), resamples=resamples, rng=rng)
+        return value, value + unseen + over_problems + seed_deviations(a_SP - b_SP, resamples=resamples, rng=rng)
     over_seeds = sum(seed_deviations(arm_SP, resamples=resamples, rng=rng) for arm_SP in (a_SP, b_SP))
-    return value, value + over_problems + over_seeds
+    return value, value + unseen + over_problems + over_seeds
 
 
 def deviations(values_SP: NDArray[np.float64], *, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """How the mean of the table could differ from that of all seeds and problems: [resamples]."""
-    over_problems = problem_deviations(values_SP.mean(0), resamples=resamples, rng=rng)
+    # Several seeds of one column are as a rule each seed's mean over problems that are not known here.
+    rate = is_rate(values_SP) and (len(values_SP) == 1 or values_SP.shape[1] > 1)
+    over_problems = problem_deviations(values_SP.mean(0), resamples=resamples, rng=rng, rate=rate)
     return over_problems + seed_deviations(values_SP, resamples=resamples, rng=rng)
 
 
 def problem_deviations(
-    values_P: NDArray[np.float64], *, resamples: int, rng: np.random.Generator
+    values_P: NDArray[np.float64], *, resamples: int, rng: np.random.Generator, rate: bool
 ) -> NDArray[np.float64]:
-    """Mean of problems drawn with replacement, minus the mean of all: [resamples]."""
+    """Mean of problems drawn with replacement, minus the mean of all: [resamples].
+
+    rate: one more problem is taken to stand at 0, and one at 1.
+    """
     # Problems with equal values are interchangeable: their counts are drawn, which for 0/1 values is all but free.
     distinct, counts = np.unique(values_P, return_counts=True)
     drawn = rng.multinomial(len(values_P), counts / len(values_P), size=resamples)
-    return drawn @ distinct / len(values_P) - values_P.mean()
+    means = drawn @ distinct / len(values_P)
+    if rate:
+        means += _pull(means, problems=len(values_P), ends=RATE, rng=rng)
+    return means - values_P.mean()
+
+
+def _pull(
+    means: NDArray[np.float64], *, problems: int, ends: Sequence[float], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """How far the means move if one problem more stands at each of `ends`, its weight drawn from Exp(1): [resamples].
+
+    The weights come from a generator of their own, so that what is drawn after them stays as it is.
+    """
+    (own,) = rng.spawn(1)
+    weights = own.exponential(size=(len(ends), len(means)))
+    return (weights * (np.array(ends)[:, None] - means)).sum(0) / (problems + weights.sum(0))
+
+
+def is_rate(values: ArrayLike) -> bool:
+    """Whether values are 0 or 1, or shares that for half of the problems are (pass@k): what piles up at the ends of a range
+    cannot be resampled there."""
+    found = np.asarray(values)
+    return bool((found >= 0).all() and (found <= 1).all() and np.isin(found, RATE).mean() >= 0.5)
+
+
+def difference_range(a: ArrayLike, b: ArrayLike) -> Bounds | None:
+    """The range of a difference of two rates, None where one is none."""
+    return (-1.0, 1.0) if is_rate(a) and is_rate(b) else None
 
 
 def seed_deviations(values_SP: NDArray[np.float64], *, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -143,4 +193,5 @@ def interval_of(value: float, means: NDArray[np.float64], *, level: float, withi
     low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     if within is not None:
         low, high = max(low, within[0]), min(high, within[1])
-    return Interval(value=value, low=float(low), high=float(high))
+    # Of none right the limit below is none.
+    return Interval(value=value, low=min(float(low), value), high=max(float(high), value))

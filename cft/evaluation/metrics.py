@@ -51,20 +51,25 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def maj_at_k(answers: Sequence[str], correct: Sequence[bool], *, k: int) -> float:
     """Is the most frequent of the first k extracted answers right? In [0, 1].
 
-    A tie gives the expected value of breaking it uniformly at random: right winners / winners. Answers that are equal
-    as numbers vote together, and so do all right ones (the verifier says that each equals the gold answer). A sample
-    without an answer ("") does not vote; without any vote the result is 0.
+    A tie gives the expected value of breaking it uniformly at random: right winners / winners. As in arXiv 2203.11171
+    the vote is on answers, before anyone knows which is right: answers that are equal as numbers or text vote together,
+    also where the verifier came to no end on one of them and found the other right. All right answers vote together (it
+    says that each equals the gold answer). A sample without an answer ("") does not vote; without any vote the result
+    is 0.
     """
     if len(answers) != len(correct):
         raise ValueError(f"maj@k needs one verdict an answer, found {len(answers)} answers and {len(correct)} verdicts")
     if not 1 <= k <= len(answers):
         raise ValueError(f"maj@{k} needs at least k answers a problem, found {len(answers)}")
     votes: dict[Hashable, int] = {}
-    for answer, right in zip(answers[:k], correct[:k], strict=True):
-        if right or answer:
-            # Not True alone for the right ones: a wrong answer "1" is equal to it.
-            ballot: Hashable = _RIGHT if right else (canonical(answer),)
-            votes[ballot] = votes.get(ballot, 0) + 1
+    cast = [
+        (canonical(answer), right) for answer, right in zip(answers[:k], correct[:k], strict=True) if right or answer
+    ]
+    known = {answer for answer, right in cast if right}
+    for answer, _ in cast:
+        # Not True alone for the right ones: a wrong answer "1" is equal to it.
+        ballot: Hashable = _RIGHT if answer in known else (answer,)
+        votes[ballot] = votes.get(ballot, 0) + 1
     if not votes:
         return 0.0
     most = max(votes.values())

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, isnan, nan
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cft.evaluation.intervals import Interval, interval_of, paired_draws, table
+from cft.evaluation.intervals import Interval, difference_range, interval_of, paired_draws, table
 
 Test = Literal["two-way bootstrap", "exact McNemar", "paired permutation"]
 RESAMPLES = 10_000  # the smallest p-value of a bootstrap or permutation is 2 / (RESAMPLES + 1)
@@ -34,13 +34,18 @@ class Difference:
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, *, pair_seeds: bool, seed: int = 0) -> Difference:
-    """Two arms on the same problems. a: [S, P], b: [S', P]; pair_seeds as in `cft.evaluation.intervals.paired_draws`."""
+    """Two arms on the same problems. a: [S, P], b: [S', P]; pair_seeds as in `cft.evaluation.intervals.paired_draws`.
+
+    Of P problems no test can tell more than that all signs agree, which chance gives 2^(1 - P) times: no p-value is below
+    that, and of one problem it is 1.
+    """
     value, means = paired_draws(a, b, pair_seeds=pair_seeds, resamples=RESAMPLES, seed=seed)
-    interval = interval_of(value, means, level=0.95)
+    interval = interval_of(value, means, level=0.95, within=difference_range(a, b))
     a_SP, b_SP = table(a), table(b)
     if max(len(a_SP), len(b_SP)) > 1:
         beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
-        return Difference(interval, min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1)), "two-way bootstrap")
+        p = max(2 * (beyond + 1) / (RESAMPLES + 1), 2.0 ** (1 - a_SP.shape[1]))
+        return Difference(interval, min(1.0, p), "two-way bootstrap")
     if np.isin(np.concatenate([a_SP, b_SP]), (0.0, 1.0)).all():
         return Difference(interval, mcnemar(a_SP[0], b_SP[0]), "exact McNemar")
     return Difference(interval, sign_flip(a_SP[0] - b_SP[0], seed=seed), "paired permutation")
@@ -74,10 +79,13 @@ def sign_flip(differences: ArrayLike, *, resamples: int = RESAMPLES, seed: int =
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values in the order given: below a level alpha is what Holm's procedure rejects at alpha."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, highest = [0.0] * len(p_values), 0.0
+    """Adjusted p-values in the order given: below a level alpha is what Holm's procedure rejects at alpha.
+
+    A NaN is no test: it stays NaN and does not count among the family.
+    """
+    order = sorted((i for i, p in enumerate(p_values) if not isnan(p)), key=lambda i: p_values[i])
+    adjusted, highest = [nan] * len(p_values), 0.0
     for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
         adjusted[i] = highest
     return adjusted
