@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from cft.errors import BadValue
-from cft.judging.algebra import equal_by_algebra
+from cft.judging.algebra import Decided, equal_by_algebra
 from cft.judging.answers import (
     MAX_ANSWER_CHARS,
     Reading,
@@ -30,7 +30,16 @@ from cft.judging.answers import (
     same_number,
 )
 from cft.judging.latex import one_spelling
-from cft.judging.markers import Found, explicit_answer, phrase_answer, rest_after_phrase
+from cft.judging.markers import (
+    Found,
+    explicit_answer,
+    is_part,
+    last_formulas,
+    phrase_answer,
+    rest_after_phrase,
+    several_choices,
+    stated_choice,
+)
 from cft.judging.math_compare import compare
 from cft.types import Judgement, Verdict, Verifier
 
@@ -66,7 +75,7 @@ class Numeric:
     """
 
     name: ClassVar[str] = "numeric"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     fallback_last_number: bool
 
     def __call__(self, response: str, answer: str) -> Verdict:
@@ -126,10 +135,11 @@ class Exact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultipleChoice:
-    """The final answer is one letter of `choices`: in a marker, after "the answer is", else alone on the last line."""
+    """The final answer is one letter of `choices`: in a marker, after "the answer is", else on the last line, alone or as in
+    "B is correct". Several letters, the right one among them ("A or B"): undecided."""
 
     name: ClassVar[str] = "multiple_choice"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     choices: str
 
     def __post_init__(self) -> None:
@@ -141,7 +151,9 @@ class MultipleChoice:
         if not gold:
             return make_verdict("undecided", "", None, f"the gold answer {_shown(answer)!r} is none of {self.choices}")
         found = explicit_answer(response) or phrase_answer(response)
-        text = found.text if found else last_line(response)
+        text = found.text if found else chosen_on_last_line(response)
+        if gold in (named := several_choices(text)):
+            return make_verdict("undecided", text, found, f"several are named: {', '.join(sorted(named))}")
         letter = self._letter(text, whole=found is None)
         if not letter:
             return make_verdict(
@@ -231,40 +243,78 @@ class Math:
     @property
     def version(self) -> str:
         libraries = ("math-verify", "latex2sympy2_extended", "sympy")
-        return "2, " + ", ".join(f"{library} {importlib.metadata.version(library)}" for library in libraries)
+        return "3, " + ", ".join(f"{library} {importlib.metadata.version(library)}" for library in libraries)
 
     def __call__(self, response: str, answer: str) -> Verdict:
         gold = _gold(answer)
         found = explicit_answer(response) or phrase_answer(response)
-        text = found.text if found else self._unmarked(response, gold)
-        if not text:
-            return make_verdict("wrong", "", found, "no final answer")
-        if found is not None and found.kind == "phrase":
+        if found is None:
+            return self._unmarked(response, gold)
+        text = found.text
+        if found.kind == "phrase":
             # The sentence may end inside the answer ("Yes. It is continuous"): then all of what follows is it.
             rest = rest_after_phrase(response)
             if rest != text and one_spelling(rest) == one_spelling(gold) != "":
                 return make_verdict("right", rest, found, "the same text")
-        if found is not None and found.kind in ("phrase", "####"):
+        if found.kind in ("phrase", "####"):
             # An explanation may follow: "5, since 2 + 3 = 5".
             read, expected = read_number(text, whole=False), read_number(gold, whole=True)
             if read.plain_integer and expected.plain_integer:
                 same = same_number(read, expected)
                 return make_verdict("right" if same else "wrong", text, found, "compared as numbers")
-        judgement, reason = compare(gold=gold, answer=text, lists=self.lists, algebra=_algebra)
+        return self._verdict(text, gold, found)
+
+    def _unmarked(self, response: str, gold: str) -> Verdict:
+        """Without a marker: a last line that is a letter where the gold answer is one, else the formula or number that the
+        text ends in. A number that is part of an expression is not the answer, and neither is it a wrong one."""
+        if re.fullmatch(r"\(?[A-Z]\)?", gold.strip()) and (letter := _letter_alone(last_line(response))):
+            return self._verdict(letter, gold, None)
+        if not self.fallback_last_number:
+            return make_verdict("wrong", "", None, "no final answer")
+        number = last_number(response)
+        if formulas := last_formulas(response):
+            listed, rest = formulas
+            inside = last_number(rest) is None and (number is None or last_number(listed) is not None)
+            decided, text, reason = self._sides(listed, gold)
+            if inside or (decided == "right" and last_number(rest) is None):
+                return make_verdict(decided, text, None, reason)
+        if number is None:
+            return make_verdict("wrong", "", None, "no final answer")
+        start = response.replace("\u2212", "-").rfind(number)
+        line = last_line(response).rstrip(". ")
+        open_ended = read_number(gold, whole=True).value is None and re.search(r"[=^_\\]", line)
+        if not open_ended and not is_part(response, start, start + len(number)):
+            return self._verdict(number, gold, None)
+        decided, text, reason = self._sides(line, gold)
+        if decided != "right":
+            decided, reason = (
+                "undecided",
+                "the last number is part of an expression, and no marker says where that begins",
+            )
+        return make_verdict(decided, text, None, reason)
+
+    def _sides(self, text: str, gold: str) -> tuple[Decided, str, str]:
+        """(verdict, the answer, reason) of a formula as it stands, and of its right side where it is an equation."""
+        judgement, reason = self._compared(text, gold)
+        right = text.rpartition("=")[2].strip(" &")
+        if judgement == "right" or right == text or not right:
+            return judgement, text, reason
+        second, why = self._compared(right, gold)
+        return (second, right, why) if second == "right" or judgement == "wrong" else (judgement, text, reason)
+
+    def _verdict(self, text: str, gold: str, found: Found | None) -> Verdict:
+        judgement, reason = self._compared(text, gold)
         return make_verdict(judgement, text, found, reason)
 
-    def _unmarked(self, response: str, gold: str) -> str:
-        """Without a marker: a last line that is a letter where the gold answer is one, else the last number."""
-        if re.fullmatch(r"\(?[A-Z]\)?", gold.strip()) and (letter := _letter_alone(last_line(response))):
-            return letter
-        return (last_number(response) or "") if self.fallback_last_number else ""
+    def _compared(self, text: str, gold: str) -> tuple[Decided, str]:
+        return compare(gold=gold, answer=text, lists=self.lists, algebra=_algebra)
 
     def final(self, text: str) -> bool:
         """Not before the end: a later marker, phrase or number is the answer instead."""
         return False
 
 
-def _algebra(gold: str, prediction: str) -> tuple[Literal["right", "wrong", "undecided"], str]:
+def _algebra(gold: str, prediction: str) -> tuple[Decided, str]:
     return equal_by_algebra(gold=gold, prediction=prediction)
 
 
@@ -293,6 +343,12 @@ def _by_number(read: Reading, gold: Reading, found: Found | None) -> Verdict:
 
 def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def chosen_on_last_line(text: str) -> str:
+    """What the last line states as a choice ("Therefore, B is correct."), else all of it."""
+    line = last_line(text)
+    return stated_choice(line[-MAX_ANSWER_CHARS:]) or line
 
 
 def _shown(text: str) -> str:

@@ -13,8 +13,8 @@ accuracy of 0.03 is a small model's on a hard set; by symmetry it stands for 0.9
 of that seed alone, so seeds have no effect there.
 
 Last come seeds whose effects are skewed, which the goal is not for: `exponential`, and `collapse`, where one seed in five
-ends 1.2 logits below the others. Three or five seeds as a rule show nothing of a tail that is rare; these cells say how far off that is.
-Prints a table and writes outputs/simulate_coverage.json; the last line is JSON.
+ends 1.2 logits below the others. Three or five seeds as a rule show nothing of a tail that is rare; these cells say how
+far off that is. Prints a table and writes outputs/simulate_coverage.json; the last line is JSON.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from cft.judging.algebra import too_hard
 from cft.judging.answers import MAX_DIGITS, as_fraction, canonical, last_number, read_number
-from cft.judging.markers import explicit_answer
+from cft.judging.markers import boxed_answer, explicit_answer, last_formulas
 from cft.types import Judgement, Verdict
 from cft.verify import Exact, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
 
@@ -209,6 +209,10 @@ def test_no_text_is_an_error_and_every_verdict_can_be_stored(response: str, answ
         "answer ",
         "1e",
         "\\boxed{1}",
+        "$",
+        "$x$, ",
+        "A or ",
+        "\\framebox[1]{",
     ],
 )
 def test_a_megabyte_of_anything_takes_less_than_the_deadline(text: str) -> None:
@@ -216,6 +220,8 @@ def test_a_megabyte_of_anything_takes_less_than_the_deadline(text: str) -> None:
     started = time.monotonic()
     for verifier in (NUMERIC, EXACT, CHOICE):
         verifier(megabyte, "5")
+    last_formulas(megabyte)
+    boxed_answer(megabyte)
     assert time.monotonic() - started < 6
 
 
@@ -289,6 +295,19 @@ def test_exact_can_mind_case_and_want_a_marker() -> None:
         ("The answer is (C).", "B", "wrong"),
         ("I do not know", "B", "wrong"),
         ("\\boxed{B}", "17", "undecided"),
+        ("It fits.\nThe correct option is B.", "B", "right"),
+        ("The correct choice is (C).", "B", "wrong"),
+        ("Therefore, **B** is correct.", "B", "right"),
+        ("B is not correct", "B", "wrong"),
+        ("The answer is B, A is wrong.", "B", "right"),
+        ("The answer is A, B and C are wrong.", "A", "right"),
+        # Two letters are one too many.
+        ("\\boxed{A,B}", "A", "undecided"),
+        ("\\boxed{\\text{A and B}}", "B", "undecided"),
+        ("The answer is either A or B.", "B", "undecided"),
+        ("The answer is (A) or (C).", "A", "undecided"),
+        ("A or B", "A", "undecided"),
+        ("\\boxed{A,B}", "C", "wrong"),
     ],
 )
 def test_multiple_choice(response: str, answer: str, judgement: str) -> None:
@@ -330,6 +349,42 @@ def test_regex_takes_the_last_match_and_the_first_group_that_matched() -> None:
 )
 def test_math(response: str, answer: str, judgement: str) -> None:
     assert MATH(response, answer).judgement == judgement
+
+
+@pytest.mark.parametrize(
+    "response, answer, judgement",
+    [
+        # The formula that the text ends in, its right side, or a list of several.
+        ("So $x = - \\sqrt{2}$.", "-\\sqrt{2}", "right"),
+        ("So we get\n\\[ \\frac{3}{4} \\]", "\\frac34", "right"),
+        ("It is \\(2\\sqrt{3}\\) cm.", "2\\sqrt3", "right"),
+        ("Of all, $\\frac{3}{4}$ is left.", "\\frac34", "right"),
+        ("So $y=x^2+1$.", "x^2+1", "right"),
+        ("So $y=x^2+1$.", "x^2+2", "wrong"),
+        ("So $a=2$ or $a=3$.", "2,3", "right"),
+        ("So $a=2$, $b=4$.", "a=2,b=3", "wrong"),
+        ("First $x=1$.\n$$(1, 2)$$", "(1,2)", "right"),
+        ("It has the shape of $\\text{ellipse}$", "\\text{ellipse}", "right"),
+        # Dollars of money are no formula.
+        ("First $5 and then $7.", "7", "right"),
+        ("It is $5. So $x=2$.", "2", "right"),
+        # A formula without a number that stands behind one is an aside.
+        ("So $x=3$ where $n \\in N$.", "3", "right"),
+        ("3 + 4 = 7 apples", "7", "right"),
+        ("- 5", "5", "right"),
+        ("**5**", "6", "wrong"),
+        # A number that is part of an expression: neither right nor wrong, unless the right side of its line is.
+        ("x = \\sqrt{5}", "\\sqrt5", "right"),
+        ("thus \\frac{1}{2}", "2", "undecided"),
+        ("thus \\frac{1}{2}", "\\frac12", "undecided"),
+        ("so 3x", "3", "undecided"),
+        ("so it is x^2", "2", "undecided"),
+        ("so it is (3, 2, 4).", "4", "undecided"),
+        ("so it is (x-3)^{2}+y=20.", "x^2+y=29", "undecided"),
+    ],
+)
+def test_math_without_a_marker(response: str, answer: str, judgement: str) -> None:
+    assert Math(fallback_last_number=True, lists="set")(response, answer).judgement == judgement
 
 
 def test_math_does_not_mix_up_gold_and_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,7 +441,7 @@ def test_a_fingerprint_tells_class_version_and_arguments_apart() -> None:
     prints = {verifier_fingerprint(verifier) for verifier in ALL}
     assert len(prints) == len(ALL)
     content = json.loads(verifier_fingerprint(NUMERIC))
-    assert content == {"class": "cft.verify.Numeric", "version": "2", "args": {"fallback_last_number": True}}
+    assert content == {"class": "cft.verify.Numeric", "version": "3", "args": {"fallback_last_number": True}}
     assert "math-verify" in json.loads(verifier_fingerprint(MATH))["version"]
     with pytest.raises(TypeError, match="dataclass"):
         verifier_fingerprint(object())  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,8 @@
 """Where the final answer stands in a text: plain Python, linear in the text.
 
 An explicit marker is `\\boxed{x}` (or `\\fbox`), `#### x` to the end of its line, or `<answer>x</answer>`; the last one
-in the text counts. After that comes the phrase "answer is x" (also "answer: x", "answer = x").
+in the text counts. After that comes the phrase "answer is x" (also "answer: x", "answer = x"). A text without either may
+end in a formula (`last_formulas`), or in a number that is one of its own and not a part of some expression (`is_part`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from cft.judging.answers import MAX_ANSWER_CHARS
 
 MAX_REST_CHARS = 4096
+MAX_FORMULAS = 8  # of a list of formulas
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,30 @@ _PHRASE = re.compile(r"\banswer\b[ \t*_]{0,8}(?:is\b|:|=)[ \t*_]{0,8}(?:is\b|:|=
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
 
 
+_DOLLARS = re.compile(r"(?<!\\)\$\$?")
+_BETWEEN_FORMULAS = re.compile(r"\s*(?:[,;]|,?\s*(?:and|or))\s*")
+_TEXT_COMMAND = re.compile(r"\\(?:text\w*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
+_PROSE = re.compile(
+    r"(?<![\\A-Za-z])(?!sin|cos|tan|log|exp|max|min)[A-Za-z]{3,}|\s(?:a|an|and|at|by|if|in|is|of|on|or|so|to|we)\s"
+)
+_NO_OPERATOR = "text|math|mbox|approx|quad|qquad|Rightarrow|rightarrow|implies|therefore|boxed|fbox|left|right|bf|rm"
+_TOUCHES_BEFORE = re.compile(
+    r"(?:[\^_/+<>≤≥±]|(?<!\*)\*|(?:[0-9)}\]]|(?<![A-Za-z\\])[A-Za-z])\s*-|\S[ ]+-[ ]|[0-9](?::|,\s*\\!)|(?<![A-Za-z\\])[A-Za-z]"
+    rf"|\\(?!(?:{_NO_OPERATOR})[a-z]*)[A-Za-z]+\s*(?:\{{[^{{}}]*\}}\s*)?\{{?|\}}\s*\{{)\s*$"
+)
+_TOUCHES_AFTER = re.compile(
+    r"(?:a|\s?[bceiknpqrtuvwxyz])(?![A-Za-z])|\s*(?:[\^_!}+<>≤≥±]|\*(?!\*)|/|-\s*(?:[0-9(\\]|[A-Za-z](?![A-Za-z]))"
+    rf"|\\(?!(?:{_NO_OPERATOR})[a-z]*)[A-Za-z])"
+)
+_TEXT_FONT = re.compile(r"\\(?:text\w*|math(?:rm|bf))\s*\{([^{}]*)\}")
+_LETTERS = r"\(?[A-Z]\)?(?:\s*(?:[,/&]|,?\s*\b(?:or|and)\b)\s*\(?[A-Z]\)?)*(?![A-Za-z'’])"
+_CHOICE_IS = re.compile(
+    r"\b(?:correct|right|best)\s+(?:option|choice)\s*(?:is\b|:)[\s*:]{0,8}(?P<choice>[^\n]{1,80}?)[\s*]{0,8}[.!]?\s*$",
+    re.IGNORECASE,
+)
+_IS_CORRECT = re.compile(
+    rf"(?:^|[\s,:*])(?P<choice>{_LETTERS})\*{{0,2}}\s+(?:is|are)\s+(?:the\s+)?(?:correct|right)\b(?!\s+(?:if|only|when))"
+)
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^{\s$][^$\n]*)")
 
 
@@ -87,6 +113,69 @@ def phrase_answer(text: str) -> Found | None:
         if content.strip():
             return Found(content.strip(), "phrase", end is not None and end.group() == "\n")
     return None
+
+
+def last_formulas(text: str) -> tuple[str, str] | None:
+    """(the formulas in dollars or brackets that end a text, as a list: "a=2, b=3"; what follows them), or None.
+
+    Dollars of money are none: "from $5 to $7", "$5 and some $". Words may follow a formula (`$5$ apples in all`).
+    """
+    text = text[-MAX_REST_CHARS:]
+    found: list[str] = []
+    rest = ""
+    while (span := _last_formula(text)) and len(found) < MAX_FORMULAS:
+        start, inside, until, end = span
+        if found and not _BETWEEN_FORMULAS.fullmatch(text, end):
+            break
+        if not found:
+            rest = text[end:]
+        found.append(text[inside:until].strip().rstrip(".,;").strip())
+        text = text[:start]
+    return (", ".join(reversed(found)), rest) if found else None
+
+
+def is_part(text: str, start: int, end: int) -> bool:
+    """Whether the number at text[start:end] is part of an expression: an operator, a command or a letter touches it."""
+    before, after = text[max(0, start - MAX_ANSWER_CHARS) : start], text[end : end + MAX_ANSWER_CHARS]
+    in_brackets = re.search(r",\s*$", before) and re.match(r"\s*[)\]]", after)  # (3, 2, 4)
+    return bool(in_brackets or _TOUCHES_BEFORE.search(before) or _TOUCHES_AFTER.match(after))
+
+
+def _last_formula(text: str) -> _Marker | None:
+    r"""The last `$x$`, `$$x$$`, `\(x\)` or `\[x\]` whose inside reads as mathematics."""
+    best: _Marker | None = None
+    for opening, closing in (("\\[", "\\]"), ("\\(", "\\)")):
+        until = text.rfind(closing)
+        start = text.rfind(opening, 0, max(until, 0))
+        if start >= 0 and (best is None or until + 2 > best.end):
+            best = _Marker(start, start + 2, until, until + 2)
+    dollars = deque(_DOLLARS.finditer(text), maxlen=2)
+    if len(dollars) == 2 and (best is None or dollars[1].end() > best.end):
+        first, second = dollars
+        if first.group() != second.group() or re.match("[0-9]", text[second.end() :]):
+            return None
+        best = _Marker(first.start(), first.end(), second.start(), second.end())
+    if best is None:
+        return None
+    inside = _TEXT_COMMAND.sub("", text[best.inside : best.until])
+    return best if text[best.inside : best.until].strip(" .,;\n") and not _PROSE.search(inside) else None
+
+
+def stated_choice(line: str) -> str:
+    """What a line says to be chosen without the word "answer": "The correct option is B.", "Therefore, B is correct."; else
+    ""."""
+    match = _CHOICE_IS.search(line) or _IS_CORRECT.search(line)
+    return match.group("choice").strip(" *") if match else ""
+
+
+def several_choices(text: str) -> frozenset[str]:
+    """The capital letters of a text that names more than one and nothing else: "A or B", "(A), (C)"; empty otherwise."""
+    plain = _TEXT_FONT.sub(r"\1", text[:MAX_ANSWER_CHARS]).strip(" $*.")
+    match = re.match(
+        rf"(?:either|both)?\s*(?:options?|choices?)?\s*(?P<list>{_LETTERS})\s*(?:$|[.;]|\b(?:because|since)\b)", plain
+    )
+    named = frozenset(re.findall(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", match["list"])) if match else frozenset()
+    return named if len(named) > 1 else frozenset()
 
 
 def rest_after_phrase(text: str) -> str:
