@@ -7,10 +7,13 @@ Read are thousands separators, currency, a unit, percent, `1.5 million`, `\frac{
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from fractions import Fraction
+
+from cft.judging.quantities import is_unit, quantity
 
 MAX_ANSWER_CHARS = 512  # a longer final answer is not parsed
 MAX_DIGITS = 1000  # a longer run of digits is compared as text only
@@ -19,7 +22,7 @@ MAX_EXPONENT = 999  # of 1e3 and the like
 ROUNDED_PLACES = 6
 ROUNDED_TOLERANCE = Fraction(1, 10_000)  # relative
 
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
+_DIGITS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _UNSIGNED = (
     rf"(?:[0-9]+ [0-9]+/[0-9]+"  # 1 1/2
     rf"|{_DIGITS}(?:\.[0-9]+|\.(?=/))?(?:[eE][-+]?[0-9]{{1,3}}(?![0-9A-Za-z]))?(?:/[0-9]+(?:\.[0-9]+)?)?"
@@ -29,10 +32,19 @@ _NUMBER = re.compile(rf"(?P<sign>(?:(?<![0-9A-Za-z)\]}}])[-+]\$?)?){_UNSIGNED}")
 _LEADING = re.compile(rf"[$€£¥(\[\s]*(?P<number>{_NUMBER.pattern})")
 _RATIO = re.compile(r"\s*(?P<above>[0-9]+(?:\.[0-9]+)?)\s*:\s*(?P<below>[0-9]+(?:\.[0-9]+)?)[\s.,;)]*")
 # Plain words, %, and simple powers of units may follow a number; operators and further digits may not.
-_UNIT = re.compile(r"[\s%°$€£¥(]*(?:[A-Za-z][A-Za-z\s.'/()%$-]*(?:\^?\{?[23²³]\}?)?)?[\s.,;:)\]%]*")
+_UNIT = re.compile(
+    r"[\s%°$€£¥(]*(?:[A-Za-z][A-Za-z\s.'/()%$-]*(?:(?<=[A-Za-z.)])\s*(?:\^\s*\{?\s*[23²³]\s*\}?)|(?<=[a-z])[23²³])?)?"
+    r"[\s.,;:)\]%]*"
+)
+_RESIDUE = re.compile(r"\s*(?:\\[pb]?mod(?![A-Za-z])|\(\s*mod\b)\s*\{?\s*(?P<modulus>[1-9][0-9]{0,17})\s*[)}]?[\s.]*")
 _OPERATOR = re.compile(r"\s*(?:[*^+!=<>×·÷\\_{]|[-/]\s*[0-9(\\])")
 # "3 or 4", "3, 4", "3 apples and 4 pears": several numbers, of which none is the answer.
 _ANOTHER = re.compile(r"[\sA-Za-z%°$€£¥.)]{0,40}?(?:\b(?:or|and|to)\b|[,;&])\s*[$€£¥(]?[-+]?\.?[0-9]")
+# "10 hours 30 minutes": the first number alone is not the answer.
+_COMPOUND = re.compile(
+    r"\s*(?:years?|months?|weeks?|days?|hours?|hrs?|minutes?|min|feet|foot|ft|yards?|pounds?|lbs?|dollars?|km|kg|m)\b"
+    r"[\s.,]*(?:and\s+)?[0-9]+(?:\.[0-9]+)?\s*[A-Za-z]"
+)
 _FACTORS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _FACTOR = re.compile(rf"\s*(?:(?P<word>{'|'.join(_FACTORS)})s?\b|(?P<percent>%|per ?cent\b))", re.IGNORECASE)
 
@@ -44,14 +56,40 @@ _POWER_OF_TEN = re.compile(
     r"10\s*\^\s*(?:\{\s*(?P<braced>-?\s?[0-9]{1,3})\s*\}|(?P<bare>-?[0-9]{1,3}))(?![0-9^!{])"
 )
 _REPEATING = re.compile(
-    r"(?P<whole>[0-9]{1,20})\s*\.\s*(?P<start>[0-9]{0,20})\s*\\overline\s*\{\s*(?P<repeated>[0-9]{1,20})\s*\}"
+    r"(?P<whole>[0-9]{1,20})\s*\.\s*(?P<start>[0-9]{0,20})\s*"
+    r"\\(?:overline|bar|dot)\s*(?:\{\s*(?P<repeated>[0-9]{1,20})\s*\}|(?P<digit>[0-9]))(?![0-9\\])"
 )
+_DOTTED = re.compile(r"\\dot\s*\{?([0-9])\}?\s*([0-9]{0,18})\s*\\dot\s*\{?([0-9])\}?")  # 0.\dot1 4\dot2
 _SIGN_APART = re.compile(r"(^|[=≈(\[,:])(\s*[$€£]?)([-+])\s+(?=[0-9.$\\])")
 _INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:le|ge|lt|gt|ne)q?\b|!=")
 _WORD = r"(?:[A-Za-z][A-Za-z'’-]*[A-Za-z]|[aAI])"
 _WORDS_THEN_NUMBER = re.compile(rf"(?:[\s.,;:'\"()$%]*{_WORD}\b)+[\s.,;:'\"()$%]*(?P<number>{_NUMBER.pattern})")
 _FUNCTION = re.compile(r"\b(?:log|ln|exp|sqrt|root|sin|cos|tan|sec|csc|cot|arc\w*|mod|gcd|lcm|not)\b", re.IGNORECASE)
-_VARIABLE = re.compile(r"\s?[abceiknpqrtuvwxyz](?:\^|[\s.,;)\]]*$)")  # 3x, not 3 m or 3 km
+_COMPARED = re.compile(  # "at least 5" is not 5
+    r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|bigger|longer|shorter|older|younger) than|at (?:least|most)"
+    r"|under|over|above|below|between|exceed\w*|up to)\b",
+    re.IGNORECASE,
+)
+# A word behind a number is its unit; products of letters are none: 6ab, 6abc (letters in the order of the alphabet), 6xyz.
+_LINKS = frozenset(["a", "of", "in", "is", "at", "by", "on", "to", "an", "as", "it", "he", "we", "us", "so", "per"])
+_SPACED_UNITS = frozenset(["V", "W", "N", "J"])  # 10 V, not 10V
+_SHORT_WORDS = frozenset(
+    ["act", "ant", "ants", "art", "bit", "bits", "box", "boy", "cent", "cost", "city", "dot", "most"]
+)
+_ORDINALS = r"hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?"
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_SMALL = {word: i for i, word in enumerate((_ONES + " eighteen nineteen").split())}
+_SMALL |= {word: 10 * i for i, word in enumerate(_TENS, 2)}
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_SPELLED = rf"(?:{'|'.join(sorted(_SMALL | _SCALES, key=len, reverse=True))})"
+_IN_WORDS = re.compile(
+    rf"(?P<number>{_SPELLED}(?:(?:\s+and\s+|[\s-]+){_SPELLED}){{0,12}})(?P<unit>(?:\s+(?!{_ORDINALS})[a-z]{{3,}})?[\s.]*)",
+    re.IGNORECASE,
+)
+_VULGAR = re.compile(r"\s*([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 _EXPLAINED = re.compile(r"[=≈]|\\approx|(?<=[A-Za-z]):")
 
 
@@ -62,6 +100,7 @@ class Reading:
     factor: what a word or sign behind the number multiplies it by: 1/100 for percent, 10^6 for million, else 1.
     digits: a digit stands there, so that "no number at all" is not what the text says.
     open: several numbers or an expression stand there, so that no other number of the text is the answer either.
+    modulus: of a residue such as 7 (mod 11), which `value` is reduced by; else 0.
     """
 
     value: Fraction | None
@@ -70,6 +109,7 @@ class Reading:
     digits: bool
     reason: str
     open: bool = False
+    modulus: int = 0
 
     @property
     def plain_integer(self) -> bool:
@@ -79,6 +119,7 @@ class Reading:
 def tidy(text: str) -> str:
     r"""A LaTeX answer as plain text where that is possible: \text, \frac, thousands, currency, powers of ten, signs."""
     text = text.replace("\u2212", "-").replace("\u00a0", " ").replace("\u202f", " ").replace("\u2009", " ")
+    text = ascii_digits(text) if not text.isascii() else text
     text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
     text = re.sub(r"(?<=[0-9])\\[,!; ](?=[0-9]{3})|(?<=,)\\!\s*(?=[0-9]{3})", "", text)
     text = _LATEX_TEXT.sub(r" \1", text)
@@ -87,7 +128,7 @@ def tidy(text: str) -> str:
     )
     text = _LATEX_SPACE.sub(" ", text)
     text = _FRAC.sub(_plain_fraction, text)
-    text = _REPEATING.sub(_repeating_fraction, text)
+    text = _REPEATING.sub(_repeating_fraction, _DOTTED.sub(r"\\overline{\1\2\3}", text)) if "." in text else text
     text = _POWER_OF_TEN.sub(_plain_power, text)
     text = text.strip().strip("$").strip()
     return _SIGN_APART.sub(r"\1\2\3", text)
@@ -103,6 +144,8 @@ def read_number(text: str, *, whole: bool) -> Reading:
         reason = f"the answer has {len(text)} characters, more than {MAX_ANSWER_CHARS}"
         return _none(reason, digits=_has_digit(text))
     plain = tidy(text)
+    if in_words := _IN_WORDS.fullmatch(plain):
+        plain = f"{_spelled_number(in_words['number'])}{in_words['unit']}"
     if ratio := _RATIO.fullmatch(plain):
         value = as_fraction(f"{ratio['above']}/{ratio['below']}") if "." not in ratio["above"] else None
         return Reading(value, plain, Fraction(1), True, "" if value is not None else "no plain ratio")
@@ -114,10 +157,17 @@ def read_number(text: str, *, whole: bool) -> Reading:
         match = (_LEADING.match(part) or _only_number(part)) if all(map(_explains, before)) else None
     if match is None:
         return _none("no plain number stands in the answer", digits=_has_digit(plain))
-    number, rest = match.group("number"), part[match.end() :]
-    if _OPERATOR.match(rest) or (whole and _VARIABLE.match(rest)):
+    number, rest, ahead = match.group("number"), part[match.end() :], part[: match.start("number")]
+    if "," in number and re.search(r"[(\[][^$€£¥]*$", ahead) and "{,}" not in text and "\\!" not in text:
+        return _none("numbers in brackets, which a comma separates", digits=True, open=True)
+    if (residue := _RESIDUE.fullmatch(rest)) and number.lstrip("+-").isdecimal():
+        modulus = int(residue["modulus"])
+        return Reading((as_fraction(number) or Fraction(0)) % modulus, number, Fraction(1), True, "", modulus=modulus)
+    if _COMPARED.search(ahead):
+        return _none("more or less than a number", digits=True, open=True)
+    if _OPERATOR.match(rest) or _is_product(rest, text, whole=whole):
         return _none("the answer is an expression, not a plain number", digits=True, open=True)
-    if _ANOTHER.match(rest):
+    if _ANOTHER.match(rest) or _COMPOUND.match(rest):
         return _none("several numbers stand in the answer", digits=True, open=True)
     if whole and not _UNIT.fullmatch(rest):
         return _none("more than a number and its unit stands in the answer", digits=True)
@@ -129,7 +179,7 @@ def read_number(text: str, *, whole: bool) -> Reading:
 def same_number(a: Reading, b: Reading) -> bool:
     """Equal exact values. Where one side alone has a percent sign or a word such as million, the number as it stands
     may be meant as well: 50% equals 50 and 0.5 alike."""
-    if a.value is None or b.value is None:
+    if a.value is None or b.value is None or (a.modulus and b.modulus and a.modulus != b.modulus):
         return False
     if a.factor == b.factor:
         return a.value == b.value
@@ -139,7 +189,8 @@ def same_number(a: Reading, b: Reading) -> bool:
 
 def agrees(read: Reading, gold: Reading) -> bool:
     """The number is the gold one, or as near as decimals allow: a gold decimal of ROUNDED_PLACES stands for all within
-    ROUNDED_TOLERANCE of it, and an answer of as many (0.666667 for 2/3) may be off by one in its last place."""
+    ROUNDED_TOLERANCE of it, and an answer of as many (0.666667 for 2/3) may be off by one in its last place. A whole
+    number needs no rounding: 17.999999 is not 18."""
     if same_number(read, gold):
         return True
     if read.value is None or gold.value is None:
@@ -149,6 +200,8 @@ def agrees(read: Reading, gold: Reading) -> bool:
     off = abs(read.value - gold.value)
     if _places(gold) >= ROUNDED_PLACES and off <= ROUNDED_TOLERANCE * abs(gold.value):
         return True
+    if (gold.value * gold.factor).denominator == 1 or gold.value.denominator == 1:
+        return False
     return _places(read) >= ROUNDED_PLACES and off <= Fraction(1, 10 ** _places(read))
 
 
@@ -199,9 +252,67 @@ def _plain_fraction(match: re.Match[str]) -> str:
 
 def _repeating_fraction(match: re.Match[str]) -> str:
     r"""`0.1\overline{6}` -> `15/90`."""
-    start, repeated = match["whole"] + match["start"], match["repeated"]
+    start, repeated = match["whole"] + match["start"], match["repeated"] or match["digit"]
     below = (10 ** len(repeated) - 1) * 10 ** len(match["start"])
     return f"{int(start + repeated) - int(start)}/{below}"
+
+
+def ascii_digits(text: str) -> str:
+    """Digits of any script as 0 to 9, and one-character fractions as 1/2."""
+    text = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in text)
+    return _VULGAR.sub(_vulgar_fraction, text)
+
+
+def _vulgar_fraction(match: re.Match[str]) -> str:
+    return " " + unicodedata.normalize("NFKC", match[1]).replace("\u2044", "/")
+
+
+def _spelled_number(words: str) -> int:
+    """`two hundred and twenty-three` -> 223; words that make no number (`two three`) are added up, as nobody means them."""
+    total = group = 0
+    for word in re.findall(r"[a-z]+", words.lower()):
+        if word in _SMALL:
+            group += _SMALL[word]
+        elif word == "hundred":
+            group = (group or 1) * 100
+        elif word != "and":
+            total, group = total + (group or 1) * _SCALES[word], 0
+    return total + group
+
+
+def _is_product(rest: str, text: str, *, whole: bool) -> bool:
+    """Whether the letters behind a number multiply it (6xy) and are no unit. text: the answer as it was written, in which
+    \\text{...} says that its letters are words. An explanation that may follow (not whole) is not looked at."""
+    if not whole and not re.match(r"[A-Za-z]|\s*[A-Za-z]{1,2}(?:\s*\^.*)?[\s.]*$", rest):
+        return False
+    words = re.findall(r"[A-Za-z]+", rest)
+    if not whole:
+        words = words[:1]
+    if not words:
+        return False
+    if re.fullmatch(r"\s*[ap]\.?\s?m\.?\s*", rest, re.IGNORECASE) or re.match(r"\s*(?:per ?cent\b|°)", rest):
+        return False
+    said = {word for inside in _LATEX_TEXT.findall(text) for word in re.findall("[A-Za-z]+", inside)}
+    if re.search(r"\\circ(?![a-z])|\\degree|°", text):
+        said |= {"C", "F", "K"}
+    if re.match(r"\s", rest):
+        said |= _SPACED_UNITS
+    elif len(words[0]) <= 3 and rest[0].isalpha() and not is_unit(words[0]) and words[0] not in said:
+        return True
+    unknown = [word for word in words if word not in said and not _is_word(word)]
+    if unknown and (len(unknown) == len(words) or not _LINKS.issuperset(unknown)):
+        return True
+    # 4s^2 is no unit, 4 m^2 and 4 m/s^2 are.
+    power = re.fullmatch(r"\s*([A-Za-z])\s*\^.*", rest)
+    return power is not None and power[1] not in said and (quantity(power[1]) or ("",))[0] != "length"
+
+
+def _is_word(word: str) -> bool:
+    if is_unit(word) or word.lower() in _SHORT_WORDS:
+        return True
+    if len(word) < 3 or not re.search(r"[aeiouyAEIOUY]", word) or (word.isupper() and len(word) < 5):
+        return False
+    return any(a >= b for a, b in zip(word.lower(), word.lower()[1:], strict=False))
 
 
 def _plain_power(match: re.Match[str]) -> str:

@@ -10,11 +10,23 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from cft.judging.answers import ascii_digits
+from cft.judging.quantities import is_unit
+
 MAX_CHARS = 4096  # a longer text is compared as it stands
 
 _SIGNS = {"\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "×": "\\times ", "·": "\\cdot "}
 _SIGNS |= {"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∞": "\\infty ", "π": "\\pi ", "±": "\\pm ", "∓": "\\mp "}
-_SIGNS |= {"∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "²": "^2", "³": "^3", "°": "", "÷": "/"}
+_SIGNS |= {
+    "∪": "\\cup ",
+    "∩": "\\cap ",
+    "∈": "\\in ",
+    "∅": "\\emptyset ",
+    "²": "^2",
+    "³": "^3",
+    "°": "^\\circ ",
+    "÷": "/",
+}
 _SIGNS |= {"½": "\\frac12", "¼": "\\frac14", "¾": "\\frac34", "θ": "\\theta ", "λ": "\\lambda ", "α": "\\alpha "}
 _TRANSLATION = str.maketrans(_SIGNS)
 _DROPPED = re.compile(
@@ -22,6 +34,17 @@ _DROPPED = re.compile(
     r"|\\[,;:!> ]|\\q?quad(?![A-Za-z])|~|\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:degree|\$)|\$|\\[()\[\]]"
     r"|\\(?:small|large|rule\{[^{}]*\}\{[^{}]*\})(?![A-Za-z])"
 )
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_DEGREE = r"(?:\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\degree(?![A-Za-z]))"
+_DEGREES = re.compile(rf"(?P<angle>(?<![0-9.])[0-9]+(?:\.[0-9]+)?|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+)\s*{_DEGREE}")
+_MINUTES = re.compile(r"(?<=[0-9])\s*(?:\^\s*\{?\s*\\prime(?![A-Za-z])\s*\}?|'|\\prime(?![A-Za-z]))")
+# What stands only in texts that algebra may see in any case: no powers, no factorials, no commands.
+_HARMLESS = re.compile(r"[^\^!*\\²³]*")
+_ROOT = re.compile(r"(\\sqrt\s*\[[^\[\]{}]*\])\s*([0-9A-Za-z])")  # \sqrt[3]4
+_BRACED_THOUSANDS = re.compile(r"(?<!\\)\{[1-9][0-9]{0,2}(?:,[0-9]{3})+\}")  # \sqrt{1,234}, no set
+_NEGATIVE_POWER = re.compile(r"\^\s*(-\s*(?:[0-9]{1,3}|[A-Za-z]))(?!\s*[0-9^!*])")  # x^-1
+# A product of letters behind a number, at the end: math-verify takes some (ab, bc) for units, which it drops.
+_LETTERS = re.compile(r"(?<=[0-9}\s])(?P<letters>[A-Za-z][A-Za-z]|[A-Za-z](?:\s+[A-Za-z])+)\s*$")
 _FONTS = r"text(?:bf|rm|it|sf|tt|normal)?|math(?:rm|bf|bb|cal|it|sf)|mbox|operatorname\*?|vec|overrightarrow|pmb|bm"
 _TEXT = re.compile(rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}")
 _SYNONYMS = {
@@ -68,27 +91,35 @@ def one_spelling(text: str) -> str:
     thousands = _thousands(text := readable(text))
     text = re.sub(r"\\{|\\lbrace", "«", text)
     text = re.sub(r"\\}|\\rbrace", "»", text)
-    text = re.sub(r"\s+", "", text)
+    text = _without_space(text)
     for _ in range(2):
         text = _BARE_ARGUMENTS.sub(_braced, text)
     text = re.sub(r"(\^|_|\\sqrt)([0-9A-Za-z])", r"\1{\2}", text)
-    text = re.sub(r"(?<![0-9])\.(?=[0-9])", "0.", text)
-    text = text.replace(",", "") if thousands else text
+    text = re.sub(r"(?<![0-9])\.(?=[0-9])", "0.", _without_space(text))
+    text = re.sub("[, ]", "", text) if thousands else text
     text = text.replace("+\\infty", "\\infty").replace("\\cdot", "\\times").replace("\\times", "*")
     return text.rstrip(".,;:").lstrip(":")
 
 
 def readable(text: str) -> str:
     """Unicode signs as commands, synonyms as one, layout and font commands dropped, matrices under one name."""
-    text = text.translate(_TRANSLATION).replace("{,}", ",")
-    text = re.sub(r"(?<=[0-9]),\s*\\!\s*(?=[0-9]{3})|(?<=[0-9])\\[,!; ](?=[0-9]{3})", ",", text)
+    if not text.isascii():
+        text = (ascii_digits(text) if _HARMLESS.fullmatch(text) else text).translate(_TRANSLATION)
+    # What says that it is a separator of thousands is dropped; a plain comma may separate anything.
+    text = re.sub(r"(?<=[0-9])(?:\{,\}|,\s*\\!|\\[,!; ])\s*(?=[0-9]{3}(?![0-9]))", "", text).replace("{,}", ",")
+    text = _BRACED_THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
     text = text.replace("\\\\", " \\endrow ")  # a row of a matrix ends; not to be taken for a command's backslash
+    if "\\" in text or "'" in text:
+        text = _ROOT.sub(r"\1{\2}", _with_degrees(text))
+    text = _NEGATIVE_POWER.sub(r"^{\1}", text)
     text = _DROPPED.sub(" ", text)
     for _ in range(3):  # fonts may be nested
         text = _TEXT.sub(r" \1 ", text)
     text = _COMMAND.sub(_synonym, text)
     text = _MATRIX.sub(r"\\matrix ", text)
     text = _MATRIX_END.sub(r" \\endmatrix ", text)
+    if (letters := _LETTERS.search(text)) and re.search(r"[0-9}]\s*$", text[: letters.start()]):
+        text = text[: letters.start()] + _product(letters["letters"])
     return text.strip()
 
 
@@ -127,11 +158,11 @@ def form_of(text: str) -> Form:
         return Form("either", tuple(inner for part in parts for inner in _split(part.strip(" ,;"), r"[,;]") if inner))
     if len(parts := _split(text, r"[,;]")) > 1:
         return Form("list", parts) if all(parts) else Form("one", (text,))
-    if text.count("\\pm") == 1 and "\\mp" not in text:
-        return Form("either", (text.replace("\\pm", "+").lstrip("+ "), text.replace("\\pm", "-")))
+    if len(halves := re.split(r"\\pm(?![A-Za-z])", text)) == 2 and "\\mp" not in text:
+        return Form("either", ("+".join(halves).lstrip("+ "), "-".join(halves)))
     if inside is not None:
         opened, closed = text[0] if text[0] != "\\" else "{", text[-1]
-        parts = _split(inside, r"[,;]")
+        parts = _split(inside, r"[,;]", thousands=False)
         if opened == "{":
             return Form("set", parts if inside.strip() else ())
         if len(parts) == 2 and opened + closed != "()":
@@ -178,13 +209,14 @@ def _inequality(text: str) -> Form | None:
     return Form("range", ("-\\infty", bound.strip()), ends="(" + ("]" if closed else ")"))
 
 
-def _split(text: str, pattern: str) -> tuple[str, ...]:
-    """Parts between matches that stand in no bracket and in no matrix. A comma of thousands splits nothing."""
+def _split(text: str, pattern: str, *, thousands: bool = True) -> tuple[str, ...]:
+    """Parts between matches that stand in no bracket and in no matrix. A comma of thousands splits nothing, where such
+    a comma may stand: (1,200) are two numbers."""
     parts, start, depth = [], 0, 0
     for match in re.finditer(rf"(?P<brace>\\[{{}}]|[()\[\]{{}}]|\\matrix|\\endmatrix)|(?P<here>{pattern})", text):
         if brace := match["brace"]:
             depth += 1 if brace[-1] in _OPEN or brace == "\\matrix" else -1
-        elif depth <= 0 and not (match["here"] == "," and _separates_thousands(text, match.start())):
+        elif depth <= 0 and not (thousands and match["here"] == "," and _separates_thousands(text, match.start())):
             parts.append(text[start : match.start()].strip())
             start = match.end()
     return (*parts, text[start:].strip())
@@ -193,12 +225,33 @@ def _split(text: str, pattern: str) -> tuple[str, ...]:
 def _separates_thousands(text: str, at: int) -> bool:
     """1,234: three digits behind, one to three before, in a text that has no other kind of comma next to it."""
     return bool(re.match(r",[0-9]{3}(?![0-9])", text[at : at + 5])) and bool(
-        re.search(r"(?:^|[^0-9.,])[0-9]{1,3}(?:,[0-9]{3})*$", text[max(0, at - 24) : at])
+        re.search(r"(?:^|[^0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})*$", text[max(0, at - 24) : at])
     )
 
 
 def _thousands(text: str) -> bool:
-    return re.fullmatch(r"[^0-9]*[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?[^0-9]*", text) is not None
+    return (
+        re.fullmatch(r"[^0-9(\[{]*[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?:\.[0-9]+)?[^0-9]*", text)
+        is not None
+    )
+
+
+def _product(letters: str) -> str:
+    joined = re.sub(r"\s+", "", letters)
+    return letters if is_unit(joined) else "*".join(joined) if len(joined) == 2 else joined
+
+
+def _without_space(text: str) -> str:
+    """Space dropped but between digits: 1 1/2 is not 11/2."""
+    return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)
+
+
+def _with_degrees(text: str) -> str:
+    r"""Degrees count in \sin 30^\circ, where a bare number means radians; alone, 30^\circ is 30. Minutes are kept apart."""
+    if start := _TRIGONOMETRY.search(text):
+        rest = _DEGREES.sub(r"\\frac{\g<angle>\\pi}{180}", text[start.end() :])
+        text = text[: start.end()] + re.sub(rf"(?<=[)}}\]])\s*{_DEGREE}", r"\\frac{\\pi}{180}", rest)
+    return _MINUTES.sub(r"\\arcminute ", text)
 
 
 def _bracketed(text: str) -> str | None:

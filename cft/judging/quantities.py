@@ -27,8 +27,20 @@ _SPELLED |= {"millimetre": "mm", "centimetre": "cm", "metre": "m", "kilometre": 
 _SPELLED |= {"milligram": "mg", "gram": "g", "kilogram": "kg", "pound": "lb", "ounce": "oz", "second": "s", "sec": "s"}
 _SPELLED |= {"minute": "min", "hour": "h", "hr": "h", "milliliter": "ml", "liter": "l", "litre": "l", "$": "dollar"}
 _SPELLED |= {"inche": "in", "lbs": "lb", "yds": "yd", "¢": "cent", "mins": "min", "hrs": "h", "secs": "s"}
+# Names whose size is no matter here: behind a number they are no product of letters.
+_OTHERS = "dm nm ms kw kwh hz khz mhz ghz pa kpa mol rad deg am pm sq cu pt qt gal tsp tbsp st nd rd th usd eur gbp kj"
+_OTHERS += " kn ha yr yrs wk wks mo pcs pc cal kcal bpm rpm mph kph kmh psi db ev mev kev ma kv mv cl dl"
+_NAMELESS = frozenset(_OTHERS.split())
 _UNIT = re.compile(r"(?P<word>[A-Za-z]+|[$¢])(?:\s*\^?\s*\{?\s*(?P<power>[23²³])\s*\}?)?")
 _POWERS = {"2": 2, "²": 2, "square": 2, "sq": 2, "squared": 2, "3": 3, "³": 3, "cubic": 3, "cu": 3, "cubed": 3}
+
+
+def is_unit(word: str) -> bool:
+    """Whether a word names a unit of measure: cm, metres, mph, not xy. One letter is a unit in its own case alone."""
+    if len(word) == 1:
+        return word in _NAMES or word == "L"
+    word = word.lower()
+    return any(name in _NAMES or name in _SPELLED or name in _NAMELESS for name in (word, word.removesuffix("s")))
 
 
 def quantity(unit: str) -> tuple[str, Fraction] | None:
