@@ -15,20 +15,24 @@ from typing import Literal
 from cft.judging.algebra import Decided, too_hard
 from cft.judging.answers import Reading, agrees, read_number, tidy
 from cft.judging.latex import Form, assigned, form_of, one_spelling, readable
-from cft.judging.quantities import quantity
+from cft.judging.measures import Unit, compound, in_one_unit, unit_of, without_unit
+from cft.judging.words import compare_texts, compare_words, number_word, prose
 
 Lists = Literal["set", "sequence", "unknown"]
 Algebra = Callable[[str, str], tuple[Decided, str]]
 
 MAX_CALLS = 16  # of algebra for one answer
 MAX_DEPTH = 6
-_WORDS = re.compile(r"[A-Za-z\s.,'!?;:()-]+")
-_JOINTS = frozenset(("or", "and", "endrow", "matrix"))
-_FUNCTION_NAMES = "sin cos tan sec csc cot log ln exp min max gcd lcm mod arcsin arccos arctan sqrt frac"
-_FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
-_ARTICLES = frozenset(("a", "an", "the", "is", "are", "it"))
-_OPPOSITES = (frozenset(("yes", "no")), frozenset(("true", "false")), frozenset(("odd", "even", "neither")))
-_NEGATIONS = frozenset(("not", "no", "never", "neither", "non", "cannot", "isn't", "doesn't"))
+_CHOICE = re.compile(r"\(?([A-H])\)(?!\s*[(,]|\s*(?:and|or)\b)\s*(.*)", re.DOTALL)
+_BASED = re.compile(r"\(?\s*[0-9A-F]+\s*\)?\s*_\s*(?:\{\s*(\w+)\s*\}|([0-9]))")
+_ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*\{?\s*(?:th|st|nd|rd)\b\s*\}?")
+_SPELT = re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|lambda|infinity|sin|cos|tan|ln|log)(?![A-Za-z])")
+_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9]+|[A-Za-z](?![A-Za-z])))")
+# What may stand left of "=" as a name: x, x_1, f(x), P(A), AB, \angle ABC, \cos A, words.
+_NAME = re.compile(
+    r"(?:m\s*)?(?:\\(?:angle|overline|triangle|widehat|hat|bar|sin|cos|tan)\s*)?\{?(?:\\?[A-Za-z]|[A-Z]{2,4}|[A-Za-z\s]{3,})\}?"
+    r"(?:_\{?[\w\s]+\}?)?'*\s*(?:\([^()=]*\))?"
+)
 
 
 def compare(*, gold: str, answer: str, lists: Lists, algebra: Algebra) -> tuple[Decided, str]:
@@ -51,11 +55,11 @@ class _Comparison:
                 return "undecided", f"{what} refused: {danger}"
         if self.depth > MAX_DEPTH:
             return "undecided", "nested too deeply"
-        if decided := _numbers(gold, answer):
+        if decided := _numbers(gold, answer) or compare_texts(gold, answer):
             return decided
         self.depth += 1
         try:
-            judgement, reason = self._unlike(readable(gold), readable(answer))
+            judgement, reason = self._unlike(_plain(gold), _plain(answer))
         finally:
             self.depth -= 1
         if judgement == "wrong" and _in_degrees(gold) != _in_degrees(answer) and "\\pi" in gold + answer:
@@ -66,24 +70,47 @@ class _Comparison:
         """Two answers that are not the same text; both as `readable` gives them."""
         if not answer.strip():
             return "wrong", "an empty answer"
+        if decided := _choices(gold, answer) or _bases(gold, answer):
+            return decided
         (gold_name, gold_rest), (name, rest) = assigned(gold), assigned(answer)
         if gold_name and name and gold_name != name and not _both_functions(gold_name, name):
             if self.texts(gold_rest, rest)[0] == "right":
                 return "undecided", f"{gold_name} and {name} have the same value"
             return self._algebra(gold, answer)
-        if gold_name or name:
-            # "x = 5" and "5"; an equation in two variables has no rest that could stand for it.
-            judgement, reason = self.texts(gold_rest, rest)
-            if judgement == "right" or (gold_name and name) or not (_equation(gold) or _equation(answer)):
-                return judgement, reason
-            return self._algebra(gold, answer)
+        if gold_name and name:
+            return self.texts(gold_rest, rest)
+        sides, gold_sides = _sides(answer), _sides(gold)
+        if len(sides) > 1 and len(gold_sides) > 1:
+            return self._equations(gold, answer)
+        if len(sides) > 1 or len(gold_sides) > 1:
+            return self._against_equation(gold, answer, sides if len(sides) > 1 else gold_sides)
+        if gold_name or name:  # x \in S
+            return self.texts(gold_rest, rest)
         if decided := _numbers(gold, answer):
             return decided
-        if decided := _words(gold, answer):
+        if decided := compare_words(gold, answer):
             return decided
-        if _prose(gold) or _prose(answer):
+        if prose(gold) or prose(answer):
             return "undecided", "words and mathematics together: compared as text alone"
         return self._forms(form_of(gold), form_of(answer), gold, answer)
+
+    def _equations(self, gold: str, answer: str) -> tuple[Decided, str]:
+        """Two that are not both a name and its value: x = 3 and x = 6/2 = 3, or 2x + y = 7 and y = 7 - 2x."""
+        (name, last), (other, end) = _chain(gold), _chain(answer)
+        if name and name == other:
+            return self.texts(last, end)
+        return self._algebra(gold, answer)
+
+    def _against_equation(self, gold: str, answer: str, equation: list[str]) -> tuple[Decided, str]:
+        """An expression and an equation: its right side counts where its left one is a name, or holds no letter."""
+        left, last = equation[0], equation[-1]
+        sides = (last, answer) if len(_sides(gold)) > 1 else (gold, last)
+        if not all(sides):
+            return self._algebra(gold, answer)
+        judgement, reason = self.texts(*sides)
+        if judgement != "right" or _NAME.fullmatch(left) or not re.search(r"[A-Za-z]", re.sub(r"\\[a-z]+", "", left)):
+            return judgement, reason
+        return "undecided", "an equation, and an expression that is its right side"
 
     def _forms(self, gold: Form, answer: Form, gold_text: str, text: str) -> tuple[Decided, str]:
         kinds = {gold.kind, answer.kind}
@@ -94,7 +121,15 @@ class _Comparison:
         if "one" in kinds:
             return self._one_against_many(gold, answer, gold_text, text)
         if kinds <= {"range", "tuple", "list"} and "range" in kinds:
-            return self._ranges(gold, answer)
+            judgement, reason = self._ranges(gold, answer)
+            names = [_bounded_name(side) for side in (gold_text, text)]
+            if judgement == "right" and all(names) and names[0] != names[1]:
+                return "undecided", f"bounds of {names[0]} and of {names[1]}"
+            return judgement, reason
+        if (named := self._named(gold, answer)) is not None:
+            return named
+        if "matrix" in kinds and len(kinds) > 1:
+            return self._matrix_and_parts(gold, answer)
         if kinds <= {"tuple", "matrix"}:
             if kinds == {"matrix"} and gold.columns != answer.columns and len(gold.parts) == len(answer.parts):
                 return "undecided", "matrices of different shape"
@@ -110,6 +145,33 @@ class _Comparison:
             return self._any_order(gold.parts, answer.parts)
         judgement, reason = self._algebra(gold_text, text)
         return ("undecided", f"a {gold.kind} and a {answer.kind}") if judgement == "wrong" else (judgement, reason)
+
+    def _named(self, gold: Form, answer: Form) -> tuple[Decided, str] | None:
+        """Values of several unknowns: by name where both sides name them, else in the order of the names."""
+        names, given = ([assigned(part)[0] for part in form.parts] for form in (gold, answer))
+        open_forms = {gold.kind, answer.kind} <= {"list", "either", "tuple"}
+        of_names = [side for side in (names, given) if len(side) > 1 and all(side) and len(set(side)) == len(side)]
+        if not open_forms or not of_names or len(names) != len(given):
+            return None
+        if len(of_names) == 2 and set(names) == set(given):
+            ordered = [answer.parts[given.index(name)] for name in names]
+            return self._in_order(gold.parts, ordered)
+        if len(of_names) == 1 and any(any(side) for side in (names, given) if side is not of_names[0]):
+            return None
+        judgement, reason = self._in_order(gold.parts, answer.parts)
+        if judgement == "wrong" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
+            return "undecided", "the same values in another order than that of the names"
+        return judgement, reason
+
+    def _matrix_and_parts(self, gold: Form, answer: Form) -> tuple[Decided, str]:
+        if not {gold.kind, answer.kind} <= {"matrix", "tuple", "list"}:
+            return "undecided", f"a {gold.kind} and a {answer.kind}"
+        judgement, reason = self._in_order(gold.parts, answer.parts)
+        matrix = gold if gold.kind == "matrix" else answer
+        vector = matrix.columns in (1, len(matrix.parts))
+        if judgement == "right" and not (vector and "tuple" in (gold.kind, answer.kind)):
+            return "undecided", "a matrix, and its entries without their places"
+        return judgement, reason
 
     def _one_against_many(self, gold: Form, answer: Form, gold_text: str, text: str) -> tuple[Decided, str]:
         many, single = (gold, text) if answer.kind == "one" else (answer, gold_text)
@@ -180,7 +242,10 @@ class _Comparison:
         self.calls += 1
         if self.calls > MAX_CALLS:
             return "undecided", f"more than {MAX_CALLS} parts need algebra"
-        return self.algebra(_for_algebra(gold), _for_algebra(answer))
+        sides = in_one_unit(gold, answer)
+        if sides is None:
+            return "wrong", "units of different kinds"
+        return self.algebra(_for_algebra(sides[0]), _for_algebra(sides[1]))
 
 
 def _same(gold: str, answer: str) -> bool:
@@ -197,14 +262,35 @@ def _numbers(gold: str, answer: str) -> tuple[Decided, str] | None:
     (gold_name, gold_rest), (name, rest) = assigned(gold), assigned(answer)
     if gold_name and name and gold_name != name:
         return None
+    if decided := _compounds(gold_rest, rest):
+        return decided
+    gold_rest, rest = number_word(gold_rest), number_word(rest)
     read, expected = read_number(rest, whole=True), read_number(gold_rest, whole=True)
     if read.value is None or expected.value is None:
         return None
-    ours, theirs = quantity(_unit(rest, read)), quantity(_unit(gold_rest, expected))
+    units = _unit(rest, read), _unit(gold_rest, expected)
+    ours, theirs = unit_of(units[0]), unit_of(units[1])
     if ours and theirs and ours != theirs:
         same = ours[0] == theirs[0] and read.value * ours[1] == expected.value * theirs[1]
         return ("right" if same else "wrong"), f"compared as quantities ({ours[0]} and {theirs[0]})"
     return ("right" if agrees(read, expected) else "wrong"), "compared as numbers"
+
+
+def _compounds(gold: str, answer: str) -> tuple[Decided, str] | None:
+    """2 hours 30 minutes and 150 minutes; None where neither has two units."""
+    one, two = compound(gold), compound(answer)
+    if one is None and two is None:
+        return None
+    expected, given = one or _amount(gold), two or _amount(answer)
+    if expected is None or given is None:
+        return "undecided", "several units on one side"
+    return ("right" if expected == given else "wrong"), f"compared as quantities ({given[0]} and {expected[0]})"
+
+
+def _amount(text: str) -> Unit | None:
+    read = read_number(text, whole=True)
+    unit = unit_of(_unit(text, read)) if read.value is not None else None
+    return (unit[0], read.value * unit[1]) if unit and read.value is not None else None
 
 
 def _unit(text: str, read: Reading) -> str:
@@ -212,67 +298,78 @@ def _unit(text: str, read: Reading) -> str:
     return "$" if re.match(r"\s*[-+]?\s*\\\$", text) else tidy(text).rpartition(read.text)[2]
 
 
-def _words(gold: str, answer: str) -> tuple[Decided, str] | None:
-    """The verdict where the gold answer or the answer is words; None where both are mathematics."""
-    gold_words, words = _as_words(gold), _as_words(answer)
-    if gold_words is None and words is None:
+def _choices(gold: str, answer: str) -> tuple[Decided, str] | None:
+    """(A) and (A) 12: an option's letter, alone on one side at least; None where that is not what they are."""
+    one, two = _CHOICE.fullmatch(gold.strip()), _CHOICE.fullmatch(answer.strip())
+    if (one is None) != (two is None):  # B for (B) 12
+        one, two = (match or re.fullmatch(r"([A-H])()", side.strip()) for match, side in ((one, gold), (two, answer)))
+    if one is None or two is None or (one[2] and two[2]):
         return None
-    if gold_words is None or words is None:
-        # "no solution" for 12, 12 for "ellipse": wrong; a formula with words in it may say the same.
-        said, other = (gold_words, answer) if gold_words is not None else (words or [], gold)
-        product = len(said) == 1 and len(said[0]) < 5 and read_number(other, whole=True).value is None
-        if product or _prose(other):
-            return None  # abc may be a product
-        return "wrong", "words on one side, mathematics on the other"
-    if gold_words == words:
-        return "right", "compared as words"
-    if sorted("".join(gold_words)) == sorted("".join(words)) and len("".join(words)) < 6:
-        return None  # abc and cba are products
-    one, two = frozenset(gold_words), frozenset(words)
-    opposite = any(len(one & pair) == 1 and len(two & pair) == 1 and one & pair != two & pair for pair in _OPPOSITES)
-    if not opposite and (one & _NEGATIONS) == (two & _NEGATIONS) and (one <= two or two <= one):
-        return "undecided", "one answer says more than the other"
-    return "wrong", "compared as words"
+    return ("right" if one[1] == two[1] else "wrong"), "compared as options"
 
 
-def _as_words(text: str) -> list[str] | None:
-    """The words of a text that has nothing else, without articles; None for mathematics. A single letter is a word."""
-    plain = text.replace("\\ ", " ").strip().strip("()[].")
-    if not _WORDS.fullmatch(plain or " ") or re.search(r"(?<![A-Za-z]{2})-|-(?![A-Za-z]{2})", plain):
+def _bases(gold: str, answer: str) -> tuple[Decided, str] | None:
+    """4321_5 and 4321_6: what math-verify reads as 4321."""
+    one, two = _BASED.fullmatch(gold.strip()), _BASED.fullmatch(answer.strip())
+    if one is None or two is None:
         return None
-    words = [word.casefold().strip("'-") for word in re.findall(r"[A-Za-z'-]+", plain)]
-    if not (any(len(word) >= 3 for word in words) or (len(words) == 1 and len(words[0]) == 1) or words == ["no"]):
-        return None
-    if any(word in _FUNCTIONS for word in words) or ("," in plain and all(len(word) == 1 for word in words)):
-        return None
-    return [word for word in words if word not in _ARTICLES or len(words) == 1]
+    bases = [number_word(match[1] or match[2]) for match in (one, two)]
+    return ("wrong", f"base {bases[1]}, where the gold answer has base {bases[0]}") if bases[0] != bases[1] else None
+
+
+def _plain(text: str) -> str:
+    """An answer as `readable` gives it, with `2*pi`, `sqrt(3)`, `1.5 x 10^3` and `7^{th}` in the usual spelling."""
+    text = re.sub(r"(?<=[0-9])\s*[xX*]\s*(?=10\s*\^)", r" \\times ", text)
+    text = readable(_as_commands(_ROOT.sub(lambda match: f"\\sqrt{{{match[1] or match[2] or match[3]}}}", text)))
+    text = _ORDINAL.sub("", text)
+    text = re.sub(r"\\mathbb\s*R(?![A-Za-z])", "R", re.sub(r"\b[Qq]uadrant\s+(?=[IV]+\b)", "", text))
+    return re.sub(r"\\overline\s*\{\s*([A-Z]\s*[A-Z])\s*\}", r"\1", text)
+
+
+def _as_commands(text: str) -> str:
+    if re.search(r"[A-Za-z]{3,}\s+[A-Za-z]{3,}", re.sub(r"\\[A-Za-z]+", "", text)):
+        return text  # a sentence
+    text = re.sub(r"(?<![*\\])\*(?!\*)", r"\\cdot ", text)
+    return _SPELT.sub(lambda match: "\\infty " if match[1] == "infinity" else f"\\{match[1]} ", text)
+
+
+def _chain(text: str) -> tuple[str, str]:
+    """`x = 6/2 = 3` -> ("x", "3"); ("", ...) where no name stands at the start."""
+    first, *_, last = _sides(text)
+    return (re.sub(r"\s", "", first) if _NAME.fullmatch(first) else ""), last
+
+
+def _bounded_name(text: str) -> str:
+    """The variable of an inequality, "" for an interval in brackets."""
+    names = (
+        set(re.findall(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])", text))
+        if re.search(r"[<>]|\\[lg]e(?![a-z])", text)
+        else ()
+    )
+    return next(iter(names)) if len(names) == 1 else ""
 
 
 def _in_degrees(text: str) -> bool:
     return re.search(r"\\circ(?![a-z])|°|\\degree|degrees?\b", text) is not None
 
 
-def _prose(text: str) -> bool:
-    """Two words or more of three letters or more, in a text that has mathematics too. A number with a unit is none."""
-    if read_number(text, whole=True).value is not None:
-        return False
-    plain = re.sub(r"\\[A-Za-z]+|_\s*\{[^{}]*\}|_\s*\w+", " ", _without_unit(text))
-    words = [word for word in re.findall(r"[A-Za-z]{3,}", plain) if word.casefold() not in _FUNCTIONS | _JOINTS]
-    return len(words) >= 2
-
-
-def _without_unit(text: str) -> str:
-    """A formula without a known unit behind it: l^2/8 square feet."""
-    match = re.match(
-        r"(.*?[0-9})\s])\s*((?:(?:square|cubic|sq|cu)\.?\s+)?[A-Za-z]{2,}(?:\s+(?:squared|cubed))?)\s*$",
-        text,
-        re.DOTALL,
-    )
-    return match.group(1) if match and quantity(match.group(2)) else text
-
-
-def _equation(text: str) -> bool:
-    return re.search(r"(?<![<>!])=", text) is not None
+def _sides(text: str) -> list[str]:
+    """The sides of one equation, or of a chain a = b = c; the text alone where that is not what it is."""
+    depth, sides, start = 0, [], 0
+    for match in re.finditer(
+        r"\\[{}]|[()\[\]{}]|(?<![<>!])=|,|;|<|>|\\(?:le|ge|ne|in|cup|matrix|endmatrix)(?![a-z])|\b(?:or|and)\b", text
+    ):
+        found = match.group()
+        if found[-1] in "([{" or found == "\\matrix":
+            depth += 1
+        elif found[-1] in ")]}" or found == "\\endmatrix":
+            depth -= 1
+        elif depth == 0 and found == "=":
+            sides.append(text[start : match.start()].strip())
+            start = match.end()
+        elif depth == 0 and (len(sides) != 1 or "=" in text[match.end() :]):
+            return [text]  # a list of equations, an inequality; but x = 1, 2 is one
+    return [*sides, text[start:].strip()]
 
 
 def _both_functions(a: str, b: str) -> bool:
@@ -287,11 +384,13 @@ def _best(verdicts: Sequence[Decided]) -> Decided:
 def _for_algebra(text: str) -> str:
     """LaTeX again, with plain numbers as exact fractions (math-verify takes 1e5 for a product)."""
     read = read_number(text, whole=True)
+    if re.fullmatch(r"-?[0-9]*\.[0-9]{5,}", text.strip()):
+        return text.strip()  # rounded, perhaps from something irrational: algebra compares the digits
     if read.value is not None:
         value = read.value * read.factor
         sign = "-" if value < 0 else ""
         above = f"{sign}{abs(value.numerator)}"
         return above if value.denominator == 1 else f"{sign}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
-    text = _without_unit(text)
+    text = without_unit(text)
     text = text.replace("\\endmatrix", "\\end{pmatrix}").replace("\\matrix", "\\begin{pmatrix}")
     return re.sub(r"\s+", " ", text.replace("\\endrow", "\\\\ ").replace("\\'", "'")).strip().rstrip(".,;")
