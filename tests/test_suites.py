@@ -80,11 +80,19 @@ def test_the_harness_shape() -> None:
     assert whole["groups"]["both"]["exact_match,none"] == 0.625
     assert whole["group_subtasks"] == {"both": ["a", "b"]}
     assert whole["n-samples"] == {"a": {"original": 9, "effective": 4}, "b": {"original": 2, "effective": 2}}
-    for key in ("configs", "versions", "n-shot", "higher_is_better"):
-        assert set(whole[key]) == {"a", "b"}
+    assert set(whole["configs"]) == {"a", "b"}
+    for key in ("versions", "n-shot", "higher_is_better"):
+        assert set(whole[key]) == {"a", "b", "both"}
+    # Of a mean of two independent means.
+    errors = [stats.sem([1, 0, 1, 1]), stats.sem([1, 0])]
+    assert whole["groups"]["both"]["exact_match_stderr,none"] == pytest.approx(np.sqrt(np.sum(np.square(errors))) / 2)
+    assert whole["groups"]["both"]["only_here_stderr,none"] == "N/A"
+    assert whole["higher_is_better"]["both"] == {"exact_match": True, "pass@2": True, "only_here": True}
     assert whole["configs"]["a"]["num_fewshot"] == whole["n-shot"]["a"] == 0
     assert whole["model_name_sanitized"] == "owner__model"
+    results["a"]["metrics"] |= {"eval/entropy": {"value": 0.5}, "eval/cut_off_rate": {"value": 0.1}}
     single = lm_eval_results({"a": results["a"]}, facts=FACTS, group="", averages={})
+    assert (single["higher_is_better"]["a"]["entropy"], single["higher_is_better"]["a"]["cut_off_rate"]) == (None, False)
     assert "groups" not in single
     assert single["group_subtasks"] == {"a": []}
 

@@ -2,15 +2,17 @@
 
 Keys as there: results ("<metric>,none" and "<metric>_stderr,none" a task), groups, group_subtasks, configs, versions,
 n-shot, higher_is_better, n-samples, config, task_hashes, and what is known of the model. The numbers are ours: greedy
-accuracy is `exact_match`; the harness itself did not run, so that `lm_eval_version` is null.
+accuracy is `exact_match`; the harness itself did not run, so that `lm_eval_version` is null. A suite is a group, whose
+numbers weigh its tasks alike, and so does its standard error: sqrt(sum of squares) / number of tasks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import hypot
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from cft.evaluation.intervals import Interval
 VERSION = 1  # of our reading of the benchmarks
 FILTER = "none"
 _NAMES = {"accuracy": "exact_match"}
+_NEITHER = frozenset(("entropy",))  # better is neither more nor less
 _LOWER_IS_BETTER = frozenset(("cut_off_rate", "sampled_cut_off_rate", "undecided_rate", "response_tokens", "self_bleu"))
 
 
@@ -52,8 +55,7 @@ def lm_eval_results(
     tasks = {task: _scores(task, entry) for task, entry in results.items()}
     aggregated: dict[str, Any] = {}
     if group:
-        scores = {f"{_name(metric)},{FILTER}": average.value for metric, average in averages.items()}
-        aggregated = {group: {"alias": group, **scores}}
+        aggregated = {group: {"alias": group, **_group_scores(list(tasks.values()), averages)}}
     sanitized = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", facts.model)
     return {
         "results": {**aggregated, **tasks},
@@ -63,11 +65,11 @@ def lm_eval_results(
             **({} if group else {task: [] for task in tasks}),
         },
         "configs": {task: _config(task, entry) for task, entry in results.items()},
-        "versions": dict.fromkeys(tasks, VERSION),
-        "n-shot": dict.fromkeys(tasks, 0),
+        "versions": dict.fromkeys((*aggregated, *tasks), VERSION),
+        "n-shot": dict.fromkeys((*aggregated, *tasks), 0),
         "higher_is_better": {
-            task: {_name(metric): metric.removeprefix("eval/") not in _LOWER_IS_BETTER for metric in entry["metrics"]}
-            for task, entry in results.items()
+            **{name: _higher_is_better(averages) for name in aggregated},
+            **{task: _higher_is_better(entry["metrics"]) for task, entry in results.items()},
         },
         "n-samples": {
             task: {"original": facts.available[task], "effective": entry["problems"]} for task, entry in results.items()
@@ -111,6 +113,21 @@ def _scores(task: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     return scores
 
 
+def _group_scores(tasks: Sequence[Mapping[str, Any]], averages: Mapping[str, Interval]) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    for metric, average in averages.items():
+        errors = [task[f"{_name(metric)}_stderr,{FILTER}"] for task in tasks]
+        known = "N/A" not in errors
+        scores[f"{_name(metric)},{FILTER}"] = average.value
+        scores[f"{_name(metric)}_stderr,{FILTER}"] = hypot(*errors) / len(errors) if known else "N/A"
+    return scores
+
+
+def _higher_is_better(metrics: Iterable[str]) -> dict[str, bool | None]:
+    keys = [metric.removeprefix("eval/") for metric in metrics]
+    return {_name(key): None if key in _NEITHER else key not in _LOWER_IS_BETTER for key in keys}
+
+
 def _config(task: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     request = entry["evaluation"]
     return {
@@ -118,7 +135,7 @@ def _config(task: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         "test_split": entry["split"],
         "output_type": "generate_until",
         "num_fewshot": 0,
-        "repeats": 1 + request["num_samples"],
+        "repeats": 1,  # of the greedy response; those that were sampled are told of in metadata
         "generation_kwargs": {
             "until": [],
             "max_gen_toks": request["max_new_tokens"],
