@@ -25,6 +25,9 @@ y=3x+7 | 2y=3x+7 | not right
 y=3x+7 | -y=3x+7 | not right
 y=2 | \frac{1}{y}=2 | not right
 y=x^2 | \ln y=x^2 | not right
+x^2 | \ln(y)=x^2 | not right
+z^2 | x y=z^2 | not right
+z^2 | \text{the area}=z^2 | right
 x=-3 | -x=-3 | not right
 f(x)=x-1 | -f(x)=x-1 | not right
 r=1+\sqrt q | r^2=1+\sqrt q | not right
@@ -35,6 +38,22 @@ x=3 | x=6/2=3 | right
 \frac35 | \cos A=\frac35 | right
 \sqrt{5} | AB=\sqrt5 | right
 x=9 | 9 | right
+(1,2) | (x,y)=(1,2) | right
+(x,y)=(1,2) | (1,2) | right
+(x,y)=(1,2) | (x,y)=(1,3) | wrong
+(1,2) | (x,y)=(2,1) | wrong
+(1,2),(3,4) | (x,y)=(3,4), (x,y)=(1,2) | right
+\frac12 | P(X=2)=\frac12 | right
+\frac{x+1}{2} | f^{-1}(x)=\frac{x+1}{2} | right
+2x | \frac{dy}{dx}=2x | right
+\sqrt5 | |z|=\sqrt5 | right
+\sqrt5 | |z|=\sqrt6 | wrong
+\frac{n(n+1)}{2} | S_n=\frac{n(n+1)}{2} | right
+\sum_{i=1}^n i^2 | \sum_{i=1}^n i^2 | right
+y=\sum_{i=1}^n i | \sum_{i=1}^n i | right
+\log_2 8 = 3 | 3 | right
+3 | 2x+1=7 | not right
+a+b=5 | a+b=6 | wrong
 9 | x^2=9 | not right
 4321_5 | 4321_6 | wrong
 101_2 | 101_{3} | wrong

@@ -28,10 +28,12 @@ _BASED = re.compile(r"\(?\s*[0-9A-F]+\s*\)?\s*_\s*(?:\{\s*(\w+)\s*\}|([0-9]))")
 _ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*\{?\s*(?:th|st|nd|rd)\b\s*\}?")
 _SPELT = re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|lambda|infinity|sin|cos|tan|ln|log)(?![A-Za-z])")
 _ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9]+|[A-Za-z](?![A-Za-z])))")
-# What may stand left of "=" as a name: x, x_1, f(x), P(A), AB, \angle ABC, \cos A, words.
+# What may stand left of "=" as a name: x, x_1, f(x), P(X = 2), f^{-1}(x), AB, |z|, \angle ABC, \cos A, words, (x, y), dy/dx.
+_LETTERS = r"(?:\\(?!ln|log|exp|sqrt|frac)[A-Za-z]+|[A-Za-z]|[A-Z]{2,4}|[A-Za-z]{3,}(?:\s+[A-Za-z]+)*)"
 _NAME = re.compile(
-    r"(?:m\s*)?(?:\\(?:angle|overline|triangle|widehat|hat|bar|sin|cos|tan)\s*)?\{?(?:\\?[A-Za-z]|[A-Z]{2,4}|[A-Za-z\s]{3,})\}?"
-    r"(?:_\{?[\w\s]+\}?)?'*\s*(?:\([^()=]*\))?"
+    rf"(?:m\s*)?(?:\\(?:angle|overline|triangle|widehat|hat|bar|sin|cos|tan)\s*)?\{{?{_LETTERS}\}}?"
+    r"(?:_(?:\{[^{}]*\}|\w))?'*(?:\s*\^\s*\{\s*(?:-1|(?:\\prime\s*)+)\s*\})?\s*(?:\([^()]*\)|\[[A-Z]\])?"
+    rf"|\|\s*{_LETTERS}\s*\||\(\s*[A-Za-z]\s*(?:,\s*[A-Za-z]\s*)+\)|\\frac\s*\{{\s*d\s*[A-Za-z]\s*\}}\s*\{{\s*d\s*[A-Za-z]\s*\}}"
 )
 
 
