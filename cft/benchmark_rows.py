@@ -13,23 +13,23 @@ from typing import Any
 
 from cft.judging.answers import read_number
 from cft.judging.markers import boxed_answer
-from cft.problem_rows import BadRow, Number, read_field
+from cft.problem_rows import BadRow, Number, fields_found, read_field
 
 Row = Mapping[str, Any]
 Parts = tuple[str, str, str]  # question, gold answer, solution
 
 
 def svamp(row: Row) -> Parts:
-    body = read_field(row, "Body").strip()
-    body += "" if body.endswith((".", ",", "?", "!")) else "."
-    return f"{body} {read_field(row, 'Question').strip()}", _number(row, "Answer"), ""
+    body = _body(row, "Body")
+    body += "." if body and not body.endswith((".", ",", "?", "!")) else ""
+    return f"{body} {read_field(row, 'Question').strip()}".strip(), _number(row, "Answer"), ""
 
 
 def asdiv(row: Row) -> Parts:
-    """`9 (apples)`: the bracket is the unit. It stays where it is all there is."""
-    question = f"{read_field(row, 'body').strip()} {read_field(row, 'question').strip()}"
-    answer = read_field(row, "answer", numbers=True)
-    without = re.sub(r"\s*\([^()]*\)", "", answer).strip(" ;,")
+    """`9 (apples)`: the bracket is the unit. It stays where it is all there is; a remainder and AM or PM are no unit."""
+    question = f"{_body(row, 'body')} {read_field(row, 'question').strip()}".strip()
+    answer = re.sub(r"\(([ap]\.?m\.?)\)", r"\1", read_field(row, "answer", numbers=True), flags=re.IGNORECASE)
+    without = re.sub(r"\s*\((?!r(?:emainder)?\s*[0-9])[^()]*\)", "", answer, flags=re.IGNORECASE).strip(" ;,")
     return question, normal_answer(without or answer), ""
 
 
@@ -65,7 +65,7 @@ def boxed(row: Row) -> Parts:
     solution = _optional(row, "solution")
     answer = _optional(row, "answer") or boxed_answer(solution)
     if not answer:
-        raise BadRow("no final answer: expected a \\boxed{} in solution, or a field answer")
+        raise BadRow(f"no final answer: expected a \\boxed{{}} in solution, or a field answer ({fields_found(row)})")
     return _either(row, "problem", "question").strip(), normal_answer(answer), solution
 
 
@@ -90,6 +90,17 @@ def olympiadbench(row: Row) -> Parts:
 
 LAYOUTS: dict[str, Callable[[Row], Parts]] = {
     read.__name__: read for read in (svamp, asdiv, mawps, carp_en, tabmwp, boxed, answered, olympiadbench)
+}
+
+FIELDS = {  # what a row of each needs, for messages
+    "svamp": "Body, Question, Answer",
+    "asdiv": "body, question, answer",
+    "mawps": "input, target",
+    "carp_en": "content, answer",
+    "tabmwp": "question, table, answer (choices, unit, table_title, solution)",
+    "boxed": "problem or question, solution with a \\boxed{} or answer",
+    "answered": "question or problem, answer",
+    "olympiadbench": "question, final_answer (context, solution)",
 }
 
 
@@ -132,5 +143,13 @@ def _optional(row: Row, name: str) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
+def _body(row: Row, name: str) -> str:
+    """The text before the question. It may be empty, but not missing."""
+    empty = isinstance(row.get(name), str) and not row[name].strip()
+    return "" if empty else read_field(row, name).strip()
+
+
 def _either(row: Row, first: str, second: str) -> str:
+    if first not in row and second not in row:
+        raise BadRow(f"missing field: {first} or {second} ({fields_found(row)})")
     return read_field(row, first if first in row else second)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from cft.benchmark_rows import LAYOUTS
+from cft.benchmark_rows import FIELDS, LAYOUTS
 from cft.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, json_lines
 from cft.problems import Splits, hub_rows, splits_of
 from cft.types import Problem, Verdict, Verifier
@@ -99,7 +99,12 @@ def verifier_for(splits: Splits, *, chosen: Verifier) -> Verifier:
 
 def _problems(rows: Iterator[Row], *, name: str, layout: Layout, source: str) -> tuple[list[Problem], Counter[str]]:
     """Ids are hashes of question and answer, so that order does not matter; a row that occurs again gets a number."""
-    quarantine = Quarantine(source, BAD_ROWS)
+    others = ", ".join(other for other in LAYOUTS if other != layout)
+    remedy = (
+        f"benchmark.layout={layout} reads the fields {FIELDS[layout]}: repair the rows, or give the layout that they have "
+        f"(benchmark.layout={others.replace(', ', ' | ')}; in a suite benchmark.members.{name}.layout)"
+    )
+    quarantine = Quarantine(source, BAD_ROWS, remedy)
     problems: list[Problem] = []
     seen: Counter[str] = Counter()
     count = 0

@@ -64,10 +64,11 @@ class Fields:
 
 @dataclass(slots=True)
 class Quarantine:
-    """Rows put aside while one source is read."""
+    """Rows put aside while one source is read. remedy: what a reader of the message can do about them."""
 
     source: str
     max_bad_rows: float
+    remedy: str = "Repair them, set the field names (data.*_field), or raise data.max_bad_rows where it is offered"
     counts: Counter[str] = field(default_factory=Counter)
     offenders: list[str] = field(default_factory=list)
 
@@ -87,8 +88,8 @@ class Quarantine:
             return
         found = f"{self.source}: {bad} of {rows} rows cannot be used. First: " + "; ".join(self.offenders)
         if bad > self.max_bad_rows * rows:
-            remedy = "Repair them, set the field names (data.*_field), or raise data.max_bad_rows where it is offered"
-            raise ProblemError(f"{found}. At most {self.max_bad_rows:.2%} may be put aside (max_bad_rows). {remedy}.")
+            allowed = f"At most {self.max_bad_rows:.2%} may be put aside (max_bad_rows)"
+            raise ProblemError(f"{found}. {allowed}. {self.remedy}.")
         warnings.warn(f"{found}. They were put aside.", stacklevel=2)
 
 
@@ -215,8 +216,12 @@ def _lookup(row: Mapping[str, Any], name: str) -> Any:
         elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
-            raise BadRow(f"missing field: {name} (the row has {_shorten(', '.join(map(str, row)))})")
+            raise BadRow(f"missing field: {name} ({fields_found(row)})")
     return value
+
+
+def fields_found(row: Mapping[str, Any]) -> str:
+    return f"the row has {_shorten(', '.join(map(str, row)))}"
 
 
 def _non_empty(text: str, name: str) -> str:

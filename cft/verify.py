@@ -116,7 +116,7 @@ class Exact:
     """
 
     name: ClassVar[str] = "exact"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     case_sensitive: bool
     fallback_last_line: bool
 

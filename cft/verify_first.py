@@ -31,7 +31,7 @@ class FirstAnswer:
     """
 
     name: ClassVar[str] = "first_answer"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     inner: Verifier
 
     def __call__(self, response: str, answer: str) -> Verdict:

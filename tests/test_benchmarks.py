@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from cft.benchmark_rows import LAYOUTS, normal_answer
+from cft.benchmark_rows import FIELDS, LAYOUTS, normal_answer
 from cft.benchmarks import benchmark, members_of, suite, verifier_for
 from cft.configuration.config import CONF_DIR, build, check_command_line
 from cft.evaluation.benchmark_list import in_one_run
@@ -119,6 +119,58 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
         ("Why?", "$a=2$, $a=3$", "because"),
     ),
 }
+
+
+def test_a_row_without_a_body_is_its_question_and_one_without_the_field_is_none() -> None:
+    assert LAYOUTS["svamp"]({"Body": " ", "Question": "2 + 2?", "Answer": 4.0}) == ("2 + 2?", "4", "")
+    assert LAYOUTS["asdiv"]({"body": "", "question": "2 + 2?", "answer": "4 (pens)"}) == ("2 + 2?", "4", "")
+    with pytest.raises(BadRow, match="missing field: Body"):
+        LAYOUTS["svamp"]({"Question": "2 + 2?", "Answer": 4.0})
+
+
+@pytest.mark.parametrize(
+    "answer, gold",
+    [
+        ("12 (r 3)", "12 (r 3)"),
+        ("12 (Remainder 3)", "12 (Remainder 3)"),
+        ("10:30 (AM)", "10:30 AM"),
+        ("(red)", "(red)"),
+    ],
+)
+def test_a_bracket_that_is_no_unit_stays(answer: str, gold: str) -> None:
+    assert LAYOUTS["asdiv"]({"body": "b", "question": "q", "answer": answer})[1] == gold
+
+
+@pytest.mark.parametrize(
+    "solution, gold",
+    [
+        ("So $\\boxed5$.", "5"),
+        ("So $\\boxed\\frac12$.", "\\frac12"),
+        ("So $\\boxed -3$", "-3"),
+        ("\\framebox{7}", "7"),
+        ("\\framebox[2cm][c]{\\frac{1}{2}}", "\\frac{1}{2}"),
+    ],
+)
+def test_a_box_without_braces_or_by_another_name_holds_an_answer(solution: str, gold: str) -> None:
+    assert LAYOUTS["boxed"]({"problem": "q", "solution": solution})[1] == gold
+    assert Math(fallback_last_number=False, lists="set")(solution, gold).judgement == "right"
+
+
+@pytest.mark.parametrize("text", ["Put it in \\boxed.", "in \\(\\boxed\\), then 7", "\\boxed, then 7", "\\boxedness 7"])
+def test_a_box_that_is_only_spoken_of_holds_none(text: str) -> None:
+    with pytest.raises(BadRow, match="no final answer"):
+        LAYOUTS["boxed"]({"problem": "q", "solution": text})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_renamed_field_names_file_fields_and_a_remedy_that_exists(tmp_path: Path, layout: str) -> None:
+    with pytest.raises(ProblemError) as error:
+        read(tmp_path, [{"sol": "\\boxed{1}", "quest": "q"}], layout=layout)
+    said = str(error.value)
+    for part in ("mine.jsonl:1", "expected" if layout == "olympiadbench" else "the row has sol, quest", FIELDS[layout]):
+        assert part in said
+    assert f"benchmark.layout={layout} reads the fields" in said
+    assert "data." not in said.replace(str(tmp_path), "")
 
 
 @pytest.mark.parametrize("layout", ROWS)

@@ -222,7 +222,7 @@ def test_a_fingerprint_describes_the_verifier_inside() -> None:
     content = json.loads(verifier_fingerprint(FirstAnswer(inner=NUMERIC)))
     assert content == {
         "class": "cft.verify_first.FirstAnswer",
-        "version": "1",
+        "version": "2",
         "args": {"inner": json.loads(verifier_fingerprint(NUMERIC))},
     }
     prints = {verifier_fingerprint(v) for inner in INNER for v in (inner, FirstAnswer(inner=inner))}

@@ -1,8 +1,8 @@
 """Where the final answer stands in a text: plain Python, linear in the text.
 
-An explicit marker is `\\boxed{x}` (or `\\fbox`), `#### x` to the end of its line, or `<answer>x</answer>`; the last one
-in the text counts. After that comes the phrase "answer is x" (also "answer: x", "answer = x"). A text without either may
-end in a formula (`last_formulas`), or in a number that is one of its own and not a part of some expression (`is_part`).
+An explicit marker is `\\boxed{x}` (or `\\fbox`, `\\framebox`), `#### x` to the end of its line, or `<answer>x</answer>`; the
+last one in the text counts. After that comes the phrase "answer is x" (also "answer: x", "answer = x"). A text without
+either may end in a formula (`last_formulas`), or in a number that is not a part of some expression (`is_part`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Found:
         return self.closed and self.kind in ("boxed", "####", "<answer>", "pattern")
 
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\[\\{}]|[{}]")
+_BRACES = re.compile(r"\\(?:boxed|fbox|framebox(?:\[[^\[\]{}]{0,20}\]){0,2})\s{0,8}\{|\\[\\{}]|[{}]")
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!</?answer>)[^\0])*)</answer>", re.IGNORECASE)
 _HASHES = re.compile(r"####[ \t]*([^\n]*)(\n?)")
 # A heading in Markdown ("#### 2. Add the costs", "#### Step 2") is no answer.
@@ -69,11 +69,11 @@ _CHOICE_IS = re.compile(
 _IS_CORRECT = re.compile(
     rf"(?:^|[\s,:*])(?P<choice>{_LETTERS})\*{{0,2}}\s+(?:is|are)\s+(?:the\s+)?(?:correct|right)\b(?!\s+(?:if|only|when))"
 )
-_BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^{\s$][^$\n]*)")
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s+(?=[^{\s$])|(?=[-+]?(?:[0-9(]|\\[A-Za-z])))([^$\n]*)")
 
 
 def boxed_answer(text: str) -> str:
-    r"""What the last `\boxed{}` of a text holds, or `\boxed 5` up to the end of its formula; "" without one."""
+    r"""What the last `\boxed{}` of a text holds, or `\boxed5` up to the end of its formula; "" without one."""
     found = _last_boxed(text) or _last_bare_box(text)
     return found[1].text if found else ""
 
@@ -195,7 +195,7 @@ class _Marker(NamedTuple):
 
 def _closed_boxes(text: str) -> Iterator[_Marker]:
     """Closed boxes, empty ones too, in the order in which they close: one pass, whatever the nesting."""
-    if "\\boxed" not in text and "\\fbox" not in text:
+    if not any(box in text for box in ("\\boxed", "\\fbox", "\\framebox")):
         return
     open_braces: list[re.Match[str]] = []
     for match in _BRACES.finditer(text):
@@ -226,7 +226,7 @@ def _last_boxed(text: str) -> tuple[int, Found] | None:
 
 
 def _last_bare_box(text: str) -> tuple[int, Found] | None:
-    r"""`\boxed 5` without braces, as some worked solutions have it. Never closed: what TeX would box is the 5 alone."""
+    r"""`\boxed 5` or `\boxed\frac12` without braces, as in some worked solutions. Never closed: TeX would box the 5 alone."""
     matches = deque(_BARE_BOX.finditer(text), maxlen=1)
     content = matches[0].group(1).strip().rstrip(".,;") if matches else ""
     return (matches[0].start(), Found(content, "boxed", closed=False)) if content else None
