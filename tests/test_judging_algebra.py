@@ -90,6 +90,15 @@ pi/2 | \frac{\pi}{2} | right
 2\sqrt{3} | 2sqrt(3) | right
 1.5 x 10^3 | 1500 | right
 |x| | x | wrong
+\ln|x|+C | \ln x+C | wrong
+\ln|x| | \frac12\ln x^2 | right
+3.14159 | \pi | wrong
+6 | 3!=6 | right
+7 | 3!=6 | wrong
+\text{A and B} | \text{B and A} | right
+\text{Option A} | A | right
+\text{(B) } 5 | 5 | right
+\text{(B) } 5 | 6 | wrong
 \pi | 3.141593 | right
 \sqrt2 | 1.414214 | right
 \frac{3\sqrt3}{4} | 1.299038 | right

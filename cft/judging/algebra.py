@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 from typing import Any, Literal
 
-from cft.judging.answers import MAX_ANSWER_CHARS, MAX_DIGITS
+from cft.judging.answers import MAX_ANSWER_CHARS, MAX_DIGITS, ROUNDED_PLACES
 from cft.judging.numeric_check import NoValueError, same_values, value
 
 Decided = Literal["right", "wrong", "undecided"]
@@ -126,6 +126,8 @@ def _rounded(gold: str, prediction: str, *values: Any) -> bool | None:
     from sympy import Expr
 
     texts = [text.replace(" ", "") for text in (gold, prediction)]
+    if _PLAIN.fullmatch(texts[0]) and len(texts[0].partition(".")[2]) < ROUNDED_PLACES:
+        return None  # a gold decimal of fewer places is what was asked for
     decimal = [
         len(_DECIMAL.sub("", text).lstrip("0")) >= SIGNIFICANT and bool(_PLAIN.fullmatch(text)) for text in texts
     ]

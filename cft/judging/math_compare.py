@@ -24,6 +24,7 @@ Algebra = Callable[[str, str], tuple[Decided, str]]
 MAX_CALLS = 16  # of algebra for one answer
 MAX_DEPTH = 6
 _CHOICE = re.compile(r"\(?([A-H])\)(?!\s*[(,]|\s*(?:and|or)\b)\s*(.*)", re.DOTALL)
+_LABEL = re.compile(r"\b[Qq]uadrant\s+(?=[IV]+\b)|^\s*(?:[Oo]ption|[Cc]hoice)\s+(?=\(?[A-H]\)?\s*\.?$)")
 _BASED = re.compile(r"\(?\s*[0-9A-F]+\s*\)?\s*_\s*(?:\{\s*(\w+)\s*\}|([0-9]))")
 _ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*\{?\s*(?:th|st|nd|rd)\b\s*\}?")
 _SPELT = re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|lambda|infinity|sin|cos|tan|ln|log)(?![A-Za-z])")
@@ -74,6 +75,9 @@ class _Comparison:
             return "wrong", "an empty answer"
         if decided := _choices(gold, answer) or _bases(gold, answer):
             return decided
+        option = _CHOICE.fullmatch(gold.strip())
+        if option and option[2] and self.texts(option[2], answer)[0] == "right":
+            return "right", "what the option says"
         (gold_name, gold_rest), (name, rest) = assigned(gold), assigned(answer)
         if gold_name and name and gold_name != name and not _both_functions(gold_name, name):
             if self.texts(gold_rest, rest)[0] == "right":
@@ -324,7 +328,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"(?<=[0-9])\s*[xX*]\s*(?=10\s*\^)", r" \\times ", text)
     text = readable(_as_commands(_ROOT.sub(lambda match: f"\\sqrt{{{match[1] or match[2] or match[3]}}}", text)))
     text = _ORDINAL.sub("", text)
-    text = re.sub(r"\\mathbb\s*R(?![A-Za-z])", "R", re.sub(r"\b[Qq]uadrant\s+(?=[IV]+\b)", "", text))
+    text = re.sub(r"\\mathbb\s*R(?![A-Za-z])", "R", _LABEL.sub("", text))
     return re.sub(r"\\overline\s*\{\s*([A-Z]\s*[A-Z])\s*\}", r"\1", text)
 
 
@@ -359,7 +363,8 @@ def _sides(text: str) -> list[str]:
     """The sides of one equation, or of a chain a = b = c; the text alone where that is not what it is."""
     depth, sides, start = 0, [], 0
     for match in re.finditer(
-        r"\\[{}]|[()\[\]{}]|(?<![<>!])=|,|;|<|>|\\(?:le|ge|ne|in|cup|matrix|endmatrix)(?![a-z])|\b(?:or|and)\b", text
+        r"\\[{}]|[()\[\]{}]|(?:(?<![<>!])|(?<=[0-9)]!))=|,|;|<|>|\\(?:le|ge|ne|in|cup|matrix|endmatrix)(?![a-z])|\b(?:or|and)\b",
+        text,
     ):
         found = match.group()
         if found[-1] in "([{" or found == "\\matrix":

@@ -24,10 +24,13 @@ class NoValueError(Exception):
 
 def same_values(gold: Any, answer: Any) -> bool | None:
     """Whether two sympy expressions agree at every point tried; None where that cannot be told."""
+    from sympy import Abs
+
     names = sorted({symbol.name for side in (gold, answer) for symbol in side.free_symbols} - _CONSTANTS.keys() - {"i"})
     index = {"j", "k"} & set(names)
     if not names and gold.is_rational and answer.is_rational:
         return None  # sympy is exact there
+    bars = [bool(side.atoms(Abs)) for side in (gold, answer)]
     compared = 0
     for points in (_POSITIVE, _SIGNED) if names else (_POSITIVE[:1],):
         for point in points:
@@ -38,7 +41,7 @@ def same_values(gold: Any, answer: Any) -> bool | None:
                 (one, one_real), (two, two_real) = value(gold, at), value(answer, at)
             except NoValueError:
                 continue
-            if points is _SIGNED and not (one_real and two_real):
+            if points is _SIGNED and not (one_real and two_real) and bars[0] == bars[1]:
                 continue  # square roots and logarithms of negative numbers: which branch is meant is not said
             compared += 1
             if abs(one - two) > SAME * max(abs(one), abs(two)):

@@ -73,6 +73,8 @@ def compare_texts(gold: str, answer: str) -> tuple[Decided, str] | None:
         re.sub(r"[^A-Za-z]", "", said if said is not None else raw).casefold()
         for said, raw in ((one, gold), (two, answer))
     )
+    if sorted(re.findall(r"\w+", one or gold)) == sorted(re.findall(r"\w+", two or answer)):
+        return None  # A and B, B and A
     plain = all(said is not None or re.fullmatch(r"[A-Za-z\s().]+", raw) for said, raw in ((one, gold), (two, answer)))
     if plain and first != second and sorted(first) == sorted(second) and first:
         return "wrong", "the same letters in another order, which is another word"
