@@ -154,8 +154,8 @@ def test_runs_that_differ_in_their_seed_make_one_arm_and_intervals_are_two_way(c
     assert comparison.problems == 40
     table = [draws(10 + seed, 0.6) for seed in (0, 1, 2)]
     cft, sft = comparison.arms[2], comparison.arms[1]
-    assert cft.evaluation.metrics["eval/accuracy"].interval == two_way_bootstrap(table, within=(0, 1))
-    assert cft.evaluation.metrics["eval/accuracy"].scope == "seeds and problems"
+    assert cft.metrics["eval/accuracy"].interval == two_way_bootstrap(table, within=(0, 1))
+    assert cft.metrics["eval/accuracy"].scope == "seeds and problems"
     assert cft.reference == "SFT"
     theirs = [draws(seed, 0.4) for seed in (0, 1, 2)]
     assert cft.difference == paired_two_way_bootstrap(table, theirs, resamples=10_000)

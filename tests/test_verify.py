@@ -365,6 +365,7 @@ def test_math(response: str, answer: str, judgement: str) -> None:
         ("So $a=2$, $b=4$.", "a=2,b=3", "wrong"),
         ("First $x=1$.\n$$(1, 2)$$", "(1,2)", "right"),
         ("It has the shape of $\\text{ellipse}$", "\\text{ellipse}", "right"),
+        ("So $A = \\begin{array}{rr} 1 & 2 \\end{array}$.", "\\begin{array}{rr} 1 & 2 \\end{array}", "right"),
         # Dollars of money are no formula.
         ("First $5 and then $7.", "7", "right"),
         ("It is $5. So $x=2$.", "2", "right"),

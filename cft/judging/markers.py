@@ -47,7 +47,9 @@ _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
 
 _DOLLARS = re.compile(r"(?<!\\)\$\$?")
 _BETWEEN_FORMULAS = re.compile(r"\s*(?:[,;]|,?\s*(?:and|or))\s*")
-_TEXT_COMMAND = re.compile(r"\\(?:text\w*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
+_TEXT_COMMAND = re.compile(
+    r"\\(?:begin|end)\s*\{[^{}]*\}(?:\s*\{[lcr| ]*\})?|\\(?:text\w*|mathrm|mbox|operatorname)\s*\{[^{}]*\}"
+)
 _PROSE = re.compile(
     r"(?<![\\A-Za-z])(?!sin|cos|tan|log|exp|max|min)[A-Za-z]{3,}|\s(?:a|an|and|at|by|if|in|is|of|on|or|so|to|we)\s"
 )
