@@ -53,14 +53,14 @@ class Profile:
 def profile(rows: Sequence[AnnotatedResponse], *, mask: Callable[[AnnotatedResponse], NDArray[np.float32]]) -> Profile:
     """mask: > 0 is critical."""
     critical = _joined([mask(row) > 0 for row in rows], bool)
-    place = _joined([np.arange(len(row.response_ids)) / max(len(row.response_ids), 1) for row in rows], float)
+    tenth = _joined([_tenths(len(row.response_ids)) for row in rows], int)
     entropy = _joined([row.entropy for row in rows], float)
     probability = np.exp(np.minimum(_joined([row.logprob for row in rows], float), 0.0))
     kinds = np.array([KINDS.index(kind_of(text)) for row in rows for text in token_texts(row)], dtype=int)
-    edges = np.linspace(0, 1, POSITION_BINS + 1)
+    tenths = [f"{at / POSITION_BINS:.0%}-{(at + 1) / POSITION_BINS:.0%}" for at in range(POSITION_BINS)]
     bins = [
         *_bins("kind", kinds, [*KINDS], critical),
-        *_bins("position", _places(place, edges), [f"{a:.0%}-{b:.0%}" for a, b in _pairs(edges)], critical),
+        *_bins("position", tenth, tenths, critical),
         *_bins("entropy", _places(entropy, ENTROPY_EDGES), [_range(a, b) for a, b in _pairs(ENTROPY_EDGES)], critical),
         *_bins("probability", _places(probability, PROBABILITY_EDGES), _ranges(PROBABILITY_EDGES), critical),
     ]
@@ -94,14 +94,19 @@ def _bins(by: str, index: NDArray[np.int_], labels: Sequence[str], critical: NDA
     return [Bin(by, label, int(n), int(c)) for label, n, c in zip(labels, tokens, picked, strict=True)]
 
 
-def _places(values: NDArray[np.float64], edges: Sequence[float] | NDArray[np.float64]) -> NDArray[np.int_]:
+def _tenths(tokens: int) -> NDArray[np.int_]:
+    """Of each token of a response of so many: token t of n lies in tenth floor(10 t / n). In whole numbers, since the
+    edge 0.6 of a float is not 6 / 10; the page's filter by place counts the same way."""
+    return POSITION_BINS * np.arange(tokens) // max(tokens, 1)
+
+
+def _places(values: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.int_]:
     """Bin of each value, lower edge included; the last bin holds its upper edge too."""
     return np.clip(np.searchsorted(np.asarray(edges), values, side="right") - 1, 0, len(edges) - 2)
 
 
-def _pairs(edges: Sequence[float] | NDArray[np.float64]) -> list[tuple[float, float]]:
-    listed = [float(edge) for edge in edges]
-    return list(pairwise(listed))
+def _pairs(edges: Sequence[float]) -> list[tuple[float, float]]:
+    return list(pairwise(edges))
 
 
 def _range(low: float, high: float) -> str:
