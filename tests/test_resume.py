@@ -211,14 +211,24 @@ def test_seconds_and_plans_add_up_over_the_parts_of_a_run(tmp_path: Path, monkey
             nonlocal now
             now += 1.0
 
+    class Loggers(pl.Callback):
+        """Opening and closing take long, as where a server does not answer."""
+
+        def setup(self, *args: Any, **named: Any) -> None:
+            nonlocal now
+            now += 300.0
+
+        teardown = setup
+
     first = History()
+    now += 100.0  # loggers opened before the fit
     with pytest.raises(Killed):
-        train(tmp_path, steps=20, more=(Clock(), first, At("on_before_backward", 3, kill)))
+        train(tmp_path, steps=20, more=(Clock(), Loggers(), first, At("on_before_backward", 3, kill)))
     assert first.seconds() == 4.0  # of which the checkpoint after the third step knows three
     assert first.replanned() == {}
     now += 1000.0  # nobody was at work
     second = History()
-    train(tmp_path, steps=20, start=newest_checkpoint(tmp_path), more=(Clock(), second))
+    train(tmp_path, steps=20, start=newest_checkpoint(tmp_path), more=(Clock(), Loggers(), second))
     assert second.seconds() == 20.0
     assert second.replanned() == {}
     third = History()

@@ -14,12 +14,18 @@ import lightning.pytorch as pl
 
 
 class History(pl.Callback):
-    """Counts from the moment it is made."""
+    """Counts from the start of training to its end: what loggers take to open and to close is not the method's cost."""
 
     def __init__(self) -> None:
         self._before = 0.0  # seconds of the parts before this one, up to the checkpoint it began from
-        self._begun = time.monotonic()
+        self._begun: float | None = None
         self._plans: list[list[int]] = []  # [optimizer steps done when it was made, steps that it spans]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun = time.monotonic()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before, self._begun = self.seconds(), None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -30,7 +36,7 @@ class History(pl.Callback):
 
     def seconds(self) -> float:
         """Of training, over all parts; what a kill lost is not counted."""
-        return self._before + time.monotonic() - self._begun
+        return self._before + (0.0 if self._begun is None else time.monotonic() - self._begun)
 
     def replanned(self) -> dict[str, str]:
         """The setting that tells such a run from one of a single plan; empty for the latter."""
