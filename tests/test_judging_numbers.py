@@ -102,6 +102,8 @@ TABLE = r"""
 1 1/2|11/2|not right
 21|2 1|not right
 123|1 2 3|not right
+508|\mathbf{5 0 8}|right
+508|\mathbf{5 0 9}|wrong
 123|123|right
 1 1/2|1.5|right
 1 1/2|\frac{3}{2}|right

@@ -47,6 +47,9 @@ _NEGATIVE_POWER = re.compile(r"\^\s*(-\s*(?:[0-9]{1,3}|[A-Za-z]))(?!\s*[0-9^!*])
 _LETTERS = re.compile(r"(?<=[0-9}\s])(?P<letters>[A-Za-z][A-Za-z]|[A-Za-z](?:\s+[A-Za-z])+)\s*$")
 _FONTS = r"text(?:bf|rm|it|sf|tt|normal)?|math(?:rm|bf|bb|cal|it|sf)|mbox|operatorname\*?|vec|overrightarrow|pmb|bm"
 _TEXT = re.compile(rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}")
+_SPACED_DIGITS = re.compile(
+    r"\\math(?:bf|rm|it)\s*\{\s*([0-9](?:\s+[0-9])+)\s*\}"
+)  # \mathbf{5 0 8}, as scanned papers have it
 _SYNONYMS = {
     "dfrac": "frac",
     "tfrac": "frac",
@@ -111,8 +114,8 @@ def readable(text: str) -> str:
     text = text.replace("\\\\", " \\endrow ")  # a row of a matrix ends; not to be taken for a command's backslash
     if "\\" in text or "'" in text:
         text = _ROOT.sub(r"\1{\2}", _with_degrees(text))
-    text = _NEGATIVE_POWER.sub(r"^{\1}", text)
-    text = _DROPPED.sub(" ", text)
+    text = _NEGATIVE_POWER.sub(r"^{\1}", _DROPPED.sub(" ", text))
+    text = _SPACED_DIGITS.sub(lambda match: "".join(match[1].split()), text)
     for _ in range(3):  # fonts may be nested
         text = _TEXT.sub(r" \1 ", text)
     text = _COMMAND.sub(_synonym, text)
