@@ -188,7 +188,7 @@ class Regex:
     """
 
     name: ClassVar[str] = "regex"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     pattern: str
     compare: Literal["text", "number"]
 
