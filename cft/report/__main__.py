@@ -30,6 +30,7 @@ from cft.report.transcript import Decode, legend, terminal
 from cft.smollm2 import DISTRIBUTION, converted_folder
 from cft.types import AnnotatedResponse
 
+USUAL_ALTERNATIVES = 2
 INTERVALS = (
     "95 %: problems resampled 2,000 times, the seeds' part drawn from a two-way random model (cft/evaluation/intervals.py); "
     "differences are paired by problem, their p-values come from 10,000 such draws, from McNemar's exact test where each arm "
@@ -111,14 +112,24 @@ def _evidence(arguments: argparse.Namespace, comparisons: Sequence[Comparison]) 
         if not asked and manifest["fingerprint_sha256"] not in fingerprints:
             raise ReportError(f"{store.folder} is not the annotation of that name that the runs were trained on")
         decode = _decoder(arguments.tokenizer, manifest, comparisons)
-    except (ReportError, StoreError) as error:
+        rows: list[AnnotatedResponse] = store.rows()
+        mask = _mask(rows, alternatives=arguments.num_alternatives)
+    except (ReportError, StoreError, MaskError) as error:
         if asked:
             raise
         print(printable(f"No token explorer: {error}"), file=sys.stderr)
         return None
-    rows: list[AnnotatedResponse] = store.rows()
-    mask = Critical(num_alternatives=arguments.num_alternatives)
     return Evidence(rows, mask, decode, manifest, arguments.responses)
+
+
+def _mask(rows: Sequence[AnnotatedResponse], *, alternatives: int | None) -> Critical:
+    """The one that colours: of so many alternatives, else of two, or of one where the rows hold no more. Raises MaskError
+    for rows that it cannot speak of."""
+    held = min((row.alt_outcome.shape[1] for row in rows), default=USUAL_ALTERNATIVES)
+    mask = Critical(num_alternatives=min(USUAL_ALTERNATIVES, max(held, 1)) if alternatives is None else alternatives)
+    for row in rows:
+        mask(row)
+    return mask
 
 
 def _decoder(folder: Path | None, manifest: Mapping[str, Any], comparisons: Sequence[Comparison]) -> Decode:
@@ -147,6 +158,12 @@ def _folder_of(path: str) -> Path:
         raise ReportError(str(error)) from error
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, found {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cft.report", description="Compare runs: table, CSV, figures, page."
@@ -171,7 +188,10 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer", type=Path, default=None, help="folder with tokenizer.json; default: the annotating model's"
     )
     parser.add_argument(
-        "--num-alternatives", type=int, default=2, help="K of the critical mask that colours; default 2"
+        "--num-alternatives",
+        type=_at_least_one,
+        default=None,
+        help="K of the critical mask that colours; default 2, or 1 where the annotation holds one",
     )
     parser.add_argument("--responses", type=int, default=2000, help="that the explorer holds; default 2000")
     return parser

@@ -5,10 +5,13 @@ comparison.csv  a row a run             curves.csv           what was logged whi
 arms.csv        a row an arm            pass_at_k.csv        pass@k for every k
 differences.csv a row a contrast        compute.csv          annotation beside training
 config_differences.csv                  critical_tokens.csv  which tokens are critical (with an annotation)
+
+A folder that holds a report gets this one instead: files of these names go, whatever else is there stays.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +38,16 @@ from cft.report.training_figures import compute_figure, groups_figure, learning_
 from cft.report.transcript import Decode
 from cft.types import AnnotatedResponse
 
+PAGE = "report.html"
+# What a report writes beside its page; those of one comparison are numbered where there are several.
+_WRITTEN = re.compile(
+    r"(comparison|arms|curves|differences|config_differences|compute|critical_tokens|pass_at_k(-\d+)?)\.csv|comparison\.md|"
+    r"((comparison|differences|pass_at_k)(-\d+)?|learning_curves|critical_and_other|compute|critical_tokens)\.(png|pdf)"
+)
+LEARNING = (
+    "Mean over seeds, each seed thin behind it. A loss is over the tokens that its arm's mask picks: arms of different masks "
+    "differ in it without being better or worse"
+)
 SEEDS_ONLY = "* interval over seeds alone: the values of single problems are not recorded."
 
 
@@ -61,6 +74,7 @@ def build_report(
     choices: Sequence[Choice] = (),
 ) -> Path:
     """Write the report into `out`; returns the page's path. evidence: None for a report without the token explorer."""
+    _remove_earlier(out)
     draw = _Drawer(out)
     labels = curves.labels_of(comparisons)
     sections = [_results(comparison, i, comparisons, draw, labels) for i, comparison in enumerate(comparisons)]
@@ -74,7 +88,7 @@ def build_report(
         write_arms(out / "arms.csv", comparisons)
         write_differences(out / "differences.csv", comparisons)
         write_bytes(out / "comparison.md", markdown(comparisons).encode())
-    page = out / "report.html"
+    page = out / PAGE
     write_page(
         page,
         title=title,
@@ -84,6 +98,19 @@ def build_report(
         facts=facts,
     )
     return page
+
+
+def _remove_earlier(out: Path) -> None:
+    """Files of the report that stands in the folder. Its page goes last, when it is replaced: it says that there is one
+    should this report be cut off."""
+    if (out / PAGE).is_file():
+        for path in [path for path in out.iterdir() if written_by_a_report(path.name) and path.is_file()]:
+            path.unlink()
+
+
+def written_by_a_report(name: str) -> bool:
+    """Whether a report writes files of this name beside its page."""
+    return _WRITTEN.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +181,7 @@ def _training(comparisons: Sequence[Comparison], draw: _Drawer, labels: Sequence
     return Section(
         "Training",
         figures=[
-            *draw(
-                "learning_curves", learning_figure(found, labels=labels), "Mean over seeds, each seed thin behind it"
-            ),
+            *draw("learning_curves", learning_figure(found, labels=labels), LEARNING),
             *draw(
                 "critical_and_other",
                 groups_figure(found, labels=labels),

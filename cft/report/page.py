@@ -18,6 +18,7 @@ import jinja2
 from cft.files import write_atomically
 from cft.report.drawing import DPI
 from cft.report.text import one_line, printable
+from cft.report.transcript import MEANINGS
 
 ASSETS = Path(__file__).parent.parent / "assets" / "page"
 CSS_DPI = 96
@@ -81,6 +82,7 @@ def write_page(
         script=script,
         policy=_policy(style, script if explorer else ""),
         sections=[_shown(section) for section in sections],
+        legend=MEANINGS,
         explorer=explorer.data if explorer else "",
         explorer_note=explorer.note if explorer else "",
         explorer_figures=[_embedded(figure) for figure in explorer.figures] if explorer else [],

@@ -1,7 +1,7 @@
 """Coloured transcripts: every response token on a background by how much the answer hangs on it.
 
-    critical       the mask picks it: every alternative ended wrong
-    wavering       the first alternative ended wrong, a later one right
+    critical       the mask picks it: every alternative that it counts ended wrong or was cut off
+    wavering       the first alternative did, another ended right or is undecided
     plain          the first alternative ended right, or nothing is known
 
 `cft/report/explorer.py` gives them to the page, with each token's alternatives; `terminal` shows them in a terminal.
@@ -29,6 +29,10 @@ OUTCOME_WORDS = {
     Outcome.CUT_OFF: "cut off",
     Outcome.UNDECIDED: "undecided",
 }
+MEANINGS = {
+    "critical": "every alternative that the mask counts ends wrong or is cut off",
+    "wavering": "the first one does, not every one",
+}
 _TERMINAL_STYLES = {"critical": "bold white on red3", "wavering": "black on light_goldenrod2", "plain": ""}
 
 
@@ -42,7 +46,7 @@ def terminal(row: AnnotatedResponse, mask: NDArray[np.float32]) -> Text:
 
 def legend() -> Text:
     shown = Text()
-    for level, meaning in (("critical", "every alternative ends wrong"), ("wavering", "the first one does")):
+    for level, meaning in MEANINGS.items():
         shown.append(f" {level} ", style=_TERMINAL_STYLES[level])
         shown.append(f" {meaning}   ")
     return shown
