@@ -21,7 +21,7 @@ from cft.annotation.store import AnnotationStore
 from cft.arm import METHOD, part_of
 from cft.configuration.redaction import hidden
 from cft.files import write_bytes
-from cft.lineage import CARD
+from cft.lineage import CARD, annotation_contents, annotation_link
 from cft.masks import Critical
 from cft.report.kinds import count_kinds
 from cft.runs import EXPORT, RESULTS
@@ -99,7 +99,7 @@ def annotation_card(store: AnnotationStore) -> str:
         "longest response": f"{made['decoding']['max_new_tokens']} tokens",
         "verifier": f"`{made['verifier']}`",
         "tokenizer": made["tokenizer"],
-        "conditions (fingerprint)": manifest["fingerprint_sha256"],
+        **dict(digests(manifest["fingerprint_sha256"], annotation_link(store.folder).fingerprint)),
         "versions": ", ".join(f"{name} {found}" for name, found in sorted(manifest["versions"].items())),
     }
     parts = [
@@ -148,13 +148,13 @@ def model_card(folder: Path) -> str:
         header["base_model"] = base
     if metrics:
         header["model-index"] = [{"name": title, "results": [_model_index(results, metrics)]}]
-    method = {name: value for name, value in arm.items() if part_of(name) in METHOD and value is not None}
-    loss = (
-        ", ".join(f"{name} {value}" for name, value in method.items()) + f", normaliser {settings['loss.normalizer']}"
-    )
+    method = {name: value for name, value in arm.items() if part_of(name) in METHOD and value not in (None, "none")}
+    method = {**method, "loss.normalizer": settings["loss.normalizer"]}
+    loss = ", ".join(f"{name} {value}" for name, value in method.items())
     facts = {
         "base model": f"`{base}` at `{settings['model.revision']}`",
-        "annotation": f"{data['annotation']}, fingerprint {data['fingerprint']}",
+        "annotation": data["annotation"],
+        **dict(digests(data["fingerprint"], annotation_contents(results.get("lineage") or {}), of="annotation's ")),
         "rows": f"{data['train_rows']:,} for training, {data['validation_rows']:,} for validation, SHA-256 "
         f"{data['rows_sha256']}",
         "loss on": f"{data['eligible_tokens']:,} of {data['response_tokens']:,} response tokens "
@@ -183,6 +183,12 @@ def model_card(folder: Path) -> str:
         "what may be done with these weights.",
     ]
     return card(header, parts)
+
+
+def digests(conditions: str, contents: str, *, of: str = "") -> list[tuple[str, str]]:
+    """The two fingerprints of an annotation under names that tell them apart; what is not known is left out."""
+    named = ((f"{of}conditions, SHA-256", conditions), (f"{of}contents, SHA-256", contents))
+    return [(name, digest) for name, digest in named if digest]
 
 
 def size_category(rows: int) -> str:
@@ -255,7 +261,7 @@ def _statistics(rows: Sequence[AnnotatedResponse], manifest: dict[str, Any]) -> 
         ("critical tokens", f"{critical.sum():,} ({critical.mean():.1%}) with {k} alternatives"),
         ("mean entropy", f"{_mean(entropy[critical])} nats of critical tokens, {_mean(entropy[~critical])} of others"),
         ("self-replays that ended otherwise", f"{counts.get('replay_flips', 0):,} of {counts.get('replays', 0):,}"),
-        ("tokens decoded", f"{sum(v for name, v in compute.items() if name.endswith('_tokens')):,.0f}"),
+        ("tokens decoded", _decoded(compute)),
     ]
     kinds = [
         (kind.kind, f"{kind.tokens:,}", f"{kind.critical / kind.tokens:.1%}") for kind in count_kinds(rows, mask=mask)
@@ -266,6 +272,13 @@ def _statistics(rows: Sequence[AnnotatedResponse], manifest: dict[str, Any]) -> 
         table(("kind of token", "number", "critical"), kinds),
         table(("`alt_outcome`", "", "cells"), found),
     ]
+
+
+def _decoded(compute: dict[str, Any]) -> str:
+    """Without those decoded ahead for forks that were not needed in the end, which differ from run to run."""
+    needed = sum(n for name, n in compute.items() if name.endswith("_tokens") and name != "speculative_tokens")
+    ahead = compute.get("speculative_tokens", 0)
+    return f"{needed:,.0f}" + (f", and {ahead:,.0f} ahead of need" if ahead else "")
 
 
 def _mean(values: np.ndarray) -> str:

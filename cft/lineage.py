@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +111,17 @@ def checkpoint_link(folder: Path) -> Link:
         folder,
         described_by,
         (*weights, *sorted(path for path in model.iterdir() if path.suffix in (".json", ".jinja", ".model"))),
+    )
+
+
+def annotation_contents(entry: Mapping[str, Any]) -> str:
+    """The fingerprint of the contents of the annotation that stands in a lineage, or in that of what it was made of; "" for
+    none. That of its conditions, which an annotation keeps while it grows, is `conditions` there and in its manifest
+    `fingerprint_sha256`."""
+    inputs = entry.get("inputs") or ()
+    own = [str(one["fingerprint"]) for one in inputs if one.get("kind") == "annotation"]
+    return next(iter(own), "") or next(
+        filter(None, (annotation_contents(one.get("came_from") or {}) for one in inputs)), ""
     )
 
 

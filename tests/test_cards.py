@@ -28,8 +28,13 @@ from cft.cards import (
     write_model_card,
 )
 from cft.files import sha256_file
+from cft.lineage import annotation_link
 from cft.masks import Critical
+from cft.report.__main__ import facts_of
+from cft.report.compare import collect, compare
+from cft.stages.label_export import labels_card
 from cft.types import Outcome
+from tests.test_report import arm, write_run
 
 
 @pytest.fixture(scope="module")
@@ -196,4 +201,45 @@ def test_a_model_card_claims_neither_a_hub_model_nor_numbers_that_are_not_there(
 
 def test_a_model_card_names_the_whole_method(tmp_path: Path) -> None:
     arm = {"model": "qwen", "mask": "all", "weighting": "uniform", "loss": "gem", "loss.token_loss.beta": 0.3}
-    assert "mask all, weighting uniform, loss gem, loss.token_loss.beta 0.3," in written(tmp_path / "run", arm=arm)
+    told = "mask all, weighting uniform, loss gem, loss.token_loss.beta 0.3, loss.normalizer critical |"
+    assert told in written(tmp_path / "run", arm=arm)
+
+
+def test_a_model_card_says_each_part_of_the_method_once_and_no_part_that_there_is_not(tmp_path: Path) -> None:
+    arm = {"model": "qwen", "mask": "all", "reference": "none", "groups": "none", "loss.normalizer": "critical"}
+    (line,) = [line for line in written(tmp_path / "run", arm=arm).splitlines() if line.startswith("| loss on |")]
+    assert line.endswith(": mask all, loss.normalizer critical |")
+
+
+def test_every_card_and_the_page_tell_an_annotations_two_digests_apart_by_one_name_each(
+    store: AnnotationStore, tmp_path: Path
+) -> None:
+    """Conditions: what it was made under, which stays while it grows. Contents: the rows that it holds."""
+    manifest, link = store.manifest(), annotation_link(store.folder)
+    conditions, contents = manifest["fingerprint_sha256"], link.fingerprint
+    assert conditions != contents
+    line = {"command": "", "inputs": [link.as_dict()]}
+    data = {**results()["data"], "annotation": "tiny_arith", "fingerprint": conditions}
+    trained = written(tmp_path / "run", data=data, lineage=line)
+    split = {"rows": 1, "tokens": 1, "labels": 1, "weighted": False, "file": "data/x.parquet"}
+    request = {"mask": {}, "seed": 0}
+    exported = {"splits": {"train": split}, "facts": {"eligible_fraction": 0.5}, "mask": "all", "tokenizer": "t"}
+    texts = [annotation_card(store), trained, labels_card({**exported, "request": request, "lineage": line}, manifest)]
+    for text in texts:
+        assert re.findall(r"^\| (?:annotation's )?conditions, SHA-256 \| (\w+) \|$", text, re.M) == [conditions]
+        assert re.findall(r"^\| (?:annotation's )?contents, SHA-256 \| (\w+) \|$", text, re.M) == [contents]
+        assert "fingerprint" not in text.split("## Contents")[0].split("## Results")[0].lower()
+    evaluated = {"inputs": [{"kind": "checkpoint", "fingerprint": "c" * 64, "came_from": line}]}
+    for name, entry in (("trained", line), ("evaluated", evaluated)):
+        write_run(tmp_path / name, "a", arm("critical"), seed=0, correct=[1, 0], data=data, lineage=entry)
+        facts = facts_of(compare(collect([tmp_path / name])))
+        assert facts["annotation: conditions, SHA-256"] == conditions
+        assert facts["annotation: contents, SHA-256"] == contents
+
+
+def test_tokens_that_were_decoded_ahead_of_need_are_apart(store: AnnotationStore) -> None:
+    compute = store.manifest()["compute"]
+    needed = compute["solve_tokens"] + compute["counterfactual_tokens"]
+    ahead = compute.get("speculative_tokens", 0)
+    (line,) = [line for line in annotation_card(store).splitlines() if line.startswith("| tokens decoded |")]
+    assert line == f"| tokens decoded | {needed:,.0f}" + (f", and {ahead:,.0f} ahead of need |" if ahead else " |")

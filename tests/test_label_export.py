@@ -72,7 +72,8 @@ def test_the_card_and_the_manifest_say_where_the_labels_come_from(exported: Path
     (link,) = manifest["lineage"]["inputs"]
     stored = AnnotationStore(SHIPPED / "tiny_arith").manifest()
     assert link["came_from"]["conditions"] == stored["fingerprint_sha256"]
-    assert link["fingerprint"] in text
+    assert f"| annotation's contents, SHA-256 | {link['fingerprint']} |" in text
+    assert f"| annotation's conditions, SHA-256 | {stored['fingerprint_sha256']} |" in text
     labels = [label for rows in rows_of(exported).values() for row in rows for label in row["labels"] if label != -100]
     assert sum(split["labels"] for split in manifest["splits"].values()) == len(labels)
     assert f"{manifest['splits']['train']['labels']:,}" in text

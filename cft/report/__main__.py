@@ -19,6 +19,7 @@ from rich.console import Console
 from cft import __version__
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.errors import UserError
+from cft.lineage import annotation_contents
 from cft.masks import Critical, MaskError
 from cft.report.arms import Comparison, ReportError
 from cft.report.build import Evidence, build_report
@@ -87,7 +88,9 @@ def facts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
         shown |= {f"evaluation: {name}": value for name, value in (run.facts.get("evaluation") or {}).items()}
         shown |= {f"budget: {name}": value for name, value in (run.facts.get("budget") or {}).items()}
         data = run.facts.get("data") or {}
-        shown |= {"annotation": data.get("annotation"), "annotation fingerprint": data.get("fingerprint")}
+        contents = annotation_contents(run.facts.get("lineage") or {})
+        shown |= {"annotation": data.get("annotation"), "annotation: conditions, SHA-256": data.get("fingerprint")}
+        shown |= {"annotation: contents, SHA-256": contents or None}
         for name, value in shown.items():
             if value is not None:
                 facts.setdefault(name, set()).add(str(value))

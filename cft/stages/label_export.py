@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cft.annotation.store import AnnotationStore, find_annotation
-from cft.cards import PAPER, card, code, commands, size_category, table, write_card
+from cft.cards import PAPER, card, code, commands, digests, size_category, table, write_card
 from cft.configuration.config import ConfigError, build, redacted
 from cft.data import AnnotatedDataModule
 from cft.files import exclusive, sha256_file, write_atomically, write_json
@@ -115,7 +115,8 @@ def labels_card(manifest: dict[str, Any], annotation: dict[str, Any]) -> str:
     }
     (link,) = manifest["lineage"]["inputs"]
     origin = [
-        ("annotation", f"{annotation['name']}, fingerprint {link['fingerprint']}"),
+        ("annotation", annotation["name"]),
+        *digests(annotation["fingerprint_sha256"], link["fingerprint"], of="annotation's "),
         ("model that was annotated", f"`{made['model']['path']}` at `{made['model']['revision']}`"),
         ("tokenizer", manifest["tokenizer"]),
         ("mask", f"`{json.dumps(manifest['request']['mask'], sort_keys=True)}`"),
