@@ -96,7 +96,7 @@ STUDIES = (
         budget=("experiment=tiny_arith_budget",),
         max_new_tokens=128,
         validated=300,
-        problems=500,
+        problems=300,
         samples=8,
         arms=ARMS,
         rates=(3e-5, 1e-4, 3e-4),
