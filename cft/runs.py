@@ -28,6 +28,8 @@ TRAINED_BY = (
     *("mask", "weighting", "loss", "reference", "groups"),
 )
 MEASURED_AS = ("model", "prompt")
+# Entries of a training's results.json that every evaluation of its checkpoint repeats: comparable trainings are told by them.
+TRAINING_FACTS = ("budget", "data", "eligible_fraction", "train_seconds", "best_epoch", "best_validation")
 # Below those parts, what says where files lie or what is shown.
 _NO_SETTING = frozenset(
     (

@@ -45,6 +45,7 @@ from cft.runs import (
     EXPORT,
     MEASURED_AS,
     RESULTS,
+    TRAINING_FACTS,
     RunContext,
     as_metrics,
     identity_of,
@@ -238,7 +239,8 @@ def metrics_table(title: str, intervals: dict[str, Interval]) -> Table:
 
 
 def _identity(cfg: DictConfig, context: RunContext, trained: dict[str, Any], *, weights: str) -> dict[str, Any]:
-    """arm, settings and identity: what training recorded wins over what this evaluation would say.
+    """arm, settings and identity: what training recorded wins over what this evaluation would say. Its budget, data and
+    further TRAINING_FACTS come along.
 
     weights: hash of a checkpoint that says nothing of its training, else "". Its weights tell such a model from others.
     """
@@ -246,7 +248,10 @@ def _identity(cfg: DictConfig, context: RunContext, trained: dict[str, Any], *, 
     # What it is measured on is no part of what it is.
     arm = {name: value for name, value in arm.items() if name != "checkpoint" and not is_benchmark_override(name)}
     if trained:
-        return {"arm": arm, **{key: trained[key] for key in ("settings", "identity") if key in trained}}
+        return {
+            "arm": arm,
+            **{key: trained[key] for key in ("settings", "identity", *TRAINING_FACTS) if key in trained},
+        }
     settings = settings_of(cfg, MEASURED_AS)
     if weights:
         path = Path(cfg.checkpoint)
