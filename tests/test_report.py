@@ -38,7 +38,7 @@ WORDS = ["<eos>", "2", " +", "3", " =", "5", "\n", "\x1b[2J", "<b>"]
 
 
 def write_run(root: Path, name: str, arm: dict[str, Any], *, seed: int, correct: list[int], **more: Any) -> Path:
-    """A results.json as train.py writes it."""
+    """A results.json as train.py writes it; `budget` and `data` are the same for all trained arms unless given."""
     folder = root / name
     folder.mkdir(parents=True)
     ids = more.pop("ids", [f"p{i}" for i in range(len(correct))])
@@ -62,6 +62,9 @@ def write_run(root: Path, name: str, arm: dict[str, Any], *, seed: int, correct:
         "best_epoch": 1,
         "base": None,
     }
+    if "mask" in arm:
+        results["budget"] = {"epochs": 2, "steps": 10, "rows_per_step": 16}
+        results["data"] = {"fingerprint": "f", "rows_sha256": "r"}
     (folder / "results.json").write_text(json.dumps(results | more), encoding="utf-8")
     return folder
 
@@ -242,7 +245,7 @@ def test_a_repeated_seed_counts_once_the_newer_one(tmp_path: Path) -> None:
     os.utime(new / "results.json", (2, 2))
     (comparison,) = compare(collect([tmp_path, new]))  # a folder given twice is no repetition
     assert [run.folder.name for run in comparison.runs] == ["a_new"]
-    assert any("1 older runs" in note for note in comparison.notes)
+    assert any("1 run of an arm and seed that a newer one has is left out" in note for note in comparison.notes)
 
 
 def test_an_evaluated_checkpoint_joins_the_arm_it_came_from(tmp_path: Path) -> None:
@@ -300,7 +303,7 @@ def test_runs_without_an_evaluation_are_left_out_and_counted(tmp_path: Path) -> 
     write_run(tmp_path, "b", arm("critical"), seed=0, correct=[1], metrics={}, per_problem={"id": [], "correct": []})
     (comparison,) = compare(collect([tmp_path]))
     assert [a.label for a in comparison.arms] == ["SFT"]
-    assert any("1 runs without an evaluation" in note for note in comparison.notes)
+    assert any("1 run without an evaluation is left out" in note for note in comparison.notes)
 
 
 # ---- what leaves
@@ -507,7 +510,7 @@ def test_arms_that_differ_in_a_setting_of_their_yaml_are_apart_and_labelled_by_i
         "SFT, batch_size=16",
     ]
     assert comparison.varying == ("mask", "data.batch_size")  # the mask explains mask._target_ and mask.rule
-    assert not [note for note in comparison.notes if "older runs" in note]
+    assert not [note for note in comparison.notes if "left out" in note]
 
 
 def test_a_rule_that_differs_under_one_mask_is_shown(tmp_path: Path) -> None:

@@ -62,8 +62,12 @@ def test_seed_and_measurement_are_no_part_of_the_identity(overrides: tuple[str, 
 
 
 @pytest.mark.parametrize("model", ["tiny_arith", "smollm2"])
-def test_an_evaluated_run_stays_the_arm_it_was_trained_as(model: str) -> None:
+def test_an_evaluated_run_stays_the_arm_it_was_trained_as_with_the_facts_of_its_training(model: str) -> None:
     trained = {
+        "budget": {"epochs": 2, "steps": 10},
+        "data": {"fingerprint": "f", "rows_sha256": "r"},
+        "train_seconds": 3.0,
+        "best_epoch": 1,
         "arm": {"model": "smollm2", "mask": "critical", "weighting": "uniform"},
         "settings": {"data.batch_size": 8},
         "identity": "abc",
@@ -71,7 +75,8 @@ def test_an_evaluated_run_stays_the_arm_it_was_trained_as(model: str) -> None:
     cfg = composed(
         "evaluate", "checkpoint=run", f"model={model}", *(["model.path=x/y"] if model != "tiny_arith" else [])
     )
-    found = _identity(cfg, context("checkpoint=run", model=model), trained, weights="")
+    measured = {"metrics": {}, "evaluation": {}, "benchmark": "a", "stage": "train"}  # of the training's own evaluation
+    found = _identity(cfg, context("checkpoint=run", model=model), trained | measured, weights="")
     assert found == trained
 
 
@@ -117,7 +122,7 @@ def searched(root: Path, i: int, *, metric: str, rate: float, value: float | Non
     folder = root / str(i)
     folder.mkdir()
     arm = {"mask": "all", "weighting": "uniform", "loss.normalizer": "critical", "optimizer.lr": rate, **more}
-    result = {"stage": "train", "arm": arm, "best_validation": {"metric": metric, "value": value}}
+    result = {"stage": "train", "seed": 0, "arm": arm, "best_validation": {"metric": metric, "value": value}}
     (folder / "results.json").write_text(json.dumps(result))
 
 
@@ -125,14 +130,14 @@ def searched(root: Path, i: int, *, metric: str, rate: float, value: float | Non
 def test_the_best_rate_has_the_lowest_loss_or_the_highest_accuracy(tmp_path: Path, metric: str, best: float) -> None:
     for i, (rate, value) in enumerate([(0.1, 0.3), (0.2, 0.9), (0.4, None)]):
         searched(tmp_path, i, metric=metric, rate=rate, value=value)
-    found, [(_, rates)] = scores([tmp_path])
+    found, [(_, rates)], _ = scores([tmp_path])
     assert best_rate(rates, metric=found) == best
 
 
 def test_rates_are_searched_for_each_whole_arm_and_one_metric(tmp_path: Path) -> None:
     searched(tmp_path, 0, metric="val/loss", rate=0.1, value=1.0, model="a")
     searched(tmp_path, 1, metric="val/loss", rate=0.1, value=2.0, model="b")
-    _, arms = scores([tmp_path])
+    _, arms, _ = scores([tmp_path])
     assert [(arm["model"], rates) for arm, rates in arms] == [("a", {0.1: [1.0]}), ("b", {0.1: [2.0]})]
     searched(tmp_path, 2, metric="val/accuracy", rate=0.1, value=0.5, model="b")
     with pytest.raises(SystemExit, match="val/accuracy and val/loss"):

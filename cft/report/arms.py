@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from cft.evaluation.intervals import Interval
 Scope = Literal["seeds and problems", "problems", "seeds", "one value"]
 ACCURACY = "eval/accuracy"
 BASE = "base model"
+MARK = " †"
 
 
 class ReportError(UserError, ValueError):
@@ -22,7 +25,10 @@ class ReportError(UserError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One results.json. arm: without the conditions of measurement. facts: the whole file."""
+    """One results.json. arm: without the conditions of measurement. facts: the whole file, and those of its training.
+
+    logs: where the training's metrics.csv lies, the run's own folder unless it evaluates another run's checkpoint.
+    """
 
     folder: Path
     arm: dict[str, Any]
@@ -30,10 +36,19 @@ class Run:
     metrics: dict[str, Interval]
     per_problem: dict[str, list[Any]]
     facts: dict[str, Any]
+    logs: Path
 
     @property
     def measured_on(self) -> tuple[str, str]:
         return str(self.facts["benchmark"]), str(self.facts["split"])
+
+
+class Runs(list[Run]):
+    """Runs, and notes on those that are missing among them."""
+
+    def __init__(self, runs: Iterable[Run] = (), *, notes: Sequence[str] = ()) -> None:
+        super().__init__(runs)
+        self.notes = tuple(notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +75,7 @@ class Arm:
     """Runs that differ in their seed alone.
 
     metrics: by name, "eval/accuracy" first. reference: label of the arm that contrasts (by metric) are with, "" for none.
-    marks: what else than the method differs from the reference: budget, normaliser, data.
+    marks: what else than the method differs from the training of the arm `marked_against`: budget, normaliser, data.
     """
 
     label: str
@@ -70,6 +85,21 @@ class Arm:
     reference: str = ""
     contrasts: dict[str, Contrast] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
+    marked_against: str = ""
+
+    @property
+    def identity(self) -> str:
+        return identity_of(self.key)
+
+    @property
+    def reference_marks(self) -> tuple[str, ...]:
+        """Marks on the differences to the reference."""
+        return self.marks if self.contrasts and self.reference == self.marked_against else ()
+
+    @property
+    def marked_label(self) -> str:
+        """With a dagger where no difference bears it."""
+        return self.label + (MARK if self.marks and not self.reference_marks else "")
 
     @property
     def difference(self) -> Interval | None:
@@ -106,6 +136,11 @@ def values_table(name: str, runs: tuple[Run, ...]) -> np.ndarray | None:
     if not all(row and all(isinstance(value, int | float) for value in row) for row in rows):
         return None
     return np.array(rows, dtype=np.float64)
+
+
+def identity_of(key: dict[str, Any]) -> str:
+    """Arms are the same if it is: labels are for people."""
+    return json.dumps(key, sort_keys=True, default=str)
 
 
 def is_base(key: dict[str, Any]) -> bool:

@@ -4,20 +4,23 @@
 
 Runs of an arm that differ in the key alone are candidates. Where some were trained for the search (evaluation.problems=0),
 they alone decide and the tested runs play no part; else the tested runs' own validation scores do. What is compared then
-are the tested runs at the chosen value.
+are the tested runs at the chosen value. A seed that other values have and this one lacks (its training diverged, or was cut
+off) counts as the worst score: the mean of the seeds that survived is no mean.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from cft.report.arms import ReportError, Run
+from cft.report.arms import ReportError, Run, Runs
 from cft.report.settings import distinguished
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,9 @@ class Choice:
     chosen: str
 
 
-def choose(runs: Sequence[Run], *, key: str) -> tuple[list[Run], list[Choice]]:
-    """(the runs to compare, what was chosen for each arm). Runs without the key, such as the base model, stay."""
+def choose(runs: Sequence[Run], *, key: str) -> tuple[Runs, list[Choice]]:
+    """(the runs to compare, what was chosen for each arm). Runs without the key, such as the base model, stay. Notes of the
+    runs: theirs, and which values lack a seed."""
     keyed = [run for run in runs if run.arm.get(key) is not None and "best_validation" in run.facts]
     if not keyed:
         raise ReportError(
@@ -43,9 +47,11 @@ def choose(runs: Sequence[Run], *, key: str) -> tuple[list[Run], list[Choice]]:
     for run, arm in zip(keyed, distinguished(stripped), strict=True):
         groups.setdefault(json.dumps(arm, sort_keys=True, default=str), []).append((run, arm))
     kept = [run for run in runs if not any(run is other for other in keyed)]
-    choices = []
+    choices: list[Choice] = []
+    notes = list(runs.notes) if isinstance(runs, Runs) else []
     for group in groups.values():
-        choice = _choice([run for run, _ in group], key=key, arm=group[0][1])
+        choice, lacking = _choice([run for run, _ in group], key=key, arm=group[0][1])
+        notes += [f"--choose {key}: {_words(choice.arm)}: {text}." for text in lacking]
         tested = [run for run, _ in group if run.metrics]
         at_chosen = [run for run in tested if str(run.arm[key]) == choice.chosen]
         if tested and not at_chosen:
@@ -56,10 +62,28 @@ def choose(runs: Sequence[Run], *, key: str) -> tuple[list[Run], list[Choice]]:
             )
         kept += at_chosen
         choices.append(choice)
-    return kept, choices
+    return Runs(kept, notes=notes), choices
 
 
-def _choice(runs: Sequence[Run], *, key: str, arm: dict[str, Any]) -> Choice:
+def with_every_seed(
+    scores: Mapping[_Value, Mapping[int, float]], *, worst: float, key: str
+) -> tuple[dict[_Value, list[float]], list[str]]:
+    """(value -> a score for each seed that any value has, `worst` where this one lacks it; which those are, in words).
+
+    scores: value -> seed -> score.
+    """
+    seeds = sorted({seed for by_seed in scores.values() for seed in by_seed})
+    whole = {value: [by_seed.get(seed, worst) for seed in seeds] for value, by_seed in scores.items()}
+    missing = {value: [str(seed) for seed in seeds if seed not in by_seed] for value, by_seed in scores.items()}
+    return whole, [
+        f"{key}={value} has no run of seed {', '.join(lacking)} (diverged or cut off?), which counts as the worst score"
+        for value, lacking in missing.items()
+        if lacking
+    ]
+
+
+def _choice(runs: Sequence[Run], *, key: str, arm: dict[str, Any]) -> tuple[Choice, list[str]]:
+    """The choice, and which values lack a seed."""
     searched = [run for run in runs if not run.metrics] or list(runs)
     metrics = sorted({run.facts["best_validation"]["metric"] for run in searched})
     if len(metrics) > 1:
@@ -68,14 +92,20 @@ def _choice(runs: Sequence[Run], *, key: str, arm: dict[str, Any]) -> Choice:
             "folders of runs with one callbacks.best.monitor"
         )
     worst = float("inf") if "loss" in metrics[0] else float("-inf")
-    scores: dict[str, list[float]] = {}
+    by_seed: dict[str, dict[int, float]] = {}
     for run in sorted(searched, key=lambda run: (_order(run.arm[key]), run.seed)):
         value = run.facts["best_validation"]["value"]
-        scores.setdefault(str(run.arm[key]), []).append(worst if value is None else float(value))
+        by_seed.setdefault(str(run.arm[key]), {})[run.seed] = worst if value is None else float(value)
+    scores, lacking = with_every_seed(by_seed, worst=worst, key=key)
+    if all(worst in each for each in scores.values()):
+        raise ReportError(
+            f"--choose {key}: of {_words(arm)} no value has a score for every seed "
+            f"({'; '.join(lacking) or 'none was finite'}); train the seeds that are missing, or leave out the others' folders"
+        )
     better = min if "loss" in metrics[0] else max
     # Equal means: the first, that is the smaller value.
     chosen = better(scores, key=lambda value: float(np.mean(scores[value])))
-    return Choice(key, arm, metrics[0], scores, chosen)
+    return Choice(key, arm, metrics[0], scores, chosen), lacking
 
 
 def _order(value: Any) -> tuple[float, str]:

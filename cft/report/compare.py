@@ -14,7 +14,7 @@ An arm is all runs with the same `arm` and settings; settings that differ stand 
 is the two-way bootstrap over seeds and problems where the values of each problem are known (`per_problem`), else over
 seeds, else a single run's own. Arms are compared on the same problems, solved and judged in the same way; anything
 else is refused, naming the arms. Arms trained with another budget, normaliser or data are marked, or refused if strict
-(`cft/report/contrasts.py`).
+(`cft/report/contrasts.py`). An arm has one label in all comparisons of a report, and no other arm has it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,27 @@ from typing import Any
 import numpy as np
 
 from cft.evaluation.intervals import Interval, two_way_bootstrap
-from cft.report.arms import ACCURACY, BASE, Arm, Comparison, Measured, ReportError, Run, Scope, is_base, values_table
+from cft.report.arms import (
+    ACCURACY,
+    BASE,
+    Arm,
+    Comparison,
+    Measured,
+    ReportError,
+    Run,
+    Runs,
+    Scope,
+    identity_of,
+    is_base,
+    values_table,
+)
 from cft.report.contrasts import contrasted
 from cft.report.curves import at_best_epoch
 from cft.report.earlier import with_method
 from cft.report.names import name_of, order_of, said
 from cft.report.settings import distinguished
+from cft.report.unfinished import notes_on
+from cft.runs import TRAINING_FACTS
 
 _UNBOUNDED = frozenset(
     (
@@ -52,26 +67,32 @@ _CONDITIONS = frozenset(
 )
 
 
-def collect(folders: Sequence[Path]) -> list[Run]:
-    """All results below the folders, each once, in the order of their paths."""
+def collect(folders: Sequence[Path]) -> Runs:
+    """All results below the folders, each once, in the order of their paths; notes on runs that left none."""
     paths: dict[Path, None] = {}
     for folder in folders:
         if not folder.exists():
             raise ReportError(f"{folder}: no such folder; expected run folders of train.py or evaluate.py")
         found = [folder] if folder.is_file() else sorted(folder.rglob("results.json"))
         paths |= dict.fromkeys(path.resolve() for path in found)
+    notes = notes_on(folders)
     if not paths:
         where = ", ".join(map(str, folders))
-        raise ReportError(f"{where}: no results.json below; it is written when a run of train.py or evaluate.py ends")
-    return [_read(path) for path in paths]
+        message = f"{where}: no results.json below; it is written when a run of train.py or evaluate.py ends"
+        raise ReportError(" ".join([f"{message}.", *notes]) if notes else message)
+    return Runs(map(_at_best, _with_trainings([_read(path) for path in paths])), notes=notes)
 
 
 def compare(runs: Iterable[Run], *, seed: int = 0, strict: bool = False) -> list[Comparison]:
     """One comparison for each benchmark and split. seed: of the bootstrap. strict: refuse what would be marked."""
+    notes = runs.notes if isinstance(runs, Runs) else ()
+    runs = _apart(list(runs))
+    labels = _trained_labels(runs)
     by_place: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         by_place.setdefault(run.measured_on, []).append(run)
-    comparisons = [_compare(place, group, seed=seed) for place, group in sorted(by_place.items())]
+    comparisons = [_compare(place, group, labels=labels, seed=seed) for place, group in sorted(by_place.items())]
+    comparisons = [replace(comparison, notes=(*comparison.notes, *notes)) for comparison in comparisons]
     return contrasted(comparisons, seed=seed, strict=strict)
 
 
@@ -91,11 +112,35 @@ def _read(path: Path) -> Run:
         raise ReportError(f"{path}: per_problem needs columns of one length and different ids; run the job again")
     arm = {name: value for name, value in facts["arm"].items() if not _is_condition(name)}
     arm = with_method(arm, settings=facts.get("settings"))
-    metrics = _intervals(facts["metrics"])
-    if metrics and isinstance(facts.get("best_epoch"), int):
-        measured = at_best_epoch(path.parent / "metrics.csv", epoch=facts["best_epoch"])
-        metrics |= {name: Interval(value, value, value) for name, value in measured.items()}
-    return Run(path.parent, arm, int(facts["seed"]), metrics, columns, facts)
+    return Run(path.parent, arm, int(facts["seed"]), _intervals(facts["metrics"]), columns, facts, path.parent)
+
+
+def _with_trainings(runs: Sequence[Run]) -> list[Run]:
+    """Evaluations of a checkpoint whose training is among the runs have its log, and the facts that they did not take over
+    themselves: earlier ones took none."""
+    trained: dict[tuple[Any, ...], Run] = {
+        (run.facts["run"], run.facts["identity"], run.seed): run
+        for run in runs
+        if run.facts["stage"] == "train" and run.facts.get("identity")
+    }
+    found = []
+    for run in runs:
+        links = (run.facts.get("lineage") or {}).get("inputs", ()) if run.facts["stage"] == "evaluate" else ()
+        origins = [link.get("came_from") or {} for link in links if link.get("kind") == "checkpoint"]
+        keys = [(origin.get("run"), origin.get("identity"), origin.get("seed")) for origin in origins]
+        if (training := next((trained[key] for key in keys if key in trained), None)) is not None:
+            facts = {name: training.facts[name] for name in TRAINING_FACTS if name in training.facts}
+            run = replace(run, facts=facts | run.facts, logs=training.folder)
+        found.append(run)
+    return found
+
+
+def _at_best(run: Run) -> Run:
+    """With its values on validation rows at the best epoch, if it was evaluated."""
+    if not run.metrics or not isinstance(run.facts.get("best_epoch"), int):
+        return run
+    measured = at_best_epoch(run.logs / "metrics.csv", epoch=run.facts["best_epoch"])
+    return replace(run, metrics=run.metrics | {name: Interval(v, v, v) for name, v in measured.items()})
 
 
 def _is_condition(name: str) -> bool:
@@ -112,7 +157,22 @@ def _intervals(metrics: dict[str, Any]) -> dict[str, Interval]:
     }
 
 
-def _compare(place: tuple[str, str], runs: list[Run], *, seed: int) -> Comparison:
+def _apart(runs: list[Run]) -> list[Run]:
+    """Trained arms told apart by settings over all benchmarks and splits: two trainings are two arms wherever measured."""
+    trained = [run for run in runs if run.metrics and "mask" in run.arm]
+    told = {id(run): other for run, other in zip(trained, _distinguished(trained), strict=True)}
+    return [told.get(id(run), run) for run in runs]
+
+
+def _trained_labels(runs: list[Run]) -> dict[str, str]:
+    """identity -> label of every trained arm that was measured."""
+    arms = {identity_of(run.arm): run.arm for run in runs if run.metrics and "mask" in run.arm}
+    keys = list(arms.values())
+    return dict(zip(arms, _labels(keys, _varying(keys)), strict=True))
+
+
+def _compare(place: tuple[str, str], runs: list[Run], *, labels: dict[str, str], seed: int) -> Comparison:
+    """labels: of the trained arms of all comparisons, by identity."""
     notes: list[str] = []
     measured = [run for run in runs if run.metrics]
     if not measured:
@@ -122,34 +182,50 @@ def _compare(place: tuple[str, str], runs: list[Run], *, seed: int) -> Compariso
             "measured on validation problems: python -m experiments.learning_rates <folder>"
         )
     if len(measured) < len(runs):
-        notes.append(f"{len(runs) - len(measured)} runs without an evaluation are left out.")
+        notes.append(_left_out(len(runs) - len(measured), "without an evaluation"))
     kept = _newest(_distinguished(measured), notes)
     groups: dict[str, list[Run]] = {}
     for run in kept:
-        groups.setdefault(_identity(run.arm), []).append(run)
+        groups.setdefault(identity_of(run.arm), []).append(run)
     keys = [group[0].arm for group in groups.values()]
     varying = _varying(keys)
-    trained_labels = iter(_labels([key for key in keys if "mask" in key], varying))
     other = [key for key in keys if "mask" not in key]
-    other_labels = iter(_labels(other, tuple(dict.fromkeys(name for key in other for name in key))))
-    labels = [next(trained_labels if "mask" in key else other_labels) for key in keys]
-    _require_comparable(kept, {_identity(key): label for key, label in zip(keys, labels, strict=True)})
+    other_labels = _labels(other, tuple(dict.fromkeys(name for key in other for name in key)))
+    labels = labels | dict(zip(map(identity_of, other), other_labels, strict=True))
+    _require_comparable(kept, labels)
     arms = []
-    for label, group in zip(labels, groups.values(), strict=True):
+    for identity, group in groups.items():
         by_seed = tuple(sorted(group, key=lambda run: run.seed))
-        arms.append(Arm(label, by_seed[0].arm, by_seed, _measure(by_seed, seed)))
+        arms.append(Arm(labels[identity], by_seed[0].arm, by_seed, _measure(by_seed, seed)))
     if not any(is_base(arm.key) for arm in arms) and (base := _stated_base(kept)):
         arms.append(base)
     arms.sort(key=_rank)
-    trained_on = [run.facts["data"] for run in kept if "data" in run.facts]
-    if len({_text(data.get("fingerprint")) for data in trained_on}) > 1:
+    trained_on = [run.facts.get("data") or {} for run in kept]
+    if len({data["fingerprint"] for data in trained_on if data.get("fingerprint")}) > 1:
         notes.append("The arms were trained on different annotations.")
-    elif len({_text(data.get("rows_sha256")) for data in trained_on}) > 1:
+    elif len({data["rows_sha256"] for data in trained_on if data.get("rows_sha256")}) > 1:
         notes.append("The runs were trained on different rows: the annotation grew, or rows were chosen otherwise.")
+    notes += _seeds_note(arms)
     if any(len(arm.runs) == 1 for arm in arms if not is_base(arm.key)):
         notes.append("An arm with one seed has an interval over problems alone: it leaves out the spread of training.")
     problems = len(kept[0].per_problem.get("id", [])) if kept else 0
     return Comparison(*place, problems, tuple(arms), varying, tuple(notes))
+
+
+def _left_out(count: int, which: str) -> str:
+    return f"{count} {'run' if count == 1 else 'runs'} {which} {'is' if count == 1 else 'are'} left out."
+
+
+def _seeds_note(arms: Sequence[Arm]) -> list[str]:
+    """Arms of other seeds are not paired by seed, and a seed that is missing may be one that failed."""
+    by_seeds: dict[str, list[str]] = {}
+    for arm in arms:
+        if "mask" in arm.key:
+            by_seeds.setdefault(", ".join(str(run.seed) for run in arm.runs), []).append(arm.label)
+    if len(by_seeds) < 2:
+        return []
+    told = "; ".join(f"{seeds} ({', '.join(labels)})" for seeds, labels in by_seeds.items())
+    return [f"The arms were not trained with the same seeds: {told}. Such arms are not paired by seed."]
 
 
 def _distinguished(runs: list[Run]) -> list[Run]:
@@ -165,16 +241,16 @@ def _newest(runs: list[Run], notes: list[str]) -> list[Run]:
     latest: dict[tuple[str, int, str], Run] = {}
     for run in sorted(runs, key=lambda run: ((run.folder / "results.json").stat().st_mtime_ns, str(run.folder))):
         settings = {name: value for name, value in (run.facts.get("evaluation") or {}).items() if name != "seed"}
-        latest[_identity(run.arm), run.seed, _text([run.per_problem.get("id"), settings])] = run
+        latest[identity_of(run.arm), run.seed, _text([run.per_problem.get("id"), settings])] = run
     if len(latest) < len(runs):
-        notes.append(f"{len(runs) - len(latest)} older runs of the same arm and seed are left out.")
+        notes.append(_left_out(len(runs) - len(latest), "of an arm and seed that a newer one has"))
     return [run for run in runs if any(run is kept for kept in latest.values())]
 
 
 def _require_comparable(runs: list[Run], labels: dict[str, str]) -> None:
     """Same problem ids in the same order, same sampling, same verifier."""
     for run in runs[1:]:
-        first, names = runs[0], (labels[_identity(runs[0].arm)], labels[_identity(run.arm)])
+        first, names = runs[0], (labels[identity_of(runs[0].arm)], labels[identity_of(run.arm)])
         ids, expected = run.per_problem.get("id", []), first.per_problem.get("id", [])
         if ids != expected:
             raise ReportError(
@@ -247,10 +323,6 @@ def _labels(keys: list[dict[str, Any]], varying: tuple[str, ...]) -> list[str]:
 
 def _rank(arm: Arm) -> tuple[int, str]:
     return order_of(arm.key), arm.label
-
-
-def _identity(arm: dict[str, Any]) -> str:
-    return json.dumps(arm, sort_keys=True, default=str)
 
 
 def _text(value: Any) -> str:

@@ -8,12 +8,12 @@ eight times what solving them took.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from cft.report.arms import Arm, Comparison
+from cft.report.arms import Arm, Comparison, Run
 
 RL_SAMPLES = 8
 
@@ -47,14 +47,18 @@ def rl_steps(manifest: Mapping[str, Any]) -> float | None:
 
 
 def training_spent(comparisons: Sequence[Comparison]) -> list[Spent]:
-    """Mean over runs of each trained arm; an arm in several comparisons counts once."""
+    """Mean over the seeds of each trained arm; a training that was measured on several benchmarks counts once."""
     arms: dict[str, Arm] = {}
+    trainings: dict[str, dict[int, Run]] = {}
     for arm in (arm for comparison in comparisons for arm in comparison.arms):
-        if any("train_seconds" in run.facts for run in arm.runs):
-            arms.setdefault(arm.label, arm)
+        for run in arm.runs:
+            if "train_seconds" in run.facts:
+                arms.setdefault(arm.identity, arm)
+                trainings.setdefault(arm.identity, {}).setdefault(run.seed, run)
+    wholes = [replace(arm, runs=tuple(trainings[identity].values())) for identity, arm in arms.items()]
     return [
-        Spent(f"training: {label}", arm.mean_fact("train_seconds"), _mean_tokens(arm), len(arm.runs))
-        for label, arm in arms.items()
+        Spent(f"training: {arm.label}", arm.mean_fact("train_seconds"), _mean_tokens(arm), len(arm.runs))
+        for arm in wholes
     ]
 
 

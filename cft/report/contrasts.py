@@ -2,7 +2,9 @@
 
 The reference is plain SFT (`cft/report/names.py`) of the same model where there is just one such arm, else the untrained
 model. A difference between arms is put down to the method, so whatever else differs is marked: optimizer steps, epochs and
-rows a step (budget), what the loss is divided by (normaliser), which annotation and rows they trained on (data).
+rows a step (budget), what the loss is divided by (normaliser), which annotation and rows they trained on (data). Whatever
+the reference, trained arms are held against one another: against the one SFT arm, else the arm that most others are
+trained like. What was not recorded cannot be told to agree, and is marked as such.
 """
 
 from __future__ import annotations
@@ -15,11 +17,17 @@ from cft.evaluation.paired_tests import holm, paired_difference
 from cft.report.arms import ACCURACY, Arm, Comparison, Contrast, ReportError, Run, is_base, values_table
 from cft.report.names import is_sft
 
+_UNKNOWN = "not recorded: "
+_WORDS = {"fingerprint": "fingerprint of the annotation", "rows_sha256": "training rows"}
+
 
 def contrasted(comparisons: Sequence[Comparison], *, seed: int, strict: bool) -> list[Comparison]:
     """The comparisons with contrasts, marks and a note for each mark. Holm's correction is over all of them."""
-    whole = [replace(c, arms=tuple(_against_reference(arm, c.arms, seed=seed) for arm in c.arms)) for c in comparisons]
-    marks = [f"{arm.label} and {arm.reference} differ in {mark}" for c in whole for arm in c.arms for mark in arm.marks]
+    whole = [
+        replace(c, arms=tuple(_marked(_against_reference(arm, c.arms, seed=seed), c.arms) for arm in c.arms))
+        for c in comparisons
+    ]
+    marks = [sentence for c in whole for arm in c.arms for sentence in _sentences(arm)]
     if strict and marks:
         raise ReportError(
             "arms that differ in more than their method:\n  "
@@ -30,21 +38,29 @@ def contrasted(comparisons: Sequence[Comparison], *, seed: int, strict: bool) ->
 
 
 def marks_between(arm: Arm, reference: Arm) -> tuple[str, ...]:
-    """What differs in how two trained arms were trained, with both values: `budget: steps 114 and 228`."""
-    if not (_trained(arm) and _trained(reference)):
+    """What differs in how two trained arms were trained, with both values: `budget: steps 114 and 228`. What one of them did
+    not record: `not recorded: budget of SFT`. The untrained model has no training to differ in."""
+    if _is_untrained(arm) or _is_untrained(reference):
         return ()
-    found = []
-    budgets = [arm_facts(arm, "budget"), arm_facts(reference, "budget")]
-    for name in sorted({*budgets[0], *budgets[1]}):
-        if (values := _differ(*(budget.get(name, []) for budget in budgets))) is not None:
-            found.append(f"budget: {name.replace('_', ' ')} {values}")
-    normalisers = [_values(run.arm.get("loss.normalizer") for run in side.runs) for side in (arm, reference)]
-    if (values := _differ(*normalisers)) is not None:
-        found.append(f"normaliser: {values}")
-    data = [arm_facts(arm, "data"), arm_facts(reference, "data")]
-    for name, words in (("fingerprint", "fingerprint of the annotation"), ("rows_sha256", "training rows")):
-        if (values := _differ(*(facts.get(name, []) for facts in data))) is not None:
-            found.append(f"data: {words} {values}")
+    if unknown := [side.label for side in (arm, reference) if "mask" not in side.key]:
+        return (f"{_UNKNOWN}training of {' and '.join(unknown)}",)
+    found, sides = [], (arm, reference)
+    for entry in ("budget", "data"):
+        facts = [arm_facts(side, entry) for side in sides]
+        if lacking := [side.label for side, known in zip(sides, facts, strict=True) if not known]:
+            found.append(f"{_UNKNOWN}{entry} of {' and '.join(lacking)}")
+            continue
+        for name in sorted({*facts[0], *facts[1]}) if entry == "budget" else _WORDS:
+            ours, theirs = (known.get(name, []) for known in facts)
+            words = _WORDS.get(name, name.replace("_", " "))
+            if bool(ours) != bool(theirs):
+                found.append(f"{_UNKNOWN}{words} of {sides[bool(ours)].label}")
+            # Seeds of one arm may have other rows by design (data.shuffle_responses), but never another budget.
+            elif ours != theirs or (entry == "budget" and len(ours) > 1):
+                found.append(f"{entry}: {words} {_both(ours, theirs)}")
+    normalisers = [_values(_normaliser(run) for run in side.runs) for side in sides]
+    if all(normalisers) and normalisers[0] != normalisers[1]:
+        found.append(f"normaliser: {_both(*normalisers)}")
     return tuple(found)
 
 
@@ -58,11 +74,53 @@ def arm_facts(arm: Arm, entry: str) -> dict[str, list[str]]:
     return found
 
 
-def _differ(ours: list[str], theirs: list[str]) -> str | None:
-    """Both sides' values if they differ; a side that recorded none does not."""
-    if not ours or not theirs or ours == theirs:
+def _marked(arm: Arm, arms: Sequence[Arm]) -> Arm:
+    """The arm with its marks against the arm that all trained ones are held against."""
+    standard = _standard(arm, arms)
+    if standard is None:
+        return arm
+    marks = _within(arm) if arm.label == standard.label else marks_between(arm, standard)
+    return replace(arm, marks=marks, marked_against=standard.label if marks else "")
+
+
+def _standard(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+    """Of the trained arms of the same model plain SFT, if there is one, else the arm that most are trained like, the
+    first of several. What is not known to be trained like anything is held against the first of all."""
+    if _is_untrained(arm):
         return None
+    if "mask" not in arm.key:
+        others = [other for other in arms if not _is_untrained(other)]
+        return next((other for other in others if "mask" in other.key), others[0])
+    like = [other for other in arms if "mask" in other.key and other.key.get("model") == arm.key.get("model")]
+    sft = [other for other in like if is_sft(other.key)]
+    if len(sft) == 1:
+        return sft[0]
+    return max(like, key=lambda one: sum(not marks_between(other, one) for other in like if other is not one))
+
+
+def _within(arm: Arm) -> tuple[str, ...]:
+    """Budgets that the seeds of one arm do not share."""
+    facts = arm_facts(arm, "budget")
+    mixed = [(name, values) for name, values in sorted(facts.items()) if len(values) > 1]
+    return tuple(f"budget: {name.replace('_', ' ')} {'/'.join(values)}" for name, values in mixed)
+
+
+def _sentences(arm: Arm) -> list[str]:
+    """The marks in words: what differs, then what cannot be told."""
+    unknown = [mark.removeprefix(_UNKNOWN) for mark in arm.marks if mark.startswith(_UNKNOWN)]
+    known = [mark for mark in arm.marks if not mark.startswith(_UNKNOWN)]
+    both = f"{arm.label} and {arm.marked_against}" if arm.label != arm.marked_against else f"The seeds of {arm.label}"
+    found = [f"{both} differ in {'; '.join(known)}."] if known else []
+    return found + ([f"{both} cannot be told to agree: no record of the {', the '.join(unknown)}."] if unknown else [])
+
+
+def _both(ours: list[str], theirs: list[str]) -> str:
     return f"{'/'.join(_short(v) for v in ours)} and {'/'.join(_short(v) for v in theirs)}"
+
+
+def _normaliser(run: Run) -> Any:
+    settings = run.facts.get("settings") or {}
+    return run.arm.get("loss.normalizer", settings.get("loss.normalizer"))
 
 
 def _short(value: str) -> str:
@@ -73,8 +131,8 @@ def _values(values: Any) -> list[str]:
     return sorted({str(value) for value in values if value is not None})
 
 
-def _trained(arm: Arm) -> bool:
-    return "mask" in arm.key and bool(arm.runs)
+def _is_untrained(arm: Arm) -> bool:
+    return is_base(arm.key) or not arm.runs
 
 
 def _against_reference(arm: Arm, arms: Sequence[Arm], *, seed: int) -> Arm:
@@ -90,7 +148,7 @@ def _against_reference(arm: Arm, arms: Sequence[Arm], *, seed: int) -> Arm:
             found[name] = Contrast(tested.interval, tested.p, tested.p, tested.test)
     if not found:
         return arm
-    return replace(arm, reference=reference.label, contrasts=found, marks=marks_between(arm, reference))
+    return replace(arm, reference=reference.label, contrasts=found)
 
 
 def _reference(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
@@ -134,6 +192,5 @@ def _corrected(comparison: Comparison, *, p_values: dict[tuple[str, str, str, st
         place = (comparison.benchmark, comparison.split, arm.label)
         contrasts = {name: replace(c, holm=p_values[*place, name]) for name, c in arm.contrasts.items()}
         arms.append(replace(arm, contrasts=contrasts))
-        if arm.marks:
-            notes.append(f"† {arm.label} and {arm.reference} differ in {'; '.join(arm.marks)}.")
+        notes += [f"† {sentence}" for sentence in _sentences(arm)]
     return replace(comparison, arms=tuple(arms), notes=tuple(notes))

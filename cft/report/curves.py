@@ -40,13 +40,13 @@ def at_best_epoch(path: Path, *, epoch: int) -> dict[str, float]:
 
 
 def curves_of(comparisons: Sequence[Comparison]) -> list[Curve]:
-    """Every logged train/ and val/ metric of every run, each run once although it may stand in several comparisons."""
+    """Every logged train/ and val/ metric of every run, each training once although it may stand in several comparisons."""
     found: list[Curve] = []
     seen: set[Path] = set()
     for run, label in [(run, arm.label) for comparison in comparisons for arm in comparison.arms for run in arm.runs]:
-        if run.folder not in seen:
-            seen.add(run.folder)
-            points = _points(run.folder / "metrics.csv")
+        if run.logs not in seen:
+            seen.add(run.logs)
+            points = _points(run.logs / "metrics.csv")
             found += [Curve(label, run.seed, metric, points) for metric, points in points.items()]
     return found
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cft.report.arms import BASE, Arm, Comparison
+from cft.report.arms import BASE, MARK, Arm, Comparison
 from cft.report.contrasts import contrast_metrics
 from cft.report.drawing import ACCENT, BASE_COLOR, BEHIND, INK, MUTED, headline, plain_ticks, style
 from cft.report.table import p_text, title
@@ -29,7 +29,7 @@ def accuracy_figure(comparison: Comparison, *, metrics: Sequence[str] = ()) -> F
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, names, strict=True):
         _panel(panel, name, arms, base)
-    panels[0].set_yticks(range(len(arms)), [one_line(arm.label, limit=40) for arm in arms])
+    panels[0].set_yticks(range(len(arms)), [one_line(arm.marked_label, limit=40) for arm in arms])
     plain_ticks(panels[0])
     panels[0].invert_yaxis()
     panels[0].set_ylim(len(arms) - 0.5, -0.5)
@@ -47,7 +47,7 @@ def forest_figure(comparison: Comparison) -> Figure | None:
     names = [name for name in contrast_metrics(comparison.arms) if any(name in arm.contrasts for arm in arms)]
     if not arms:
         return None
-    labels = [f"{arm.label} minus {arm.reference}{' †' if arm.marks else ''}" for arm in arms]
+    labels = [f"{arm.label} minus {arm.reference}{MARK if arm.reference_marks else ''}" for arm in arms]
     width = 0.6 + 0.075 * min(max(map(len, labels)), 56) + 3.4 * len(names)
     figure = Figure(figsize=(width, 1.2 + 0.46 * len(arms)), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]

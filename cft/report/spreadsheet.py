@@ -69,6 +69,7 @@ def write_arms(path: Path, comparisons: Sequence[Comparison]) -> None:
                     f"{name}/difference/high": contrast.interval.high,
                 }
                 record |= {f"{name}/p": contrast.p, f"{name}/p_holm": contrast.holm}
+            record |= {"marks": "; ".join(arm.marks), "marked_against": arm.marked_against}
             records.append(record)
     write_records(path, records)
 
@@ -86,7 +87,7 @@ def write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
                 }
                 record |= {"minus": arm.reference, "metric": name, "difference": contrast.interval.value}
                 record |= {"low": contrast.interval.low, "high": contrast.interval.high, "p": contrast.p}
-                record |= {"p_holm": contrast.holm, "test": contrast.test, "marks": "; ".join(arm.marks)}
+                record |= {"p_holm": contrast.holm, "test": contrast.test, "marks": "; ".join(arm.reference_marks)}
                 records.append(record)
     write_records(path, records)
 

@@ -9,14 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cft.evaluation.intervals import Interval
-from cft.report.arms import ACCURACY, Arm, Comparison
+from cft.report.arms import ACCURACY, MARK, Arm, Comparison
 from cft.report.contrasts import contrast_metrics
 from cft.report.text import one_line, printable
 
 MISSING = "–"
 ARM, SEEDS, LOSS_ON, DIFFERENCE, P = "arm", "seeds", "loss on", "difference in accuracy", "p (Holm)"
 RATE, VALIDATION = "lr", "validation"
-MARK = " †"
 # Metrics in the order of the table, after pass@k and maj@k; those that a comparison lacks are left out, others follow.
 _TITLES = {
     ACCURACY: "accuracy",
@@ -53,7 +52,7 @@ def p_text(p: float) -> str:
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """(column titles, one row an arm), as plain text. `*` marks an interval that is over seeds alone, `†` a difference
-    between arms that were trained under other budgets, normalisers or data."""
+    between arms that were trained under other budgets, normalisers or data; where no difference is shown, the arm."""
     metrics = _shown_metrics(comparison)
     extra = [name for name in comparison.varying if name not in ("mask", "weighting", "loss", "optimizer.lr")]
     references = {arm.reference for arm in comparison.arms if arm.difference is not None}
@@ -67,11 +66,11 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     titles += [*([VALIDATION] if with_validation else []), *map(title, metrics[1:])]
     rows = []
     for arm in comparison.arms:
-        row = [one_line(arm.label, limit=60), *(one_line(_entry(name, arm), limit=40) for name in extra)]
+        row = [one_line(arm.marked_label, limit=60), *(one_line(_entry(name, arm), limit=40) for name in extra)]
         row += [str(len(arm.runs) or MISSING), _metric(arm, ACCURACY)]
         if references:
             contrast = arm.contrasts.get(ACCURACY)
-            to = ("" if one_reference else f" to {arm.reference}") + (MARK if arm.marks else "")
+            to = ("" if one_reference else f" to {arm.reference}") + (MARK if arm.reference_marks else "")
             row.append(MISSING if contrast is None else signed(contrast.interval) + to)
             row.append(MISSING if contrast is None else p_text(contrast.holm).removeprefix("p ").removeprefix("= "))
         if with_eligible:
