@@ -10,7 +10,10 @@ replaced at once, each by its own rank-2 alternative a:
 Pairs are drawn uniformly from each response's pairs of non-critical tokens (not critical: some alternative ends right; the
 end of the response excluded, and alternatives that would end it at s). `harmless` pairs are those where both single
 replacements end right, so that whatever goes wrong comes of the pair: joint minus kept is the part of the second token.
-A cut-off continuation counts as wrong, as in the mask. Intervals are 95 %, bootstrap over responses. Last line: JSON.
+A cut-off continuation counts as wrong, as in the mask. Two tokens at once stand beside `either_single_wrong`, the share of
+pairs of which one or both end wrong alone; `single_wrong` is a share of tokens. Intervals are 95 %, bootstrap over responses,
+with one more response at each end of the range as in `cft/evaluation/intervals.py`: none wrong of 29 is not never. Last
+line: JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from numpy.typing import NDArray
 
 from cft.annotation.counterfactual import ListSource
 from cft.annotation.store import AnnotationStore, find_annotation
-from cft.evaluation.intervals import Interval, interval_of
+from cft.evaluation.intervals import RATE, Interval, interval_of, pull
 from cft.files import write_json
 from cft.judging.judge import Judge
 from cft.masks import Critical
@@ -91,12 +94,18 @@ def replace_pairs(
     return {key: outcome in WRONG for (key, _), (outcome, _) in zip(done, verdicts, strict=True)}  # type: ignore[misc]
 
 
-def share(wrong: NDArray[np.float64], rows: NDArray[np.int_], *, seed: int = 0) -> Interval:
-    """Mean over pairs with a bootstrap over responses, whose pairs stay together."""
+def share(wrong: NDArray[np.float64], rows: NDArray[np.int_], *, difference: bool = False, seed: int = 0) -> Interval:
+    """Mean over pairs with a bootstrap over responses, whose pairs stay together. difference: values from -1 to 1, which
+    get one more response only in a direction that none of them shows."""
     _, index = np.unique(rows, return_inverse=True)
     sums, counts = np.bincount(index, weights=wrong), np.bincount(index)
-    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    return interval_of(float(wrong.mean()), (drawn @ sums) / np.maximum(drawn @ counts, 1), level=0.95)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+    means = (drawn @ sums) / np.maximum(drawn @ counts, 1)
+    within = (-1.0, 1.0) if difference else RATE
+    ends = [end for end in within if not (difference and (wrong * end > 0).any())]
+    means += pull(means, problems=len(sums), ends=ends, rng=rng)
+    return interval_of(float(wrong.mean()), means, level=0.95, within=within)
 
 
 def summary(
@@ -111,8 +120,8 @@ def summary(
     harmless = np.logical_and(right[:, 0], right[:, 1])
     distance = np.array([pair.t - pair.s for pair in pairs])
 
-    def of(values: NDArray[np.float64], chosen: Any) -> dict[str, float] | None:
-        return share(values[chosen], numbers[chosen]).as_dict() if chosen.any() else None
+    def of(values: NDArray[np.float64], chosen: Any, *, difference: bool = False) -> dict[str, float] | None:
+        return share(values[chosen], numbers[chosen], difference=difference).as_dict() if chosen.any() else None
 
     every = np.ones(len(pairs), dtype=bool)
     near = [
@@ -126,7 +135,7 @@ def summary(
         "harmless_pairs": int(harmless.sum()),
         "harmless_joint_wrong": of(joint, harmless),
         "harmless_kept_wrong": of(kept, harmless),
-        "harmless_joint_minus_kept": of(joint - kept, harmless),
+        "harmless_joint_minus_kept": of(joint - kept, harmless, difference=True),
         "harmless_by_distance": [
             {"from": low, "to": high, "pairs": int(at.sum()), "joint_wrong": of(joint, at), "kept_wrong": of(kept, at)}
             for low, high, at in near

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import scipy.stats
 
 from cft.judging.judge import Judge
 from cft.masks import Critical
@@ -81,3 +83,26 @@ def test_pairs_of_a_response_stay_together_in_the_interval() -> None:
     assert together.value == single.value == 0.3
     assert (together.low, together.high) == (single.low, single.high)
     assert together.high - together.low > 0.2
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_none_or_all_wrong_has_an_interval_of_a_width(value: float) -> None:
+    """Of 29 responses with one pair each, the exact (Clopper-Pearson) limit is 0.119; the interval lies about there."""
+    one = share(np.full(29, value), np.arange(29))
+    exact = scipy.stats.beta.ppf(0.975, 1, 29)
+    assert one.value == value
+    assert (one.low if value == 0 else 1 - one.high) == 0
+    assert abs(one.high - one.low - exact) < 0.025
+    more = share(np.full(2900, value), np.arange(2900))
+    assert 0 < more.high - more.low < 0.002
+
+
+def test_a_difference_is_open_in_the_direction_that_was_not_seen() -> None:
+    rows = np.arange(40)
+    none = share(np.zeros(40), rows, difference=True)
+    assert -0.12 < none.low < -0.03
+    assert 0.03 < none.high < 0.12
+    both = np.array([1.0] * 10 + [-1.0] * 10 + [0.0] * 20)
+    plain = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=10_000) @ both / 40
+    found = share(both, rows, difference=True)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])))

@@ -101,7 +101,7 @@ def paired_draws(
     unseen = np.zeros(resamples)
     if within := difference_range(a_SP, b_SP):
         ends = [end for end in within if not (apart_P * end > 0).any()]
-        unseen = _pull(value + unseen, problems=len(apart_P), ends=ends, rng=rng)
+        unseen = pull(value + unseen, problems=len(apart_P), ends=ends, rng=rng)
     over_problems = problem_deviations(apart_P, resamples=resamples, rng=rng, rate=False)
     if pair_seeds:
         if a_SP.shape != b_SP.shape:
@@ -133,11 +133,11 @@ def problem_deviations(
     drawn = rng.multinomial(len(values_P), counts / len(values_P), size=resamples)
     means = drawn @ distinct / len(values_P)
     if rate:
-        means += _pull(means, problems=len(values_P), ends=RATE, rng=rng)
+        means += pull(means, problems=len(values_P), ends=RATE, rng=rng)
     return means - values_P.mean()
 
 
-def _pull(
+def pull(
     means: NDArray[np.float64], *, problems: int, ends: Sequence[float], rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """How far the means move if one problem more stands at each of `ends`, its weight drawn from Exp(1): [resamples].
