@@ -224,7 +224,7 @@ def _seeds_note(arms: Sequence[Arm]) -> list[str]:
             by_seeds.setdefault(", ".join(str(run.seed) for run in arm.runs), []).append(arm.label)
     if len(by_seeds) < 2:
         return []
-    told = "; ".join(f"{seeds} ({', '.join(labels)})" for seeds, labels in by_seeds.items())
+    told = "; ".join(f"{seeds} ({' / '.join(labels)})" for seeds, labels in by_seeds.items())
     return [f"The arms were not trained with the same seeds: {told}. Such arms are not paired by seed."]
 
 

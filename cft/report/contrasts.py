@@ -24,13 +24,13 @@ _WORDS = {"fingerprint": "fingerprint of the annotation", "rows_sha256": "traini
 def contrasted(comparisons: Sequence[Comparison], *, seed: int, strict: bool) -> list[Comparison]:
     """The comparisons with contrasts, marks and a note for each mark. Holm's correction is over all of them."""
     whole = [
-        replace(c, arms=tuple(_marked(_against_reference(arm, c.arms, seed=seed), c.arms) for arm in c.arms))
+        replace(c, arms=tuple(_marked([_against_reference(arm, c.arms, seed=seed) for arm in c.arms])))
         for c in comparisons
     ]
     marks = [sentence for c in whole for arm in c.arms for sentence in _sentences(arm)]
     if strict and marks:
         raise ReportError(
-            "arms that differ in more than their method:\n  "
+            "arms that differ in more than their method, or cannot be told to agree:\n  "
             + "\n  ".join(dict.fromkeys(marks))
             + "\nTrain them alike, or compare without --strict: the differences are then marked"
         )
@@ -74,28 +74,42 @@ def arm_facts(arm: Arm, entry: str) -> dict[str, list[str]]:
     return found
 
 
-def _marked(arm: Arm, arms: Sequence[Arm]) -> Arm:
-    """The arm with its marks against the arm that all trained ones are held against."""
-    standard = _standard(arm, arms)
-    if standard is None:
-        return arm
-    marks = _within(arm) if arm.label == standard.label else marks_between(arm, standard)
-    return replace(arm, marks=marks, marked_against=standard.label if marks else "")
+def _marked(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms with their marks against the arm that all trained ones of their model are held against."""
+    standards = _standards(arms)
+    any_trained = next(iter(standards.values()), next((arm for arm in arms if not _is_untrained(arm)), None))
+    found = []
+    for arm in arms:
+        # What is not known to be trained like anything belongs to no model.
+        standard = standards.get(_model(arm)) if "mask" in arm.key else any_trained
+        if _is_untrained(arm) or standard is None:
+            found.append(arm)
+            continue
+        marks = _within(arm) if arm.label == standard.label else marks_between(arm, standard)
+        found.append(replace(arm, marks=marks, marked_against=standard.label if marks else ""))
+    return found
 
 
-def _standard(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """Of the trained arms of the same model plain SFT, if there is one, else the arm that most are trained like, the
-    first of several. What is not known to be trained like anything is held against the first of all."""
-    if _is_untrained(arm):
-        return None
-    if "mask" not in arm.key:
-        others = [other for other in arms if not _is_untrained(other)]
-        return next((other for other in others if "mask" in other.key), others[0])
-    like = [other for other in arms if "mask" in other.key and other.key.get("model") == arm.key.get("model")]
-    sft = [other for other in like if is_sft(other.key)]
-    if len(sft) == 1:
-        return sft[0]
-    return max(like, key=lambda one: sum(not marks_between(other, one) for other in like if other is not one))
+def _standards(arms: Sequence[Arm]) -> dict[str, Arm]:
+    """By model: plain SFT where just one of the trained arms is, else the one that most are trained like, the first of
+    several."""
+    by_model: dict[str, list[Arm]] = {}
+    for arm in arms:
+        if "mask" in arm.key and arm.runs:
+            by_model.setdefault(_model(arm), []).append(arm)
+    found = {}
+    for model, like in by_model.items():
+        sft = [arm for arm in like if is_sft(arm.key)]
+        found[model] = sft[0] if len(sft) == 1 else max(like, key=lambda one: _number_like(one, like))
+    return found
+
+
+def _number_like(one: Arm, arms: Sequence[Arm]) -> int:
+    return sum(not marks_between(other, one) for other in arms if other is not one)
+
+
+def _model(arm: Arm) -> str:
+    return str(arm.key.get("model"))
 
 
 def _within(arm: Arm) -> tuple[str, ...]:
