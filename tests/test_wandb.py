@@ -173,7 +173,8 @@ def test_annotation_and_evaluation_follow_the_same_convention(chain: Chain) -> N
     assert (annotated.run.job_type, evaluated.run.job_type) == ("annotate", "evaluate")
     assert (annotated.run.run_group, evaluated.run.run_group) == ("a", chain.sweep.name)
     assert set(annotated.run.tags) == {"model:tiny_arith", "data:arithmetic", "annotation:a"}
-    assert set(evaluated.run.tags) == {"mask:critical", "weighting:uniform", "model:tiny_arith", "benchmark:arithmetic"}
+    of_training = {"mask:critical", "weighting:uniform", "loss:nll", "model:tiny_arith"}
+    assert set(evaluated.run.tags) == {*of_training, "benchmark:arithmetic"}
     assert annotated.exit_code == evaluated.exit_code == 0
     counts = AnnotationStore(chain.annotations / "a").manifest()["counts"]
     assert sum(row["annotate/problems"] for row in annotated.history) == counts["problems"] == 6

@@ -74,12 +74,13 @@ def _facts(cfg: DictConfig, context: RunContext, results: dict[str, Any], inputs
     """An evaluation of a checkpoint joins the group of its training."""
     arm = results["arm"]
     told = spoken(arm)
+    trained = {"loss": arm.get("loss", "nll")} if "mask" in arm else {}  # as the training's own tags
     return RunFacts(
         context.folder,
         name="-".join([*map(str, told.values()), results["benchmark"], f"seed{results['seed']}"]),
         group=group_of(Path(cfg.checkpoint)) if cfg.checkpoint else context.group,
         job_type="evaluate",
-        tags=(*(f"{key}:{value}" for key, value in told.items()), f"benchmark:{results['benchmark']}"),
+        tags=(*(f"{key}:{value}" for key, value in {**told, **trained}.items()), f"benchmark:{results['benchmark']}"),
         config=redacted(cfg) | {"arm": redacted(arm)},
         inputs=inputs,
     )
