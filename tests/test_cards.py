@@ -45,6 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> AnnotationStore:
 
 
 def test_a_card_changes_nothing_of_the_annotation_and_is_the_same_again(store: AnnotationStore) -> None:
+    (store.folder / "README.md").unlink()
     before = {path: sha256_file(path) for path in store.folder.rglob("*") if path.is_file()}
     rows = table_hash(store.rows())
     path = write_annotation_card(store)
@@ -52,7 +53,10 @@ def test_a_card_changes_nothing_of_the_annotation_and_is_the_same_again(store: A
     assert write_annotation_card(store).read_bytes() == first
     assert {p: sha256_file(p) for p in store.folder.rglob("*") if p.is_file() and p != path} == before
     assert table_hash(store.rows()) == rows
-    assert not (SHIPPED / "tiny_arith" / "README.md").exists()
+
+
+def test_the_shipped_card_is_the_one_that_is_written_today(store: AnnotationStore) -> None:
+    assert (SHIPPED / "tiny_arith" / "README.md").read_text(encoding="utf-8") == annotation_card(store)
 
 
 def test_the_numbers_on_an_annotation_card_are_those_of_its_rows(store: AnnotationStore) -> None:
