@@ -92,7 +92,10 @@ def test_the_harness_shape() -> None:
     assert whole["model_name_sanitized"] == "owner__model"
     results["a"]["metrics"] |= {"eval/entropy": {"value": 0.5}, "eval/cut_off_rate": {"value": 0.1}}
     single = lm_eval_results({"a": results["a"]}, facts=FACTS, group="", averages={})
-    assert (single["higher_is_better"]["a"]["entropy"], single["higher_is_better"]["a"]["cut_off_rate"]) == (None, False)
+    assert (single["higher_is_better"]["a"]["entropy"], single["higher_is_better"]["a"]["cut_off_rate"]) == (
+        None,
+        False,
+    )
     assert "groups" not in single
     assert single["group_subtasks"] == {"a": []}
 
