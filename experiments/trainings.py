@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
+from cft.compute.allocator import give_back_freed_memory
 from cft.configuration.config import CONF_DIR, config_hash
 from cft.progress import console, progress
 
@@ -136,6 +137,7 @@ def train_forever() -> None:
             print(f"exit status {end.code}", flush=True)
         for weights in ("checkpoints", "export"):  # of many runs, which nobody goes on from
             shutil.rmtree(folder / weights, ignore_errors=True)
+        give_back_freed_memory()
         say.write("done\n")
         say.flush()
 

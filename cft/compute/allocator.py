@@ -8,6 +8,7 @@ Without glibc nothing happens.
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 # malloc.h of glibc
@@ -21,3 +22,10 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_back_freed_memory() -> None:
+    """For a process that does several things one after the other: what none of them holds any more goes to the system."""
+    gc.collect()
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
