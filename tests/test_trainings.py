@@ -72,20 +72,27 @@ def test_another_configuration_lies_in_another_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_every_arm_of_a_study_composes_under_one_budget(study: Study) -> None:
     """The arms differ in mask and weighting alone; the search leaves the test problems and the tested seeds alone."""
-    searched = {arm: [run for rate in study.rates for run in study.search(arm, rate)] for arm in study.arms}
-    for runs in searched.values():
-        assert len(runs) == len(study.rates) * len(study.search_seeds)
-        assert not any(f"seed={seed}" in run.overrides for run in runs for seed in study.seeds)
-        assert len({run.folder for run in runs}) == len(runs)
+    trained = {
+        arm: [run for rate in study.rates for run in study.search(arm, rate)] or [study.final(arm, study.seeds[0])]
+        for arm in study.arms
+    }
+    searches = len(study.rates) > 1
+    for runs in trained.values():
+        assert (
+            len({run.folder for run in runs})
+            == len(runs)
+            == (len(study.rates) * len(study.search_seeds) if searches else 1)
+        )
+        assert searches != any(f"seed={seed}" in run.overrides for run in runs for seed in study.seeds)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
         configs = [
-            OmegaConf.to_container(compose("train", overrides=list(runs[0].overrides))) for runs in searched.values()
+            OmegaConf.to_container(compose("train", overrides=list(runs[0].overrides))) for runs in trained.values()
         ]
     budgets = []
     for config in configs:
         assert isinstance(config, dict)
         budgets.append({part: value for part, value in config.items() if part not in ("mask", "weighting")})
-        assert config["evaluation"]["problems"] == 0
+        assert config["evaluation"]["problems"] == (0 if searches else study.problems)
     assert all(budget == budgets[0] for budget in budgets)
     assert len({json.dumps([config["mask"], config["weighting"]]) for config in configs}) == len(study.arms)  # type: ignore[index]
 

@@ -303,8 +303,9 @@ class Watch:
             whole = per_problem * self.problems_total
             console.print(
                 f"Estimate from the first {self._unit_problems} problems ({len(kept)} to annotate, "
-                f"{lengths.mean() if len(lengths) else 0:.0f} tokens each): {whole:,.0f} tokens, "
-                f"about {whole / max(rate, 1e-9):,.0f} s at the {rate:,.0f} tokens/s of solving"
+                f"{lengths.mean() if len(lengths) else 0:.0f} tokens each): {whole:,.0f} tokens"
+                # Given responses were not decoded, so there is no speed yet.
+                + (f", about {whole / rate:,.0f} s at the {rate:,.0f} tokens/s of solving" if self.tokens else "")
             )
 
     def on_fork(self, completion: Completion) -> None:
