@@ -83,7 +83,7 @@ def test_the_artifact_that_training_reads_is_the_one_that_annotation_made(
     ((made,), (read,)) = server.logged, server.used
     assert (made.type, made.name, made.digest) == (read.type, read.name, read.digest)
     assert made.type == "annotation"
-    assert set(made.manifest.entries) == {"manifest.json"}
+    assert set(made.manifest.entries) == {"manifest.json", "README.md"}
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staging"))
     whole = artifact_of(annotation_link(ANNOTATION), whole=True)
     assert not (tmp_path / "staging").exists()  # nothing is copied
