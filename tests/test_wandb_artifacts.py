@@ -88,7 +88,7 @@ def test_the_artifact_that_training_reads_is_the_one_that_annotation_made(
     whole = artifact_of(annotation_link(ANNOTATION), whole=True)
     assert not (tmp_path / "staging").exists()  # nothing is copied
     files = {path.relative_to(ANNOTATION).as_posix() for path in ANNOTATION.glob("*/*.parquet")}
-    assert set(whole.manifest.entries) == {"manifest.json", *files}
+    assert set(whole.manifest.entries) == {"manifest.json", "README.md", *files}
     assert whole.digest != made.digest
 
 
