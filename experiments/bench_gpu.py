@@ -81,7 +81,8 @@ def all_sections(arguments: argparse.Namespace) -> None:
     ends = began + 60 * arguments.minutes
     status: dict[str, dict[str, Any]] = {}
     for name in arguments.sections.split(","):
-        limit = min(60 * SECTIONS[name][1], ends - time.monotonic() - END_S)
+        own = 60 * SECTIONS[name][1] * (10 if arguments.tiny else 1)  # trying the code may take a busy machine long
+        limit = min(own, ends - time.monotonic() - END_S)
         if limit < 15:
             status[name] = {"status": "left out: no time", "seconds": 0.0}
             continue

@@ -67,7 +67,9 @@ def engine(record: Record) -> None:
     model = random_model(sizes, device=device, dtype=torch.bfloat16)
     made = SharedPrefixEngine(model, (0,), max_rows=1024, kv_budget_mb=budget_mb, tie_margin=0.0)
     names = [f"bfloat16, {t} rectangles, {s} trunks, {rows} rows" for t, s, rows in shapes]
-    parts = [(name, partial(decode_step, made, *shape, prefix=prefix)) for name, shape in zip(names, shapes, strict=True)]
+    parts = [
+        (name, partial(decode_step, made, *shape, prefix=prefix)) for name, shape in zip(names, shapes, strict=True)
+    ]
     record.each(parts, needs=15)
     forks = many_forks(8 if tiny else 512, trunks=4, prefix=prefix, vocabulary=sizes["vocab_size"])
     budget = Budget(6 if tiny else 128)
@@ -90,12 +92,12 @@ def many_forks(count: int, *, trunks: int, prefix: int, vocabulary: int) -> list
     rng = np.random.default_rng(0)
     made = [Trunk(rng.integers(3, vocabulary, prefix).astype(np.int32), prefix // 4) for _ in range(trunks)]
     cuts = rng.integers(prefix // 2, prefix, count)
-    return [
-        Fork(made[i % trunks], int(cut), int(rng.integers(3, vocabulary)), GREEDY, i) for i, cut in enumerate(cuts)
-    ]
+    return [Fork(made[i % trunks], int(cut), int(rng.integers(3, vocabulary)), GREEDY, i) for i, cut in enumerate(cuts)]
 
 
-def decode_step(engine: SharedPrefixEngine, rectangles: int, trunks: int, rows: int, *, prefix: int) -> dict[str, float]:
+def decode_step(
+    engine: SharedPrefixEngine, rectangles: int, trunks: int, rows: int, *, prefix: int
+) -> dict[str, float]:
     """One token for so many rows in so many rectangles; trunks: prefixes that rows share, 0 = each row has its own."""
     vocabulary = int(engine.model.config.vocab_size)
     forks = many_forks(rows, trunks=trunks or rows, prefix=prefix, vocabulary=vocabulary)
@@ -169,7 +171,9 @@ def continuous(record: Record) -> None:
     for block, graphs in ((256, True), (256, False), (16, True), (32, False)):
         name = f"blocks of {block}, {'with' if graphs else 'without'} CUDA graphs"
         options = {"use_cuda_graph": graphs and device.type == "cuda"} | ({} if not tiny else {"num_blocks": 64})
-        record.each([(name, partial(by_continuous_batching, model, forks, budget=budget, block=block, **options))], needs=40)
+        record.each(
+            [(name, partial(by_continuous_batching, model, forks, budget=budget, block=block, **options))], needs=40
+        )
 
 
 def configured(*, block: int, **options: Any) -> Any:
@@ -177,7 +181,7 @@ def configured(*, block: int, **options: Any) -> Any:
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
     known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
-    options |= {"block_size" if "block_size" in known else "page_size": block, "allow_block_sharing": True}
+    options |= {"page_size" if "page_size" in known else "block_size": block, "allow_block_sharing": True}
     return ContinuousBatchingConfig(**{name: value for name, value in options.items() if name in known})
 
 

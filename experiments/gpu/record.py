@@ -156,7 +156,12 @@ def command(
 
 
 def child_environment() -> dict[str, str]:
-    fixed = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
+    fixed = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "disabled",
+        "PYTHONUNBUFFERED": "1",
+    }
     return {**os.environ, **fixed, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
