@@ -38,22 +38,23 @@ def training(record: Record) -> None:
     rows = rows_of(4 if tiny else 16, mean=30 if tiny else 600, vocabulary=small["vocab_size"], density=0.12)
     full = rows_of(4 if tiny else 16, mean=30 if tiny else 600, vocabulary=small["vocab_size"], density=1.0)
     measured = partial(steps, device=device, rate=rate, times=2 if tiny else 5)
-    record.each(
-        [
-            ("1.5B packed", lambda: measured(small, rows)),
-            ("1.5B packed, checkpointing", lambda: measured(small, rows, checkpointing=True)),
-            ("1.5B padded, checkpointing", lambda: measured(small, rows, layout="padded", checkpointing=True)),
-            ("1.5B packed, all tokens, checkpointing", lambda: measured(small, full, checkpointing=True)),
-            ("1.5B padded, transformers' own loss, checkpointing", lambda: measured(small, full, checkpointing=True, layout="padded", plain=True)),
-            ("7B weights in bfloat16, no optimizer, checkpointing", lambda: measured(large, rows, kind="bfloat16", checkpointing=True)),
-            ("7B weights in bfloat16, no optimizer, all tokens, checkpointing", lambda: measured(large, full, kind="bfloat16", checkpointing=True)),
-            ("7B transformers' own loss, no optimizer, checkpointing", lambda: measured(large, full, kind="bfloat16", checkpointing=True, layout="padded", plain=True)),
-            ("7B adapters, checkpointing", lambda: measured(large, rows, kind="adapters", checkpointing=True)),
-            ("1.5B packed, compiled blocks, checkpointing", lambda: measured(small, rows, kernels="compiled", checkpointing=True)),
-            ("1.5B packed, compiled blocks", lambda: measured(small, rows, kernels="compiled")),
-        ],
-        needs=25,
-    )  # fmt: skip
+    saving: dict[str, Any] = {"checkpointing": True}
+    padded: dict[str, Any] = {**saving, "layout": "padded"}
+    whole: dict[str, Any] = {**saving, "kind": "bfloat16"}  # 7B: weights and gradients alone are 30 GB
+    arms: list[tuple[str, dict[str, int], list[TokenRow], dict[str, Any]]] = [
+        ("1.5B packed", small, rows, {}),
+        ("1.5B packed, checkpointing", small, rows, saving),
+        ("1.5B padded, checkpointing", small, rows, padded),
+        ("1.5B packed, all tokens, checkpointing", small, full, saving),
+        ("1.5B transformers' own loss, all tokens, checkpointing", small, full, {**padded, "plain": True}),
+        ("7B bfloat16, no optimizer, checkpointing", large, rows, whole),
+        ("7B bfloat16, no optimizer, all tokens, checkpointing", large, full, whole),
+        ("7B transformers' own loss, no optimizer", large, full, {**whole, **padded, "plain": True}),
+        ("7B adapters, checkpointing", large, rows, {**saving, "kind": "adapters"}),
+        ("1.5B packed, compiled blocks, checkpointing", small, rows, {**saving, "kernels": "compiled"}),
+        ("1.5B packed, compiled blocks", small, rows, {"kernels": "compiled"}),
+    ]
+    record.each([(name, partial(measured, sizes, on, **options)) for name, sizes, on, options in arms], needs=25)
 
 
 def rows_of(count: int, *, mean: int, vocabulary: int, density: float) -> list[TokenRow]:
