@@ -74,7 +74,7 @@ class Record:
         temporary.replace(self.file)
 
 
-class LeftOut(Exception):  # noqa: N818
+class LeftOut(Exception):
     """There was no time left for a part."""
 
 
