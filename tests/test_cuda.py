@@ -16,10 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, Olmo2Config, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from cft.annotation.counterfactual import ListSource
-from cft.compute.device import place
-from cft.compute.kernels import use_kernels
-from cft.rollout.reference import ReferenceEngine
-from cft.rollout.shared_prefix import SharedPrefixEngine
+from cft.engines.reference import ReferenceEngine
+from cft.engines.shared_prefix import SharedPrefixEngine
+from cft.models.cpu.kernels import use_kernels
+from cft.models.device import place
 from cft.training.layout import Layout
 from cft.training.selective_lm import SelectiveLM
 from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, Trunk

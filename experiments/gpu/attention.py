@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cft.rollout.fork_attention import LayerKeys, Shared, Tails
+from cft.engines.attention import LayerKeys, Shared, Tails
 from experiments.gpu.record import Record, milliseconds
 
 HEADS, GROUPS, WIDTH = 4, 7, 128  # of Qwen2.5-7B

@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2Config
 
 from cft.annotation.counterfactual import ListSource
-from cft.models import ModelSpec, load_causal_lm
-from cft.rollout.choice import choose
-from cft.rollout.reference import fork_prefix
-from cft.rollout.residency import Residency
-from cft.rollout.shared_prefix import Row, SharedPrefixEngine
+from cft.engines.reference import fork_prefix
+from cft.engines.sampling import choose
+from cft.engines.scheduler import Residency
+from cft.engines.shared_prefix import Row, SharedPrefixEngine
+from cft.models.load import ModelSpec, load_causal_lm
 from cft.types import GREEDY, Budget, Fork, Key, Trunk
 from experiments.gpu.record import Record, kernels, milliseconds, wait
 

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from cft.aggregation import TokenMean
-from cft.compute.flops import arithmetic_of, matmul_rate
-from cft.compute.kernels import Kernels, use_kernels
-from cft.loss import Objective
-from cft.models import Lora, apply_lora
-from cft.token_loss import NLL
-from cft.training.batches import TokenRow, collate
+from cft.data.batches import TokenRow, collate
+from cft.losses.aggregation import TokenMean
+from cft.losses.objective import Objective
+from cft.losses.token import NLL
+from cft.models.cpu.kernels import Kernels, use_kernels
+from cft.models.flops import arithmetic_of, matmul_rate
+from cft.models.load import Lora, apply_lora
 from cft.training.layout import Layout
 from cft.training.memory import estimate
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts, TokenBatch
-from cft.weighting import Uniform
+from cft.weightings.token import Uniform
 from experiments.gpu.decoding import QWEN_1_5B, QWEN_7B, TINY, random_model
 from experiments.gpu.record import Record, milliseconds, wait
 
