@@ -77,6 +77,7 @@ class Annotator:
     short_circuit: bool
     replay_fraction: float
     responses: Literal["solve", "given"] = "solve"
+    exact_ranks: bool = True  # scoring a response again gives the stored alternatives again; not in half precision
     on_solved: Callable[[Completion], None] = field(default=lambda completion: None)
     on_plan: Callable[[Sequence[Solved]], None] = field(default=lambda kept: None)
     on_fork: Callable[[Completion], None] = field(default=lambda completion: None)
@@ -213,7 +214,10 @@ class Annotator:
             return row.alt_ids, row.alt_logprob
         trunk = Trunk(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids))
         top = self.engine.score(trunk, k=self.num_alternatives + len(self.eos_ids))
-        return alternatives(row.response_ids, top, k=self.num_alternatives, eos_ids=self.eos_ids)
+        ids_RK, logprob_RK = alternatives(row.response_ids, top, k=self.num_alternatives, eos_ids=self.eos_ids)
+        if self.exact_ranks:
+            return ids_RK, logprob_RK
+        return _stored_first(row, ids_RK, logprob_RK)
 
     def _row(
         self, solved: Solved, top: TopTokens, alt_logprob: NDArray[np.float32], evidence: Evidence
@@ -283,3 +287,16 @@ def _compute(tally: Tally, *, seconds: float) -> dict[str, float]:
         "speculative_tokens": tally.speculative_tokens,
         "counterfactual_seconds": round(seconds, 3),
     }
+
+
+def _stored_first(
+    row: AnnotatedResponse, ids_RK: NDArray[np.int32], logprob_RK: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Alternatives in K columns whose first ones are the stored ones, whatever rounding made of the ranks since."""
+    width = ids_RK.shape[1]
+    ids, logprobs = ids_RK.copy(), logprob_RK.copy()
+    for t in range(len(ids)):
+        new = ~np.isin(ids_RK[t], row.alt_ids[t])
+        ids[t] = [*row.alt_ids[t], *ids_RK[t][new]][:width]
+        logprobs[t] = [*row.alt_logprob[t], *logprob_RK[t][new]][:width]
+    return ids, logprobs

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from cft.configuration.needs import strings
 from cft.configuration.schema import Stage
 from cft.configuration.value_types import show
+from cft.models.device import DEVICE
 
 
 class _NotApplicable(LookupError):
@@ -136,6 +137,17 @@ _EVERYWHERE = (
     at_least("engine.kv_budget_mb", 1),
     at_least("engine.tie_margin", 0),
     at_least("logger.wandb.transcripts", 0),
+    Rule(
+        "engine.tie_margin",
+        "expected null or 0 with model.dtype in half precision, where no margin says what another batch would turn (the "
+        "replays of an annotation measure it), or model.dtype=float32",
+        lambda v: v.number("engine.tie_margin") == 0 or v.text("model.dtype") == "float32",
+    ),
+    Rule(
+        "device",
+        "expected auto, cpu, cuda, or one of several as cuda:1",
+        lambda v: DEVICE.fullmatch(v.text("device")) is not None,
+    ),
 )
 
 _MASKS = ("mask", "mask.like", "mask.of", "mask.inner", "groups")

@@ -98,7 +98,7 @@ class AnnotateConfig:
     num_shards: int = MISSING
     shard: int = MISSING
     replay_fraction: float = MISSING
-    device: Literal["auto", "cpu", "cuda"] = MISSING
+    device: str = MISSING
     verify: Verify = field(default_factory=Verify)
     allow_targets: list[str] = field(default_factory=list)
 
@@ -150,7 +150,7 @@ class EvaluateConfig:
     temperature: float = MISSING
     top_p: float = MISSING
     max_new_tokens: int = MISSING
-    device: Literal["auto", "cpu", "cuda"] = MISSING
+    device: str = MISSING
     verify: Verify = field(default_factory=Verify)
     allow_targets: list[str] = field(default_factory=list)
 
@@ -166,7 +166,7 @@ class ScoreConfig:
     checkpoint: str = MISSING
     batch_size: int = MISSING
     replace: bool = MISSING
-    device: Literal["auto", "cpu", "cuda"] = MISSING
+    device: str = MISSING
     allow_targets: list[str] = field(default_factory=list)
 
 
