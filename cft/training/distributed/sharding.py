@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cft.errors import BadValue
 from cft.models.export import plain_copy
+from cft.ranges import AtLeastOne
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -32,10 +33,14 @@ class ShardingError(RuntimeError):
 
 
 class FullySharded(ModelParallelStrategy):
-    """All processes are one data-parallel group. A checkpoint is one file that any strategy can go on from."""
+    """All processes are one data-parallel group. A checkpoint is one file that any strategy can go on from.
 
-    def __init__(self) -> None:
+    replicas: copies of the sharded model; each is shared out over world / replicas processes that follow each other.
+    """
+
+    def __init__(self, *, replicas: int = 1) -> None:
         super().__init__(save_distributed_checkpoint=False)
+        self.replicas = replicas
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -43,21 +48,55 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
 
-def fully_sharded() -> FullySharded:
+def fully_sharded(*, replicas: AtLeastOne = 1) -> FullySharded:
     """For conf/trainer/fsdp.yaml."""
-    return FullySharded()
+    return FullySharded(replicas=replicas)
 
 
-def shard(lm: nn.Module, model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Share out `lm`, a wrapper around `model` whose methods forward and probe do all computation. Collective."""
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+def shard(lm: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, replicas: int = 1, mixed: bool = False) -> None:
+    """Share out `lm`, a wrapper around `model` whose methods forward and probe do all computation. Collective.
+
+    mixed: gathers are of bfloat16, and what a block multiplies with is freed with it. Autocast alone would gather float32
+    and keep a bfloat16 copy of every weight from the forward to the backward pass, on every rank.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     _require_whole_world(mesh)
-    data = mesh["data_parallel"]
+    policy = MixedPrecisionPolicy()
+    if mixed:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    data = _data_mesh(mesh, replicas=replicas)
     for block in blocks_of(model):
-        fully_shard(block, mesh=data)
-    fully_shard(lm, mesh=data)
+        fully_shard(block, mesh=data, mp_policy=policy)
+    fully_shard(lm, mesh=data, mp_policy=policy)
     register_fsdp_forward_method(lm, "probe")
+
+
+def _data_mesh(mesh: DeviceMesh, *, replicas: int) -> DeviceMesh:
+    """One axis of shards; with several replicas, two axes: replicas and the shards of each."""
+    if replicas == 1:
+        return mesh["data_parallel"]
+    from torch.distributed.device_mesh import init_device_mesh
+
+    world = dist.get_world_size()
+    if world % replicas:
+        raise BadValue(
+            f"trainer.strategy.replicas={replicas}: expected a divisor of the {world} processes, so that every copy of the "
+            "model has as many of them; usually the number of nodes"
+        )
+    return init_device_mesh(mesh.device_type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def sum_over_replicas(lm: nn.Module, *, last: bool) -> None:
+    """Before the backward pass of a micro-batch: sums over replicas are taken with the `last` one of a step alone.
+
+    The shards' own sums stay in every pass: put off, they would hold the gradient of all weights on each rank, which is what
+    sharding is there to avoid.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(lm, FSDPModule):
+        lm.set_requires_all_reduce(last)
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
