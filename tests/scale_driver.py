@@ -2,6 +2,8 @@
 
 python tests/scale_driver.py FOLDER STRATEGY WORLD ACCUMULATE BATCH STEPS [CHECKPOINT]      (two processes: as a script)
 
+STRATEGY: auto, ddp, fsdp or hsdp (two replicas), with a precision behind it as in fsdp:bf16-mixed.
+
 FOLDER gets checkpoints after every 4 steps and result.json: losses by step, and how far the logits of the Hugging Face
 export are from those of the trained weights.
 """
@@ -104,6 +106,7 @@ def run(
     more: tuple[pl.Callback, ...] = (),
     optimizer: Any = ADAMW,
     every: int = EVERY,
+    precision: str = "32-true",
 ) -> tuple[CausalLMModule, Losses]:
     losses = Losses()
     module = CausalLMModule(
@@ -117,7 +120,8 @@ def run(
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=world,
-        strategy=FullySharded() if strategy == "fsdp" else strategy,
+        strategy=FullySharded(replicas=2 if strategy == "hsdp" else 1) if strategy in ("fsdp", "hsdp") else strategy,
+        precision=precision,  # type: ignore[arg-type]
         max_epochs=-1,
         max_steps=steps,
         accumulate_grad_batches=accumulate,
@@ -149,11 +153,18 @@ def export_difference(module: CausalLMModule, folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    out, strategy = Path(sys.argv[1]), sys.argv[2]
+    out, (strategy, _, precision) = Path(sys.argv[1]), sys.argv[2].partition(":")
     world, accumulate, batch, steps = map(int, sys.argv[3:7])
     start = Path(sys.argv[7]) if len(sys.argv) > 7 else None
     module, losses = run(
-        out, strategy=strategy, world=world, accumulate=accumulate, batch=batch, steps=steps, checkpoint=start
+        out,
+        strategy=strategy,
+        world=world,
+        accumulate=accumulate,
+        batch=batch,
+        steps=steps,
+        checkpoint=start,
+        precision=precision or "32-true",
     )
     difference = export_difference(module, out)
     if module.global_rank == 0:

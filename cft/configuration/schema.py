@@ -72,6 +72,11 @@ class Compute:
 
 
 @dataclass
+class Export:
+    dtype: Literal["float32", "bfloat16"] = MISSING
+
+
+@dataclass
 class Files:
     dir: str = MISSING
 
@@ -127,6 +132,7 @@ class TrainConfig:
     validation: Validation = field(default_factory=Validation)
     evaluation: Evaluation = field(default_factory=Evaluation)
     verify: Verify = field(default_factory=Verify)
+    export: Export = field(default_factory=Export)
     compute: Compute = field(default_factory=Compute)
     interruption: Interruption = field(default_factory=Interruption)
     resume: str = MISSING

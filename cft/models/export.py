@@ -10,7 +10,7 @@ import copy
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cft.files import writing_errors
 
@@ -19,12 +19,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> Path:
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    folder: Path,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> Path:
     """Save `model`, adapters merged, and `tokenizer` under `folder`, replacing what was there. Returns `folder`.
+
+    dtype: of the saved weights, None = the model's; the model in memory keeps its own.
 
     Raises WriteError.
     """
     shell = plain_copy(model)
+    if dtype is not None:
+        import torch
+
+        shell.to(getattr(torch, dtype))
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with writing_errors(folder):

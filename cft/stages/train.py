@@ -57,7 +57,7 @@ from cft.training.callbacks.interruption import Interruption
 from cft.training.checkpointing.checkpoints import load_checkpoint
 from cft.training.checkpointing.resume import Start, finished_accuracy, start_of
 from cft.training.distributed.launcher import own_environment
-from cft.training.distributed.sharding import is_sharded, trained_weights
+from cft.training.distributed.sharding import is_sharded, release, trained_weights
 from cft.training.fit import Fit
 from cft.training.module import CausalLMModule
 from cft.types import Problem
@@ -158,7 +158,8 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
                 model.config.max_position_embeddings,
             )
 
-        if validation_problems or test_problems:
+        # Of several processes the first one alone: some engines keep a second copy of the weights.
+        if (validation_problems or test_problems) and getattr(rank_zero_only, "rank", 0) == 0:
             make_solver(model)  # what cannot decode this model says so now, not after the training
         fitted = Fit(cfg, context, start, interruption, module, data).run(validation_problems, make_solver)
         trainer, seconds = fitted.trainer, fitted.history.seconds()
@@ -168,8 +169,10 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
         best = fitted.callbacks["best"]
         whole = load_causal_lm(spec) if is_sharded(model) else model
         best_epoch = _load_best(module, model, best, trainer, into=whole)
+        if whole is not model:
+            release(trainer, module)
         model = whole.eval()
-        export(model, tokenizer, folder=folder / EXPORT)
+        export(model, tokenizer, folder=folder / EXPORT, dtype=cfg.export.dtype)
         place(model, device=device)  # Lightning leaves it on the CPU
         results: dict[str, Any] = {
             "schema": 1,

@@ -42,8 +42,8 @@ class Placement:
 def placed(
     input_ids_BT: Tensor, tokens: EligibleTokens, *, layout: Layout, by_rows: bool, flash: bool = False
 ) -> Placement:
-    """by_rows: the model's attention is `rows_attention` (see `attend_by_rows`). flash: it is flash attention. At least one position is computed even
-    when nothing is wanted: under DDP every parameter must take part on every rank."""
+    """by_rows: the model's attention is `rows_attention` (see `attend_by_rows`). flash: it is flash attention. At least one
+    position is computed even when nothing is wanted: under DDP every parameter must take part on every rank."""
     needed_B = computed_positions(tokens)
     row_B = needed_B.nonzero()[:, 0]
     lengths = needed_B[row_B].tolist()

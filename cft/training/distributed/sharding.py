@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from cft.errors import BadValue
 from cft.models.export import plain_copy
@@ -152,8 +153,6 @@ def _require_whole_world(mesh: DeviceMesh) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    from torch.distributed.tensor import DTensor
-
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
@@ -168,3 +167,16 @@ def trained_weights(
     """The entries of a Lightning checkpoint that belong to `model`, a part of `module`, by the model's own names."""
     prefix = next(f"{name}." for name, part in module.named_modules() if part is model)
     return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+
+
+def release(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """After training: give back this rank's shards, gradients and optimizer states, which Lightning leaves on the device, so
+    that the whole model has room there."""
+    for optimizer in trainer.strategy.optimizers:
+        optimizer.state.clear()
+    for tensor in [*module.parameters(), *module.buffers()]:
+        tensor.grad = None
+        local = tensor.data.to_local() if isinstance(tensor.data, DTensor) else tensor.data
+        local.untyped_storage().resize_(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
