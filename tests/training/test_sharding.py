@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cft.errors import BadValue
 from cft.losses.eligible import eligible_tokens
-from cft.training.distributed.sharding import _data_mesh, shard
+from cft.training.distributed.sharding import _data_mesh, release, shard
 from cft.training.layout import placed
 from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
@@ -81,8 +82,18 @@ def test_flash_attention_is_told_where_rows_begin() -> None:
     total = inputs["input_ids"].shape[1]
     assert inputs["cu_seq_lens_q"].dtype == torch.int32
     assert inputs["cu_seq_lens_q"].tolist() == inputs["cu_seq_lens_k"].tolist() == [*starts, total]
-    assert (
-        inputs["max_length_q"]
-        == inputs["max_length_k"]
-        == max(b - a for a, b in zip(starts, [*starts[1:], total], strict=True))
-    )
+    longest = max(end - start for start, end in zip(starts, [*starts[1:], total], strict=True))
+    assert inputs["max_length_q"] == inputs["max_length_k"] == longest
+
+
+def test_shards_and_optimizer_states_are_given_back(mesh: DeviceMesh) -> None:
+    model = random_llama(vocab=VOCABULARY)
+    lm = SelectiveLM(model, sft())
+    shard(lm, model, mesh)
+    optimizer = torch.optim.AdamW(lm.parameters())
+    torch.stack([term.sum for term in lm(batch_of(token_rows()))]).sum().backward()
+    optimizer.step()
+    trainer = SimpleNamespace(strategy=SimpleNamespace(optimizers=[optimizer]))
+    release(trainer, lm)  # type: ignore[arg-type]
+    assert not optimizer.state
+    assert all(p.grad is None and p.to_local().untyped_storage().nbytes() == 0 for p in lm.parameters())
