@@ -212,8 +212,9 @@ def main(out: Path) -> None:
     for name, check in checks().items():
         try:
             results[name] = check()
-        except Exception:  # noqa: BLE001  (one check must not hide the others)
-            results[name] = {"error": traceback.format_exc()[-2500:]}
+        except Exception as error:  # noqa: BLE001  (one check must not hide the others)
+            where = "".join(traceback.format_tb(error.__traceback__)[-6:])
+            results[name] = {"error": f"{type(error).__name__}: {str(error)[:500]}\n{where}"}
         out.write_text(json.dumps(results, indent=1))
 
 

@@ -149,12 +149,32 @@ class _Called(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention and isinstance(args[0], OnDevice):
             return _attention(*args, **kwargs)
+        if func in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor):
+            return _made(func, args, kwargs)
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[1], list):
+            # Inside torch a list of places becomes a tensor on the device, past the dispatcher.
+            args = (args[0], _made(torch.tensor, (args[1],), {"device": args[0].device}), *args[2:])
         if func is torch.Tensor.tolist and isinstance(args[0], OnDevice):
             COUNTS.syncs[f"{site()} tolist"] += 1
             return args[0].inner.tolist()
         if func is torch.Tensor.numpy and isinstance(args[0], OnDevice):
             raise DeviceMismatch(f"numpy() of a tensor on {NAME} at {site()}")
         return func(*args, **kwargs)
+
+
+def _made(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """A tensor of Python values: made on the host and copied. Inside torch this passes the dispatcher by."""
+    here = isinstance(args[0], OnDevice)
+    if not _ours(kwargs.get("device", args[0].device if here else None)):
+        return func(*args, **kwargs)
+    if any(isinstance(x, OnDevice) for x in args[1:]) or (here and func is torch.as_tensor):
+        return func(*args, **kwargs)
+    options = {name: value for name, value in kwargs.items() if name != "device"}
+    COUNTS.copies[f"{site()} from values"] += 1
+    if func is torch.Tensor.new_tensor:
+        options.setdefault("dtype", args[0].dtype)
+        return OnDevice(torch.tensor(*args[1:], **options))
+    return OnDevice(torch.tensor(*args, **options))
 
 
 def site() -> str:

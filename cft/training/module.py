@@ -121,7 +121,8 @@ class CausalLMModule(pl.LightningModule):
         return every > 0 and self.global_step % every == 0 and batch_idx % accumulate == 0
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        sum_over_replicas(self.lm, last=not self.trainer.fit_loop._should_accumulate())
+        if isinstance(self.trainer.strategy, FullySharded):
+            sum_over_replicas(self.lm, last=not self.trainer.fit_loop._should_accumulate())
         with gradients_in_place(enabled=self._alone()):
             loss.backward(*args, **kwargs)
 

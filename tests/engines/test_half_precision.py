@@ -144,3 +144,9 @@ def test_tensor_float_32_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> Non
     devices.place(random_llama(), device="cpu")
     assert torch.get_float32_matmul_precision() == "highest"
     assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" not in devices.os.environ
+
+
+def test_attention_makes_no_plan_for_every_length() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    devices.place(random_llama(), device="cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

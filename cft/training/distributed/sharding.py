@@ -94,10 +94,7 @@ def sum_over_replicas(lm: nn.Module, *, last: bool) -> None:
     The shards' own sums stay in every pass: put off, they would hold the gradient of all weights on each rank, which is what
     sharding is there to avoid.
     """
-    from torch.distributed.fsdp import FSDPModule
-
-    if isinstance(lm, FSDPModule):
-        lm.set_requires_all_reduce(last)
+    lm.set_requires_all_reduce(last)  # type: ignore[operator]
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
