@@ -16,15 +16,16 @@ from tests.methods import OPTIONS
 DRIVER = Path(__file__).resolve().parent / "accelerator_driver.py"
 # What a step may cost: waits for the device first, for each leaves the GPU idle while the host prepares what follows. A
 # change that needs more has a reason, which belongs beside the number.
-LAYERS = 2  # of the model at hand
+# Kernels are of two layers and those around them, a tenth above what was counted: transformers' code is in it.
 BUDGETS = {
-    # One for the check that logits are finite, two for the tokens and their margins.
-    "decode step, greedy": {"syncs": 3, "copies": 2, "kernels": 30 + 53 * LAYERS},
-    "decode step, greedy, shared": {"syncs": 3, "copies": 2, "kernels": 30 + 70 * LAYERS},
+    # One wait for the check that logits are finite, two for the tokens and their margins.
+    "decode step, greedy": {"syncs": 3, "copies": 2, "kernels": 130},
+    "decode step, greedy, shared": {"syncs": 3, "copies": 2, "kernels": 165},
     # Each kind of sampling reads its tokens and its margins; top_p < 1 goes round until each row's nucleus is found.
-    "decode step, sampled": {"syncs": 18, "copies": 4, "kernels": 150 + 53 * LAYERS},
-    "training step, padded": {"syncs": 12, "copies": 4, "kernels": 400},
-    "training step, packed": {"syncs": 12, "copies": 4, "kernels": 500},
+    "decode step, sampled": {"syncs": 13, "copies": 6, "kernels": 275},
+    # Lengths of rows, eligible tokens, and each mask that picks some of them.
+    "training step, padded": {"syncs": 15, "copies": 0, "kernels": 400},
+    "training step, packed": {"syncs": 16, "copies": 0, "kernels": 440},
 }
 
 
@@ -68,8 +69,9 @@ def test_a_training_step_is_the_cpus(found: dict[str, dict[str, Any]], method: s
 @pytest.mark.parametrize("check", BUDGETS)
 def test_a_step_stays_within_its_budget(found: dict[str, dict[str, Any]], check: str) -> None:
     result = of(found, check)
+    assert result["kernels"] > 50  # or nothing was counted
     for name, most in BUDGETS[check].items():
-        assert 0 < result[name] <= most, (name, result)
+        assert result[name] <= most, (name, result)
 
 
 @pytest.mark.parametrize(
