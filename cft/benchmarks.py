@@ -25,7 +25,7 @@ Layout = Literal["svamp", "asdiv", "mawps", "carp_en", "tabmwp", "boxed", "answe
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Several sets of problems by name, for one run of evaluate.py."""
+    """Several sets of problems by name, for one run of cft evaluate."""
 
     name: str
     members: dict[str, Splits]
@@ -33,7 +33,7 @@ class Suite:
     def of(self, split: str) -> tuple[Problem, ...]:
         """What a single set gives; here always an error."""
         raise ProblemError(
-            f"benchmark {self.name} is a suite of {', '.join(self.members)}: evaluate.py runs it; train.py tests on one "
+            f"benchmark {self.name} is a suite of {', '.join(self.members)}: cft evaluate runs it; cft train tests on one "
             "benchmark, such as benchmark=gsm8k"
         )
 
@@ -83,7 +83,7 @@ def suite(*, name: str, members: dict[str, Splits]) -> Suite:
     for key, member in members.items():
         found |= member.members if isinstance(member, Suite) else {key: member}
     if not found:
-        raise ProblemError(f"benchmark {name} has no members; name them as in evaluate.py benchmark=gsm8k,math")
+        raise ProblemError(f"benchmark {name} has no members; name them as in cft evaluate benchmark=gsm8k,math")
     return Suite(name, found)
 
 

@@ -45,7 +45,7 @@ class Judgement(StrEnum):
 class Problem:
     """One question with its gold answer. `id` is unique within its source and stable across runs.
 
-    solution: a worked solution that ends in the answer, "" where the source has none (`annotate.py responses=given`).
+    solution: a worked solution that ends in the answer, "" where the source has none (`cft annotate responses=given`).
     """
 
     id: str

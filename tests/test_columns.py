@@ -138,7 +138,7 @@ def test_a_stored_score_is_looked_for_where_it_would_be_read(tmp_path: Path) -> 
     tree = tree_of("mask=attention", f"annotations_dir={tmp_path}")
     ((key, text),) = missing_scores(tree)
     assert key == "data.annotation"
-    assert "python -m cft.score annotation=tiny_arith score=attention_received name=attention_received" in text
+    assert "cft score annotation=tiny_arith score=attention_received name=attention_received" in text
     store_score(tmp_path, name="attention_received", kind="attention_received")
     assert list(missing_scores(tree)) == []
 
@@ -170,7 +170,7 @@ def test_a_score_of_another_kind_is_no_log_prob(overrides: list[str], tmp_path: 
     store_score(tmp_path, name="other", kind="attention_received")
     ((_, text),) = missing_scores(tree)
     assert "the stored score other is of the kind attention_received, but reference_logprob is needed here" in text
-    assert "python -m cft.score annotation=tiny_arith score=reference_logprob" in text
+    assert "cft score annotation=tiny_arith score=reference_logprob" in text
     store_score(tmp_path, name="other", kind="reference_logprob")
     assert list(missing_scores(tree)) == []
 
@@ -201,7 +201,7 @@ def test_a_mask_by_score_takes_any_kind(kind: str, tmp_path: Path) -> None:
         (["mask=token_cleaning"], "no stored score reference"),
         (
             ["weighting=sstoken", "reference=annotation"],
-            "python -m cft.score annotation=tiny_arith score=attention_to_prompt",
+            "cft score annotation=tiny_arith score=attention_to_prompt",
         ),
         (["weighting=excess_loss", "reference=score", "reference.name=teacher"], "no stored score teacher"),
         (["experiment=rho1"], "score=reference_logprob name=reference"),

@@ -198,8 +198,8 @@ def made_by(name: str, path: str, revision: str = "main") -> dict[str, Any]:
 def test_the_command_for_a_score_can_be_pasted(name: str, path: str, revision: str, score_name: str) -> None:
     """As a shell reads it, it composes, passes the check, and takes the model that was annotated."""
     command = command_for(score_name, "mine", model=annotating_model(made_by(name, path, revision)))
-    program, argv = shlex.split(command)[:3], shlex.split(command)[3:]
-    assert program == ["python", "-m", "cft.score"]
+    program, argv = shlex.split(command)[:2], shlex.split(command)[2:]
+    assert program == ["cft", "score"]
     cfg = composed("score", *argv)
     assert (cfg.model.name, cfg.model.path, cfg.model.revision) == (name, path, revision)
     assert (cfg.annotation, cfg.name) == ("mine", score_name)
@@ -210,7 +210,7 @@ def test_the_command_for_a_score_can_be_pasted(name: str, path: str, revision: s
 def test_the_default_model_is_not_spelt_out() -> None:
     manifest = AnnotationStore(SHIPPED / "tiny_arith").manifest()
     assert command_for("attention_received", "tiny_arith", model=annotating_model(manifest)) == (
-        "python -m cft.score annotation=tiny_arith score=attention_received name=attention_received"
+        "cft score annotation=tiny_arith score=attention_received name=attention_received"
     )
 
 
@@ -244,7 +244,7 @@ def test_the_entry_stores_what_a_plain_pass_gives(scored: tuple[AnnotationStore,
         np.testing.assert_allclose(one.scores["base"], expected_logprob(make_llama(), one), rtol=0, atol=1e-5)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["fingerprint_sha256"] == used["base"]
-    assert manifest["command"].startswith("python -m cft.score annotation=mine")
+    assert manifest["command"].startswith("cft score annotation=mine")
     assert (folder / manifest["file"]).name == f"{used['base'][:16]}.parquet"
 
 
@@ -267,7 +267,7 @@ def test_a_score_is_made_once_and_grows_with_its_annotation(
     assert "nothing to do" in capsys.readouterr().out
     before, _ = with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
     store = annotation(store.folder, rows=6)
-    with pytest.raises(StoreError, match=r"no values for response r4 .*\n?.*python -m cft.score annotation=mine"):
+    with pytest.raises(StoreError, match=r"no values for response r4 .*\n?.*cft score annotation=mine"):
         with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
     score(composed("score", *overrides))
     assert seen[4:] == ["r4", "r5"] or seen[4:] == ["r5", "r4"]
@@ -299,9 +299,7 @@ def test_a_damaged_table_is_refused_with_the_command(scored: tuple[AnnotationSto
     folder = score(composed("score", *overrides))
     (table,) = folder.glob("*.parquet")
     damage(table)
-    with pytest.raises(
-        StoreError, match=rf"{table.name}: .*python -m cft.score annotation=mine.* replace=true"
-    ) as error:
+    with pytest.raises(StoreError, match=rf"{table.name}: .*cft score annotation=mine.* replace=true") as error:
         with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
     if damage is not Path.unlink:
         assert "expected" in str(error.value)
@@ -351,8 +349,8 @@ def test_the_command_itself_ends_well_and_reports_mistakes(
     ended = run("cft/score", "annotation=mine", "score=attention_received", f"model.path='{tiny_folder}'")
     assert ended.status == 0, ended.text
     manifest = json.loads(Path("outputs/annotations/mine/scores/attention_received/manifest.json").read_text())
-    assert manifest["command"].startswith("python -m cft.score annotation=mine score=attention_received ")
+    assert manifest["command"].startswith("cft score annotation=mine score=attention_received ")
     wrong = run("cft/score", "anotation=mine", "score=attention_recieved")
     assert wrong.status == 2
-    assert "cft.score: 2 mistakes" in wrong.text
+    assert "cft score: 2 mistakes" in wrong.text
     assert "did you mean annotation" in wrong.text

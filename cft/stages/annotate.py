@@ -248,13 +248,11 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def _command_of_all_shards(cfg: DictConfig) -> str:
     """What was typed for this shard, less its number."""
-    return shlex.join(
-        ["python", "annotate.py", *(o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard")]
-    )
+    return shlex.join(["cft", "annotate", *(o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard")])
 
 
 def _command(cfg: DictConfig) -> str:
-    return shlex.join(["python", "annotate.py", *_overrides(cfg)])
+    return shlex.join(["cft", "annotate", *_overrides(cfg)])
 
 
 def _overrides(cfg: DictConfig) -> list[str]:

@@ -268,8 +268,8 @@ def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
             results = path / RESULTS
             return folder, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     raise ConfigError(
-        f"checkpoint={checkpoint}: neither a run folder of train.py (with {EXPORT}/config.json) nor a Hugging Face model "
-        "folder (with config.json). A run that was cut off has no export yet: python train.py ... resume=<run folder>"
+        f"checkpoint={checkpoint}: neither a run folder of cft train (with {EXPORT}/config.json) nor a Hugging Face model "
+        "folder (with config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"
     )
 
 

@@ -118,7 +118,7 @@ def _model_spec(cfg: DictConfig, kind: ScoreKind) -> ModelSpec:
         folder = next((f for f in (path / EXPORT, path) if (f / "config.json").is_file()), None)
         if folder is None:
             raise ConfigError(
-                f"checkpoint={cfg.checkpoint}: neither a run folder of train.py (with {EXPORT}/config.json) nor a Hugging "
+                f"checkpoint={cfg.checkpoint}: neither a run folder of cft train (with {EXPORT}/config.json) nor a Hugging "
                 "Face model folder (with config.json)"
             )
         spec = dataclasses.replace(spec, path=str(folder), name=path.name)
@@ -162,6 +162,6 @@ def _require_same_method(stored: StoredScore, method: dict[str, Any]) -> None:
 def _command(cfg: DictConfig) -> str:
     """What was typed, less replace=; with the name even where it was left to the default."""
     if not HydraConfig.initialized():
-        return shlex.join(["python", "-m", "cft.score", f"annotation={cfg.annotation}", f"name={cfg.name}"])
+        return shlex.join(["cft", "score", f"annotation={cfg.annotation}", f"name={cfg.name}"])
     overrides = [o for o in HydraConfig.get().overrides.task if o.lstrip("+").split("=")[0] != "replace"]
-    return shlex.join(["python", "-m", "cft.score", *overrides])
+    return shlex.join(["cft", "score", *overrides])

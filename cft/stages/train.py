@@ -118,7 +118,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     if not data.manifest.get("finished", True):
         console.print(
             f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
-            "The annotate.py command that made it completes it."
+            "The cft annotate command that made it completes it."
         )
     _require_same_prompt(data, prompting)
     _require_metric(cfg.callbacks.best.monitor, data)

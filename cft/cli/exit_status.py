@@ -1,4 +1,4 @@
-"""What the entry points do with an error: a UserError is shown without a traceback, with exit status 2.
+"""What the commands do with an error: a UserError is shown without a traceback, with exit status 2.
 
 In a multirun it stays the exception of its job, so that the other jobs go on. An interruption ends all of them: Ctrl-C with
 exit status 130; a signal of the cluster or the run's own time limit with 75, which promises that the printed command
@@ -18,7 +18,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
-from cft.configuration.schema import PROGRAMS
 from cft.errors import Interrupted, UserError
 from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints
 
@@ -33,7 +32,7 @@ class JobFailed(UserError, CompactHydraException):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Around the body of an entry point: shows a UserError and Ctrl-C the way the head of this file says."""
+    """Around the body of a command: shows a UserError and Ctrl-C the way the head of this file says."""
     try:
         yield
     except UserError as error:
@@ -71,7 +70,7 @@ def how_to_go_on() -> str:
     """What to type after an interruption of the Hydra job that is running."""
     hydra = HydraConfig.get()
     stage = str(hydra.job.name)
-    command = shlex.join(["python", *_program(stage), *_overrides()])
+    command = shlex.join(["cft", stage, *_overrides()])
     if stage == "annotate":
         return f"Committed units are kept; go on with the same command: {command}"
     if any(override.startswith("resume=") for override in _overrides()):
@@ -80,10 +79,6 @@ def how_to_go_on() -> str:
     if stage == "train" and kept_checkpoints(folder / CHECKPOINTS):
         return f"Go on from the newest checkpoint with: {command} {shlex.quote(f'resume={folder}')}"
     return f"No state to go on from was saved; start again: {command}"
-
-
-def _program(stage: str) -> list[str]:
-    return next(program.split() for name, program in PROGRAMS.items() if name == stage)
 
 
 def _further_task() -> bool:

@@ -1,13 +1,13 @@
 """A mask's choice as a data set that any trainer reads: input_ids, labels, and weights where they are not 0 or 1.
 
-    <out>/data/train-00000-of-00001.parquet        the rows that train.py would train on under the same settings
+    <out>/data/train-00000-of-00001.parquet        the rows that cft train would train on under the same settings
     <out>/data/validation-00000-of-00001.parquet   those it would hold out, if any
     <out>/manifest.json                            what it was made from, counts, SHA-256 of the files
     <out>/README.md                                a card
 
 labels are the ids where a token carries loss, else -100 (prompt included). They stand at the token they speak of, and
 trainers shift them, as the models of transformers do. A loss that is summed and divided by the number of labels is
-train.py's with `loss.normalizer=critical weighting=uniform`.
+`cft train`'s with `loss.normalizer=critical weighting=uniform`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MANIFEST = "manifest.json"
 _CHOOSE_ROWS = ("max_rows", "validation_fraction", "max_tokens", "shuffle_responses")  # of the keys of `data`
 
 
-def label_export(cfg: DictConfig) -> Path:
+def labels(cfg: DictConfig) -> Path:
     """Returns the folder written."""
     out = Path(cfg.out)
     store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))

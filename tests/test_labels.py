@@ -13,7 +13,7 @@ import pytest
 
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.configuration.config import ConfigError, build
-from cft.stages.label_export import label_export, labels_table
+from cft.stages.labels import labels, labels_table
 from cft.training.batches import TokenRow, collate
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts
@@ -25,7 +25,7 @@ ARGUMENTS = ("annotation=tiny_arith", "mask=critical", "data.max_rows=200", "ben
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return label_export(composed("label_export", *ARGUMENTS, f"out={tmp_path_factory.mktemp('labels') / 'a b'}"))
+    return labels(composed("labels", *ARGUMENTS, f"out={tmp_path_factory.mktemp('labels') / 'a b'}"))
 
 
 def rows_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -81,10 +81,10 @@ def test_the_card_and_the_manifest_say_where_the_labels_come_from(exported: Path
 
 def test_the_same_again_gives_the_same_bytes_and_something_else_is_refused(exported: Path) -> None:
     before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
-    label_export(composed("label_export", *ARGUMENTS, f"out={exported}"))
+    labels(composed("labels", *ARGUMENTS, f"out={exported}"))
     assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
     with pytest.raises(ConfigError, match="holds something else already"):
-        label_export(composed("label_export", *ARGUMENTS, f"out={exported}", "mask=all"))
+        labels(composed("labels", *ARGUMENTS, f"out={exported}", "mask=all"))
     assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
 
 
@@ -111,7 +111,7 @@ def test_the_first_loss_of_trl_is_ours(accumulate: int, tiny_arith_path: Path, t
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    folder = label_export(composed("label_export", *ARGUMENTS, f"out={tmp_path / 'labels'}"))
+    folder = labels(composed("labels", *ARGUMENTS, f"out={tmp_path / 'labels'}"))
     data = load_dataset("parquet", data_files=str(folder / "data" / "train-*.parquet"), cache_dir=str(tmp_path))[
         "train"
     ]
@@ -177,7 +177,7 @@ def test_mistakes_are_found_before_anything_is_written(
     mistake: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ended = run("cft/label_export", mistake)
+    ended = run("labels", mistake)
     assert ended.status == 2
     assert found in ended.text
     assert list(tmp_path.iterdir()) == []

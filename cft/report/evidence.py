@@ -1,20 +1,13 @@
-"""python -m cft.report <folder> [...] [--out DIR] [--choose optimizer.lr] [--annotation NAME] [--strict]
-
-Collects the results.json files below the folders, prints the comparison, writes the page, the figures and the CSV files
-(`cft/report/build.py` lists them). The token explorer shows the annotation that the runs were trained on, where it is
-found, or the one that is named; without folders the report is about that annotation alone.
-"""
+"""What a report shows beside the comparison: the facts of its runs, and the tokens of the annotation behind them."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from rich.console import Console
 
 from cft import __version__
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
@@ -22,12 +15,9 @@ from cft.errors import UserError
 from cft.lineage import annotation_contents
 from cft.masks import Critical, MaskError
 from cft.report.arms import Comparison, ReportError
-from cft.report.build import Evidence, build_report
-from cft.report.choice import Choice, choose
-from cft.report.compare import collect, compare
-from cft.report.table import comparison_table
+from cft.report.build import Evidence
 from cft.report.text import printable
-from cft.report.transcript import Decode, legend, terminal
+from cft.report.transcript import Decode
 from cft.smollm2 import DISTRIBUTION, converted_folder
 from cft.types import AnnotatedResponse
 
@@ -37,46 +27,6 @@ INTERVALS = (
     "differences are paired by problem, their p-values come from 10,000 such draws, from McNemar's exact test where each arm "
     "has one seed, and are corrected by Holm's procedure over all contrasts of a metric"
 )
-
-
-def main(argv: Sequence[str]) -> int:
-    arguments = _parser().parse_args(argv)
-    console = Console(soft_wrap=False)
-    try:
-        comparisons, choices = _compared(arguments)
-        evidence = _evidence(arguments, comparisons)
-    except (ReportError, StoreError, MaskError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return 1
-    for comparison in comparisons:
-        console.print(comparison_table(comparison, width=console.width))
-        for note in comparison.notes:
-            console.print(printable(note), style="dim", markup=False)
-    if evidence is not None and evidence.rows:
-        console.print(legend())
-        console.print(terminal(evidence.rows[0], evidence.mask(evidence.rows[0])))
-    page = build_report(
-        arguments.out,
-        comparisons=comparisons,
-        evidence=evidence,
-        title=arguments.title,
-        lead="",
-        facts=facts_of(comparisons),
-        choices=choices,
-    )
-    print(f"Report: {page}")
-    return 0
-
-
-def _compared(arguments: argparse.Namespace) -> tuple[list[Comparison], list[Choice]]:
-    if not arguments.folders:
-        if not arguments.annotation:
-            raise ReportError("nothing to report on: give folders of runs, or --annotation NAME for its tokens alone")
-        return [], []
-    runs, choices = collect(arguments.folders), []
-    if arguments.choose:
-        runs, choices = choose(runs, key=arguments.choose)
-    return compare(runs, strict=arguments.strict), choices
 
 
 def facts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
@@ -98,31 +48,49 @@ def facts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
     return {**joined, "cft": __version__, "intervals": INTERVALS}
 
 
-def _evidence(arguments: argparse.Namespace, comparisons: Sequence[Comparison]) -> Evidence | None:
-    """Of the annotation that was asked for, else of the one that the runs say they were trained on, if it is here."""
-    name, asked = arguments.annotation, bool(arguments.annotation)
-    if arguments.no_annotation:
-        return None
+def token_evidence(
+    comparisons: Sequence[Comparison],
+    *,
+    annotation: str,
+    annotations_dir: str,
+    tokenizer: Path | None,
+    num_alternatives: int | None,
+    responses: int,
+) -> Evidence | None:
+    """What the token explorer shows: of the annotation that is asked for, else of the one that the runs say they were
+    trained on, if it is here.
+
+    Args:
+        annotation: Name or folder, "" to go by the runs.
+        annotations_dir: Where names are looked for.
+        tokenizer: Folder of tokenizer.json, None to look beside the annotating model and the exports.
+        num_alternatives: K of the critical mask that colors, None for two or what the rows hold.
+        responses: How many the explorer holds at most.
+
+    Raises:
+        ReportError, StoreError, MaskError: What was asked for cannot be shown.
+    """
+    name, asked = annotation, bool(annotation)
     trained_on = [run.facts.get("data") or {} for comparison in comparisons for run in comparison.runs]
     if not asked:
         name = next((data["annotation"] for data in trained_on if data.get("annotation")), "")
     if not name:
         return None
     try:
-        store = AnnotationStore(find_annotation(name, annotations_dir=arguments.annotations_dir))
+        store = AnnotationStore(find_annotation(name, annotations_dir=annotations_dir))
         manifest = store.manifest()
         fingerprints = {data.get("fingerprint") for data in trained_on} - {None}
         if not asked and manifest["fingerprint_sha256"] not in fingerprints:
             raise ReportError(f"{store.folder} is not the annotation of that name that the runs were trained on")
-        decode = _decoder(arguments.tokenizer, manifest, comparisons)
+        decode = _decoder(tokenizer, manifest, comparisons)
         rows: list[AnnotatedResponse] = store.rows()
-        mask = _mask(rows, alternatives=arguments.num_alternatives)
+        mask = _mask(rows, alternatives=num_alternatives)
     except (ReportError, StoreError, MaskError) as error:
         if asked:
             raise
         print(printable(f"No token explorer: {error}"), file=sys.stderr)
         return None
-    return Evidence(rows, mask, decode, manifest, arguments.responses)
+    return Evidence(rows, mask, decode, manifest, responses)
 
 
 def _mask(rows: Sequence[AnnotatedResponse], *, alternatives: int | None) -> Critical:
@@ -159,46 +127,3 @@ def _folder_of(path: str) -> Path:
         return converted_folder()
     except UserError as error:
         raise ReportError(str(error)) from error
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, found {text!r}")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cft.report", description="Compare runs: table, CSV, figures, page."
-    )
-    parser.add_argument("folders", nargs="*", type=Path, help="run folders, or folders above them")
-    parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="default: outputs/report")
-    parser.add_argument("--title", default="Critical Token Fine-tuning: comparison")
-    parser.add_argument(
-        "--choose", default="", metavar="KEY", help="compare each arm at its best value on validation: optimizer.lr"
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse arms that differ in budget, normaliser or data; default: mark them",
-    )
-    parser.add_argument(
-        "--annotation", default="", help="name or folder, for the token explorer; default: what the runs trained on"
-    )
-    parser.add_argument("--no-annotation", action="store_true", help="no token explorer")
-    parser.add_argument("--annotations-dir", default="outputs/annotations", help="where names are looked for")
-    parser.add_argument(
-        "--tokenizer", type=Path, default=None, help="folder with tokenizer.json; default: the annotating model's"
-    )
-    parser.add_argument(
-        "--num-alternatives",
-        type=_at_least_one,
-        default=None,
-        help="K of the critical mask that colours; default 2, or 1 where the annotation holds one",
-    )
-    parser.add_argument("--responses", type=int, default=2000, help="that the explorer holds; default 2000")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
