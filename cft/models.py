@@ -172,7 +172,9 @@ def locate(path: str) -> str:
 def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
     """Put adapters into `model` itself and freeze the rest: its class, head and backbone stay. Raises ModelError."""
     if importlib.util.find_spec("peft") is None:
-        raise ModelError("model.lora needs the peft package: pip install 'cft[lora]', or model.lora=null")
+        raise ModelError(
+            "model.lora needs the peft package: pip install 'critical-token-finetuning[lora]', or model.lora=null"
+        )
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -287,7 +289,7 @@ def _add_eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, spec
 
 def _require_flash_attention() -> None:
     if importlib.util.find_spec("flash_attn") is None:
-        problem = "the flash-attn package is not installed (pip install 'cft[flash]')"
+        problem = "the flash-attn package is not installed (pip install 'critical-token-finetuning[flash]')"
     else:
         import torch
 

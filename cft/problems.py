@@ -122,7 +122,9 @@ def reasoning_gym(
     twice and entries without an answer are dropped and counted.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
-        raise ProblemError("data=reasoning_gym needs the package reasoning-gym: pip install 'cft[reasoning-gym]'")
+        raise ProblemError(
+            "data=reasoning_gym needs the package reasoning-gym: pip install 'critical-token-finetuning[reasoning-gym]'"
+        )
     from reasoning_gym.factory import DATASETS, create_dataset
 
     if task not in DATASETS:

@@ -19,7 +19,6 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
 from cft.errors import Interrupted, UserError
-from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints
 
 EXIT_MISTAKE = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -75,6 +74,8 @@ def how_to_go_on() -> str:
         return f"Committed units are kept; go on with the same command: {command}"
     if any(override.startswith("resume=") for override in _overrides()):
         return f"Go on from the newest checkpoint with the same command: {command}"
+    from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints  # heavy, and a training has imported it
+
     folder = Path(hydra.runtime.output_dir)
     if stage == "train" and kept_checkpoints(folder / CHECKPOINTS):
         return f"Go on from the newest checkpoint with: {command} {shlex.quote(f'resume={folder}')}"
