@@ -74,7 +74,10 @@ def how_to_go_on() -> str:
         return f"Committed units are kept; go on with the same command: {command}"
     if any(override.startswith("resume=") for override in _overrides()):
         return f"Go on from the newest checkpoint with the same command: {command}"
-    from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints  # heavy, and a training has imported it
+    from cft.training.checkpointing.checkpoints import (  # heavy, and a training has imported it
+        CHECKPOINTS,
+        kept_checkpoints,
+    )
 
     folder = Path(hydra.runtime.output_dir)
     if stage == "train" and kept_checkpoints(folder / CHECKPOINTS):

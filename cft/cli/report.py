@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from cft.annotation.store import StoreError
-    from cft.masks import MaskError
+    from cft.masks.base import MaskError
     from cft.report.arms import ReportError
     from cft.report.build import build_report
     from cft.report.choice import choose

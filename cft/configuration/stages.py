@@ -51,7 +51,7 @@ STAGES: dict[str, Stage] = {
         schema.EvaluateConfig,
         RULES["evaluate"],
         "cft.stages.evaluate:evaluate",
-        arguments="cft.evaluation.benchmark_list:in_one_run",
+        arguments="cft.benchmarks.sweep:in_one_run",
     ),
     "score": Stage(
         "what a frozen model says of each token of an annotation, stored for methods that ask for it",

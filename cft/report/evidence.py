@@ -12,13 +12,13 @@ import tokenizers
 from cft import __version__
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.errors import UserError
-from cft.lineage import annotation_contents
-from cft.masks import Critical, MaskError
+from cft.masks.base import Critical, MaskError
+from cft.models.smollm2 import DISTRIBUTION, converted_folder
 from cft.report.arms import Comparison, ReportError
 from cft.report.build import Evidence
 from cft.report.text import printable
 from cft.report.transcript import Decode
-from cft.smollm2 import DISTRIBUTION, converted_folder
+from cft.runs.lineage import annotation_contents
 from cft.types import AnnotatedResponse
 
 USUAL_ALTERNATIVES = 2
