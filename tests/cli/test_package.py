@@ -88,6 +88,16 @@ def test_every_config_composes_from_the_installed_layout(wheel: Path, tmp_path: 
     assert list(elsewhere.iterdir()) == []
 
 
+def test_an_editable_install_is_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second copy of the configs, which would go stale."""
+    from hatchling.build import build_editable
+
+    monkeypatch.chdir(ROOT)
+    archive = zipfile.ZipFile(tmp_path / build_editable(str(tmp_path)))
+    (path_file,) = [name for name in archive.namelist() if ".dist-info/" not in name]
+    assert archive.read(path_file).decode().split() == [str(ROOT)]
+
+
 def test_a_checkout_uses_the_configs_at_its_top() -> None:
     assert CONF_DIR == ROOT / "conf"
     assert not (ROOT / "cft" / "conf").exists()
