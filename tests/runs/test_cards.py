@@ -176,7 +176,7 @@ def test_a_model_card_has_lineage_commands_and_numbers_with_intervals(tmp_path: 
     assert "| `accuracy` | 0.3750 | [0.2500, 0.5000] |" in text
     assert "entropy" not in text  # nothing was measured
     assert "1,319 problems of gsm8k, split test" in text
-    assert "cft annotate annotation=mine\npython train.py mask=critical" in text
+    assert "cft annotate annotation=mine\ncft train mask=critical" in text
     for fact in (
         "f" * 64,
         "a" * 64,

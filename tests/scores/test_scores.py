@@ -343,14 +343,14 @@ def test_a_row_too_long_for_the_model_is_refused(tmp_path: Path, tiny_folder: Pa
 def test_the_command_itself_ends_well_and_reports_mistakes(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """cft/score.py as python -m runs it, its name by default that of the kind."""
+    """The name by default that of the kind."""
     monkeypatch.chdir(tmp_path)
     annotation(Path("outputs/annotations/mine"), rows=2)
-    ended = run("cft/score", "annotation=mine", "score=attention_received", f"model.path='{tiny_folder}'")
+    ended = run("score", "annotation=mine", "score=attention_received", f"model.path='{tiny_folder}'")
     assert ended.status == 0, ended.text
     manifest = json.loads(Path("outputs/annotations/mine/scores/attention_received/manifest.json").read_text())
     assert manifest["command"].startswith("cft score annotation=mine score=attention_received ")
-    wrong = run("cft/score", "anotation=mine", "score=attention_recieved")
+    wrong = run("score", "anotation=mine", "score=attention_recieved")
     assert wrong.status == 2
     assert "cft score: 2 mistakes" in wrong.text
     assert "did you mean annotation" in wrong.text
