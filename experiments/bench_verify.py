@@ -13,10 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 from cft.files import write_json
-from cft.judging.verify_pool import VerifierPool
 from cft.types import Verifier
-from cft.verify import Math, MultipleChoice, Numeric
-from cft.verify_choice import Options
+from cft.verifiers import Math, MultipleChoice, Numeric, Options
+from cft.verifiers.pool import VerifierPool
 
 OUT = Path("outputs/bench_verify")
 NUM_ITEMS = 4000
@@ -49,7 +48,7 @@ def measured(verifier: Verifier, items: list[Item]) -> dict[str, object]:
         cpu, started = _cpu_seconds(pid), time.monotonic()
         verdicts = pool.verify_all(items)
         wall, cpu = time.monotonic() - started, _cpu_seconds(pid) - cpu
-    counts = Counter(str(verdict.judgement) for verdict in verdicts)
+    counts = Counter(str(verdict.decision) for verdict in verdicts)
     return {
         "items": len(items),
         "per_second": len(items) / wall,

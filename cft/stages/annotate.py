@@ -22,8 +22,6 @@ from cft.annotation.units import Plan, ids_hash
 from cft.cards import write_annotation_card
 from cft.compute.device import place
 from cft.configuration.config import ConfigError, build, redacted
-from cft.judging.judge import Judge
-from cft.judging.verify_pool import VerifierPool
 from cft.lineage import Link, annotation_link, lineage, model_inputs
 from cft.loggers import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks import critical_fraction
@@ -40,7 +38,9 @@ from cft.progress import Bar, console, progress
 from cft.quiet import quiet_libraries
 from cft.runs import run_context
 from cft.types import Budget, Completion
-from cft.verify import verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -102,7 +102,7 @@ def annotate(cfg: DictConfig) -> Path:
                 engine=build(cfg.engine)(model, eos),
                 tokenizer=tokenizer,
                 prompt=prompt,
-                judge=Judge(tokenizer, pool.verify_all, verifier.final),
+                grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
                 budget=Budget(cfg.max_new_tokens),
                 eos_ids=eos,
                 max_positions=model.config.max_position_embeddings,

@@ -23,8 +23,6 @@ from cft.configuration.config import ConfigError, build
 from cft.data import AnnotatedDataModule
 from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive
-from cft.judging.judge import Judge
-from cft.judging.verify_pool import VerifierPool
 from cft.lineage import annotation_link, checkpoint_link, lineage, model_inputs
 from cft.loggers import close_loggers, log_made, log_transcripts
 from cft.masks import Critical
@@ -61,7 +59,9 @@ from cft.training.module import CausalLMModule
 from cft.training.ranks import own_environment
 from cft.training.resume import Start, finished_accuracy, start_of
 from cft.types import Problem
-from cft.verify import verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
 
 NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated on problems nor tested
 
@@ -154,7 +154,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
                 build(cfg.engine)(model, eos_ids(model, tokenizer)),
                 tokenizer,
                 prompt,
-                Judge(tokenizer, pool.verify_all),
+                Grader(tokenizer, pool.verify_all),
                 model.config.max_position_embeddings,
             )
 

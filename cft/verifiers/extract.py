@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cft.judging.answers import MAX_ANSWER_CHARS
+from cft.verifiers.numbers import MAX_ANSWER_CHARS
 
 MAX_REST_CHARS = 4096
 MAX_FORMULAS = 8  # of a list of formulas
@@ -85,6 +85,11 @@ def explicit_answer(text: str) -> Found | None:
     candidates = [found for found in (_last_boxed(text), _last_hashes(text), _last_tag(text)) if found]
     candidates = candidates or [found for found in (_last_bare_box(text),) if found]
     return max(candidates, key=lambda pair: pair[0])[1] if candidates else None
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def first_answer_end(text: str) -> int | None:

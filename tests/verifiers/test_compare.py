@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cft.judging.algebra import Decided, equal_by_algebra
-from cft.judging.latex import form_of, one_spelling, readable
-from cft.judging.math_compare import compare
-from cft.judging.quantities import quantity
-from cft.verify import Math
+from cft.verifiers import Math
+from cft.verifiers.algebra import Decided, equal_by_algebra
+from cft.verifiers.compare import compare
+from cft.verifiers.latex import form_of, one_spelling, readable
+from cft.verifiers.units import quantity
 
 MATH = Math(fallback_last_number=True, lists="set")
 
 
 def judged(answer: str, gold: str, lists: Literal["set", "sequence", "unknown"] = "set") -> str:
-    return str(Math(fallback_last_number=True, lists=lists)(f"\\boxed{{{answer}}}", gold).judgement)
+    return str(Math(fallback_last_number=True, lists=lists)(f"\\boxed{{{answer}}}", gold).decision)
 
 
 @pytest.mark.parametrize(
-    "answer, gold, judgement",
+    "answer, gold, decision",
     [
         # Lists without brackets are judged below. Tuples and vectors are ordered, sets are not.
         ("(1,2)", "(2,1)", "wrong"),
@@ -119,18 +119,18 @@ def judged(answer: str, gold: str, lists: Literal["set", "sequence", "unknown"] 
         ("\\frac{9}{b-4}", "\\frac{9}{b-5}", "wrong"),
     ],
 )
-def test_an_answer_is_judged_by_what_it_says(answer: str, gold: str, judgement: str) -> None:
-    assert judged(answer, gold) == judgement
+def test_an_answer_is_judged_by_what_it_says(answer: str, gold: str, decision: str) -> None:
+    assert judged(answer, gold) == decision
 
 
-@pytest.mark.parametrize("lists, judgement", [("set", "right"), ("sequence", "wrong"), ("unknown", "undecided")])
+@pytest.mark.parametrize("lists, decision", [("set", "right"), ("sequence", "wrong"), ("unknown", "undecided")])
 def test_the_order_of_a_list_without_brackets_matters_as_the_verifier_is_told(
-    lists: Literal["set", "sequence", "unknown"], judgement: str
+    lists: Literal["set", "sequence", "unknown"], decision: str
 ) -> None:
-    assert judged("2,1", "1,2", lists) == judgement
+    assert judged("2,1", "1,2", lists) == decision
     assert judged("1,2", "1,2", lists) == "right"
     assert judged("1,3", "1,2", lists) == "wrong"
-    assert judged("\\sqrt{4},1", "1,2", lists) == judgement
+    assert judged("\\sqrt{4},1", "1,2", lists) == decision
     assert judged("\\{2,1\\}", "1,2", lists) == "right"  # braces say that the order is free
     assert judged("2 \\text{ or } 1", "1,2", lists) == "right"
     assert judged("(2,1)", "(1,2)", lists) == "wrong"
@@ -174,8 +174,8 @@ def test_algebra_is_asked_a_bounded_number_of_times() -> None:
 
     many = ",".join(f"\\sqrt{{{n}}}" for n in range(2, 22))
     other = ",".join(f"\\ln {n}" for n in range(2, 22))
-    judgement, _ = compare(gold=many, answer=other, lists="set", algebra=undecided)
-    assert judgement == "undecided"
+    decision, _ = compare(gold=many, answer=other, lists="set", algebra=undecided)
+    assert decision == "undecided"
     assert len(asked) <= 16
 
 
@@ -220,5 +220,5 @@ def test_units_of_measure(unit: str, found: tuple[str, float] | None) -> None:
 
 def test_equations_are_not_compared_by_solving_them() -> None:
     # math-verify's own verdict on these two is "equal"; when that changes, `_same_equation` has had its day.
-    assert equal_by_algebra(gold="x^{2}+50=0", prediction="x^{2}+50=1")[0] == "wrong"
-    assert equal_by_algebra(gold="x^{2}+50=0", prediction="2x^{2}+100=0")[0] == "right"
+    assert equal_by_algebra("x^{2}+50=0", "x^{2}+50=1")[0] == "wrong"
+    assert equal_by_algebra("x^{2}+50=0", "2x^{2}+100=0")[0] == "right"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from cft.verify import Numeric
-from cft.verify_choice import Options
+from cft.verifiers import Numeric, Options
 
 OPTIONS = Options(inner=Numeric(fallback_last_number=True))
 
 
 @pytest.mark.parametrize(
-    "response, answer, judgement",
+    "response, answer, decision",
     [
         # Money, with or without its sign.
         ("The answer is $5.", "(B) $5", "right"),
@@ -41,5 +40,5 @@ OPTIONS = Options(inner=Numeric(fallback_last_number=True))
         ("6 / 3 = 2", "2", "right"),
     ],
 )
-def test_options(response: str, answer: str, judgement: str) -> None:
-    assert OPTIONS(response, answer).judgement == judgement
+def test_options(response: str, answer: str, decision: str) -> None:
+    assert OPTIONS(response, answer).decision == decision

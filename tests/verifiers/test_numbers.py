@@ -10,10 +10,10 @@ from fractions import Fraction
 
 import pytest
 
-from cft.judging.answers import agrees, canonical, read_number
-from cft.judging.latex import form_of, one_spelling, readable
-from cft.judging.quantities import is_unit
-from cft.verify import Math, Numeric
+from cft.verifiers import Math, Numeric
+from cft.verifiers.latex import form_of, one_spelling, readable
+from cft.verifiers.numbers import agrees, canonical, read_number
+from cft.verifiers.units import is_unit
 
 MATH = Math(fallback_last_number=True, lists="set")
 NUMERIC = Numeric(fallback_last_number=True)
@@ -242,8 +242,8 @@ x^-2y|x^{-2}y|right
 @pytest.mark.parametrize("line", TABLE.strip().splitlines())
 def test_mathematical_answers(line: str) -> None:
     gold, answer, verdict = line.split("|")
-    judgement = MATH(f"So \\boxed{{{answer}}}.", gold).judgement
-    assert judgement != "right" if verdict == "not right" else judgement == verdict
+    decision = MATH(f"So \\boxed{{{answer}}}.", gold).decision
+    assert decision != "right" if verdict == "not right" else decision == verdict
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_mathematical_answers(line: str) -> None:
     ],
 )
 def test_plain_numbers(response: str, gold: str, verdict: str) -> None:
-    assert NUMERIC(response, gold).judgement == verdict
+    assert NUMERIC(response, gold).decision == verdict
 
 
 def test_ballots_are_shared_by_equal_products_only() -> None:

@@ -2,7 +2,7 @@ r"""Computer algebra on model text: what it may see, and math-verify's verdict. 
 
 too_hard        plain Python: length, nesting, runs of digits, factorials, towers of exponents, large sums
 equal_by_algebra  math-verify with its own time limits off: they rely on signals; the pool's deadline replaces them.
-                  Its "no" is believed only if the values differ as well (`cft/judging/numeric_check.py`)
+                  Its "no" is believed only if the values differ as well (`cft/verifiers/values.py`)
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from fractions import Fraction
 from typing import Any, Literal
 
-from cft.judging.answers import MAX_ANSWER_CHARS, MAX_DIGITS, ROUNDED_PLACES
-from cft.judging.numeric_check import NoValueError, same_values, value
+from cft.verifiers.numbers import MAX_ANSWER_CHARS, MAX_DIGITS, ROUNDED_PLACES
+from cft.verifiers.values import NoValueError, same_values, value
 
 Decided = Literal["right", "wrong", "undecided"]
 
@@ -62,14 +62,14 @@ def too_hard(expression: str) -> str:
     return ""
 
 
-def equal_by_algebra(*, gold: str, prediction: str) -> tuple[Decided, str]:
+def equal_by_algebra(gold: str, prediction: str) -> tuple[Decided, str]:
     """Both as LaTeX. `verify(gold, target)` is not symmetric, hence keyword arguments only."""
-    judgement, reason = _equal(gold, prediction)
-    if judgement == "wrong" and any(_DIVIDED.search(side) for side in (gold, prediction)):
+    decision, reason = _equal(gold, prediction)
+    if decision == "wrong" and any(_DIVIDED.search(side) for side in (gold, prediction)):
         sides = [_DIVIDED.sub(r"\\frac{\1}{\2}\3", side) for side in (gold, prediction)]
         if _equal(*sides)[0] == "right":
             return "undecided", "a/b c may be read in two ways"
-    return judgement, reason
+    return decision, reason
 
 
 def _equal(gold: str, prediction: str) -> tuple[Decided, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from cft.judging.answers import tidy
-from cft.judging.quantities import quantity
+from cft.verifiers.numbers import tidy
+from cft.verifiers.units import quantity
 
 Unit = tuple[str, Fraction]
 

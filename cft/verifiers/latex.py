@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from cft.judging.answers import ascii_digits
-from cft.judging.quantities import is_unit
+from cft.verifiers.numbers import ascii_digits
+from cft.verifiers.units import is_unit
 
 MAX_CHARS = 4096  # a longer text is compared as it stands
 

@@ -1,7 +1,7 @@
 r"""What number a final answer states: plain Python, exact, whatever people write around a number.
 
 Read are thousands separators, currency, a unit, percent, `1.5 million`, `\frac{3}{4}`, `1 1/2`, `1.85 \times 10^{5}`,
-`x = 5`, `3:1`. Where a text stands is the business of `cft/judging/markers.py`.
+`x = 5`, `3:1`. Where a text stands is the business of `cft/verifiers/extract.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from cft.judging.quantities import is_unit, quantity
+from cft.verifiers.units import is_unit, quantity
 
 MAX_ANSWER_CHARS = 512  # a longer final answer is not parsed
 MAX_DIGITS = 1000  # a longer run of digits is compared as text only
@@ -94,7 +94,7 @@ _EXPLAINED = re.compile(r"[=≈]|\\approx|(?<=[A-Za-z]):")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ParsedNumber:
     """A text read as a number: the exact value with its text, or None with the reason.
 
     factor: what a word or sign behind the number multiplies it by: 1/100 for percent, 10^6 for million, else 1.
@@ -134,7 +134,7 @@ def tidy(text: str) -> str:
     return _SIGN_APART.sub(r"\1\2\3", text)
 
 
-def read_number(text: str, *, whole: bool) -> Reading:
+def read_number(text: str, *, whole: bool) -> ParsedNumber:
     """The number that a final answer states.
 
     whole: nothing but the number, words and a unit may stand there (a box); else an explanation may follow it.
@@ -148,7 +148,7 @@ def read_number(text: str, *, whole: bool) -> Reading:
         plain = f"{_spelled_number(in_words['number'])}{in_words['unit']}"
     if ratio := _RATIO.fullmatch(plain):
         value = as_fraction(f"{ratio['above']}/{ratio['below']}") if "." not in ratio["above"] else None
-        return Reading(value, plain, Fraction(1), True, "" if value is not None else "no plain ratio")
+        return ParsedNumber(value, plain, Fraction(1), True, "" if value is not None else "no plain ratio")
     match, part = _LEADING.match(plain), plain
     if (match is None or _OPERATOR.match(plain, match.end())) and not _INEQUALITY.search(plain):
         # "x = 5", "2 + 3 = 5" and "Total: 5" state the number behind the last sign.
@@ -162,7 +162,9 @@ def read_number(text: str, *, whole: bool) -> Reading:
         return _none("numbers in brackets, which a comma separates", digits=True, open=True)
     if (residue := _RESIDUE.fullmatch(rest)) and number.lstrip("+-").isdecimal():
         modulus = int(residue["modulus"])
-        return Reading((as_fraction(number) or Fraction(0)) % modulus, number, Fraction(1), True, "", modulus=modulus)
+        return ParsedNumber(
+            (as_fraction(number) or Fraction(0)) % modulus, number, Fraction(1), True, "", modulus=modulus
+        )
     if _COMPARED.search(ahead):
         return _none("more or less than a number", digits=True, open=True)
     if _OPERATOR.match(rest) or _is_product(rest, text, whole=whole):
@@ -173,10 +175,10 @@ def read_number(text: str, *, whole: bool) -> Reading:
         return _none("more than a number and its unit stands in the answer", digits=True)
     value = as_fraction(number)
     reason = "a division by zero, or too many digits" if value is None else ""
-    return Reading(value, number, _factor(rest), True, reason)
+    return ParsedNumber(value, number, _factor(rest), True, reason)
 
 
-def same_number(a: Reading, b: Reading) -> bool:
+def same_number(a: ParsedNumber, b: ParsedNumber) -> bool:
     """Equal exact values. Where one side alone has a percent sign or a word such as million, the number as it stands
     may be meant as well: 50% equals 50 and 0.5 alike."""
     if a.value is None or b.value is None or (a.modulus and b.modulus and a.modulus != b.modulus):
@@ -187,7 +189,7 @@ def same_number(a: Reading, b: Reading) -> bool:
     return bare or a.value * a.factor == b.value * b.factor
 
 
-def agrees(read: Reading, gold: Reading) -> bool:
+def agrees(read: ParsedNumber, gold: ParsedNumber) -> bool:
     """The number is the gold one, or as near as decimals allow: a gold decimal of ROUNDED_PLACES stands for all within
     ROUNDED_TOLERANCE of it, and an answer of as many (0.666667 for 2/3) may be off by one in its last place. A whole
     number needs no rounding: 17.999999 is not 18."""
@@ -320,14 +322,14 @@ def _plain_power(match: re.Match[str]) -> str:
     return f"{match['digits'] or 1}e{exponent}"
 
 
-def _places(read: Reading) -> int:
+def _places(read: ParsedNumber) -> int:
     """Decimal places of a plain decimal number, else 0."""
     match = re.fullmatch(r"[-+$]*[0-9,]*\.([0-9]+)", read.text)
     return len(match.group(1)) if match else 0
 
 
-def _none(reason: str, *, digits: bool, open: bool = False) -> Reading:
-    return Reading(None, "", Fraction(1), digits, reason, open)
+def _none(reason: str, *, digits: bool, open: bool = False) -> ParsedNumber:
+    return ParsedNumber(None, "", Fraction(1), digits, reason, open)
 
 
 def _factor(rest: str) -> Fraction:

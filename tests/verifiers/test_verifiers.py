@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cft.judging.algebra import too_hard
-from cft.judging.answers import MAX_DIGITS, as_fraction, canonical, last_number, read_number
-from cft.judging.markers import boxed_answer, explicit_answer, last_formulas
-from cft.types import Judgement, Verdict
-from cft.verify import Exact, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
+from cft.types import Decision, Verdict
+from cft.verifiers import Exact, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
+from cft.verifiers.algebra import too_hard
+from cft.verifiers.extract import boxed_answer, explicit_answer, last_formulas
+from cft.verifiers.numbers import MAX_DIGITS, as_fraction, canonical, last_number, read_number
 
-CONF = Path(__file__).parent.parent / "conf" / "verifier"
+CONF = Path(__file__).parent.parent.parent / "conf" / "verifier"
 NUMERIC = Numeric(fallback_last_number=True)
 MARKED = Numeric(fallback_last_number=False)
 EXACT = Exact(case_sensitive=False, fallback_last_line=True)
@@ -35,7 +35,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.text(
 
 
 @pytest.mark.parametrize(
-    "response, answer, judgement, extracted",
+    "response, answer, decision, extracted",
     [
         # The marker that stands last wins, whatever numbers come after it or elsewhere.
         ("first \\boxed{1}, no, \\boxed{2} of 3", "2", "right", "2"),
@@ -127,15 +127,15 @@ ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.text(
         ("\\boxed{11/2}", "1 1/2", "wrong", "11/2"),
     ],
 )
-def test_numeric(response: str, answer: str, judgement: str, extracted: str) -> None:
+def test_numeric(response: str, answer: str, decision: str, extracted: str) -> None:
     verdict = NUMERIC(response, answer)
-    assert (verdict.judgement, verdict.extracted) == (judgement, extracted), verdict.reason
+    assert (verdict.decision, verdict.extracted) == (decision, extracted), verdict.reason
 
 
 def test_numeric_without_fallback_wants_a_marker_or_the_phrase() -> None:
-    assert MARKED("2 + 2 = 4", "4").judgement is Judgement.WRONG
-    assert MARKED("#### 4", "4").judgement is Judgement.RIGHT
-    assert MARKED("the answer is 4", "4").judgement is Judgement.RIGHT
+    assert MARKED("2 + 2 = 4", "4").decision is Decision.WRONG
+    assert MARKED("#### 4", "4").decision is Decision.RIGHT
+    assert MARKED("the answer is 4", "4").decision is Decision.RIGHT
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_explicit_means_that_later_text_cannot_make_it_another_number(response: 
     st.sampled_from(["\\boxed{%s}", "#### %s", "#### %s\n", "the answer is %s.", "so %s"]),
 )
 def test_numeric_accepts_a_fraction_and_refuses_its_neighbour(value: Fraction, form: str) -> None:
-    assert NUMERIC(form % value, str(value)).judgement is Judgement.RIGHT
-    assert NUMERIC(form % value, str(value + Fraction(1, 10**9))).judgement is Judgement.WRONG
+    assert NUMERIC(form % value, str(value)).decision is Decision.RIGHT
+    assert NUMERIC(form % value, str(value + Fraction(1, 10**9))).decision is Decision.WRONG
 
 
 @settings(deadline=None)
@@ -229,9 +229,9 @@ def test_long_runs_of_digits_are_compared_as_text_alone() -> None:
     digits = "7" * 5000
     assert as_fraction(digits) is None
     assert as_fraction("7" * MAX_DIGITS) == Fraction("7" * MAX_DIGITS)
-    assert NUMERIC(f"\\boxed{{{digits}}}", digits).judgement is Judgement.RIGHT
-    assert NUMERIC(f"\\boxed{{{digits}}}", "7").judgement is Judgement.UNDECIDED
-    assert NUMERIC(f"so {digits}", "7").judgement is Judgement.UNDECIDED
+    assert NUMERIC(f"\\boxed{{{digits}}}", digits).decision is Decision.RIGHT
+    assert NUMERIC(f"\\boxed{{{digits}}}", "7").decision is Decision.UNDECIDED
+    assert NUMERIC(f"so {digits}", "7").decision is Decision.UNDECIDED
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_canonical_is_shared_by_equal_answers_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "response, answer, judgement",
+    "response, answer, decision",
     [
         ("\\boxed{Paris}", "paris", "right"),
         ("<answer>north   west.</answer>", "North West", "right"),
@@ -269,19 +269,19 @@ def test_canonical_is_shared_by_equal_answers_only() -> None:
         ("", "Paris", "wrong"),
     ],
 )
-def test_exact(response: str, answer: str, judgement: str) -> None:
-    assert EXACT(response, answer).judgement == judgement
+def test_exact(response: str, answer: str, decision: str) -> None:
+    assert EXACT(response, answer).decision == decision
 
 
 def test_exact_can_mind_case_and_want_a_marker() -> None:
     strict = Exact(case_sensitive=True, fallback_last_line=False)
-    assert strict("\\boxed{paris}", "Paris").judgement is Judgement.WRONG
-    assert strict("Paris", "Paris").judgement is Judgement.WRONG
-    assert strict("\\boxed{Paris}", "Paris").judgement is Judgement.RIGHT
+    assert strict("\\boxed{paris}", "Paris").decision is Decision.WRONG
+    assert strict("Paris", "Paris").decision is Decision.WRONG
+    assert strict("\\boxed{Paris}", "Paris").decision is Decision.RIGHT
 
 
 @pytest.mark.parametrize(
-    "response, answer, judgement",
+    "response, answer, decision",
     [
         ("\\boxed{B}", "B", "right"),
         ("\\boxed{\\text{(B)}}", "B", "right"),
@@ -310,26 +310,26 @@ def test_exact_can_mind_case_and_want_a_marker() -> None:
         ("\\boxed{A,B}", "C", "wrong"),
     ],
 )
-def test_multiple_choice(response: str, answer: str, judgement: str) -> None:
-    assert CHOICE(response, answer).judgement == judgement
+def test_multiple_choice(response: str, answer: str, decision: str) -> None:
+    assert CHOICE(response, answer).decision == decision
 
 
 def test_regex_takes_the_last_match_and_the_first_group_that_matched() -> None:
     verifier = Regex(pattern=r"Result: (\w+)|Outcome: (\w+)", compare="text")
-    assert verifier("Result: one. Outcome: Two.", "two").judgement is Judgement.RIGHT
-    assert verifier("Result: one. Outcome: Two.", "one").judgement is Judgement.WRONG
-    assert verifier("nothing", "one").judgement is Judgement.WRONG
+    assert verifier("Result: one. Outcome: Two.", "two").decision is Decision.RIGHT
+    assert verifier("Result: one. Outcome: Two.", "one").decision is Decision.WRONG
+    assert verifier("nothing", "one").decision is Decision.WRONG
     assert verifier("Result: one. ", "one").explicit
     assert not verifier("Result: one", "one").explicit
     number = Regex(pattern=r"= (\S+)", compare="number")
-    assert number("a = 0.50", "1/2").judgement is Judgement.RIGHT
-    assert number("a = x^2", "4").judgement is Judgement.UNDECIDED
+    assert number("a = 0.50", "1/2").decision is Decision.RIGHT
+    assert number("a = x^2", "4").decision is Decision.UNDECIDED
     with pytest.raises(ValueError, match=r"verifier\.pattern"):
         Regex(pattern="(", compare="text")
 
 
 @pytest.mark.parametrize(
-    "response, answer, judgement",
+    "response, answer, decision",
     [
         ("\\boxed{\\frac{\\sqrt{8}}{2}}", "\\sqrt{2}", "right"),
         ("\\boxed{x^2+2x+1}", "(x+1)^2", "right"),
@@ -347,12 +347,12 @@ def test_regex_takes_the_last_match_and_the_first_group_that_matched() -> None:
         ("", "18", "wrong"),
     ],
 )
-def test_math(response: str, answer: str, judgement: str) -> None:
-    assert MATH(response, answer).judgement == judgement
+def test_math(response: str, answer: str, decision: str) -> None:
+    assert MATH(response, answer).decision == decision
 
 
 @pytest.mark.parametrize(
-    "response, answer, judgement",
+    "response, answer, decision",
     [
         # The formula that the text ends in, its right side, or a list of several.
         ("So $x = - \\sqrt{2}$.", "-\\sqrt{2}", "right"),
@@ -384,15 +384,15 @@ def test_math(response: str, answer: str, judgement: str) -> None:
         ("so it is (x-3)^{2}+y=20.", "x^2+y=29", "undecided"),
     ],
 )
-def test_math_without_a_marker(response: str, answer: str, judgement: str) -> None:
-    assert Math(fallback_last_number=True, lists="set")(response, answer).judgement == judgement
+def test_math_without_a_marker(response: str, answer: str, decision: str) -> None:
+    assert Math(fallback_last_number=True, lists="set")(response, answer).decision == decision
 
 
 def test_math_does_not_mix_up_gold_and_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     # math-verify's verify(gold, target) is not symmetric, and takes the prediction second.
     seen = {}
     monkeypatch.setattr("math_verify.verify", lambda **given: seen.update(given) or True)
-    assert MATH("\\boxed{\\sqrt{8}}", "\\sqrt{2}").judgement is Judgement.RIGHT
+    assert MATH("\\boxed{\\sqrt{8}}", "\\sqrt{2}").decision is Decision.RIGHT
     assert "8" in str(seen["target"]) or "2*sqrt(2)" in str(seen["target"])
     assert "2*sqrt(2)" not in str(seen["gold"])
 
@@ -435,14 +435,14 @@ def test_every_config_builds_a_verifier_that_travels(path: Path) -> None:
     copy = pickle.loads(pickle.dumps(verifier))
     assert copy == verifier
     assert verifier_fingerprint(copy) == verifier_fingerprint(verifier)
-    assert verifier("", "5").judgement in (Judgement.WRONG, Judgement.UNDECIDED)
+    assert verifier("", "5").decision in (Decision.WRONG, Decision.UNDECIDED)
 
 
-def test_a_fingerprint_tells_class_version_and_arguments_apart() -> None:
+def test_a_fingerprint_distinguishes_name_version_and_arguments_apart() -> None:
     prints = {verifier_fingerprint(verifier) for verifier in ALL}
     assert len(prints) == len(ALL)
     content = json.loads(verifier_fingerprint(NUMERIC))
-    assert content == {"class": "cft.verify.Numeric", "version": "3", "args": {"fallback_last_number": True}}
+    assert content == {"name": "numeric", "version": "3", "args": {"fallback_last_number": True}}
     assert "math-verify" in json.loads(verifier_fingerprint(MATH))["version"]
     with pytest.raises(TypeError, match="dataclass"):
         verifier_fingerprint(object())  # pyright: ignore[reportArgumentType]

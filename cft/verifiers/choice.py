@@ -1,4 +1,4 @@
-"""Questions with options, where the gold answer is `(B) text`: the letter and the text are right alike."""
+"""A final answer that is one of several choices: a letter alone, or the letter or the text of an option."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from cft.judging.answers import MAX_ANSWER_CHARS, read_number, same_number, tidy
-from cft.judging.markers import explicit_answer, phrase_answer, several_choices
+from cft.errors import BadValue
 from cft.types import Verdict, Verifier
-from cft.verify import chosen_on_last_line, make_verdict
+from cft.verifiers.extract import explicit_answer, last_line, phrase_answer, several_choices, stated_choice
+from cft.verifiers.numbers import MAX_ANSWER_CHARS, read_number, same_number, tidy
+from cft.verifiers.verdict import LastAnswer, gold_text, make_verdict, shown
 
 _GOLD = re.compile(r"\(([A-Z])\)\s+(.+)", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
@@ -22,7 +23,50 @@ _ANOTHER = re.compile(r"[,;]\s*(?:and|or|but|not)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class MultipleChoice(LastAnswer):
+    """The final answer is one letter of `choices`: in a marker, after "the answer is", else on the last line, alone or as in
+    "B is correct". Several letters, the right one among them ("A or B"): undecided."""
+
+    name: ClassVar[str] = "multiple_choice"
+    version: ClassVar[str] = "2"
+    choices: str
+
+    def __post_init__(self) -> None:
+        if not self.choices.isalpha() or self.choices != self.choices.upper():
+            raise BadValue(f"verifier.choices: expected capital letters such as ABCDE, found {self.choices!r}")
+
+    def __call__(self, response: str, answer: str) -> Verdict:
+        gold = self._letter(gold_text(answer), whole=False)
+        if not gold:
+            return make_verdict("undecided", "", None, f"the gold answer {shown(answer)!r} is none of {self.choices}")
+        found = explicit_answer(response) or phrase_answer(response)
+        text = found.text if found else chosen_on_last_line(response)
+        if gold in (named := several_choices(text)):
+            return make_verdict("undecided", text, found, f"several are named: {', '.join(sorted(named))}")
+        letter = self._letter(text, whole=found is None)
+        if not letter:
+            return make_verdict(
+                "wrong", text if found else "", found, f"none of {self.choices} stands as the final answer"
+            )
+        return make_verdict("right" if letter == gold else "wrong", letter, found, "compared as a choice")
+
+    def _letter(self, text: str, *, whole: bool) -> str:
+        """The letter that a text states; whole: nothing else may stand there. "A dog" states none, "B because" does."""
+        text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|[*$]", r"\1", text[:MAX_ANSWER_CHARS]).strip()
+        bare = re.fullmatch(rf"\(?([{self.choices}])\)?[.:,]?", text, re.IGNORECASE)
+        if bare or whole:
+            return bare.group(1).upper() if bare else ""
+        letter = f"[{self.choices}]"
+        match = re.match(rf"(?:option|choice)?\s*(?:\(({letter})\)|({letter})(?![A-Za-z'’]))", text)
+        if match is None:
+            return ""
+        letter = match.group(1) or match.group(2)
+        article = match.group(2) in ("A", "I") and re.match(r"\s+[a-z]", text[match.end() :])
+        return "" if article else letter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(LastAnswer):
     """A gold answer `(B) text` is one of several options; any other is judged by `inner`.
 
     Right is the option's letter or its text, in a marker, after "the answer is", else alone on the last line. A letter
@@ -40,17 +84,19 @@ class Options:
             return self.inner(_APART.sub("/", response) if apart else response, answer)
         found = explicit_answer(response) or phrase_answer(response)
         text = found.text if found else chosen_on_last_line(response)
-        judgement = _judged(text, letter=gold.group(1), option=gold.group(2))
-        if found is None and judgement == "wrong" and f" {_bare(gold.group(2))} " in f" {_bare(text)} ":
-            judgement = "undecided"
-        return make_verdict(judgement, text if found or judgement == "right" else "", found, "compared as an option")
-
-    def final(self, text: str) -> bool:
-        """Not before the end: a later marker, phrase or line is the answer instead."""
-        return False
+        decision = _graded(text, letter=gold.group(1), option=gold.group(2))
+        if found is None and decision == "wrong" and f" {_bare(gold.group(2))} " in f" {_bare(text)} ":
+            decision = "undecided"
+        return make_verdict(decision, text if found or decision == "right" else "", found, "compared as an option")
 
 
-def _judged(text: str, *, letter: str, option: str) -> Literal["right", "wrong", "undecided"]:
+def chosen_on_last_line(text: str) -> str:
+    """What the last line states as a choice ("Therefore, B is correct."), else all of it."""
+    line = last_line(text)
+    return stated_choice(line[-MAX_ANSWER_CHARS:]) or line
+
+
+def _graded(text: str, *, letter: str, option: str) -> Literal["right", "wrong", "undecided"]:
     if letter in several_choices(text):
         return "undecided"
     # An option "$5" is 5 to who writes it between dollars of a formula, so money is told by its number.

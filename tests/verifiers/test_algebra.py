@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cft.judging.algebra import equal_by_algebra
-from cft.judging.measures import compound
-from cft.judging.numeric_check import NoValueError, same_values, value
-from cft.verify import Math
+from cft.verifiers import Math
+from cft.verifiers.algebra import equal_by_algebra
+from cft.verifiers.measures import compound
+from cft.verifiers.values import NoValueError, same_values, value
 
 MATH = Math(fallback_last_number=True, lists="set")
 
@@ -183,13 +183,13 @@ x^2+y^2=4 | x^2+y^2=5 | wrong
 def test_an_answer_is_right_only_if_it_says_what_the_gold_answer_says(line: str) -> None:
     *sides, expected = line.split(" | ")
     gold, answer = sides
-    found = str(MATH(f"\\boxed{{{answer}}}", gold).judgement)
+    found = str(MATH(f"\\boxed{{{answer}}}", gold).decision)
     assert found in ("wrong", "undecided") if expected == "not right" else found == expected
 
 
 @pytest.mark.parametrize("gold", sorted({line.split(" | ")[0] for line in TABLE.strip().splitlines()}))
 def test_every_gold_answer_is_right_for_itself(gold: str) -> None:
-    assert str(MATH(f"\\boxed{{ {gold} }}", gold).judgement) == "right"
+    assert str(MATH(f"\\boxed{{ {gold} }}", gold).decision) == "right"
 
 
 INTEGERS = st.integers(-9, 9)
@@ -201,8 +201,8 @@ def test_products_of_complex_numbers_against_python(a: int, b: int, c: int, d: i
     product = complex(a, b) * complex(c, d)
     gold, wrong = (f"{int(product.real) + off}+{int(product.imag)}i" for off in (0, 1))
     answer = f"({a}+{b}i)({c}+{d}i)"
-    assert equal_by_algebra(gold=gold, prediction=answer)[0] == "right"
-    assert equal_by_algebra(gold=wrong, prediction=answer)[0] == "wrong"
+    assert equal_by_algebra(gold, answer)[0] == "right"
+    assert equal_by_algebra(wrong, answer)[0] == "wrong"
 
 
 def test_values_that_agree_to_thirty_digits_are_not_equal() -> None:

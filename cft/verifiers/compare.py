@@ -1,6 +1,6 @@
 r"""Is a mathematical answer the gold one? Text, numbers and structure in plain Python first; algebra for the rest.
 
-An answer is taken apart (`cft/judging/latex.py`): a tuple, an interval and a matrix are compared part by part in order, a set,
+An answer is taken apart: a tuple, an interval and a matrix are compared part by part in order, a set,
 "1 or 2" and $\pm$ in any order. A list without brackets (1, 2) may be meant either way: the caller says which. What
 is left over goes to `algebra`, a function of (gold, prediction). Where nobody can tell, the verdict is "undecided".
 """
@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cft.judging.algebra import Decided, too_hard
-from cft.judging.answers import Reading, agrees, read_number, tidy
-from cft.judging.latex import Form, assigned, form_of, one_spelling, readable
-from cft.judging.measures import Unit, compound, in_one_unit, unit_of, without_unit
-from cft.judging.words import compare_texts, compare_words, number_word, prose
+from cft.verifiers.algebra import Decided, too_hard
+from cft.verifiers.latex import Form, assigned, form_of, one_spelling, readable
+from cft.verifiers.measures import Unit, compound, in_one_unit, unit_of, without_unit
+from cft.verifiers.numbers import ParsedNumber, agrees, read_number, tidy
+from cft.verifiers.words import compare_texts, compare_words, number_word, prose
 
 Lists = Literal["set", "sequence", "unknown"]
 Algebra = Callable[[str, str], tuple[Decided, str]]
@@ -62,12 +62,12 @@ class _Comparison:
             return decided
         self.depth += 1
         try:
-            judgement, reason = self._unlike(_plain(gold), _plain(answer))
+            decision, reason = self._unlike(_plain(gold), _plain(answer))
         finally:
             self.depth -= 1
-        if judgement == "wrong" and _in_degrees(gold) != _in_degrees(answer) and "\\pi" in gold + answer:
+        if decision == "wrong" and _in_degrees(gold) != _in_degrees(answer) and "\\pi" in gold + answer:
             return "undecided", "degrees on one side, perhaps radians on the other"
-        return judgement, reason
+        return decision, reason
 
     def _unlike(self, gold: str, answer: str) -> tuple[Decided, str]:
         """Two answers that are not the same text; both as `readable` gives them."""
@@ -113,9 +113,9 @@ class _Comparison:
         sides = (last, answer) if len(_sides(gold)) > 1 else (gold, last)
         if not all(sides):
             return self._algebra(gold, answer)
-        judgement, reason = self.texts(*sides)
-        if judgement != "right" or _NAME.fullmatch(left) or not re.search(r"[A-Za-z]", re.sub(r"\\[a-z]+", "", left)):
-            return judgement, reason
+        decision, reason = self.texts(*sides)
+        if decision != "right" or _NAME.fullmatch(left) or not re.search(r"[A-Za-z]", re.sub(r"\\[a-z]+", "", left)):
+            return decision, reason
         return "undecided", "an equation, and an expression that is its right side"
 
     def _forms(self, gold: Form, answer: Form, gold_text: str, text: str) -> tuple[Decided, str]:
@@ -127,11 +127,11 @@ class _Comparison:
         if "one" in kinds:
             return self._one_against_many(gold, answer, gold_text, text)
         if kinds <= {"range", "tuple", "list"} and "range" in kinds:
-            judgement, reason = self._ranges(gold, answer)
+            decision, reason = self._ranges(gold, answer)
             names = [_bounded_name(side) for side in (gold_text, text)]
-            if judgement == "right" and all(names) and names[0] != names[1]:
+            if decision == "right" and all(names) and names[0] != names[1]:
                 return "undecided", f"bounds of {names[0]} and of {names[1]}"
-            return judgement, reason
+            return decision, reason
         if (named := self._named(gold, answer)) is not None:
             return named
         if "matrix" in kinds and len(kinds) > 1:
@@ -143,14 +143,14 @@ class _Comparison:
         if kinds == {"list"}:
             return self._lists(gold.parts, answer.parts)
         if kinds <= {"list", "tuple", "matrix"}:
-            judgement, reason = self._in_order(gold.parts, answer.parts)
-            if judgement == "wrong" and gold.kind == "list" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
+            decision, reason = self._in_order(gold.parts, answer.parts)
+            if decision == "wrong" and gold.kind == "list" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
                 return "undecided", "the same parts in another order, in brackets on one side"
-            return judgement, reason
+            return decision, reason
         if kinds <= {"set", "either", "list", "union"}:
             return self._any_order(gold.parts, answer.parts)
-        judgement, reason = self._algebra(gold_text, text)
-        return ("undecided", f"a {gold.kind} and a {answer.kind}") if judgement == "wrong" else (judgement, reason)
+        decision, reason = self._algebra(gold_text, text)
+        return ("undecided", f"a {gold.kind} and a {answer.kind}") if decision == "wrong" else (decision, reason)
 
     def _named(self, gold: Form, answer: Form) -> tuple[Decided, str] | None:
         """Values of several unknowns: by name where both sides name them, else in the order of the names."""
@@ -164,20 +164,20 @@ class _Comparison:
             return self._in_order(gold.parts, ordered)
         if len(of_names) == 1 and any(any(side) for side in (names, given) if side is not of_names[0]):
             return None
-        judgement, reason = self._in_order(gold.parts, answer.parts)
-        if judgement == "wrong" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
+        decision, reason = self._in_order(gold.parts, answer.parts)
+        if decision == "wrong" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
             return "undecided", "the same values in another order than that of the names"
-        return judgement, reason
+        return decision, reason
 
     def _matrix_and_parts(self, gold: Form, answer: Form) -> tuple[Decided, str]:
         if not {gold.kind, answer.kind} <= {"matrix", "tuple", "list"}:
             return "undecided", f"a {gold.kind} and a {answer.kind}"
-        judgement, reason = self._in_order(gold.parts, answer.parts)
+        decision, reason = self._in_order(gold.parts, answer.parts)
         matrix = gold if gold.kind == "matrix" else answer
         vector = matrix.columns in (1, len(matrix.parts))
-        if judgement == "right" and not (vector and "tuple" in (gold.kind, answer.kind)):
+        if decision == "right" and not (vector and "tuple" in (gold.kind, answer.kind)):
             return "undecided", "a matrix, and its entries without their places"
-        return judgement, reason
+        return decision, reason
 
     def _one_against_many(self, gold: Form, answer: Form, gold_text: str, text: str) -> tuple[Decided, str]:
         many, single = (gold, text) if answer.kind == "one" else (answer, gold_text)
@@ -187,13 +187,13 @@ class _Comparison:
             if many.kind in ("set", "either") and self._any_order(many.parts, (single,))[0] != "wrong":
                 return self._any_order(gold.parts, answer.parts)
             return "wrong", "one number where the other answer has several parts"
-        judgement, reason = self._algebra(gold_text, text)
-        return ("undecided", "one expression and several parts") if judgement == "wrong" else (judgement, reason)
+        decision, reason = self._algebra(gold_text, text)
+        return ("undecided", "one expression and several parts") if decision == "wrong" else (decision, reason)
 
     def _ranges(self, gold: Form, answer: Form) -> tuple[Decided, str]:
-        judgement, reason = self._in_order(gold.parts, answer.parts)
-        if judgement != "right":
-            return judgement, reason
+        decision, reason = self._in_order(gold.parts, answer.parts)
+        if decision != "right":
+            return decision, reason
         for i, end in enumerate(zip(gold.ends or "  ", answer.ends or "  ", strict=True)):
             if end[0] != end[1] and " " not in end and "\\infty" not in gold.parts[i]:
                 return "wrong", "the ends of the interval differ"
@@ -207,10 +207,10 @@ class _Comparison:
         solutions = len(names) == 1 and names != {""}  # a = 2, a = 3: values of one unknown have no order
         if in_order[0] == "right" or (self.lists == "sequence" and not solutions):
             return in_order
-        judgement, reason = self._any_order(gold, answer)
-        if judgement == "right" and self.lists == "unknown" and not solutions:
+        decision, reason = self._any_order(gold, answer)
+        if decision == "right" and self.lists == "unknown" and not solutions:
             return "undecided", "the same parts in another order, without brackets"
-        return judgement, reason
+        return decision, reason
 
     def _in_order(self, gold: Sequence[str], answer: Sequence[str]) -> tuple[Decided, str]:
         if len(gold) != len(answer):
@@ -299,7 +299,7 @@ def _amount(text: str) -> Unit | None:
     return (unit[0], read.value * unit[1]) if unit and read.value is not None else None
 
 
-def _unit(text: str, read: Reading) -> str:
+def _unit(text: str, read: ParsedNumber) -> str:
     """What stands behind the number, or the currency sign before it."""
     return "$" if re.match(r"\s*[-+]?\s*\\\$", text) else tidy(text).rpartition(read.text)[2]
 
