@@ -15,7 +15,7 @@ from typing import Literal
 from cft.verifiers.algebra import Decided, too_hard
 from cft.verifiers.latex import Form, assigned, form_of, one_spelling, readable
 from cft.verifiers.measures import Unit, compound, in_one_unit, unit_of, without_unit
-from cft.verifiers.numbers import ParsedNumber, agrees, read_number, tidy
+from cft.verifiers.numbers import ParsedNumber, agrees, is_near, read_number, tidy
 from cft.verifiers.words import compare_texts, compare_words, number_word, prose
 
 Lists = Literal["set", "sequence", "unknown"]
@@ -25,7 +25,12 @@ MAX_CALLS = 16  # of algebra for one answer
 MAX_DEPTH = 6
 _CHOICE = re.compile(r"\(?([A-H])\)(?!\s*[(,]|\s*(?:and|or)\b)\s*(.*)", re.DOTALL)
 _LABEL = re.compile(r"\b[Qq]uadrant\s+(?=[IV]+\b)|^\s*(?:[Oo]ption|[Cc]hoice)\s+(?=\(?[A-H]\)?\s*\.?$)")
-_BASED = re.compile(r"\(?\s*[0-9A-F]+\s*\)?\s*_\s*(?:\{\s*(\w+)\s*\}|([0-9]))")
+_BASED = re.compile(r"\(?\s*(?P<number>[0-9A-F]+)\s*\)?\s*_\s*(?:\{\s*(?P<base>\w+)\s*\}|(?P<digit>[0-9]))")
+# A number in front of a bracket multiplies it; math-verify adds them (3(4) is 7 there, as 3 1/2 is 3.5).
+_TIMES = re.compile(
+    r"(?:(?<![_^A-Za-z0-9.])(?P<braced>\{[0-9.]+\})|(?<![_^0-9.])(?P<bare>[0-9.]+)|(?P<bracket>(?<![A-Za-z])\([^()]*\)))"
+    r"\s*(?=\(|\[[^,\[\]]*\]|\\\{|\\binom)|(?P<alone>(?<![A-Za-z])\([0-9.]+\))\s*(?=[0-9])"
+)
 _ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*\{?\s*(?:th|st|nd|rd)\b\s*\}?")
 _SPELT = re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|lambda|infinity|sin|cos|tan|ln|log)(?![A-Za-z])")
 _ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9]+|[A-Za-z](?![A-Za-z])))")
@@ -73,7 +78,7 @@ class _Comparison:
         """Two answers that are not the same text; both as `readable` gives them."""
         if not answer.strip():
             return "wrong", "an empty answer"
-        if decided := _choices(gold, answer) or _bases(gold, answer):
+        if decided := _choices(gold, answer) or _bases(gold, answer) or self._approximate(gold, answer):
             return decided
         option = _CHOICE.fullmatch(gold.strip())
         if option and option[2] and self.texts(option[2], answer)[0] == "right":
@@ -85,7 +90,7 @@ class _Comparison:
             return self._algebra(gold, answer)
         if gold_name and name:
             return self.texts(gold_rest, rest)
-        sides, gold_sides = _sides(answer), _sides(gold)
+        sides, gold_sides = equation_sides(answer), equation_sides(gold)
         if len(sides) > 1 and len(gold_sides) > 1:
             return self._equations(gold, answer)
         if len(sides) > 1 or len(gold_sides) > 1:
@@ -100,6 +105,19 @@ class _Comparison:
             return "undecided", "words and mathematics together: compared as text alone"
         return self._forms(form_of(gold), form_of(answer), gold, answer)
 
+    def _approximate(self, gold: str, answer: str) -> tuple[Decided, str] | None:
+        """1/3 \\approx 0.333: the exact side counts, and the other one must be near it."""
+        exact, sign, near = answer.partition("\\approx")
+        if not sign or "\\approx" in gold:
+            return None
+        exact, near = (side.strip(" =$") for side in (exact, near))
+        decision, reason = self.texts(gold, exact)
+        if decision == "wrong" and self.texts(gold, near)[0] == "right":
+            return "undecided", "the approximation is the gold answer, the exact value is not"
+        if decision == "right" and not is_near(near, read_number(gold, whole=True)):
+            return "undecided", "an exact value, and an approximation that is not near it"
+        return decision, reason
+
     def _equations(self, gold: str, answer: str) -> tuple[Decided, str]:
         """Two that are not both a name and its value: x = 3 and x = 6/2 = 3, or 2x + y = 7 and y = 7 - 2x."""
         (name, last), (other, end) = _chain(gold), _chain(answer)
@@ -110,7 +128,7 @@ class _Comparison:
     def _against_equation(self, gold: str, answer: str, equation: list[str]) -> tuple[Decided, str]:
         """An expression and an equation: its right side counts where its left one is a name, or holds no letter."""
         left, last = equation[0], equation[-1]
-        sides = (last, answer) if len(_sides(gold)) > 1 else (gold, last)
+        sides = (last, answer) if len(equation_sides(gold)) > 1 else (gold, last)
         if not all(sides):
             return self._algebra(gold, answer)
         decision, reason = self.texts(*sides)
@@ -315,12 +333,16 @@ def _choices(gold: str, answer: str) -> tuple[Decided, str] | None:
 
 
 def _bases(gold: str, answer: str) -> tuple[Decided, str] | None:
-    """4321_5 and 4321_6: what math-verify reads as 4321."""
-    one, two = _BASED.fullmatch(gold.strip()), _BASED.fullmatch(answer.strip())
-    if one is None or two is None:
-        return None
-    bases = [number_word(match[1] or match[2]) for match in (one, two)]
-    return ("wrong", f"base {bases[1]}, where the gold answer has base {bases[0]}") if bases[0] != bases[1] else None
+    """4321_5 and 4321_6, of which math-verify reads 4321. An answer may leave out the base, but not make one up."""
+    one, two = (_BASED.fullmatch(side.strip()) for side in (gold, answer))
+    plain = re.fullmatch(r"[0-9A-F]+", answer.strip())
+    if one is None or (two is None and plain is None):
+        return ("undecided", "a base that the gold answer does not name") if two else None
+    bases = [number_word(match["base"] or match["digit"]) for match in (one, two) if match]
+    if len(set(bases)) > 1:
+        return "wrong", f"base {bases[1]}, where the gold answer has base {bases[0]}"
+    digits = two["number"] if two else answer.strip()
+    return ("right" if one["number"].lstrip("0") == digits.lstrip("0") else "wrong"), "compared in one base"
 
 
 def _plain(text: str) -> str:
@@ -341,7 +363,7 @@ def _as_commands(text: str) -> str:
 
 def _chain(text: str) -> tuple[str, str]:
     """`x = 6/2 = 3` -> ("x", "3"); ("", ...) where no name stands at the start."""
-    first, *_, last = _sides(text)
+    first, *_, last = equation_sides(text)
     return (re.sub(r"\s", "", first) if _NAME.fullmatch(first) else ""), last
 
 
@@ -359,7 +381,7 @@ def _in_degrees(text: str) -> bool:
     return re.search(r"\\circ(?![a-z])|°|\\degree|degrees?\b", text) is not None
 
 
-def _sides(text: str) -> list[str]:
+def equation_sides(text: str) -> list[str]:
     """The sides of one equation, or of a chain a = b = c; the text alone where that is not what it is."""
     depth, sides, start = 0, [], 0
     for match in re.finditer(
@@ -398,6 +420,6 @@ def _for_algebra(text: str) -> str:
         sign = "-" if value < 0 else ""
         above = f"{sign}{abs(value.numerator)}"
         return above if value.denominator == 1 else f"{sign}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
-    text = without_unit(text)
+    text = _TIMES.sub(r"\g<0>\\cdot ", without_unit(text))
     text = text.replace("\\endmatrix", "\\end{pmatrix}").replace("\\matrix", "\\begin{pmatrix}")
     return re.sub(r"\s+", " ", text.replace("\\endrow", "\\\\ ").replace("\\'", "'")).strip().rstrip(".,;")

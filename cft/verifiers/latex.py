@@ -26,8 +26,28 @@ _SIGNS |= {
     "³": "^3",
     "°": "^\\circ ",
     "÷": "/",
+    "\uff0d": "-",
+    "\ufe63": "-",
+    "\u2044": "/",
+    "\u2215": "/",
+    "≈": "\\approx ",
+    "≃": "\\approx ",
+    "⩾": "\\ge ",
+    "⩽": "\\le ",
+    "≧": "\\ge ",
+    "≦": "\\le ",
+    "′": "'",
+    "″": "''",
 }
+_SIGNS |= {sign: f"^{power}" for power, sign in enumerate("⁴⁵⁶⁷⁸⁹", 4)}
+_SIGNS |= {sign: f"_{i}" for i, sign in enumerate("₀₁₂₃₄₅₆₇₈₉")}
 _SIGNS |= {"½": "\\frac12", "¼": "\\frac14", "¾": "\\frac34", "θ": "\\theta ", "λ": "\\lambda ", "α": "\\alpha "}
+_UNICODE_ROOT = re.compile(
+    r"(?P<root>[√∛∜])\s*(?:\((?P<inside>[^()]*)\)|\{(?P<braced>[^{}]*)\}|(?P<bare>[0-9]+|[A-Za-z]))"
+)
+_ROOTS = {"√": "", "∛": "[3]", "∜": "[4]"}
+_ASCII_RELATION = re.compile(r"(?P<sign>[<>!])=(?!=)|=(?P<turned>[<>])(?!=)")
+_RELATIONS = {"<": "\\le ", ">": "\\ge ", "!": "\\ne "}
 _TRANSLATION = str.maketrans(_SIGNS)
 _DROPPED = re.compile(
     r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|boldsymbol|rm|bf|it|hspace\s*\{[^{}]*\})(?![A-Za-z])"
@@ -108,6 +128,9 @@ def readable(text: str) -> str:
     """Unicode signs as commands, synonyms as one, layout and font commands dropped, matrices under one name."""
     if not text.isascii():
         text = (ascii_digits(text) if _HARMLESS.fullmatch(text) else text).translate(_TRANSLATION)
+        text = _UNICODE_ROOT.sub(_root, text)
+    if "=" in text:  # a factorial may stand in front of "=": 3!=6
+        text = _ASCII_RELATION.sub(_relation, text)
     # What says that it is a separator of thousands is dropped; a plain comma may separate anything.
     text = re.sub(r"(?<=[0-9])(?:\{,\}|,\s*\\!|\\[,!; ])\s*(?=[0-9]{3}(?![0-9]))", "", text).replace("{,}", ",")
     text = _BRACED_THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
@@ -180,10 +203,10 @@ def form_of(text: str) -> Form:
 def assigned(text: str) -> tuple[str, str]:
     """`x = 5` -> ("x", "5"), `f(x) = 5` -> ("f(x)", "5"), `x \\in S` -> ("x", "S"); ("", text) where nothing is."""
     match = re.match(
-        r"\s*((?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?)\s*(?:=|\\in(?![a-z]))\s*(?=\S)",
+        r"\s*((?:[A-Za-z]|\\[a-z]+)(?:_(?:\{\w+\}|\w))?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?)\s*(?:=|\\in(?![a-z]))\s*(?=\S)",
         text,
     )
-    if match is None or "=" in text[match.end() :]:
+    if match is None or len(_split(text[match.end() :], "=")) > 1:
         return "", text
     return re.sub(r"\s", "", match.group(1)), text[match.end() :].strip()
 
@@ -278,6 +301,26 @@ def _bracketed(text: str) -> str | None:
     if end.end() != len(text) or (start == 2) != (end.group() == "\\}"):
         return None
     return text[start : end.start()].strip()
+
+
+def _root(match: re.Match[str]) -> str:
+    return f"\\sqrt{_ROOTS[match['root']]}{{{match['inside'] or match['braced'] or match['bare'] or ''}}}"
+
+
+def _relation(match: re.Match[str]) -> str:
+    sign = match["sign"] or match["turned"]
+    factorial = sign == "!" and re.search(r"[0-9A-Za-z)]\s*$", match.string[: match.start()])
+    return match.group() if factorial else _RELATIONS[sign]
+
+
+def balanced(text: str) -> bool:
+    """Whether braces match in pairs: a half of a formula means something else than the whole."""
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", text):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _braced(match: re.Match[str]) -> str:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from cft.errors import BadValue
 from cft.types import Verdict
 from cft.verifiers.algebra import Decided, equal_by_algebra
-from cft.verifiers.compare import compare
+from cft.verifiers.compare import compare, equation_sides
 from cft.verifiers.extract import (
     Found,
     explicit_answer,
@@ -99,7 +99,7 @@ class Math(LastAnswer):
     def _sides(self, text: str, gold: str) -> tuple[Decided, str, str]:
         """(verdict, the answer, reason) of a formula as it stands, and of its right side where it is an equation."""
         decision, reason = self._compared(text, gold)
-        right = text.rpartition("=")[2].strip(" &")
+        right = equation_sides(text)[-1].strip(" &")
         if decision == "right" or right == text or not right:
             return decision, text, reason
         second, why = self._compared(right, gold)

@@ -15,6 +15,7 @@ _BEHIND = re.compile(
     r"(.*?[0-9})\s])\s*((?:(?:square|cubic|sq|cu)\.?\s+)?[A-Za-z]{2,}(?:\s+(?:squared|cubed))?|[A-Za-z]+/[A-Za-z]+)\s*$",
     re.DOTALL,
 )
+_LAST_LETTER = re.compile(r"(?<=[0-9})\s])(\s*)(?<![A-Za-z\\])([A-Za-z])\s*$")
 
 
 def unit_of(text: str) -> Unit | None:
@@ -73,11 +74,5 @@ def _letter_unit(text: str) -> tuple[str, Unit | None]:
 
 
 def _one_letter(gold: str, answer: str) -> tuple[str, str]:
-    """Braces around a last letter that might be a unit, where both sides have the letter: math-verify would drop it."""
-    sides = [gold, answer]
-    for i, text in enumerate((gold, answer)):
-        match = re.fullmatch(r"(.*[0-9})\s])\s*([A-Za-z])\s*", text, re.DOTALL)
-        letter = match.group(2) if match else ""
-        if match and letter in re.sub(r"\\[A-Za-z]+", " ", (answer, gold)[i]):
-            sides[i] = f"{match.group(1)}{{{letter}}}"
-    return sides[0], sides[1]
+    """Braces around a last letter: without a unit on the other side it is a variable, but math-verify drops 4t's t."""
+    return _LAST_LETTER.sub(r"\1{\2}", gold), _LAST_LETTER.sub(r"\1{\2}", answer)
