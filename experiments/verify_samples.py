@@ -52,7 +52,7 @@ def changed(gold: str) -> list[str]:
     if re.search(r"[0-9]", gold):
         found.append(f"{gold}+1")
         found.append(f"-({gold})" if re.search(r"[1-9]", gold) else f"{gold}-1")
-    for match in re.finditer(r"(?<![\\A-Za-z])[a-z](?![A-Za-z])", gold):
+    for match in re.finditer(r"(?<![\\A-Za-z])(?<!array\}\{)[a-z](?![A-Za-z])", gold):
         found.append(gold[: match.start()] + ("q" if match.group() != "q" else "p") + gold[match.end() :])
     swaps = {"\\le": "<", "<": "\\le", "\\ge": ">", ">": "\\ge", "\\cup": "\\cap", "\\sqrt": "\\ln", "\\sin": "\\cos"}
     for old, new in swaps.items():

@@ -34,7 +34,7 @@ _TOKEN = re.compile(
     r"\\(?:begin|end)\s*\{[^{}]*\}|\\(?P<command>[A-Za-z]+)|\\.|(?P<token>[A-Za-z]|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|')"
 )
 _AMBIGUOUS = frozenset(["1", "d", "e", "i", "'"])  # a tree may have these from elsewhere
-_CONSTANT = re.compile(r"\+\s*[Cc]\s*$")
+_CONSTANT = re.compile(r"\+\s*\{?[Cc]\}?\s*$")
 _BOUNDED = r"\\(?:sum|prod|int|bigcup|coprod)"
 
 
@@ -289,6 +289,8 @@ def _same_equation(gold: Any, prediction: Any) -> bool | None:
     ours, theirs = (fraction(together(side.lhs - side.rhs))[0] for side in sides)
     if ours.free_symbols != theirs.free_symbols:
         return False
+    if not ours.free_symbols:
+        return None  # 1 = 2 and 1 = 3 are no equations of one unknown
     ratio = cancel(ours / theirs)
     return bool(ratio.is_number and ratio.is_finite and not ratio.is_zero) or (ours - theirs).equals(0) is True
 

@@ -14,8 +14,8 @@ from typing import Literal
 
 from cft.verifiers.algebra import Decided, too_hard
 from cft.verifiers.latex import Form, assigned, form_of, one_spelling, readable
-from cft.verifiers.measures import Unit, compound, in_one_unit, unit_of, without_unit
-from cft.verifiers.numbers import ParsedNumber, agrees, is_near, read_number, tidy
+from cft.verifiers.measures import Unit, compound, in_one_unit, unit_of, without_noun, without_unit
+from cft.verifiers.numbers import ParsedNumber, agrees, is_near, is_word, read_number, tidy
 from cft.verifiers.words import compare_texts, compare_words, number_word, prose
 
 Lists = Literal["set", "sequence", "unknown"]
@@ -32,6 +32,11 @@ _TIMES = re.compile(
     r"\s*(?=\(|\[[^,\[\]]*\]|\\\{|\\binom)|(?P<alone>(?<![A-Za-z])\([0-9.]+\))\s*(?=[0-9])"
 )
 _ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*\{?\s*(?:th|st|nd|rd)\b\s*\}?")
+_EXPONENT = re.compile(r"(?<![A-Za-z0-9.])([0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,3})(?![0-9.A-Za-z^!])")
+_WORD = re.compile(r"(?<![\\A-Za-z])(?<!begin\{)(?<!end\{)[A-Za-z]{4,}")
+_SPOKEN = {"over": "/", "divided by": "/", "plus": "+", "minus": "-", "times": "\\cdot ", "multiplied by": "\\cdot "}
+_SPOKEN |= {"squared": "^2", "cubed": "^3", "twice": "2\\cdot "}
+_IN_WORDS = re.compile(rf"\b(?:{'|'.join(_SPOKEN)})\b")
 _SPELT = re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|lambda|infinity|sin|cos|tan|ln|log)(?![A-Za-z])")
 _ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9]+|[A-Za-z](?![A-Za-z])))")
 # What may stand left of "=" as a name: x, x_1, f(x), P(X = 2), f^{-1}(x), AB, |z|, \angle ABC, \cos A, words, (x, y), dy/dx.
@@ -269,7 +274,10 @@ class _Comparison:
         sides = in_one_unit(gold, answer)
         if sides is None:
             return "wrong", "units of different kinds"
-        return self.algebra(_for_algebra(sides[0]), _for_algebra(sides[1]))
+        one, two = (_for_algebra(without_noun(side)) for side in sides)
+        if word := next((word for side in (one, two) for word in _WORD.findall(side) if is_word(word)), ""):
+            return "undecided", f"a word in a formula: {word}"  # no product of its letters
+        return self.algebra(one, two)
 
 
 def _same(gold: str, answer: str) -> bool:
@@ -348,6 +356,8 @@ def _bases(gold: str, answer: str) -> tuple[Decided, str] | None:
 def _plain(text: str) -> str:
     """An answer as `readable` gives it, with `2*pi`, `sqrt(3)`, `1.5 x 10^3` and `7^{th}` in the usual spelling."""
     text = re.sub(r"(?<=[0-9])\s*[xX*]\s*(?=10\s*\^)", r" \\times ", text)
+    if re.fullmatch(r"[-0-9.\s]+", _IN_WORDS.sub("", text)):  # 3 over 4
+        text = _IN_WORDS.sub(lambda match: _SPOKEN[match.group()], text)
     text = readable(_as_commands(_ROOT.sub(lambda match: f"\\sqrt{{{match[1] or match[2] or match[3]}}}", text)))
     text = _ORDINAL.sub("", text)
     text = re.sub(r"\\mathbb\s*R(?![A-Za-z])", "R", _LABEL.sub("", text))
@@ -420,6 +430,6 @@ def _for_algebra(text: str) -> str:
         sign = "-" if value < 0 else ""
         above = f"{sign}{abs(value.numerator)}"
         return above if value.denominator == 1 else f"{sign}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
-    text = _TIMES.sub(r"\g<0>\\cdot ", without_unit(text))
+    text = _TIMES.sub(r"\g<0>\\cdot ", _EXPONENT.sub(r"\1 \\cdot 10^{\2}", without_unit(text)))
     text = text.replace("\\endmatrix", "\\end{pmatrix}").replace("\\matrix", "\\begin{pmatrix}")
     return re.sub(r"\s+", " ", text.replace("\\endrow", "\\\\ ").replace("\\'", "'")).strip().rstrip(".,;")

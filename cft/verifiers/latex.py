@@ -99,6 +99,7 @@ _SYNONYMS |= {
     "arcsin": "asin",
 }
 _SYNONYMS |= {"arccos": "acos", "arctan": "atan", "lor": "vee", "prime": "'", "colon": ":"}
+_PRIMES = re.compile(r"\^\s*\{?\s*('(?:\s*')*)\s*\}?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _MATRIX = re.compile(r"\\begin\s*\{(?:[pb]|small)?matrix\*?\}|\\begin\s*\{array\}\s*\{[^{}]*\}")
 _MATRIX_END = re.compile(r"\\end\s*\{(?:(?:[pb]|small)?matrix\*?|array)\}")
@@ -142,6 +143,7 @@ def readable(text: str) -> str:
     for _ in range(3):  # fonts may be nested
         text = _TEXT.sub(r" \1 ", text)
     text = _COMMAND.sub(_synonym, text)
+    text = _PRIMES.sub(lambda match: "".join(match[1].split()), text)
     text = _MATRIX.sub(r"\\matrix ", text)
     text = _MATRIX_END.sub(r" \\endmatrix ", text)
     if (letters := _LETTERS.search(text)) and re.search(r"[0-9}]\s*$", text[: letters.start()]):

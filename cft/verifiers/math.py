@@ -84,6 +84,7 @@ class Math(LastAnswer):
         if number is None:
             return make_verdict("wrong", "", None, "no final answer")
         start = response.replace("\u2212", "-").rfind(number)
+        start = start if start >= 0 else response.rfind(number[1:])  # "minus 5"
         line = last_line(response).rstrip(". ")
         open_ended = read_number(gold, whole=True).value is None and re.search(r"[=^_\\]", line)
         if not open_ended and not is_part(response, start, start + len(number)):

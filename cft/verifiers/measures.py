@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from cft.verifiers.numbers import tidy
+from cft.verifiers.numbers import changes_number, is_word, tidy
 from cft.verifiers.units import quantity
 
 Unit = tuple[str, Fraction]
@@ -15,6 +15,7 @@ _BEHIND = re.compile(
     r"(.*?[0-9})\s])\s*((?:(?:square|cubic|sq|cu)\.?\s+)?[A-Za-z]{2,}(?:\s+(?:squared|cubed))?|[A-Za-z]+/[A-Za-z]+)\s*$",
     re.DOTALL,
 )
+_NOUN = re.compile(r"(.*[0-9})])\s*(?<!\\)\b([A-Za-z]{3,})\s*", re.DOTALL)
 _LAST_LETTER = re.compile(r"(?<=[0-9})\s])(\s*)(?<![A-Za-z\\])([A-Za-z])\s*$")
 
 
@@ -51,6 +52,13 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
 def without_unit(text: str) -> str:
     """A formula without a known unit behind it: l^2/8 square feet."""
     return split_unit(text)[0]
+
+
+def without_noun(text: str) -> str:
+    """A formula without what it counts (5\\sqrt{3} units): one word behind it, which does not change its value."""
+    match = _NOUN.fullmatch(text)
+    noun = match and is_word(match.group(2)) and not changes_number(match.group(2))
+    return match.group(1) if match and noun else text
 
 
 def in_one_unit(gold: str, answer: str) -> tuple[str, str] | None:

@@ -267,6 +267,11 @@ def _is_noise(text: str, exact: Fraction) -> bool:
     return repr(near) == text and abs(Fraction(near) - exact) <= NOISE_ULPS * Fraction(math.ulp(near))
 
 
+def changes_number(text: str) -> bool:
+    """Whether a word behind a number makes another one of it: 3 squared, 2 thirds."""
+    return _CHANGES_BEHIND.match(text) is not None
+
+
 def last_number(text: str) -> str | None:
     """The last number that stands in a text, as it stands there; with a minus where a word says so (minus 5)."""
     text = text.replace("\u2212", "-")
@@ -365,7 +370,7 @@ def _is_product(rest: str, text: str, *, whole: bool) -> bool:
         said |= _SPACED_UNITS
     elif len(words[0]) <= 3 and rest[0].isalpha() and not is_unit(words[0]) and words[0] not in said:
         return True
-    unknown = [word for word in words if word not in said and not _is_word(word)]
+    unknown = [word for word in words if word not in said and not is_word(word)]
     if unknown and (len(unknown) == len(words) or not _LINKS.issuperset(unknown)):
         return True
     # 4s^2 is no unit, 4 m^2 and 4 m/s^2 are.
@@ -373,7 +378,8 @@ def _is_product(rest: str, text: str, *, whole: bool) -> bool:
     return power is not None and power[1] not in said and (quantity(power[1]) or ("",))[0] != "length"
 
 
-def _is_word(word: str) -> bool:
+def is_word(word: str) -> bool:
+    """Whether letters are a word or a unit, and no product of variables."""
     if is_unit(word) or word.lower() in _SHORT_WORDS:
         return True
     if len(word) < 3 or not re.search(r"[aeiouyAEIOUY]", word) or (word.isupper() and len(word) < 5):

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_NODES = 2000  # visited, those of a sum once for each of its terms
+MAX_LOG = 138  # of a power, which is about LARGEST
 MAX_TERMS = 100  # of a sum or a product
-DIGITS = 60  # of every value
-LARGEST = 10**20  # of every value on the way, so that 40 digits are left
+DIGITS = 140  # of every value
+LARGEST = 10**60  # of every value on the way, so that 80 digits are left
 SAME = 1e-33  # relative: no coincidence such as e^(pi sqrt 163), an integer to 30 digits, passes for equal
 _POSITIVE = ((0.3, 1.7, 0.61), (1.37, 0.43, 2.9), (2.83, 3.61, 1.13), (0.71, 0.19, 5.3), (5.17, 1.21, 0.37))
 _SIGNED = ((-0.7, -1.3, -2.9), (-2.3, 0.83, 1.9), (1.9, -0.57, 3.1))
@@ -111,7 +112,7 @@ class _Walk:
         if node.is_Pow:
             return self._power(*arguments)
         name = type(node).__name__
-        if name == "exp" and abs(arguments[0]) > 100:
+        if name == "exp" and abs(arguments[0]) > MAX_LOG:
             raise NoValueError("a large power")
         if name in _FUNCTIONS and len(arguments) == 1:
             return getattr(mpmath, name)(arguments[0])
@@ -159,6 +160,6 @@ class _Walk:
 
         if base == 0:
             raise NoValueError("a power of zero")
-        if abs(exponent) > LARGEST or abs(exponent * mpmath.log(base)) > 100:
+        if abs(exponent) > LARGEST or abs(exponent * mpmath.log(base)) > MAX_LOG:
             raise NoValueError("a large power")
         return mpmath.power(base, exponent)
