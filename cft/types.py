@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,14 +78,9 @@ class Verifier(Protocol):
     can_be_final: whether `final` is ever true; where it is not, engines need not decode a text before its end.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str: ...
-
-    @property
-    def can_be_final(self) -> bool: ...
+    name: ClassVar[str]
+    version: ClassVar[str]
+    can_be_final: ClassVar[bool]
 
     def __call__(self, response: str, answer: str) -> Verdict: ...
 

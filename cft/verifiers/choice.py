@@ -28,7 +28,7 @@ class MultipleChoice(LastAnswer):
     "B is correct". Several letters, the right one among them ("A or B"): undecided."""
 
     name: ClassVar[str] = "multiple_choice"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     choices: str
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class Options(LastAnswer):
     """
 
     name: ClassVar[str] = "options"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     inner: Verifier
 
     def __call__(self, response: str, answer: str) -> Verdict:

@@ -31,7 +31,7 @@ class FirstAnswer:
     """
 
     name: ClassVar[str] = "first_answer"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     can_be_final: ClassVar[bool] = True
     inner: Verifier
 

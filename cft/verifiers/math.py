@@ -25,6 +25,12 @@ from cft.verifiers.numbers import last_number, read_number, same_number
 from cft.verifiers.verdict import LastAnswer, gold_text, make_verdict
 
 
+# Their verdicts are ours.
+_LIBRARIES = ", ".join(
+    f"{library} {importlib.metadata.version(library)}" for library in ("math-verify", "latex2sympy2_extended", "sympy")
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Math(LastAnswer):
     """The final answer is LaTeX: equal as text, as a number, part by part, else by math-verify (computer algebra).
@@ -36,17 +42,13 @@ class Math(LastAnswer):
     """
 
     name: ClassVar[str] = "math"
+    version: ClassVar[str] = f"4, {_LIBRARIES}"
     fallback_last_number: bool
     lists: Literal["set", "sequence", "unknown"]
 
     def __post_init__(self) -> None:
         if self.lists not in ("set", "sequence", "unknown"):
             raise BadValue(f"verifier.lists: expected set, sequence or unknown, found {self.lists!r}")
-
-    @property
-    def version(self) -> str:
-        libraries = ("math-verify", "latex2sympy2_extended", "sympy")
-        return "3, " + ", ".join(f"{library} {importlib.metadata.version(library)}" for library in libraries)
 
     def __call__(self, response: str, answer: str) -> Verdict:
         gold = gold_text(answer)

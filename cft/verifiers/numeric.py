@@ -22,7 +22,7 @@ class Numeric(LastAnswer):
     """
 
     name: ClassVar[str] = "numeric"
-    version: ClassVar[str] = "3"
+    version: ClassVar[str] = "4"
     fallback_last_number: bool
 
     def __call__(self, response: str, answer: str) -> Verdict:

@@ -22,7 +22,7 @@ class Exact(LastAnswer):
     """
 
     name: ClassVar[str] = "exact"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     case_sensitive: bool
     fallback_last_line: bool
 
@@ -45,7 +45,7 @@ class Regex(LastAnswer):
     """
 
     name: ClassVar[str] = "regex"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     pattern: str
     compare: Literal["text", "number"]
 

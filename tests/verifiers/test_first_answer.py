@@ -221,7 +221,7 @@ def test_a_fingerprint_describes_the_verifier_inside() -> None:
     content = json.loads(verifier_fingerprint(FirstAnswer(inner=NUMERIC)))
     assert content == {
         "name": "first_answer",
-        "version": "2",
+        "version": "3",
         "args": {"inner": json.loads(verifier_fingerprint(NUMERIC))},
     }
     prints = {verifier_fingerprint(v) for inner in INNER for v in (inner, FirstAnswer(inner=inner))}

@@ -234,7 +234,7 @@ def test_a_fingerprint_distinguishes_name_version_and_arguments_apart() -> None:
     prints = {verifier_fingerprint(verifier) for verifier in ALL}
     assert len(prints) == len(ALL)
     content = json.loads(verifier_fingerprint(NUMERIC))
-    assert content == {"name": "numeric", "version": "3", "args": {"fallback_last_number": True}}
+    assert content == {"name": "numeric", "version": "4", "args": {"fallback_last_number": True}}
     assert "math-verify" in json.loads(verifier_fingerprint(MATH))["version"]
     with pytest.raises(TypeError, match="dataclass"):
         verifier_fingerprint(object())  # pyright: ignore[reportArgumentType]
