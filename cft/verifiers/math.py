@@ -24,7 +24,6 @@ from cft.verifiers.latex import one_spelling
 from cft.verifiers.numbers import last_number, read_number, same_number
 from cft.verifiers.verdict import LastAnswer, gold_text, make_verdict
 
-
 # Their verdicts are ours.
 _LIBRARIES = ", ".join(
     f"{library} {importlib.metadata.version(library)}" for library in ("math-verify", "latex2sympy2_extended", "sympy")

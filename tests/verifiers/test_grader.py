@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from cft.annotation.spans import char_spans, decode
+from cft.models.text import char_spans, decode
 from cft.types import Completion, Outcome, Verifier
 from cft.verifiers import FirstAnswer, Numeric
 from cft.verifiers.grader import Grader
