@@ -29,7 +29,7 @@ def hidden_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """
     named = {getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "bos", "pad", "unk")}
     special = list(tokenizer.all_special_ids)
-    texts = [tokenizer.decode([token], skip_special_tokens=False) for token in special]
+    texts = [str(tokenizer.decode([token], skip_special_tokens=False)) for token in special]
     control = {
         token for token, text in zip(special, texts, strict=True) if not text or _CONTROL.fullmatch(text.strip())
     }

@@ -118,7 +118,8 @@ def _compared(gold: str, prediction: str, golds: list[Any], predictions: list[An
     from math_verify import verify
     from sympy import Derivative, Eq, Expr, Integral, Limit, Product, Sum
 
-    expected, given = golds[0], predictions[0]
+    expected: Any = golds[0]
+    given: Any = predictions[0]
     if any(side.has(Derivative, Integral, Limit, Product, Sum) for side in (expected, given) if hasattr(side, "has")):
         # sympy takes dy/dx for 0, and may spend minutes on a series: the same tree, or a sum that can be added up.
         if expected == given:
@@ -224,6 +225,7 @@ def _leaves(tree: Any) -> Counter[str]:
     from sympy import preorder_traversal
 
     found: Counter[str] = Counter()
+    node: Any
     for node in preorder_traversal(tree):
         if getattr(node, "is_Rational", False):
             found.update({str(abs(int(node.p))): 1, str(int(node.q)): 1})

@@ -67,7 +67,7 @@ class MultipleChoice(LastAnswer):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(LastAnswer):
-    """A gold answer `(B) text` is one of several options; any other is judged by `inner`.
+    """A gold answer `(B) text` is one of several options; any other is graded by `inner`.
 
     Right is the option's letter or its text, in a marker, after "the answer is", else alone on the last line. A letter
     and a text that are not of one option, or several letters with the right one among them: undecided.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cft.verifiers.algebra import Decided, too_hard
-from cft.verifiers.latex import Form, assigned, form_of, one_spelling, readable
+from cft.verifiers.latex import Structure, assigned, structure_of, one_spelling, readable
 from cft.verifiers.measures import Unit, compound, in_one_unit, unit_of, without_noun, without_unit
 from cft.verifiers.numbers import ParsedNumber, agrees, is_near, is_word, read_number, tidy
 from cft.verifiers.words import compare_texts, compare_words, number_word, prose
@@ -108,7 +108,7 @@ class _Comparison:
             return decided
         if prose(gold) or prose(answer):
             return "undecided", "words and mathematics together: compared as text alone"
-        return self._forms(form_of(gold), form_of(answer), gold, answer)
+        return self._forms(structure_of(gold), structure_of(answer), gold, answer)
 
     def _approximate(self, gold: str, answer: str) -> tuple[Decided, str] | None:
         """1/3 \\approx 0.333: the exact side counts, and the other one must be near it."""
@@ -141,7 +141,7 @@ class _Comparison:
             return decision, reason
         return "undecided", "an equation, and an expression that is its right side"
 
-    def _forms(self, gold: Form, answer: Form, gold_text: str, text: str) -> tuple[Decided, str]:
+    def _forms(self, gold: Structure, answer: Structure, gold_text: str, text: str) -> tuple[Decided, str]:
         kinds = {gold.kind, answer.kind}
         if kinds == {"one"}:
             if gold.parts[0] != gold_text or answer.parts[0] != text:
@@ -175,7 +175,7 @@ class _Comparison:
         decision, reason = self._algebra(gold_text, text)
         return ("undecided", f"a {gold.kind} and a {answer.kind}") if decision == "wrong" else (decision, reason)
 
-    def _named(self, gold: Form, answer: Form) -> tuple[Decided, str] | None:
+    def _named(self, gold: Structure, answer: Structure) -> tuple[Decided, str] | None:
         """Values of several unknowns: by name where both sides name them, else in the order of the names."""
         names, given = ([assigned(part)[0] for part in form.parts] for form in (gold, answer))
         open_forms = {gold.kind, answer.kind} <= {"list", "either", "tuple"}
@@ -192,7 +192,7 @@ class _Comparison:
             return "undecided", "the same values in another order than that of the names"
         return decision, reason
 
-    def _matrix_and_parts(self, gold: Form, answer: Form) -> tuple[Decided, str]:
+    def _matrix_and_parts(self, gold: Structure, answer: Structure) -> tuple[Decided, str]:
         if not {gold.kind, answer.kind} <= {"matrix", "tuple", "list"}:
             return "undecided", f"a {gold.kind} and a {answer.kind}"
         decision, reason = self._in_order(gold.parts, answer.parts)
@@ -202,7 +202,7 @@ class _Comparison:
             return "undecided", "a matrix, and its entries without their places"
         return decision, reason
 
-    def _one_against_many(self, gold: Form, answer: Form, gold_text: str, text: str) -> tuple[Decided, str]:
+    def _one_against_many(self, gold: Structure, answer: Structure, gold_text: str, text: str) -> tuple[Decided, str]:
         many, single = (gold, text) if answer.kind == "one" else (answer, gold_text)
         if many.kind in ("set", "either", "list") and len(many.parts) == 1:
             return self.texts(gold.parts[0], answer.parts[0])
@@ -213,7 +213,7 @@ class _Comparison:
         decision, reason = self._algebra(gold_text, text)
         return ("undecided", "one expression and several parts") if decision == "wrong" else (decision, reason)
 
-    def _ranges(self, gold: Form, answer: Form) -> tuple[Decided, str]:
+    def _ranges(self, gold: Structure, answer: Structure) -> tuple[Decided, str]:
         decision, reason = self._in_order(gold.parts, answer.parts)
         if decision != "right":
             return decision, reason

@@ -152,7 +152,7 @@ def readable(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class Structure:
     """An answer taken apart once.
 
     kind: "list" (no brackets: 1, 2), "either" (1 or 2; plus or minus), "tuple", "set", "range" (an interval or an
@@ -166,40 +166,40 @@ class Form:
     columns: int = 0
 
 
-def form_of(text: str) -> Form:
+def structure_of(text: str) -> Structure:
     """How an answer is made. text: as `readable` gives it."""
     text = text.strip().rstrip(".;").strip()
     if len(text) > MAX_CHARS:
-        return Form("one", (text,))
+        return Structure("one", (text,))
     if text.startswith("\\matrix") and text.endswith("\\endmatrix") and text.count("\\matrix") == 1:
         rows = [
             r.split("&")
             for r in text[len("\\matrix") : -len("\\endmatrix")].strip().removesuffix("\\endrow").split("\\endrow")
         ]
-        return Form("matrix", tuple(cell.strip() for row in rows for cell in row), columns=len(rows[0]))
+        return Structure("matrix", tuple(cell.strip() for row in rows for cell in row), columns=len(rows[0]))
     inside = _bracketed(text)
     if inside and inside.startswith("\\matrix"):
-        return form_of(inside)
+        return structure_of(inside)
     if len(parts := _split(text, r"\\cup(?![A-Za-z])")) > 1:
-        return Form("union", parts)
+        return Structure("union", parts)
     if len(parts := _split(text, r"\bor\b|\band\b|\\vee(?![A-Za-z])")) > 1:
-        return Form("either", tuple(inner for part in parts for inner in _split(part.strip(" ,;"), r"[,;]") if inner))
+        return Structure("either", tuple(inner for part in parts for inner in _split(part.strip(" ,;"), r"[,;]") if inner))
     if len(parts := _split(text, r"[,;]")) > 1:
-        return Form("list", parts) if all(parts) else Form("one", (text,))
+        return Structure("list", parts) if all(parts) else Structure("one", (text,))
     if len(halves := re.split(r"\\pm(?![A-Za-z])", text)) == 2 and "\\mp" not in text:
-        return Form("either", ("+".join(halves).lstrip("+ "), "-".join(halves)))
+        return Structure("either", ("+".join(halves).lstrip("+ "), "-".join(halves)))
     if inside is not None:
         opened, closed = text[0] if text[0] != "\\" else "{", text[-1]
         parts = _split(inside, r"[,;]", thousands=False)
         if opened == "{":
-            return Form("set", parts if inside.strip() else ())
+            return Structure("set", parts if inside.strip() else ())
         if len(parts) == 2 and opened + closed != "()":
-            return Form("range", parts, ends=opened + closed)
+            return Structure("range", parts, ends=opened + closed)
         if len(parts) > 1:
-            return Form("tuple", parts, ends=opened + closed)
+            return Structure("tuple", parts, ends=opened + closed)
         if opened + closed == "()":
-            return form_of(inside) if _split(inside, r"[-+*/]")[0] != inside else Form("one", (text,))
-    return _inequality(text) or Form("one", (text,))
+            return structure_of(inside) if _split(inside, r"[-+*/]")[0] != inside else Structure("one", (text,))
+    return _inequality(text) or Structure("one", (text,))
 
 
 def assigned(text: str) -> tuple[str, str]:
@@ -213,7 +213,7 @@ def assigned(text: str) -> tuple[str, str]:
     return re.sub(r"\s", "", match.group(1)), text[match.end() :].strip()
 
 
-def _inequality(text: str) -> Form | None:
+def _inequality(text: str) -> Structure | None:
     """`a < x \\le b` and `x > a` as ranges of one variable."""
     pieces = re.split(r"(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z]))", text)
     names = [bool(re.fullmatch(r"[A-Za-z]|\\(?:theta|alpha|lambda|phi)", piece.strip())) for piece in pieces[::2]]
@@ -228,13 +228,13 @@ def _inequality(text: str) -> Form | None:
         if downward:
             low, first, second, high = high, second, first, low
         ends = ("[" if "e" in first else "(") + ("]" if "e" in second else ")")
-        return Form("range", (low.strip(), high.strip()), ends=ends)
+        return Structure("range", (low.strip(), high.strip()), ends=ends)
     left, sign, right = pieces
     bound, above = (right, sign in (">", "\\ge")) if at == 0 else (left, sign in ("<", "\\le"))
     closed = "e" in sign
     if above:
-        return Form("range", (bound.strip(), "\\infty"), ends=("[" if closed else "(") + ")")
-    return Form("range", ("-\\infty", bound.strip()), ends="(" + ("]" if closed else ")"))
+        return Structure("range", (bound.strip(), "\\infty"), ends=("[" if closed else "(") + ")")
+    return Structure("range", ("-\\infty", bound.strip()), ends="(" + ("]" if closed else ")"))
 
 
 def _split(text: str, pattern: str, *, thousands: bool = True) -> tuple[str, ...]:

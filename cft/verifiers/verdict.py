@@ -49,7 +49,8 @@ def _described(verifier: Any) -> dict[str, Any]:
             'such as version: ClassVar[str] = "1" (see cft.types.Verifier)'
         )
     arguments: dict[str, Any] = {field.name: getattr(verifier, field.name) for field in dataclasses.fields(verifier)}
-    return {"name": verifier.name, "version": verifier.version, "args": arguments}
+    identity: Any = verifier
+    return {"name": identity.name, "version": identity.version, "args": arguments}
 
 
 def gold_text(answer: str) -> str:

@@ -1,4 +1,4 @@
-"""The process that runs a verifier on untrusted text: `python -m cft.verifiers.worker`, started by `verify_pool.py`.
+"""The process that runs a verifier on untrusted text: `python -m cft.verifiers.worker`, started by `pool.py`.
 
 Standard input: one line with the pickled verifier, then one JSON line a chunk, [[response, answer], ...].
 Standard output: a "ready" line, then one JSON line an item as each is done, the fields of its verdict in their order:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from cft.verifiers import Math
 from cft.verifiers.algebra import Decided, equal_by_algebra
 from cft.verifiers.compare import compare
-from cft.verifiers.latex import form_of, one_spelling, readable
+from cft.verifiers.latex import structure_of, one_spelling, readable
 from cft.verifiers.units import quantity
 
 MATH = Math(fallback_last_number=True, lists="set")
 
 
-def judged(answer: str, gold: str, lists: Literal["set", "sequence", "unknown"] = "set") -> str:
+def graded(answer: str, gold: str, lists: Literal["set", "sequence", "unknown"] = "set") -> str:
     return str(Math(fallback_last_number=True, lists=lists)(f"\\boxed{{{answer}}}", gold).decision)
 
 
@@ -25,13 +25,13 @@ def judged(answer: str, gold: str, lists: Literal["set", "sequence", "unknown"] 
 def test_the_order_of_a_list_without_brackets_matters_as_the_verifier_is_told(
     lists: Literal["set", "sequence", "unknown"], decision: str
 ) -> None:
-    assert judged("2,1", "1,2", lists) == decision
-    assert judged("1,2", "1,2", lists) == "right"
-    assert judged("1,3", "1,2", lists) == "wrong"
-    assert judged("\\sqrt{4},1", "1,2", lists) == decision
-    assert judged("\\{2,1\\}", "1,2", lists) == "right"  # braces say that the order is free
-    assert judged("2 \\text{ or } 1", "1,2", lists) == "right"
-    assert judged("(2,1)", "(1,2)", lists) == "wrong"
+    assert graded("2,1", "1,2", lists) == decision
+    assert graded("1,2", "1,2", lists) == "right"
+    assert graded("1,3", "1,2", lists) == "wrong"
+    assert graded("\\sqrt{4},1", "1,2", lists) == decision
+    assert graded("\\{2,1\\}", "1,2", lists) == "right"  # braces say that the order is free
+    assert graded("2 \\text{ or } 1", "1,2", lists) == "right"
+    assert graded("(2,1)", "(1,2)", lists) == "wrong"
 
 
 NUMBERS = st.integers(-99, 99).map(str) | st.fractions(min_value=-9, max_value=9, max_denominator=9).map(
@@ -81,16 +81,16 @@ def test_algebra_is_asked_a_bounded_number_of_times() -> None:
     "text", ["", "{", "}", "\\", "\\\\", "$", "\\begin{pmatrix}", "(" * 20, "\\{", ",", "\\pm", "=", "\0"]
 )
 def test_broken_latex_is_no_error(text: str) -> None:
-    form_of(readable(text))
+    structure_of(readable(text))
     assert one_spelling(text) == one_spelling(f" {text}")
-    assert judged(text, "x+1") in ("wrong", "undecided")
+    assert graded(text, "x+1") in ("wrong", "undecided")
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text("0123456789.,;+-*/^_=<>()[]{}\\$ abxπ∞≤\nfracsqrtpmcupor&", max_size=60))
 def test_any_text_is_read_twice_alike_and_equals_itself(text: str) -> None:
     assert readable(readable(text)) == readable(text) or "\\" in text
-    form_of(readable(text))
+    structure_of(readable(text))
     if text.strip():
         assert (
             compare(gold=text, answer=text, lists="unknown", algebra=lambda gold, prediction: ("wrong", ""))[0]

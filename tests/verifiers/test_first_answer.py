@@ -109,12 +109,12 @@ def test_nothing_later_changes_a_final_verdict(text: str, answer: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(TEXT)
-def test_it_judges_as_the_inner_verifier_judges_the_text_up_to_there(text: str) -> None:
+def test_it_grades_as_the_inner_verifier_grades_the_text_up_to_there(text: str) -> None:
     end = first_answer_end(text)
     for inner in INNER:
         assert FirstAnswer(inner=inner).final(text) is (end is not None)
-        judged, direct = FirstAnswer(inner=inner)(text, "5"), inner(text[:end], "5")
-        assert (judged.decision, judged.extracted, judged.reason) == (
+        graded, direct = FirstAnswer(inner=inner)(text, "5"), inner(text[:end], "5")
+        assert (graded.decision, graded.extracted, graded.reason) == (
             direct.decision,
             direct.extracted,
             direct.reason,

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from cft.verifiers.latex import form_of, one_spelling, readable
+from cft.verifiers.latex import structure_of, one_spelling, readable
 from cft.verifiers.numbers import agrees, canonical, read_number
 from cft.verifiers.units import is_unit
 
@@ -52,16 +52,16 @@ def test_products_are_no_units(letters: str) -> None:
 
 
 def test_a_comma_separates_thousands_outside_brackets_alone() -> None:
-    assert form_of("(2,251,252)").parts == ("2", "251", "252")
-    assert form_of(readable("(1{,}234, 5)")).parts == ("1234", "5")
-    assert form_of("1,234").kind == "one"
-    assert form_of("0,100").parts == ("0", "100")
+    assert structure_of("(2,251,252)").parts == ("2", "251", "252")
+    assert structure_of(readable("(1{,}234, 5)")).parts == ("1234", "5")
+    assert structure_of("1,234").kind == "one"
+    assert structure_of("0,100").parts == ("0", "100")
     assert one_spelling("(1,200)") == one_spelling("( 1, 200 )") != one_spelling("(1200)")
 
 
 def test_plus_minus_is_not_the_beginning_of_another_command() -> None:
-    assert form_of("7 \\pmod{11}").kind == "one"
-    assert form_of("1\\pm 2").parts == ("1+ 2", "1- 2")
+    assert structure_of("7 \\pmod{11}").kind == "one"
+    assert structure_of("1\\pm 2").parts == ("1+ 2", "1- 2")
 
 
 def test_degrees_count_in_trigonometric_functions_alone() -> None:
