@@ -18,7 +18,7 @@ from cft.verifiers.values import NoValueError, same_values, value
 
 Decided = Literal["right", "wrong", "undecided"]
 
-MAX_NESTING = 32
+MAX_NESTING = 12  # deeper, the reader of LaTeX alone takes seconds
 NO_LIMIT = 0  # seconds: math-verify's own time limits are off
 _ONE_EXPONENT = r"(?:\\[A-Za-z]+|[0-9]+|[A-Za-z]|[{(\[][^{}()]*)"
 SIGNIFICANT = 6  # digits from which a decimal stands for the irrational number that it was rounded from
@@ -138,16 +138,15 @@ def _compared(gold: str, prediction: str, golds: list[Any], predictions: list[An
             return ("right" if exact else "wrong"), "compared as exact fractions"
         if (agree := same_values(expected, given)) is True:
             return "right", "equal at every point tried"
-        if agree is False and not (expected.free_symbols or given.free_symbols):
+        if agree is False:
             return "wrong", "other values"
-    same = verify(gold=golds, target=predictions, timeout_seconds=NO_LIMIT, raise_on_error=True)
-    if not same:
-        return "wrong", "compared by math-verify"
     if isinstance(expected, Eq) != isinstance(given, Eq):
         equation, other = (expected, given) if isinstance(expected, Eq) else (given, expected)
         if not (equation.lhs.is_Symbol or equation.lhs.is_Function):
-            return "undecided", "an equation, and an expression that is its right side"
+            return "undecided", "an equation, and an expression that may be its right side"
         expected, given = equation.rhs, other
+    if not verify(gold=golds, target=predictions, timeout_seconds=NO_LIMIT, raise_on_error=True):
+        return "wrong", "compared by math-verify"
     return (
         ("right", "compared by math-verify")
         if _confirmed(expected, given)

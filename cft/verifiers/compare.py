@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cft.verifiers.algebra import Decided, too_hard
-from cft.verifiers.latex import Structure, assigned, structure_of, one_spelling, readable
+from cft.verifiers.latex import Structure, assigned, one_spelling, readable, structure_of
 from cft.verifiers.measures import Unit, compound, in_one_unit, unit_of, without_noun, without_unit
 from cft.verifiers.numbers import ParsedNumber, agrees, is_near, is_word, read_number, tidy
 from cft.verifiers.words import compare_texts, compare_words, number_word, prose

@@ -183,7 +183,9 @@ def structure_of(text: str) -> Structure:
     if len(parts := _split(text, r"\\cup(?![A-Za-z])")) > 1:
         return Structure("union", parts)
     if len(parts := _split(text, r"\bor\b|\band\b|\\vee(?![A-Za-z])")) > 1:
-        return Structure("either", tuple(inner for part in parts for inner in _split(part.strip(" ,;"), r"[,;]") if inner))
+        return Structure(
+            "either", tuple(inner for part in parts for inner in _split(part.strip(" ,;"), r"[,;]") if inner)
+        )
     if len(parts := _split(text, r"[,;]")) > 1:
         return Structure("list", parts) if all(parts) else Structure("one", (text,))
     if len(halves := re.split(r"\\pm(?![A-Za-z])", text)) == 2 and "\\mp" not in text:

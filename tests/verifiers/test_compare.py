@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cft.verifiers import Math
 from cft.verifiers.algebra import Decided, equal_by_algebra
 from cft.verifiers.compare import compare
-from cft.verifiers.latex import structure_of, one_spelling, readable
+from cft.verifiers.latex import one_spelling, readable, structure_of
 from cft.verifiers.units import quantity
 
 MATH = Math(fallback_last_number=True, lists="set")

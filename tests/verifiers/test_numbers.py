@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from cft.verifiers.latex import structure_of, one_spelling, readable
+from cft.verifiers.latex import one_spelling, readable, structure_of
 from cft.verifiers.numbers import agrees, canonical, read_number
 from cft.verifiers.units import is_unit
 
