@@ -115,8 +115,8 @@ def on_samples(data: Path, *, rows: int, workers: int) -> dict[str, Any]:
         for kind, i, v, other in both
         if v.decision != other.decision
     ]
-    failed = sum(v.failed for _, _, v in verdicts)
-    print(f"failed (deadline or crash): {failed} of {len(verdicts)}")
+    failed = [{"response": item[0], "gold": item[1], "reason": v.reason} for _, item, v in verdicts if v.failed]
+    print(f"failed (deadline or crash): {len(failed)} of {len(verdicts)}")
     return {
         "table": table,
         "decided_by_both": len(both),

@@ -18,6 +18,7 @@ from cft.verifiers.values import NoValueError, same_values, value
 
 Decided = Literal["right", "wrong", "undecided"]
 
+MAX_FUNCTIONS = 5  # in one another
 MAX_NESTING = 12  # deeper, the reader of LaTeX alone takes seconds
 NO_LIMIT = 0  # seconds: math-verify's own time limits are off
 _ONE_EXPONENT = r"(?:\\[A-Za-z]+|[0-9]+|[A-Za-z]|[{(\[][^{}()]*)"
@@ -26,7 +27,7 @@ _DECIMAL = re.compile(r"[-+.]")
 _PLAIN = re.compile(r"-?[0-9]{0,20}\.[0-9]{1,40}")
 _FACTOR = r"(?:\([^()]*\)|[0-9.]+|[A-Za-z]|\\pi)"
 _DIVIDED = re.compile(rf"({_FACTOR})\s*/\s*({_FACTOR})(\s*[A-Za-z({{\\])")  # a/b c: (a/b) c or a/(b c)
-MAX_TRIALS = 24  # of other tokens, of which each costs a parse
+MAX_TRIALS = 12  # of other tokens, of which each costs a parse
 _GREEK = frozenset(
     ["alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "epsilon", "rho", "sigma", "pi"]
 )
@@ -48,6 +49,11 @@ def too_hard(expression: str) -> str:
         deepest = max(deepest, depth)
     if deepest > MAX_NESTING:
         return f"brackets {deepest} deep, more than {MAX_NESTING}"
+    if (
+        deepest >= MAX_FUNCTIONS
+        and len(re.findall(r"\\(?:sin|cos|tan|ln|log|exp|arc[a-z]+)(?![a-z])", expression)) >= MAX_FUNCTIONS
+    ):
+        return "functions of functions"
     # Spaces, font commands and brackets do not make a power small: what follows is read without them.
     bare = re.sub(r"\s|\\(?:left|right|,|;|!|:|text|mathrm|mathbf|displaystyle)(?![A-Za-z])", "", expression)
     if re.search(r"[0-9]{5,}[)}\]]*!|![)}\]]*!", bare) or re.search(r"\^[^!]{0,40}!", bare):
