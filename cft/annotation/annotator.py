@@ -24,9 +24,9 @@ from cft.annotation.counterfactual import (
 )
 from cft.annotation.store import ProblemRecord
 from cft.files import sha256_json
-from cft.judging.judge import Judge
 from cft.models.text import char_spans, decode
 from cft.types import GREEDY, AnnotatedResponse, Budget, Completion, Engine, Fork, Outcome, Problem, TopTokens, Trunk
+from cft.verifiers.grader import Grader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +69,7 @@ class Annotator:
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     prompt: Prompt
-    judge: Judge
+    grader: Grader
     budget: Budget
     eos_ids: tuple[int, ...]
     max_positions: int
@@ -140,7 +140,7 @@ class Annotator:
         return run_counterfactuals(
             self.engine,
             evidence,
-            judge=self.judge,
+            grader=self.grader,
             budget=self.budget,
             short_circuit=self.short_circuit,
             on_fork=self.on_fork,
@@ -161,7 +161,7 @@ class Annotator:
                 completions[key] = completion  # type: ignore[index]
                 self.on_solved(completion)
         order = sorted(completions)
-        verdicts = dict(zip(order, self.judge([(completions[i], problems[i].answer) for i in order]), strict=True))
+        verdicts = dict(zip(order, self.grader([(completions[i], problems[i].answer) for i in order]), strict=True))
         return [
             self._classified(problem, trunk, completions.get(i), verdicts.get(i), fits=fits[i])
             for i, (problem, trunk) in enumerate(zip(problems, trunks, strict=True))

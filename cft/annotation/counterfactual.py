@@ -21,8 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cft.errors import BadValue
-from cft.judging.judge import Judge, closers
-from cft.models.text import decode
 from cft.types import (
     GREEDY,
     AnnotatedResponse,
@@ -35,6 +33,7 @@ from cft.types import (
     TopTokens,
     Trunk,
 )
+from cft.verifiers.grader import Grader
 
 Cell = tuple[int, int, int]  # response, position, rank of the alternative or REPLAY
 RESPONSES_AT_A_TIME = 4
@@ -139,7 +138,7 @@ class CounterfactualSource:
     """
 
     rows: Sequence[Evidence]
-    judge: Judge
+    grader: Grader
     short_circuit: bool
     tally: Tally = field(default_factory=Tally)
     _queue: list[tuple[int, int, int, Fork]] = field(default_factory=list)  # a heap, in the order of the first three
@@ -184,7 +183,7 @@ class CounterfactualSource:
         index, t, rank = key  # type: ignore[misc]
         if rank != REPLAY and (index, t) in self._right:
             return True
-        return ids[-1] in closers(self.judge.tokenizer) and self.judge.final(decode(self.judge.tokenizer, ids))
+        return self.grader.decided(ids)
 
     def receive(self, key: Key, completion: Completion) -> None:
         cell: Cell = key  # type: ignore[assignment]
@@ -232,7 +231,7 @@ class CounterfactualSource:
         while self._received:
             received, self._received = self._received, []
             completions = [(completion, self.rows[index].answer) for (index, _, _), completion in received]
-            for (cell, completion), verdict in zip(received, self.judge(completions), strict=True):
+            for (cell, completion), verdict in zip(received, self.grader(completions), strict=True):
                 self._record(cell, completion, *verdict)
 
     def _record(self, cell: Cell, completion: Completion, outcome: Outcome, extracted: str) -> None:
@@ -264,13 +263,13 @@ def run_counterfactuals(
     engine: Engine,
     rows: Sequence[Evidence],
     *,
-    judge: Judge,
+    grader: Grader,
     budget: Budget,
     short_circuit: bool,
     on_fork: Callable[[Completion], None] = lambda completion: None,
 ) -> Tally:
     """Fill the untried cells of `rows` in place. on_fork is called for every completion, for progress displays."""
-    source = CounterfactualSource(rows, judge, short_circuit)
+    source = CounterfactualSource(rows, grader, short_circuit)
     for key, completion in engine.run(source, budget=budget):
         source.receive(key, completion)
         on_fork(completion)

@@ -20,8 +20,6 @@ from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
 from cft.configuration.config import ConfigError, build, redacted
 from cft.console import Bar, console, progress
-from cft.judging.judge import Judge
-from cft.judging.verify_pool import VerifierPool
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.base import critical_fraction
 from cft.models.device import place
@@ -40,7 +38,9 @@ from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
 from cft.runs.run import run_context
 from cft.stages.annotation_summary import print_summary
 from cft.types import Budget, Completion
-from cft.verify import verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -102,7 +102,7 @@ def annotate(cfg: DictConfig) -> Path:
                 engine=build(cfg.engine)(model, eos),
                 tokenizer=tokenizer,
                 prompt=prompt,
-                judge=Judge(tokenizer, pool.verify_all, verifier.final),
+                grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
                 budget=Budget(cfg.max_new_tokens),
                 eos_ids=eos,
                 max_positions=model.config.max_position_embeddings,

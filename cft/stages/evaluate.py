@@ -23,8 +23,6 @@ from cft.evaluation.lm_eval_results import Measured, lm_eval_results
 from cft.evaluation.metrics import Interval
 from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.files import write_json
-from cft.judging.judge import Judge
-from cft.judging.verify_pool import VerifierPool
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
 from cft.models.device import place
 from cft.models.load import (
@@ -56,7 +54,9 @@ from cft.runs.run import (
     write_results,
 )
 from cft.types import Engine, Problem
-from cft.verify import verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -160,9 +160,9 @@ def _evaluated(subject: _Subject, splits: Splits, problems: tuple[Problem, ...],
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
-        judge = Judge(tokenizer, pool.verify_all)
+        grader = Grader(tokenizer, pool.verify_all)
         room = subject.model.config.max_position_embeddings
-        solver = Solver(subject.engine, tokenizer, subject.prompt, judge, room)
+        solver = Solver(subject.engine, tokenizer, subject.prompt, grader, room)
         title = f"Evaluating {subject.spec.name} on {splits.name}"
         samples = solver.solve(problems, request=subject.request, title=title)
     intervals, per_problem = summarise(samples, seed=cfg.seed)

@@ -22,8 +22,6 @@ from cft.data.problem_rows import normalised
 from cft.data.sources import Splits
 from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive
-from cft.judging.judge import Judge
-from cft.judging.verify_pool import VerifierPool
 from cft.loggers.build import close_loggers, log_made, log_transcripts
 from cft.masks.base import Critical
 from cft.models.cpu.kernels import use_kernels
@@ -61,7 +59,9 @@ from cft.training.distributed.sharding import is_sharded, trained_weights
 from cft.training.fit import Fit
 from cft.training.module import CausalLMModule
 from cft.types import Problem
-from cft.verify import verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
 
 NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated on problems nor tested
 
@@ -154,7 +154,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
                 build(cfg.engine)(model, eos_ids(model, tokenizer)),
                 tokenizer,
                 prompt,
-                Judge(tokenizer, pool.verify_all),
+                Grader(tokenizer, pool.verify_all),
                 model.config.max_position_embeddings,
             )
 

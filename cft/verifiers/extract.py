@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cft.judging.answers import MAX_ANSWER_CHARS
+from cft.verifiers.numbers import MAX_ANSWER_CHARS
 
 MAX_REST_CHARS = 4096
 MAX_FORMULAS = 8  # of a list of formulas
+MAX_BOXES = 8  # of an answer that is spread over several
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,9 @@ _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
 
 _DOLLARS = re.compile(r"(?<!\\)\$\$?")
 _BETWEEN_FORMULAS = re.compile(r"\s*(?:[,;]|,?\s*(?:and|or))\s*")
+_BETWEEN_BOXES = re.compile(
+    r"[\s$]{0,9}(?:[,;]|,?\s{0,9}(?:\\(?:text|mbox)\s?\{\s?)?(?:and|or)(?:\s?\})?)[\s$]{0,9}(?:[A-Za-z](?:_\{?\w{1,3}\}?)?\s{0,9}=[\s$]{0,9})?"
+)
 _TEXT_COMMAND = re.compile(
     r"\\(?:begin|end)\s*\{[^{}]*\}(?:\s*\{[lcr| ]*\})?|\\(?:text\w*|mathrm|mbox|operatorname)\s*\{[^{}]*\}"
 )
@@ -85,6 +89,11 @@ def explicit_answer(text: str) -> Found | None:
     candidates = [found for found in (_last_boxed(text), _last_hashes(text), _last_tag(text)) if found]
     candidates = candidates or [found for found in (_last_bare_box(text),) if found]
     return max(candidates, key=lambda pair: pair[0])[1] if candidates else None
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def first_answer_end(text: str) -> int | None:
@@ -217,14 +226,20 @@ def _closed_tags(text: str) -> Iterator[_Marker]:
 
 def _last_boxed(text: str) -> tuple[int, Found] | None:
     """The closed box that opens last (the inner one of nested boxes)."""
-    best: _Marker | None = None
+    boxes: deque[_Marker] = deque(maxlen=MAX_BOXES)
     for box in _closed_boxes(text):
         # In this order: whatever the nesting, no part of the text is copied more than twice.
-        if (best is None or box.start > best.start) and text[box.inside : box.until].strip():
-            best = box
-    if best is None:
+        if (not boxes or box.start > boxes[-1].start) and text[box.inside : box.until].strip():
+            boxes.append(box)
+    if not boxes:
         return None
-    return best.start, Found(text[best.inside : best.until].strip(), "boxed", closed=True)
+    best = boxes.pop()
+    parts, start = [text[best.inside : best.until].strip()], best.start
+    # `\boxed{1}` or `\boxed{-2}` is one answer in two boxes.
+    while boxes and boxes[-1].end <= start and _BETWEEN_BOXES.fullmatch(text, boxes[-1].end, start):
+        box = boxes.pop()
+        parts, start = [text[box.inside : box.until].strip(), *parts], box.start
+    return best.start, Found(", ".join(dict.fromkeys(parts)), "boxed", closed=True)
 
 
 def _last_bare_box(text: str) -> tuple[int, Found] | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from cft.judging.answers import tidy
-from cft.judging.quantities import quantity
+from cft.verifiers.numbers import changes_number, is_word, tidy
+from cft.verifiers.units import quantity
 
 Unit = tuple[str, Fraction]
 
@@ -15,6 +15,8 @@ _BEHIND = re.compile(
     r"(.*?[0-9})\s])\s*((?:(?:square|cubic|sq|cu)\.?\s+)?[A-Za-z]{2,}(?:\s+(?:squared|cubed))?|[A-Za-z]+/[A-Za-z]+)\s*$",
     re.DOTALL,
 )
+_NOUN = re.compile(r"(.*[0-9})])\s*(?<!\\)\b([A-Za-z]{3,})\s*", re.DOTALL)
+_LAST_LETTER = re.compile(r"(?<=[0-9})\s])(\s*)(?<![A-Za-z\\])([A-Za-z])\s*$")
 
 
 def unit_of(text: str) -> Unit | None:
@@ -52,6 +54,13 @@ def without_unit(text: str) -> str:
     return split_unit(text)[0]
 
 
+def without_noun(text: str) -> str:
+    """A formula without what it counts (5\\sqrt{3} units): one word behind it, which does not change its value."""
+    match = _NOUN.fullmatch(text)
+    noun = match and is_word(match.group(2)) and not changes_number(match.group(2))
+    return match.group(1) if match and noun else text
+
+
 def in_one_unit(gold: str, answer: str) -> tuple[str, str] | None:
     """Two formulas without their units, scaled to a common one; None where the units do not convert."""
     (one, first), (two, second) = split_unit(gold), split_unit(answer)
@@ -73,11 +82,5 @@ def _letter_unit(text: str) -> tuple[str, Unit | None]:
 
 
 def _one_letter(gold: str, answer: str) -> tuple[str, str]:
-    """Braces around a last letter that might be a unit, where both sides have the letter: math-verify would drop it."""
-    sides = [gold, answer]
-    for i, text in enumerate((gold, answer)):
-        match = re.fullmatch(r"(.*[0-9})\s])\s*([A-Za-z])\s*", text, re.DOTALL)
-        letter = match.group(2) if match else ""
-        if match and letter in re.sub(r"\\[A-Za-z]+", " ", (answer, gold)[i]):
-            sides[i] = f"{match.group(1)}{{{letter}}}"
-    return sides[0], sides[1]
+    """Braces around a last letter: without a unit on the other side it is a variable, but math-verify drops 4t's t."""
+    return _LAST_LETTER.sub(r"\1{\2}", gold), _LAST_LETTER.sub(r"\1{\2}", answer)

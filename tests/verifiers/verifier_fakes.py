@@ -9,11 +9,11 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cft.types import Judgement, Verdict
+from cft.types import Decision, Verdict
 
 
 def verdict(extracted: str) -> Verdict:
-    return Verdict(judgement=Judgement.RIGHT, extracted=extracted, explicit=True, reason="fake")
+    return Verdict(decision=Decision.RIGHT, extracted=extracted, explicit=True, reason="fake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class Misbehaving:
 
     name: ClassVar[str] = "misbehaving"
     version: ClassVar[str] = "1"
+    can_be_final: ClassVar[bool] = False
 
     def __call__(self, response: str, answer: str) -> Verdict:
         match response:
@@ -55,6 +56,7 @@ class Introspective:
 
     name: ClassVar[str] = "introspective"
     version: ClassVar[str] = "1"
+    can_be_final: ClassVar[bool] = False
 
     def __call__(self, response: str, answer: str) -> Verdict:
         match response:
@@ -78,6 +80,7 @@ class Unimportable:
 
     name: ClassVar[str] = "unimportable"
     version: ClassVar[str] = "1"
+    can_be_final: ClassVar[bool] = False
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return __import__, ("a_module_that_is_not_there",)

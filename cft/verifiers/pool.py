@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import IO, cast
 
 import cft
-from cft.types import Judgement, Verdict, Verifier
+from cft.types import Decision, Verdict, Verifier
 
 START_UP_S = 120.0  # a worker's imports, on a busy machine
 CHUNK_ITEMS = 64
@@ -119,7 +119,7 @@ class VerifierPool:
     def _start(self) -> None:
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its worker
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cft.judging.verify_worker"],
+            [sys.executable, "-P", "-m", "cft.verifiers.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -181,14 +181,14 @@ class VerifierPool:
                 f"fresh interpreter can import. It said:\n{said}"
             )
         if worker.pending:
-            verdicts[worker.pending.popleft()] = Verdict(Judgement.UNDECIDED, "", False, reason, failed=True)
+            verdicts[worker.pending.popleft()] = Verdict(Decision.UNDECIDED, "", False, reason, failed=True)
         waiting.extendleft(reversed(worker.pending))
 
 
 def _verdict(line: bytes | bytearray) -> Verdict | None:
     try:
-        judgement, extracted, explicit, reason, failed = json.loads(line)
-        return Verdict(Judgement(judgement), str(extracted), bool(explicit), str(reason), bool(failed))
+        decision, extracted, explicit, reason, failed = json.loads(line)
+        return Verdict(Decision(decision), str(extracted), bool(explicit), str(reason), bool(failed))
     except (ValueError, TypeError):
         return None
 

@@ -1,6 +1,6 @@
 r"""Answers that choke computer algebra, or whoever reads them: towers, factorials, nesting, long runs, broken text.
 
-Each is the inside of a \boxed{}, to be judged against an answer that it does not equal: the one right verdict is
+Each is the inside of a \boxed{}, to be graded against an answer that it does not equal: the one right verdict is
 "undecided", since nobody can tell in time.
 """
 

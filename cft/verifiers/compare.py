@@ -1,6 +1,6 @@
 r"""Is a mathematical answer the gold one? Text, numbers and structure in plain Python first; algebra for the rest.
 
-An answer is taken apart (`cft/judging/latex.py`): a tuple, an interval and a matrix are compared part by part in order, a set,
+An answer is taken apart: a tuple, an interval and a matrix are compared part by part in order, a set,
 "1 or 2" and $\pm$ in any order. A list without brackets (1, 2) may be meant either way: the caller says which. What
 is left over goes to `algebra`, a function of (gold, prediction). Where nobody can tell, the verdict is "undecided".
 """
@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cft.judging.algebra import Decided, too_hard
-from cft.judging.answers import Reading, agrees, read_number, tidy
-from cft.judging.latex import Form, assigned, form_of, one_spelling, readable
-from cft.judging.measures import Unit, compound, in_one_unit, unit_of, without_unit
-from cft.judging.words import compare_texts, compare_words, number_word, prose
+from cft.verifiers.algebra import Decided, too_hard
+from cft.verifiers.latex import Structure, assigned, one_spelling, readable, structure_of
+from cft.verifiers.measures import Unit, compound, in_one_unit, unit_of, without_noun, without_unit
+from cft.verifiers.numbers import ParsedNumber, agrees, is_near, is_word, read_number, tidy
+from cft.verifiers.words import compare_texts, compare_words, number_word, prose
 
 Lists = Literal["set", "sequence", "unknown"]
 Algebra = Callable[[str, str], tuple[Decided, str]]
@@ -25,8 +25,18 @@ MAX_CALLS = 16  # of algebra for one answer
 MAX_DEPTH = 6
 _CHOICE = re.compile(r"\(?([A-H])\)(?!\s*[(,]|\s*(?:and|or)\b)\s*(.*)", re.DOTALL)
 _LABEL = re.compile(r"\b[Qq]uadrant\s+(?=[IV]+\b)|^\s*(?:[Oo]ption|[Cc]hoice)\s+(?=\(?[A-H]\)?\s*\.?$)")
-_BASED = re.compile(r"\(?\s*[0-9A-F]+\s*\)?\s*_\s*(?:\{\s*(\w+)\s*\}|([0-9]))")
+_BASED = re.compile(r"\(?\s*(?P<number>[0-9A-F]+)\s*\)?\s*_\s*(?:\{\s*(?P<base>\w+)\s*\}|(?P<digit>[0-9]))")
+# A number in front of a bracket multiplies it; math-verify adds them (3(4) is 7 there, as 3 1/2 is 3.5).
+_TIMES = re.compile(
+    r"(?:(?<![_^A-Za-z0-9.])(?P<braced>\{[0-9.]+\})|(?<![_^0-9.])(?P<bare>[0-9.]+)|(?P<bracket>(?<![A-Za-z])\([^()]*\)))"
+    r"\s*(?=\(|\[[^,\[\]]*\]|\\\{|\\binom)|(?P<alone>(?<![A-Za-z])\([0-9.]+\))\s*(?=[0-9])"
+)
 _ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*\{?\s*(?:th|st|nd|rd)\b\s*\}?")
+_EXPONENT = re.compile(r"(?<![A-Za-z0-9.])([0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,3})(?![0-9.A-Za-z^!])")
+_WORD = re.compile(r"(?<![\\A-Za-z])(?<!begin\{)(?<!end\{)[A-Za-z]{4,}")
+_SPOKEN = {"over": "/", "divided by": "/", "plus": "+", "minus": "-", "times": "\\cdot ", "multiplied by": "\\cdot "}
+_SPOKEN |= {"squared": "^2", "cubed": "^3", "twice": "2\\cdot "}
+_IN_WORDS = re.compile(rf"\b(?:{'|'.join(_SPOKEN)})\b")
 _SPELT = re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|lambda|infinity|sin|cos|tan|ln|log)(?![A-Za-z])")
 _ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9]+|[A-Za-z](?![A-Za-z])))")
 # What may stand left of "=" as a name: x, x_1, f(x), P(X = 2), f^{-1}(x), AB, |z|, \angle ABC, \cos A, words, (x, y), dy/dx.
@@ -62,18 +72,18 @@ class _Comparison:
             return decided
         self.depth += 1
         try:
-            judgement, reason = self._unlike(_plain(gold), _plain(answer))
+            decision, reason = self._unlike(_plain(gold), _plain(answer))
         finally:
             self.depth -= 1
-        if judgement == "wrong" and _in_degrees(gold) != _in_degrees(answer) and "\\pi" in gold + answer:
+        if decision == "wrong" and _in_degrees(gold) != _in_degrees(answer) and "\\pi" in gold + answer:
             return "undecided", "degrees on one side, perhaps radians on the other"
-        return judgement, reason
+        return decision, reason
 
     def _unlike(self, gold: str, answer: str) -> tuple[Decided, str]:
         """Two answers that are not the same text; both as `readable` gives them."""
         if not answer.strip():
             return "wrong", "an empty answer"
-        if decided := _choices(gold, answer) or _bases(gold, answer):
+        if decided := _choices(gold, answer) or _bases(gold, answer) or self._approximate(gold, answer):
             return decided
         option = _CHOICE.fullmatch(gold.strip())
         if option and option[2] and self.texts(option[2], answer)[0] == "right":
@@ -85,7 +95,7 @@ class _Comparison:
             return self._algebra(gold, answer)
         if gold_name and name:
             return self.texts(gold_rest, rest)
-        sides, gold_sides = _sides(answer), _sides(gold)
+        sides, gold_sides = equation_sides(answer), equation_sides(gold)
         if len(sides) > 1 and len(gold_sides) > 1:
             return self._equations(gold, answer)
         if len(sides) > 1 or len(gold_sides) > 1:
@@ -98,7 +108,20 @@ class _Comparison:
             return decided
         if prose(gold) or prose(answer):
             return "undecided", "words and mathematics together: compared as text alone"
-        return self._forms(form_of(gold), form_of(answer), gold, answer)
+        return self._forms(structure_of(gold), structure_of(answer), gold, answer)
+
+    def _approximate(self, gold: str, answer: str) -> tuple[Decided, str] | None:
+        """1/3 \\approx 0.333: the exact side counts, and the other one must be near it."""
+        exact, sign, near = answer.partition("\\approx")
+        if not sign or "\\approx" in gold:
+            return None
+        exact, near = (side.strip(" =$") for side in (exact, near))
+        decision, reason = self.texts(gold, exact)
+        if decision == "wrong" and self.texts(gold, near)[0] == "right":
+            return "undecided", "the approximation is the gold answer, the exact value is not"
+        if decision == "right" and not is_near(near, read_number(gold, whole=True)):
+            return "undecided", "an exact value, and an approximation that is not near it"
+        return decision, reason
 
     def _equations(self, gold: str, answer: str) -> tuple[Decided, str]:
         """Two that are not both a name and its value: x = 3 and x = 6/2 = 3, or 2x + y = 7 and y = 7 - 2x."""
@@ -110,15 +133,15 @@ class _Comparison:
     def _against_equation(self, gold: str, answer: str, equation: list[str]) -> tuple[Decided, str]:
         """An expression and an equation: its right side counts where its left one is a name, or holds no letter."""
         left, last = equation[0], equation[-1]
-        sides = (last, answer) if len(_sides(gold)) > 1 else (gold, last)
+        sides = (last, answer) if len(equation_sides(gold)) > 1 else (gold, last)
         if not all(sides):
             return self._algebra(gold, answer)
-        judgement, reason = self.texts(*sides)
-        if judgement != "right" or _NAME.fullmatch(left) or not re.search(r"[A-Za-z]", re.sub(r"\\[a-z]+", "", left)):
-            return judgement, reason
+        decision, reason = self.texts(*sides)
+        if decision != "right" or _NAME.fullmatch(left) or not re.search(r"[A-Za-z]", re.sub(r"\\[a-z]+", "", left)):
+            return decision, reason
         return "undecided", "an equation, and an expression that is its right side"
 
-    def _forms(self, gold: Form, answer: Form, gold_text: str, text: str) -> tuple[Decided, str]:
+    def _forms(self, gold: Structure, answer: Structure, gold_text: str, text: str) -> tuple[Decided, str]:
         kinds = {gold.kind, answer.kind}
         if kinds == {"one"}:
             if gold.parts[0] != gold_text or answer.parts[0] != text:
@@ -127,11 +150,11 @@ class _Comparison:
         if "one" in kinds:
             return self._one_against_many(gold, answer, gold_text, text)
         if kinds <= {"range", "tuple", "list"} and "range" in kinds:
-            judgement, reason = self._ranges(gold, answer)
+            decision, reason = self._ranges(gold, answer)
             names = [_bounded_name(side) for side in (gold_text, text)]
-            if judgement == "right" and all(names) and names[0] != names[1]:
+            if decision == "right" and all(names) and names[0] != names[1]:
                 return "undecided", f"bounds of {names[0]} and of {names[1]}"
-            return judgement, reason
+            return decision, reason
         if (named := self._named(gold, answer)) is not None:
             return named
         if "matrix" in kinds and len(kinds) > 1:
@@ -143,16 +166,16 @@ class _Comparison:
         if kinds == {"list"}:
             return self._lists(gold.parts, answer.parts)
         if kinds <= {"list", "tuple", "matrix"}:
-            judgement, reason = self._in_order(gold.parts, answer.parts)
-            if judgement == "wrong" and gold.kind == "list" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
+            decision, reason = self._in_order(gold.parts, answer.parts)
+            if decision == "wrong" and gold.kind == "list" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
                 return "undecided", "the same parts in another order, in brackets on one side"
-            return judgement, reason
+            return decision, reason
         if kinds <= {"set", "either", "list", "union"}:
             return self._any_order(gold.parts, answer.parts)
-        judgement, reason = self._algebra(gold_text, text)
-        return ("undecided", f"a {gold.kind} and a {answer.kind}") if judgement == "wrong" else (judgement, reason)
+        decision, reason = self._algebra(gold_text, text)
+        return ("undecided", f"a {gold.kind} and a {answer.kind}") if decision == "wrong" else (decision, reason)
 
-    def _named(self, gold: Form, answer: Form) -> tuple[Decided, str] | None:
+    def _named(self, gold: Structure, answer: Structure) -> tuple[Decided, str] | None:
         """Values of several unknowns: by name where both sides name them, else in the order of the names."""
         names, given = ([assigned(part)[0] for part in form.parts] for form in (gold, answer))
         open_forms = {gold.kind, answer.kind} <= {"list", "either", "tuple"}
@@ -164,22 +187,22 @@ class _Comparison:
             return self._in_order(gold.parts, ordered)
         if len(of_names) == 1 and any(any(side) for side in (names, given) if side is not of_names[0]):
             return None
-        judgement, reason = self._in_order(gold.parts, answer.parts)
-        if judgement == "wrong" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
+        decision, reason = self._in_order(gold.parts, answer.parts)
+        if decision == "wrong" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
             return "undecided", "the same values in another order than that of the names"
-        return judgement, reason
+        return decision, reason
 
-    def _matrix_and_parts(self, gold: Form, answer: Form) -> tuple[Decided, str]:
+    def _matrix_and_parts(self, gold: Structure, answer: Structure) -> tuple[Decided, str]:
         if not {gold.kind, answer.kind} <= {"matrix", "tuple", "list"}:
             return "undecided", f"a {gold.kind} and a {answer.kind}"
-        judgement, reason = self._in_order(gold.parts, answer.parts)
+        decision, reason = self._in_order(gold.parts, answer.parts)
         matrix = gold if gold.kind == "matrix" else answer
         vector = matrix.columns in (1, len(matrix.parts))
-        if judgement == "right" and not (vector and "tuple" in (gold.kind, answer.kind)):
+        if decision == "right" and not (vector and "tuple" in (gold.kind, answer.kind)):
             return "undecided", "a matrix, and its entries without their places"
-        return judgement, reason
+        return decision, reason
 
-    def _one_against_many(self, gold: Form, answer: Form, gold_text: str, text: str) -> tuple[Decided, str]:
+    def _one_against_many(self, gold: Structure, answer: Structure, gold_text: str, text: str) -> tuple[Decided, str]:
         many, single = (gold, text) if answer.kind == "one" else (answer, gold_text)
         if many.kind in ("set", "either", "list") and len(many.parts) == 1:
             return self.texts(gold.parts[0], answer.parts[0])
@@ -187,13 +210,13 @@ class _Comparison:
             if many.kind in ("set", "either") and self._any_order(many.parts, (single,))[0] != "wrong":
                 return self._any_order(gold.parts, answer.parts)
             return "wrong", "one number where the other answer has several parts"
-        judgement, reason = self._algebra(gold_text, text)
-        return ("undecided", "one expression and several parts") if judgement == "wrong" else (judgement, reason)
+        decision, reason = self._algebra(gold_text, text)
+        return ("undecided", "one expression and several parts") if decision == "wrong" else (decision, reason)
 
-    def _ranges(self, gold: Form, answer: Form) -> tuple[Decided, str]:
-        judgement, reason = self._in_order(gold.parts, answer.parts)
-        if judgement != "right":
-            return judgement, reason
+    def _ranges(self, gold: Structure, answer: Structure) -> tuple[Decided, str]:
+        decision, reason = self._in_order(gold.parts, answer.parts)
+        if decision != "right":
+            return decision, reason
         for i, end in enumerate(zip(gold.ends or "  ", answer.ends or "  ", strict=True)):
             if end[0] != end[1] and " " not in end and "\\infty" not in gold.parts[i]:
                 return "wrong", "the ends of the interval differ"
@@ -207,10 +230,10 @@ class _Comparison:
         solutions = len(names) == 1 and names != {""}  # a = 2, a = 3: values of one unknown have no order
         if in_order[0] == "right" or (self.lists == "sequence" and not solutions):
             return in_order
-        judgement, reason = self._any_order(gold, answer)
-        if judgement == "right" and self.lists == "unknown" and not solutions:
+        decision, reason = self._any_order(gold, answer)
+        if decision == "right" and self.lists == "unknown" and not solutions:
             return "undecided", "the same parts in another order, without brackets"
-        return judgement, reason
+        return decision, reason
 
     def _in_order(self, gold: Sequence[str], answer: Sequence[str]) -> tuple[Decided, str]:
         if len(gold) != len(answer):
@@ -251,7 +274,10 @@ class _Comparison:
         sides = in_one_unit(gold, answer)
         if sides is None:
             return "wrong", "units of different kinds"
-        return self.algebra(_for_algebra(sides[0]), _for_algebra(sides[1]))
+        one, two = (_for_algebra(without_noun(side)) for side in sides)
+        if word := next((word for side in (one, two) for word in _WORD.findall(side) if is_word(word)), ""):
+            return "undecided", f"a word in a formula: {word}"  # no product of its letters
+        return self.algebra(one, two)
 
 
 def _same(gold: str, answer: str) -> bool:
@@ -299,7 +325,7 @@ def _amount(text: str) -> Unit | None:
     return (unit[0], read.value * unit[1]) if unit and read.value is not None else None
 
 
-def _unit(text: str, read: Reading) -> str:
+def _unit(text: str, read: ParsedNumber) -> str:
     """What stands behind the number, or the currency sign before it."""
     return "$" if re.match(r"\s*[-+]?\s*\\\$", text) else tidy(text).rpartition(read.text)[2]
 
@@ -315,17 +341,23 @@ def _choices(gold: str, answer: str) -> tuple[Decided, str] | None:
 
 
 def _bases(gold: str, answer: str) -> tuple[Decided, str] | None:
-    """4321_5 and 4321_6: what math-verify reads as 4321."""
-    one, two = _BASED.fullmatch(gold.strip()), _BASED.fullmatch(answer.strip())
-    if one is None or two is None:
-        return None
-    bases = [number_word(match[1] or match[2]) for match in (one, two)]
-    return ("wrong", f"base {bases[1]}, where the gold answer has base {bases[0]}") if bases[0] != bases[1] else None
+    """4321_5 and 4321_6, of which math-verify reads 4321. An answer may leave out the base, but not make one up."""
+    one, two = (_BASED.fullmatch(side.strip()) for side in (gold, answer))
+    plain = re.fullmatch(r"[0-9A-F]+", answer.strip())
+    if one is None or (two is None and plain is None):
+        return ("undecided", "a base that the gold answer does not name") if two else None
+    bases = [number_word(match["base"] or match["digit"]) for match in (one, two) if match]
+    if len(set(bases)) > 1:
+        return "wrong", f"base {bases[1]}, where the gold answer has base {bases[0]}"
+    digits = two["number"] if two else answer.strip()
+    return ("right" if one["number"].lstrip("0") == digits.lstrip("0") else "wrong"), "compared in one base"
 
 
 def _plain(text: str) -> str:
     """An answer as `readable` gives it, with `2*pi`, `sqrt(3)`, `1.5 x 10^3` and `7^{th}` in the usual spelling."""
     text = re.sub(r"(?<=[0-9])\s*[xX*]\s*(?=10\s*\^)", r" \\times ", text)
+    if re.fullmatch(r"[-0-9.\s]+", _IN_WORDS.sub("", text)):  # 3 over 4
+        text = _IN_WORDS.sub(lambda match: _SPOKEN[match.group()], text)
     text = readable(_as_commands(_ROOT.sub(lambda match: f"\\sqrt{{{match[1] or match[2] or match[3]}}}", text)))
     text = _ORDINAL.sub("", text)
     text = re.sub(r"\\mathbb\s*R(?![A-Za-z])", "R", _LABEL.sub("", text))
@@ -341,7 +373,7 @@ def _as_commands(text: str) -> str:
 
 def _chain(text: str) -> tuple[str, str]:
     """`x = 6/2 = 3` -> ("x", "3"); ("", ...) where no name stands at the start."""
-    first, *_, last = _sides(text)
+    first, *_, last = equation_sides(text)
     return (re.sub(r"\s", "", first) if _NAME.fullmatch(first) else ""), last
 
 
@@ -359,7 +391,7 @@ def _in_degrees(text: str) -> bool:
     return re.search(r"\\circ(?![a-z])|°|\\degree|degrees?\b", text) is not None
 
 
-def _sides(text: str) -> list[str]:
+def equation_sides(text: str) -> list[str]:
     """The sides of one equation, or of a chain a = b = c; the text alone where that is not what it is."""
     depth, sides, start = 0, [], 0
     for match in re.finditer(
@@ -398,6 +430,6 @@ def _for_algebra(text: str) -> str:
         sign = "-" if value < 0 else ""
         above = f"{sign}{abs(value.numerator)}"
         return above if value.denominator == 1 else f"{sign}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
-    text = without_unit(text)
+    text = _TIMES.sub(r"\g<0>\\cdot ", _EXPONENT.sub(r"\1 \\cdot 10^{\2}", without_unit(text)))
     text = text.replace("\\endmatrix", "\\end{pmatrix}").replace("\\matrix", "\\begin{pmatrix}")
     return re.sub(r"\s+", " ", text.replace("\\endrow", "\\\\ ").replace("\\'", "'")).strip().rstrip(".,;")

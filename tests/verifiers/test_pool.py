@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cft.judging.verify_pool import START_UP_S, VerifierPool
-from cft.types import Judgement, Verdict
-from cft.verify import Math, Numeric
-from tests.hostile import HOSTILE, UNANSWERED
-from tests.verifier_fakes import Introspective, Misbehaving, Unimportable
+from cft.types import Decision, Verdict
+from cft.verifiers import Math, Numeric
+from cft.verifiers.pool import START_UP_S, VerifierPool
+from tests.verifiers.hostile import HOSTILE, UNANSWERED
+from tests.verifiers.verifier_fakes import Introspective, Misbehaving, Unimportable
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 NUMERIC = Numeric(fallback_last_number=True)
 
 
@@ -37,7 +37,7 @@ def test_a_fault_makes_its_own_item_undecided_and_no_other(fault: str) -> None:
         started = time.monotonic()
         verdicts = pool.verify_all([(response, "") for response in responses])
         elapsed = time.monotonic() - started
-    undecided = [i for i, verdict in enumerate(verdicts) if verdict.judgement is Judgement.UNDECIDED]
+    undecided = [i for i, verdict in enumerate(verdicts) if verdict.decision is Decision.UNDECIDED]
     assert undecided == [3, 8]
     assert all(verdicts[i].reason for i in undecided)
     # A text that was cut off is not told apart from one that nothing is known of without this.
@@ -66,7 +66,7 @@ def test_what_a_verifier_prints_cannot_pass_for_a_verdict() -> None:
 def test_any_text_goes_through(text: str) -> None:
     with VerifierPool(Misbehaving(), workers=1, timeout_s=10.0) as pool:
         (verdict,) = pool.verify_all([(text, text)])
-    assert verdict == Verdict(Judgement.RIGHT, text, True, "fake")
+    assert verdict == Verdict(Decision.RIGHT, text, True, "fake")
 
 
 def test_workers_import_no_deep_learning_and_not_the_users_main(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +76,12 @@ def test_workers_import_no_deep_learning_and_not_the_users_main(monkeypatch: pyt
     names = ["modules", "main", "WANDB_API_KEY", "HF_TOKEN", "PLAIN_SETTING"]
     with VerifierPool(Introspective(), workers=1, timeout_s=5.0) as pool:
         said = [verdict.extracted for verdict in pool.verify_all([(name, "") for name in names])]
-    assert said == ["", "cft.judging.verify_worker", "absent", "absent", "kept"]
+    assert said == ["", "cft.verifiers.worker", "absent", "absent", "kept"]
 
 
 def test_the_modules_of_verification_import_nothing_heavy() -> None:
     code = (
-        "import sys, cft.verify, cft.judging.verify_pool, cft.judging.verify_worker, cft.evaluation.metrics\n"
+        "import sys, cft.verifiers, cft.verifiers.pool, cft.verifiers.worker, cft.evaluation.metrics\n"
         "print([m for m in ('torch', 'transformers', 'lightning', 'sympy', 'math_verify') if m in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -105,7 +105,7 @@ def test_workers_end_with_the_context_and_with_an_exception_in_it() -> None:
 @pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"])
 def test_workers_end_with_an_interpreter_that_never_closed_the_pool(end: str) -> None:
     script = (
-        "import os\nfrom cft.judging.verify_pool import VerifierPool\nfrom tests.verifier_fakes import Introspective\n"
+        "import os\nfrom cft.verifiers.pool import VerifierPool\nfrom tests.verifiers.verifier_fakes import Introspective\n"
         "pool = VerifierPool(Introspective(), workers=1, timeout_s=5.0)\n"
         f"print(pool.verify_all([('pid', '')])[0].extracted, flush=True)\n{end}\n"
     )
@@ -144,7 +144,7 @@ def test_a_thousand_easy_answers_a_second() -> None:
         started = time.monotonic()
         verdicts = pool.verify_all(items)
         rate = len(items) / (time.monotonic() - started)
-    assert {verdict.judgement for verdict in verdicts} == {Judgement.RIGHT}
+    assert {verdict.decision for verdict in verdicts} == {Decision.RIGHT}
     assert rate >= 1000
 
 
@@ -166,14 +166,14 @@ def test_hostile_answers_neither_hang_nor_count_as_wrong(verifier: Math | Numeri
         themselves = pool.verify_all(list(zip(boxes, HOSTILE.values(), strict=True)))
         without_answer = pool.verify_all([(text, gold) for text in UNANSWERED.values()])
         easy = pool.verify_all([(f"\\boxed{{{gold}}}", gold)])
-    found = {name: str(v.judgement) for name, v in zip(HOSTILE, verdicts, strict=True)}
+    found = {name: str(v.decision) for name, v in zip(HOSTILE, verdicts, strict=True)}
     # What plain Python can tell apart from a plain number without computing it is not undecided: no digit stands there.
     known = {name: "wrong" for name in HOSTILE if verifier is NUMERIC and not re.search("[0-9]", HOSTILE[name])}
     assert found == dict.fromkeys(HOSTILE, "undecided") | known
-    assert "right" not in {str(v.judgement) for v in as_gold}
-    assert {str(v.judgement) for v in themselves} == {"right"}
-    assert [str(v.judgement) for v in without_answer] == ["wrong"] * len(UNANSWERED)
-    assert easy[0].judgement is Judgement.RIGHT
+    assert "right" not in {str(v.decision) for v in as_gold}
+    assert {str(v.decision) for v in themselves} == {"right"}
+    assert [str(v.decision) for v in without_answer] == ["wrong"] * len(UNANSWERED)
+    assert easy[0].decision is Decision.RIGHT
     # The deadline, and a second for a new worker's start on a busy machine to be noticed.
     assert slowest < 3.0 + START_UP_S
 

@@ -1,6 +1,6 @@
 """The first answer counts: a verifier around another one, under which a rollout may stop as soon as it has answered.
 
-With `cft/verify.py` alone the last marker counts, so a verdict is open until the text ends. Here the text is cut where
+Under the other verifiers the last marker counts, so a verdict is open until the text ends. Here the text is cut where
 its first explicit marker is complete (`\\boxed{5}`, a `####` line with its newline, `<answer>5</answer>`), and what
 follows, a second thought too, is not read. That is another rule, so it has another name and another fingerprint.
 """
@@ -11,13 +11,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cft.judging.markers import first_answer_end
 from cft.types import Verdict, Verifier
+from cft.verifiers.extract import first_answer_end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstAnswer:
-    """`inner` judges the text up to the end of its first closed marker that holds something; without one, all of it.
+    """`inner` grades the text up to the end of its first closed marker that holds something; without one, all of it.
 
     Once `final(text)` is true, the whole verdict on `text + more` is that on `text`, for every `more`: the end of the
     shortest prefix with a closed answer is found in that prefix alone (`first_answer_end`), so `inner`, which is
@@ -31,7 +31,8 @@ class FirstAnswer:
     """
 
     name: ClassVar[str] = "first_answer"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
+    can_be_final: ClassVar[bool] = True
     inner: Verifier
 
     def __call__(self, response: str, answer: str) -> Verdict:

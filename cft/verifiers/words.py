@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from cft.judging.algebra import Decided
-from cft.judging.answers import read_number
-from cft.judging.latex import one_spelling
-from cft.judging.measures import without_unit
+from cft.verifiers.algebra import Decided
+from cft.verifiers.latex import one_spelling
+from cft.verifiers.measures import without_unit
+from cft.verifiers.numbers import read_number
 
 _WORDS = re.compile(r"[A-Za-z\s.,'!?;:()-]+")
 _JOINTS = frozenset(("or", "and", "endrow", "matrix"))

@@ -1,8 +1,8 @@
-"""The process that runs a verifier on untrusted text: `python -m cft.judging.verify_worker`, started by `verify_pool.py`.
+"""The process that runs a verifier on untrusted text: `python -m cft.verifiers.worker`, started by `pool.py`.
 
 Standard input: one line with the pickled verifier, then one JSON line a chunk, [[response, answer], ...].
 Standard output: a "ready" line, then one JSON line an item as each is done, the fields of its verdict in their order:
-[judgement, extracted, explicit, reason, failed].
+[decision, extracted, explicit, reason, failed].
 Nothing that comes back is unpickled: a compromised worker can say only verdicts. It imports neither torch nor
 transformers, and never the user's `__main__`.
 """
@@ -18,7 +18,7 @@ import resource
 import sys
 from typing import Any
 
-from cft.types import Judgement, Verdict, Verifier
+from cft.types import Decision, Verdict, Verifier
 
 MEMORY_BYTES = 1 << 30
 CPU_SLACK_S = 2.0  # beyond the deadline: the parent's kill comes first, this one is for a parent that is gone
@@ -32,7 +32,7 @@ def main() -> None:
     setup = json.loads(requests.readline())
     verifier: Verifier = pickle.loads(base64.b64decode(setup["verifier"]))
     # Lazy imports happen here, on the start-up's time instead of the first item's.
-    judge(verifier, "\\boxed{x + 1}", "1 + x")
+    verdict_of(verifier, "\\boxed{x + 1}", "1 + x")
     if sys.platform == "linux":  # elsewhere address space says little about memory, and the call may fail
         limit(resource.RLIMIT_AS, MEMORY_BYTES)
     limit(resource.RLIMIT_CORE, 0)
@@ -40,18 +40,18 @@ def main() -> None:
     for line in requests:
         for response, answer in json.loads(line):
             limit_cpu(setup["timeout_s"] + CPU_SLACK_S)
-            verdict = judge(verifier, response, answer)
-            fields = (verdict.judgement.value, verdict.extracted, verdict.explicit, verdict.reason, verdict.failed)
+            verdict = verdict_of(verifier, response, answer)
+            fields = (verdict.decision.value, verdict.extracted, verdict.explicit, verdict.reason, verdict.failed)
             _reply(replies, fields)
 
 
-def judge(verifier: Verifier, response: str, answer: str) -> Verdict:
+def verdict_of(verifier: Verifier, response: str, answer: str) -> Verdict:
     """The verifier's verdict; an error of the verifier is "undecided", with what it was."""
     try:
         return verifier(response, answer)
     except Exception as error:  # noqa: BLE001 - the border to untrusted text: reported in the verdict, never swallowed
         reason = f"the verifier failed: {type(error).__name__}: {str(error)[:200]}"
-        return Verdict(judgement=Judgement.UNDECIDED, extracted="", explicit=False, reason=reason, failed=True)
+        return Verdict(decision=Decision.UNDECIDED, extracted="", explicit=False, reason=reason, failed=True)
 
 
 def limit_cpu(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""From a completion to an outcome, by the one verifier that annotation, accuracy and rewards share."""
+"""From a completion to an outcome, by the one verifier that annotation, accuracy and reward share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cft.models.text import decode
-from cft.types import Completion, Judgement, Outcome, Verdict
+from cft.types import Completion, Decision, Outcome, Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,19 +16,28 @@ if TYPE_CHECKING:
 VerifyAll = Callable[[Sequence[tuple[str, str]]], list[Verdict]]
 
 _OUTCOME = {
-    Judgement.RIGHT: Outcome.RIGHT,
-    Judgement.WRONG: Outcome.WRONG,
-    Judgement.UNDECIDED: Outcome.UNDECIDED,
+    Decision.RIGHT: Outcome.RIGHT,
+    Decision.WRONG: Outcome.WRONG,
+    Decision.UNDECIDED: Outcome.UNDECIDED,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """Text of a completion -> outcome and final answer, by the one verifier that accuracy uses too."""
+class Grader:
+    """Text of a completion -> outcome and final answer, by the one verifier that accuracy uses too.
+
+    final: of a verifier that can be final (see `cft.types.Verifier`), else None.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     verify_all: VerifyAll
-    final: Callable[[str], bool] = lambda text: False  # the verifier's; see cft.types.Verifier
+    final: Callable[[str], bool] | None = None
+
+    def decided(self, ids: Sequence[int]) -> bool:
+        """Whether the verdict on a response that begins with these ids is known, whatever follows."""
+        if self.final is None or ids[-1] not in closers(self.tokenizer):
+            return False
+        return self.final(decode(self.tokenizer, ids))
 
     def __call__(self, completions: Sequence[tuple[Completion, str]]) -> list[tuple[Outcome, str]]:
         """completions: (completion, gold answer). Equal texts with equal answers are verified once."""
@@ -54,7 +63,7 @@ def outcome_of(verdict: Verdict, *, finish: str) -> Outcome:
         return Outcome.UNDECIDED
     if finish == "length" and not verdict.explicit and not verdict.failed:
         return Outcome.CUT_OFF
-    return _OUTCOME[verdict.judgement]
+    return _OUTCOME[verdict.decision]
 
 
 @lru_cache(maxsize=1)

@@ -14,12 +14,11 @@ from tokenizers import Tokenizer, decoders, models
 
 from cft.configuration.command_line import command_line_mistakes, read_command_line
 from cft.configuration.config import CONF_DIR, build
-from cft.judging.judge import outcome_of
-from cft.judging.markers import explicit_answer, first_answer_end
-from cft.judging.verify_pool import VerifierPool
-from cft.types import Judgement, Verifier
-from cft.verify import Exact, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
-from cft.verify_first import FirstAnswer
+from cft.types import Decision, Verifier
+from cft.verifiers import Exact, FirstAnswer, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
+from cft.verifiers.extract import explicit_answer, first_answer_end
+from cft.verifiers.grader import outcome_of
+from cft.verifiers.pool import VerifierPool
 from tests.stage import composed
 
 NUMERIC = Numeric(fallback_last_number=True)
@@ -82,7 +81,7 @@ def test_where_the_first_answer_is_complete(text: str, prefix: str | None) -> No
     assert (None if end is None else text[:end]) == prefix
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(TEXT)
 def test_it_is_the_shortest_prefix_with_a_closed_answer(text: str) -> None:
     """Against the definition, tried at every prefix."""
@@ -90,7 +89,7 @@ def test_it_is_the_shortest_prefix_with_a_closed_answer(text: str) -> None:
     assert first_answer_end(text) == next((n for n, f in enumerate(found) if f is not None and f.closed), None)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TEXT, st.sampled_from(["5", "B", "#### 5\n", "", "one\n#### 6"]))
 @example("\\boxed{5}. #### 6\n", "5")
 @example("\\boxed{#### 5} 6\n", "5")
@@ -108,15 +107,15 @@ def test_nothing_later_changes_a_final_verdict(text: str, answer: str) -> None:
             assert whole.explicit
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TEXT)
-def test_it_judges_as_the_inner_verifier_judges_the_text_up_to_there(text: str) -> None:
+def test_it_grades_as_the_inner_verifier_grades_the_text_up_to_there(text: str) -> None:
     end = first_answer_end(text)
     for inner in INNER:
         assert FirstAnswer(inner=inner).final(text) is (end is not None)
-        judged, direct = FirstAnswer(inner=inner)(text, "5"), inner(text[:end], "5")
-        assert (judged.judgement, judged.extracted, judged.reason) == (
-            direct.judgement,
+        graded, direct = FirstAnswer(inner=inner)(text, "5"), inner(text[:end], "5")
+        assert (graded.decision, graded.extracted, graded.reason) == (
+            direct.decision,
             direct.extracted,
             direct.reason,
         )
@@ -131,7 +130,7 @@ def test_a_second_thought_is_not_read(first: str, second: str) -> None:
     text = f"so {first % 5} no, {second % 6}"
     for inner in (NUMERIC, EXACT, MATH):
         verifier = FirstAnswer(inner=inner)
-        assert (verifier(text, "5").judgement, inner(text, "5").judgement) == (Judgement.RIGHT, Judgement.WRONG)
+        assert (verifier(text, "5").decision, inner(text, "5").decision) == (Decision.RIGHT, Decision.WRONG)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_without_the_wrapper_the_same_stop_would_change_verdicts(verifier: Verif
     wrapped = FirstAnswer(inner=verifier)
     assert wrapped.final(text)
     assert not verifier.final(text)
-    assert verifier(text, answer).judgement != verifier(text + more, answer).judgement
+    assert verifier(text, answer).decision != verifier(text + more, answer).decision
     assert wrapped(text, answer) == wrapped(text + more, answer)
 
 
@@ -164,8 +163,8 @@ def test_a_final_verdict_gives_one_outcome_whatever_ends_the_text() -> None:
 def test_math_is_judged_on_the_first_answer() -> None:
     verifier = FirstAnswer(inner=MATH)
     text = "\\boxed{\\frac{\\sqrt{8}}{2}} or \\boxed{3}"
-    assert verifier(text, "\\sqrt{2}").judgement is Judgement.RIGHT
-    assert verifier(text, "3").judgement is Judgement.WRONG
+    assert verifier(text, "\\sqrt{2}").decision is Decision.RIGHT
+    assert verifier(text, "3").decision is Decision.WRONG
     assert verifier("no marker: 3", "3") == MATH("no marker: 3", "3")
 
 
@@ -191,7 +190,7 @@ def byte_level_ids(tokens: list[bytes]) -> tuple[Tokenizer, list[int]]:
     return tokenizer, [vocabulary[name] for name in names]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TOKENS)
 @example([b"\\boxed{", b"5", b"}\xf0", b"\x9f", b"\x98", b"\x80", b"\\boxed{6}"])
 def test_under_a_byte_level_decoder_a_verdict_stands_once_it_is_final(tokens: list[bytes]) -> None:
@@ -221,8 +220,8 @@ def test_a_decoder_that_falls_back_to_bytes_takes_back_what_it_gave() -> None:
 def test_a_fingerprint_describes_the_verifier_inside() -> None:
     content = json.loads(verifier_fingerprint(FirstAnswer(inner=NUMERIC)))
     assert content == {
-        "class": "cft.verify_first.FirstAnswer",
-        "version": "2",
+        "name": "first_answer",
+        "version": "3",
         "args": {"inner": json.loads(verifier_fingerprint(NUMERIC))},
     }
     prints = {verifier_fingerprint(v) for inner in INNER for v in (inner, FirstAnswer(inner=inner))}

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-MAX_NODES = 300
-DIGITS = 60  # of every value
-LARGEST = 10**20  # of every value on the way, so that 40 digits are left
+MAX_NODES = 2000  # visited, those of a sum once for each of its terms
+MAX_LOG = 138  # of a power, which is about LARGEST
+MAX_TERMS = 100  # of a sum or a product
+DIGITS = 140  # of every value
+LARGEST = 10**60  # of every value on the way, so that 80 digits are left
 SAME = 1e-33  # relative: no coincidence such as e^(pi sqrt 163), an integer to 30 digits, passes for equal
 _POSITIVE = ((0.3, 1.7, 0.61), (1.37, 0.43, 2.9), (2.83, 3.61, 1.13), (0.71, 0.19, 5.3), (5.17, 1.21, 0.37))
 _SIGNED = ((-0.7, -1.3, -2.9), (-2.3, 0.83, 1.9), (1.9, -0.57, 3.1))
@@ -97,6 +99,8 @@ class _Walk:
             return self._ratio(node)
         if node in (sympy.pi, sympy.E, sympy.I):
             return {sympy.pi: mpmath.mp.pi + 0, sympy.E: mpmath.mp.e + 0, sympy.I: mpmath.mpc(0, 1)}[node]
+        if isinstance(node, sympy.Sum | sympy.Product):
+            return self._series(node, mpmath.fsum if isinstance(node, sympy.Sum) else mpmath.fprod)
         arguments = [self.value(argument) for argument in node.args]
         if node.is_Add:
             return mpmath.fsum(arguments)
@@ -108,7 +112,7 @@ class _Walk:
         if node.is_Pow:
             return self._power(*arguments)
         name = type(node).__name__
-        if name == "exp" and abs(arguments[0]) > 100:
+        if name == "exp" and abs(arguments[0]) > MAX_LOG:
             raise NoValueError("a large power")
         if name in _FUNCTIONS and len(arguments) == 1:
             return getattr(mpmath, name)(arguments[0])
@@ -116,7 +120,26 @@ class _Walk:
             return mpmath.log(arguments[0]) / (mpmath.log(arguments[1]) if len(arguments) > 1 else 1)
         if name == "Abs":
             return abs(arguments[0])
+        if name in ("factorial", "binomial") and all(a == mpmath.floor(a.real) and 0 <= a <= 200 for a in arguments):
+            return getattr(mpmath, name)(*arguments)
+        if name == "UnevaluatedExpr":
+            return arguments[0]
         raise NoValueError(f"{name} is not evaluated")
+
+    def _series(self, node: Any, total: Any) -> Any:
+        """A sum or product over whole numbers; NoValueError where its bounds are no numbers."""
+        if len(node.limits) != 1 or not all(bound.is_Integer for bound in node.limits[0][1:]):
+            raise NoValueError("bounds that are no numbers")
+        index, low, high = node.limits[0]
+        if high - low >= MAX_TERMS:
+            raise NoValueError(f"more than {MAX_TERMS} terms")
+        outer = self.at
+        terms = []
+        for k in range(int(low), int(high) + 1):
+            self.at = {**outer, index.name: k}
+            terms.append(self.value(node.function))
+        self.at = outer
+        return total(terms)
 
     def _symbol(self, name: str) -> Any:
         import mpmath
@@ -128,15 +151,15 @@ class _Walk:
     def _ratio(self, number: Any) -> Any:
         import mpmath
 
-        if abs(int(number.p)) > LARGEST or int(number.q) > LARGEST:
+        if abs(int(number.p)) > LARGEST * int(number.q):
             raise NoValueError("a large number")
-        return mpmath.mpf(int(number.p)) / int(number.q)
+        return mpmath.mpf(int(number.p)) / int(number.q)  # small is no danger: every place of it counts
 
     def _power(self, base: Any, exponent: Any) -> Any:
         import mpmath
 
         if base == 0:
             raise NoValueError("a power of zero")
-        if abs(exponent) > LARGEST or abs(exponent * mpmath.log(base)) > 100:
+        if abs(exponent) > LARGEST or abs(exponent * mpmath.log(base)) > MAX_LOG:
             raise NoValueError("a large power")
         return mpmath.power(base, exponent)

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from cft.judging.answers import ascii_digits
-from cft.judging.quantities import is_unit
+from cft.verifiers.numbers import ascii_digits
+from cft.verifiers.units import is_unit
 
 MAX_CHARS = 4096  # a longer text is compared as it stands
 
@@ -26,8 +26,28 @@ _SIGNS |= {
     "³": "^3",
     "°": "^\\circ ",
     "÷": "/",
+    "\uff0d": "-",
+    "\ufe63": "-",
+    "\u2044": "/",
+    "\u2215": "/",
+    "≈": "\\approx ",
+    "≃": "\\approx ",
+    "⩾": "\\ge ",
+    "⩽": "\\le ",
+    "≧": "\\ge ",
+    "≦": "\\le ",
+    "′": "'",
+    "″": "''",
 }
+_SIGNS |= {sign: f"^{power}" for power, sign in enumerate("⁴⁵⁶⁷⁸⁹", 4)}
+_SIGNS |= {sign: f"_{i}" for i, sign in enumerate("₀₁₂₃₄₅₆₇₈₉")}
 _SIGNS |= {"½": "\\frac12", "¼": "\\frac14", "¾": "\\frac34", "θ": "\\theta ", "λ": "\\lambda ", "α": "\\alpha "}
+_UNICODE_ROOT = re.compile(
+    r"(?P<root>[√∛∜])\s*(?:\((?P<inside>[^()]*)\)|\{(?P<braced>[^{}]*)\}|(?P<bare>[0-9]+|[A-Za-z]))"
+)
+_ROOTS = {"√": "", "∛": "[3]", "∜": "[4]"}
+_ASCII_RELATION = re.compile(r"(?P<sign>[<>!])=(?!=)|=(?P<turned>[<>])(?!=)")
+_RELATIONS = {"<": "\\le ", ">": "\\ge ", "!": "\\ne "}
 _TRANSLATION = str.maketrans(_SIGNS)
 _DROPPED = re.compile(
     r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|boldsymbol|rm|bf|it|hspace\s*\{[^{}]*\})(?![A-Za-z])"
@@ -79,6 +99,7 @@ _SYNONYMS |= {
     "arcsin": "asin",
 }
 _SYNONYMS |= {"arccos": "acos", "arctan": "atan", "lor": "vee", "prime": "'", "colon": ":"}
+_PRIMES = re.compile(r"\^\s*\{?\s*('(?:\s*')*)\s*\}?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _MATRIX = re.compile(r"\\begin\s*\{(?:[pb]|small)?matrix\*?\}|\\begin\s*\{array\}\s*\{[^{}]*\}")
 _MATRIX_END = re.compile(r"\\end\s*\{(?:(?:[pb]|small)?matrix\*?|array)\}")
@@ -108,6 +129,9 @@ def readable(text: str) -> str:
     """Unicode signs as commands, synonyms as one, layout and font commands dropped, matrices under one name."""
     if not text.isascii():
         text = (ascii_digits(text) if _HARMLESS.fullmatch(text) else text).translate(_TRANSLATION)
+        text = _UNICODE_ROOT.sub(_root, text)
+    if "=" in text:  # a factorial may stand in front of "=": 3!=6
+        text = _ASCII_RELATION.sub(_relation, text)
     # What says that it is a separator of thousands is dropped; a plain comma may separate anything.
     text = re.sub(r"(?<=[0-9])(?:\{,\}|,\s*\\!|\\[,!; ])\s*(?=[0-9]{3}(?![0-9]))", "", text).replace("{,}", ",")
     text = _BRACED_THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
@@ -119,6 +143,7 @@ def readable(text: str) -> str:
     for _ in range(3):  # fonts may be nested
         text = _TEXT.sub(r" \1 ", text)
     text = _COMMAND.sub(_synonym, text)
+    text = _PRIMES.sub(lambda match: "".join(match[1].split()), text)
     text = _MATRIX.sub(r"\\matrix ", text)
     text = _MATRIX_END.sub(r" \\endmatrix ", text)
     if (letters := _LETTERS.search(text)) and re.search(r"[0-9}]\s*$", text[: letters.start()]):
@@ -127,7 +152,7 @@ def readable(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class Structure:
     """An answer taken apart once.
 
     kind: "list" (no brackets: 1, 2), "either" (1 or 2; plus or minus), "tuple", "set", "range" (an interval or an
@@ -141,54 +166,56 @@ class Form:
     columns: int = 0
 
 
-def form_of(text: str) -> Form:
+def structure_of(text: str) -> Structure:
     """How an answer is made. text: as `readable` gives it."""
     text = text.strip().rstrip(".;").strip()
     if len(text) > MAX_CHARS:
-        return Form("one", (text,))
+        return Structure("one", (text,))
     if text.startswith("\\matrix") and text.endswith("\\endmatrix") and text.count("\\matrix") == 1:
         rows = [
             r.split("&")
             for r in text[len("\\matrix") : -len("\\endmatrix")].strip().removesuffix("\\endrow").split("\\endrow")
         ]
-        return Form("matrix", tuple(cell.strip() for row in rows for cell in row), columns=len(rows[0]))
+        return Structure("matrix", tuple(cell.strip() for row in rows for cell in row), columns=len(rows[0]))
     inside = _bracketed(text)
     if inside and inside.startswith("\\matrix"):
-        return form_of(inside)
+        return structure_of(inside)
     if len(parts := _split(text, r"\\cup(?![A-Za-z])")) > 1:
-        return Form("union", parts)
+        return Structure("union", parts)
     if len(parts := _split(text, r"\bor\b|\band\b|\\vee(?![A-Za-z])")) > 1:
-        return Form("either", tuple(inner for part in parts for inner in _split(part.strip(" ,;"), r"[,;]") if inner))
+        return Structure(
+            "either", tuple(inner for part in parts for inner in _split(part.strip(" ,;"), r"[,;]") if inner)
+        )
     if len(parts := _split(text, r"[,;]")) > 1:
-        return Form("list", parts) if all(parts) else Form("one", (text,))
+        return Structure("list", parts) if all(parts) else Structure("one", (text,))
     if len(halves := re.split(r"\\pm(?![A-Za-z])", text)) == 2 and "\\mp" not in text:
-        return Form("either", ("+".join(halves).lstrip("+ "), "-".join(halves)))
+        return Structure("either", ("+".join(halves).lstrip("+ "), "-".join(halves)))
     if inside is not None:
         opened, closed = text[0] if text[0] != "\\" else "{", text[-1]
         parts = _split(inside, r"[,;]", thousands=False)
         if opened == "{":
-            return Form("set", parts if inside.strip() else ())
+            return Structure("set", parts if inside.strip() else ())
         if len(parts) == 2 and opened + closed != "()":
-            return Form("range", parts, ends=opened + closed)
+            return Structure("range", parts, ends=opened + closed)
         if len(parts) > 1:
-            return Form("tuple", parts, ends=opened + closed)
+            return Structure("tuple", parts, ends=opened + closed)
         if opened + closed == "()":
-            return form_of(inside) if _split(inside, r"[-+*/]")[0] != inside else Form("one", (text,))
-    return _inequality(text) or Form("one", (text,))
+            return structure_of(inside) if _split(inside, r"[-+*/]")[0] != inside else Structure("one", (text,))
+    return _inequality(text) or Structure("one", (text,))
 
 
 def assigned(text: str) -> tuple[str, str]:
     """`x = 5` -> ("x", "5"), `f(x) = 5` -> ("f(x)", "5"), `x \\in S` -> ("x", "S"); ("", text) where nothing is."""
     match = re.match(
-        r"\s*((?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?)\s*(?:=|\\in(?![a-z]))\s*(?=\S)",
+        r"\s*((?:[A-Za-z]|\\[a-z]+)(?:_(?:\{\w+\}|\w))?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?)\s*(?:=|\\in(?![a-z]))\s*(?=\S)",
         text,
     )
-    if match is None or "=" in text[match.end() :]:
+    if match is None or len(_split(text[match.end() :], "=")) > 1:
         return "", text
     return re.sub(r"\s", "", match.group(1)), text[match.end() :].strip()
 
 
-def _inequality(text: str) -> Form | None:
+def _inequality(text: str) -> Structure | None:
     """`a < x \\le b` and `x > a` as ranges of one variable."""
     pieces = re.split(r"(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z]))", text)
     names = [bool(re.fullmatch(r"[A-Za-z]|\\(?:theta|alpha|lambda|phi)", piece.strip())) for piece in pieces[::2]]
@@ -203,13 +230,13 @@ def _inequality(text: str) -> Form | None:
         if downward:
             low, first, second, high = high, second, first, low
         ends = ("[" if "e" in first else "(") + ("]" if "e" in second else ")")
-        return Form("range", (low.strip(), high.strip()), ends=ends)
+        return Structure("range", (low.strip(), high.strip()), ends=ends)
     left, sign, right = pieces
     bound, above = (right, sign in (">", "\\ge")) if at == 0 else (left, sign in ("<", "\\le"))
     closed = "e" in sign
     if above:
-        return Form("range", (bound.strip(), "\\infty"), ends=("[" if closed else "(") + ")")
-    return Form("range", ("-\\infty", bound.strip()), ends="(" + ("]" if closed else ")"))
+        return Structure("range", (bound.strip(), "\\infty"), ends=("[" if closed else "(") + ")")
+    return Structure("range", ("-\\infty", bound.strip()), ends="(" + ("]" if closed else ")"))
 
 
 def _split(text: str, pattern: str, *, thousands: bool = True) -> tuple[str, ...]:
@@ -278,6 +305,26 @@ def _bracketed(text: str) -> str | None:
     if end.end() != len(text) or (start == 2) != (end.group() == "\\}"):
         return None
     return text[start : end.start()].strip()
+
+
+def _root(match: re.Match[str]) -> str:
+    return f"\\sqrt{_ROOTS[match['root']]}{{{match['inside'] or match['braced'] or match['bare'] or ''}}}"
+
+
+def _relation(match: re.Match[str]) -> str:
+    sign = match["sign"] or match["turned"]
+    factorial = sign == "!" and re.search(r"[0-9A-Za-z)]\s*$", match.string[: match.start()])
+    return match.group() if factorial else _RELATIONS[sign]
+
+
+def balanced(text: str) -> bool:
+    """Whether braces match in pairs: a half of a formula means something else than the whole."""
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", text):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _braced(match: re.Match[str]) -> str:
