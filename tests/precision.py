@@ -10,27 +10,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 ROUNDING = 1e-10  # of the largest entry, in float64: a thousand times what sums in another order differ by
+STORED = float(torch.finfo(torch.float32).eps)  # of a value that is kept in float32
 FEW = 4.0  # times torch's own error: the largest of many roundings differs by two between two orders of summation
 
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """Inside, `torch.float32` means float64: models cast to it in their norms, rotary angles and softmax whatever their
+    """Inside, what is of float64 stays so: models cast to float32 in their norms, rotary angles and softmax whatever their
     weights are, which would leave rounding of 1e-7 in what is meant to be exact. Weights are the caller's: `.double()`."""
-    names = ((torch, "float32", torch.float64), (torch, "float", torch.float64), (Tensor, "float", Tensor.double))
-    before = [getattr(owner, name) for owner, name, _ in names]
+    to, narrow, softmax = Tensor.to, Tensor.float, torch.nn.functional.softmax
+
+    def stays(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        if x.dtype != torch.float64:
+            return to(x, *args, **options)
+        wide = {name: _widened(value) for name, value in options.items()}
+        return to(x, *map(_widened, args), **wide)
+
+    def softmax_of(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return softmax(x, *args, **{name: _widened(value) for name, value in options.items()})
+
     try:
-        for owner, name, wide in names:
-            setattr(owner, name, wide)
+        Tensor.to, Tensor.float, torch.nn.functional.softmax = stays, Tensor.double, softmax_of  # type: ignore[assignment]
         yield
     finally:
-        for (owner, name, _), narrow in zip(names, before, strict=True):
-            setattr(owner, name, narrow)
+        Tensor.to, Tensor.float, torch.nn.functional.softmax = to, narrow, softmax  # type: ignore[method-assign]
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+@contextmanager
+def float64_training() -> Iterator[None]:
+    """The same, and what Lightning keeps of logged numbers, which is of the default dtype. Models made inside would be
+    drawn from other random numbers."""
+    before = torch.get_default_dtype()
+    with float64():
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def error(found: Tensor, exact: Tensor) -> float:

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,11 @@ from cft.training.batches import GlobalOrderSampler, TokenRow, collate, loader
 from cft.training.layout import Layout
 from cft.training.selective_lm import SelectiveLM
 from cft.types import AnnotatedResponse, Outcome, StepCounts, TokenBatch
-from tests.fakes import random_llama
+from tests.fakes import exact_llama, random_llama
 from tests.gradient_driver import Recorder, Rows
 from tests.methods import GROUPS, OPTIONS, VOCABULARY, objective, random_logits, step_loss, terms_of, token_rows
 from tests.objectives import sft
+from tests.precision import assert_same, float64
 
 STEPS = 20
 # With other settings than their files', so that gradient through weights and rows is tried too.
@@ -131,7 +133,7 @@ def trained(
 ) -> Losses:
     """model: by default a random one with weights of float64, so that a selection by rank cannot turn on a rounding."""
     if model is None:
-        model = random_llama(vocab=VOCABULARY, spread=0.1).double()
+        model = exact_llama(vocab=VOCABULARY, spread=0.1)
     built = objective(method)
     reference = Initial().attach(model) if "reference_distribution" in built.needs else None
     module = Losses(
@@ -154,7 +156,8 @@ def trained(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=Rows(batch, rows))
+    with float64() if model.dtype == torch.float64 else nullcontext():
+        trainer.fit(module, datamodule=Rows(batch, rows))
     return module
 
 
@@ -190,7 +193,7 @@ def test_accumulated_packed_steps_are_those_of_large_padded_batches(method: str)
     for ours, theirs in zip(small.recorded, large.recorded, strict=True):
         assert ours is not None
         assert theirs is not None
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * float(ours.abs().max()))
+        assert_same(ours, theirs)
 
 
 def annotated() -> list[AnnotatedResponse]:
