@@ -11,8 +11,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from cft.loss import Normalizer
-from cft.training.batches import GlobalOrderSampler, TokenRow, loader
+from cft.data.batches import GlobalOrderSampler, TokenRow, loader
+from cft.losses.objective import Normalizer
 from cft.training.module import CausalLMModule
 from cft.types import TokenBatch
 from tests.fakes import random_llama

@@ -12,13 +12,13 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from cft.export import export
-from cft.sharding import FullySharded, whole_model
-from cft.training.batches import GlobalOrderSampler, TokenRow, loader
-from cft.training.checkpoint_keeper import CheckpointKeeper, WholeFiles
+from cft.data.batches import GlobalOrderSampler, TokenRow, loader
+from cft.models.export import export
+from cft.training.callbacks.step_seed import SeedEachStep
+from cft.training.checkpointing.keeper import CheckpointKeeper, WholeFiles
+from cft.training.checkpointing.position import step_is_done
+from cft.training.distributed.sharding import FullySharded, whole_model
 from cft.training.module import CausalLMModule
-from cft.training.position import step_is_done
-from cft.training.step_seed import SeedEachStep
 from cft.types import TokenBatch
 from tests.conftest import make_tokenizer
 from tests.fakes import random_llama
