@@ -45,7 +45,7 @@ test-avx512: .venv/.stamp ## the numerical tests with AVX-512 kernels, without A
 	ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE $(NUMERICS)
 
 test-timing: .venv/.stamp ## clocks and memory figures: on a machine that does nothing else
-	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -m "timing and not slow and not gpu and not chromium"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -m "timing and not gpu and not chromium"
 
 test-browser: .venv/.stamp ## the report in headless Chromium
 	$(PY) -m pytest --no-header --tb=short -m chromium
