@@ -19,6 +19,8 @@ from tests.gradient_driver import rows
 from tests.objectives import sft
 from tests.precision import ROUNDING, STORED
 
+pytestmark = pytest.mark.numerics
+
 
 def prediction(
     p: list[float], *, target: int = 0, reference: list[float] | None = None, old: float = 0.5
@@ -107,7 +109,6 @@ def regularised(*, fraction: float, count: int) -> SelectiveLM:
     return SelectiveLM(random_llama(spread=0.3), sft(regularizers={"sed": term}, chunk_tokens=7))
 
 
-@pytest.mark.numerics
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("fraction", [0.3, 0.7, 1.0])
 def test_calibration_masks_out_the_share_it_was_asked_for(fraction: float) -> None:
