@@ -36,9 +36,8 @@ from cft.engines.sampling import choose, require_finite, uniforms
 from cft.engines.scheduler import Residency
 from cft.errors import UserError
 from cft.models.load import require_plain_attention
+from cft.models.rounding import half_of_the_digits
 from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
-
-SELF_CHECK_ERROR = {4: 1e-3, 2: 1e-1}  # of the largest logit, by the bytes of a weight
 
 
 class EngineError(UserError, RuntimeError):
@@ -229,7 +228,7 @@ class SharedPrefixEngine:
             raise EngineError(
                 f"engine=shared_prefix cannot decode with {kind}: {error}; use engine=reference"
             ) from error
-        if not wrong <= SELF_CHECK_ERROR[min(4, self.model.dtype.itemsize)]:
+        if not wrong <= half_of_the_digits(self.model.dtype):
             raise EngineError(
                 f"engine=shared_prefix does not compute what {kind} computes (error of a logit {wrong:.1e} of the largest): "
                 "its attention is no plain softmax over all earlier tokens; use engine=reference"

@@ -137,6 +137,7 @@ def test_workers_start_with_the_first_item_and_not_before() -> None:
         assert pool.verify_all([]) == []
 
 
+@pytest.mark.timing
 def test_a_thousand_easy_answers_a_second() -> None:
     items = [(f"First {i}, then one more.\n#### {i + 1}", str(i + 1)) for i in range(4000)]
     with VerifierPool(NUMERIC, workers=2, timeout_s=5.0) as pool:
