@@ -19,6 +19,7 @@ from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
+from cft.architecture import context_length
 from cft.cards import write_annotation_card
 from cft.compute.device import place
 from cft.configuration.config import ConfigError, build, redacted
@@ -32,11 +33,11 @@ from cft.models import (
     load_causal_lm,
     load_tokenizer,
     require_plain_attention,
-    template_hash,
-    tokenizer_hash,
+    unnamed_ids,
     weights_hash,
 )
 from cft.progress import Bar, console, progress
+from cft.prompts import prompting
 from cft.quiet import quiet_libraries
 from cft.runs import run_context
 from cft.types import Budget, Completion
@@ -69,14 +70,15 @@ def annotate(cfg: DictConfig) -> Path:
     if cfg.complete:
         _require_annotation(store)
     spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
-    tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
+    tokenizer = load_tokenizer(spec)
+    asked = prompting(prompt, tokenizer)
+    model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
     require_plain_attention(model)
     place(model, device=cfg.device)
     eos = eos_ids(model, tokenizer)
     fingerprint = {
         "model": {"path": spec.path, "revision": spec.revision, "weights": weights_hash(model), "dtype": spec.dtype},
-        "tokenizer": tokenizer_hash(tokenizer),
-        "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
+        **asked,
         "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(eos)},
         "verifier": verifier_fingerprint(verifier),
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
@@ -105,11 +107,12 @@ def annotate(cfg: DictConfig) -> Path:
                 judge=Judge(tokenizer, pool.verify_all, verifier.final),
                 budget=Budget(cfg.max_new_tokens),
                 eos_ids=eos,
-                max_positions=model.config.max_position_embeddings,
+                max_positions=context_length(model.config),
                 num_alternatives=cfg.num_alternatives,
                 short_circuit=not plan.every_outcome,
                 replay_fraction=cfg.replay_fraction,
                 responses=cfg.responses,
+                padding_ids=unnamed_ids(model, tokenizer),
             )
             _annotate_units(store, annotator, plan=plan, shard=shard, loggers=loggers)
             _fill_units(store, annotator, plan=plan, shard=shard)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.table import Table
 
+from cft.architecture import context_length
 from cft.arm import arm_of
 from cft.benchmarks import Suite, members_of, verifier_for
 from cft.compute.device import place
@@ -33,13 +34,11 @@ from cft.models import (
     load_causal_lm,
     load_tokenizer,
     require_plain_attention,
-    template_hash,
-    tokenizer_hash,
     weights_hash,
 )
 from cft.problems import Splits
 from cft.progress import console
-from cft.prompts import Chat, Prompt
+from cft.prompts import Chat, Prompt, prompting
 from cft.quiet import quiet_libraries
 from cft.runs import (
     EXPORT,
@@ -138,10 +137,8 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
         folder, trained = _checkpoint(cfg.checkpoint)
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
-    _require_same_prompt(
-        trained, tokenizer_hash(tokenizer), prompt.fingerprint(), template_hash(tokenizer), cfg.checkpoint
-    )
-    model = load_causal_lm(spec)
+    _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint)
+    model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
     require_plain_attention(model)
     place(model, device=cfg.device)
     engine = build(cfg.engine)(model, eos_ids(model, tokenizer))
@@ -161,7 +158,7 @@ def _evaluated(subject: _Subject, splits: Splits, problems: tuple[Problem, ...],
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
         judge = Judge(tokenizer, pool.verify_all)
-        room = subject.model.config.max_position_embeddings
+        room = context_length(subject.model.config)
         solver = Solver(subject.engine, tokenizer, subject.prompt, judge, room)
         title = f"Evaluating {subject.spec.name} on {splits.name}"
         samples = solver.solve(problems, request=subject.request, title=title)
@@ -273,9 +270,8 @@ def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
     )
 
 
-def _require_same_prompt(trained: dict[str, Any], tokenizer: str, prompt: str, template: str, checkpoint: str) -> None:
+def _require_same_prompt(trained: dict[str, Any], now: dict[str, Any], checkpoint: str) -> None:
     """A model trained under one prompt and tokenizer is not measured under another in silence."""
-    now = {"tokenizer": tokenizer, "prompt": {"prompt": prompt, "template": template}}
     then = (trained.get("data") or {}).get("prompting")
     if then is not None and then != now:
         parts = [key for key in now if now[key] != then.get(key)]
