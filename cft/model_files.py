@@ -1,11 +1,18 @@
-"""Is a model folder whole? Files that are cut off, or that stand in for files of Git LFS, are named before they are read."""
+"""Is a model folder whole, and is it read as it was saved? Files that are cut off, or that stand in for files of Git LFS,
+are named before they are read."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TEXTS = ("What is 2 + 3? It's 15.\n#### 15", "Élan:  x_1 = \\frac{12}{345},\n\n naïve")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _READ = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
@@ -13,6 +20,33 @@ _READ = (".safetensors", ".json", ".jinja", ".model", ".txt")
 def damage(folder: Path) -> str:
     """What is wrong with the first damaged file of a Hugging Face model folder, "" where nothing is."""
     return next(_damaged(folder), "")
+
+
+def as_saved(tokenizer: PreTrainedTokenizerBase, source: str, **options: Any) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or what tokenizer.json alone says where the two encode differently.
+
+    transformers picks a class by the type of the model, and such a class builds its own rules around the vocabulary: of a
+    model whose tokenizer was made for it, every text would come out as other ids, in silence. options: of from_pretrained.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if type(tokenizer) is PreTrainedTokenizerFast or not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return tokenizer
+    try:
+        saved = PreTrainedTokenizerFast.from_pretrained(source, **options)
+    except (OSError, ValueError, TypeError):
+        return tokenizer  # there is no tokenizer.json
+    same = all(
+        saved(text, add_special_tokens=False)["input_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in _TEXTS
+    )
+    if same:
+        return tokenizer
+    warnings.warn(
+        f"{source}: transformers' {type(tokenizer).__name__} encodes text otherwise than tokenizer.json says; the file is used",
+        stacklevel=2,
+    )
+    return saved
 
 
 def _damaged(folder: Path) -> Iterator[str]:

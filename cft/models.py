@@ -26,7 +26,7 @@ from cft.architecture import (
 )
 from cft.export import export
 from cft.files import sha256_json
-from cft.model_files import damage
+from cft.model_files import as_saved, damage
 
 if TYPE_CHECKING:
     import torch
@@ -100,12 +100,12 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     _require_whole(spec, source)
     from transformers import AutoTokenizer
 
+    options = {"revision": spec.revision, "local_files_only": _is_local(source)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code, local_files_only=_is_local(source)
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=spec.trust_remote_code, **options)
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(spec, "tokenizer", error) from error
+    tokenizer = as_saved(tokenizer, source, **options)
     require_rows(spec, tokenizer, _config(spec, source))
     return tokenizer
 

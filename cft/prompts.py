@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cft.annotation.spans import decode
 from cft.errors import UserError
 from cft.files import sha256_json
 from cft.models import template_hash, tokenizer_hash
@@ -30,8 +29,7 @@ DATE = "2024-07-26"  # what the templates of Llama 3.1 write where no clock is a
 PROBE = "What is 2 + 3?"
 _REPLY = "\ue000reply\ue000"  # stands for an assistant's text; no template writes characters of the private use area
 _BREAK = "\ue001"  # breaks the spelling of a control token
-_OURS = {"add_generation_prompt", "continue_final_message", "conversation", "messages", "strftime_now", "tokenize"}
-_OURS |= {"chat_template", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenizer_kwargs"}
+_OURS = {"add_generation_prompt", "documents", "messages", "strftime_now", "tools"}
 
 
 class PromptError(UserError, ValueError):
@@ -113,19 +111,21 @@ class Chat:
         turns.append({"role": "user", "content": self.template.replace(SLOT, question)})
         turns += [{"role": "assistant", "content": reply}] if reply is not None else []
         from jinja2 import TemplateError
+        from transformers.utils import chat_template_utils
 
         try:
-            text = tokenizer.apply_chat_template(
-                turns,
+            # apply_chat_template takes no function, so the clock that its templates read could not be set there.
+            compiled: Any = chat_template_utils._compile_jinja_template(tokenizer.get_chat_template())
+            return compiled.render(
+                messages=turns,
+                tools=None,
+                documents=None,
                 add_generation_prompt=reply is None,
-                tokenize=False,
                 strftime_now=self._day.strftime,
-                **self.template_kwargs,
+                **{**tokenizer.special_tokens_map, **self.template_kwargs},
             )
         except (TemplateError, TypeError) as error:
             raise PromptError(_template_problem(error, tokenizer, system=self.system)) from error
-        assert isinstance(text, str)
-        return text
 
 
 class Plain:
@@ -192,7 +192,8 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collect
     ids = encoded(tokenizer, text)
     if controls & set(ids):
         ids = encoded(tokenizer, text, special=False)
-    if controls & set(ids) or _compared(decode(tokenizer, ids)) != _compared(text):
+    spelt = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if controls & set(ids) or _compared(str(spelt)) != _compared(text):
         raise TextError("the tokenizer cannot spell this text")
     return ids
 
