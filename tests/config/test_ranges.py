@@ -1,0 +1,135 @@
+"""Every number of a method has a range; the config check and the constructor agree on it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from cft.configuration.command_line import CommandLine, command_line_mistakes, read_command_line
+from cft.configuration.config import CONF_DIR
+from cft.configuration.config_check import check_node
+from cft.configuration.signatures import signature
+from cft.configuration.targets import resolve
+from cft.configuration.value_types import Either, Kind, Scalar, Within, kind_of
+from cft.errors import BadValue
+
+TRIED = (-math.inf, -1.0, -1e-9, 0.0, 0.5, 1.0, 1.5, math.inf, math.nan)
+
+
+def nodes_of(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        if "_target_" in tree:
+            yield tree
+        for inner in tree.values():
+            yield from nodes_of(inner)
+
+
+def methods() -> dict[str, dict[str, Any]]:
+    """Every node by its target, as the options of the groups give it."""
+    found = {}
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        for group in ("weighting", "loss", "regularizer"):
+            for file in sorted((CONF_DIR / group).glob("*.yaml")):
+                chosen = f"{'+regularizer@loss.regularizers.it' if group == 'regularizer' else group}={file.stem}"
+                tree = OmegaConf.to_container(compose("train", [chosen]), resolve=False)
+                assert isinstance(tree, dict)
+                found |= {node["_target_"]: node for part in ("weighting", "loss") for node in nodes_of(tree[part])}
+    return {target: node for target, node in found.items() if target != "cft.losses.objective.Objective"}
+
+
+def numbers_of(target: str) -> dict[str, Kind]:
+    taken = signature(resolve(target))
+    assert taken is not None
+    kinds = {p.name: kind_of(p.annotation, p.source) for p in taken.parameters if p.annotation is not None}
+    return {name: kind for name, kind in kinds.items() if {"int", "float"} & set(scalars_of(kind))}
+
+
+def scalars_of(kind: Kind) -> Iterator[str]:
+    match kind:
+        case Scalar(name):
+            yield name
+        case Within(inner, _):
+            yield from scalars_of(inner)
+        case Either(kinds):
+            for inner in kinds:
+                yield from scalars_of(inner)
+
+
+def has_range(kind: Kind) -> bool:
+    return isinstance(kind, Within) or (isinstance(kind, Either) and any(map(has_range, kind.kinds)))
+
+
+METHODS = methods()
+NUMBERS = [(target, name) for target in METHODS for name in numbers_of(target)]
+
+
+def test_every_number_of_a_method_has_a_range() -> None:
+    without = [f"{target}.{name}" for target, name in NUMBERS if not has_range(numbers_of(target)[name])]
+    assert without == []
+    assert len(NUMBERS) >= 25
+
+
+@pytest.mark.parametrize(("target", "name"), NUMBERS, ids=[f"{t}.{n}" for t, n in NUMBERS])
+def test_the_config_check_and_the_constructor_share_a_range(target: str, name: str) -> None:
+    module, _, qualname = target.rpartition(".")
+    made = vars(importlib.import_module(module))[qualname]
+    others = {key: value for key, value in METHODS[target].items() if not key.startswith("_")}
+    others |= {"lowest": 0.0, "highest": 1.0} if "lowest" in others else {}
+    whole = "int" in scalars_of(numbers_of(target)[name])
+    for value in (int(v) if whole and v in (-1.0, 0.0, 1.0) else v for v in TRIED):
+        arguments = {**others, name: value}
+        found = [str(m) for m in check_node({"_target_": target, **arguments}, path="")]
+        if whole and isinstance(value, float) and math.isfinite(value):
+            assert found  # a wrong type, which is not the constructor's to check
+        elif found:
+            assert found[0].startswith(f"{name}: expected ")
+            with pytest.raises(BadValue, match=rf"^{qualname}\.{name}: expected .*, found "):
+                made(**arguments)
+        else:
+            assert math.isfinite(value)
+            made(**arguments)
+
+
+OUT_OF_RANGE = [
+    ("weighting=focal weighting.gamma=-2 loss=power loss.token_loss.exponent=-0.5",
+     "weighting.gamma loss.token_loss.exponent"),
+    ("weighting=probability weighting.exponent=-1 loss=gem loss.token_loss.beta=0",
+     "weighting.exponent loss.token_loss.beta"),
+    ("weighting=eaft weighting.exponent=-1 weighting.scale=0 loss=sed loss.regularizers.sed.token_loss.tau=-1",
+     "weighting.exponent weighting.scale loss.regularizers.sed.token_loss.tau"),
+    ("weighting=profit weighting.threshold=5 loss=sft_go groups=tfidf loss.aggregation.share.initial=9",
+     "weighting.threshold loss.aggregation.share.initial"),
+    ("weighting=sstoken weighting.gamma=2 reference=annotation loss=nll_entropy "
+     "loss.regularizers.entropy.coefficient.initial=-0.1",
+     "weighting.gamma loss.regularizers.entropy.coefficient.initial"),
+    ("weighting=iw_sft weighting.largest=-1 reference=annotation loss=sft_go groups=tfidf "
+     "loss.aggregation.share.final=1.5", "weighting.largest loss.aggregation.share.final"),
+    ("weighting=thresholded weighting.lowest=0.9 weighting.highest=0.5 loss=nll_entropy "
+     "loss.regularizers.entropy.coefficient.final=nan",
+     "weighting.lowest loss.regularizers.entropy.coefficient.final"),
+    ("weighting=product weighting.factors.second.scale=0 mask=complement mask@mask.of=complement "
+     "mask.of.of.num_alternatives=0", "weighting.factors.second.scale mask.of.of.num_alternatives"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "keys"), OUT_OF_RANGE)
+def test_settings_that_train_another_method_are_refused_by_their_full_paths(line: str, keys: str) -> None:
+    found = [str(m) for m in command_line_mistakes(read(line), stage="train")]
+    assert sorted(m.partition(":")[0] for m in found) == sorted(keys.split())
+    assert all(": expected " in m and ", found " in m for m in found)
+
+
+def test_all_settings_out_of_range_are_reported_at_once_in_every_job_of_a_sweep() -> None:
+    line = "-m weighting=high_entropy weighting.fraction=0.5,1.5 loss=gem loss.token_loss.beta=0.7,-1 optimizer.lr=nan"
+    found = [str(m) for m in command_line_mistakes(read(line), stage="train")]
+    assert [m.split(":")[0] for m in found] == ["optimizer.lr", "weighting.fraction", "loss.token_loss.beta"]
+
+
+def read(line: str) -> CommandLine:
+    return read_command_line(line.split(), stage="train", conf_dir=CONF_DIR)

@@ -1,0 +1,59 @@
+"""Settings of Lightning's Trainer that would train something else are refused with the key that is meant."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from cft.configuration.config import CONF_DIR
+from cft.configuration.trainer_rules import trainer_mistakes
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("precision", "64-true", "expected 32-true, or bf16-mixed"),
+        ("precision", 16, "gradient scaler"),
+        ("precision", "16-mixed", "gradient scaler"),
+        ("precision", "bf16-true", "master weights"),
+        ("precision", "transformer-engine", "expected 32-true"),
+        ("devices", 0, "at least 1"),
+        ("devices", "0", "at least 1"),
+        ("devices", [], "at least 1"),
+        ("strategy", "fsdp", "trainer=fsdp"),
+        ("strategy", "deepspeed_stage_2", "trainer=fsdp"),
+        ("limit_train_batches", 2, "data.max_rows"),
+        ("limit_train_batches", 1, "data.max_rows"),
+        ("limit_train_batches", 0.5, "data.max_rows"),
+        ("overfit_batches", 2, "data.max_rows"),
+        ("overfit_batches", 0.1, "data.max_rows"),
+        ("limit_val_batches", 0, "leave the key out"),
+        ("limit_val_batches", 0.0, "leave the key out"),
+        ("val_check_interval", "00:00:10:00", "expected a number"),
+        ("val_check_interval", {"minutes": 10}, "expected a number"),
+    ],
+)
+def test_what_would_train_something_else_is_refused(key: str, value: object, remedy: str) -> None:
+    ((found, text),) = trainer_mistakes({"trainer": {"precision": "32-true", "devices": 1, key: value}})
+    assert found == f"trainer.{key}"
+    assert remedy in text
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        *({"precision": precision} for precision in ("32-true", 32, "bf16-mixed")),
+        *({"devices": devices} for devices in (1, 2, -1, "auto", [1])),
+        *(
+            {"strategy": strategy}
+            for strategy in ("auto", "ddp", {"_target_": "cft.training.distributed.sharding.fully_sharded"})
+        ),
+        {"limit_train_batches": 1.0, "overfit_batches": 0.0},
+        {"limit_train_batches": None, "overfit_batches": 0},
+        {"limit_val_batches": None, "val_check_interval": 0.5},
+        {"limit_val_batches": 2, "val_check_interval": 10},
+        *(OmegaConf.to_container(OmegaConf.load(file)) for file in sorted((CONF_DIR / "trainer").glob("*.yaml"))),
+    ],
+)
+def test_what_is_sound_passes(sound: dict[str, object]) -> None:
+    assert list(trainer_mistakes({"trainer": sound})) == []
