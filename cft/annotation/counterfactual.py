@@ -60,17 +60,23 @@ class ListSource:
 
 
 def alternatives(
-    response_ids: NDArray[np.int32], top: TopTokens, *, k: int, eos_ids: Collection[int]
+    response_ids: NDArray[np.int32],
+    top: TopTokens,
+    *,
+    k: int,
+    eos_ids: Collection[int],
+    padding_ids: Collection[int] = (),
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The k most probable tokens other than y_t: ids [R, k] and log-probs [R, k].
 
-    Where y_t is an EOS token the other EOS ids are no alternatives, since they would end the text just the same.
+    Where y_t is an EOS token the other EOS ids are no alternatives, since they would end the text just the same. Nor are
+    `padding_ids`, which are no text at all.
     """
-    eos = frozenset(eos_ids)
+    eos, padding = frozenset(eos_ids), frozenset(padding_ids)
     ids_RK = np.zeros((len(response_ids), k), dtype=np.int32)
     logprob_RK = np.zeros((len(response_ids), k), dtype=np.float32)
     for t, own in enumerate(response_ids.tolist()):
-        excluded = eos if own in eos else {own}
+        excluded = padding | (eos if own in eos else {own})
         chosen = [j for j, token in enumerate(top.top_ids_RK[t].tolist()) if token not in excluded][:k]
         if len(chosen) < k:
             raise BadValue(f"num_alternatives={k}: only {len(chosen)} other tokens among the {len(top.top_ids_RK[t])}")

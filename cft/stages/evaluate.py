@@ -24,6 +24,7 @@ from cft.evaluation.metrics import Interval
 from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.files import write_json
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
+from cft.models.architecture import context_length
 from cft.models.device import place
 from cft.models.load import (
     ModelSpec,
@@ -31,11 +32,9 @@ from cft.models.load import (
     load_causal_lm,
     load_tokenizer,
     require_plain_attention,
-    template_hash,
-    tokenizer_hash,
     weights_hash,
 )
-from cft.prompts.chat import Chat, Prompt
+from cft.prompts.chat import Chat, Prompt, prompting
 from cft.quiet import quiet_libraries
 from cft.runs.arm import arm_of
 from cft.runs.lineage import Link, lineage
@@ -138,10 +137,8 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
         folder, trained = _checkpoint(cfg.checkpoint)
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
-    _require_same_prompt(
-        trained, tokenizer_hash(tokenizer), prompt.fingerprint(), template_hash(tokenizer), cfg.checkpoint
-    )
-    model = load_causal_lm(spec)
+    _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint)
+    model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
     require_plain_attention(model)
     place(model, device=cfg.device)
     engine = build(cfg.engine)(model, eos_ids(model, tokenizer))
@@ -161,7 +158,7 @@ def _evaluated(subject: _Subject, splits: Splits, problems: tuple[Problem, ...],
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
         grader = Grader(tokenizer, pool.verify_all)
-        room = subject.model.config.max_position_embeddings
+        room = context_length(subject.model.config)
         solver = Solver(subject.engine, tokenizer, subject.prompt, grader, room)
         title = f"Evaluating {subject.spec.name} on {splits.name}"
         samples = solver.solve(problems, request=subject.request, title=title)
@@ -273,9 +270,8 @@ def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
     )
 
 
-def _require_same_prompt(trained: dict[str, Any], tokenizer: str, prompt: str, template: str, checkpoint: str) -> None:
+def _require_same_prompt(trained: dict[str, Any], now: dict[str, Any], checkpoint: str) -> None:
     """A model trained under one prompt and tokenizer is not measured under another in silence."""
-    now = {"tokenizer": tokenizer, "prompt": {"prompt": prompt, "template": template}}
     then = (trained.get("data") or {}).get("prompting")
     if then is not None and then != now:
         parts = [key for key in now if now[key] != then.get(key)]

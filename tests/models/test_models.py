@@ -347,7 +347,7 @@ HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
         (MistralConfig(**SMALL, **HEADS, sliding_window=8), "sliding"),
         (
             Qwen2Config(**SMALL, **HEADS, use_sliding_window=True, sliding_window=8, max_window_layers=1),
-            "sliding_attention",
+            "window of 8",
         ),
         (MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4), "recurrent state"),
     ],
