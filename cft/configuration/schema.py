@@ -58,6 +58,7 @@ class Evaluation:
     top_p: float = MISSING
     seed: int = MISSING
     max_new_tokens: int = MISSING
+    max_not_run: float = MISSING
 
 
 @dataclass
@@ -150,6 +151,7 @@ class EvaluateConfig:
     temperature: float = MISSING
     top_p: float = MISSING
     max_new_tokens: int = MISSING
+    max_not_run: float = MISSING
     device: Literal["auto", "cpu", "cuda"] = MISSING
     verify: Verify = field(default_factory=Verify)
     allow_targets: list[str] = field(default_factory=list)

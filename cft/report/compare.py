@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from cft.evaluation.intervals import Interval, two_way_bootstrap
+from cft.evaluation.intervals import RATE, Interval, is_unbounded, two_way_bootstrap
 from cft.report.arms import (
     ACCURACY,
     BASE,
@@ -50,13 +50,6 @@ from cft.report.settings import distinguished
 from cft.report.unfinished import notes_on
 from cft.runs import TRAINING_FACTS
 
-_UNBOUNDED = frozenset(
-    (
-        "eval/entropy",
-        "eval/response_tokens",
-        *(f"val/{name}_{group}" for name in ("loss", "entropy") for group in ("critical", "other")),
-    )
-)
 _REQUIRED = ("stage", "run", "arm", "seed", "benchmark", "split", "metrics", "per_problem")
 # How and on what an arm was measured is no part of what it is: `evaluation` and the problem ids are compared instead.
 _CONDITIONS = frozenset(
@@ -278,14 +271,17 @@ def _measure(runs: tuple[Run, ...], seed: int) -> dict[str, Measured]:
 
 
 def _measured(name: str, runs: tuple[Run, ...], seed: int) -> Measured:
-    table, within = values_table(name, runs), None if name in _UNBOUNDED else (0.0, 1.0)
+    table, unbounded = values_table(name, runs), is_unbounded(name)
+    options: dict[str, Any] = (
+        {"seed": seed, "within": None, "rate": False} if unbounded else {"seed": seed, "within": RATE}
+    )
     if table is not None:
         scope: Scope = "seeds and problems" if len(runs) > 1 else "problems"
-        return Measured(two_way_bootstrap(table, seed=seed, within=within), scope)
+        return Measured(two_way_bootstrap(table, **options), scope)
     if len(runs) == 1:
         return Measured(runs[0].metrics[name], "one value" if name.startswith("val/") else "problems")
     column = np.array([[run.metrics[name].value] for run in runs])
-    return Measured(two_way_bootstrap(column, seed=seed, within=within), "seeds")
+    return Measured(two_way_bootstrap(column, **options), "seeds")
 
 
 def _stated_base(runs: list[Run]) -> Arm | None:

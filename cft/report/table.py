@@ -28,11 +28,12 @@ _TITLES = {
     "eval/cut_off_rate": "cut off",
     "eval/sampled_cut_off_rate": "samples cut off",
     "eval/undecided_rate": "undecided",
+    "eval/sampled_undecided_rate": "samples undecided",
     "eval/distinct_1": "distinct-1",
     "val/loss_critical": "loss, critical",
     "val/loss_other": "loss, other",
 }
-_RATES = ("eval/cut_off_rate", "eval/undecided_rate", "eval/sampled_cut_off_rate")
+_RATES = ("eval/cut_off_rate", "eval/undecided_rate", "eval/sampled_cut_off_rate", "eval/sampled_undecided_rate")
 _IN_CSV_ONLY = ("eval/distinct_1", "val/loss_critical", "val/loss_other")
 
 

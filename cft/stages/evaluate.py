@@ -18,10 +18,18 @@ from cft.benchmarks import Suite, members_of, verifier_for
 from cft.compute.device import place
 from cft.configuration.config import ConfigError, build
 from cft.evaluation.benchmark_list import is_benchmark_override
-from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
+from cft.evaluation.evaluation import (
+    SampleRequest,
+    Solver,
+    accuracy_sentence,
+    summarise,
+    verdict_counts,
+    write_samples,
+)
 from cft.evaluation.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
 from cft.evaluation.lm_eval_results import Measured, lm_eval_results
 from cft.evaluation.metrics import Interval
+from cft.evaluation.room import Room, require_room, room_for
 from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.files import write_json
 from cft.judging.judge import Judge
@@ -79,12 +87,13 @@ def evaluate(cfg: DictConfig) -> float:
     members = members_of(benchmark)
     chosen = {name: splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None] for name, splits in members.items()}
     subject = _load(cfg, context, inputs)
+    rooms = {name: _room(subject, members[name], problems) for name, problems in chosen.items()}  # before any is solved
     in_suite = isinstance(benchmark, Suite)
     results: dict[str, dict[str, Any]] = {}
     for name, splits in members.items():
         folder = context.folder / name if in_suite else context.folder
         folder.mkdir(parents=True, exist_ok=True)
-        results[name] = _evaluated(subject, splits, chosen[name], folder=folder)
+        results[name] = _evaluated(subject, splits, rooms[name], folder=folder)
     averages = {}
     if in_suite:
         averages = macro_average(results, seed=cfg.seed)
@@ -151,7 +160,7 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
     )
 
 
-def _evaluated(subject: _Subject, splits: Splits, problems: tuple[Problem, ...], *, folder: Path) -> dict[str, Any]:
+def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -> dict[str, Any]:
     """The results of one benchmark, written to its folder; read from there where this very run has measured it before."""
     cfg, tokenizer = subject.cfg, subject.tokenizer
     if (known := same_evaluation(folder / RESULTS, cfg, inputs=subject.inputs)) is not None:
@@ -161,15 +170,17 @@ def _evaluated(subject: _Subject, splits: Splits, problems: tuple[Problem, ...],
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
         judge = Judge(tokenizer, pool.verify_all)
-        room = subject.model.config.max_position_embeddings
-        solver = Solver(subject.engine, tokenizer, subject.prompt, judge, room)
+        context = subject.model.config.max_position_embeddings
+        solver = Solver(subject.engine, tokenizer, subject.prompt, judge, context)
         title = f"Evaluating {subject.spec.name} on {splits.name}"
-        samples = solver.solve(problems, request=subject.request, title=title)
+        samples = solver.solve(room.run, request=subject.request, title=title)
     intervals, per_problem = summarise(samples, seed=cfg.seed)
     save_config(folder, cfg)
     write_samples(folder / "samples.parquet", samples, tokenizer)
     results = {
-        **_head(subject, benchmark=splits.name, problems=len(problems)),
+        **_head(subject, benchmark=splits.name),
+        **room.facts(),
+        "verdicts": verdict_counts(samples),
         "metrics": as_metrics(intervals),
         "per_problem": per_problem,
         "evaluation": {**dataclasses.asdict(subject.request), "verifier": verifier_fingerprint(verifier)},
@@ -180,10 +191,30 @@ def _evaluated(subject: _Subject, splits: Splits, problems: tuple[Problem, ...],
     context = dataclasses.replace(subject.context, folder=folder)
     log_evaluation(cfg, context, results, samples=samples, tokenizer=tokenizer, inputs=subject.inputs)
     console.print(
-        metrics_table(f"{subject.spec.name} on {splits.name}/{cfg.split}, {len(problems)} problems", intervals)
+        metrics_table(f"{subject.spec.name} on {splits.name}/{cfg.split}, {len(room.run)} problems", intervals)
     )
+    console.print(accuracy_sentence(results["verdicts"], not_run=len(room.not_run)), markup=False)
     console.print(f"Results: {folder / RESULTS}, every response: {folder / 'samples.parquet'}")
     return results
+
+
+def _room(subject: _Subject, splits: Splits, problems: tuple[Problem, ...]) -> Room:
+    """Which problems of a benchmark can be run. Raises NoRoom."""
+    cfg = subject.cfg
+    room = room_for(
+        problems,
+        prompt_len=lambda problem: len(subject.prompt.ids(subject.tokenizer, problem.question)),
+        context=subject.model.config.max_position_embeddings,
+        max_new_tokens=cfg.max_new_tokens,
+    )
+    require_room(
+        room,
+        where=f"{splits.name}/{cfg.split}",
+        key="max_not_run",
+        max_not_run=cfg.max_not_run,
+        max_new_tokens=cfg.max_new_tokens,
+    )
+    return room
 
 
 def _write_suite(
@@ -195,7 +226,9 @@ def _write_suite(
     verifiers = {name: entry["evaluation"]["verifier"] for name, entry in results.items()}
     total = sum(entry["problems"] for entry in results.values())
     whole = {
-        **_head(subject, benchmark=suite.name, problems=total),
+        **_head(subject, benchmark=suite.name),
+        "problems": total,
+        "not_run": {name: entry["not_run"] for name, entry in results.items() if entry["not_run"]},
         "metrics": as_metrics(averages),
         "per_problem": {"id": [], "correct": []},
         "evaluation": {**dataclasses.asdict(subject.request), "verifier": verifiers},
@@ -210,7 +243,7 @@ def _write_suite(
     console.print(f"Results: {folder / RESULTS}, table: {folder / SUMMARY}")
 
 
-def _head(subject: _Subject, *, benchmark: str, problems: int) -> dict[str, Any]:
+def _head(subject: _Subject, *, benchmark: str) -> dict[str, Any]:
     return {
         "schema": 1,
         "stage": "evaluate",
@@ -219,7 +252,6 @@ def _head(subject: _Subject, *, benchmark: str, problems: int) -> dict[str, Any]
         "seed": subject.seed,
         "benchmark": benchmark,
         "split": subject.cfg.split,
-        "problems": problems,
         "lineage": lineage(subject.inputs),
     }
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,8 +20,17 @@ from cft.columns import columns_for, needs_live
 from cft.compute.device import place
 from cft.compute.kernels import use_kernels
 from cft.configuration.config import ConfigError, build
+from cft.configuration.schema import Split
 from cft.data import AnnotatedDataModule
-from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
+from cft.evaluation.evaluation import (
+    SampleRequest,
+    Solver,
+    accuracy_sentence,
+    summarise,
+    verdict_counts,
+    write_samples,
+)
+from cft.evaluation.room import Room, require_room, room_for
 from cft.files import exclusive
 from cft.judging.judge import Judge
 from cft.judging.verify_pool import VerifierPool
@@ -40,6 +49,7 @@ from cft.models import (
 from cft.problem_rows import normalised
 from cft.problems import Splits
 from cft.progress import console
+from cft.prompts import Prompt
 from cft.quiet import quiet_libraries
 from cft.reference_model import starts_as_reference
 from cft.runs import (
@@ -62,6 +72,9 @@ from cft.training.ranks import own_environment
 from cft.training.resume import Start, finished_accuracy, start_of
 from cft.types import Problem
 from cft.verify import verifier_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated on problems nor tested
 
@@ -105,7 +118,8 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     )
     splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
-    validation_problems, test_problems, exclude = _problems(cfg, splits)
+    # Questions not to be trained on.
+    exclude = frozenset(normalised(problem.question) for problem in (*splits.validation, *splits.test))
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),
         Critical(num_alternatives=cfg.probe.critical_alternatives),
@@ -140,6 +154,11 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
         layout=cfg.compute.layout,
         reference=reference.attach(model) if needs_live(objective.needs, stored_logprob=reference.stored) else None,
     )
+    context_length = model.config.max_position_embeddings
+    validation, tested = (
+        _room(cfg, splits, part, tokenizer=tokenizer, prompt=prompt, context=context_length)
+        for part in ("validation", "evaluation")
+    )
     calibration = calibrate(module.lm, [*data.validation_rows, *data.train_rows])
     facts = data.facts()
     console.print(
@@ -158,9 +177,9 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
                 model.config.max_position_embeddings,
             )
 
-        if validation_problems or test_problems:
+        if validation.run or tested.run:
             make_solver(model)  # what cannot decode this model says so now, not after the training
-        fitted = Fit(cfg, context, start, interruption, module, data).run(validation_problems, make_solver)
+        fitted = Fit(cfg, context, start, interruption, module, data).run(validation.run, make_solver)
         trainer, seconds = fitted.trainer, fitted.history.seconds()
         if not trainer.is_global_zero:
             return float("nan")
@@ -183,7 +202,8 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             "seed": cfg.seed,
             "benchmark": splits.name,
             "split": "test",
-            "problems": len(test_problems),
+            **tested.facts(),
+            "validation": validation.facts(),
             "best_epoch": best_epoch,
             "best_validation": {"metric": best.monitor, "value": float(best.best_model_score)},
             "train_seconds": round(seconds, 2),
@@ -205,7 +225,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             "lineage": lineage((annotation_link(data.store.folder), *model_inputs(spec.path))),
         }
         results |= interruption.unless_asked(
-            lambda: _evaluated(cfg, folder, lambda: make_solver(model), test_problems, trainer), otherwise={}
+            lambda: _evaluated(cfg, folder, lambda: make_solver(model), tested.run, trainer), otherwise={}
         )
         interruption.stop_if_asked()
         results["evaluation"]["verifier"] = verifier_fingerprint(verifier)
@@ -213,7 +233,9 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     write_model_card(folder)
     log_made(trainer.loggers, checkpoint_link(folder))
     accuracy = results["metrics"].get("eval/accuracy", {}).get("value", float("nan"))
-    measured = f"test accuracy {accuracy:.3f}" if test_problems else "not tested (evaluation.problems=0)"
+    measured = f"test accuracy {accuracy:.3f}" if tested.run else "not tested (evaluation.problems=0)"
+    if tested.run:
+        console.print(accuracy_sentence(results["verdicts"], not_run=len(tested.not_run)), markup=False)
     console.print(f"Done in {seconds:.0f} s: best epoch {best_epoch + 1}, {measured}; export: {folder / EXPORT}")
     return accuracy
 
@@ -232,7 +254,7 @@ def _evaluated(
     )
     entries: dict[str, Any] = {"evaluation": dataclasses.asdict(request)}
     if not problems:
-        return {**entries, "metrics": {}, "per_problem": {"id": [], "correct": []}}
+        return {**entries, "verdicts": {}, "metrics": {}, "per_problem": {"id": [], "correct": []}}
     solver = make_solver()
     samples = solver.solve(problems, request=request, title="Evaluating")
     intervals, per_problem = summarise(samples, seed=settings.seed)
@@ -241,7 +263,12 @@ def _evaluated(
     for logger in trainer.loggers:
         logger.log_metrics({name: i.value for name, i in intervals.items()}, step=trainer.global_step)
         logger.save()
-    return {**entries, "metrics": as_metrics(intervals), "per_problem": per_problem}
+    return {
+        **entries,
+        "verdicts": verdict_counts(samples),
+        "metrics": as_metrics(intervals),
+        "per_problem": per_problem,
+    }
 
 
 def _require_same_prompt(data: AnnotatedDataModule, prompting: dict[str, Any]) -> None:
@@ -253,12 +280,34 @@ def _require_same_prompt(data: AnnotatedDataModule, prompting: dict[str, Any]) -
         )
 
 
-def _problems(cfg: DictConfig, splits: Splits) -> tuple[tuple[Problem, ...], tuple[Problem, ...], frozenset[str]]:
-    """(validation problems, test problems, questions not to be trained on)."""
-    wanted = {"validation": cfg.validation.problems, "test": cfg.evaluation.problems}
-    chosen = [splits.of(split)[: count if count >= 0 else None] if count else () for split, count in wanted.items()]
-    exclude = frozenset(normalised(problem.question) for problem in (*splits.validation, *splits.test))
-    return chosen[0], chosen[1], exclude
+def _room(
+    cfg: DictConfig,
+    splits: Splits,
+    part: Literal["validation", "evaluation"],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    context: int,
+) -> Room:
+    """The problems of one part that can be run. Raises NoRoom before anything is trained."""
+    split: Split = "validation" if part == "validation" else "test"
+    limit, wanted = cfg.evaluation.max_new_tokens, cfg[part].problems
+    problems = splits.of(split)[: wanted if wanted >= 0 else None] if wanted else ()
+    room = room_for(
+        problems,
+        prompt_len=lambda problem: len(prompt.ids(tokenizer, problem.question)),
+        context=context,
+        max_new_tokens=limit,
+    )
+    if wanted:
+        require_room(
+            room,
+            where=f"{splits.name}/{split}",
+            key="evaluation.max_not_run",
+            max_not_run=cfg.evaluation.max_not_run,
+            max_new_tokens=limit,
+        )
+    return room
 
 
 def _require_metric(monitor: str, data: AnnotatedDataModule) -> None:
