@@ -12,11 +12,19 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cft.files import writing_errors
+from cft.errors import UserError
+from cft.files import sha256_file, temporary_beside, write_bytes, writing_errors
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+SUMS = "SHA256SUMS"  # in the form of `sha256sum`, which checks it as well: sha256sum -c SHA256SUMS
+
+
+class DamagedModel(UserError, ValueError):
+    """A file of a model folder is not the one that was written; the message names it and the remedy."""
 
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> Path:
@@ -26,7 +34,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder
     """
     shell = plain_copy(model)
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(folder)
     with writing_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -42,9 +50,35 @@ def save_synced(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, f
     """Both into `folder`, and on the disk before it is renamed: a name must not outlive a crash without its contents."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    umask = os.umask(0)
+    os.umask(umask)
     for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)  # libraries write some for the owner alone
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
+    lines = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.is_file()]
+    write_bytes(folder / SUMS, "".join(lines).encode())
+
+
+def require_intact(folder: Path, *, weights: bool) -> None:
+    """The files of a folder that `save_synced` wrote are as it wrote them; nothing is known of other folders.
+
+    weights: check those; False: all other files. Raises DamagedModel.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        return
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+        expected, _, name = line.partition("  ")
+        path = folder / Path(name).name
+        if (path.suffix == ".safetensors") != weights:
+            continue
+        found = sha256_file(path) if path.is_file() else "none: it is missing"
+        if found != expected:
+            raise DamagedModel(
+                f"{path}: damaged, SHA-256 {found}, expected {expected} ({SUMS}). Restore the file from a copy or export "
+                f"again (resume the training that made it); if it was changed on purpose, delete {sums}"
+            )
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -96,7 +130,7 @@ def _shell(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrain
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    old = temporary_beside(folder, end="old")
     if folder.exists():
         os.replace(folder, old)
     os.replace(new, folder)

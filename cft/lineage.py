@@ -24,8 +24,9 @@ from hydra.core.hydra_config import HydraConfig
 from cft.arm import spoken
 from cft.configuration.redaction import redacted, redacted_text
 from cft.configuration.schema import PROGRAMS
+from cft.export import SUMS
 from cft.files import sha256_file, sha256_json
-from cft.runs import CONFIG, EXPORT, RESULTS
+from cft.runs import CONFIG, EXPORT, RESULTS, read_results
 
 CARD = "README.md"
 _LONGEST_NAME = 120  # of an artifact; W&B takes 128
@@ -89,12 +90,11 @@ def model_inputs(path: str) -> tuple[Link, ...]:
 
 def checkpoint_link(folder: Path) -> Link:
     """Of a run folder of train.py, or of any Hugging Face model folder."""
-    results_path = folder / RESULTS
-    results = json.loads(results_path.read_text(encoding="utf-8")) if results_path.is_file() else {}
+    results = read_results(folder)
     model = folder / EXPORT if (folder / EXPORT).is_dir() else folder
     weights = tuple(sorted((*model.glob("*.safetensors"), *model.glob("*.bin"))))
     fingerprint = sha256_json([[path.name, sha256_file(path)] for path in weights])
-    described_by = _there(folder, RESULTS, CONFIG, f"{EXPORT}/{CARD}", f"{EXPORT}/config.json")
+    described_by = _there(folder, RESULTS, CONFIG, f"{EXPORT}/{CARD}", f"{EXPORT}/config.json", f"{EXPORT}/{SUMS}")
     if not results:
         return Link("checkpoint", _name("checkpoint", folder.name), fingerprint, {}, folder, described_by, weights)
     came_from = {"run": results["run"], "identity": results["identity"], "seed": results["seed"]}

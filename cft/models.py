@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cft.errors import UserError
-from cft.export import export
+from cft.export import export, require_intact
 from cft.files import sha256_json
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class ModelSpec:
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model. Raises ModelError."""
     source = locate(spec.path)
+    require_intact(Path(source), weights=False)
     from transformers import AutoTokenizer
 
     try:
@@ -106,6 +107,7 @@ def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
     if spec.attn_implementation == "flash_attention_2":
         _require_flash_attention()
     source = locate(spec.path)
+    require_intact(Path(source), weights=True)
     import torch
     from transformers import AutoModelForCausalLM
 

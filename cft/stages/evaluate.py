@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,7 +30,7 @@ from cft.evaluation.lm_eval_results import Measured, lm_eval_results
 from cft.evaluation.metrics import Interval
 from cft.evaluation.room import Room, require_room, room_for
 from cft.evaluation.suites import macro_average, suite_table, write_summary
-from cft.files import write_json
+from cft.files import exclusive, write_json
 from cft.judging.judge import Judge
 from cft.judging.verify_pool import VerifierPool
 from cft.lineage import Link, lineage
@@ -57,6 +56,7 @@ from cft.runs import (
     RunContext,
     as_metrics,
     identity_of,
+    read_results,
     run_context,
     save_config,
     settings_of,
@@ -82,6 +82,11 @@ def evaluate(cfg: DictConfig) -> float:
     inputs = evaluated_model(cfg)
     if (before := evaluated_before(cfg, context, inputs=inputs)) is not None:
         return before
+    with exclusive(context.folder):
+        return _evaluate(cfg, context, inputs)
+
+
+def _evaluate(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> float:
     started = time.time()
     benchmark = build(cfg.benchmark)
     members = members_of(benchmark)
@@ -297,8 +302,7 @@ def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
     path = Path(checkpoint)
     for folder in (path / EXPORT, path):
         if (folder / "config.json").is_file():
-            results = path / RESULTS
-            return folder, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+            return folder, read_results(path)
     raise ConfigError(
         f"checkpoint={checkpoint}: neither a run folder of train.py (with {EXPORT}/config.json) nor a Hugging Face model "
         "folder (with config.json). A run that was cut off has no export yet: python train.py ... resume=<run folder>"

@@ -14,7 +14,6 @@ passed every check (`begin`), and results of fewer epochs are then set aside.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from cft.configuration.config import ConfigError, config_hash, redacted
 from cft.files import writing_errors
 from cft.progress import console
-from cft.runs import CONFIG, DATA, EXPORT, RESULTS, RunContext, flat, keep_rows, save_config
+from cft.runs import CONFIG, DATA, EXPORT, RESULTS, RunContext, flat, keep_rows, read_results, save_config
 from cft.training.checkpoints import CHECKPOINTS, newest_checkpoint, newest_sound_checkpoint, set_aside
 from cft.training.position import Position
 
@@ -163,10 +162,8 @@ def _is_finished(folder: Path, cfg: DictConfig) -> bool:
 
 def _finished_epochs(folder: Path) -> int | None:
     """trainer.max_epochs of the training that the results are of, None where there are none."""
-    path = folder / RESULTS
-    if not path.is_file():
-        return None
-    return json.loads(path.read_text(encoding="utf-8"))["settings"]["trainer.max_epochs"]
+    results = read_results(folder)
+    return results["settings"]["trainer.max_epochs"] if results else None
 
 
 def _set_results_aside(folder: Path) -> None:
@@ -176,7 +173,7 @@ def _set_results_aside(folder: Path) -> None:
         if not path.is_file():  # then an export is one that no results were written about
             shutil.rmtree(folder / EXPORT, ignore_errors=True)
             return
-        steps = json.loads(path.read_text(encoding="utf-8"))["budget"]["steps"]
+        steps = read_results(folder)["budget"]["steps"]
         for name in (EXPORT, SAMPLES, RESULTS):  # the results last: until then they say that there is something to move
             if (folder / name).exists():
                 aside = folder / f"{name}.step-{steps}"
@@ -187,7 +184,7 @@ def _set_results_aside(folder: Path) -> None:
 
 def finished_accuracy(folder: Path) -> float:
     """What a finished run's training returned."""
-    metrics = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["metrics"]
+    metrics = read_results(folder)["metrics"]
     return float(metrics.get("eval/accuracy", {}).get("value", "nan"))
 
 
