@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import inspect
 import json
 import re
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from cft.errors import BadValue
+from cft.errors import BadValue, UserError
+from cft.files import sha256_file
 from cft.judging.algebra import Decided, equal_by_algebra
 from cft.judging.answers import (
     MAX_ANSWER_CHARS,
@@ -46,22 +49,67 @@ from cft.types import Judgement, Verdict, Verifier
 MAX_EXTRACTED_CHARS = 200
 
 
+class BadVerifier(UserError, TypeError):
+    """A class that cannot serve as a verifier; the message names it and what it lacks."""
+
+
 def verifier_fingerprint(verifier: Verifier) -> str:
-    """Class, version and arguments (a verifier among them likewise) as canonical JSON, for an annotation's manifest."""
+    """Class, version and arguments (a verifier among them likewise) as canonical JSON, for an annotation's manifest.
+
+    Of a class from outside this package the hash of its source as well: a version that was not raised would let the
+    verdicts of two programs pass for those of one. Raises BadVerifier.
+    """
     return json.dumps(_described(verifier), sort_keys=True, default=_described)
+
+
+def other_verifier_note(annotated: str, now: str) -> str:
+    """What a reader must know where accuracy is judged by another verifier than an annotation; "" where it is not. Both as
+    `verifier_fingerprint` gives them."""
+    if annotated == now:
+        return ""
+    return (
+        f"Note: the annotation was judged by {_told(annotated)}, accuracy is judged by {_told(now)}: a response that one of "
+        "them takes for right the other may not. Choose the annotation's with verifier=..., if that is not meant"
+    )
+
+
+def _told(fingerprint: str) -> str:
+    found = json.loads(fingerprint)
+    arguments = ", ".join(f"{name}={value}" for name, value in sorted(found["args"].items()))
+    return f"{found['class'].rpartition('.')[2]}({arguments}), version {found['version']}"
 
 
 def _described(verifier: object) -> dict[str, Any]:
     if not dataclasses.is_dataclass(verifier) or isinstance(verifier, type):
-        raise TypeError(
+        raise BadVerifier(
             f"{type(verifier).__qualname__} is not a dataclass, so its arguments cannot be fingerprinted; "
             "declare it with @dataclass(frozen=True, slots=True, kw_only=True)"
         )
     arguments: dict[str, Any] = {field.name: getattr(verifier, field.name) for field in dataclasses.fields(verifier)}
     kind = type(verifier)
-    # `version` is no part of the protocol that drivers need, but a fingerprint without it would lie.
-    version = str(verifier.version)  # pyright: ignore[reportAttributeAccessIssue]
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", "version": version, "args": arguments}
+    version = getattr(verifier, "version", None)
+    if not isinstance(version, str) or not version:
+        raise BadVerifier(
+            f'verifier: {kind.__module__}.{kind.__qualname__} has no version; give it one, `version: ClassVar[str] = "1"`, '
+            "and raise it whenever a verdict may change: annotations and results of different versions are never mixed"
+        )
+    if missing := [name for name in ("__call__", "final") if not callable(getattr(verifier, name, None))]:
+        raise BadVerifier(
+            f"verifier: {kind.__module__}.{kind.__qualname__} lacks {' and '.join(missing)}; see cft.types"
+        )
+    described = {"class": f"{kind.__module__}.{kind.__qualname__}", "version": version, "args": arguments}
+    if kind.__module__.partition(".")[0] != __package__.partition(".")[0]:
+        described["source"] = _source_hash(kind)
+    return described
+
+
+def _source_hash(kind: type) -> str:
+    """Of the file that defines a class, in which its helpers stand as well; "" where there is none."""
+    try:
+        path = inspect.getsourcefile(kind)
+    except TypeError:
+        path = None
+    return sha256_file(Path(path))[:16] if path else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

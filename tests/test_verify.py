@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import time
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra.utils
 import pytest
@@ -15,11 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from cft.files import sha256_file
 from cft.judging.algebra import too_hard
 from cft.judging.answers import MAX_DIGITS, as_fraction, canonical, last_number, read_number
 from cft.judging.markers import boxed_answer, explicit_answer, last_formulas
 from cft.types import Judgement, Verdict
-from cft.verify import Exact, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
+from cft.verify import (
+    BadVerifier,
+    Exact,
+    Math,
+    MultipleChoice,
+    Numeric,
+    Regex,
+    other_verifier_note,
+    verifier_fingerprint,
+)
 
 CONF = Path(__file__).parent.parent / "conf" / "verifier"
 NUMERIC = Numeric(fallback_last_number=True)
@@ -452,3 +463,39 @@ def test_explicit_answer_reports_what_it_found() -> None:
     found = explicit_answer("so \\fbox{ 3 } it is")
     assert found is not None
     assert (found.text, found.kind, found.closed) == ("3", "boxed", True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """As a user writes one, in a module of theirs."""
+
+    name: ClassVar[str] = "own"
+    version: ClassVar[str] = "1"
+
+    def __call__(self, response: str, answer: str) -> Verdict:
+        raise AssertionError
+
+    def final(self, text: str) -> bool:
+        return False
+
+
+def test_a_verifier_of_ones_own_needs_a_version_and_is_known_by_its_source() -> None:
+    described = json.loads(verifier_fingerprint(Own()))
+    assert described["version"] == "1"
+    assert described["source"] == sha256_file(Path(__file__))[:16]
+    assert "source" not in json.loads(verifier_fingerprint(NUMERIC))
+    for change, message in (
+        ({"version": ""}, "has no version"),
+        ({"version": None}, "raise it whenever"),
+        ({"final": 1}, "lacks final"),
+    ):
+        with pytest.raises(BadVerifier, match=message):
+            verifier_fingerprint(type("Other", (Own,), change)())
+
+
+def test_another_verifier_than_the_annotations_is_said() -> None:
+    ours, theirs = verifier_fingerprint(NUMERIC), verifier_fingerprint(EXACT)
+    assert other_verifier_note(ours, ours) == ""
+    said = other_verifier_note(theirs, ours)
+    assert "judged by Exact(case_sensitive=False, fallback_last_line=True)" in said
+    assert "accuracy is judged by Numeric(fallback_last_number=True)" in said

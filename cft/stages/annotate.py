@@ -69,6 +69,7 @@ def annotate(cfg: DictConfig) -> Path:
     if cfg.complete:
         _require_annotation(store)
     spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
+    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
     require_plain_attention(model)
     place(model, device=cfg.device)
@@ -78,7 +79,7 @@ def annotate(cfg: DictConfig) -> Path:
         "tokenizer": tokenizer_hash(tokenizer),
         "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
         "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(eos)},
-        "verifier": verifier_fingerprint(verifier),
+        "verifier": judged_by,
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
         "unit_size": cfg.unit_size,
         "replay_fraction": cfg.replay_fraction,

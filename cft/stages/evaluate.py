@@ -64,7 +64,7 @@ from cft.runs import (
     write_results,
 )
 from cft.types import Engine, Problem
-from cft.verify import verifier_fingerprint
+from cft.verify import other_verifier_note, verifier_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,6 +91,8 @@ def _evaluate(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) ->
     benchmark = build(cfg.benchmark)
     members = members_of(benchmark)
     chosen = {name: splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None] for name, splits in members.items()}
+    for splits in members.values():  # refuses a class that is no verifier before anything is loaded
+        verifier_fingerprint(verifier_for(splits, chosen=build(cfg.verifier)))
     subject = _load(cfg, context, inputs)
     rooms = {name: _room(subject, members[name], problems) for name, problems in chosen.items()}  # before any is solved
     in_suite = isinstance(benchmark, Suite)
@@ -138,6 +140,7 @@ class _Subject:
     engine: Engine
     identity: dict[str, Any]
     seed: int
+    judged: dict[str, str]  # what a checkpoint's training was judged by, by benchmark
 
     @property
     def request(self) -> SampleRequest:
@@ -161,7 +164,17 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
     engine = build(cfg.engine)(model, eos_ids(model, tokenizer))
     identity = _identity(cfg, context, trained, weights=weights_hash(model) if cfg.checkpoint and not trained else "")
     return _Subject(
-        cfg, context, inputs, spec, tokenizer, prompt, model, engine, identity, trained.get("seed", cfg.seed)
+        cfg,
+        context,
+        inputs,
+        spec,
+        tokenizer,
+        prompt,
+        model,
+        engine,
+        identity,
+        trained.get("seed", cfg.seed),
+        _judged(trained),
     )
 
 
@@ -172,6 +185,9 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         console.print(f"{folder} has finished; nothing to do")
         return known
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    judged_by = verifier_fingerprint(verifier)
+    if note := other_verifier_note(subject.judged.get(splits.name, judged_by), judged_by):
+        console.print(note.replace("annotation", "training"), markup=False)
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
         judge = Judge(tokenizer, pool.verify_all)
@@ -188,7 +204,7 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         "verdicts": verdict_counts(samples),
         "metrics": as_metrics(intervals),
         "per_problem": per_problem,
-        "evaluation": {**dataclasses.asdict(subject.request), "verifier": verifier_fingerprint(verifier)},
+        "evaluation": {**dataclasses.asdict(subject.request), "verifier": judged_by},
         "problems_sha256": splits.fingerprint,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -201,6 +217,11 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
     console.print(accuracy_sentence(results["verdicts"], not_run=len(room.not_run)), markup=False)
     console.print(f"Results: {folder / RESULTS}, every response: {folder / 'samples.parquet'}")
     return results
+
+
+def _judged(trained: dict[str, Any]) -> dict[str, str]:
+    verifier = (trained.get("evaluation") or {}).get("verifier")
+    return {trained["benchmark"]: verifier} if isinstance(verifier, str) else {}
 
 
 def _room(subject: _Subject, splits: Splits, problems: tuple[Problem, ...]) -> Room:

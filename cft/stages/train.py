@@ -71,7 +71,7 @@ from cft.training.module import CausalLMModule
 from cft.training.ranks import own_environment
 from cft.training.resume import Start, finished_accuracy, start_of
 from cft.types import Problem
-from cft.verify import verifier_fingerprint
+from cft.verify import other_verifier_note, verifier_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -118,6 +118,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     )
     splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     # Questions not to be trained on.
     exclude = frozenset(normalised(problem.question) for problem in (*splits.validation, *splits.test))
     data: AnnotatedDataModule = build(cfg.data)(
@@ -134,6 +135,8 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
             "The annotate.py command that made it completes it."
         )
+    if splits is not NO_PROBLEMS and (note := other_verifier_note(data.manifest["fingerprint"]["verifier"], judged_by)):
+        console.print(note, markup=False)
     _require_same_prompt(data, prompting)
     _require_metric(cfg.callbacks.best.monitor, data)
     model = load_causal_lm(spec)
@@ -228,7 +231,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             lambda: _evaluated(cfg, folder, lambda: make_solver(model), tested.run, trainer), otherwise={}
         )
         interruption.stop_if_asked()
-        results["evaluation"]["verifier"] = verifier_fingerprint(verifier)
+        results["evaluation"]["verifier"] = judged_by
     write_results(folder, results)
     write_model_card(folder)
     log_made(trainer.loggers, checkpoint_link(folder))
