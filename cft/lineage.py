@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import Any, Literal
 from hydra.core.hydra_config import HydraConfig
 
 from cft.arm import spoken
-from cft.configuration.redaction import redacted, redacted_text
-from cft.configuration.schema import PROGRAMS
+from cft.commands import command, job_overrides
+from cft.configuration.redaction import redacted
 from cft.export import SUMS
 from cft.files import sha256_file, sha256_json
 from cft.runs import CONFIG, EXPORT, RESULTS, read_results
@@ -129,10 +128,7 @@ def job_command() -> str:
     """What was typed for the job that is running, the values of a sweep filled in; "" outside of a Hydra job."""
     if not HydraConfig.initialized():
         return ""
-    hydra = HydraConfig.get()
-    name = str(hydra.job.name)
-    program = PROGRAMS.get(name, f"{name}.py")  # type: ignore[arg-type]
-    return shlex.join(["python", *program.split(), *map(redacted_text, hydra.overrides.task)])
+    return command(str(HydraConfig.get().job.name), job_overrides())
 
 
 def _there(folder: Path, *names: str) -> tuple[Path, ...]:

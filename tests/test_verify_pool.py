@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cft.judging.verify_pool import START_UP_S, VerifierPool
+from cft.judging.verify_pool import START_UP_S, SUSPICIOUS, VerifierError, VerifierPool
 from cft.types import Judgement, Verdict
 from cft.verify import Math, Numeric
 from tests.hostile import HOSTILE, UNANSWERED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
 from cft.cards import write_annotation_card
+from cft.commands import command, job_overrides
 from cft.compute.device import place
 from cft.configuration.config import ConfigError, build, redacted
 from cft.judging.judge import Judge
@@ -249,19 +249,17 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def _command_of_all_shards(cfg: DictConfig) -> str:
     """What was typed for this shard, less its number."""
-    return shlex.join(
-        ["python", "annotate.py", *(o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard")]
-    )
+    return command("annotate", [o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard"])
 
 
 def _command(cfg: DictConfig) -> str:
-    return shlex.join(["python", "annotate.py", *_overrides(cfg)])
+    return command("annotate", _overrides(cfg))
 
 
 def _overrides(cfg: DictConfig) -> list[str]:
     if not HydraConfig.initialized():
         return [f"annotation={cfg.annotation}", f"num_shards={cfg.num_shards}"]
-    return list(HydraConfig.get().overrides.task)
+    return job_overrides()
 
 
 @dataclass(slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
+from cft.commands import command, job_overrides, setting
 from cft.compute.device import place
 from cft.configuration.config import ConfigError, build
 from cft.models import (
@@ -162,6 +162,6 @@ def _require_same_method(stored: StoredScore, method: dict[str, Any]) -> None:
 def _command(cfg: DictConfig) -> str:
     """What was typed, less replace=; with the name even where it was left to the default."""
     if not HydraConfig.initialized():
-        return shlex.join(["python", "-m", "cft.score", f"annotation={cfg.annotation}", f"name={cfg.name}"])
-    overrides = [o for o in HydraConfig.get().overrides.task if o.lstrip("+").split("=")[0] != "replace"]
-    return shlex.join(["python", "-m", "cft.score", *overrides])
+        return command("score", [setting("annotation", cfg.annotation), setting("name", cfg.name)])
+    overrides = [o for o in job_overrides() if o.lstrip("+").split("=")[0] != "replace"]
+    return command("score", overrides)
