@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cft.errors import UserError
 from cft.files import sha256_file, temporary_beside, write_bytes, writing_errors
@@ -33,23 +34,57 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder
     Raises WriteError.
     """
     shell = plain_copy(model)
+    _written(folder, lambda temporary: save_synced(shell, tokenizer, folder=temporary))
+    return Path(folder)
+
+
+def export_adapter(model: PreTrainedModel, *, folder: Path, base: str, revision: str) -> None:
+    """Save the adapters of `model` alone, as `peft.PeftModel.from_pretrained(base_model, folder)` reads them.
+
+    base: what they were trained on, as `model.path` names it. Raises WriteError.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    named: Any = model
+    state = get_peft_model_state_dict(named, adapter_name="default", save_embedding_layers=False)
+    # Adapters sit in the model itself; peft's wrapper, which a reader has around it, names it so.
+    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    config = copy.deepcopy(named.peft_config["default"])
+    config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        config.save_pretrained(str(temporary))
+        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        _settle(temporary)
+
+    _written(folder, write)
+
+
+def _written(folder: Path, write: Callable[[Path], None]) -> None:
+    """The folder whole or as it was."""
     folder = Path(folder)
     temporary = temporary_beside(folder)
     with writing_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            save_synced(shell, tokenizer, folder=temporary)
+            write(temporary)
             _replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def save_synced(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> None:
     """Both into `folder`, and on the disk before it is renamed: a name must not outlive a crash without its contents."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Modes of the umask, contents on the disk, hashes beside them."""
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.iterdir():

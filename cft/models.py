@@ -231,7 +231,7 @@ def require_plain_attention(model: PreTrainedModel) -> None:
 
 def weights_hash(model: PreTrainedModel) -> str:
     """sha256 over names, types, shapes and bytes of all weights, adapters included."""
-    return _hash_of(model.state_dict())
+    return hash_of(model.state_dict())
 
 
 def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
@@ -243,10 +243,11 @@ def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
         for name, tensor in model.state_dict().items()
         if ".lora_" not in name
     }
-    return _hash_of(kept)
+    return hash_of(kept)
 
 
-def _hash_of(state: Mapping[str, torch.Tensor]) -> str:
+def hash_of(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of weights by name."""
     import torch
 
     digest = hashlib.sha256()

@@ -24,6 +24,7 @@ _RUN_AGAIN = "Restore it from a copy, or delete it and run the job again"
 CONFIG = "config.yaml"
 DATA = "data.json"
 EXPORT = "export"
+ADAPTER = "export.adapter"  # with LoRA, beside the export, in which adapters are merged
 # Parts of a config that make a trained model what it is, and an untrained one under measurement.
 TRAINED_BY = (
     *("model", "data", "optimizer", "schedule", "trainer", "callbacks", "prompt"),

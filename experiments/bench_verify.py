@@ -7,6 +7,7 @@ own processor time, which other programs on the machine do not stretch. -> outpu
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections import Counter
@@ -94,4 +95,5 @@ def _cpu_seconds(pid: int) -> float:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

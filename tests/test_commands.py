@@ -49,7 +49,9 @@ def test_the_form_that_was_used_to_start_is_printed(monkeypatch: pytest.MonkeyPa
         assert command("train", ["a=1"]) == "cft train a=1"
 
 
-@pytest.mark.parametrize("value", ["plain/path-1.0", "a b=c é", "it's", "back\\slash", "back\\", "\\'", "[x, y]", "${seed}x"])
+@pytest.mark.parametrize(
+    "value", ["plain/path-1.0", "a b=c é", "it's", "back\\slash", "back\\", "\\'", "[x, y]", "${seed}x"]
+)
 def test_any_value_comes_back_from_hydras_grammar(value: str) -> None:
     assert str(composed("train", setting("annotations_dir", value.replace("$", ""))).annotations_dir) == value.replace(
         "$", ""

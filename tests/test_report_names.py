@@ -114,39 +114,3 @@ def test_an_option_within_an_option_explains_its_settings(tmp_path: Path) -> Non
     found = compared(tmp_path, *keys, settings=recorded)
     assert labels(found) == ["complement(critical)", "complement(numeric)"]
     assert found.varying == ("mask@mask.of",)
-
-
-# ---- results from before an arm held its loss
-
-
-NLL = {"loss.token_loss._target_": "cft.token_loss.NLL", "loss.aggregation._target_": "cft.aggregation.TokenMean"}
-
-
-@pytest.mark.parametrize(
-    "key, settings, label",
-    [
-        (arm("all"), NLL, "SFT"),
-        (arm("all"), NLL | {"loss.token_loss._target_": "cft.target_loss.GEM"}, "GEM"),
-        (arm("all"), NLL | {"loss.aggregation._target_": "cft.aggregation.WorstGroup"}, "WorstGroup"),
-        (arm("all"), NLL | {"loss.regularizers.k.token_loss._target_": "a.KLFromReference"}, "KLFromReference"),
-        (arm("all", loss="gem"), NLL | {"loss.token_loss._target_": "cft.target_loss.GEM"}, "gem"),
-        (arm("all"), NLL | {"mask._target_": "cft.masks.Numeric"}, "all, mask=Numeric"),
-        (arm("critical"), NLL | {"mask.rule": "any"}, "critical, rule=any"),
-        (arm("all", "probability"), NLL | {"weighting.exponent": 0.5}, "probability, exponent=0.5"),
-        (arm("all", "probability", **{"weighting.exponent": "1"}), NLL | {"weighting.exponent": 1.0}, "DFT"),
-        (arm("all", reference="annotation"), NLL | {"reference._target_": "cft.reference_model.Annotation"}, "SFT"),
-    ],
-)
-def test_earlier_results_are_named_by_their_settings(
-    tmp_path: Path, key: dict[str, Any], settings: dict[str, Any], label: str
-) -> None:
-    found = compared(tmp_path, key, settings=[settings])
-    assert labels(found) == [label]
-    assert is_sft(found.arms[0].key) is (label == "SFT")
-
-
-def test_seeds_of_an_earlier_and_a_later_version_are_one_arm(tmp_path: Path) -> None:
-    write_run(tmp_path, "0", arm("all"), seed=0, correct=[1, 0], settings=NLL)
-    write_run(tmp_path, "1", method(), seed=1, correct=[1, 1], settings=NLL)
-    (found,) = compare(collect([tmp_path]))
-    assert [(a.label, len(a.runs)) for a in found.arms] == [("SFT", 2)]

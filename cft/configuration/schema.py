@@ -53,6 +53,7 @@ class Validation:
 @dataclass
 class Evaluation:
     problems: int = MISSING
+    base: bool = MISSING
     num_samples: int = MISSING
     temperature: float = MISSING
     top_p: float = MISSING

@@ -64,6 +64,8 @@ def annotate(cfg: DictConfig) -> Path:
     )
     shard = Shard(cfg.shard, cfg.num_shards)
     part = Part(shard, plan.request(), plan.to_do, command=_command_of_all_shards(cfg))
+    sizes = ", ".join(f"{name} {len(getattr(splits, name))}" for name in ("train", "validation", "test"))
+    console.print(f"Problems of {splits.name}: {sizes}; asked for: {plan.asked} of {cfg.split}", markup=False)
     for reason, count in splits.dropped.items():
         console.print(f"Problems dropped: {count} ({reason})")
     if cfg.complete:
@@ -322,8 +324,9 @@ class Watch:
         self._unit_done += problems
         rate = self.tokens / max(1e-9, time.monotonic() - self.started)
         critical = f"{np.mean(self.critical):.0%}" if self.critical else "-"
+        answered = f"answered {self.solved} " if self.solved else ""  # nothing is solved where responses are given
         self.bar.advance(
             problems,
-            facts=f"answered {self.solved} annotated {self.annotated} critical {critical} "
+            facts=f"{answered}annotated {self.annotated} critical {critical} "
             f"continuations {self.forks:,} {rate:,.0f} tokens/s",
         )

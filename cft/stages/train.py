@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,9 +20,10 @@ from cft.cards import write_model_card
 from cft.columns import columns_for, needs_live
 from cft.compute.device import place
 from cft.compute.kernels import use_kernels
-from cft.configuration.config import ConfigError, build
+from cft.configuration.config import ConfigError, build, redacted
 from cft.configuration.schema import Split
 from cft.data import AnnotatedDataModule
+from cft.evaluation.base import base_accuracy
 from cft.evaluation.evaluation import (
     SampleRequest,
     Solver,
@@ -31,6 +33,7 @@ from cft.evaluation.evaluation import (
     write_samples,
 )
 from cft.evaluation.room import Room, require_room, room_for
+from cft.export import export_adapter
 from cft.files import exclusive
 from cft.judging.judge import Judge
 from cft.judging.verify_pool import VerifierPool
@@ -45,6 +48,7 @@ from cft.models import (
     require_plain_attention,
     template_hash,
     tokenizer_hash,
+    weights_hash,
 )
 from cft.problem_rows import normalised
 from cft.problems import Splits
@@ -53,6 +57,7 @@ from cft.prompts import Prompt
 from cft.quiet import quiet_libraries
 from cft.reference_model import starts_as_reference
 from cft.runs import (
+    ADAPTER,
     EXPORT,
     TRAINED_BY,
     RunContext,
@@ -67,7 +72,7 @@ from cft.training.calibration import calibrate
 from cft.training.checkpoints import load_checkpoint
 from cft.training.fit import Fit
 from cft.training.interruption import Interruption
-from cft.training.module import CausalLMModule
+from cft.training.module import CausalLMModule, frozen_names
 from cft.training.ranks import own_environment
 from cft.training.resume import Start, finished_accuracy, start_of
 from cft.types import Problem
@@ -104,7 +109,7 @@ def train(cfg: DictConfig, start: Start | None = None) -> float:
 
 
 def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Interruption) -> float:
-    folder = start.folder
+    begun, folder = time.monotonic(), start.folder
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     spec, prompt = build(cfg.model), build(cfg.prompt)
     tokenizer = load_tokenizer(spec)
@@ -162,11 +167,14 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
         _room(cfg, splits, part, tokenizer=tokenizer, prompt=prompt, context=context_length)
         for part in ("validation", "evaluation")
     )
+    for warning in data.warnings():
+        console.print(f"Warning: {warning}", markup=False)
     calibration = calibrate(module.lm, [*data.validation_rows, *data.train_rows])
     facts = data.facts()
     console.print(
         f"Training {spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
-        f"{facts['train_rows']:,} rows of {data.store.folder.name}; loss on {facts['eligible_fraction']:.0%} of "
+        f"{facts['train_rows']:,} rows of {data.store.folder.name} ({facts['validation_rows']:,} more are held out for "
+        f"validation); loss on {facts['eligible_fraction']:.0%} of "
         f"{facts['response_tokens']:,} response tokens -> {folder}"
     )
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
@@ -182,6 +190,27 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
 
         if validation.run or tested.run:
             make_solver(model)  # what cannot decode this model says so now, not after the training
+        base = None
+        if (
+            tested.run and cfg.evaluation.base and cfg.trainer.devices == 1
+        ):  # several processes would have to wait for it
+            decided_by = {
+                "weights": weights_hash(model),
+                "eos": eos_ids(model, tokenizer),
+                "verifier": judged_by,
+                "engine": redacted(cfg.engine),
+                "context": context_length,
+                **prompting,
+            }
+            base = interruption.unless_asked(
+                lambda: base_accuracy(
+                    lambda: make_solver(model),
+                    tested.run,
+                    max_new_tokens=cfg.evaluation.max_new_tokens,
+                    decided_by=decided_by,
+                ),
+                otherwise=None,
+            )
         fitted = Fit(cfg, context, start, interruption, module, data).run(validation.run, make_solver)
         trainer, seconds = fitted.trainer, fitted.history.seconds()
         if not trainer.is_global_zero:
@@ -192,6 +221,8 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
         best_epoch = _load_best(module, model, best, trainer, into=whole)
         model = whole.eval()
         export(model, tokenizer, folder=folder / EXPORT)
+        if spec.lora is not None:
+            export_adapter(model, folder=folder / ADAPTER, base=spec.path, revision=spec.revision)
         place(model, device=device)  # Lightning leaves it on the CPU
         results: dict[str, Any] = {
             "schema": 1,
@@ -224,7 +255,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
                 "rows_per_step": cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
             },
             "starts_as_reference": at_reference,
-            "base": None,
+            "base": base,
             "lineage": lineage((annotation_link(data.store.folder), *model_inputs(spec.path))),
         }
         results |= interruption.unless_asked(
@@ -236,10 +267,15 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     write_model_card(folder)
     log_made(trainer.loggers, checkpoint_link(folder))
     accuracy = results["metrics"].get("eval/accuracy", {}).get("value", float("nan"))
-    measured = f"test accuracy {accuracy:.3f}" if tested.run else "not tested (evaluation.problems=0)"
+    before = f" (before training {base['metrics']['eval/accuracy']['value']:.3f})" if base else ""
+    measured = f"test accuracy {accuracy:.3f}{before}" if tested.run else "not tested (evaluation.problems=0)"
     if tested.run:
         console.print(accuracy_sentence(results["verdicts"], not_run=len(tested.not_run)), markup=False)
-    console.print(f"Done in {seconds:.0f} s: best epoch {best_epoch + 1}, {measured}; export: {folder / EXPORT}")
+    console.print(
+        f"Done: {seconds:.0f} s of training, {time.monotonic() - begun:.0f} s in all; best epoch {best_epoch + 1} of "
+        f"{fitted.epochs():g} (best_epoch {best_epoch} in results.json and metrics.csv, which count from 0); {measured}; "
+        f"export: {folder / EXPORT}"
+    )
     return accuracy
 
 
@@ -339,5 +375,7 @@ def _load_best(
             f"callbacks.best.monitor={best.monitor}: {reason}. There is no best epoch, so nothing is exported"
         )
     checkpoint = load_checkpoint(Path(best.best_model_path))
-    into.load_state_dict(trained_weights(checkpoint, module, model))
+    found = into.load_state_dict(trained_weights(checkpoint, module, model), strict=False)
+    if lacking := [*found.unexpected_keys, *({*found.missing_keys} - frozen_names(into))]:
+        raise RuntimeError(f"{best.best_model_path}: holds other weights than the model: {sorted(lacking)[:6]}")
     return int(checkpoint["epoch"])
