@@ -267,7 +267,10 @@ def test_labels_tell_arms_apart_by_what_differs(tmp_path: Path) -> None:
 
 
 def test_the_base_model_may_come_from_the_trained_runs(tmp_path: Path) -> None:
-    base = {"eval/accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    base = {
+        "metrics": {"eval/accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
+        "per_problem": {"id": ["p0", "p1"], "correct": [1, 0]},
+    }
     write_run(tmp_path, "a", arm("all"), seed=0, correct=[1, 0], base=base)
     (comparison,) = compare(collect([tmp_path]))
     assert comparison.arms[0].label == BASE
@@ -462,7 +465,7 @@ def test_a_report_holds_every_file(tmp_path: Path, comparison: Comparison, row: 
         for kind in ("png", "pdf")
     }
     tables = {f"{name}.csv" for name in ("comparison", "arms", "differences", "critical_tokens", "compute")}
-    assert {path.name for path in out.iterdir()} == {*figures, *tables, "comparison.md", "report.html"}
+    assert {path.name for path in out.iterdir()} == {*figures, *tables, "comparison.md", "comparison.tex", "report.html"}
     html = page.read_text(encoding="utf-8")
     images = [a["src"] for tag, a in Page(html).tags if tag == "img"]
     assert len(images) == 4
@@ -517,7 +520,8 @@ def test_arms_that_differ_in_a_setting_of_their_yaml_are_apart_and_labelled_by_i
 
 def test_a_rule_that_differs_under_one_mask_is_shown(tmp_path: Path) -> None:
     for i, rule in enumerate(("all", "any")):
-        write_run(tmp_path, str(i), arm("critical"), seed=0, correct=[1, 0], settings={"mask.rule": rule})
+        own = {"mask.rule": rule} if rule != "all" else {}  # an arm holds what is not the option's own
+        write_run(tmp_path, str(i), arm("critical", **own), seed=0, correct=[1, 0], settings={"mask.rule": rule})
     (comparison,) = compare(collect([tmp_path]))
     assert [a.label for a in comparison.arms] == ["CFT", "critical, rule=any"]
 
