@@ -5,7 +5,7 @@
     SoftmaxGroups   sum over rows of softmax([L_0, L_1] / T) . [L_0, L_1]          SHAD + RFT
 
 L_g is the mean of w_n l_n over the row's eligible tokens of group g; a group without tokens takes no part. To add one, write
-a class with `needs`, `per_sequence` and `__call__`, a yaml in conf/loss/, and a line in tests/test_oracle.py.
+a class with `needs`, `per_sequence` and `__call__`, a yaml in conf/loss/, and a line in tests/losses/test_oracle.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cft.coefficient import Coefficient
 from cft.errors import BadValue
+from cft.losses.coefficient import Coefficient
 from cft.ranges import AboveZero, in_range
 
 

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cft.configuration.config import CONF_DIR, redacted
-from cft.runs import RunContext, flat, follows_seed
+from cft.runs.run import RunContext, flat, follows_seed
 
 METHOD = ("mask", "weighting", "loss", "reference", "groups")
 # What a comparison asks for first; stated of every run, so that a value at its default can be told from another.

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cft.data.problem_rows import BadRow, Number, fields_found, read_field
 from cft.judging.answers import read_number
 from cft.judging.markers import boxed_answer
-from cft.problem_rows import BadRow, Number, fields_found, read_field
 
 Row = Mapping[str, Any]
 Parts = tuple[str, str, str]  # question, gold answer, solution

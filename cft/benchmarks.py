@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from cft.benchmark_rows import FIELDS, LAYOUTS
-from cft.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, json_lines
-from cft.problems import Splits, hub_rows, splits_of
+from cft.benchmarks.rows import FIELDS, LAYOUTS
+from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, json_lines
+from cft.data.sources import Splits, hub_rows, splits_of
 from cft.types import Problem, Verdict, Verifier
 
 BAD_ROWS = 0.005
@@ -67,7 +67,7 @@ def benchmark(
     hub_split: str,
     revision: str,
 ) -> Splits:
-    """One test set. layout: how its rows are read (`cft/benchmark_rows.py`). verifier: what judges its answers.
+    """One test set. layout: how its rows are read (`cft/benchmarks/rows.py`). verifier: what judges its answers.
 
     hub_id: where `dir` is "". hub_split may join splits (`train+test`).
     """

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
-    from cft.training.checkpoint_keeper import CheckpointKeeper
+    from cft.training.checkpointing.keeper import CheckpointKeeper
 
 
 def best_checkpoint(folder: Path, *, monitor: str, mode: Literal["min", "max"]) -> Callback:
     """Weights of the best epoch by a validation metric, as <run>/checkpoints/best.ckpt."""
-    from cft.training.checkpoint_keeper import BestWeights
+    from cft.training.checkpointing.keeper import BestWeights
 
     return BestWeights(
         dirpath=folder,
@@ -27,8 +27,8 @@ def best_checkpoint(folder: Path, *, monitor: str, mode: Literal["min", "max"]) 
 
 
 def last_checkpoint(folder: Path, *, every_n_steps: int, keep: int) -> CheckpointKeeper:
-    """Everything needed to go on, as <run>/checkpoints/step-<optimizer steps>.ckpt: see `cft/training/checkpoint_keeper.py`."""
-    from cft.training.checkpoint_keeper import CheckpointKeeper
+    """Everything needed to go on, as <run>/checkpoints/step-<optimizer steps>.ckpt: see `cft/training/checkpointing/keeper.py`."""
+    from cft.training.checkpointing.keeper import CheckpointKeeper
 
     return CheckpointKeeper(folder, every_n_steps=every_n_steps, keep=keep)
 

@@ -15,15 +15,15 @@ import numpy as np
 import yaml
 
 from cft import __version__
-from cft.annotation.row_table import ROW_SCHEMA
+from cft.annotation.kinds import count_kinds
+from cft.annotation.rows import ROW_SCHEMA
 from cft.annotation.store import AnnotationStore
-from cft.arm import METHOD, part_of
 from cft.configuration.redaction import hidden
 from cft.files import write_bytes
-from cft.lineage import CARD, annotation_contents, annotation_link
-from cft.masks import Critical
-from cft.report.kinds import count_kinds
-from cft.runs import EXPORT, read_results
+from cft.masks.base import Critical
+from cft.runs.arm import METHOD, part_of
+from cft.runs.lineage import CARD, annotation_contents, annotation_link
+from cft.runs.run import EXPORT, read_results
 from cft.types import AnnotatedResponse, Outcome
 
 PAPER = "[arXiv 2510.10974](https://arxiv.org/abs/2510.10974)"

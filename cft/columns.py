@@ -1,9 +1,9 @@
 """Columns: what an objective needs to know of every token beside its weight, taken from stored rows.
 
     name of the need          where it comes from
-    reference_logprob         the reference's stored column (`cft/reference_model.py`)
+    reference_logprob         the reference's stored column (`cft/references/models.py`)
     group                     the configured grouping, a mask: 1 where it picks, 0 elsewhere
-    any other                 the stored score of that name (`cft/scores.py`)
+    any other                 the stored score of that name (`cft/scores/store.py`)
 
 A live reference model gives `reference_logprob` and `reference_distribution` without a column. A need that nothing meets
 is an error before any model is loaded, with the setting or command that meets it.
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cft.errors import BadValue
-from cft.masks import Mask, RowMask, mask_weights
+from cft.masks.base import Mask, RowMask, mask_weights
 from cft.types import AnnotatedResponse
 
 REFERENCE_LOGPROB = "reference_logprob"

@@ -11,15 +11,15 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
-from cft.columns import GROUP, Column
+from cft.console import console
+from cft.data.batches import Deal, GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
+from cft.data.columns import GROUP, Column
+from cft.data.pairing import other_prompts
+from cft.data.problem_rows import normalised
 from cft.errors import BadValue
 from cft.files import sha256_json
-from cft.masks import Mask, MaskError, TooLittleEvidence, mask_weights
-from cft.problem_rows import normalised
-from cft.progress import console
-from cft.scores import annotating_model, with_scores
-from cft.training.batches import Deal, GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
-from cft.training.pairing import other_prompts
+from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
+from cft.scores.store import annotating_model, with_scores
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
 
 
@@ -62,14 +62,14 @@ class AnnotatedDataModule(pl.LightningDataModule):
     """Rows of one annotation under a mask.
 
     mask: picks the tokens with loss. probe_mask: splits the metrics into critical and other tokens. columns: further
-    scores of every token, by the name under which the objective asks for them (`cft/columns.py`).
+    scores of every token, by the name under which the objective asks for them (`cft/data/columns.py`).
     tokenizer_sha256: the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
     exclude: normalised questions that must not be trained on: the benchmark's validation and test problems.
     annotation: name or folder. dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
-    deal: of the rows of an optimizer step to its micro-batches, see `cft/training/batches.py`.
+    deal: of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
     max_rows: -1 = all, else the first by order in the store. max_tokens: longer rows are dropped and counted.
     shuffle_responses: train on each response behind another problem's prompt, drawn by seed and ids
-        (`cft/training/pairing.py`).
+        (`cft/data/pairing.py`).
     """
 
     def __init__(

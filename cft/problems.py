@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cft import arithmetic as generator
-from cft.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalised, to_problems
+from cft.data import arithmetic as generator
+from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalised, to_problems
 from cft.types import Problem, Verifier
 
 __all__ = ["ProblemError", "Splits", "arithmetic", "gsm8k", "hub", "jsonl", "reasoning_gym"]
@@ -65,7 +65,7 @@ def arithmetic(
     min_steps: int = 2,
     max_steps: int = 4,
 ) -> Splits:
-    """Generated word problems (`cft/arithmetic.py`), with a worked solution each."""
+    """Generated word problems (`cft/data/arithmetic.py`), with a worked solution each."""
     if not 1 <= min_steps <= max_steps:
         raise ProblemError(f"min_steps={min_steps}, max_steps={max_steps}: expected 1 <= min_steps <= max_steps")
     found: dict[str, list[Problem]] = {}

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cft.annotation.store import AnnotationStore, find_annotation
-from cft.masks import Mask, MaskError, RowMask, Weights, mask_weights
-from cft.progress import console
-from cft.scores import with_scores
+from cft.console import console
+from cft.masks.base import Mask, MaskError, RowMask, Weights, mask_weights
+from cft.scores.store import with_scores
 from cft.types import AnnotatedResponse
 
 

@@ -26,7 +26,7 @@ class Prompt(Protocol):
     def ids(self, tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]: ...
 
     def fingerprint(self) -> str:
-        """Hash of everything but the tokenizer and its template, which have hashes of their own (`cft/models.py`)."""
+        """Hash of everything but the tokenizer and its template, which have hashes of their own (`cft/models/load.py`)."""
         ...
 
 

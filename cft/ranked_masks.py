@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cft.columns import StoredColumn
-from cft.masks import MaskError, RowMask, Weights
+from cft.data.columns import StoredColumn
+from cft.masks.base import MaskError, RowMask, Weights
 from cft.types import AnnotatedResponse
 
 

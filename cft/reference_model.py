@@ -20,11 +20,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cft.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, Column, StoredColumn
-from cft.compute.head import project
+from cft.console import console
+from cft.data.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, Column, StoredColumn
 from cft.errors import BadValue
-from cft.models import base_weights_hash
-from cft.progress import console
+from cft.models.head import project
+from cft.models.load import base_weights_hash
 
 
 class LiveReference:
@@ -170,7 +170,7 @@ class Teacher:
         self.spec = model
 
     def attach(self, policy: PreTrainedModel) -> LiveReference:
-        from cft.models import load_causal_lm
+        from cft.models.load import load_causal_lm
 
         teacher = load_causal_lm(self.spec).eval().requires_grad_(False)
         if teacher.config.vocab_size != policy.config.vocab_size:

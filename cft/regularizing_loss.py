@@ -1,4 +1,4 @@
-"""Token losses that are added to another one, each through a `cft.loss.Regularizer` with its tokens and coefficient.
+"""Token losses that are added to another one, each through a `cft.losses.objective.Regularizer` with its tokens and coefficient.
 
     KLFromReference   KL(reference || policy)    covers what the reference covers; ASFT, SFT + KL
     KLToReference     KL(policy || reference)    keeps to what the reference knows
@@ -14,10 +14,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from cft.columns import REFERENCE_DISTRIBUTION
+from cft.data.columns import REFERENCE_DISTRIBUTION
+from cft.losses.target import teacher
+from cft.losses.token import Prediction
 from cft.ranges import AtLeastOne, Fraction, ShareAboveZero, in_range
-from cft.target_loss import teacher
-from cft.token_loss import Prediction
 
 
 class KLFromReference:

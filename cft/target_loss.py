@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cft.columns import REFERENCE_DISTRIBUTION
+from cft.data.columns import REFERENCE_DISTRIBUTION
+from cft.losses.token import Prediction
 from cft.ranges import AboveZero, Fraction, in_range
-from cft.token_loss import Prediction
 
 
 class LabelSmoothing:

@@ -2,10 +2,10 @@
 
 Called per chunk of tokens and again in the backward pass. A loss that wants logits may take `logprob_NV`: the two differ by
 a constant a row. To add one, write a class with `needs` and `__call__`, a yaml in conf/loss/ or conf/regularizer/, and a
-line in tests/test_oracle.py.
+line in tests/losses/test_oracle.py.
 
 Here: the protocol, and losses of the target's probability p_t alone. Losses that pull towards a whole distribution are in
-`cft/target_loss.py`, terms that are added to a loss in `cft/regularizing_loss.py`.
+`cft/losses/target.py`, terms that are added to a loss in `cft/losses/regularizers.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cft.columns import REFERENCE_LOGPROB
+from cft.data.columns import REFERENCE_LOGPROB
 from cft.ranges import AtLeastZero, Fraction, in_range
 
 

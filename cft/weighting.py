@@ -3,8 +3,8 @@
     weight_N = weighting(scores)          loss = sum_n  static_n * weight_n * token_loss_n
 
 Here: the protocol, and weights that are a function of one token's prediction. Weights that look at the whole row are in
-`cft/row_weighting.py`. Which tokens are eligible at all is a mask (`cft/masks.py`). To add a weighting, write a class with
-a keyword-only constructor and `__call__`, a yaml in conf/weighting/ that names it, and a line in tests/test_oracle.py.
+`cft/weightings/row.py`. Which tokens are eligible at all is a mask (`cft/masks/base.py`). To add a weighting, write a class with
+a keyword-only constructor and `__call__`, a yaml in conf/weighting/ that names it, and a line in tests/losses/test_oracle.py.
 
 The loss is divided by all eligible tokens, so a weight of 0 takes a token out of the sum and not out of the count.
 p_t is the probability of the target token; sg(x) has the value of x and no gradient.
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from cft.errors import BadValue
 from cft.ranges import AboveZero, AtLeastZero, Finite, Fraction, FractionBelowOne, in_range
-from cft.token_scores import TokenScores
+from cft.weightings.statistics import TokenScores
 
 
 class TokenWeighting(Protocol):
-    """needs: names of what `scores.known` must hold (`cft/token_scores.py`). detached: whether weights are constants to
+    """needs: names of what `scores.known` must hold (`cft/weightings/statistics.py`). detached: whether weights are constants to
     the gradient. Both are class or instance attributes."""
 
     needs: tuple[str, ...]

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from cft.console import console
+from cft.data.sources import arithmetic
+from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.evaluation.evaluation import SampleRequest, Solver, verdict_counts
 from cft.evaluation.room import room_for
 from cft.judging.judge import Judge
-from cft.models import ModelSpec, eos_ids, load_causal_lm, load_tokenizer
-from cft.problems import arithmetic
-from cft.progress import console
-from cft.prompts import Chat
-from cft.rollout.shared_prefix import SharedPrefixEngine
+from cft.models.load import ModelSpec, eos_ids, load_causal_lm, load_tokenizer
+from cft.prompts.chat import Chat
 from cft.types import Problem
 from cft.verify import Numeric
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cft.aggregation import Aggregation, SoftmaxGroups, TokenMean, WeightedLosses, WorstGroup
-from cft.coefficient import Coefficient
+from cft.losses.aggregation import Aggregation, SoftmaxGroups, TokenMean, WeightedLosses, WorstGroup
+from cft.losses.coefficient import Coefficient
 
 
 def constant(value: float) -> Coefficient:

@@ -9,7 +9,7 @@ import pytest
 
 RESIDENT = """
 import gc, torch
-from cft.compute.allocator import give_back_freed_memory, keep_freed_memory
+from cft.models.cpu.allocator import give_back_freed_memory, keep_freed_memory
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1000
 assert keep_freed_memory()

@@ -11,8 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf, flag_override
 
-from cft.arm import ARM_KEYS, METHOD, arm_of
-from cft.runs import run_context
+from cft.runs.arm import ARM_KEYS, METHOD, arm_of
+from cft.runs.run import run_context
 from tests.stage import CONF
 
 PLAIN = {
@@ -80,7 +80,7 @@ def test_an_option_within_an_option_within_an_option() -> None:
 
 def test_options_of_another_folder_are_composed_from_there(tmp_path: Path) -> None:
     (tmp_path / "weighting").mkdir()
-    (tmp_path / "weighting" / "mild.yaml").write_text("_target_: cft.weighting.Probability\nexponent: 0.3\n")
+    (tmp_path / "weighting" / "mild.yaml").write_text("_target_: cft.weightings.token.Probability\nexponent: 0.3\n")
     elsewhere = f"hydra.searchpath=['file://{tmp_path}']"
     found = arm(elsewhere, "mask=all", "weighting=mild")
     assert found == PLAIN | {"weighting": "mild"}

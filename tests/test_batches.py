@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cft.training.batches import Deal, GlobalOrderSampler, MicroBatch, TokenRow, collate, dealt_by_tokens
+from cft.data.batches import Deal, GlobalOrderSampler, MicroBatch, TokenRow, collate, dealt_by_tokens
 from cft.types import StepCounts
 
 ROWS = 29

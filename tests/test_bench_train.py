@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from cft.compute.flops import Arithmetic
+from cft.models.flops import Arithmetic
 from experiments.bench_train import ROWS_PER_STEP, Bench, report, step_flops
 from experiments.bench_train_arm import ArmResult, ArmSpec
 from experiments.bench_train_rows import DENSITY, BenchRow, load_rows, make_rows, save_rows

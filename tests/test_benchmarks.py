@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from cft.benchmark_rows import FIELDS, LAYOUTS, normal_answer
-from cft.benchmarks import benchmark, members_of, suite, verifier_for
+from cft.benchmarks.rows import FIELDS, LAYOUTS, normal_answer
+from cft.benchmarks.sets import benchmark, members_of, suite, verifier_for
+from cft.benchmarks.sweep import in_one_run
 from cft.configuration.config import CONF_DIR, build, check_command_line
-from cft.evaluation.benchmark_list import in_one_run
-from cft.problem_rows import BadRow, ProblemError
-from cft.problems import Splits
+from cft.data.problem_rows import BadRow, ProblemError
+from cft.data.sources import Splits
 from cft.types import Problem, Verifier
 from cft.verify import Math, Numeric
 from cft.verify_choice import Options

@@ -13,9 +13,13 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
-from cft.annotation.row_table import ROW_SCHEMA, table_hash
+from cft.annotation.rows import ROW_SCHEMA, table_hash
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.cards import (
+from cft.files import sha256_file
+from cft.masks.base import Critical
+from cft.report.__main__ import facts_of
+from cft.report.compare import collect, compare
+from cft.runs.cards import (
     COLUMNS,
     OUTCOMES,
     annotation_card,
@@ -27,14 +31,10 @@ from cft.cards import (
     write_annotation_card,
     write_model_card,
 )
-from cft.files import sha256_file
-from cft.lineage import annotation_link
-from cft.masks import Critical
-from cft.report.__main__ import facts_of
-from cft.report.compare import collect, compare
+from cft.runs.lineage import annotation_link
 from cft.stages.label_export import labels_card
 from cft.types import Outcome
-from tests.test_report import arm, write_run
+from tests.report.test_report import arm, write_run
 
 
 @pytest.fixture(scope="module")

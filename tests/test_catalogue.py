@@ -14,10 +14,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from cft.catalogue import DOCUMENT, GROUPS, METHOD, Entry, document, entries
 from cft.configuration.command_line import command_line_mistakes, read_command_line
 from cft.configuration.config import CONF_DIR
 from cft.configuration.schema import PROGRAMS, Stage
+from cft.report.catalogue import DOCUMENT, GROUPS, METHOD, Entry, document, entries
 
 ENTRIES = entries()
 STAGE_OF: dict[str, Stage] = {program: stage for stage, program in PROGRAMS.items()}
@@ -25,7 +25,7 @@ COMMAND = re.compile(r"`python (-m [^\s`]+|\w+\.py) ([^`]*)`")
 
 
 def test_the_document_is_up_to_date() -> None:
-    assert DOCUMENT.read_text(encoding="utf-8") == document(), "make it anew: python -m cft.catalogue"
+    assert DOCUMENT.read_text(encoding="utf-8") == document(), "make it anew: python -m cft.report.catalogue"
 
 
 def test_every_option_has_a_row() -> None:
@@ -86,7 +86,7 @@ def test_published_methods_have_their_experiment() -> None:
 def test_what_rho1_compares_with_is_no_copy_of_the_policy() -> None:
     """With reference=annotation, the model before training, nearly all excess losses would be 0."""
     reference = composed("experiment=rho1").reference
-    assert (reference._target_, reference.name) == ("cft.reference_model.Score", "reference")
+    assert (reference._target_, reference.name) == ("cft.references.models.Score", "reference")
 
 
 def test_graded_labels_ask_for_a_complete_annotation() -> None:

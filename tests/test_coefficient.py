@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from cft.coefficient import Coefficient
+from cft.losses.coefficient import Coefficient
 
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HALF_ROOT = math.sqrt(0.5) / 2  # half of cos(pi / 4)

@@ -14,7 +14,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.columns import (
+from cft.configuration.config import CONF_DIR, build
+from cft.configuration.needs import missing_scores, stored_scores, strings, unmet
+from cft.data.columns import (
     GROUP,
     REFERENCE_DISTRIBUTION,
     REFERENCE_LOGPROB,
@@ -24,11 +26,9 @@ from cft.columns import (
     columns_for,
     needs_live,
 )
-from cft.configuration.config import CONF_DIR, build
-from cft.configuration.needs import missing_scores, stored_scores, strings, unmet
 from cft.errors import BadValue
-from cft.masks import Critical, Numeric
-from cft.scores import write_score
+from cft.masks.base import Critical, Numeric
+from cft.scores.store import write_score
 from tests.conftest import ROOT
 from tests.entry import run
 from tests.fakes import row
@@ -212,10 +212,10 @@ def test_a_mask_by_score_takes_any_kind(kind: str, tmp_path: Path) -> None:
 def test_a_missing_need_ends_train_py_before_a_model_is_loaded(
     arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import cft.models
+    import cft.models.load
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cft.models, "load_causal_lm", lambda spec: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(cft.models.load, "load_causal_lm", lambda spec: pytest.fail("a model was loaded"))
     ended = run("train", *arguments)
     assert ended.status == 2
     assert expected in ended.text

@@ -17,8 +17,8 @@ from cft.annotation.counterfactual import (
     replay_positions,
     run_counterfactuals,
 )
-from cft.annotation.spans import char_spans
 from cft.judging.judge import Judge, outcome_of
+from cft.models.text import char_spans
 from cft.types import Budget, Completion, Fork, ForkSource, Judgement, Key, Outcome, TopTokens, Trunk, Verdict
 from cft.verify import Numeric
 from cft.verify_first import FirstAnswer

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
-from cft.columns import GROUP, Column, GroupColumn, StoredColumn
-from cft.data import AnnotatedDataModule, in_validation, to_token_row
+from cft.data.annotated import AnnotatedDataModule, in_validation, to_token_row
+from cft.data.columns import GROUP, Column, GroupColumn, StoredColumn
+from cft.data.pairing import other_prompts
 from cft.errors import BadValue
-from cft.masks import All, Critical, Mask, MaskError, Numeric, RowMask, Weights
-from cft.ranked_masks import TokenCleaning, TopScore
-from cft.scores import write_score
-from cft.training.pairing import other_prompts
+from cft.masks.base import All, Critical, Mask, MaskError, Numeric, RowMask, Weights
+from cft.masks.ranked import TokenCleaning, TopScore
+from cft.scores.store import write_score
 from cft.types import AnnotatedResponse
 from tests.fakes import row
 from tests.stage import annotate

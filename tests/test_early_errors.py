@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cft.rollout.shared_prefix import EngineError, SharedPrefixEngine
-from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints
+from cft.engines.shared_prefix import EngineError, SharedPrefixEngine
+from cft.training.checkpointing.checkpoints import CHECKPOINTS, kept_checkpoints
 from tests.entry import FIT_ONLY, run
 
 FEW = ("data.annotation=tiny_arith", "data.max_rows=20", "trainer.max_epochs=1")

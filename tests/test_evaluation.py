@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cft.configuration.config import build
+from cft.data.sources import arithmetic
+from cft.engines.reference import ReferenceEngine
+from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.evaluation.evaluation import (
     GREEDY_SAMPLE,
     Sample,
@@ -23,11 +26,8 @@ from cft.evaluation.evaluation import (
 from cft.evaluation.metrics import Interval
 from cft.evaluation.room import NoRoom, require_room, room_for
 from cft.judging.judge import Judge
-from cft.models import eos_ids, load_causal_lm, load_tokenizer
-from cft.problems import arithmetic
-from cft.prompts import Chat
-from cft.rollout.reference import ReferenceEngine
-from cft.rollout.shared_prefix import SharedPrefixEngine
+from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
+from cft.prompts.chat import Chat
 from cft.stages.train import _room as room_of_part
 from cft.types import Completion, Outcome, Problem
 from cft.verify import Numeric

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cft.annotation.kinds import kind_of, token_texts
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.masks import Critical
+from cft.masks.base import Critical
 from cft.report.explorer import OUTCOMES, explorer_json, packed, thousandths
-from cft.report.kinds import kind_of, token_texts
 from cft.report.text import printable
 from cft.report.transcript import END, OUTCOME_WORDS, levels
 from cft.types import Outcome

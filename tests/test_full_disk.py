@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from cft.annotation.shards import Shard, place
-from cft.export import export
 from cft.files import WriteError, exclusive
-from cft.training.checkpoint_keeper import WholeFiles
+from cft.models.export import export
+from cft.training.checkpointing.keeper import WholeFiles
 from tests.conftest import make_llama, make_tokenizer
 
 

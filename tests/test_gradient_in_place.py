@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cft.compute import gradient_in_place, onednn_linear
-from cft.compute.gradient_in_place import LeanEmbedding, gradients_in_place, use_lean_embeddings
-from cft.compute.lean_layers import use_lean_layers
-from cft.compute.onednn_linear import available, use_onednn
+from cft.models.cpu import gradient_in_place, onednn_linear
+from cft.models.cpu.gradient_in_place import LeanEmbedding, gradients_in_place, use_lean_embeddings
+from cft.models.cpu.onednn_linear import available, use_onednn
+from cft.models.cpu.recomputed_layers import use_lean_layers
 from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
+from tests.losses.test_loss import gradients
 from tests.objectives import sft
-from tests.test_layout import uneven
-from tests.test_loss import gradients
+from tests.training.test_layout import uneven
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cft.compute import onednn_linear
-from cft.compute.kernels import use_kernels
-from cft.models import Lora, apply_lora
-from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints, newest_checkpoint, read_checkpoint
-from cft.training.guards import REPORT, Guards, OutOfMemory, TrainingDiverged, gradient_norm, memory_advice
+from cft.models.cpu import onednn_linear
+from cft.models.cpu.kernels import use_kernels
+from cft.models.load import Lora, apply_lora
+from cft.training.callbacks.guards import REPORT, Guards, OutOfMemory, TrainingDiverged, gradient_norm, memory_advice
+from cft.training.checkpointing.checkpoints import CHECKPOINTS, kept_checkpoints, newest_checkpoint, read_checkpoint
 from cft.training.memory import (
     DoesNotFit,
     MemoryEstimate,

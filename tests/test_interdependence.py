@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from cft.judging.judge import Judge
-from cft.masks import Critical
+from cft.masks.base import Critical
 from cft.types import Budget, Completion, Fork, Judgement, Verdict
 from experiments.interdependence import Pair, forks_of, pairs_of, replace_pairs, share, summary
 from tests.fakes import ScriptedEngine, row

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from cft.annotation.store import AnnotationStore, table_hash
-from cft.runs import identity_of
-from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints, load_checkpoint, newest_checkpoint
+from cft.runs.run import identity_of
+from cft.training.checkpointing.checkpoints import CHECKPOINTS, kept_checkpoints, load_checkpoint, newest_checkpoint
+from tests.annotation.test_store import flip, same, truncate
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY, SHORT, Ended, run
 from tests.stage import composed
-from tests.test_store import flip, same, truncate
 
 # Three units; four of six problems are in the first two.
 ANNOTATE = (*SHORT, "unit_size=2", "annotation=a", "annotations_dir=annotations")
@@ -223,7 +223,7 @@ def test_a_run_is_not_resumed_under_another_configuration(copied_run: Path) -> N
     assert ended.status == 2
     assert "Traceback" not in ended.text
     assert "optimizer.lr: then 0.0001, now 0.5" in ended.text
-    assert "mask._target_: then 'cft.masks.Critical', now 'cft.masks.All'" in ended.text
+    assert "mask._target_: then 'cft.masks.base.Critical', now 'cft.masks.base.All'" in ended.text
     assert "seed:" not in ended.text
 
 
@@ -364,7 +364,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_a_start_that_is_refused_leaves_the_run_as_it_was(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cft.data import AnnotatedDataModule
+    from cft.data.annotated import AnnotatedDataModule
 
     before = files(copied_run)
     assert {"config.yaml", "data.json", "metrics.csv", "results.json"} <= before.keys()

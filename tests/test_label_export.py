@@ -13,8 +13,8 @@ import pytest
 
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.configuration.config import ConfigError, build
+from cft.data.batches import TokenRow, collate
 from cft.stages.label_export import label_export, labels_table
-from cft.training.batches import TokenRow, collate
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts
 from tests.entry import run

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from cft.data.batches import collate
 from cft.errors import BadValue
-from cft.training.batches import collate
-from cft.training.eligible import eligible_tokens
+from cft.losses.eligible import eligible_tokens
 from cft.training.layout import placed
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts, TokenBatch
 from tests.fakes import random_llama
+from tests.losses.test_loss import gradients, token_row
 from tests.objectives import sft
-from tests.test_loss import gradients, token_row
 
 SMALL = {
     "vocab_size": 60,

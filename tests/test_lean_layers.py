@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from cft.compute import lean_layers, onednn_linear
-from cft.compute.kernels import Used, use_kernels
-from cft.compute.lean_layers import use_lean_layers
+from cft.models.cpu import onednn_linear
+from cft.models.cpu import recomputed_layers as lean_layers
+from cft.models.cpu.kernels import Used, use_kernels
+from cft.models.cpu.recomputed_layers import use_lean_layers
 from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
+from tests.losses.test_loss import gradients
 from tests.objectives import sft
-from tests.test_layout import model_of, uneven
-from tests.test_loss import gradients
+from tests.training.test_layout import model_of, uneven
 
 
 @pytest.fixture(params=["torch", "onednn"], autouse=True)

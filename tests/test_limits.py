@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cft.training.batches import TokenRow
+from cft.data.batches import TokenRow
 from cft.types import StepCounts
+from tests.losses.test_oracle import DFT, PER_ROW, SFT, TABLE
 from tests.methods import OPTIONS, objective, random_logits, step_loss, terms_of, token_rows
-from tests.test_oracle import DFT, PER_ROW, SFT, TABLE
 
 ATOL = 1e-7
 ROWS = token_rows()

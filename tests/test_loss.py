@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from cft.loss import token_statistics
-from cft.training.batches import TokenRow
-from cft.training.batches import collate as collate_counted
-from cft.training.eligible import eligible_tokens
+from cft.data.batches import TokenRow
+from cft.data.batches import collate as collate_counted
+from cft.losses.eligible import eligible_tokens
+from cft.losses.objective import token_statistics
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts, TokenBatch
-from cft.weighting import Probability, Uniform
+from cft.weightings.token import Probability, Uniform
 from tests.fakes import random_llama
 from tests.objectives import on_logits, sft
 
@@ -60,7 +60,7 @@ def test_all_true_mask_is_the_cross_entropy_of_transformers() -> None:
 
 
 def naive(model: torch.nn.Module, batch: TokenBatch, *, dft: bool) -> tuple[torch.Tensor, int]:
-    """Token by token, written down apart from cft.loss."""
+    """Token by token, written down apart from cft.losses.objective."""
     total, count = torch.zeros(()), 0
     for b, length in enumerate(batch.lengths_B.tolist()):
         logits = model(input_ids=batch.input_ids_BT[b : b + 1, :length]).logits[0]

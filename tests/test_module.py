@@ -16,13 +16,13 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim import Optimizer
 
-from cft.aggregation import TokenMean, WorstGroup
-from cft.coefficient import Coefficient
+from cft.data.batches import GlobalOrderSampler, RowDataset, TokenRow
 from cft.errors import BadValue
-from cft.loss import Normalizer, Objective, Regularizer
-from cft.token_loss import NLL
-from cft.training.batches import GlobalOrderSampler, RowDataset, TokenRow
-from cft.training.guards import TrainingDiverged
+from cft.losses.aggregation import TokenMean, WorstGroup
+from cft.losses.coefficient import Coefficient
+from cft.losses.objective import Normalizer, Objective, Regularizer
+from cft.losses.token import NLL
+from cft.training.callbacks.guards import TrainingDiverged
 from tests import gradient_driver
 from tests.gradient_driver import EPOCHS, Recorder, rows, run
 from tests.objectives import sft

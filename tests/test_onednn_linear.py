@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cft.compute import onednn_linear
-from cft.compute.onednn_linear import OneDnnLinear, available, steps_down, steps_up, use_onednn
-from cft.models import Lora, apply_lora
+from cft.models.cpu import onednn_linear
+from cft.models.cpu.onednn_linear import OneDnnLinear, available, steps_down, steps_up, use_onednn
+from cft.models.load import Lora, apply_lora
 from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
+from tests.losses.test_loss import gradients
 from tests.objectives import sft
-from tests.test_layout import uneven
-from tests.test_loss import gradients
+from tests.training.test_layout import uneven
 
 needs_onednn = pytest.mark.skipif(not available(), reason="no oneDNN products on this machine")
 

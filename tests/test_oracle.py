@@ -3,7 +3,7 @@
 A loss whose gradient with respect to the logits is g trains toward Q = p - g. For each option of conf/weighting, conf/loss
 and conf/regularizer the table below holds Q, or g where there is no Q, in numpy and float64, and the gradient that autograd
 finds for the whole step's loss must equal it to 1e-9. Pure weightings have Q = w onehot + (1 - w) p. A new option needs one
-entry here and nothing else: tests/test_limits.py and tests/test_method_training.py find it by its yaml.
+entry here and nothing else: tests/data/test_limits.py and tests/training/test_method_training.py find it by its yaml.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cft.loss import Objective
-from cft.training.batches import TokenRow
+from cft.data.batches import TokenRow
+from cft.losses.objective import Objective
 from cft.types import StepCounts
 from tests.methods import OPTIONS, objective, random_logits, step_loss, terms_of, token_rows
 
@@ -194,7 +194,7 @@ class Case:
     """gradient: of the main sum. count: what divides it. further: where, coefficient and gradient of each further term,
     whose static weight is 1. progress: share of the steps that are done, for what follows a schedule. smooth: whether a
     weight is smooth in p, so that a gradient through it would show. limits: overrides that turn the method off, and what is
-    left of it (tests/test_limits.py)."""
+    left of it (tests/data/test_limits.py)."""
 
     gradient: Gradient
     count: str = "eligible"
@@ -392,7 +392,7 @@ def test_the_cases_off_the_defaults_are_where_the_settings_matter() -> None:
     assert right not in others
 
 
-# A product's factors say themselves whether they are detached: tests/test_weighting.py.
+# A product's factors say themselves whether they are detached: tests/weightings/test_weighting.py.
 @pytest.mark.parametrize("name", [name for name in TABLE if name.startswith("weighting=") and "product" not in name])
 def test_detached_weights_and_others_are_told_apart(name: str) -> None:
     """Turned around, a smooth weight's gradient must leave the table; a flat one's has nowhere to go."""

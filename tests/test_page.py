@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cft.masks import Critical
+from cft.masks.base import Critical
 from cft.report.__main__ import main
 from cft.report.build import Evidence, build_report
 from tests.browser import Browser, executable
 from tests.fakes import row
-from tests.test_report import arm, draws, write_run
+from tests.report.test_report import arm, draws, write_run
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 OPENS_WITHIN_MS = 3000

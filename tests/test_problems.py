@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cft import arithmetic as generator
-from cft import problems
-from cft.problem_rows import normalised
-from cft.problems import ProblemError, Splits
+from cft.data import arithmetic as generator
+from cft.data import sources as problems
+from cft.data.problem_rows import normalised
+from cft.data.sources import ProblemError, Splits
 
 SPLITS = ("train", "validation", "test")
 NO_SURROGATES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
@@ -531,7 +531,7 @@ def test_a_benchmark_is_its_data_group(root: Path, group: str) -> None:
 
 def test_the_module_is_light() -> None:
     heavy = ["torch", "lightning", "transformers", "datasets", "reasoning_gym", "pandas"]
-    code = f"import sys, cft.problems; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, cft.data.sources; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
     )

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cft.compute.flops import arithmetic_of, matmul_rate
-from cft.models import Lora, apply_lora
-from cft.progress import Bar
-from cft.training.progress_report import ShowProgress, peak_memory
+from cft.console import Bar
+from cft.models.flops import arithmetic_of, matmul_rate
+from cft.models.load import Lora, apply_lora
+from cft.training.callbacks.progress_report import ShowProgress, peak_memory
 from tests.fakes import random_llama
 from tests.scale_driver import run
 
@@ -92,8 +92,8 @@ def test_rates_are_counts_over_time(monkeypatch: pytest.MonkeyPatch, tmp_path: P
                 assert self.found[-1][:2] == pytest.approx([self.computed / 4, self.eligible / 4])
                 self.counted += self.computed
 
-    monkeypatch.setattr("cft.training.progress_report.time.perf_counter", lambda: now)
-    monkeypatch.setattr("cft.training.progress_report.matmul_rate", lambda device, mixed: 1e9)
+    monkeypatch.setattr("cft.training.callbacks.progress_report.time.perf_counter", lambda: now)
+    monkeypatch.setattr("cft.training.callbacks.progress_report.matmul_rate", lambda device, mixed: 1e9)
     tokens = Tokens()
     show = ShowProgress(Bar("Training", 1, None), arithmetic_of(random_llama(tie_word_embeddings=True)))
     run(tmp_path, strategy="auto", world=1, accumulate=4, batch=2, steps=6, more=(Clock(), show, tokens))

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from cft.prompts import Chat, Plain, PromptError
+from cft.prompts.chat import Chat, Plain, PromptError
 from tests.conftest import ROOT, WORDS, make_tokenizer
 
 BOS, EOS = WORDS.index("<bos>"), WORDS.index("<eos>")

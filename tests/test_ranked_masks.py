@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cft.masks import Mask, MaskError
-from cft.ranked_masks import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore, top_of_row
+from cft.masks.base import Mask, MaskError
+from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore, top_of_row
 from cft.types import AnnotatedResponse
 from tests.fakes import row
 

@@ -21,16 +21,16 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from cft.configuration.config import config_hash
-from cft.sharding import ShardingError, require_equal_weights
-from cft.training.checkpoints import CHECKPOINTS, newest_checkpoint, read_checkpoint
-from cft.training.position import position_of
-from cft.training.ranks import VARIABLES, RankMismatch, SameEverywhere, own_environment, save_job
-from cft.training.resume import Start
+from cft.training.checkpointing.checkpoints import CHECKPOINTS, newest_checkpoint, read_checkpoint
+from cft.training.checkpointing.position import position_of
+from cft.training.checkpointing.resume import Start
+from cft.training.distributed.launcher import VARIABLES, RankMismatch, SameEverywhere, own_environment, save_job
+from cft.training.distributed.sharding import ShardingError, require_equal_weights
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY
 from tests.fakes import random_llama
+from tests.loggers.test_wandb import Logged
 from tests.stage import CONF, composed
-from tests.test_wandb import Logged
 
 TWO = ("trainer.accelerator=cpu", "data.batch_size=1", "data.max_rows=10")  # two steps an epoch
 
@@ -49,7 +49,7 @@ def ranks_of(process: int) -> list[int]:
     found = []
     for pid in children(process):
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        found += [pid] if b"cft.training.rank_process" in command else []
+        found += [pid] if b"cft.stages.rank_process" in command else []
     return found
 
 
@@ -73,9 +73,9 @@ def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 def test_another_process_gets_the_jobs_own_config(job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cft.runs import run_context
+    from cft.runs.run import run_context
+    from cft.stages import rank_process
     from cft.stages import train as stage
-    from cft.training import rank_process
 
     cfg = composed("train", "seed=7", "mask=all")
     here = run_context()

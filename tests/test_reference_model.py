@@ -13,19 +13,19 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from cft.columns import REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, StoredColumn
-from cft.data import to_token_row
+from cft.data.annotated import to_token_row
+from cft.data.batches import collate
+from cft.data.columns import REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, StoredColumn
 from cft.errors import BadValue
-from cft.masks import All
-from cft.models import Lora, ModelSpec, apply_lora, base_weights_hash, load_causal_lm, load_tokenizer, weights_hash
-from cft.reference_model import AdapterOff, Initial, Reference, Teacher, starts_as_reference
-from cft.row_weighting import SequenceRatio
-from cft.score_methods import ReferenceLogprob
+from cft.losses.token import Prediction
+from cft.masks.base import All
+from cft.models.load import Lora, ModelSpec, apply_lora, base_weights_hash, load_causal_lm, load_tokenizer, weights_hash
+from cft.references.models import AdapterOff, Initial, Reference, Teacher, starts_as_reference
+from cft.scores.methods import ReferenceLogprob
 from cft.stages.score import compute
-from cft.token_loss import Prediction
-from cft.training.batches import collate
 from cft.training.selective_lm import SelectiveLM
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
+from cft.weightings.row import SequenceRatio
 from tests.entry import FIT_ONLY, run
 from tests.fakes import random_llama, row
 from tests.objectives import sft

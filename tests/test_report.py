@@ -17,6 +17,7 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
+from cft.annotation.kinds import KindCount, count_kinds, kind_of
 from cft.evaluation.intervals import bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
 from cft.evaluation.paired_tests import holm, paired_difference
 from cft.report.__main__ import main
@@ -25,7 +26,6 @@ from cft.report.build import Evidence, build_report
 from cft.report.compare import collect, compare
 from cft.report.drawing import pdf_of, png_of
 from cft.report.figure import accuracy_figure, forest_figure
-from cft.report.kinds import KindCount, count_kinds, kind_of
 from cft.report.page import PageTable, Section, write_page
 from cft.report.profile_figure import critical_figure
 from cft.report.spreadsheet import cell, write_arms, write_runs
@@ -75,7 +75,7 @@ def arm(mask: str, weighting: str = "uniform", **more: Any) -> dict[str, Any]:
     return {"model": "tiny", **method, "loss.normalizer": "critical", **more}
 
 
-TARGETS = {"all": "cft.masks.All", "critical": "cft.masks.Critical"}
+TARGETS = {"all": "cft.masks.base.All", "critical": "cft.masks.base.Critical"}
 
 
 def draws(seed: int, share: float, size: int = 40) -> list[int]:
@@ -465,7 +465,13 @@ def test_a_report_holds_every_file(tmp_path: Path, comparison: Comparison, row: 
         for kind in ("png", "pdf")
     }
     tables = {f"{name}.csv" for name in ("comparison", "arms", "differences", "critical_tokens", "compute")}
-    assert {path.name for path in out.iterdir()} == {*figures, *tables, "comparison.md", "comparison.tex", "report.html"}
+    assert {path.name for path in out.iterdir()} == {
+        *figures,
+        *tables,
+        "comparison.md",
+        "comparison.tex",
+        "report.html",
+    }
     html = page.read_text(encoding="utf-8")
     images = [a["src"] for tag, a in Page(html).tags if tag == "img"]
     assert len(images) == 4
@@ -580,7 +586,7 @@ def test_runs_on_other_numbers_of_problems_are_compared_on_those_they_share(tmp_
     cft = next(a for a in found.arms if a.label == "CFT")
     assert cft.difference is not None
     assert cft.difference.value == pytest.approx(2 / 3)
-    assert len(cft.runs) == 1
+    assert len(cft.runs.run) == 1
     assert "eval/entropy" not in cft.metrics  # one value for all six problems
     notes = " ".join(found.notes)
     assert "on the 3 problems that all 2 runs share; they were measured on 3 or 6" in notes

@@ -14,7 +14,7 @@ import scipy.stats
 
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.evaluation.paired_tests import holm
-from cft.masks import Critical
+from cft.masks.base import Critical
 from cft.report import compute, curves, pass_curve, profile
 from cft.report.__main__ import main
 from cft.report.arms import ReportError
@@ -24,7 +24,7 @@ from cft.report.settings import differing
 from cft.report.table import MARK, RATE, VALIDATION, P, cells
 from cft.types import Outcome
 from tests.fakes import row
-from tests.test_report import TARGETS, arm, draws, write_run
+from tests.report.test_report import TARGETS, arm, draws, write_run
 
 
 def budget(steps: int = 10, **more: Any) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from cft.report.arms import Comparison
 from cft.report.compare import collect, compare
 from cft.report.names import is_sft, name_of
 from cft.report.table import cells
-from tests.test_report import arm, write_run
+from tests.report.test_report import arm, write_run
 
 PLAIN = {"loss": "nll", "reference": "none", "groups": "none"}
 
 
 def method(mask: str = "all", weighting: str = "uniform", *values: tuple[str, Any], **more: Any) -> dict[str, Any]:
-    """As train.py writes it (tests/test_arm.py)."""
+    """As train.py writes it (tests/runs/test_arm.py)."""
     return arm(mask, weighting, **(PLAIN | more | dict(values)))
 
 
@@ -61,13 +61,13 @@ NAMES: list[tuple[dict[str, Any], str]] = [
         method(
             "all",
             "uniform",
-            ("loss.regularizers.kl._target_", "cft.loss.Regularizer"),
-            ("loss.regularizers.kl.token_loss._target_", "cft.regularizing_loss.KLToReference"),
+            ("loss.regularizers.kl._target_", "cft.losses.objective.Regularizer"),
+            ("loss.regularizers.kl.token_loss._target_", "cft.losses.regularizers.KLToReference"),
             ("loss.regularizers.kl.coefficient.initial", 0.1),
         ),
         "SFT + KLToReference",
     ),
-    (method(**{"loss.token_loss._target_": "cft.target_loss.GEM"}), "nll, token_loss=GEM"),
+    (method(**{"loss.token_loss._target_": "cft.losses.target.GEM"}), "nll, token_loss=GEM"),
     (method(**{"mask._target_": "mine.Mask"}), "all, mask=Mask"),
 ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.masks import Critical
+from cft.masks.base import Critical
 from cft.report import profile
 from cft.report.__main__ import main
 from cft.report.build import PAGE, written_by_a_report
@@ -19,7 +19,7 @@ from cft.report.page import Explorer, write_page
 from cft.report.transcript import MEANINGS, legend, levels
 from cft.types import AnnotatedResponse, Outcome
 from tests.fakes import row
-from tests.test_report import arm, write_run
+from tests.report.test_report import arm, write_run
 
 
 def test_a_place_in_the_response_is_exact_at_the_edges_and_the_filter_of_the_page_agrees() -> None:

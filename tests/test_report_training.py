@@ -19,11 +19,11 @@ from cft.report.contrasts import marks_between
 from cft.report.spreadsheet import write_arms, write_differences
 from cft.report.table import cells
 from cft.report.unfinished import DIVERGED, unfinished
-from cft.training.guards import REPORT
+from cft.training.callbacks.guards import REPORT
 from experiments.learning_rates import best_rate, scores
 from experiments.learning_rates import main as print_rates
-from tests.test_report import arm, write_run
-from tests.test_report_evidence import budget, searched
+from tests.report.test_report import arm, write_run
+from tests.report.test_report_evidence import budget, searched
 
 SHORT, LONG = budget(10)["budget"], budget(20)["budget"]
 

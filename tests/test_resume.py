@@ -16,12 +16,12 @@ import torch
 
 from cft.configuration.config import ConfigError
 from cft.errors import Interrupted
-from cft.training.checkpoint_keeper import CheckpointKeeper
-from cft.training.checkpoints import kept_checkpoints, newest_checkpoint, read_checkpoint
-from cft.training.history import History
-from cft.training.interruption import Interruption, StopWhenAsked
-from cft.training.last_validation import LastValidation
-from cft.training.position import position_of
+from cft.training.callbacks.history import History
+from cft.training.callbacks.interruption import Interruption, StopWhenAsked
+from cft.training.callbacks.last_validation import LastValidation
+from cft.training.checkpointing.checkpoints import kept_checkpoints, newest_checkpoint, read_checkpoint
+from cft.training.checkpointing.keeper import CheckpointKeeper
+from cft.training.checkpointing.position import position_of
 from tests.scale_driver import STEPS, Losses, run
 
 DROPOUT = 0.3  # the weights then show every draw of random numbers, too
@@ -202,7 +202,7 @@ def test_the_last_step_is_validated_where_it_ends_no_epoch(tmp_path: Path, steps
 
 def test_seconds_and_plans_add_up_over_the_parts_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 50.0
-    monkeypatch.setattr("cft.training.history.time.monotonic", lambda: now)
+    monkeypatch.setattr("cft.training.callbacks.history.time.monotonic", lambda: now)
 
     class Clock(pl.Callback):
         """A second passes at the beginning of every step."""

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cft.annotation.counterfactual import ListSource
-from cft.rollout.choice import TIE_MARGIN_PROBABILITY, greedy, sampled, uniforms
-from cft.rollout.reference import ReferenceEngine, top_tokens
-from cft.rollout.shared_prefix import SharedPrefixEngine
+from cft.engines.reference import ReferenceEngine, top_tokens
+from cft.engines.sampling import TIE_MARGIN_PROBABILITY, greedy, sampled, uniforms
+from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.types import GREEDY, Budget, Fork, Sampling, Trunk
 from tests.fakes import random_llama
 

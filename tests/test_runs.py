@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cft.arm import arm_of
 from cft.configuration.config import ConfigError
-from cft.data import rows_hash
-from cft.runs import (
+from cft.data.annotated import rows_hash
+from cft.runs.arm import arm_of
+from cft.runs.run import (
     MEASURED_AS,
     TRAINED_BY,
     ResultsError,
@@ -25,8 +25,8 @@ from cft.runs import (
 )
 from cft.stages.evaluate import ARM_KEYS, _identity
 from experiments.learning_rates import best_rate, scores
+from tests.report.test_report import row_of
 from tests.stage import composed
-from tests.test_report import row_of
 
 
 def identity(*overrides: str) -> str:

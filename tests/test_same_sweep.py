@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cft.evaluation.evaluation_record import evaluated_before, evaluated_model
-from cft.lineage import lineage
-from cft.runs import RunContext, save_config, write_results
+from cft.loggers.evaluation_record import evaluated_before, evaluated_model
+from cft.runs.lineage import lineage
+from cft.runs.run import RunContext, save_config, write_results
 from tests.entry import FIT_ONLY, SHORT, Ended, run
 from tests.stage import composed
 

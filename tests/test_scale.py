@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cft.training.checkpoints import path_of_step
+from cft.training.checkpointing.checkpoints import path_of_step
 from tests import scale_driver
 from tests.scale_driver import EVERY, STEPS
 

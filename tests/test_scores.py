@@ -17,9 +17,9 @@ from transformers import LlamaForCausalLM
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
 from cft.configuration.config import ConfigError
-from cft.models import tokenizer_hash
-from cft.score_methods import AttentionReceived, AttentionToPrompt, ReferenceLogprob, ScoreKind
-from cft.scores import (
+from cft.models.load import tokenizer_hash
+from cft.scores.methods import AttentionReceived, AttentionToPrompt, ReferenceLogprob, ScoreKind
+from cft.scores.store import (
     annotating_model,
     check_score_name,
     command_for,
@@ -30,11 +30,11 @@ from cft.scores import (
 )
 from cft.stages.score import compute, score
 from cft.types import AnnotatedResponse
+from tests.annotation.test_store import flip, truncate
 from tests.conftest import make_llama, make_tokenizer
 from tests.entry import run
 from tests.fakes import random_llama, row
 from tests.stage import composed
-from tests.test_store import flip, truncate
 
 VOCABULARY = 26
 

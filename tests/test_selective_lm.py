@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from cft.errors import BadValue
-from cft.models import Lora, apply_lora
+from cft.models.load import Lora, apply_lora
 from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
+from tests.losses.test_loss import gradients
 from tests.objectives import sft
-from tests.test_layout import model_of, uneven
-from tests.test_loss import gradients
+from tests.training.test_layout import model_of, uneven
 
 
 def naive(model: PreTrainedModel) -> Tensor:
@@ -61,7 +61,7 @@ def test_a_logit_transform_of_a_models_own_is_refused() -> None:
 
     model = random_llama()
     model.register_forward_hook(doubled)
-    with pytest.raises(BadValue, match=r"LlamaForCausalLM: its logits differ by .* cft/compute/head.py"):
+    with pytest.raises(BadValue, match=r"LlamaForCausalLM: its logits differ by .* cft/models/head.py"):
         SelectiveLM(model, sft()).check_head()
 
 

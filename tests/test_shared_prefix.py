@@ -20,12 +20,13 @@ from transformers import (
 )
 
 from cft.annotation.counterfactual import ListSource
-from cft.models import Lora, ModelError, apply_lora
-from cft.rollout import fork_attention, residency
-from cft.rollout.fork_attention import LayerKeys, Shared
-from cft.rollout.packed_linear import PackedLinears
-from cft.rollout.reference import ReferenceEngine
-from cft.rollout.shared_prefix import EngineError, SharedPrefixEngine
+from cft.engines import attention as fork_attention
+from cft.engines import scheduler as residency
+from cft.engines.attention import LayerKeys, Shared
+from cft.engines.reference import ReferenceEngine
+from cft.engines.shared_prefix import EngineError, SharedPrefixEngine
+from cft.models.cpu.packed_linear import PackedLinears
+from cft.models.load import Lora, ModelError, apply_lora
 from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, Trunk
 from tests.fakes import random_llama
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.configuration.config import build
-from cft.masks import Critical
-from cft.models import load_causal_lm, load_tokenizer, template_hash, tokenizer_hash, weights_hash
+from cft.masks.base import Critical
+from cft.models.load import load_causal_lm, load_tokenizer, template_hash, tokenizer_hash, weights_hash
 from tests.stage import composed
 
 STORE = AnnotationStore(SHIPPED / "tiny_arith")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from cft.evaluation.benchmark_list import is_benchmark_override
+from cft.benchmarks.sweep import is_benchmark_override
 from cft.evaluation.lm_eval_results import Measured, lm_eval_results
 from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.report.compare import collect, compare

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cft import arithmetic
+from cft.data import arithmetic
 from cft.types import Problem
 
 if TYPE_CHECKING:

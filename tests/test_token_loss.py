@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from cft.coefficient import Coefficient
-from cft.loss import Regularizer
-from cft.regularizing_loss import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy
-from cft.target_loss import GEM, Distillation, LabelSmoothing, TargetSFT
-from cft.token_loss import NLL, ClippedRatio, Power, Prediction, TokenLoss
+from cft.losses.coefficient import Coefficient
+from cft.losses.objective import Regularizer
+from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy
+from cft.losses.target import GEM, Distillation, LabelSmoothing, TargetSFT
+from cft.losses.token import NLL, ClippedRatio, Power, Prediction, TokenLoss
 from cft.training.calibration import calibrate, calibrated_threshold
 from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cft.annotation.store import AnnotationStore
-from cft.lineage import annotation_link
+from cft.runs.lineage import annotation_link
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY, SHORT, Ended, run
 
@@ -159,7 +159,7 @@ def test_a_multirun_gives_one_run_a_job_though_the_first_fails(chain: Chain) -> 
         assert set(logged.run.tags) == {f"mask:{mask}", *common}
         assert logged.run.display_name == f"tiny_arith-{mask}-uniform-seed7"
         assert logged.config["seed"] == 7
-        assert logged.config["mask"]["_target_"].startswith("cft.masks.")
+        assert logged.config["mask"]["_target_"].startswith("cft.masks.base.")
         assert logged.config["trainer"]["max_epochs"] == 1
         assert "${" not in json.dumps(logged.config)  # resolved
     for logged in (second, third):
@@ -279,7 +279,7 @@ def test_a_server_out_of_reach_makes_the_run_offline_and_training_goes_on(
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    monkeypatch.setattr("cft.training.wandb_run.INIT_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("cft.loggers.wandb_run.INIT_TIMEOUT_S", 2.0)
     with pytest.warns(UserWarning, match=r"W&B is out of reach .*goes on offline.*wandb sync"):
         ended = train(chain.annotations, "logger=wandb", "hydra.run.dir=run")
     assert ended.status == 0, ended.text
@@ -310,7 +310,7 @@ def test_a_resumed_run_goes_on_in_its_wandb_run_and_its_metrics(
 def test_no_setting_leaks_into_later_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    from cft.loggers import RunFacts, close_loggers, wandb_logger
+    from cft.loggers.build import RunFacts, close_loggers, wandb_logger
 
     facts = RunFacts(tmp_path, name="n", group="g", job_type="train", tags=(), config={})
     monkeypatch.delenv("WANDB_MODE")

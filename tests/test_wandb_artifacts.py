@@ -17,9 +17,9 @@ import yaml
 from cft.annotation.store import SHIPPED
 from cft.configuration.command_line import command_line_mistakes, read_command_line
 from cft.configuration.config import CONF_DIR
-from cft.lineage import Link, annotation_link, checkpoint_link
-from cft.loggers import RunFacts, close_loggers, log_made, logging_to, wandb_logger
-from cft.training.wandb_run import WandbRun, artifact_of
+from cft.loggers.build import RunFacts, close_loggers, log_made, logging_to, wandb_logger
+from cft.loggers.wandb_run import WandbRun, artifact_of
+from cft.runs.lineage import Link, annotation_link, checkpoint_link
 from tests.conftest import ROOT
 from tests.stage import composed
 
@@ -136,7 +136,7 @@ def test_a_server_that_refuses_or_is_silent_does_not_stop_a_run(
     ) as found:
         run.read(annotation_link(ANNOTATION))
     assert len(found) == 1
-    monkeypatch.setattr("cft.training.wandb_run.LINK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("cft.loggers.wandb_run.LINK_TIMEOUT_S", 0.2)
     as_online(monkeypatch, lambda: time.sleep(30))
     started = time.monotonic()
     with pytest.warns(UserWarning, match="no answer within"):
@@ -167,7 +167,7 @@ def test_a_broken_server_makes_the_run_offline(kind: str, tmp_path: Path, monkey
         monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("WANDB_API_KEY", "local-" + "a" * 40)
-        monkeypatch.setattr("cft.training.wandb_run.INIT_TIMEOUT_S", 1.0)
+        monkeypatch.setattr("cft.loggers.wandb_run.INIT_TIMEOUT_S", 1.0)
         with pytest.warns(UserWarning, match=r"W&B is out of reach .*goes on offline"):
             run = opened(tmp_path / "r", mode="online")
         server.shutdown()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cft.row_weighting import ExcessLoss, HighEntropy, Propagation, SequenceRatio, SSToken, mean_over_selected
-from cft.token_scores import LIVE, TokenScores
-from cft.weighting import EAFT, Focal, Probability, Product, ProFiT, TrimSFT, Uniform
+from cft.weightings.row import ExcessLoss, HighEntropy, Propagation, SequenceRatio, SSToken, mean_over_selected
+from cft.weightings.statistics import LIVE, TokenScores
+from cft.weightings.token import EAFT, Focal, Probability, Product, ProFiT, TrimSFT, Uniform
 
 
 def scores(

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from cft.annotation.store import AnnotationStore
 from cft.commands import train_command
-from cft.masks import critical_fraction
-from cft.progress import console
+from cft.console import console
+from cft.masks.base import critical_fraction
 
 RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison of cost
 

@@ -39,7 +39,7 @@ def _arrow_type(name: str) -> pa.DataType:
     return pa.list_(pa.list_(pa.string())) if name == "alt_answer" else pa.string()
 
 
-# Scores have tables of their own (`cft/scores.py`).
+# Scores have tables of their own (`cft/scores/store.py`).
 ROW_SCHEMA = pa.schema([(f.name, _arrow_type(f.name)) for f in fields(AnnotatedResponse) if f.name != "scores"])
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from cft.compute.allocator import keep_freed_memory
 from cft.errors import UserError
+from cft.models.cpu.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cft.compute.onednn_linear import available, product
+from cft.models.cpu.onednn_linear import available, product
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from cft.compute.gradient_in_place import use_lean_embeddings
-from cft.compute.lean_layers import use_lean_layers
-from cft.compute.onednn_linear import use_onednn
+from cft.models.cpu.gradient_in_place import use_lean_embeddings
+from cft.models.cpu.onednn_linear import use_onednn
+from cft.models.cpu.recomputed_layers import use_lean_layers
 
 Kernels = Literal["auto", "torch", "compiled"]
 

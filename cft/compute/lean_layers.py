@@ -3,7 +3,7 @@ memory: what is cheap is computed again instead.
 
     gated feed-forward   keeps gate and up; silu(gate) and its product with up are made again
     RMS norm             keeps its input and one number a token; the normalised values are made again, also by the layers
-                         of `cft/compute/onednn_linear.py` that read them
+                         of `cft/models/cpu/onednn_linear.py` that read them
 
 For a Llama of SmolLM2's size that is nearly half of the activations (264 of 504 MB at 375 tokens). Layers are found by their
 parts, not by the model's name, and each kind is tried against its own forward pass first: what differs (another activation, a
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from cft.compute.onednn_linear import OneDnnLinear, gradient_of_weight, in_charge, product, tell_made_of
+from cft.models.cpu.onednn_linear import OneDnnLinear, gradient_of_weight, in_charge, product, tell_made_of
 
 RELATIVE_ERROR = 1e-5
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from cft.compute.gradient_in_place import standing_gradient
+from cft.models.cpu.gradient_in_place import standing_gradient
 
 MIN_WEIGHTS = 65_536  # for a smaller layer the call costs more than the product
 BLOCK = 8192  # rows of a large weight whose gradient is made at a time, where it is added in place
@@ -122,7 +122,7 @@ def product(x_Nd: Tensor, weight_ed: Tensor, bias_e: Tensor | None = None) -> Te
 
 
 def gradient_of_weight(weight_ed: Tensor, gradient_Ne: Tensor, x_Nd: Tensor) -> Tensor | None:
-    """gradient.T @ x: [e, d], or None where it was added to `weight.grad` (see `cft/compute/gradient_in_place.py`)."""
+    """gradient.T @ x: [e, d], or None where it was added to `weight.grad` (see `cft/models/cpu/gradient_in_place.py`)."""
     standing_ed = standing_gradient(weight_ed)
     if standing_ed is None:
         return _outer(gradient_Ne, x_Nd)

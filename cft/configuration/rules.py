@@ -168,7 +168,7 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
         Rule(
             "data._target_",
             "a source of problems, such as data=arithmetic; an annotation is what annotate.py makes",
-            lambda v: not v.text("data._target_").startswith("cft.data."),
+            lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
         ),
         count_or_all("limit"),
         at_least("num_alternatives", 1),
@@ -196,7 +196,7 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
         Rule(
             "data._target_",
             "an annotation, data=annotated data.annotation=<name>; problems are chosen by benchmark=...",
-            lambda v: not v.text("data._target_").startswith("cft.problems."),
+            lambda v: not v.text("data._target_").startswith("cft.data.sources."),
         ),
         Rule(
             "trainer.use_distributed_sampler",
@@ -296,7 +296,7 @@ def broken_rules(tree: Mapping[str, object], *, stage: Stage) -> list[tuple[str,
 
 
 def _selections(node: object, path: str) -> Iterator[str]:
-    """Paths of the weightings in a tree that keep a share of each row (`cft.weighting.Weighting.selects`)."""
+    """Paths of the weightings in a tree that keep a share of each row (`cft.weightings.token.Weighting.selects`)."""
     if not isinstance(node, Mapping):
         return
     target = node.get("_target_")

@@ -15,7 +15,7 @@ from typing import Any
 from cft import __version__
 from cft.evaluation.evaluation import SampleRequest, Solver, summarise, verdict_counts
 from cft.files import sha256_json, write_json
-from cft.runs import as_metrics, without_nan
+from cft.runs.run import as_metrics, without_nan
 from cft.types import Problem
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cft.arm import spoken
 from cft.configuration.config import redacted
-from cft.lineage import Link, checkpoint_link, model_inputs
-from cft.loggers import RunFacts, log_transcripts, log_values, logging_to
-from cft.progress import console
-from cft.runs import CONFIG, RESULTS, RunContext, flat, group_of, read_results
+from cft.console import console
+from cft.loggers.build import RunFacts, log_transcripts, log_values, logging_to
+from cft.runs.arm import spoken
+from cft.runs.lineage import Link, checkpoint_link, model_inputs
+from cft.runs.run import CONFIG, RESULTS, RunContext, flat, group_of, read_results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cft.console import console
 from cft.errors import UserError
-from cft.progress import console
 from cft.types import Problem
 
 SHOWN = 8  # ids in a message; the results hold all

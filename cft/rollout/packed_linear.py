@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from cft.compute.onednn_linear import OneDnnLinear
+from cft.models.cpu.onednn_linear import OneDnnLinear
 
 PACK_FOR_ROWS = 256  # the reordering is tuned to a batch size, and right for any
 RELATIVE_ERROR = 1e-4

@@ -5,7 +5,7 @@ Prefill prompt + kept response + `first`, then choose a token, append, feed it, 
 Near ties. Two computations of the same logits differ in the last bits (about 6e-5 between attention kernels), so where
 the best two tokens are nearer than `tie_margin`, the batch, the cache or the kernel would decide. There every engine,
 this one too, asks the same judge: `settle`, one pass without a cache over this row's ids alone. That pass takes the
-packed linear layers (`cft/rollout/packed_linear.py`) where it can: they are the same for every engine, and faster.
+packed linear layers (`cft/models/cpu/packed_linear.py`) where it can: they are the same for every engine, and faster.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from cft.rollout.choice import choose, require_finite, uniforms
-from cft.rollout.packed_linear import PackedLinears
+from cft.engines.sampling import choose, require_finite, uniforms
+from cft.models.cpu.packed_linear import PackedLinears
 from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
 
 

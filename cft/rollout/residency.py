@@ -16,7 +16,7 @@ from typing import Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from cft.rollout.fork_attention import Decode, Keys, LayerKeys, Shared, Tails, joined, num_bytes
+from cft.engines.attention import Decode, Keys, LayerKeys, Shared, Tails, joined, num_bytes
 from cft.types import Fork, Trunk
 
 MAX_TAILS = 6  # rectangles: each costs some small operations a layer ...

@@ -6,12 +6,12 @@
     fork 3                       c . . . . . .    sees p p p p r r r r r, then its own tail
 
 A fork needs no prefill: its first token is fed in the next step. In a step the newest tokens of all forks are one matrix
-for the linear layers, as ever, and one matrix against the trunk's keys too (`cft/rollout/fork_attention.py`, an attention
+for the linear layers, as ever, and one matrix against the trunk's keys too (`cft/engines/attention.py`, an attention
 function registered with `transformers`; the model's code stays its own). Only the tails are read fork by fork.
 
     take forks -> prefill trunks that are new -> step, step, step ...        one token for every fork
         ^                                              |
-        '---- rows that ended leave at once; when enough are free, the next forks enter (`cft/rollout/residency.py`)
+        '---- rows that ended leave at once; when enough are free, the next forks enter (`cft/engines/scheduler.py`)
 
 Solving is the same with one fork a trunk, sampling n answers with n forks that start at the end of one prompt. Where
 rounding could turn a choice, the reference engine makes it (`ReferenceEngine.settle`): ids do not depend on the batch.
@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cft.engines.attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
+from cft.engines.reference import ReferenceEngine, already_finished, finish_of, fork_prefix, response_of
+from cft.engines.sampling import choose, require_finite, uniforms
+from cft.engines.scheduler import Residency
 from cft.errors import UserError
-from cft.models import require_plain_attention
-from cft.rollout.choice import choose, require_finite, uniforms
-from cft.rollout.fork_attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
-from cft.rollout.reference import ReferenceEngine, already_finished, finish_of, fork_prefix, response_of
-from cft.rollout.residency import Residency
+from cft.models.load import require_plain_attention
 from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
 
 SELF_CHECK_ERROR = {4: 1e-3, 2: 1e-1}  # of the largest logit, by the bytes of a weight

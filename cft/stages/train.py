@@ -14,15 +14,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from cft.arm import ARM_KEYS, arm_of
-from cft.benchmarks import verifier_for
-from cft.cards import write_model_card
-from cft.columns import columns_for, needs_live
-from cft.compute.device import place
-from cft.compute.kernels import use_kernels
+from cft.benchmarks.sets import verifier_for
 from cft.configuration.config import ConfigError, build, redacted
 from cft.configuration.schema import Split
-from cft.data import AnnotatedDataModule
+from cft.console import console
+from cft.data.annotated import AnnotatedDataModule
+from cft.data.columns import columns_for, needs_live
+from cft.data.problem_rows import normalised
+from cft.data.sources import Splits
 from cft.evaluation.base import base_accuracy
 from cft.evaluation.evaluation import (
     SampleRequest,
@@ -33,14 +32,15 @@ from cft.evaluation.evaluation import (
     write_samples,
 )
 from cft.evaluation.room import Room, require_room, room_for
-from cft.export import export_adapter
 from cft.files import exclusive
 from cft.judging.judge import Judge
 from cft.judging.verify_pool import VerifierPool
-from cft.lineage import annotation_link, checkpoint_link, lineage, model_inputs
-from cft.loggers import close_loggers, log_made, log_transcripts
-from cft.masks import Critical
-from cft.models import (
+from cft.loggers.build import close_loggers, log_made, log_transcripts
+from cft.masks.base import Critical
+from cft.models.cpu.kernels import use_kernels
+from cft.models.device import place
+from cft.models.export import export_adapter
+from cft.models.load import (
     eos_ids,
     export,
     load_causal_lm,
@@ -50,13 +50,13 @@ from cft.models import (
     tokenizer_hash,
     weights_hash,
 )
-from cft.problem_rows import normalised
-from cft.problems import Splits
-from cft.progress import console
-from cft.prompts import Prompt
+from cft.prompts.chat import Prompt
 from cft.quiet import quiet_libraries
-from cft.reference_model import starts_as_reference
-from cft.runs import (
+from cft.references.models import starts_as_reference
+from cft.runs.arm import ARM_KEYS, arm_of
+from cft.runs.cards import write_model_card
+from cft.runs.lineage import annotation_link, checkpoint_link, lineage, model_inputs
+from cft.runs.run import (
     ADAPTER,
     EXPORT,
     TRAINED_BY,
@@ -67,14 +67,14 @@ from cft.runs import (
     settings_of,
     write_results,
 )
-from cft.sharding import is_sharded, trained_weights
 from cft.training.calibration import calibrate
-from cft.training.checkpoints import load_checkpoint
+from cft.training.callbacks.interruption import Interruption
+from cft.training.checkpointing.checkpoints import load_checkpoint
+from cft.training.checkpointing.resume import Start, finished_accuracy, start_of
+from cft.training.distributed.launcher import own_environment
+from cft.training.distributed.sharding import is_sharded, trained_weights
 from cft.training.fit import Fit
-from cft.training.interruption import Interruption
 from cft.training.module import CausalLMModule, frozen_names
-from cft.training.ranks import own_environment
-from cft.training.resume import Start, finished_accuracy, start_of
 from cft.types import Problem
 from cft.verify import other_verifier_note, verifier_fingerprint
 

@@ -13,8 +13,16 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from cft.files import write_atomically
-from cft.training.checkpoints import kept_checkpoints, path_of_step
-from cft.training.position import KEY, Next, Position, correct_counters, current_position, position_of, write_counters
+from cft.training.checkpointing.checkpoints import kept_checkpoints, path_of_step
+from cft.training.checkpointing.position import (
+    KEY,
+    Next,
+    Position,
+    correct_counters,
+    current_position,
+    position_of,
+    write_counters,
+)
 
 
 class WholeFiles(TorchCheckpointIO):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cft.errors import UserError
 from cft.files import write_json
-from cft.training.position import step_is_done
+from cft.training.checkpointing.position import step_is_done
 
 REPORT = "nonfinite_batch.json"
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")

@@ -19,8 +19,8 @@ import lightning.pytorch as pl
 import torch
 
 from cft.errors import Interrupted
-from cft.training.checkpoint_keeper import CheckpointKeeper
-from cft.training.position import Next
+from cft.training.checkpointing.keeper import CheckpointKeeper
+from cft.training.checkpointing.position import Next
 
 SIGNALS: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _REASONS = (*(s.name for s in SIGNALS), "the time limit interruption.max_hours")

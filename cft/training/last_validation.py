@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from cft.training.position import is_last_step, position_of, step_is_done
+from cft.training.checkpointing.position import is_last_step, position_of, step_is_done
 
 
 class LastValidation(pl.Callback):

@@ -10,10 +10,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from cft.compute.flops import Arithmetic, matmul_rate
-from cft.progress import Bar
+from cft.console import Bar
+from cft.models.flops import Arithmetic, matmul_rate
+from cft.training.checkpointing.position import step_is_done
 from cft.training.layout import computed_positions
-from cft.training.position import step_is_done
 
 SHOWN = (("loss", "train/loss"), ("val loss", "val/loss"), ("val accuracy", "val/accuracy"))
 GB = 1e9

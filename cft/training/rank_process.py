@@ -1,4 +1,4 @@
-"""One further process of a distributed run.   python -m cft.training.rank_process <file that cft/training/ranks.py saved>
+"""One further process of a distributed run.   python -m cft.stages.rank_process <file that cft/training/distributed/launcher.py saved>
 
 It has no command line and no Hydra job of its own: it trains on the config of the job that started it, and ends with it.
 """
@@ -27,7 +27,7 @@ def main(path: Path) -> None:
     HydraConfig.instance().set_config(cfg)
     from cft.entry import reported_in_rank
     from cft.stages.train import train
-    from cft.training.resume import Start
+    from cft.training.checkpointing.resume import Start
 
     start = Start(Path(job.start.folder), Path(job.start.checkpoint) if job.start.checkpoint else None)
     with reported_in_rank():

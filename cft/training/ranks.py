@@ -2,7 +2,7 @@
 
 Lightning would start them with this process's command line, which in a multirun names all jobs: every one of them would
 run a sweep of its own, and with a sweeper that draws values another one (Lightning issue 18175). So this job's resolved
-config is saved, and they run that (`cft/training/rank_process.py`). What Lightning leaves in the environment and in
+config is saved, and they run that (`cft/stages/rank_process.py`). What Lightning leaves in the environment and in
 torch.distributed is taken back when the job ends, or the next job of a multirun would believe itself a part of it.
 """
 
@@ -29,8 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 from cft.configuration.config import config_hash
 from cft.errors import UserError
 from cft.files import write_bytes
-from cft.sharding import require_equal_weights
-from cft.training.resume import Start
+from cft.training.checkpointing.resume import Start
+from cft.training.distributed.sharding import require_equal_weights
 
 VARIABLES = (
     *("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -51,7 +51,7 @@ class RankFailed(UserError, RuntimeError):
 
 
 class JobLauncher(_SubprocessScriptLauncher):
-    """Starts one `python -m cft.training.rank_process <file>` for each further rank on this machine."""
+    """Starts one `python -m cft.stages.rank_process <file>` for each further rank on this machine."""
 
     def __init__(self, replaced: _SubprocessScriptLauncher, *, cfg: DictConfig, start: Start) -> None:
         super().__init__(replaced.cluster_environment, replaced.num_processes, replaced.num_nodes)
@@ -72,7 +72,7 @@ class JobLauncher(_SubprocessScriptLauncher):
         path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
         for local_rank in range(1, self.num_processes):
             variables = {**os.environ, "LOCAL_RANK": str(local_rank), "PYTHONPATH": path}
-            command = [sys.executable, "-m", "cft.training.rank_process", str(self.job)]
+            command = [sys.executable, "-m", "cft.stages.rank_process", str(self.job)]
             self.procs.append(subprocess.Popen(command, env=variables))
         threading.Thread(target=self._watch, daemon=True).start()
 

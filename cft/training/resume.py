@@ -22,11 +22,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cft.configuration.config import ConfigError, config_hash, redacted
+from cft.console import console
 from cft.files import writing_errors
-from cft.progress import console
-from cft.runs import ADAPTER, CONFIG, DATA, EXPORT, RESULTS, RunContext, flat, keep_rows, read_results, save_config
-from cft.training.checkpoints import CHECKPOINTS, newest_checkpoint, newest_sound_checkpoint, set_aside
-from cft.training.position import Position
+from cft.runs.run import ADAPTER, CONFIG, DATA, EXPORT, RESULTS, RunContext, flat, keep_rows, read_results, save_config
+from cft.training.checkpointing.checkpoints import CHECKPOINTS, newest_checkpoint, newest_sound_checkpoint, set_aside
+from cft.training.checkpointing.position import Position
 
 AUTO = "auto"
 SAMPLES = "samples.parquet"

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from cft.evaluation.evaluation import GREEDY_SAMPLE, SampleRequest, Solver
-from cft.sharding import whole_model
-from cft.training.interruption import Interruption
+from cft.training.callbacks.interruption import Interruption
+from cft.training.distributed.sharding import whole_model
 from cft.types import Outcome, Problem
 
 

@@ -19,10 +19,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cft.configuration.redaction import hidden, redacted_text
-from cft.lineage import Link
+from cft.runs.lineage import Link
 
 if TYPE_CHECKING:
-    from cft.loggers import RunFacts
+    from cft.loggers.build import RunFacts
 
 Artifacts = Literal["link", "upload", "none"]
 Mode = Literal["online", "offline"]
