@@ -18,10 +18,10 @@ from hydra import compose, initialize_config_dir
 from cft.configuration.config import CONF_DIR, build
 from cft.console import console
 from cft.data.batches import TokenRow, collate
-from cft.data.columns import REFERENCE_LOGPROB
 from cft.models.device import place
 from cft.models.load import load_causal_lm
 from cft.report.catalogue import Entry, entries
+from cft.scores.column import REFERENCE_LOGPROB
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts, TokenBatch
 from cft.weightings.statistics import LIVE

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from cft.configuration.targets import Definition, TargetError, lookup, lookup_dotted, read_module, resolve
-from cft.data.columns import GROUP, NO_GROUPS, NO_REFERENCE, OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
+from cft.scores.column import GROUP, NO_GROUPS, NO_REFERENCE, OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
 
 _MAX_BASES = 40
 _OF_OBJECTIVE = ("weighting", "loss")

@@ -7,6 +7,7 @@ It is measured on the same problems under the same settings, once: what it was m
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 from cft import __version__
 from cft.evaluation.evaluation import SampleRequest, Solver, summarise, verdict_counts
 from cft.files import sha256_json, write_json
-from cft.runs.run import as_metrics, without_nan
 from cft.types import Problem
 
 
@@ -41,8 +41,11 @@ def base_accuracy(
         pass  # not there, or damaged: measured again
     samples = make_solver().solve(problems, request=SampleRequest(0, 0.0, 1.0, 0, max_new_tokens), title="Base model")
     intervals, per_problem = summarise(samples, seed=0)
-    found = {"metrics": as_metrics(intervals), "per_problem": per_problem, "verdicts": verdict_counts(samples)}
-    base = without_nan(found)
+    base = {
+        "metrics": {name: interval.as_dict() for name, interval in intervals.items() if math.isfinite(interval.value)},
+        "per_problem": per_problem,
+        "verdicts": verdict_counts(samples),
+    }
     write_json(path, {"key": key, "base": base})
     return base
 
