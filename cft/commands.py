@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from cft.configuration.redaction import redacted_text
 from cft.configuration.schema import PROGRAMS
+from cft.quoting import setting
 
 # What annotate.py leaves to its defaults is left to those of train.py where they are the same.
 _SAME_DEFAULT = {"model": "tiny_arith", "prompt": "chat", "verifier": "numeric", "data": "arithmetic"}
@@ -32,15 +33,6 @@ def command(stage: str, overrides: Sequence[str]) -> str:
 def job_overrides() -> list[str]:
     """Of the Hydra job that is running, the values of a sweep filled in."""
     return list(HydraConfig.get().overrides.task)
-
-
-def setting(key: str, value: str) -> str:
-    """An override; a value that Hydra's grammar would take apart is quoted for it."""
-    if re.fullmatch(r"[\w./:+-]+", value):
-        return f"{key}={value}"
-    # Hydra takes a backslash as one, but for those before a quote.
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"{key}='{escaped}'"
 
 
 def train_command(annotation: Path) -> str:

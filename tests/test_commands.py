@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cft.commands import _carried, command, setting
+from cft.commands import _carried, command
+from cft.quoting import setting
 from tests.entry import FIT_ONLY, SHORT, run
 from tests.stage import composed
 

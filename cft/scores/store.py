@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
-from cft.commands import setting
 from cft.files import exclusive, sha256_file, sha256_json, write_bytes, write_json
+from cft.quoting import setting
 from cft.types import AnnotatedResponse
 
 SCHEMA_VERSION = 1

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
-from cft.commands import command, job_overrides, setting
+from cft.commands import command, job_overrides
 from cft.configuration.config import ConfigError, build
 from cft.console import console, progress
 from cft.models.device import place
@@ -27,6 +27,7 @@ from cft.models.load import (
     weights_hash,
 )
 from cft.quiet import quiet_libraries
+from cft.quoting import setting
 from cft.runs.run import EXPORT
 from cft.scores.methods import ScoreKind
 from cft.scores.store import (
