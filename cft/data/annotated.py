@@ -54,6 +54,10 @@ def rows_hash(rows: Sequence[AnnotatedResponse]) -> str:
     return digest.hexdigest()
 
 
+FEW_ROWS = 20
+ALL_CRITICAL = 0.95  # of response tokens
+
+
 class AnnotatedDataModule(pl.LightningDataModule):
     """Rows of one annotation under a mask.
 
@@ -95,7 +99,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
             raise StoreError(
                 f"{self.store.folder}: annotated with tokenizer {stored[:12]} ({self.manifest['model_name']}), but the "
                 f"model's tokenizer is {tokenizer_sha256[:12]}; token ids would mean other text. Train the annotated "
-                "model, or annotate with this one: python annotate.py model=<this model>"
+                "model, or annotate with this one: cft annotate model=<this model>"
             )
         rows = self.store.rows()
         if max_rows >= 0:
@@ -164,6 +168,23 @@ class AnnotatedDataModule(pl.LightningDataModule):
             "learnt": self.learnt,
         }
 
+    def warnings(self) -> list[str]:
+        """What makes a training on these rows tell little, though nothing is wrong with the configuration."""
+        found = []
+        if len(self.train_rows) < FEW_ROWS:
+            found.append(
+                f"{len(self.train_rows)} rows are few to train on (below {FEW_ROWS}): the result will say more of these rows "
+                "than of the method; annotate more problems (limit=...)"
+            )
+        groups_N = np.concatenate([row.probe[row.probe >= 0] for row in self.train_rows])
+        if (groups_N > 0).mean() > ALL_CRITICAL:
+            found.append(
+                f"{(groups_N > 0).mean():.0%} of the response tokens are critical: whatever is changed, the answer is wrong. "
+                "Then the mask picks nothing out; look at the verifier, at max_new_tokens of the annotation (are continuations "
+                "cut off?) and at the model"
+            )
+        return found
+
     def settings(self) -> dict[str, str]:
         """What tells runs apart that read other scores or other annotations under the same names."""
         read = {f"scores.{name}": digest[:12] for name, digest in self.scores.items()}
@@ -212,9 +233,9 @@ def _require_two_groups(rows: Sequence[TokenRow]) -> None:
 def _made_afresh(error: TooLittleEvidence, manifest: Mapping[str, Any]) -> str:
     """The remedy for an annotation that ships with the package and stays as it is."""
     name = f"{manifest['name']}_complete"
-    make = ["python annotate.py", annotating_model(manifest), f"annotation={name}", error.afresh]
+    make = ["cft annotate", annotating_model(manifest), f"annotation={name}", error.afresh]
     return (
         f"{error.found}. {manifest['name']} ships with the package and stays as it is; this mask needs an annotation of more "
         f"under another name. Make it with: {' '.join(filter(None, make))} limit={manifest['counts']['problems']} (fewer "
-        f"problems take less time), and train with: python train.py data.annotation={name} ..."
+        f"problems take less time), and train with: cft train data.annotation={name} ..."
     )

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
+from cft.models.architecture import require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.cpu.packed_linear import PackedLinears
 from cft.models.head import project_exactly
@@ -65,6 +66,7 @@ class ReferenceEngine:
         self, fork: Fork, *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool] = never_decided
     ) -> Completion:
         ids = fork_prefix(fork)
+        require_steady_rotary(self.model, length=fork.trunk.prompt_len + budget.max_new_tokens)
         finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
         if finish is not None:
             return Completion(response_of(ids, fork), finish, 0)
@@ -137,7 +139,7 @@ def already_finished(fork: Fork, *, eos_ids: Collection[int], budget: Budget) ->
     if fork.first in eos_ids:
         return "stop"
     kept = fork.cut - fork.trunk.prompt_len + (fork.first is not None)
-    return "length" if kept >= budget.max_new_tokens else None
+    return "length" if kept >= fork.limit(budget) else None
 
 
 def finish_of(
@@ -151,7 +153,7 @@ def finish_of(
     """Whether a response ends with the last of `ids`, prompt included, and why."""
     if ids[-1] in eos_ids:
         return "stop"
-    if len(ids) - fork.trunk.prompt_len >= budget.max_new_tokens:
+    if len(ids) - fork.trunk.prompt_len >= fork.limit(budget):
         return "length"
     return "decided" if decided(fork.key, ids[fork.trunk.prompt_len :]) else None
 

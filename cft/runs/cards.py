@@ -6,7 +6,6 @@ text. It says nothing of licences that nobody recorded, and holds no secrets.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from cft.files import write_bytes
 from cft.masks.base import Critical
 from cft.runs.arm import METHOD, part_of
 from cft.runs.lineage import CARD, annotation_contents, annotation_link
-from cft.runs.run import EXPORT, RESULTS
+from cft.runs.run import EXPORT, read_results
 from cft.types import AnnotatedResponse, Outcome
 
 PAPER = "[arXiv 2510.10974](https://arxiv.org/abs/2510.10974)"
@@ -65,7 +64,7 @@ def write_annotation_card(store: AnnotationStore) -> Path:
 
 
 def write_model_card(folder: Path) -> Path:
-    """README.md in the export of a finished run of train.py."""
+    """README.md in the export of a finished run of cft train."""
     return write_card(folder / EXPORT, model_card(folder))
 
 
@@ -121,7 +120,7 @@ def annotation_card(store: AnnotationStore) -> str:
         "`problems/*.parquet` has one row a problem tried: its status, the response, the answer found in it.",
         "## Use",
         code("python", 'datasets.load_dataset("parquet", data_files="rows/*.parquet")'),
-        code("bash", f"python train.py data.annotation={manifest['name']} annotations_dir=<the folder above this one>"),
+        code("bash", f"cft train data.annotation={manifest['name']} annotations_dir=<the folder above this one>"),
         "## Limits",
         f"Which tokens are critical is a fact about this model, this prompt, greedy continuations, {config['num_alternatives']}"
         " alternatives a position and this verifier; another of these may give others. Problems without a verified response "
@@ -132,8 +131,8 @@ def annotation_card(store: AnnotationStore) -> str:
 
 
 def model_card(folder: Path) -> str:
-    """folder: of a finished run of train.py."""
-    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    """folder: of a finished run of cft train."""
+    results = read_results(folder)
     settings, data, arm = results["settings"], results["data"], results["arm"]
     base = settings["model.path"]
     title = f"{arm['model']}, fine-tuned on {arm['mask']} tokens of {data['annotation']}"
@@ -175,7 +174,7 @@ def model_card(folder: Path) -> str:
         _numbers(results, metrics),
         "## Use",
         code("python", 'transformers.AutoModelForCausalLM.from_pretrained("<this folder>")'),
-        code("bash", "python evaluate.py checkpoint=<this folder>"),
+        code("bash", "cft evaluate checkpoint=<this folder>"),
         "## All settings",
         code("yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip()),
         "## Limits",

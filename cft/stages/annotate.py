@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,30 +17,32 @@ from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
+from cft.commands import command, job_overrides
 from cft.configuration.config import ConfigError, build, redacted
 from cft.console import Bar, console, progress
 from cft.engines.sampling import tie_margin_for
-from cft.judging.judge import Judge
-from cft.judging.verify_pool import VerifierPool
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.base import critical_fraction
+from cft.models.architecture import context_length
 from cft.models.device import device_facts, place
 from cft.models.load import (
     eos_ids,
     load_causal_lm,
     load_tokenizer,
     require_plain_attention,
-    template_hash,
-    tokenizer_hash,
+    unnamed_ids,
     weights_hash,
 )
+from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
 from cft.runs.cards import write_annotation_card
 from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
 from cft.runs.run import run_context
 from cft.stages.annotation_summary import print_summary
 from cft.types import Budget, Completion
-from cft.verify import verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -66,22 +67,26 @@ def annotate(cfg: DictConfig) -> Path:
     )
     shard = Shard(cfg.shard, cfg.num_shards)
     part = Part(shard, plan.request(), plan.to_do, command=_command_of_all_shards(cfg))
+    sizes = ", ".join(f"{name} {len(getattr(splits, name))}" for name in ("train", "validation", "test"))
+    console.print(f"Problems of {splits.name}: {sizes}; asked for: {plan.asked} of {cfg.split}", markup=False)
     for reason, count in splits.dropped.items():
         console.print(f"Problems dropped: {count} ({reason})")
     if cfg.complete:
         _require_annotation(store)
     spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
-    tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
+    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    tokenizer = load_tokenizer(spec)
+    asked = prompting(prompt, tokenizer)
+    model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
     require_plain_attention(model)
     weights = weights_hash(model)  # before they go to a device, from which they would have to come back
     place(model, device=cfg.device, shard=cfg.shard, num_shards=cfg.num_shards)
     eos = eos_ids(model, tokenizer)
     fingerprint = {
         "model": {"path": spec.path, "revision": spec.revision, "weights": weights, "dtype": spec.dtype},
-        "tokenizer": tokenizer_hash(tokenizer),
-        "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
+        **asked,
         "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(eos)},
-        "verifier": verifier_fingerprint(verifier),
+        "verifier": judged_by,
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
         "unit_size": cfg.unit_size,
         "replay_fraction": cfg.replay_fraction,
@@ -105,15 +110,16 @@ def annotate(cfg: DictConfig) -> Path:
                 engine=build(cfg.engine)(model, eos),
                 tokenizer=tokenizer,
                 prompt=prompt,
-                judge=Judge(tokenizer, pool.verify_all, verifier.final),
+                grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
                 budget=Budget(cfg.max_new_tokens),
                 eos_ids=eos,
-                max_positions=model.config.max_position_embeddings,
+                max_positions=context_length(model.config),
                 num_alternatives=cfg.num_alternatives,
                 short_circuit=not plan.every_outcome,
                 replay_fraction=cfg.replay_fraction,
                 responses=cfg.responses,
                 exact_ranks=spec.dtype == "float32",
+                padding_ids=unnamed_ids(model, tokenizer),
             )
             _annotate_units(store, annotator, plan=plan, shard=shard, loggers=loggers)
             _fill_units(store, annotator, plan=plan, shard=shard)
@@ -258,19 +264,17 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def _command_of_all_shards(cfg: DictConfig) -> str:
     """What was typed for this shard, less its number."""
-    return shlex.join(
-        ["python", "annotate.py", *(o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard")]
-    )
+    return command("annotate", [o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard"])
 
 
 def _command(cfg: DictConfig) -> str:
-    return shlex.join(["python", "annotate.py", *_overrides(cfg)])
+    return command("annotate", _overrides(cfg))
 
 
 def _overrides(cfg: DictConfig) -> list[str]:
     if not HydraConfig.initialized():
         return [f"annotation={cfg.annotation}", f"num_shards={cfg.num_shards}"]
-    return list(HydraConfig.get().overrides.task)
+    return job_overrides()
 
 
 @dataclass(slots=True)
@@ -333,8 +337,9 @@ class Watch:
         self._unit_done += problems
         rate = self.tokens / max(1e-9, time.monotonic() - self.started)
         critical = f"{np.mean(self.critical):.0%}" if self.critical else "-"
+        answered = f"answered {self.solved} " if self.solved else ""  # nothing is solved where responses are given
         self.bar.advance(
             problems,
-            facts=f"answered {self.solved} annotated {self.annotated} critical {critical} "
+            facts=f"{answered}annotated {self.annotated} critical {critical} "
             f"continuations {self.forks:,} {rate:,.0f} tokens/s",
         )
