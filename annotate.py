@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from cft.configuration.config import check_command_line, checked
+from cft.config.build import check_command_line, checked
 from cft.entry import reported
 
 

@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from cft.configuration.config import check_command_line, checked
+from cft.config.build import check_command_line, checked
 from cft.entry import reported
 from cft.evaluation.benchmark_list import in_one_run
 

@@ -19,7 +19,7 @@ from cft import __version__
 from cft.annotation.row_table import ROW_SCHEMA
 from cft.annotation.store import AnnotationStore
 from cft.arm import METHOD, part_of
-from cft.configuration.redaction import hidden
+from cft.config.redaction import hidden
 from cft.files import write_bytes
 from cft.lineage import CARD, annotation_contents, annotation_link
 from cft.masks import Critical

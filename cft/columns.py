@@ -26,7 +26,7 @@ REFERENCE_DISTRIBUTION = "reference_distribution"
 GROUP = "group"
 OWN_LOGPROB = "logprob"  # the annotation's own column: log-probs of the annotating model
 
-# What to do about a need that the configuration does not meet (`cft/configuration/needs.py` says it before anything is loaded).
+# What to do about a need that the configuration does not meet (`cft/config/needs.py` says it before anything is loaded).
 NO_REFERENCE = {
     REFERENCE_LOGPROB: (
         "this method compares the policy's log-probs with a reference model's, and there is none; set "

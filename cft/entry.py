@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
-from cft.configuration.schema import PROGRAMS
+from cft.config.schema import PROGRAMS
 from cft.errors import Interrupted, UserError
 from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints
 

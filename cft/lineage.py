@@ -22,8 +22,8 @@ from typing import Any, Literal
 from hydra.core.hydra_config import HydraConfig
 
 from cft.arm import spoken
-from cft.configuration.redaction import redacted, redacted_text
-from cft.configuration.schema import PROGRAMS
+from cft.config.redaction import redacted, redacted_text
+from cft.config.schema import PROGRAMS
 from cft.files import sha256_file, sha256_json
 from cft.runs import CONFIG, EXPORT, RESULTS
 

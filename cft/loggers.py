@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig
 
 from cft.annotation.spans import decode
-from cft.configuration.config import build
+from cft.config.build import build
 from cft.lineage import Link, lineage
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 
 from cft.annotation.counterfactual import ListSource, alternatives
 from cft.compute.allocator import keep_freed_memory
-from cft.configuration.config import build, checked
+from cft.config.build import build, checked
 from cft.judging.judge import Judge
 from cft.judging.verify_pool import VerifierPool
 from cft.models import eos_ids, load_causal_lm, load_tokenizer

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from cft.annotation.counterfactual import ListSource
 from cft.compute.allocator import keep_freed_memory
-from cft.configuration.config import build, checked
+from cft.config.build import build, checked
 from cft.models import eos_ids, load_causal_lm, load_tokenizer
 from cft.quiet import quiet_libraries
 from cft.rollout.shared_prefix import SharedPrefixEngine

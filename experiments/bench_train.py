@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 
 from cft.compute.flops import Arithmetic, arithmetic_of
 from cft.compute.onednn_linear import product
-from cft.configuration.config import build
+from cft.config.build import build
 from cft.models import load_causal_lm, load_tokenizer
 from experiments.bench_annotate import best_seconds, matmul_rates, rounded, say
 from experiments.bench_train_arm import ArmResult, ArmSpec

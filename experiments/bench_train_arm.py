@@ -82,7 +82,7 @@ def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tupl
 
     from cft.compute.device import place
     from cft.compute.kernels import use_kernels
-    from cft.configuration.config import CONF_DIR, build, checked
+    from cft.config.build import CONF_DIR, build, checked
     from cft.models import load_causal_lm
     from cft.quiet import quiet_libraries
     from cft.training.batches import GlobalOrderSampler, loader

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from cft.catalogue import Entry, entries
 from cft.columns import REFERENCE_LOGPROB
 from cft.compute.device import place
-from cft.configuration.config import CONF_DIR, build
+from cft.config.build import CONF_DIR, build
 from cft.models import load_causal_lm
 from cft.progress import console
 from cft.token_scores import LIVE

@@ -25,7 +25,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from cft.compute.allocator import give_back_freed_memory
-from cft.configuration.config import CONF_DIR, config_hash
+from cft.config.build import CONF_DIR, config_hash
 from cft.progress import console, progress
 
 RESULTS, LOG = "results.json", "train.log"

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from cft.benchmark_rows import FIELDS, LAYOUTS, normal_answer
 from cft.benchmarks import benchmark, members_of, suite, verifier_for
-from cft.configuration.config import CONF_DIR, build, check_command_line
+from cft.config.build import CONF_DIR, build, check_command_line
 from cft.evaluation.benchmark_list import in_one_run
 from cft.problem_rows import BadRow, ProblemError
 from cft.problems import Splits

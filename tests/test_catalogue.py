@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cft.catalogue import DOCUMENT, GROUPS, METHOD, Entry, document, entries
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR
-from cft.configuration.schema import PROGRAMS, Stage
+from cft.config.build import CONF_DIR
+from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.schema import PROGRAMS, Stage
 
 ENTRIES = entries()
 STAGE_OF: dict[str, Stage] = {program: stage for stage, program in PROGRAMS.items()}

@@ -24,8 +24,8 @@ from cft.columns import (
     columns_for,
     needs_live,
 )
-from cft.configuration.config import CONF_DIR, build
-from cft.configuration.needs import missing_scores, stored_scores, strings, unmet
+from cft.config.build import CONF_DIR, build
+from cft.config.needs import missing_scores, stored_scores, strings, unmet
 from cft.errors import BadValue
 from cft.masks import Critical, Numeric
 from cft.scores import write_score

@@ -22,7 +22,7 @@ from tests.stage import composed
 
 @pytest.fixture(scope="module")
 def parts():
-    from cft.configuration.config import build
+    from cft.config.build import build
 
     spec = build(composed("evaluate").model)
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)

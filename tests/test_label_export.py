@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.configuration.config import ConfigError, build
+from cft.config.build import ConfigError, build
 from cft.stages.label_export import label_export, labels_table
 from cft.training.batches import TokenRow, collate
 from cft.training.selective_lm import SelectiveLM

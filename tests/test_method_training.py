@@ -26,7 +26,7 @@ from transformers import LlamaForCausalLM
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.catalogue import Entry, entries
 from cft.columns import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, columns_for
-from cft.configuration.config import CONF_DIR, build
+from cft.config.build import CONF_DIR, build
 from cft.data import to_token_row
 from cft.loss import TermSum
 from cft.masks import Critical, Mask

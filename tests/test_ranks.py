@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from cft.configuration.config import config_hash
+from cft.config.build import config_hash
 from cft.sharding import ShardingError, require_equal_weights
 from cft.training.checkpoints import CHECKPOINTS, newest_checkpoint, read_checkpoint
 from cft.training.position import position_of

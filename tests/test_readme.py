@@ -21,9 +21,9 @@ from omegaconf import OmegaConf
 from cft.annotation.row_table import ROW_SCHEMA
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.catalogue import GROUPS
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR
-from cft.configuration.schema import PROGRAMS
+from cft.config.build import CONF_DIR
+from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.schema import PROGRAMS
 from cft.masks import Critical, mask_weights
 from cft.report.kinds import count_kinds, token_texts
 from cft.report.transcript import OUTCOME_WORDS

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from cft.configuration.config import ConfigError
+from cft.config.build import ConfigError
 from cft.errors import Interrupted
 from cft.training.checkpoint_keeper import CheckpointKeeper
 from cft.training.checkpoints import kept_checkpoints, newest_checkpoint, read_checkpoint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cft.arm import arm_of
-from cft.configuration.config import ConfigError
+from cft.config.build import ConfigError
 from cft.data import rows_hash
 from cft.runs import MEASURED_AS, TRAINED_BY, RunContext, identity_of, keep_rows, settings_of
 from cft.stages.evaluate import ARM_KEYS, _identity

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR, build
+from cft.config.build import CONF_DIR, build
+from cft.config.command_line import command_line_mistakes, read_command_line
 from cft.judging.judge import outcome_of
 from cft.judging.markers import explicit_answer, first_answer_end
 from cft.judging.verify_pool import VerifierPool

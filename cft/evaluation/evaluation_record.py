@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from cft.arm import spoken
-from cft.configuration.config import redacted
+from cft.config.build import redacted
 from cft.lineage import Link, checkpoint_link, model_inputs
 from cft.loggers import RunFacts, log_transcripts, log_values, logging_to
 from cft.progress import console

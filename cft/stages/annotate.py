@@ -21,7 +21,7 @@ from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
 from cft.cards import write_annotation_card
 from cft.compute.device import place
-from cft.configuration.config import ConfigError, build, redacted
+from cft.config.build import ConfigError, build, redacted
 from cft.judging.judge import Judge
 from cft.judging.verify_pool import VerifierPool
 from cft.lineage import Link, annotation_link, lineage, model_inputs

@@ -16,7 +16,7 @@ from rich.table import Table
 from cft.arm import arm_of
 from cft.benchmarks import Suite, members_of, verifier_for
 from cft.compute.device import place
-from cft.configuration.config import ConfigError, build
+from cft.config.build import ConfigError, build
 from cft.evaluation.benchmark_list import is_benchmark_override
 from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.evaluation.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from cft.annotation.store import AnnotationStore, find_annotation
 from cft.cards import PAPER, card, code, commands, digests, size_category, table, write_card
-from cft.configuration.config import ConfigError, build, redacted
+from cft.config.build import ConfigError, build, redacted
 from cft.data import AnnotatedDataModule
 from cft.files import exclusive, sha256_file, write_atomically, write_json
 from cft.lineage import annotation_link, lineage

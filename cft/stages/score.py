@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
 from cft.compute.device import place
-from cft.configuration.config import ConfigError, build
+from cft.config.build import ConfigError, build
 from cft.models import (
     ModelSpec,
     load_causal_lm,

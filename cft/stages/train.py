@@ -19,7 +19,7 @@ from cft.cards import write_model_card
 from cft.columns import columns_for, needs_live
 from cft.compute.device import place
 from cft.compute.kernels import use_kernels
-from cft.configuration.config import ConfigError, build
+from cft.config.build import ConfigError, build
 from cft.data import AnnotatedDataModule
 from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive

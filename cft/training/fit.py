@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from cft.arm import ARM_KEYS, arm_of, spoken
 from cft.compute.flops import arithmetic_of
-from cft.configuration.config import build, redacted
+from cft.config.build import build, redacted
 from cft.data import AnnotatedDataModule
 from cft.evaluation.evaluation import Solver
 from cft.lineage import annotation_link, model_inputs

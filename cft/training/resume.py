@@ -22,7 +22,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cft.configuration.config import ConfigError, config_hash, redacted
+from cft.config.build import ConfigError, config_hash, redacted
 from cft.files import writing_errors
 from cft.progress import console
 from cft.runs import CONFIG, DATA, EXPORT, RESULTS, RunContext, flat, keep_rows, save_config

@@ -11,12 +11,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cft.configuration.command_line import CommandLine, command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR
-from cft.configuration.config_check import check_node
-from cft.configuration.signatures import signature
-from cft.configuration.targets import resolve
-from cft.configuration.value_types import Either, Kind, Scalar, Within, kind_of
+from cft.config.annotations import Either, Kind, Scalar, Within, kind_of
+from cft.config.build import CONF_DIR
+from cft.config.check import check_node
+from cft.config.command_line import CommandLine, command_line_mistakes, read_command_line
+
+from cft.config.source import resolve, signature
 from cft.errors import BadValue
 
 TRIED = (-math.inf, -1.0, -1e-9, 0.0, 0.5, 1.0, 1.5, math.inf, math.nan)

@@ -12,11 +12,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR, check_command_line
-from cft.configuration.schema import Stage
-from cft.configuration.signatures import signature
-from cft.configuration.targets import resolve
+from cft.config.build import CONF_DIR, check_command_line
+from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.schema import Stage
+
+from cft.config.source import resolve, signature
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 

@@ -9,11 +9,11 @@ from textwrap import dedent
 
 import pytest
 
-from cft.configuration.signatures import signature
-from cft.configuration.targets import TargetError, resolve
-from cft.configuration.value_types import describe, fits, kind_of, mismatch
+from cft.config.annotations import describe, fits, kind_of, mismatch
 
-ROOT = Path(__file__).resolve().parent.parent
+from cft.config.source import TargetError, resolve, signature
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
@@ -204,8 +204,8 @@ def test_annotations_of_every_simple_kind(
 def test_reading_libraries_imports_none_of_them() -> None:
     code = """
         import sys
-        from cft.configuration.signatures import signature
-        from cft.configuration.targets import resolve
+        from cft.config.signatures import signature
+        from cft.config.source import resolve
         found = {}
         for name in ("lightning.pytorch.Trainer", "torch.optim.AdamW", "torch.optim.SGD", "torch.nn.Linear"):
             found[name] = len(signature(resolve(name)).parameters)

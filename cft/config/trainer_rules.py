@@ -1,6 +1,6 @@
 """Settings of Lightning's Trainer that it takes, and that would train something else here or fail once all is loaded.
 
-Read from the plain config, so that they cost no import; `cft/configuration/config_check.py` asks.
+Read from the plain config, so that they cost no import; `cft/config/check.py` asks.
 """
 
 from __future__ import annotations

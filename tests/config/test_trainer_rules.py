@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from cft.configuration.config import CONF_DIR
-from cft.configuration.trainer_rules import trainer_mistakes
+from cft.config.build import CONF_DIR
+from cft.config.trainer_rules import trainer_mistakes
 
 
 @pytest.mark.parametrize(

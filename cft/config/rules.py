@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cft.configuration.needs import strings
-from cft.configuration.schema import Stage
-from cft.configuration.value_types import show
+from cft.config.needs import strings
+from cft.config.schema import Stage
+from cft.ranges import show
 
 
 class _NotApplicable(LookupError):

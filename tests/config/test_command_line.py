@@ -18,13 +18,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from cft.configuration.allow_list import bad_prefix, import_target, refusal
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR, ConfigError, build, check_command_line, checked, config_hash, redacted
-from cft.configuration.redaction import REDACTED, is_secret_key, redacted_text
-from cft.configuration.schema import Stage
+from cft.config.allow_list import bad_prefix, import_target, refusal
+from cft.config.build import CONF_DIR, ConfigError, build, check_command_line, checked, config_hash, redacted
+from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.redaction import REDACTED, is_secret_key, redacted_text
+from cft.config.schema import Stage
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def mistakes(stage: Stage, *argv: str, conf: Path = CONF_DIR) -> list[str]:
@@ -373,12 +373,12 @@ DANGEROUS = [
     "importlib.import_module",
     "torch.load",
     "cft.models.torch.hub.load",  # starts well
-    "cft.configuration.config.sys.modules",
+    "cft.config.build.sys.modules",
     "cft.types.np.load",
     "cft.files.os.replace",
-    "cft.configuration.config.import_target",  # another module's function under our name
-    "cft.configuration.config.build",
-    "cft.configuration.allow_list.import_target",
+    "cft.config.build.import_target",  # another module's function under our name
+    "cft.config.build.build",
+    "cft.config.allow_list.import_target",
     "torch.optim.torch.hub.load",
     "torch.optim.lr_scheduler.partial",
     "torch.optim.swa_utils.deepcopy",
@@ -674,7 +674,7 @@ def test_the_real_entry_point_reports_everything_in_under_three_seconds(tmp_path
 def test_the_check_imports_no_heavy_package() -> None:
     code = """
         import sys
-        from cft.configuration.config import check_command_line
+        from cft.config.build import check_command_line
         check_command_line("train", ["-m", "optimizer=sgd", "mask=all,critical"])
         print([m for m in ("torch", "lightning", "transformers", "datasets", "wandb", "pandas") if m in sys.modules])
     """
@@ -689,7 +689,7 @@ def test_jobs_of_a_sweep_are_checked_and_build_the_users_own_targets(conf: Path,
     script.write_text(
         dedent("""
         import hydra
-        from cft.configuration.config import build, check_command_line, checked, config_hash
+        from cft.config.build import build, check_command_line, checked, config_hash
 
         @hydra.main(version_base="1.3", config_path="conf", config_name="train")
         def main(cfg):

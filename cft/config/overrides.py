@@ -15,9 +15,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cft.configuration.config_check import Mistake, suggestion
-from cft.configuration.redaction import redacted_text
-from cft.configuration.schema import PROGRAMS, SCHEMAS, Stage, keys_of
+from cft.config.check import Mistake, suggestion
+from cft.config.redaction import redacted_text
+from cft.config.schema import PROGRAMS, SCHEMAS, Stage, keys_of
 
 _NOISE = ("full_key:", "object_type=", "reference_type=", "See https")
 # Places inside an object that a group fills, too: mappings of objects by name, and masks made from another one.

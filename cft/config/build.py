@@ -4,7 +4,7 @@
     checked(cfg, "train")           in each job: the same check of the composed config
     build(cfg.mask)                 the object that a node's `_target_` names, once its name has passed the allow-list
 
-The keys are in `cft/configuration/schema.py` and conf/, the rules between them in `cft/configuration/rules.py`.
+The keys are in `cft/config/schema.py` and conf/, the rules between them in `cft/config/rules.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cft.configuration.allow_list import bad_prefix, import_target
-from cft.configuration.config_check import (
+from cft.config.allow_list import bad_prefix, import_target
+from cft.config.check import (
     RESERVED,
     Mistake,
     check_node,
@@ -31,8 +31,8 @@ from cft.configuration.config_check import (
     find_mistakes,
     find_unused,
 )
-from cft.configuration.redaction import redacted as _redacted
-from cft.configuration.schema import PROGRAMS, Stage
+from cft.config.redaction import redacted as _redacted
+from cft.config.schema import PROGRAMS, Stage
 from cft.errors import UserError
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
@@ -52,7 +52,7 @@ def check_command_line(stage: Stage, argv: Sequence[str] | None = None, conf_dir
 
     Does nothing where the command line is sound, or only asks for --help, --cfg and the like.
     """
-    from cft.configuration.command_line import (  # a job in a launcher never needs it
+    from cft.config.command_line import (  # a job in a launcher never needs it
         command_line_mistakes,
         read_command_line,
     )
