@@ -27,6 +27,7 @@ from cft.aggregation import Aggregation, WeightedLosses
 from cft.coefficient import Coefficient
 from cft.columns import GROUP, REFERENCE_LOGPROB
 from cft.errors import BadValue
+from cft.ranges import AtLeastOne, in_range
 from cft.token_loss import Prediction, TokenLoss
 from cft.token_scores import LIVE, TokenScores, entropy
 from cft.training.eligible import EligibleTokens, On, tokens_on
@@ -100,6 +101,7 @@ class Objective:
     """Weighting x token loss x aggregation x normaliser, plus regularisers. Configured by conf/loss; the weighting is
     handed in at run time."""
 
+    @in_range
     def __init__(
         self,
         weighting: TokenWeighting,
@@ -108,10 +110,8 @@ class Objective:
         aggregation: Aggregation,
         normalizer: Normalizer,
         regularizers: Mapping[str, Regularizer],
-        chunk_tokens: int = 1024,
+        chunk_tokens: AtLeastOne = 1024,
     ) -> None:
-        if chunk_tokens < 1:
-            raise BadValue(f"loss.chunk_tokens: expected at least 1, found {chunk_tokens}")
         if aggregation.per_sequence and normalizer != "sequence":
             raise BadValue(
                 f"loss.normalizer: {type(aggregation).__name__} aggregates per sequence and is divided by sequences, "

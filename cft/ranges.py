@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, wraps
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -25,6 +26,7 @@ from pydantic.fields import FieldInfo
 from cft.errors import BadValue
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0)]
@@ -64,7 +66,7 @@ def mismatch(value: object, hint: Any) -> str | None:
     """ "expected ..., found ..." with a suggestion where one is near, None if the value (of yaml or JSON) fits."""
     if fits(value, hint):
         return None
-    text = f"expected {describe(hint)}, found {show(value)}"
+    text = f"expected {describe(hint, objects=isinstance(value, dict))}, found {show(value)}"
     if not _is_finite(value):
         return f"expected {'finite numbers' if isinstance(value, list) else 'a finite number'}, found {show(value)}"
     if _beyond_64_bits(value):
@@ -87,8 +89,8 @@ def fits(value: object, hint: Any) -> bool:
     return isinstance(found, bool) == isinstance(value, bool)  # Literal[1] takes true for 1
 
 
-def describe(hint: Any) -> str:
-    """A type in words, with its range: "a number from 0 to 1"."""
+def describe(hint: Any, *, objects: bool = False) -> str:
+    """A type in words, with its range: "a number from 0 to 1". objects: those among several types are named, too."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         made = next((m.name for m in args[1:] if isinstance(m, Made)), "")
@@ -100,7 +102,7 @@ def describe(hint: Any) -> str:
         names = ["null" if c is None else "true" if c is True else "false" if c is False else str(c) for c in args]
         return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     if origin in (Union, UnionType):
-        plain = [a for a in args if not _is_made(a)]  # what a command line can say
+        plain = [a for a in args if objects or not _is_made(a)]  # what a command line can say
         return " or ".join(dict.fromkeys(describe(a) for a in plain or args))
     if origin is tuple and args[-1:] != (...,):
         return f"a list of {len(args)}, each {describe(args[0])}" if args else "an empty list"
@@ -118,13 +120,14 @@ def show(value: object) -> str:
     return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
 
 
-def in_range(init: Callable[P, None]) -> Callable[P, None]:
-    """An __init__ that raises BadValue where a keyword argument is outside the range of its annotation."""
+def in_range(init: Callable[P, T]) -> Callable[P, T]:
+    """An __init__ or function that raises BadValue where a keyword argument is outside the range of its annotation."""
 
     @wraps(init)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
-        _require(type(args[0]).__name__, _ranges(init), kwargs)
-        init(*args, **kwargs)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        owner = type(args[0]).__name__ if init.__name__ == "__init__" else init.__name__
+        _require(owner, _ranges(init), kwargs)
+        return init(*args, **kwargs)
 
     return checked
 
@@ -144,9 +147,15 @@ def _require(owner: str, ranges: Mapping[str, Any], values: Mapping[str, object]
 
 @cache
 def _ranges(annotated: Any) -> dict[str, Any]:
-    """The annotations that say a range."""
-    hints = get_type_hints(annotated, include_extras=True)
-    return {name: hint for name, hint in hints.items() if has_range(hint)}
+    """The annotations that say a range. Each is evaluated by itself: others may name what is imported for the type checker."""
+    names = vars(sys.modules[annotated.__module__])
+    found = {}
+    for name, hint in annotated.__annotations__.items():
+        try:
+            found[name] = eval(hint, names) if isinstance(hint, str) else hint  # our own source
+        except NameError:
+            continue
+    return {name: hint for name, hint in found.items() if has_range(hint)}
 
 
 def has_range(hint: Any) -> bool:

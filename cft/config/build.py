@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from cft.config.check import (
 from cft.config.redaction import redacted as _redacted
 from cft.config.schema import PROGRAMS, Stage
 from cft.errors import UserError
+from cft.ranges import show
 
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 _HASH_LENGTH = 12
@@ -97,6 +99,20 @@ def build(node: DictConfig | ListConfig | dict[str, Any], *runtime: Any) -> Any:
     if mistakes:
         raise ConfigError(*mistakes)
     return _build(plain, runtime, prefixes)
+
+
+@contextmanager
+def trying(key: str, node: Mapping[Any, Any]) -> Iterator[None]:
+    """Around the construction of a library's object: what it refuses is a mistake of the config. Raises ConfigError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name}={show(value)}" for name, value in node.items() if name not in RESERVED)
+        text = str(error).strip().splitlines()
+        said = text[0] if text else type(error).__name__
+        raise ConfigError(Mistake(key, f"{node.get('_target_')} refuses its settings ({given}): {said}")) from error
 
 
 def config_hash(cfg: DictConfig) -> str:

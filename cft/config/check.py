@@ -18,13 +18,13 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 
 from cft.config.allow_list import LIBRARIES, refusal
 from cft.config.annotations import type_of
+from cft.config.library_rules import library_mistakes
 from cft.config.needs import missing_scores, unmet, unused
 from cft.config.preflight import missing_inputs
 from cft.config.redaction import holds_secret, is_secret_key
 from cft.config.rules import broken_rules
 from cft.config.schema import SCHEMAS, Stage, keys_of
 from cft.config.source import Parameter, Signature, resolve, signature
-from cft.config.trainer_rules import trainer_mistakes
 from cft.ranges import mismatch
 
 RESERVED = ("_target_", "_partial_", "_args_")
@@ -55,8 +55,8 @@ def find_mistakes(config: DictConfig, *, stage: Stage, extra: Sequence[str] = ()
     _check_secrets(tree, "", mistakes)
     known = {m.key for m in mistakes}
     mistakes += [Mistake(key, text) for key, text in broken_rules(tree, stage=stage) if key not in known]
+    mistakes += [Mistake(key, text) for key, text in library_mistakes(tree, stage=stage) if key not in known]
     if stage == "train":
-        mistakes += [Mistake(key, text) for key, text in trainer_mistakes(tree) if key not in known]
         mistakes += [Mistake(key, text) for key, text in unmet(tree) if key not in known]
     return list(dict.fromkeys(mistakes))
 

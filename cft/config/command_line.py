@@ -265,7 +265,7 @@ def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[Mistake]:
     """Hydra makes the output folder before a job begins, and a failure of it would be a traceback."""
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     try:
-        folder = str(OmegaConf.select(config, key))
+        folder = str(OmegaConf.select(config, key) or "")
     except OmegaConfBaseException:  # known in the job only
         return []
     return [Mistake(key, text)] if (text := unwritable(folder)) else []

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from cft.errors import UserError
 from cft.models import require_plain_attention
+from cft.ranges import AtLeastOne, AtLeastZero, in_range
 from cft.rollout.choice import choose, require_finite, uniforms
 from cft.rollout.fork_attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
 from cft.rollout.reference import ReferenceEngine, already_finished, finish_of, fork_prefix, response_of
@@ -80,19 +81,17 @@ class SharedPrefixEngine:
     packed_linears: keep a second copy of the linear layers in the CPU kernel's own layout (float32 on a CPU only).
     """
 
+    @in_range
     def __init__(
         self,
         model: PreTrainedModel,
         eos_ids: Collection[int],
         *,
-        max_rows: int = 256,
-        kv_budget_mb: int = 4096,
-        tie_margin: float = 1e-3,
+        max_rows: AtLeastOne = 256,
+        kv_budget_mb: AtLeastOne = 4096,
+        tie_margin: AtLeastZero = 1e-3,
         packed_linears: bool = True,
     ) -> None:
-        for name, value in (("max_rows", max_rows), ("kv_budget_mb", kv_budget_mb)):
-            if value < 1:
-                raise ValueError(f"engine.{name}: expected at least 1, found {value}")
         require_plain_attention(model)
         self.model = model
         self.eos_ids = frozenset(eos_ids)

@@ -55,7 +55,7 @@ from cft.runs import (
 from cft.sharding import is_sharded, trained_weights
 from cft.training.calibration import calibrate
 from cft.training.checkpoints import load_checkpoint
-from cft.training.fit import Fit
+from cft.training.fit import Fit, require_constructible
 from cft.training.interruption import Interruption
 from cft.training.module import CausalLMModule
 from cft.training.ranks import own_environment
@@ -122,6 +122,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
         )
     _require_same_prompt(data, prompting)
     _require_metric(cfg.callbacks.best.monitor, data)
+    require_constructible(cfg, folder)
     model = load_causal_lm(spec)
     require_plain_attention(model)
     at_reference = starts_as_reference(model, columns=columns, manifest=data.manifest)

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from cft.config.build import CONF_DIR, check_command_line
 from cft.config.command_line import command_line_mistakes, read_command_line
 from cft.config.schema import Stage
-
 from cft.config.source import resolve, signature
 
 STAGES: tuple[Stage, ...] = get_args(Stage)

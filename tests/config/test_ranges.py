@@ -15,7 +15,6 @@ from cft.config.annotations import Either, Kind, Scalar, Within, kind_of
 from cft.config.build import CONF_DIR
 from cft.config.check import check_node
 from cft.config.command_line import CommandLine, command_line_mistakes, read_command_line
-
 from cft.config.source import resolve, signature
 from cft.errors import BadValue
 

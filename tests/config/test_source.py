@@ -10,7 +10,6 @@ from textwrap import dedent
 import pytest
 
 from cft.config.annotations import describe, fits, kind_of, mismatch
-
 from cft.config.source import TargetError, resolve, signature
 
 ROOT = Path(__file__).resolve().parent.parent.parent

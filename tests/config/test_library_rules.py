@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from cft.config.build import CONF_DIR
-from cft.config.trainer_rules import trainer_mistakes
+from cft.config.library_rules import library_mistakes
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from cft.config.trainer_rules import trainer_mistakes
     ],
 )
 def test_what_would_train_something_else_is_refused(key: str, value: object, remedy: str) -> None:
-    ((found, text),) = trainer_mistakes({"trainer": {"precision": "32-true", "devices": 1, key: value}})
+    ((found, text),) = library_mistakes({"trainer": {"precision": "32-true", "devices": 1, key: value}})
     assert found == f"trainer.{key}"
     assert remedy in text
 
@@ -53,4 +53,4 @@ def test_what_would_train_something_else_is_refused(key: str, value: object, rem
     ],
 )
 def test_what_is_sound_passes(sound: dict[str, object]) -> None:
-    assert list(trainer_mistakes({"trainer": sound})) == []
+    assert list(library_mistakes({"trainer": sound})) == []
