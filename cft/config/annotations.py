@@ -70,11 +70,14 @@ def _generic(head: str, items: list[str | griffe.Expr], depth: int) -> Any:
 
 
 def _field(item: str | griffe.Expr) -> Any:
-    """The Field of literal arguments that an item of Annotated makes, None for anything else."""
+    """The Field of literal arguments that an item of Annotated makes, None for anything else: nothing of it is run."""
     if not isinstance(item, griffe.ExprCall) or item.canonical_path not in ("pydantic.Field", "pydantic.fields.Field"):
         return None
     named = [argument for argument in item.arguments if isinstance(argument, griffe.ExprKeyword)]
-    return Field(**{argument.name: ast.literal_eval(str(argument.value)) for argument in named})
+    try:
+        return Field(**{argument.name: ast.literal_eval(str(argument.value)) for argument in named})
+    except ValueError:
+        return None
 
 
 def _literal(item: str | griffe.Expr, depth: int) -> Any:

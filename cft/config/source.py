@@ -7,6 +7,7 @@ through `importlib.util.find_spec`, which locates a top-level package without ru
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
@@ -119,8 +120,10 @@ def find(path: str, *, hops: int = 0) -> Definition | None:
     if hops > _MAX_HOPS:
         return Definition(path, "unreadable")
     module, _, name = path.rpartition(".")
-    if not module or module.partition(".")[0] in sys.stdlib_module_names:
-        return Definition(path, "unreadable") if module else None
+    if not module:
+        return Definition(path, "module") if path in sys.stdlib_module_names else None
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return Definition(path, "unreadable")
     if (source := read_module(module)) is not None:
         return _in_module(source, name, hops=hops) or Definition(path, "unreadable")
     owner = find(module, hops=hops + 1)
@@ -227,9 +230,22 @@ def _in_module(source: griffe.Module, name: str, *, hops: int = 0) -> Definition
 def _signature(parameters: griffe.Parameters, *, skip: int) -> Signature:
     kinds = griffe.ParameterKind
     named = [p for p in parameters if p.kind not in (kinds.var_positional, kinds.var_keyword)]
-    read = tuple(Parameter(p.name, p.kind is kinds.keyword_only, p.required, p.annotation) for p in named[skip:])
+    read = tuple(Parameter(p.name, p.kind is kinds.keyword_only, p.required, _unquoted(p)) for p in named[skip:])
     there = {p.kind for p in parameters}
     return Signature(read, kinds.var_keyword in there, kinds.var_positional in there)
+
+
+def _unquoted(parameter: griffe.Parameter) -> str | griffe.Expr | None:
+    """An annotation; one in quotes is read, too, which griffe leaves alone where annotations are not evaluated."""
+    text = parameter.annotation
+    if isinstance(text, str) and text[:1] in "'\"" and parameter.function is not None:
+        try:
+            return griffe.get_expression(
+                ast.parse(ast.literal_eval(text), mode="eval").body, parent=parameter.function.module
+            )
+        except SyntaxError:
+            return None
+    return text
 
 
 def _is_dataclass(decorator: griffe.Decorator) -> bool:
