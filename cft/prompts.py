@@ -6,8 +6,8 @@ or the tokenizer puts it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cft.errors import UserError
 from cft.files import sha256_json
@@ -75,6 +75,33 @@ class Plain:
 
     def fingerprint(self) -> str:
         return sha256_json({"kind": "plain", "template": self.template})
+
+
+def prompt_conflict(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, then_config: Mapping[str, Any], now_config: Mapping[str, Any]
+) -> str:
+    """How two ways of making prompts differ, in words; "" where they do not.
+
+    then, now: hashes under `tokenizer` and `prompt`. then_config, now_config: the nodes of `prompt`; the earlier may be {}.
+    """
+    said = []
+    prompts = [part["prompt"] for part in (then, now)]
+    if prompts[0]["prompt"] != prompts[1]["prompt"]:
+        earlier, here = _settings(then_config), _settings(now_config)
+        names = [name for name in {**earlier, **here} if earlier.get(name) != here.get(name)]
+        changes = [f"{name} was {earlier.get(name)!r} and is {here.get(name)!r}" for name in names]
+        said.append("the prompt" + (f" ({'; '.join(changes)})" if then_config and changes else ""))
+    if prompts[0]["template"] != prompts[1]["template"]:
+        said.append("the tokenizer's chat template")
+    if then.get("tokenizer", now.get("tokenizer")) != now.get("tokenizer"):
+        said.append("the tokenizer")
+    return " and ".join(said)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a prompt's node, with its class as `kind`, wherever that lies."""
+    named = {str(key): value for key, value in config.items() if key != "_target_"}
+    return {"kind": str(config.get("_target_")).rpartition(".")[2].lower(), **named}
 
 
 def _checked(template: str) -> str:

@@ -39,7 +39,7 @@ from cft.models import (
 )
 from cft.problems import Splits
 from cft.progress import console
-from cft.prompts import Chat, Prompt
+from cft.prompts import Chat, Prompt, prompt_conflict
 from cft.quiet import quiet_libraries
 from cft.runs import (
     EXPORT,
@@ -139,7 +139,7 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
     _require_same_prompt(
-        trained, tokenizer_hash(tokenizer), prompt.fingerprint(), template_hash(tokenizer), cfg.checkpoint
+        trained, tokenizer_hash(tokenizer), prompt.fingerprint(), template_hash(tokenizer), cfg.checkpoint, cfg.prompt
     )
     model = load_causal_lm(spec)
     require_plain_attention(model)
@@ -273,14 +273,21 @@ def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
     )
 
 
-def _require_same_prompt(trained: dict[str, Any], tokenizer: str, prompt: str, template: str, checkpoint: str) -> None:
+def _require_same_prompt(
+    trained: dict[str, Any], tokenizer: str, prompt: str, template: str, checkpoint: str, prompt_config: DictConfig
+) -> None:
     """A model trained under one prompt and tokenizer is not measured under another in silence."""
     now = {"tokenizer": tokenizer, "prompt": {"prompt": prompt, "template": template}}
     then = (trained.get("data") or {}).get("prompting")
-    if then is not None and then != now:
-        parts = [key for key in now if now[key] != then.get(key)]
+    if then is None:
+        return
+    settings = {
+        key.removeprefix("prompt."): value
+        for key, value in trained.get("settings", {}).items()
+        if key.startswith("prompt.")
+    }
+    if differing := prompt_conflict(then, now, then_config=settings, now_config=prompt_config):
         raise ConfigError(
-            f"checkpoint={checkpoint}: trained with another {' and '.join(parts)} than this evaluation uses "
-            f"(trained {then}, now {now}); set prompt=... as in training, or evaluate the export folder itself: "
-            f"checkpoint={checkpoint}/{EXPORT}"
+            f"checkpoint={checkpoint}: {differing} differs between the training and this evaluation; set prompt=... as in "
+            f"training, or evaluate the export folder itself: checkpoint={checkpoint}/{EXPORT}"
         )

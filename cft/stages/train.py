@@ -40,6 +40,7 @@ from cft.models import (
 from cft.problem_rows import normalised
 from cft.problems import Splits
 from cft.progress import console
+from cft.prompts import prompt_conflict
 from cft.quiet import quiet_libraries
 from cft.reference_model import starts_as_reference
 from cft.runs import (
@@ -120,7 +121,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
             "The annotate.py command that made it completes it."
         )
-    _require_same_prompt(data, prompting)
+    _require_same_prompt(data, prompting, cfg.prompt)
     _require_metric(cfg.callbacks.best.monitor, data)
     require_constructible(cfg, folder)
     model = load_causal_lm(spec)
@@ -245,12 +246,13 @@ def _evaluated(
     return {**entries, "metrics": as_metrics(intervals), "per_problem": per_problem}
 
 
-def _require_same_prompt(data: AnnotatedDataModule, prompting: dict[str, Any]) -> None:
-    annotated = data.manifest["fingerprint"]["prompt"]
-    if annotated != prompting["prompt"]:
+def _require_same_prompt(data: AnnotatedDataModule, prompting: dict[str, Any], prompt: DictConfig) -> None:
+    then = data.manifest["config"].get("prompt", {})
+    annotated = {"prompt": data.manifest["fingerprint"]["prompt"]}
+    if differing := prompt_conflict(annotated, prompting, then_config=then, now_config=prompt):
         raise ConfigError(
-            f"prompt: {data.store.folder} was annotated with another prompt or chat template ({annotated}) than this run "
-            f"uses ({prompting['prompt']}); set prompt=... as in the annotation, or annotate again"
+            f"prompt: {differing} differs between {data.store.folder} and this run; set prompt=... as in the annotation, or "
+            "annotate again"
         )
 
 

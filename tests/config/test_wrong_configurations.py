@@ -60,8 +60,8 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("argument", "said"),
     [
         (
-            "optimizer={_target_:torch.optim.Muon,_partial_:true,lr:0.1}",
-            "torch.optim.Muon refuses its settings (lr=0.1)",
+            "optimizer._target_=torch.optim.Muon ~optimizer.betas ~optimizer.fused",
+            "optimizer: torch.optim.Muon refuses its settings (lr=0.0001, weight_decay=0.0): Muon only supports 2D",
         ),
         ("+trainer.detect_anomaly=true +trainer.profiler=abc", "lightning.pytorch.Trainer refuses its settings"),
     ],
