@@ -5,9 +5,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from cft.benchmarks.sweep import in_one_run
 from cft.config.build import check_command_line, checked
 from cft.entry import reported
-from cft.evaluation.benchmark_list import in_one_run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 
 from cft.config.schema import PROGRAMS
 from cft.errors import Interrupted, UserError
-from cft.training.checkpoints import CHECKPOINTS, kept_checkpoints
+from cft.training.checkpointing.checkpoints import CHECKPOINTS, kept_checkpoints
 
 EXIT_MISTAKE = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again

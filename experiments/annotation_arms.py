@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cft.annotation.counterfactual import Evidence, ListSource, fresh_evidence, run_counterfactuals
+from cft.engines.reference import response_of
+from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.judging.judge import Judge
-from cft.rollout.reference import response_of
-from cft.rollout.shared_prefix import SharedPrefixEngine
 from cft.types import GREEDY, Budget, Completion, Fork, Outcome, Trunk
 
 Cell = tuple[int, int, int]  # response, position, rank

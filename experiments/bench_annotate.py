@@ -33,15 +33,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cft.annotation.counterfactual import ListSource, alternatives
-from cft.compute.allocator import keep_freed_memory
 from cft.config.build import build, checked
+from cft.engines.scheduler import Residency
+from cft.engines.shared_prefix import Row, SharedPrefixEngine
 from cft.judging.judge import Judge
 from cft.judging.verify_pool import VerifierPool
-from cft.models import eos_ids, load_causal_lm, load_tokenizer
+from cft.models.cpu.allocator import keep_freed_memory
+from cft.models.cpu.packed_linear import PackedLinears
+from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.quiet import quiet_libraries
-from cft.rollout.packed_linear import PackedLinears
-from cft.rollout.residency import Residency
-from cft.rollout.shared_prefix import Row, SharedPrefixEngine
 from cft.types import GREEDY, Budget, Fork, Outcome, Trunk
 from experiments.annotation_arms import Arm, Cell, Response, cells, collected, generated, ours
 

@@ -28,11 +28,11 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cft.annotation.counterfactual import ListSource
-from cft.compute.allocator import keep_freed_memory
 from cft.config.build import build, checked
-from cft.models import eos_ids, load_causal_lm, load_tokenizer
+from cft.engines.shared_prefix import SharedPrefixEngine
+from cft.models.cpu.allocator import keep_freed_memory
+from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.quiet import quiet_libraries
-from cft.rollout.shared_prefix import SharedPrefixEngine
 from cft.types import GREEDY, Budget, Fork, Sampling, Trunk
 from experiments.annotation_arms import generate_batch
 

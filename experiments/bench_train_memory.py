@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from cft.aggregation import TokenMean
-from cft.compute.kernels import use_kernels
-from cft.loss import Objective
-from cft.token_loss import NLL
-from cft.training.eligible import EligibleTokens
-from cft.weighting import Uniform
+from cft.losses.aggregation import TokenMean
+from cft.losses.eligible import EligibleTokens
+from cft.losses.objective import Objective
+from cft.losses.token import NLL
+from cft.models.cpu.kernels import use_kernels
+from cft.weightings.token import Uniform
 
 WIDTH, VOCABULARY = 576, 49_152
 TOKENS = (2048, 8192, 32_768)

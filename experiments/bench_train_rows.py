@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cft.training.batches import TokenRow
+from cft.data.batches import TokenRow
 
 DENSITY = 0.12
 MAX_TOKENS = 512

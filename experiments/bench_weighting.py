@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from cft.catalogue import Entry, entries
-from cft.columns import REFERENCE_LOGPROB
-from cft.compute.device import place
 from cft.config.build import CONF_DIR, build
-from cft.models import load_causal_lm
-from cft.progress import console
-from cft.token_scores import LIVE
-from cft.training.batches import TokenRow, collate
+from cft.console import console
+from cft.data.batches import TokenRow, collate
+from cft.models.device import place
+from cft.models.load import load_causal_lm
+from cft.report.catalogue import Entry, entries
+from cft.scores.column import REFERENCE_LOGPROB
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts, TokenBatch
+from cft.weightings.statistics import LIVE
 
 TURNS = 7
 ROWS, PROMPT, RESPONSE = 4, 60, 100

@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from cft.config.build import CONF_DIR
+from cft.console import console
 from cft.evaluation.metrics import Interval, two_way_bootstrap
 from cft.evaluation.paired_tests import holm, paired_difference
 from cft.files import write_atomically, write_json
-from cft.progress import console
 from experiments.trainings import Training, best_rate, run_all, training
 
 OUT = Path("outputs/compare_methods")

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.progress import console, progress
+from cft.console import console, progress
 
 OUT = Path("outputs/demo")
 ARMS = ("sft", "cft", "random")

@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 
 from cft.annotation.counterfactual import ListSource
 from cft.annotation.store import AnnotationStore, find_annotation
+from cft.console import progress
 from cft.evaluation.intervals import RATE, Interval, interval_of, pull
 from cft.files import write_json
 from cft.judging.judge import Judge
-from cft.masks import Critical
-from cft.progress import progress
+from cft.masks.base import Critical
 from cft.types import GREEDY, AnnotatedResponse, Budget, Engine, Fork, Outcome, Trunk
 
 Kind = Literal["joint", "kept"]
@@ -172,8 +172,8 @@ def main() -> None:
 def _parts(manifest: dict[str, Any]) -> tuple[Engine, Judge, frozenset[int]]:
     """The engine, the judge and the EOS ids that made the annotation; other weights are refused."""
     from cft.config.build import build
-    from cft.models import eos_ids, load_causal_lm, load_tokenizer, weights_hash
-    from cft.rollout.shared_prefix import SharedPrefixEngine
+    from cft.engines.shared_prefix import SharedPrefixEngine
+    from cft.models.load import eos_ids, load_causal_lm, load_tokenizer, weights_hash
 
     spec, verifier = build(manifest["config"]["model"]), build(manifest["config"]["verifier"])
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)

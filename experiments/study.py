@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cft.annotation.store import AnnotationStore, find_annotation
+from cft.console import console
 from cft.files import write_atomically
-from cft.progress import console
 from experiments.trainings import Training, best_rate, run_all, training
 
 OUT = Path("outputs/study")

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from cft.compute.allocator import give_back_freed_memory
 from cft.config.build import CONF_DIR, config_hash
-from cft.progress import console, progress
+from cft.console import console, progress
+from cft.models.cpu.allocator import give_back_freed_memory
 
 RESULTS, LOG = "results.json", "train.log"
 _FAILED = ("exit status 1", "exit status 2")  # last line of a log

@@ -16,8 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cft.loss import Normalizer
-from cft.training.batches import GlobalOrderSampler, TokenRow, loader
+from cft.data.batches import GlobalOrderSampler, TokenRow, loader
+from cft.losses.objective import Normalizer
 from cft.training.module import CausalLMModule
 from cft.types import TokenBatch
 from tests.fakes import random_llama

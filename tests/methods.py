@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from cft.config.build import CONF_DIR, build
-from cft.loss import Objective, TermSum
-from cft.training.batches import TokenRow, collate
+from cft.data.batches import TokenRow, collate
+from cft.losses.objective import Objective, TermSum
 from cft.types import StepCounts, TokenBatch
 from tests.objectives import on_logits
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from cft.aggregation import Aggregation, TokenMean
-from cft.loss import FrozenPrediction, Normalizer, Objective, Regularizer, TermSum
-from cft.token_loss import NLL, TokenLoss
-from cft.training.eligible import EligibleTokens
+from cft.losses.aggregation import Aggregation, TokenMean
+from cft.losses.eligible import EligibleTokens
+from cft.losses.objective import FrozenPrediction, Normalizer, Objective, Regularizer, TermSum
+from cft.losses.token import NLL, TokenLoss
 from cft.types import TokenBatch
-from cft.weighting import TokenWeighting, Uniform
+from cft.weightings.token import TokenWeighting, Uniform
 
 
 def sft(

@@ -20,13 +20,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cft.export import export
-from cft.sharding import FullySharded, whole_model
-from cft.training.batches import GlobalOrderSampler, TokenRow, loader
-from cft.training.checkpoint_keeper import CheckpointKeeper, WholeFiles
+from cft.data.batches import GlobalOrderSampler, TokenRow, loader
+from cft.models.export import export
+from cft.training.callbacks.step_seed import SeedEachStep
+from cft.training.checkpointing.keeper import CheckpointKeeper, WholeFiles
+from cft.training.checkpointing.position import step_is_done
+from cft.training.distributed.sharding import FullySharded, whole_model
 from cft.training.module import CausalLMModule
-from cft.training.position import step_is_done
-from cft.training.step_seed import SeedEachStep
 from cft.types import TokenBatch
 from tests.conftest import make_tokenizer
 from tests.fakes import random_llama

@@ -181,7 +181,7 @@ def test_decimal_numbers_are_read_exactly_with_separators(value: Any, form: str)
 def test_no_text_is_an_error_and_every_verdict_can_be_stored(response: str, answer: str) -> None:
     for verifier in ALL:
         if verifier is MATH:
-            continue  # through the pool: tests/test_verify_pool.py
+            continue  # through the pool: tests/verifiers/test_verify_pool.py
         verdict = verifier(response, answer)
         assert isinstance(verdict, Verdict)
         assert verdict.reason

@@ -22,16 +22,16 @@ from cft.annotation.counterfactual import (
     run_counterfactuals,
     stored_evidence,
 )
-from cft.annotation.spans import char_spans, decode
 from cft.annotation.store import ProblemRecord
 from cft.files import sha256_json
 from cft.judging.judge import Judge
+from cft.models.text import char_spans, decode
 from cft.types import GREEDY, AnnotatedResponse, Budget, Completion, Engine, Fork, Outcome, Problem, TopTokens, Trunk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from cft.prompts import Prompt
+    from cft.prompts.chat import Prompt
 
 NEAR_LIMIT = 0.9  # a response longer than this share of the limit leaves its counterfactuals no room
 

@@ -6,7 +6,7 @@
     y_t is critical iff every alternative ends wrong. The first right one settles the position (short-circuit).
 
 This module drives an engine and a verifier and records evidence; which tokens are critical is read off the evidence
-by `cft/masks.py`.
+by `cft/masks/base.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cft.annotation.spans import decode
 from cft.errors import BadValue
 from cft.judging.judge import Judge, closers
+from cft.models.text import decode
 from cft.types import (
     GREEDY,
     AnnotatedResponse,

@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cft.annotation.row_table import rows_table, table_hash, table_rows
+from cft.annotation.rows import rows_table, table_hash, table_rows
 from cft.annotation.shards import ALONE, WHOLE, Part, Shard, at_work, clear_place, gate, place, unfinished_message
 from cft.errors import UserError
 from cft.files import sha256_file, sha256_json, write_bytes, write_json, writing_errors

@@ -3,7 +3,7 @@
 Masks, weightings, losses and aggregations say `needs`, references say `gives`, and classes whose arguments name stored
 scores list these arguments in `score_arguments`, or in `logprob_arguments` where only a model's log-probs make sense. They
 are class attributes, so that a missing need is found before anything is imported or loaded; what a class decides when it
-is built is checked again by `cft/columns.py` and `cft/scores.py`.
+is built is checked again by `cft/data/columns.py` and `cft/scores/store.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-from cft.columns import GROUP, NO_GROUPS, NO_REFERENCE, OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
 from cft.config.annotations import keys_of_dict, texts_of
 from cft.config.source import TargetError, resolve
+from cft.scores.column import GROUP, NO_GROUPS, NO_REFERENCE, OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
 
 _OF_OBJECTIVE = ("weighting", "loss")
 _OF_DATA = ("mask", "groups")
@@ -30,10 +30,14 @@ def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         if need in needs and given is not None and need not in given:
             yield "reference", NO_REFERENCE[need]
             break  # who lacks the distribution lacks the log-probs for the same reason
-    if GROUP in needs and _target(tree.get("groups")) == "cft.columns.NoGroups":
+    if GROUP in needs and _target(tree.get("groups")) == "cft.data.columns.NoGroups":
         yield "groups", NO_GROUPS
     model = tree.get("model")
-    if reference == "cft.reference_model.AdapterOff" and isinstance(model, Mapping) and model.get("lora", ...) is None:
+    if (
+        reference == "cft.references.models.AdapterOff"
+        and isinstance(model, Mapping)
+        and model.get("lora", ...) is None
+    ):
         yield "reference", "adapter_off is the model without its adapters, but it has none; expected model/lora=default"
 
 
@@ -46,7 +50,7 @@ def unused(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             "reference",
             "is chosen, but neither the weighting nor the loss compares with a reference: it has no effect",
         )
-    if GROUP not in needs and _target(tree.get("groups")) not in (None, "cft.columns.NoGroups"):
+    if GROUP not in needs and _target(tree.get("groups")) not in (None, "cft.data.columns.NoGroups"):
         yield "groups", "are chosen, but the loss does not tell groups apart (loss=sft_go and loss=shad do): no effect"
 
 
@@ -62,7 +66,7 @@ def _wanted(tree: Mapping[str, object]) -> set[tuple[str, str]]:
     }
     wanted |= {need for part in _OF_DATA for need in _needs(tree.get(part))}
     reference = tree.get("reference")
-    if _target(reference) == "cft.reference_model.Score" and isinstance(reference, Mapping):
+    if _target(reference) == "cft.references.models.Score" and isinstance(reference, Mapping):
         wanted.add((str(reference.get("name")), REFERENCE_LOGPROB))
     return {need for need in wanted if need[0] != OWN_LOGPROB}
 
@@ -83,7 +87,7 @@ def missing_scores(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(key, message) of every stored score that is not there or is of another kind, with the command that makes it. Reads
     the file system."""
     data, annotations_dir = tree.get("data"), str(tree.get("annotations_dir"))
-    if _target(data) != "cft.data.AnnotatedDataModule" or not isinstance(data, Mapping):
+    if _target(data) != "cft.data.annotated.AnnotatedDataModule" or not isinstance(data, Mapping):
         return
     yield from _missing(
         _wanted(tree), annotation=str(data.get("annotation")), annotations_dir=annotations_dir, key="data.annotation"
@@ -99,7 +103,7 @@ def _missing(
     if not wanted:
         return
     from cft.annotation.store import AnnotationStore, StoreError, find_annotation
-    from cft.scores import annotating_model, command_for, expected_kind, other_kind, scores_folder
+    from cft.scores.store import annotating_model, command_for, expected_kind, other_kind, scores_folder
 
     try:
         found = find_annotation(annotation, annotations_dir=annotations_dir)
@@ -142,7 +146,7 @@ def _needs(node: object) -> Iterator[tuple[str, str]]:
         yield from _needs(inner)
 
 
-_ELSEWHERE = "cft.projected_mask.Projected"
+_ELSEWHERE = "cft.masks.projected.Projected"
 
 
 def _target(node: object) -> str | None:
@@ -162,4 +166,4 @@ def strings(target: str, attribute: str) -> frozenset[str] | None:
 @cache
 def _live() -> frozenset[str]:
     """Names of what is computed from the logits at hand."""
-    return keys_of_dict("cft.token_scores.LIVE")
+    return keys_of_dict("cft.weightings.statistics.LIVE")

@@ -101,7 +101,7 @@ def _mode_suits_monitor(v: Values) -> bool:
 _DATA_IS_READ = Rule(
     "data._target_",
     "an annotation, data=annotated data.annotation=<name>; problems are chosen by benchmark=...",
-    lambda v: not v.text("data._target_").startswith("cft.problems."),
+    lambda v: not v.text("data._target_").startswith("cft.data.sources."),
 )
 
 RULES: dict[Stage, tuple[Rule, ...]] = {
@@ -109,7 +109,7 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
         Rule(
             "data._target_",
             "a source of problems, such as data=arithmetic; an annotation is what annotate.py makes",
-            lambda v: not v.text("data._target_").startswith("cft.data."),
+            lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
         ),
         Rule(
             "shard",
@@ -188,7 +188,7 @@ def broken_rules(tree: Mapping[str, object], *, stage: Stage) -> list[tuple[str,
 
 
 def _selections(node: object, path: str) -> Iterator[str]:
-    """Paths of the weightings in a tree that keep a share of each row (`cft.weighting.Weighting.selects`)."""
+    """Paths of the weightings in a tree that keep a share of each row (`cft.weightings.token.Weighting.selects`)."""
     if not isinstance(node, Mapping):
         return
     target = node.get("_target_")

@@ -16,17 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cft.annotation.counterfactual import ListSource
-from cft.annotation.spans import decode
+from cft.console import progress
 from cft.evaluation.metrics import Interval, bootstrap_interval, distinct_n, maj_at_k, pass_at_k, self_bleu
 from cft.files import write_atomically
 from cft.judging.judge import Judge
-from cft.progress import progress
+from cft.models.text import decode
 from cft.types import GREEDY, Budget, Completion, Engine, Fork, Outcome, Problem, Sampling, Trunk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from cft.prompts import Prompt
+    from cft.prompts.chat import Prompt
 
 GREEDY_SAMPLE = -1  # the number of the greedy response among a problem's samples
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from cft.annotation.spans import decode
+from cft.models.text import decode
 from cft.types import Completion, Judgement, Outcome, Verdict
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from rich.console import Console
 from cft import __version__
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.errors import UserError
-from cft.lineage import annotation_contents
-from cft.masks import Critical, MaskError
+from cft.masks.base import Critical, MaskError
+from cft.models.smollm2 import DISTRIBUTION, converted_folder
 from cft.report.arms import Comparison, ReportError
 from cft.report.build import Evidence, build_report
 from cft.report.choice import Choice, choose
@@ -28,7 +28,7 @@ from cft.report.compare import collect, compare
 from cft.report.table import comparison_table
 from cft.report.text import printable
 from cft.report.transcript import Decode, legend, terminal
-from cft.smollm2 import DISTRIBUTION, converted_folder
+from cft.runs.lineage import annotation_contents
 from cft.types import AnnotatedResponse
 
 USUAL_ALTERNATIVES = 2

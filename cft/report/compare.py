@@ -4,7 +4,7 @@ A run's `results.json` (written by `train.py` and `evaluate.py` into its folder)
 
     schema 1; stage "train" or "evaluate"; run; seed; benchmark; split; problems
     arm          what tells the run from others, but for the seed: {"model": ..., "mask": ..., "optimizer.lr": ...};
-                 every option of the method, and every value of it that is not the option's own (`cft/arm.py`)
+                 every option of the method, and every value of it that is not the option's own (`cft/runs/arm.py`)
     metrics      {"eval/accuracy": {"value", "low", "high"}, ...}; the interval is over problems
     per_problem  {"id": [...], "correct": [0 or 1, ...], further metrics by name}
     settings     every value of the config that training depends on, by its dotted name; identity: their hash
@@ -48,7 +48,7 @@ from cft.report.earlier import with_method
 from cft.report.names import name_of, order_of, said
 from cft.report.settings import distinguished
 from cft.report.unfinished import notes_on
-from cft.runs import TRAINING_FACTS
+from cft.runs.run import TRAINING_FACTS
 
 _UNBOUNDED = frozenset(
     (

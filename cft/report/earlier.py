@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cft.arm import METHOD, part_of
+from cft.runs.arm import METHOD, part_of
 
-_NONE = {"reference": "cft.reference_model.NoReference", "groups": "cft.columns.NoGroups"}
-_PLAIN_LOSS = {"token_loss": "cft.token_loss.NLL", "aggregation": "cft.aggregation.TokenMean"}
+_NONE = {"reference": "cft.references.models.NoReference", "groups": "cft.data.columns.NoGroups"}
+_PLAIN_LOSS = {"token_loss": "cft.losses.token.NLL", "aggregation": "cft.losses.aggregation.TokenMean"}
 # Values of the options that have a name of their own (`cft/report/names.py`).
 _VALUES: dict[tuple[str, str], dict[str, Any]] = {
-    ("mask", "all"): {"mask._target_": "cft.masks.All"},
+    ("mask", "all"): {"mask._target_": "cft.masks.base.All"},
     ("mask", "critical"): {"mask.rule": "all", "mask.cut_off": "wrong", "mask.num_alternatives": 2},
-    ("weighting", "uniform"): {"weighting._target_": "cft.weighting.Uniform"},
+    ("weighting", "uniform"): {"weighting._target_": "cft.weightings.token.Uniform"},
     ("weighting", "probability"): {"weighting.exponent": 1.0},
 }
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cft.report.kinds import KINDS, kind_of, token_texts
+from cft.annotation.kinds import KINDS, kind_of, token_texts
 from cft.report.text import one_line, printable
 from cft.report.transcript import OUTCOME_WORDS, Decode, levels, token_name, visible
 from cft.types import AnnotatedResponse, Outcome

@@ -2,7 +2,7 @@
 
     SFT   CFT   DFT   CFT + DFT   gem   CFT + gem   sft_go, groups=critical   probability, exponent=0.3
 
-A short name stands for an option with the values of its yaml; `cft/arm.py` records every value that is not. SFT is every
+A short name stands for an option with the values of its yaml; `cft/runs/arm.py` records every value that is not. SFT is every
 token, equal weights, plain -log p and no regulariser. What its loss is divided by, and a reference or groups that it does
 not use, are no part of its name.
 """
@@ -13,8 +13,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from cft.arm import part_of
 from cft.report.arms import BASE, is_base
+from cft.runs.arm import part_of
 
 SFT = "SFT"
 _PLAIN = {"mask": "all", "weighting": "uniform", "loss": "nll"}

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cft.report.kinds import KINDS, kind_of, token_texts
+from cft.annotation.kinds import KINDS, kind_of, token_texts
 from cft.types import AnnotatedResponse
 
 POSITION_BINS = 10

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from cft.annotation.kinds import KindCount
 from cft.report.drawing import ACCENT, BASE_COLOR, BEHIND, INK, headline, style
-from cft.report.kinds import KindCount
 from cft.report.profile import Bin, Profile
 
 LABELS = {

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from cft.report.kinds import token_texts
+from cft.annotation.kinds import token_texts
 from cft.report.text import one_line, printable
 from cft.types import AnnotatedResponse, Outcome
 

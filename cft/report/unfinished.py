@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from cft.runs import CONFIG, RESULTS
+from cft.runs.run import CONFIG, RESULTS
 
-DIVERGED = "nonfinite_batch.json"  # cft.training.guards.REPORT, without torch behind it
+DIVERGED = "nonfinite_batch.json"  # cft.training.callbacks.guards.REPORT, without torch behind it
 _NAMED = 12
 
 

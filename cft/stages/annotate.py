@@ -14,20 +14,18 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cft.annotation.annotation_summary import print_summary
 from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
-from cft.cards import write_annotation_card
-from cft.compute.device import place
 from cft.config.build import ConfigError, build, redacted
+from cft.console import Bar, console, progress
 from cft.judging.judge import Judge
 from cft.judging.verify_pool import VerifierPool
-from cft.lineage import Link, annotation_link, lineage, model_inputs
-from cft.loggers import RunFacts, log_made, log_totals, log_values, logging_to
-from cft.masks import critical_fraction
-from cft.models import (
+from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
+from cft.masks.base import critical_fraction
+from cft.models.device import place
+from cft.models.load import (
     eos_ids,
     load_causal_lm,
     load_tokenizer,
@@ -36,9 +34,11 @@ from cft.models import (
     tokenizer_hash,
     weights_hash,
 )
-from cft.progress import Bar, console, progress
 from cft.quiet import quiet_libraries
-from cft.runs import run_context
+from cft.runs.cards import write_annotation_card
+from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
+from cft.runs.run import run_context
+from cft.stages.annotation_summary import print_summary
 from cft.types import Budget, Completion
 from cft.verify import verifier_fingerprint
 

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from cft.arm import arm_of
-from cft.benchmarks import Suite, members_of, verifier_for
-from cft.compute.device import place
+from cft.benchmarks.sets import Suite, members_of, verifier_for
+from cft.benchmarks.sweep import is_benchmark_override
 from cft.config.build import ConfigError, build
-from cft.evaluation.benchmark_list import is_benchmark_override
+from cft.console import console
+from cft.data.sources import Splits
 from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
-from cft.evaluation.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
 from cft.evaluation.lm_eval_results import Measured, lm_eval_results
 from cft.evaluation.metrics import Interval
 from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.files import write_json
 from cft.judging.judge import Judge
 from cft.judging.verify_pool import VerifierPool
-from cft.lineage import Link, lineage
-from cft.models import (
+from cft.loggers.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
+from cft.models.device import place
+from cft.models.load import (
     ModelSpec,
     eos_ids,
     load_causal_lm,
@@ -37,11 +37,11 @@ from cft.models import (
     tokenizer_hash,
     weights_hash,
 )
-from cft.problems import Splits
-from cft.progress import console
-from cft.prompts import Chat, Prompt, prompt_conflict
+from cft.prompts.chat import Chat, Prompt, prompt_conflict
 from cft.quiet import quiet_libraries
-from cft.runs import (
+from cft.runs.arm import arm_of
+from cft.runs.lineage import Link, lineage
+from cft.runs.run import (
     EXPORT,
     MEASURED_AS,
     RESULTS,

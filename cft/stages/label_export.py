@@ -24,14 +24,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cft.annotation.store import AnnotationStore, find_annotation
-from cft.cards import PAPER, card, code, commands, digests, size_category, table, write_card
 from cft.config.build import ConfigError, build, redacted
-from cft.data import AnnotatedDataModule
+from cft.console import console
+from cft.data.annotated import AnnotatedDataModule
+from cft.data.batches import TokenRow
+from cft.data.problem_rows import normalised
 from cft.files import exclusive, sha256_file, write_atomically, write_json
-from cft.lineage import annotation_link, lineage
-from cft.problem_rows import normalised
-from cft.progress import console
-from cft.training.batches import TokenRow
+from cft.runs.cards import PAPER, card, code, commands, digests, size_category, table, write_card
+from cft.runs.lineage import annotation_link, lineage
 
 IGNORED = -100  # of labels, in torch and every trainer
 MANIFEST = "manifest.json"

@@ -1,4 +1,4 @@
-"""Scoring from a configuration: annotation x frozen model x kind of score -> a stored score (`cft/scores.py`)."""
+"""Scoring from a configuration: annotation x frozen model x kind of score -> a stored score (`cft/scores/store.py`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
-from cft.compute.device import place
 from cft.config.build import ConfigError, build
-from cft.models import (
+from cft.console import console, progress
+from cft.models.device import place
+from cft.models.load import (
     ModelSpec,
     load_causal_lm,
     load_tokenizer,
@@ -25,11 +26,10 @@ from cft.models import (
     tokenizer_hash,
     weights_hash,
 )
-from cft.progress import console, progress
 from cft.quiet import quiet_libraries
-from cft.runs import EXPORT
-from cft.score_methods import ScoreKind
-from cft.scores import (
+from cft.runs.run import EXPORT
+from cft.scores.methods import ScoreKind
+from cft.scores.store import (
     StoredScore,
     Values,
     annotating_model,

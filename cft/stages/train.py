@@ -13,22 +13,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from cft.arm import ARM_KEYS, arm_of
-from cft.benchmarks import verifier_for
-from cft.cards import write_model_card
-from cft.columns import columns_for, needs_live
-from cft.compute.device import place
-from cft.compute.kernels import use_kernels
+from cft.benchmarks.sets import verifier_for
 from cft.config.build import ConfigError, build
-from cft.data import AnnotatedDataModule
+from cft.console import console
+from cft.data.annotated import AnnotatedDataModule
+from cft.data.columns import columns_for, needs_live
+from cft.data.problem_rows import normalised
+from cft.data.sources import Splits
 from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive
 from cft.judging.judge import Judge
 from cft.judging.verify_pool import VerifierPool
-from cft.lineage import annotation_link, checkpoint_link, lineage, model_inputs
-from cft.loggers import close_loggers, log_made, log_transcripts
-from cft.masks import Critical
-from cft.models import (
+from cft.loggers.build import close_loggers, log_made, log_transcripts
+from cft.masks.base import Critical
+from cft.models.cpu.kernels import use_kernels
+from cft.models.device import place
+from cft.models.load import (
     eos_ids,
     export,
     load_causal_lm,
@@ -37,13 +37,13 @@ from cft.models import (
     template_hash,
     tokenizer_hash,
 )
-from cft.problem_rows import normalised
-from cft.problems import Splits
-from cft.progress import console
-from cft.prompts import prompt_conflict
+from cft.prompts.chat import prompt_conflict
 from cft.quiet import quiet_libraries
-from cft.reference_model import starts_as_reference
-from cft.runs import (
+from cft.references.models import starts_as_reference
+from cft.runs.arm import ARM_KEYS, arm_of
+from cft.runs.cards import write_model_card
+from cft.runs.lineage import annotation_link, checkpoint_link, lineage, model_inputs
+from cft.runs.run import (
     EXPORT,
     TRAINED_BY,
     RunContext,
@@ -53,14 +53,14 @@ from cft.runs import (
     settings_of,
     write_results,
 )
-from cft.sharding import is_sharded, trained_weights
 from cft.training.calibration import calibrate
-from cft.training.checkpoints import load_checkpoint
+from cft.training.callbacks.interruption import Interruption
+from cft.training.checkpointing.checkpoints import load_checkpoint
+from cft.training.checkpointing.resume import Start, finished_accuracy, start_of
+from cft.training.distributed.launcher import own_environment
+from cft.training.distributed.sharding import is_sharded, trained_weights
 from cft.training.fit import Fit, require_constructible
-from cft.training.interruption import Interruption
 from cft.training.module import CausalLMModule
-from cft.training.ranks import own_environment
-from cft.training.resume import Start, finished_accuracy, start_of
 from cft.types import Problem
 from cft.verify import verifier_fingerprint
 

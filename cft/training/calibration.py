@@ -12,17 +12,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cft.aggregation import TokenMean
-from cft.coefficient import Coefficient
+from cft.data.batches import TokenRow, collate
 from cft.errors import BadValue
-from cft.loss import Objective, Regularizer
-from cft.regularizing_loss import MaskedQuadratic, top_mass
-from cft.token_loss import NLL, Prediction, TokenLoss
-from cft.training.batches import TokenRow, collate
-from cft.training.eligible import On
+from cft.losses.aggregation import TokenMean
+from cft.losses.coefficient import Coefficient
+from cft.losses.eligible import On
+from cft.losses.objective import Objective, Regularizer
+from cft.losses.regularizers import MaskedQuadratic, top_mass
+from cft.losses.token import NLL, Prediction, TokenLoss
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts
-from cft.weighting import Uniform
+from cft.weightings.token import Uniform
 
 ROWS_AT_A_TIME = 8
 

@@ -14,22 +14,28 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from cft.arm import ARM_KEYS, arm_of, spoken
-from cft.compute.flops import arithmetic_of
 from cft.config.build import build, redacted, trying
-from cft.data import AnnotatedDataModule
+from cft.console import console, progress
+from cft.data.annotated import AnnotatedDataModule
 from cft.evaluation.evaluation import Solver
-from cft.lineage import annotation_link, model_inputs
-from cft.loggers import RunFacts
-from cft.progress import console, progress
-from cft.runs import RunContext, group_of
-from cft.sharding import FullySharded
-from cft.training.checkpoint_keeper import CheckpointKeeper, WholeFiles
-from cft.training.checkpoints import CHECKPOINTS, read_checkpoint
-from cft.training.guards import Guards, memory_advice
-from cft.training.history import History
-from cft.training.interruption import Interruption, StopWhenAsked
-from cft.training.last_validation import LastValidation
+from cft.loggers.build import RunFacts
+from cft.models.flops import arithmetic_of
+from cft.runs.arm import ARM_KEYS, arm_of, spoken
+from cft.runs.lineage import annotation_link, model_inputs
+from cft.runs.run import RunContext, group_of
+from cft.training.callbacks.guards import Guards, memory_advice
+from cft.training.callbacks.history import History
+from cft.training.callbacks.interruption import Interruption, StopWhenAsked
+from cft.training.callbacks.last_validation import LastValidation
+from cft.training.callbacks.progress_report import ShowProgress
+from cft.training.callbacks.step_seed import SeedEachStep
+from cft.training.callbacks.validation import GreedyAccuracy
+from cft.training.checkpointing.checkpoints import CHECKPOINTS, read_checkpoint
+from cft.training.checkpointing.keeper import CheckpointKeeper, WholeFiles
+from cft.training.checkpointing.position import Position, position_of
+from cft.training.checkpointing.resume import Start, begin, require_same_steps, require_steps_left
+from cft.training.distributed.launcher import SameEverywhere, use_own_launcher
+from cft.training.distributed.sharding import FullySharded
 from cft.training.memory import (
     device_memory,
     estimate,
@@ -39,12 +45,6 @@ from cft.training.memory import (
     states_per_parameter,
 )
 from cft.training.module import CausalLMModule
-from cft.training.position import Position, position_of
-from cft.training.progress_report import ShowProgress
-from cft.training.ranks import SameEverywhere, use_own_launcher
-from cft.training.resume import Start, begin, require_same_steps, require_steps_left
-from cft.training.step_seed import SeedEachStep
-from cft.training.validation import GreedyAccuracy
 from cft.types import Problem
 
 

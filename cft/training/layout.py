@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from cft.training.eligible import EligibleTokens
+from cft.losses.eligible import EligibleTokens
 
 Layout = Literal["padded", "packed"]
 ATTENTION = "cft_rows"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cft.errors import UserError
-from cft.training.guards import ADVICE
+from cft.training.callbacks.guards import ADVICE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MEASURED_TOKENS = (
     32,
     96,
-)  # multiples of 32: oneDNN's products come in few numbers of rows (cft/compute/onednn_linear.py)
+)  # multiples of 32: oneDNN's products come in few numbers of rows (cft/models/cpu/onednn_linear.py)
 CLEARLY = 1.25  # an estimate this many times the memory there is cannot be off by so much
 
 

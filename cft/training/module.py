@@ -29,11 +29,11 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from cft.compute.gradient_in_place import gradients_in_place
-from cft.loss import Objective, TermSum
-from cft.reference_model import LiveReference
-from cft.sharding import is_sharded, shard
-from cft.training.guards import gradient_norm, require_finite
+from cft.losses.objective import Objective, TermSum
+from cft.models.cpu.gradient_in_place import gradients_in_place
+from cft.references.models import LiveReference
+from cft.training.callbacks.guards import gradient_norm, require_finite
+from cft.training.distributed.sharding import is_sharded, shard
 from cft.training.layout import Layout
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
 from cft.types import StepCounts, TokenBatch

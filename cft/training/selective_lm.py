@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cft.compute.head import project
-from cft.compute.onednn_linear import training_pass
 from cft.errors import BadValue
-from cft.loss import FrozenPrediction, Objective, TermSum, token_statistics
-from cft.reference_model import LiveReference
-from cft.training.eligible import EligibleTokens, eligible_tokens
+from cft.losses.eligible import EligibleTokens, eligible_tokens
+from cft.losses.objective import FrozenPrediction, Objective, TermSum, token_statistics
+from cft.models.cpu.onednn_linear import training_pass
+from cft.models.head import project
+from cft.references.models import LiveReference
 from cft.training.layout import Layout, Placement, attend_by_rows, placed
 from cft.types import TokenBatch
 
@@ -108,7 +108,7 @@ class SelectiveLM(nn.Module):
         return "flash" in (self.model.config.get_text_config(decoder=True)._attn_implementation or "")
 
     def check_head(self) -> None:
-        """Refuse models that do more to their logits than `cft/compute/head.py` knows of: it would be left out silently."""
+        """Refuse models that do more to their logits than `cft/models/head.py` knows of: it would be left out silently."""
         ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
         with self._checking():
             hidden_BTD = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
@@ -117,9 +117,9 @@ class SelectiveLM(nn.Module):
         difference = float((ours - theirs).abs().max())
         if difference > HEAD_TOLERANCE * max(1.0, float(theirs.abs().max())):
             raise BadValue(
-                f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from what cft/compute/head.py makes "
+                f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from what cft/models/head.py makes "
                 "of its hidden states, so it scales or caps them in a way of its own; training it here would optimise "
-                "something else. Use another model, or add that step to cft/compute/head.py."
+                "something else. Use another model, or add that step to cft/models/head.py."
             )
 
     def check_layout(self) -> None:

@@ -56,7 +56,10 @@ def test_what_would_train_something_else_is_refused(key: str, value: object, rem
     [
         *({"precision": precision} for precision in ("32-true", 32, "bf16-mixed")),
         *({"devices": devices} for devices in (1, 2, -1, "auto", [1])),
-        *({"strategy": strategy} for strategy in ("auto", "ddp", {"_target_": "cft.sharding.fully_sharded"})),
+        *(
+            {"strategy": strategy}
+            for strategy in ("auto", "ddp", {"_target_": "cft.training.distributed.sharding.fully_sharded"})
+        ),
         {"limit_train_batches": 1.0, "overfit_batches": 0.0},
         {"limit_train_batches": None, "overfit_batches": 0},
         {"limit_val_batches": None, "val_check_interval": 0.5},

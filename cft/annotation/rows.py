@@ -1,0 +1,90 @@
+"""Annotated responses <-> an Arrow table, one row each, and the hash by which two annotations are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cft.files import sha256_json
+from cft.types import AnnotatedResponse
+
+_VECTOR = {  # [P] or [R]
+    "prompt_ids": pa.int32(),
+    "response_ids": pa.int32(),
+    "logprob": pa.float32(),
+    "entropy": pa.float32(),
+    "replay_outcome": pa.int8(),
+}
+_MATRIX = {  # [R, 2] or [R, K]
+    "char_span": pa.int32(),
+    "alt_ids": pa.int32(),
+    "alt_logprob": pa.float32(),
+    "alt_tokens": pa.int32(),
+    "alt_outcome": pa.int8(),
+}
+_INEXACT = {"logprob", "entropy", "alt_logprob"}  # agree between batch sizes and machines to about 1e-4 only
+
+
+def _arrow_type(name: str) -> pa.DataType:
+    if name in _VECTOR:
+        return pa.list_(_VECTOR[name])
+    if name in _MATRIX:
+        return pa.list_(pa.list_(_MATRIX[name]))
+    return pa.list_(pa.list_(pa.string())) if name == "alt_answer" else pa.string()
+
+
+# Scores have tables of their own (`cft/scores/store.py`).
+ROW_SCHEMA = pa.schema([(f.name, _arrow_type(f.name)) for f in fields(AnnotatedResponse) if f.name != "scores"])
+
+
+def rows_table(rows: Sequence[AnnotatedResponse]) -> pa.Table:
+    return pa.Table.from_pylist([_record(row) for row in rows], schema=ROW_SCHEMA)
+
+
+def table_rows(table: pa.Table) -> list[AnnotatedResponse]:
+    """The inverse of rows_table."""
+    columns = {name: _decoder(name)(table.column(name).combine_chunks()) for name in ROW_SCHEMA.names}
+    return [
+        AnnotatedResponse(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def table_hash(rows: Sequence[AnnotatedResponse]) -> str:
+    """SHA-256 over ids, text and outcomes (not floats) of the rows sorted by id: equal for equal annotations."""
+    ordered = sorted(rows, key=lambda row: (row.problem_id, row.response_id))
+    return sha256_json([{k: v for k, v in _record(row).items() if k not in _INEXACT} for row in ordered])
+
+
+def _record(row: AnnotatedResponse) -> dict[str, Any]:
+    values = {name: getattr(row, name) for name in ROW_SCHEMA.names}
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
+
+
+def _decoder(name: str) -> Callable[[Any], list[Any]]:
+    if name in _VECTOR:
+        return _vectors
+    return _matrices if name in _MATRIX else lambda array: array.to_pylist()
+
+
+def _vectors(array: pa.ListArray) -> list[NDArray[Any]]:
+    """Slices of the flat buffer: a hundred times faster than by way of Python numbers."""
+    at, flat = array.offsets.to_numpy(), array.values.to_numpy()
+    return [flat[at[i] : at[i + 1]].copy() for i in range(len(array))]
+
+
+def _matrices(array: pa.ListArray) -> list[NDArray[Any]]:
+    outer, inner = array.offsets.to_numpy(), array.values
+    at, flat = inner.offsets.to_numpy(), inner.values.to_numpy()
+    result = []
+    for start, end in pairwise(outer):
+        widths = np.diff(at[start : end + 1])
+        if len(set(widths.tolist())) > 1:
+            raise ValueError(f"ragged rows of widths {widths.tolist()}, expected one width")
+        result.append(flat[at[start] : at[end]].reshape(end - start, widths[0] if len(widths) else 0).copy())
+    return result

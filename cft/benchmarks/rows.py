@@ -1,0 +1,155 @@
+r"""Rows of the field's benchmarks to (question, gold answer, worked solution): one function a layout, answers normalised.
+
+A gold answer loses what is no part of it: dollar signs around it, `\boxed`, a trailing full stop, the unit that ASDiv
+puts in brackets, ".0" and thousands separators of a number. It is otherwise left as it was written: what is equal to it
+is the verifier's business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cft.data.problem_rows import BadRow, Number, fields_found, read_field
+from cft.judging.answers import read_number
+from cft.judging.markers import boxed_answer
+
+Row = Mapping[str, Any]
+Parts = tuple[str, str, str]  # question, gold answer, solution
+
+
+def svamp(row: Row) -> Parts:
+    body = _body(row, "Body")
+    body += "." if body and not body.endswith((".", ",", "?", "!")) else ""
+    return f"{body} {read_field(row, 'Question').strip()}".strip(), _number(row, "Answer"), ""
+
+
+def asdiv(row: Row) -> Parts:
+    """`9 (apples)`: the bracket is the unit. It stays where it is all there is; a remainder and AM or PM are no unit."""
+    question = f"{_body(row, 'body')} {read_field(row, 'question').strip()}".strip()
+    answer = re.sub(r"\(([ap]\.?m\.?)\)", r"\1", read_field(row, "answer", numbers=True), flags=re.IGNORECASE)
+    without = re.sub(r"\s*\((?!r(?:emainder)?\s*[0-9])[^()]*\)", "", answer, flags=re.IGNORECASE).strip(" ;,")
+    return question, normal_answer(without or answer), ""
+
+
+def mawps(row: Row) -> Parts:
+    return read_field(row, "input").strip(), _number(row, "target"), ""
+
+
+def carp_en(row: Row) -> Parts:
+    return read_field(row, "content").strip(), normal_answer(read_field(row, "answer", numbers=True)), ""
+
+
+def tabmwp(row: Row) -> Parts:
+    """The table as text; choices get letters, and the gold answer of such a row is `(B) text`."""
+    title = _optional(row, "table_title")
+    about = f' regarding "{title}"' if title else ""
+    question = f"Read the following table{about} and answer a question:\n{read_field(row, 'table').strip()}\n"
+    question += read_field(row, "question").strip()
+    answer = read_field(row, "answer", numbers=True).strip()
+    solution = _optional(row, "solution")
+    choices = row.get("choices")
+    if not choices:
+        unit = _optional(row, "unit")
+        return question + (f" (unit: {unit})" if unit else ""), _plain(answer), solution
+    if not isinstance(choices, list) or answer not in choices or len(choices) > 26:
+        raise BadRow("choices: expected a list of at most 26 that holds the answer")
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    options = " ".join(f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=False))
+    return f"{question}\nOptions: {options}", f"({letters[choices.index(answer)]}) {answer}", solution
+
+
+def boxed(row: Row) -> Parts:
+    r"""MATH and Minerva: the answer is what the solution's last \boxed{} holds; a field `answer` comes before it."""
+    solution = _optional(row, "solution")
+    answer = _optional(row, "answer") or boxed_answer(solution)
+    if not answer:
+        raise BadRow(f"no final answer: expected a \\boxed{{}} in solution, or a field answer ({fields_found(row)})")
+    return _either(row, "problem", "question").strip(), normal_answer(answer), solution
+
+
+def answered(row: Row) -> Parts:
+    """question and answer, as in CollegeMath and the English Gaokao set."""
+    return _either(row, "question", "problem").strip(), normal_answer(read_field(row, "answer", numbers=True)), ""
+
+
+def olympiadbench(row: Row) -> Parts:
+    """`final_answer` is a list, of which the sets for text alone hold one entry; several answers stand in it together."""
+    answers = row.get("final_answer")
+    if isinstance(answers, str):
+        answers = [answers]
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, (str, Number)) for a in answers):
+        raise BadRow("wrong type: final_answer, expected a list of texts")
+    context = _optional(row, "context")
+    question = read_field(row, "question").strip()
+    solution = row.get("solution")
+    worked = solution[0] if isinstance(solution, list) and solution and isinstance(solution[0], str) else ""
+    return (f"{context}\n{question}" if context else question), normal_answer(", ".join(answers)), worked
+
+
+LAYOUTS: dict[str, Callable[[Row], Parts]] = {
+    read.__name__: read for read in (svamp, asdiv, mawps, carp_en, tabmwp, boxed, answered, olympiadbench)
+}
+
+FIELDS = {  # what a row of each needs, for messages
+    "svamp": "Body, Question, Answer",
+    "asdiv": "body, question, answer",
+    "mawps": "input, target",
+    "carp_en": "content, answer",
+    "tabmwp": "question, table, answer (choices, unit, table_title, solution)",
+    "boxed": "problem or question, solution with a \\boxed{} or answer",
+    "answered": "question or problem, answer",
+    "olympiadbench": "question, final_answer (context, solution)",
+}
+
+
+def normal_answer(text: str) -> str:
+    r"""A gold answer without what is around it: `$2 $` -> `2`, `$$x$$.` -> `x`, `\boxed{5}` -> `5`, `1,234` -> `1234`."""
+    text = " ".join(text.split()).rstrip("`").strip()
+    if inner := boxed_answer(text):
+        text = inner
+    if not text.endswith(("...", "\\.")) and not re.search(r"[A-Za-z]\.[A-Za-z]\.$", text):
+        text = text.rstrip(".").strip() or text
+    for mark in ("$$", "$"):
+        inside = text[len(mark) : -len(mark)]
+        if (
+            len(text) > 2 * len(mark)
+            and text.startswith(mark)
+            and text.endswith(mark)
+            and "$" not in inside.replace("\\$", "")
+        ):
+            text = inside.strip()
+            break
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    """Numbers as they are counted: 33.0 is 33 and 1,234 is 1234."""
+    if re.fullmatch(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?", text):
+        text = text.replace(",", "")
+    return re.sub(r"\.0+$", "", text) if re.fullmatch(r"-?[0-9]+\.0+", text) else text
+
+
+def _number(row: Row, name: str) -> str:
+    text = read_field(row, name, numbers=True).strip()
+    if read_number(text, whole=True).value is None:
+        raise BadRow(f"no number: {name}, expected one")
+    return _plain(text)
+
+
+def _optional(row: Row, name: str) -> str:
+    value = row.get(name)
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _body(row: Row, name: str) -> str:
+    """The text before the question. It may be empty, but not missing."""
+    empty = isinstance(row.get(name), str) and not row[name].strip()
+    return "" if empty else read_field(row, name).strip()
+
+
+def _either(row: Row, first: str, second: str) -> str:
+    if first not in row and second not in row:
+        raise BadRow(f"missing field: {first} or {second} ({fields_found(row)})")
+    return read_field(row, first if first in row else second)

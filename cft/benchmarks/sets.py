@@ -1,0 +1,143 @@
+"""Benchmarks: a test set each, with the verifier that suits it, and suites of several that are evaluated in one run.
+
+Each `benchmark` is the `_target_` of a file in conf/benchmark: rows from a folder (`data.dir`: <name>.jsonl, or
+<name>/test.jsonl, there or in its folder `benchmarks`), else from the hub. All rows are kept, those that occur twice too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from cft.benchmarks.rows import FIELDS, LAYOUTS
+from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, json_lines
+from cft.data.sources import Splits, hub_rows, splits_of
+from cft.types import Problem, Verdict, Verifier
+
+BAD_ROWS = 0.005
+
+Layout = Literal["svamp", "asdiv", "mawps", "carp_en", "tabmwp", "boxed", "answered", "olympiadbench"]
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Several sets of problems by name, for one run of evaluate.py."""
+
+    name: str
+    members: dict[str, Splits]
+
+    def of(self, split: str) -> tuple[Problem, ...]:
+        """What a single set gives; here always an error."""
+        raise ProblemError(
+            f"benchmark {self.name} is a suite of {', '.join(self.members)}: evaluate.py runs it; train.py tests on one "
+            "benchmark, such as benchmark=gsm8k"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkVerifier:
+    """`verifier=benchmark`: each benchmark's own verifier; `other` for a source of problems that names none."""
+
+    name: ClassVar[str] = "benchmark"
+    version: ClassVar[str] = "1"
+    other: Verifier
+
+    def for_problems(self, splits: Splits) -> Verifier:
+        return splits.verifier or self.other
+
+    def __call__(self, response: str, answer: str) -> Verdict:
+        return self.other(response, answer)
+
+    def final(self, text: str) -> bool:
+        return self.other.final(text)
+
+
+def benchmark(
+    *,
+    name: str,
+    layout: Layout,
+    verifier: Verifier,
+    dir: str,
+    hub_id: str,
+    hub_config: str,
+    hub_split: str,
+    revision: str,
+) -> Splits:
+    """One test set. layout: how its rows are read (`cft/benchmarks/rows.py`). verifier: what judges its answers.
+
+    hub_id: where `dir` is "". hub_split may join splits (`train+test`).
+    """
+    rows, source = _rows(name, dir=dir, hub_id=hub_id, config=hub_config, split=hub_split, revision=revision)
+    problems, dropped = _problems(rows, name=name, layout=layout, source=source)
+    splits = splits_of(name=name, seed=0, train=[], validation=[], test=problems, dropped=dropped)
+    return dataclasses.replace(splits, verifier=verifier)
+
+
+def suite(*, name: str, members: dict[str, Splits]) -> Suite:
+    """Several benchmarks in one run: `benchmark=cft11`, or `benchmark=gsm8k,math`. A suite in it stands for its members."""
+    found: dict[str, Splits] = {}
+    for key, member in members.items():
+        found |= member.members if isinstance(member, Suite) else {key: member}
+    if not found:
+        raise ProblemError(f"benchmark {name} has no members; name them as in evaluate.py benchmark=gsm8k,math")
+    return Suite(name, found)
+
+
+def members_of(benchmark: Splits | Suite) -> dict[str, Splits]:
+    """The sets of a benchmark by name: a suite's members, or itself."""
+    return benchmark.members if isinstance(benchmark, Suite) else {benchmark.name: benchmark}
+
+
+def verifier_for(splits: Splits, *, chosen: Verifier) -> Verifier:
+    """The verifier that judges a set: the one that was chosen, or with `verifier=benchmark` the set's own."""
+    return chosen.for_problems(splits) if isinstance(chosen, BenchmarkVerifier) else chosen
+
+
+def _problems(rows: Iterator[Row], *, name: str, layout: Layout, source: str) -> tuple[list[Problem], Counter[str]]:
+    """Ids are hashes of question and answer, so that order does not matter; a row that occurs again gets a number."""
+    others = ", ".join(other for other in LAYOUTS if other != layout)
+    remedy = (
+        f"benchmark.layout={layout} reads the fields {FIELDS[layout]}: repair the rows, or give the layout that they have "
+        f"(benchmark.layout={others.replace(', ', ' | ')}; in a suite benchmark.members.{name}.layout)"
+    )
+    quarantine = Quarantine(source, BAD_ROWS, remedy)
+    problems: list[Problem] = []
+    seen: Counter[str] = Counter()
+    count = 0
+    for row in rows:
+        count += 1
+        try:
+            if row.value is None:
+                raise BadRow(row.reason)
+            question, answer, solution = LAYOUTS[layout](row.value)
+        except BadRow as error:
+            quarantine.add(row, reason=str(error))
+            continue
+        key = content_hash(question, answer)
+        seen[key] += 1
+        number = f"-{seen[key]}" if seen[key] > 1 else ""
+        problems.append(Problem(f"{name}-{key}{number}", question, answer, solution))
+    quarantine.settle(rows=count)
+    return problems, quarantine.counts
+
+
+def _rows(name: str, *, dir: str, hub_id: str, config: str, split: str, revision: str) -> tuple[Iterator[Row], str]:
+    if dir:
+        folder = Path(dir).expanduser()
+        files = [
+            base / file for base in (folder, folder / "benchmarks") for file in (f"{name}.jsonl", f"{name}/test.jsonl")
+        ]
+        for path in files:
+            if path.is_file():
+                return json_lines(path), str(path)
+        raise ProblemError(f"data.dir={dir}: benchmark {name} found none of {', '.join(map(str, files))}")
+    if not hub_id:
+        raise ProblemError(
+            f"benchmark {name} has no data set on the hub by default: give data.dir=<folder with {name}.jsonl>, or "
+            "benchmark.hub_id=<owner/name> of one with the same fields"
+        )
+    return hub_rows(hub_id, config=config, revision=revision, split=split), f"{hub_id} ({split})"

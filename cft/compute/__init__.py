@@ -1,1 +1,0 @@
-"""How a model computes: kernels, memory, devices."""

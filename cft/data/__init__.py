@@ -1,0 +1,1 @@
+"""Problems, rows and micro-batches: from a file to what a training step sees."""

@@ -1,0 +1,223 @@
+"""Annotated rows -> rows ready for training: reading, splitting by problem, masks, and the columns that methods need."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import lightning.pytorch as pl
+import numpy as np
+from pydantic import Field
+from torch.utils.data import DataLoader
+
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
+from cft.console import console
+from cft.data.batches import Deal, GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
+from cft.data.pairing import other_prompts
+from cft.data.problem_rows import normalised
+from cft.errors import BadValue
+from cft.files import sha256_json
+from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
+from cft.ranges import AtLeastOne, CountOrAll, FractionBelowOne, Name, in_range
+from cft.scores.column import GROUP, Column
+from cft.scores.store import annotating_model, with_scores
+from cft.types import AnnotatedResponse, StepCounts, TokenBatch
+
+
+def to_token_row(row: AnnotatedResponse, *, mask: Mask, probe_mask: Mask, columns: Mapping[str, Column]) -> TokenRow:
+    """Prompt and response in one sequence; the prompt carries no weight whatever the mask says."""
+    prompt_len = len(row.prompt_ids)
+    length = prompt_len + len(row.response_ids)
+    weight = np.zeros(length, dtype=np.float32)
+    weight[prompt_len:] = mask_weights(mask, row)
+    probe = np.full(length, -1, dtype=np.int8)
+    probe[prompt_len:] = mask_weights(probe_mask, row) > 0
+    scores = {name: np.zeros(length, dtype=np.float32) for name in columns}
+    for name, column in columns.items():
+        scores[name][prompt_len:] = column(row)
+    ids = np.concatenate([row.prompt_ids, row.response_ids]).astype(np.int64)
+    return TokenRow(row.response_id, ids, weight, probe, scores)
+
+
+def in_validation(problem_id: str, *, fraction: float) -> bool:
+    """Whether a problem's rows are held out; a function of the id alone, the same for every arm and seed."""
+    digest = hashlib.blake2b(f"validation\x1f{problem_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64 < fraction
+
+
+def rows_hash(rows: Sequence[AnnotatedResponse]) -> str:
+    """Hash of what training sees of the rows, in their order: an annotation may grow between two runs."""
+    digest = hashlib.sha256()
+    for row in rows:
+        for part in (row.prompt_ids, row.response_ids, row.alt_outcome):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+class AnnotatedDataModule(pl.LightningDataModule):
+    """Rows of one annotation under a mask.
+
+    mask: picks the tokens with loss. probe_mask: splits the metrics into critical and other tokens. columns: further
+    scores of every token, by the name under which the objective asks for them (`cft/data/columns.py`).
+    tokenizer_sha256: the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
+    exclude: normalised questions that must not be trained on: the benchmark's validation and test problems.
+    annotation: name or folder. dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
+    deal: of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
+    max_rows: -1 = all, else the first by order in the store. max_tokens: longer rows are dropped and counted.
+    shuffle_responses: train on each response behind another problem's prompt, drawn by seed and ids
+        (`cft/data/pairing.py`).
+    """
+
+    @in_range
+    def __init__(
+        self,
+        mask: Mask,
+        probe_mask: Mask,
+        columns: Mapping[str, Column],
+        annotations_dir: str,
+        tokenizer_sha256: str,
+        seed: int,
+        exclude: frozenset[str],
+        *,
+        annotation: Name,
+        dir: str,
+        batch_size: AtLeastOne,
+        deal: Deal,
+        max_rows: CountOrAll,
+        validation_fraction: FractionBelowOne,
+        max_tokens: Annotated[int, Field(ge=2)],
+        shuffle_responses: bool,
+    ) -> None:
+        super().__init__()
+        self.store = AnnotationStore(find_annotation(annotation, annotations_dir=annotations_dir))
+        self.manifest = self.store.manifest()
+        stored = self.manifest["fingerprint"]["tokenizer"]
+        if stored != tokenizer_sha256:
+            raise StoreError(
+                f"{self.store.folder}: annotated with tokenizer {stored[:12]} ({self.manifest['model_name']}), but the "
+                f"model's tokenizer is {tokenizer_sha256[:12]}; token ids would mean other text. Train the annotated "
+                "model, or annotate with this one: python annotate.py model=<this model>"
+            )
+        rows = self.store.rows()
+        if max_rows >= 0:
+            rows = rows[:max_rows]
+        apart = [row for row in rows if normalised(row.problem) not in exclude]
+        self.leaked = len(rows) - len(apart)
+        if self.leaked:
+            console.print(
+                f"Rows dropped: {self.leaked} of problems that stand in the benchmark's validation or test split"
+            )
+        sources: dict[str, Column] = {"mask": mask, "probe_mask": probe_mask, **columns}
+        wanted = {name for source in sources.values() for name in source.needs}
+        # Before prompts are exchanged: a score is of a response behind its own prompt.
+        rows, self.scores = with_scores(self.store, apart, names=wanted, annotations_dir=annotations_dir)
+        if shuffle_responses:
+            if columns:
+                raise StoreError(
+                    f"data.shuffle_responses=true: {', '.join(sorted(columns))} would be of the response behind its own "
+                    "prompt; train on shuffled pairs with a loss and a weighting that need neither groups nor a stored "
+                    "reference"
+                )
+            rows = other_prompts(
+                rows, seed=seed, part=lambda row: in_validation(row.problem_id, fraction=validation_fraction)
+            )
+        fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= max_tokens]
+        if len(fitting) < len(rows):
+            console.print(f"Rows dropped: {len(rows) - len(fitting)} longer than data.max_tokens={max_tokens}")
+        self.rows_sha256 = rows_hash(fitting)
+        held_out = [in_validation(row.problem_id, fraction=validation_fraction) for row in fitting]
+        trained = [row for row, held in zip(fitting, held_out, strict=True) if not held]
+        try:
+            for source in sources.values():
+                source.fit(trained)
+            token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask, columns=columns) for row in fitting]
+        except TooLittleEvidence as error:
+            if self.store.folder.resolve().parent != SHIPPED.resolve():
+                raise
+            raise MaskError(_made_afresh(error, self.manifest)) from error
+        self.learnt = {name: facts for name, source in sources.items() if (facts := source.facts())}
+        self.train_rows = [row for row, held in zip(token_rows, held_out, strict=True) if not held]
+        self.validation_rows = [row for row, held in zip(token_rows, held_out, strict=True) if held]
+        self.batch_size, self.seed = batch_size, seed
+        self.deal: Deal = deal
+        if not any((row.weight > 0).any() for row in self.train_rows):
+            raise StoreError(
+                f"{self.store.folder}: nothing to train on: {len(rows)} rows, {len(self.train_rows)} for training, and "
+                f"mask {type(mask).__name__} picks no token in them. Annotate more problems or choose another mask."
+            )
+        if GROUP in columns:
+            _require_two_groups(self.train_rows)
+
+    def facts(self) -> dict[str, Any]:
+        """Counts that belong in a run's results; fractions 0-1 of response tokens."""
+        response = sum(int((row.probe >= 0).sum()) for row in self.train_rows)
+        eligible = sum(int((row.weight > 0).sum()) for row in self.train_rows)
+        return {
+            "train_rows": len(self.train_rows),
+            "validation_rows": len(self.validation_rows),
+            "rows_sha256": self.rows_sha256,
+            "rows_dropped_as_benchmark_problems": self.leaked,
+            "rows_without_eligible_tokens": sum(not (row.weight > 0).any() for row in self.train_rows),
+            "response_tokens": response,
+            "eligible_tokens": eligible,
+            "eligible_fraction": eligible / response,
+            "scores": self.scores,
+            "learnt": self.learnt,
+        }
+
+    def settings(self) -> dict[str, str]:
+        """What tells runs apart that read other scores or other annotations under the same names."""
+        read = {f"scores.{name}": digest[:12] for name, digest in self.scores.items()}
+        return read | {f"learnt.{name}": sha256_json(facts)[:12] for name, facts in self.learnt.items()}
+
+    def train_dataloader(self) -> DataLoader[TokenBatch]:
+        return self._loader(self.train_rows, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[TokenBatch]:
+        if self.validation_rows:
+            return self._loader(self.validation_rows, shuffle=False)
+        # One empty batch: Lightning skips validation without batches, and val/accuracy needs no rows.
+        empty = RowDataset([], score_names=self.train_rows[0].scores.keys())
+        return DataLoader(empty, sampler=[MicroBatch((), StepCounts())], batch_size=None)
+
+    def _loader(self, rows: Sequence[TokenRow], *, shuffle: bool) -> DataLoader[TokenBatch]:
+        trainer = self.trainer
+        sampler = GlobalOrderSampler(
+            [row.counts() for row in rows],
+            batch_size=self.batch_size,
+            accumulate=trainer.accumulate_grad_batches if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+            seed=self.seed,
+            shuffle=shuffle,
+            lengths=[row.needed() for row in rows],
+            deal=self.deal,
+        )
+        return loader(rows, sampler)
+
+
+def _require_two_groups(rows: Sequence[TokenRow]) -> None:
+    """A loss that compares groups of tokens would be another one if all that carry loss were of one group."""
+    group_N = np.concatenate([row.scores[GROUP][row.weight > 0] for row in rows])
+    picked = int((group_N > 0).sum())
+    if picked in (0, len(group_N)):
+        whole = (
+            "group 1, the tokens that the grouping picks" if picked else "group 0, those that the grouping leaves out"
+        )
+        raise BadValue(
+            f"groups: all {len(group_N):,} tokens with loss are of one group ({whole}), and a loss over groups would compare "
+            "nothing; expected a mask and a grouping that differ: set mask=all, or another groups=..."
+        )
+
+
+def _made_afresh(error: TooLittleEvidence, manifest: Mapping[str, Any]) -> str:
+    """The remedy for an annotation that ships with the package and stays as it is."""
+    name = f"{manifest['name']}_complete"
+    make = ["python annotate.py", annotating_model(manifest), f"annotation={name}", error.afresh]
+    return (
+        f"{error.found}. {manifest['name']} ships with the package and stays as it is; this mask needs an annotation of more "
+        f"under another name. Make it with: {' '.join(filter(None, make))} limit={manifest['counts']['problems']} (fewer "
+        f"problems take less time), and train with: python train.py data.annotation={name} ..."
+    )

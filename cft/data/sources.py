@@ -1,0 +1,349 @@
+"""Sources of problems, and their split into train, validation and test.
+
+Each builder below is the `_target_` of a file in conf/data and gives `Splits`. A source that has no test set of its
+own is split by a hash of the seed and the problem's id, never by order: a file that grows moves no problem from one
+split to another. Training and validation problems whose question also stands in the test set are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cft.data import arithmetic as generator
+from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalised, to_problems
+from cft.ranges import AtLeastOne, Count, Fraction, Name, in_range
+from cft.types import Problem, Verifier
+
+__all__ = ["ProblemError", "Splits", "arithmetic", "gsm8k", "hub", "jsonl", "reasoning_gym"]
+
+NAMES = ("train", "validation", "test")
+GSM8K_BAD_ROWS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Problems in the order of hash(seed, id), so that the first n of them are a random sample.
+
+    dropped: reason -> how many rows. fingerprint: sha256 of the splits' ids, questions, answers and solutions.
+    verifier: what judges the answers under `verifier=benchmark`, None where the source leaves that to the run.
+    """
+
+    name: str
+    train: tuple[Problem, ...]
+    validation: tuple[Problem, ...]
+    test: tuple[Problem, ...]
+    dropped: dict[str, int]
+    fingerprint: str
+    verifier: Verifier | None = None
+
+    def of(self, split: str) -> tuple[Problem, ...]:
+        """The problems of one split, at least one."""
+        if split not in NAMES:
+            raise ProblemError(f"unknown split {split!r} of data {self.name}; expected one of {', '.join(NAMES)}")
+        problems: tuple[Problem, ...] = getattr(self, split)
+        if not problems:
+            sizes = ", ".join(f"{name} {len(getattr(self, name))}" for name in NAMES)
+            remedy = "take another split or change the split's size or fraction in the data group"
+            raise ProblemError(f"data {self.name} has no {split} problems (found {sizes}); {remedy}")
+        return problems
+
+
+@in_range
+def arithmetic(
+    *,
+    name: Name,
+    seed: int,
+    num_train: Count,
+    num_validation: Count,
+    num_test: Count,
+    min_steps: AtLeastOne = 2,
+    max_steps: AtLeastOne = 4,
+) -> Splits:
+    """Generated word problems (`cft/data/arithmetic.py`), with a worked solution each."""
+    if min_steps > max_steps:
+        raise ProblemError(f"min_steps={min_steps}, max_steps={max_steps}: expected min_steps <= max_steps")
+    found: dict[str, list[Problem]] = {}
+    for split, count in zip(("train", "validation", "test"), (num_train, num_validation, num_test), strict=True):
+        stream = generator.problems(seed=seed, split=split, min_steps=min_steps, max_steps=max_steps)
+        found[split] = [problem for _, problem in islice(stream, count)]
+        if len(found[split]) < count:
+            raise ProblemError(
+                f"num_{split}={count}: the generator has only {len(found[split])} different problems of {min_steps} to "
+                f"{max_steps} steps in this split; ask for fewer or raise max_steps"
+            )
+    return splits_of(name=name, seed=seed, dropped=Counter(), **found)
+
+
+@in_range
+def gsm8k(*, name: Name, dir: str, hub_id: str, revision: str, validation_fraction: Fraction, seed: int) -> Splits:
+    """GSM8K: train.jsonl and test.jsonl of `dir` (or of `dir`/gsm8k), or the hub's where `dir` is "".
+
+    The gold answer is what follows the last `####`, without thousands separators; the solution is the whole text.
+    """
+    sources = {}
+    for part in ("train", "test"):
+        rows, source = _gsm8k_rows(part, dir=dir, hub_id=hub_id, revision=revision)
+        fields_ = Fields(id="", question="question", answer="answer", solution="answer", answer_of=after_hashes)
+        sources[part] = to_problems(
+            rows, source=source, fields=fields_, id_prefix=f"gsm8k-{part}-", max_bad_rows=GSM8K_BAD_ROWS
+        )
+    return _from_parts(name=name, parts=sources, validation_fraction=validation_fraction, test_fraction=0.0, seed=seed)
+
+
+def after_hashes(text: str) -> str:
+    """`... #### 1,234` -> `1234`."""
+    _, marker, tail = text.rpartition("####")
+    answer = tail.strip().replace(",", "")
+    if not marker or not answer:
+        raise BadRow("no final answer: expected the text to end in '#### <answer>'")
+    return answer
+
+
+@in_range
+def reasoning_gym(
+    *,
+    name: Name,
+    task: str,
+    size: AtLeastOne,
+    seed: int,
+    config: Mapping[str, Any],
+    validation_fraction: Fraction,
+    test_fraction: Fraction,
+) -> Splits:
+    """A procedural task of reasoning-gym by name; `config` holds the task's own settings.
+
+    Answers are judged by the run's verifier, not by the task's scorer: take tasks with one right answer. Entries drawn
+    twice and entries without an answer are dropped and counted.
+    """
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise ProblemError("data=reasoning_gym needs the package reasoning-gym: pip install 'cft[reasoning-gym]'")
+    from reasoning_gym.factory import DATASETS, create_dataset
+
+    if task not in DATASETS:
+        raise ProblemError(f"unknown reasoning-gym task {task!r}{_did_you_mean(task, DATASETS)}")
+    settings = _plain(config)
+    config_class = DATASETS[task][1]
+    known = {f.name for f in fields(config_class)} - {"seed", "size"} if is_dataclass(config_class) else set(settings)
+    for key in settings:
+        if key not in known:
+            hint = "is set by data.size and data.seed" if key in ("seed", "size") else "is unknown"
+            raise ProblemError(f"reasoning-gym task {task}: setting {key!r} {hint}{_did_you_mean(key, known)}")
+    try:
+        dataset = create_dataset(task, size=size, seed=seed, **settings)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ProblemError(f"reasoning-gym task {task} refuses its settings {settings}: {error}") from error
+    rows = (
+        Row(f"{task}[{i}]", {"question": dataset[i]["question"], "answer": dataset[i]["answer"]}) for i in range(size)
+    )
+    fields_ = Fields(id="", question="question", answer="answer", solution="")
+    # All may be put aside: repeated draws are no one's mistake, and a task that has nothing else fails in `splits_of`.
+    part = to_problems(rows, source=f"reasoning-gym {task}", fields=fields_, id_prefix=f"{task}-", max_bad_rows=1.0)
+    return _from_parts(
+        name=name,
+        parts={"train": part},
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+
+
+@in_range
+def jsonl(
+    *,
+    name: Name,
+    path: str,
+    test_path: str,
+    id_field: str,
+    question_field: str,
+    answer_field: str,
+    solution_field: str,
+    max_bad_rows: Fraction,
+    validation_fraction: Fraction,
+    test_fraction: Fraction,
+    seed: int,
+) -> Splits:
+    """Any file of one JSON object a line. `*_field`: see `problem_rows.Fields`. test_path "": a share of `path`."""
+    fields_ = Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field)
+    parts = {}
+    for part, file in (("train", path), ("test", test_path)):
+        if file or part == "train":
+            found = _existing(file, what="data.path" if part == "train" else "data.test_path")
+            parts[part] = to_problems(
+                json_lines(found),
+                source=str(found),
+                fields=fields_,
+                id_prefix="test-" if part == "test" else "",  # files often count from 0, each for itself
+                max_bad_rows=max_bad_rows,
+            )
+    return _from_parts(
+        name=name, parts=parts, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
+    )
+
+
+@in_range
+def hub(
+    *,
+    name: Name,
+    path: str,
+    config: str,
+    revision: str,
+    train_split: str,
+    test_split: str,
+    id_field: str,
+    question_field: str,
+    answer_field: str,
+    solution_field: str,
+    max_bad_rows: Fraction,
+    validation_fraction: Fraction,
+    test_fraction: Fraction,
+    seed: int,
+) -> Splits:
+    """A data set of the hub, or a local folder that `datasets` can load. test_split "": a share of train_split."""
+    fields_ = Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field)
+    parts = {}
+    for part, split in (("train", train_split), ("test", test_split)):
+        if split or part == "train":
+            parts[part] = to_problems(
+                hub_rows(path, config=config, revision=revision, split=split),
+                source=f"{path} ({split})",
+                fields=fields_,
+                id_prefix="test-" if part == "test" else "",
+                max_bad_rows=max_bad_rows,
+            )
+    return _from_parts(
+        name=name, parts=parts, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
+    )
+
+
+def place_of(problem_id: str, *, seed: int) -> float:
+    """Where a problem stands between 0 and 1: decides its split and its order."""
+    digest = hashlib.sha256(f"{seed}\x1f{problem_id}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def _from_parts(
+    *,
+    name: str,
+    parts: Mapping[str, tuple[list[Problem], Counter[str]]],
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> Splits:
+    """Split what was read: the test part where there is one, else a share of the train part."""
+    own_test = "test" in parts
+    test_share = 0.0 if own_test else test_fraction
+    if validation_fraction + test_share > 1.0:
+        raise ProblemError(
+            f"validation_fraction={validation_fraction} and test_fraction={test_fraction} exceed 1 together"
+        )
+    found: dict[str, list[Problem]] = {split: [] for split in NAMES}
+    for problem in parts["train"][0]:
+        place = place_of(problem.id, seed=seed)
+        # Validation is the upper end, so that changing one share moves no problem between the two held-out splits.
+        split = "test" if place < test_share else "validation" if place >= 1.0 - validation_fraction else "train"
+        found[split].append(problem)
+    if own_test:
+        found["test"] = parts["test"][0]
+    dropped = sum((counts for _, counts in parts.values()), Counter[str]())
+    return splits_of(name=name, seed=seed, dropped=dropped, **found)
+
+
+def splits_of(
+    *,
+    name: str,
+    seed: int,
+    train: Iterable[Problem],
+    validation: Iterable[Problem],
+    test: Iterable[Problem],
+    dropped: Counter[str],
+) -> Splits:
+    """Drop leaks, sort, fingerprint."""
+    held_out: dict[str, str] = {}  # normalised question -> the split that has it
+    kept: dict[str, list[Problem]] = {}
+    for split, problems in (("test", test), ("validation", validation), ("train", train)):
+        kept[split] = []
+        for problem in problems:
+            other = held_out.get(normalised(problem.question), split)
+            if other == split:
+                kept[split].append(problem)
+            else:
+                dropped[f"{split} problem also in {other}"] += 1
+        if split != "train":
+            held_out |= {normalised(problem.question): split for problem in kept[split]}
+    digest = hashlib.sha256()
+    ordered: dict[str, tuple[Problem, ...]] = {}
+    for split in NAMES:
+        ordered[split] = tuple(sorted(kept[split], key=lambda p: (place_of(p.id, seed=seed), p.id)))
+        for problem in ordered[split]:
+            for text in (split, problem.id, problem.question, problem.answer, problem.solution):
+                data = text.encode()
+                digest.update(len(data).to_bytes(8) + data)
+    if not any(ordered.values()):
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none was asked for"
+        raise ProblemError(f"data {name} is left with no problems ({reasons})")
+    return Splits(
+        name,
+        ordered["train"],
+        ordered["validation"],
+        ordered["test"],
+        dropped=dict(sorted(dropped.items())),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _gsm8k_rows(part: str, *, dir: str, hub_id: str, revision: str) -> tuple[Iterator[Row], str]:
+    if not dir:
+        return hub_rows(hub_id, config="main", revision=revision, split=part), f"{hub_id} ({part})"
+    candidates = [Path(dir).expanduser() / f"{part}.jsonl", Path(dir).expanduser() / "gsm8k" / f"{part}.jsonl"]
+    for path in candidates:
+        if path.is_file():
+            return json_lines(path), str(path)
+    looked = " nor ".join(map(str, candidates))
+    raise ProblemError(
+        f"data.dir={dir}: found neither {looked}; give the folder that holds GSM8K's train.jsonl and test.jsonl"
+    )
+
+
+def hub_rows(path: str, *, config: str, revision: str, split: str) -> Iterator[Row]:
+    """Rows of one split, numbered from 0. Remote code is never run."""
+    from datasets import load_dataset
+    from httpx import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        dataset = load_dataset(path, name=config or None, revision=revision or None, split=split)
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError, HTTPError) as error:
+        raise ProblemError(
+            f"cannot load data set {path!r} (config {config!r}, split {split!r}, revision {revision!r}): {error}. "
+            "Check the names and the network, or give a local folder (data.dir or data.path)."
+        ) from error
+    return (Row(f"{path}[{split}] row {i}", row) for i, row in enumerate(dataset) if isinstance(row, Mapping))
+
+
+def _existing(file: str, *, what: str) -> Path:
+    path = Path(file).expanduser()
+    if not file or not path.is_file():
+        raise ProblemError(f"{what}={file!r}: no such file; expected a file of one JSON object a line")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences of a configuration as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, list(known), n=3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,164 @@
+"""The plain engine: one fork at a time, one token at a time. Slow and obviously right; the others are held against it.
+
+Prefill prompt + kept response + `first`, then choose a token, append, feed it, until an EOS or the limit.
+
+Near ties. Two computations of the same logits differ in the last bits (about 6e-5 between attention kernels), so where
+the best two tokens are nearer than `tie_margin`, the batch, the cache or the kernel would decide. There every engine,
+this one too, asks the same judge: `settle`, one pass without a cache over this row's ids alone. That pass takes the
+packed linear layers (`cft/models/cpu/packed_linear.py`) where it can: they are the same for every engine, and faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from cft.engines.sampling import choose, require_finite, uniforms
+from cft.models.cpu.packed_linear import PackedLinears
+from cft.ranges import AtLeastZero, in_range
+from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
+
+
+def never_decided(key: Key, ids: Sequence[int]) -> bool:
+    """For sources that want whole responses."""
+    return False
+
+
+class ReferenceEngine:
+    """model: a causal language model in eval mode. eos_ids: every token that ends a response. tie_margin: logits.
+
+    packed_linears: for near ties, as in the engine that is held against this one.
+    """
+
+    @in_range
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_ids: Collection[int],
+        *,
+        tie_margin: AtLeastZero = 1e-3,
+        packed_linears: bool = True,
+    ) -> None:
+        self.model = model
+        self.eos_ids = frozenset(eos_ids)
+        self.tie_margin = tie_margin
+        self._packed_linears = packed_linears
+
+    @cached_property
+    def packed(self) -> PackedLinears:
+        """Made for the first near tie: a second copy of the linear layers."""
+        return PackedLinears(self.model if self._packed_linears else torch.nn.Identity())
+
+    def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
+        while forks := source.take(1):
+            yield forks[0].key, self.complete(forks[0], budget=budget, decided=source.decided)
+
+    @torch.inference_mode()
+    def complete(
+        self, fork: Fork, *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool] = never_decided
+    ) -> Completion:
+        ids = fork_prefix(fork)
+        finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
+        if finish is not None:
+            return Completion(response_of(ids, fork), finish, 0)
+        random = uniforms(fork.sampling, budget.max_new_tokens)
+        cache = DynamicCache(config=self.model.config)
+        feed, kept, ties = ids, len(ids), 0
+        while True:
+            input_ids_BT = torch.tensor([feed], device=self.model.device)
+            output = self.model(input_ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            position = len(ids) - fork.trunk.prompt_len
+            uniform = float(random[position]) if len(random) else 0.0
+            (token,), (near,) = choose(
+                output.logits[:, -1].float(), sampling=[fork.sampling], uniform=[uniform], tie_margin=self.tie_margin
+            )
+            if near:
+                token, ties = self.settle(ids, sampling=fork.sampling, uniform=uniform), ties + 1
+            ids = [*ids, token]
+            if end := finish_of(ids, fork, eos_ids=self.eos_ids, budget=budget, decided=decided):
+                return Completion(response_of(ids, fork), end, len(ids) - kept, ties)
+            feed = [token]
+
+    @torch.inference_mode()
+    def settle(self, ids: list[int], *, sampling: Sampling, uniform: float) -> int:
+        """The token after `ids`, prompt included, by one pass without a cache over them alone: no batch, no history."""
+        ids_BT = torch.tensor([ids], device=self.model.device)
+        with self.packed.active():
+            logits = self.model(ids_BT, use_cache=False, logits_to_keep=1).logits
+        (token,), _ = choose(logits[:, -1].float(), sampling=[sampling], uniform=[uniform], tie_margin=0.0)
+        return token
+
+    @torch.inference_mode()
+    def score(self, trunk: Trunk, *, k: int) -> TopTokens:
+        """One teacher-forced pass without padding. k: how many of the most probable tokens to return a position."""
+        input_ids_BT = torch.tensor(trunk.ids[None].astype(np.int64), device=self.model.device)
+        response_len = len(trunk.ids) - trunk.prompt_len
+        if response_len < 1:
+            raise ValueError(f"score needs a response: trunk of {len(trunk.ids)} tokens, prompt of {trunk.prompt_len}")
+        logits_BTV = self.model(input_ids_BT, use_cache=False, logits_to_keep=response_len + 1).logits
+        logits_RV = logits_BTV[0, :-1].float()
+        require_finite(logits_RV.amax(-1))
+        logprob_RV = torch.log_softmax(logits_RV, dim=-1)
+        own_R = logprob_RV.gather(1, input_ids_BT[0, trunk.prompt_len :, None])[:, 0]
+        entropy_R = torch.special.entr(logprob_RV.exp()).sum(-1)
+        ids_RK, top_RK = top_tokens(logprob_RV, k=k)
+        return TopTokens(own_R.cpu().numpy(), entropy_R.cpu().numpy(), ids_RK, top_RK)
+
+
+def fork_prefix(fork: Fork) -> list[int]:
+    """Every id the continuation is conditioned on, prompt included."""
+    if not fork.trunk.prompt_len <= fork.cut <= len(fork.trunk.ids):
+        raise ValueError(
+            f"fork {fork.key}: cut {fork.cut} is outside [{fork.trunk.prompt_len}, {len(fork.trunk.ids)}], "
+            "the end of the prompt and the end of the trunk"
+        )
+    kept = fork.trunk.ids[: fork.cut].tolist()
+    return kept if fork.first is None else [*kept, fork.first]
+
+
+def already_finished(fork: Fork, *, eos_ids: Collection[int], budget: Budget) -> Finish | None:
+    """A fork that has nothing to decode: its `first` ends the text, or the kept part fills the limit."""
+    if fork.first in eos_ids:
+        return "stop"
+    kept = fork.cut - fork.trunk.prompt_len + (fork.first is not None)
+    return "length" if kept >= budget.max_new_tokens else None
+
+
+def finish_of(
+    ids: list[int],
+    fork: Fork,
+    *,
+    eos_ids: Collection[int],
+    budget: Budget,
+    decided: Callable[[Key, Sequence[int]], bool],
+) -> Finish | None:
+    """Whether a response ends with the last of `ids`, prompt included, and why."""
+    if ids[-1] in eos_ids:
+        return "stop"
+    if len(ids) - fork.trunk.prompt_len >= budget.max_new_tokens:
+        return "length"
+    return "decided" if decided(fork.key, ids[fork.trunk.prompt_len :]) else None
+
+
+def response_of(ids: list[int], fork: Fork) -> NDArray[np.int32]:
+    return np.asarray(ids[fork.trunk.prompt_len :], dtype=np.int32)
+
+
+def top_tokens(logprob_RV: Tensor, *, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The k most probable ids a row and their log-probs, [R, k] each; equal values by rising id.
+
+    topk does not promise an order among equals, so a few more are fetched and sorted by (-value, id).
+    """
+    width = min(k + 8, logprob_RV.shape[-1])
+    values_RW, ids_RW = (t.cpu().numpy() for t in logprob_RV.topk(width, dim=-1))
+    order_RW = np.lexsort((ids_RW, -values_RW), axis=-1)[:, :k]
+    return (
+        np.take_along_axis(ids_RW, order_RW, axis=-1).astype(np.int32),
+        np.take_along_axis(values_RW, order_RW, axis=-1).astype(np.float32),
+    )

@@ -1,0 +1,247 @@
+"""Which forks are in the batch: those that wait, the prefixes and tails in memory, and what happens when it runs short.
+
+Forks wait in line. Those of one trunk share its prefix; a lone one copies it into its tail. Tails that entered together
+form a rectangle; when there are too many rectangles, two of like length are joined. Keys and values beyond the budget,
+or an allocation that fails, send the youngest rows back to the front of the line, and from then on the batch is no
+larger than what was left. Only a fork that does not fit alone is given up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Generic, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from cft.engines.attention import Decode, Keys, LayerKeys, Shared, Tails, joined, num_bytes
+from cft.types import Fork, Trunk
+
+MAX_TAILS = 6  # rectangles: each costs some small operations a layer ...
+ROWS_A_TAIL = 20  # ... which a small batch feels more
+STRANGERS = 64  # forks that share nothing enter by so many, of like length
+PREFILL_TOKENS = 1024  # of trunks that are computed in one pass
+REFILL = 8  # the next forks enter when one row in so many is free
+
+
+class Resident(Protocol):
+    fork: Fork
+    ids: list[int]  # prompt included; the last one is fed next
+    visible: int  # tokens of the trunk that the fork sees
+    shares: bool  # whether it looks at a shared prefix, or has all its keys in its tail
+
+    def restarted(self) -> Self: ...
+
+
+Row = TypeVar("Row", bound=Resident)
+
+
+class Residency(Generic[Row]):
+    """prefill: keys and values of whole trunks. max_rows: forks in the batch. budget_bytes: for keys and values."""
+
+    def __init__(self, prefill: Callable[[list[Trunk]], list[Keys]], *, max_rows: int, budget_bytes: int) -> None:
+        self.tails: list[Tails[Row]] = []  # the youngest last
+        self.waiting: deque[Row] = deque()
+        self.back_offs = 0
+        self._prefill = prefill
+        self._max_rows = max_rows
+        self._budget_bytes = budget_bytes
+        self._prefixes: OrderedDict[int, tuple[Trunk, Keys]] = OrderedDict()  # by identity, the oldest first
+        self._free_before_asking = 0
+        self._plan: Decode | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The batch, in its order."""
+        return [row for tails in self.tails for row in tails.rows]
+
+    def live(self) -> int:
+        return sum(map(len, self.tails))
+
+    def room(self) -> int:
+        return max(0, self._max_rows - len(self.waiting) - self.live())
+
+    def wants_forks(self) -> bool:
+        """A few rows at a time would make many small rectangles, so it waits until some are free."""
+        if not self.tails:
+            return not self.waiting
+        return self.room() >= max(self._max_rows // REFILL, self._free_before_asking, 1)
+
+    def asked(self, *, got: int) -> None:
+        """`got` forks came of the last `room()`. Where that is fewer, more only come as running ones end."""
+        missing = self.room() - got
+        until = max(1, min(self._max_rows // REFILL, (self.live() + got) // 2))
+        self._free_before_asking = missing + until if missing > 0 else 0
+
+    def bytes_held(self) -> int:
+        prefixes = sum(num_bytes(prefix) for _, prefix in self._prefixes.values())
+        return prefixes + sum(tails.bytes_held() for tails in self.tails)
+
+    @torch.inference_mode()
+    def admit(self) -> list[Row]:
+        """Let in who waits, as far as there are free rows; returns rows whose trunk does not fit into memory alone."""
+        given_up: list[Row] = []
+        free = self._max_rows - self.live()
+        if not self.waiting or (self.tails and free < min(len(self.waiting), max(1, self._max_rows // REFILL))):
+            return given_up
+        self._plan = None
+        for lot in self._lots([self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]):
+            try:
+                self.tails.append(self._entered(lot))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                self._forget_prefixes()
+                if not self.tails and len(lot) == 1:
+                    given_up += lot
+                else:
+                    self._wait(lot)
+                    self._max_rows = self.live() or len(lot) // 2
+        self._join()
+        return given_up
+
+    def _lots(self, rows: list[Row]) -> list[list[Row]]:
+        """Rows that enter as one rectangle: those that share their trunks' prefixes, and strangers of like length."""
+        count: dict[int, int] = {}
+        for row in rows:
+            count[id(row.fork.trunk)] = count.get(id(row.fork.trunk), 0) + 1
+        for row in rows:
+            key = id(row.fork.trunk)
+            row.shares = row.visible > 0 and (count[key] > 1 or key in self._prefixes)
+        sharing = [row for row in rows if row.shares]
+        strangers = sorted((row for row in rows if not row.shares), key=lambda row: row.visible)
+        lots = [strangers[start : start + STRANGERS] for start in range(0, len(strangers), STRANGERS)]
+        return [sharing, *lots] if sharing else lots
+
+    def _entered(self, rows: list[Row]) -> Tails[Row]:
+        prefixes = self._prefixes_of({id(row.fork.trunk): row.fork.trunk for row in rows}, keep=rows[0].shares)
+        if rows[0].shares:
+            any_prefix = next(iter(prefixes.values()))
+            empty = [LayerKeys(*(_empty(part, len(rows), 0) for part in (layer.k, layer.v))) for layer in any_prefix]
+            return Tails(rows, empty, [0] * len(rows))
+        visible = [row.visible for row in rows]
+        return Tails(rows, _copied([prefixes[id(row.fork.trunk)] for row in rows], visible), visible)
+
+    def _prefixes_of(self, trunks: dict[int, Trunk], *, keep: bool) -> dict[int, Keys]:
+        """Those at hand, and the others computed a few at a time; `keep` them for this batch and forks to come."""
+        found = {key: self._prefixes[key][1] for key in trunks if key in self._prefixes}
+        missing = sorted((key for key in trunks if key not in found), key=lambda key: len(trunks[key].ids))
+        while missing:
+            longest = len(trunks[missing[-1]].ids)
+            chunk = missing[-max(1, PREFILL_TOKENS // longest) :]
+            del missing[-len(chunk) :]
+            found |= zip(chunk, self._prefill([trunks[key] for key in chunk]), strict=True)
+        for key in trunks if keep else ():
+            self._prefixes[key] = (trunks[key], found[key])
+            self._prefixes.move_to_end(key)
+        return found
+
+    def _join(self) -> None:
+        """While there are too many rectangles: the two that make the one with the fewest empty cells become one."""
+        while len(self.tails) > min(MAX_TAILS, 1 + self.live() // ROWS_A_TAIL):
+            pairs = combinations(range(len(self.tails)), 2)
+            a, b = min(pairs, key=lambda pair: _empty_cells(*(self.tails[i] for i in pair)))
+            try:
+                whole = joined(self.tails[a], self.tails[b])
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                return  # they work apart as well
+            self.tails[a] = whole
+            del self.tails[b]
+
+    def plan(self) -> Decode:
+        """Who looks at what, for the next forward pass."""
+        if self._plan is None:
+            by_trunk: dict[int, list[int]] = {}
+            rows = self.rows
+            for index, row in enumerate(rows):
+                if row.shares:
+                    by_trunk.setdefault(id(row.fork.trunk), []).append(index)
+            shared = [
+                Shared.of(self._prefixes[key][1], index=index, visible=[rows[i].visible for i in index])
+                for key, index in by_trunk.items()
+            ]
+            self._plan = Decode(self.tails, shared)
+        return self._plan
+
+    def fitting(self, compute: Callable[[list[Row], Decode], Tensor]) -> tuple[Tensor | None, list[Row]]:
+        """compute(rows, plan) within memory, and the rows that were given up because they do not fit alone."""
+        given_up: list[Row] = []
+        while self.tails:
+            try:
+                for tails in self.tails:
+                    tails.make_room()
+                if self.bytes_held() > self._budget_bytes:
+                    self._forget_prefixes()
+                    if self.bytes_held() > self._budget_bytes and self.live() > 1:
+                        self._back_off()
+                        continue
+                return compute(self.rows, self.plan()), given_up
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                self._forget_prefixes()
+                if self.live() > 1:
+                    self._back_off()
+                else:
+                    given_up += self.tails.pop().rows
+                    self._plan = None
+        return None, given_up
+
+    def left(self) -> None:
+        """Rows have ended and were removed from their tails."""
+        self.tails = [tails for tails in self.tails if len(tails)]
+        self._join()
+        self._plan = None
+
+    def _back_off(self) -> None:
+        """Send the youngest rectangle, or half of the only one, back to the front of the line; they start again."""
+        self.back_offs += 1
+        if len(self.tails) > 1:
+            self._wait(self.tails.pop().rows)
+        else:
+            only = self.tails[0]
+            half = len(only) // 2
+            self._wait(only.rows[half:])
+            while len(only) > half:
+                only.remove(len(only) - 1)
+        self._max_rows = self.live()
+
+    def _wait(self, rows: list[Row]) -> None:
+        self.waiting.extendleft(reversed([row.restarted() for row in rows]))
+        self._plan = None
+
+    def _forget_prefixes(self) -> None:
+        """Those that nobody in the batch looks at."""
+        used = {id(row.fork.trunk) for row in self.rows if row.shares}
+        for key in [key for key in self._prefixes if key not in used]:
+            del self._prefixes[key]
+
+
+def _empty_cells(a: Tails[Row], b: Tails[Row]) -> int:
+    shorter, longer = sorted((a, b), key=lambda tails: tails.columns)
+    return (longer.columns - shorter.columns) * len(shorter)
+
+
+def _empty(like: Tensor, rows: int, columns: int) -> Tensor:
+    return like.new_zeros(rows, like.shape[1], columns, like.shape[3])
+
+
+def _copied(prefixes: Sequence[Keys], visible: Sequence[int]) -> Keys:
+    """What each row sees of its prefix, at the end of a rectangle."""
+    longest, copied = max(visible), []
+    for layer, first in enumerate(prefixes[0]):
+        k, v = (_empty(part, len(visible), longest) for part in (first.k, first.v))
+        for row, (prefix, seen) in enumerate(zip(prefixes, visible, strict=True)):
+            k[row, :, longest - seen :] = prefix[layer].k[0, :, :seen]
+            v[row, :, longest - seen :] = prefix[layer].v[0, :, :seen]
+        copied.append(LayerKeys(k, v))
+    return copied
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch has a class for a full accelerator; a full CPU raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

@@ -1,0 +1,235 @@
+"""The engine: all counterfactuals of a response share its prefix, so it is computed once and stored once.
+
+    trunk      p p p p r r r r r r r r            prompt and response: one forward pass, its keys kept once
+    fork 1             a . . . . .                sees p p p p, then its own tail
+    fork 2                 b . . . .              sees p p p p r r, then its own tail
+    fork 3                       c . . . . . .    sees p p p p r r r r r, then its own tail
+
+A fork needs no prefill: its first token is fed in the next step. In a step the newest tokens of all forks are one matrix
+for the linear layers, as ever, and one matrix against the trunk's keys too (`cft/engines/attention.py`, an attention
+function registered with `transformers`; the model's code stays its own). Only the tails are read fork by fork.
+
+    take forks -> prefill trunks that are new -> step, step, step ...        one token for every fork
+        ^                                              |
+        '---- rows that ended leave at once; when enough are free, the next forks enter (`cft/engines/scheduler.py`)
+
+Solving is the same with one fork a trunk, sampling n answers with n forks that start at the end of one prompt. Where
+rounding could turn a choice, the reference engine makes it (`ReferenceEngine.settle`): ids do not depend on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cft.engines.attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
+from cft.engines.reference import ReferenceEngine, already_finished, finish_of, fork_prefix, response_of
+from cft.engines.sampling import choose, require_finite, uniforms
+from cft.engines.scheduler import Residency
+from cft.errors import UserError
+from cft.models.load import require_plain_attention
+from cft.ranges import AtLeastOne, AtLeastZero, in_range
+from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
+
+SELF_CHECK_ERROR = {4: 1e-3, 2: 1e-1}  # of the largest logit, by the bytes of a weight
+
+
+class EngineError(UserError, RuntimeError):
+    """The engine cannot decode with this model; the message names the key to change."""
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A fork on its way. ids: prompt included; the last one is fed next. random: uniforms by response position."""
+
+    fork: Fork
+    ids: list[int]
+    random: NDArray[np.float64]
+    visible: int
+    shares: bool = False
+    ties: int = 0
+
+    @classmethod
+    def start(cls, fork: Fork, *, random: NDArray[np.float64]) -> Row:
+        ids = fork_prefix(fork)
+        return cls(fork, ids, random, len(ids) - 1)
+
+    def restarted(self) -> Row:
+        return Row.start(self.fork, random=self.random)
+
+    def uniform(self) -> float:
+        return float(self.random[len(self.ids) - self.fork.trunk.prompt_len]) if len(self.random) else 0.0
+
+    def completion(self, finish: Finish) -> Completion:
+        decoded = len(self.ids) - len(fork_prefix(self.fork))
+        return Completion(response_of(self.ids, self.fork), finish, decoded, self.ties)
+
+
+class SharedPrefixEngine:
+    """model: a causal language model in eval mode that takes its attention from `transformers`' registry.
+
+    eos_ids: every token that ends a response. max_rows: forks decoded together. kv_budget_mb: memory for keys and values,
+    in 10^6 bytes; where it, or the machine's memory, runs out, forks wait (`back_offs` counts). tie_margin: logits.
+    packed_linears: keep a second copy of the linear layers in the CPU kernel's own layout (float32 on a CPU only).
+    """
+
+    @in_range
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_ids: Collection[int],
+        *,
+        max_rows: AtLeastOne = 256,
+        kv_budget_mb: AtLeastOne = 4096,
+        tie_margin: AtLeastZero = 1e-3,
+        packed_linears: bool = True,
+    ) -> None:
+        require_plain_attention(model)
+        self.model = model
+        self.eos_ids = frozenset(eos_ids)
+        self.max_rows = max_rows
+        self.kv_budget_bytes = kv_budget_mb * 10**6
+        self.tie_margin = tie_margin
+        self.reference = ReferenceEngine(model, eos_ids, tie_margin=tie_margin, packed_linears=packed_linears)
+        self.packed = self.reference.packed
+        self.back_offs = 0
+        self._self_check()
+
+    def score(self, trunk: Trunk, *, k: int) -> TopTokens:
+        return self.reference.score(trunk, k=k)
+
+    def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
+        residency = Residency(self.prefill, max_rows=self.max_rows, budget_bytes=self.kv_budget_bytes)
+        while True:
+            if residency.wants_forks():
+                forks = source.take(residency.room())
+                residency.asked(got=len(forks))
+                for fork in forks:
+                    finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
+                    if finish is not None:
+                        yield fork.key, Completion(response_of(fork_prefix(fork), fork), finish, 0)
+                    else:
+                        random = uniforms(fork.sampling, budget.max_new_tokens)
+                        residency.waiting.append(Row.start(fork, random=random))
+                if not forks and not residency.waiting and not residency.tails:
+                    return
+            for row in residency.admit():
+                yield row.fork.key, row.completion("memory")
+            for row, finish in self._step(residency, budget=budget, decided=source.decided):
+                yield row.fork.key, row.completion(finish)
+
+    @torch.inference_mode()
+    def _step(
+        self, residency: Residency[Row], *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool]
+    ) -> list[tuple[Row, Finish]]:
+        """One token for every fork; those that ended, which have left the batch."""
+        logits_NV, too_large = residency.fitting(self.next_logits)
+        self.back_offs = residency.back_offs
+        ended: list[tuple[Row, Finish]] = [(row, "memory") for row in too_large]
+        if logits_NV is None:
+            return ended
+        rows = residency.rows
+        tokens, near = choose(
+            logits_NV,
+            sampling=[row.fork.sampling for row in rows],
+            uniform=[row.uniform() for row in rows],
+            tie_margin=self.tie_margin,
+        )
+        for row, token, settle in zip(rows, tokens, near, strict=True):
+            if settle:
+                token = self.reference.settle(row.ids, sampling=row.fork.sampling, uniform=row.uniform())
+                row.ties += 1
+            row.ids.append(token)
+        for tails in residency.tails:
+            tails.advance()
+            for index in reversed(range(len(tails))):
+                row = tails.rows[index]
+                if end := finish_of(row.ids, row.fork, eos_ids=self.eos_ids, budget=budget, decided=decided):
+                    tails.remove(index)
+                    ended.append((row, end))
+        if ended:
+            residency.left()
+        return ended
+
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
+        """The model with this engine's attention and linear layers."""
+        config = self.model.config.get_text_config(decoder=True)
+        before = config._attn_implementation
+        config._attn_implementation = ATTENTION
+        try:
+            with self.packed.active():
+                yield
+        finally:
+            config._attn_implementation = before
+
+    @torch.inference_mode()
+    def prefill(self, trunks: list[Trunk]) -> list[Keys]:
+        """Keys and values of whole trunks, by trunk, [1, h, len, d] a layer."""
+        width = max(len(trunk.ids) for trunk in trunks)
+        ids_BT = torch.zeros(len(trunks), width, dtype=torch.long)
+        for row, trunk in enumerate(trunks):
+            ids_BT[row, : len(trunk.ids)] = torch.from_numpy(trunk.ids)
+        record = Prefill([])
+        with self._attention():
+            self.model(ids_BT.to(self.model.device), use_cache=False, logits_to_keep=1, forks=record)
+        return [
+            [LayerKeys(*(part[i : i + 1, :, : len(t.ids)] for part in (layer.k, layer.v))) for layer in record.keys]
+            for i, t in enumerate(trunks)
+        ]
+
+    @torch.inference_mode()
+    def next_logits(self, rows: Sequence[Row], plan: Decode) -> Tensor:
+        """[N, V] float32 after every row's last id, whose keys are written but not kept until the tails `advance`."""
+        token_N = torch.tensor([row.ids[-1] for row in rows], device=self.model.device)
+        position_N = torch.tensor([len(row.ids) - 1 for row in rows], device=self.model.device)
+        with self._attention():
+            output = self.model(
+                token_N[:, None], position_ids=position_N[:, None], use_cache=False, logits_to_keep=1, forks=plan
+            )
+        return output.logits[:, -1].float()
+
+    @torch.inference_mode()
+    def _self_check(self) -> None:
+        """Two steps of four forks against a plain pass: attention of another kind must not go unnoticed."""
+        kind = type(self.model).__name__
+        embedding: Any = self.model.get_input_embeddings()  # adapters wrap it: of an embedding's attributes only the
+        vocabulary = int(embedding.weight.shape[0])  # weight is there in every case
+        ids = (torch.arange(1, 11) * 7919 % vocabulary).tolist()
+        expected = self.model(torch.tensor([ids], device=self.model.device), use_cache=False).logits[0].float()
+        require_finite(expected.amax(-1))
+        trunks = [Trunk(np.asarray(ids, dtype=np.int32), 1) for _ in range(3)]
+        forks = [
+            Fork(trunk, cut, None, GREEDY, cut) for trunk, cut in zip((*trunks, trunks[0]), (4, 7, 1, 8), strict=True)
+        ]
+        residency = Residency[Row](self.prefill, max_rows=len(forks), budget_bytes=self.kv_budget_bytes)
+        residency.waiting.extend(Row.start(fork, random=np.zeros(0)) for fork in forks)
+        wrong = 0.0
+        try:
+            residency.admit()
+            for _ in range(2):
+                rows = residency.rows
+                found = self.next_logits(rows, residency.plan())
+                wanted = torch.stack([expected[len(row.ids) - 1] for row in rows])
+                wrong = max(wrong, float((found - wanted).abs().max() / expected.abs().max()))
+                for row in rows:
+                    row.ids.append(ids[len(row.ids)])
+                for tails in residency.tails:
+                    tails.advance()
+        except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise EngineError(
+                f"engine=shared_prefix cannot decode with {kind}: {error}; use engine=reference"
+            ) from error
+        if not wrong <= SELF_CHECK_ERROR[min(4, self.model.dtype.itemsize)]:
+            raise EngineError(
+                f"engine=shared_prefix does not compute what {kind} computes (error of a logit {wrong:.1e} of the largest): "
+                "its attention is no plain softmax over all earlier tokens; use engine=reference"
+            )

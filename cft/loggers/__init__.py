@@ -1,0 +1,1 @@
+"""Where metrics go: CSV and Weights & Biases."""

@@ -1,0 +1,1 @@
+"""The training objective: token losses, regularizers, aggregation, eligible tokens."""

@@ -1,0 +1,106 @@
+"""Aggregation: token losses of whole rows -> one sum. What the sum is divided by is the normaliser's business.
+
+    TokenMean       sum_n w_n l_n             divided by tokens, or, per sequence, by the row's tokens and by rows
+    WorstGroup      sum over rows of (1 - s) L_all + s max(L_0, L_1)               SFT-GO
+    SoftmaxGroups   sum over rows of softmax([L_0, L_1] / T) . [L_0, L_1]          SHAD + RFT
+
+L_g is the mean of w_n l_n over the row's eligible tokens of group g; a group without tokens takes no part. To add one, write
+a class with `needs`, `per_sequence` and `__call__`, a yaml in conf/loss/, and a line in tests/losses/test_oracle.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cft.errors import BadValue
+from cft.losses.coefficient import Coefficient
+from cft.ranges import AboveZero, in_range
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedLosses:
+    """loss_N: token losses with gradient. weight_N: static times dynamic weight; under the `sequence` normaliser already
+    divided by the eligible tokens of the token's row. row_N, num_rows: as in TokenScores. group_N: int64, 0 or 1; None
+    where no groups were asked for."""
+
+    loss_N: Tensor
+    weight_N: Tensor
+    row_N: Tensor
+    num_rows: int
+    group_N: Tensor | None
+
+    def group_means(self) -> tuple[Tensor, Tensor]:
+        """([B, 2] mean of weight times loss by row and group, 0 for an empty one; [B, 2] tokens of each). For weights that
+        the `sequence` normaliser has divided by the tokens of the row."""
+        assert self.group_N is not None, "groups are needed"
+        cell_N = 2 * self.row_N + self.group_N
+        tokens_C = cell_N.bincount(minlength=2 * self.num_rows)
+        row_tokens_N = self.row_N.bincount(minlength=self.num_rows)[self.row_N]
+        sums_C = self.loss_N.new_zeros(2 * self.num_rows)
+        sums_C = sums_C.index_add(0, cell_N, self.weight_N * row_tokens_N * self.loss_N)
+        return (sums_C / tokens_C.clamp_min(1)).view(-1, 2), tokens_C.view(-1, 2)
+
+
+class Aggregation(Protocol):
+    """needs: ("group",) if group_N must be there. per_sequence: whether only `normalizer: sequence` makes sense."""
+
+    needs: tuple[str, ...]
+    per_sequence: bool
+
+    def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor: ...
+
+
+class TokenMean:
+    """Every token by its weight alone."""
+
+    needs: tuple[str, ...] = ()
+    per_sequence: bool = False
+
+    def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor:
+        return (losses.weight_N * losses.loss_N).sum()
+
+
+class WorstGroup:
+    """Of each row (1 - s) mean of all tokens + s mean of the group that fares worse: SFT-GO (arXiv 2506.15021; s = 0.9 with
+    a decay). The gradient is that of the group that is worse now. The decay's shape is a reconstruction: linear to 0."""
+
+    needs: tuple[str, ...] = ("group",)
+    per_sequence: bool = True
+
+    def __init__(self, *, share: Coefficient) -> None:
+        if max(share.initial, share.final) > 1:
+            raise BadValue(
+                f"WorstGroup.share: expected initial and final from 0 to 1, found {share.initial} and {share.final}"
+            )
+        self.share = share
+
+    def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor:
+        share = self.share(progress)
+        mean_BG, tokens_BG = losses.group_means()
+        occupied_B = tokens_BG.sum(-1) > 0
+        worst_B = mean_BG.masked_fill(tokens_BG == 0, -torch.inf).max(-1).values[occupied_B]
+        return (1 - share) * (losses.weight_N * losses.loss_N).sum() + share * worst_B.sum()
+
+
+class SoftmaxGroups:
+    """Of each row sum_g softmax([L_0, L_1] / temperature)_g L_g: the reasoning-highlighted fine-tuning of SHAD (arXiv
+    2412.14780; 1 / temperature 0.2 to 0.5). detached: whether the two weights are constants to the gradient; not stated in
+    what we read of the paper, true is ours."""
+
+    needs: tuple[str, ...] = ("group",)
+    per_sequence: bool = True
+
+    @in_range
+    def __init__(self, *, temperature: AboveZero, detached: bool) -> None:
+        self.temperature, self.detached = temperature, detached
+
+    def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor:
+        mean_BG, tokens_BG = losses.group_means()
+        occupied_B = tokens_BG.sum(-1) > 0
+        mean_BG, empty_BG = mean_BG[occupied_B], tokens_BG[occupied_B] == 0
+        weight_BG = (mean_BG / self.temperature).masked_fill(empty_BG, -torch.inf).softmax(-1)
+        return ((weight_BG.detach() if self.detached else weight_BG) * mean_BG).sum()

@@ -1,0 +1,242 @@
+"""The token-weighted objective: eligible positions -> log-probs -> one sum and one count a term.
+
+    L = AGG( w_static * sg(w_dynamic) * f(p_t) ) / count  +  sum_k  lambda_k(step) * sum R_k / count_k
+
+    count, by the normaliser's name:
+        critical   eligible tokens (static weight > 0 under this arm's mask)
+        response   all response tokens
+        sequence   rows with an eligible token; each token then weighs 1 / (eligible tokens of its row)
+    count_k: the tokens that the regulariser speaks of.
+
+Counts are known before anything is computed (`TokenBatch.step_counts`); only the module divides. Logits exist for the
+tokens of a term only, `chunk_tokens` at a time; every chunk but the last is computed again in the backward pass, so
+that memory grows with neither the batch nor the vocabulary, and a batch of one chunk pays nothing for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cft.errors import BadValue
+from cft.losses.aggregation import Aggregation, WeightedLosses
+from cft.losses.coefficient import Coefficient
+from cft.losses.eligible import EligibleTokens, On, tokens_on
+from cft.losses.token import Prediction, TokenLoss
+from cft.models.log_probs import log_probs
+from cft.ranges import AtLeastOne, in_range
+from cft.scores.column import GROUP, REFERENCE_LOGPROB
+from cft.types import StepCounts, TokenBatch
+from cft.weightings.statistics import LIVE, TokenScores, entropy
+from cft.weightings.token import TokenWeighting
+
+Normalizer = Literal["critical", "response", "sequence"]
+Divisor = Literal["eligible", "response", "critical", "other", "sequence"]  # fields of StepCounts
+Projection = Callable[[Tensor], Tensor]
+MAIN = "loss"  # the name of the term that is no regulariser
+
+
+class Regularizer:
+    """A further term: its own tokens, its own count, its own coefficient.
+
+    where: eligible (the mask's tokens) | response | critical | other (by the probe's critical mask). Not "on", which yaml
+    reads as true.
+    """
+
+    def __init__(self, *, where: On, token_loss: TokenLoss, coefficient: Coefficient) -> None:
+        self.where: On = where
+        self.token_loss = token_loss
+        self.coefficient = coefficient
+
+
+class FrozenPrediction(NamedTuple):
+    """The reference model's view of the same tokens, without gradient: hidden states [N, D] and its head."""
+
+    hidden_ND: Tensor
+    project: Projection
+
+
+@dataclass(frozen=True, slots=True)
+class TermSum:
+    """sum: scalar with gradient. count: how much this batch holds of what the term is divided by. of: what that is."""
+
+    sum: Tensor
+    count: int
+    of: Divisor
+    coefficient: float
+
+    def mean(self, counts: StepCounts) -> Tensor:
+        """The term's share of the step's loss, coefficient included."""
+        return self.sum * (self.coefficient / max(1, getattr(counts, self.of)))
+
+
+class TokenStatistics(NamedTuple):
+    """[N] float32 without gradient: negative log-likelihood and entropy of the prediction, nats."""
+
+    nll_N: Tensor
+    entropy_N: Tensor
+
+
+def token_statistics(hidden_ND: Tensor, target_N: Tensor, project: Projection, *, chunk_tokens: int) -> TokenStatistics:
+    """Loss and entropy of each token; call it without gradient."""
+    nlls, entropies = [], []
+    for start in range(0, max(1, len(target_N)), chunk_tokens):
+        chunk = slice(start, start + chunk_tokens)
+        logprob_NV = log_probs(project(hidden_ND[chunk]))
+        nlls.append(-logprob_NV.gather(1, target_N[chunk, None])[:, 0])
+        entropies.append(entropy(logprob_NV, target_N[chunk]))
+    return TokenStatistics(torch.cat(nlls), torch.cat(entropies))
+
+
+class Objective:
+    """Weighting x token loss x aggregation x normaliser, plus regularisers. Configured by conf/loss; the weighting is
+    handed in at run time."""
+
+    @in_range
+    def __init__(
+        self,
+        weighting: TokenWeighting,
+        *,
+        token_loss: TokenLoss,
+        aggregation: Aggregation,
+        normalizer: Normalizer,
+        regularizers: Mapping[str, Regularizer],
+        chunk_tokens: AtLeastOne = 1024,
+    ) -> None:
+        if aggregation.per_sequence and normalizer != "sequence":
+            raise BadValue(
+                f"loss.normalizer: {type(aggregation).__name__} aggregates per sequence and is divided by sequences, "
+                f"found {normalizer}; set loss.normalizer=sequence"
+            )
+        if MAIN in regularizers:
+            raise BadValue(
+                f"loss.regularizers.{MAIN}: that is the name of the main term, found as the name of a regulariser; choose "
+                "another, as in +regularizer@loss.regularizers.kl=kl_to_reference"
+            )
+        self.weighting = weighting
+        self.token_loss = token_loss
+        self.aggregation = aggregation
+        self.normalizer: Normalizer = normalizer
+        self.regularizers = dict(regularizers)
+        self.chunk_tokens = chunk_tokens
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the terms, in the order in which they are returned."""
+        return (MAIN, *self.regularizers)
+
+    @property
+    def divisors(self) -> tuple[Divisor, ...]:
+        """What each term is divided by."""
+        names: dict[Normalizer, Divisor] = {"critical": "eligible", "response": "response", "sequence": "sequence"}
+        return (names[self.normalizer], *(r.where for r in self.regularizers.values()))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must come from outside: names of stored scores, `reference_logprob`, `reference_distribution`."""
+        wanted = {*self.token_loss.needs, *self.weighting.needs, *self.aggregation.needs}
+        for regularizer in self.regularizers.values():
+            wanted |= {*regularizer.token_loss.needs}
+        return frozenset(wanted - LIVE.keys())
+
+    def tokens(self, batch: TokenBatch) -> EligibleTokens:
+        """The tokens that some term speaks of."""
+        return tokens_on(batch, {"eligible", *(r.where for r in self.regularizers.values())})
+
+    def __call__(
+        self,
+        tokens: EligibleTokens,
+        hidden_ND: Tensor,
+        project: Projection,
+        *,
+        response_tokens: int,
+        reference: FrozenPrediction | None,
+        progress: float,
+    ) -> tuple[TermSum, ...]:
+        """hidden_ND: the hidden states that predict `tokens`. project: hidden [N, D] -> logits [N, V]. response_tokens: of
+        the batch, for the `response` count. progress: share of the optimizer steps done, 0-1."""
+        losses, scores = self._token_losses(tokens, hidden_ND, project, reference)
+        on_N = tokens.on("eligible")
+        row_N = tokens.row_N[on_N]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.weighting.detached):
+            weight_N = tokens.weight_N[on_N].to(losses[0].dtype) * self.weighting(scores)
+        tokens_B = row_N.bincount(minlength=tokens.num_rows)
+        if self.normalizer == "sequence":
+            weight_N = weight_N / tokens_B[row_N]
+        group_N = tokens.stored[GROUP][on_N].long() if GROUP in self.aggregation.needs else None
+        weighted = WeightedLosses(losses[0], weight_N, row_N, tokens.num_rows, group_N)
+        counts = {"critical": len(row_N), "response": response_tokens, "sequence": int((tokens_B > 0).sum())}
+        main_sum = self.aggregation(weighted, progress=progress)
+        main = TermSum(main_sum, counts[self.normalizer], self.divisors[0], 1.0)
+        further = [
+            TermSum(loss_N.sum(), len(loss_N), regularizer.where, regularizer.coefficient(progress))
+            for loss_N, regularizer in zip(losses[1:], self.regularizers.values(), strict=True)
+        ]
+        return (main, *further)
+
+    def _token_losses(
+        self, tokens: EligibleTokens, hidden_ND: Tensor, project: Projection, reference: FrozenPrediction | None
+    ) -> tuple[list[Tensor], TokenScores]:
+        """([N of the term] loss of each term, what is known of the eligible tokens)."""
+        live = [name for name in self.weighting.needs if name in LIVE]
+        live_reference = REFERENCE_LOGPROB in self.needs and reference is not None
+        on: list[Tensor] = [tokens.on("eligible"), *(tokens.on(r.where) for r in self.regularizers.values())]
+        token_losses = [self.token_loss, *(r.token_loss for r in self.regularizers.values())]
+
+        def of_chunk(hidden_CD: Tensor, chunk: slice) -> tuple[Tensor, ...]:
+            """Log-prob and the live statistics of the eligible tokens, then the loss of each term."""
+            target_C = tokens.target_N[chunk]
+            logprob_CV = log_probs(project(hidden_CD))
+            reference_CV = None
+            stored = {name: column_N[chunk] for name, column_N in tokens.stored.items()}
+            if reference is not None:
+                with torch.no_grad():
+                    reference_CV = log_probs(reference.project(reference.hidden_ND[chunk]))
+                    stored[REFERENCE_LOGPROB] = reference_CV.gather(1, target_C[:, None])[:, 0]
+            whole = Prediction(logprob_CV, target_C, reference_CV, stored)
+            main = _restricted(whole, on[0][chunk])
+            with torch.no_grad():
+                statistics = [LIVE[name](main.logprob_NV, main.target_N) for name in live]
+            if live_reference:
+                statistics.append(main.stored[REFERENCE_LOGPROB])
+            losses = [
+                token_loss(main if i == 0 else _restricted(whole, on[i][chunk]))
+                for i, token_loss in enumerate(token_losses)
+            ]
+            return (main.logprob_N(), *statistics, *losses)
+
+        parts = []
+        # One chunk even when nothing is eligible: under DDP every parameter must take part on every rank.
+        starts = range(0, max(1, len(tokens.target_N)), self.chunk_tokens)
+        for start in starts:
+            chunk = slice(start, start + self.chunk_tokens)
+            again = start != starts[-1] and torch.is_grad_enabled()
+            parts.append(
+                checkpoint(of_chunk, hidden_ND[chunk], chunk, use_reentrant=False)
+                if again
+                else of_chunk(hidden_ND[chunk], chunk)
+            )
+        logprob_N, *rest = (torch.cat(column) for column in zip(*parts, strict=True))
+        known = {name: column_N[on[0]] for name, column_N in tokens.stored.items()}
+        known |= dict(zip([*live, *([REFERENCE_LOGPROB] if live_reference else [])], rest, strict=False))
+        losses = rest[len(live) + live_reference :]
+        if self.weighting.detached:
+            logprob_N = logprob_N.detach()
+        return losses, TokenScores(logprob_N, tokens.row_N[on[0]], tokens.position_N[on[0]], tokens.num_rows, known)
+
+
+def _restricted(prediction: Prediction, on_C: Tensor) -> Prediction:
+    """The same predictions for some of the tokens; nothing is copied when it is all of them."""
+    if bool(on_C.all()):
+        return prediction
+    return Prediction(
+        prediction.logprob_NV[on_C],
+        prediction.target_N[on_C],
+        None if prediction.reference_NV is None else prediction.reference_NV[on_C],
+        {name: column[on_C] for name, column in prediction.stored.items()},
+    )

@@ -1,0 +1,98 @@
+"""Token losses that pull the prediction p towards a target distribution Q other than the token itself.
+
+    f = -sum_v Q_v log p_v,   df/dlogits = p - Q        where Q is a constant to the gradient and sums to 1
+
+    LabelSmoothing   Q = (1 - share) onehot + share / V
+    Distillation     Q = (1 - share) onehot + share teacher
+    TargetSFT        Q = p_t onehot + (1 - p_t) blend of p and teacher
+    GEM              Q = p + onehot - softmax(logits / beta)            (another value, this gradient)
+
+The teacher is the reference model's distribution.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cft.losses.token import Prediction
+from cft.ranges import AboveZero, Fraction, in_range
+from cft.scores.column import REFERENCE_DISTRIBUTION
+
+
+class LabelSmoothing:
+    """Q = (1 - share) onehot + share / V (arXiv 1512.00567; share 0.1)."""
+
+    needs: tuple[str, ...] = ()
+
+    @in_range
+    def __init__(self, *, share: Fraction) -> None:
+        self.share = share
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        return -(1 - self.share) * prediction.logprob_N() - self.share * prediction.logprob_NV.mean(-1)
+
+
+class Distillation:
+    """Q = (1 - share) onehot + share teacher: knowledge distillation at temperature 1 (arXiv 1503.02531; share 0.5)."""
+
+    needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
+
+    @in_range
+    def __init__(self, *, share: Fraction) -> None:
+        self.share = share
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        towards_teacher_N = -(teacher(prediction).exp() * prediction.logprob_NV).sum(-1)
+        return -(1 - self.share) * prediction.logprob_N() + self.share * towards_teacher_N
+
+
+class TargetSFT:
+    """Q = sg(p_t) onehot + (1 - sg(p_t)) blend, blend proportional to sg(p)^(1 - eta) teacher^eta over the vocabulary:
+    Target-SFT (arXiv 2606.11189).
+
+    A reconstruction from a summary of the paper. eta is swept there; 0.5 is ours. eta 0 has DFT's gradient.
+    """
+
+    needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
+
+    @in_range
+    def __init__(self, *, eta: Fraction) -> None:
+        self.eta = eta
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        with torch.no_grad():
+            mixed_NV = (1 - self.eta) * prediction.logprob_NV + self.eta * teacher(prediction)
+            trust_N = prediction.logprob_N().exp()
+            rest_NV = (1 - trust_N)[:, None] * mixed_NV.softmax(-1)
+        return -trust_N * prediction.logprob_N() - (rest_NV * prediction.logprob_NV).sum(-1)
+
+
+class GEM:
+    """f = -sum_v q_v h_v (log p_t - log p_v), q = sg(softmax(logits / beta)) (GEM, arXiv 2408.16673; beta 0.7).
+
+    h: linear (h = 1, for which f = cross-entropy plus sum_v q_v log p_v) or log_sigmoid (h_v = sg(sigmoid(0.01 (z_v -
+    z_t))), z the logits), the two of the authors' code. beta 1 and linear has the gradient of -log p_t.
+    """
+
+    needs: tuple[str, ...] = ()
+
+    @in_range
+    def __init__(self, *, beta: AboveZero, h: Literal["linear", "log_sigmoid"]) -> None:
+        self.beta, self.h = beta, h
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        logprob_N = prediction.logprob_N()
+        with torch.no_grad():
+            pull_NV = (prediction.logprob_NV / self.beta).softmax(-1)
+            if self.h == "log_sigmoid":
+                pull_NV *= torch.sigmoid(0.01 * (prediction.logprob_NV - logprob_N[:, None]))
+        return -(pull_NV.sum(-1) * logprob_N - (pull_NV * prediction.logprob_NV).sum(-1))
+
+
+def teacher(prediction: Prediction) -> Tensor:
+    """[N, V] the reference's log-softmax, which `needs` has asked for."""
+    assert prediction.reference_NV is not None, "reference_distribution is needed"
+    return prediction.reference_NV

@@ -1,0 +1,93 @@
+"""Token losses: f(prediction, target), [N] with gradient. The only code that sees the whole distribution.
+
+Called per chunk of tokens and again in the backward pass. A loss that wants logits may take `logprob_NV`: the two differ by
+a constant a row. To add one, write a class with `needs` and `__call__`, a yaml in conf/loss/ or conf/regularizer/, and a
+line in tests/losses/test_oracle.py.
+
+Here: the protocol, and losses of the target's probability p_t alone. Losses that pull towards a whole distribution are in
+`cft/losses/target.py`, terms that are added to a loss in `cft/losses/regularizers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cft.ranges import AtLeastZero, Fraction, in_range
+from cft.scores.column import REFERENCE_LOGPROB
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The model's predictions of N tokens.
+
+    logprob_NV: log-softmax of the logits, float32 (float64 for float64 logits), with gradient. target_N: int64.
+    reference_NV: log-softmax of the reference model, without gradient; None unless `reference_distribution` is needed.
+    stored: [N] each, the stored scores that `needs` name.
+    """
+
+    logprob_NV: Tensor
+    target_N: Tensor
+    reference_NV: Tensor | None
+    stored: Mapping[str, Tensor]
+
+    def logprob_N(self) -> Tensor:
+        """log p(y_t), nats, with gradient."""
+        return self.logprob_NV.gather(1, self.target_N[:, None])[:, 0]
+
+
+class TokenLoss(Protocol):
+    """needs: "reference_distribution", "reference_logprob" or names of stored scores."""
+
+    needs: tuple[str, ...]
+
+    def __call__(self, prediction: Prediction) -> Tensor: ...
+
+
+class NLL:
+    """f = -log p(y_t), nats."""
+
+    needs: tuple[str, ...] = ()
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        return -prediction.logprob_N()
+
+
+class Power:
+    """f = (1 - p_t^exponent) / exponent (Beyond Log Likelihood, arXiv 2510.00526; exponent 0.5 or 1). Exponent 0 is its
+    limit -log p_t. The gradient is p_t^exponent times that of -log p_t."""
+
+    needs: tuple[str, ...] = ()
+
+    @in_range
+    def __init__(self, *, exponent: AtLeastZero) -> None:
+        self.exponent = exponent
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        if self.exponent == 0:
+            return -prediction.logprob_N()
+        return -torch.expm1(self.exponent * prediction.logprob_N()) / self.exponent
+
+
+class ClippedRatio:
+    """f = -min(r, clip(r, 1 - eps_low, 1 + eps_high)), r = p_t / p_old: Proximal SFT (PSFT, arXiv 2508.17784; eps 0.2 and
+    0.28).
+
+    A token stops pulling once its probability has grown by eps_high. Demonstrations are all good, so the lower bound never
+    decides anything; it is there as in the paper. p_old is the reference: the model before training, where the paper
+    renews it with every batch of steps.
+    """
+
+    needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
+
+    @in_range
+    def __init__(self, *, eps_low: Fraction, eps_high: AtLeastZero) -> None:
+        self.eps_low, self.eps_high = eps_low, eps_high
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        ratio_N = (prediction.logprob_N() - prediction.stored[REFERENCE_LOGPROB]).exp()
+        return -torch.minimum(ratio_N, ratio_N.clamp(1 - self.eps_low, 1 + self.eps_high))

@@ -1,0 +1,1 @@
+"""Which response tokens carry loss: static, computed from stored rows."""

@@ -1,0 +1,100 @@
+"""A mask made by a model of another tokenizer, carried over through the characters that tokens cover.
+
+A target token is picked if it overlaps a picked source token; its weight is the largest of those. The end of a response,
+which covers no character, is picked if the source's is. Nothing is encoded again: both annotations hold their own ids
+and spans of the same text. Going to another tokenizer and back never loses a token; it gains those that share a token
+of the other side with a picked one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cft.annotation.store import AnnotationStore, find_annotation
+from cft.console import console
+from cft.masks.base import Mask, MaskError, RowMask, Weights, mask_weights
+from cft.scores.store import with_scores
+from cft.types import AnnotatedResponse
+
+
+def project(
+    weight_S: Weights, *, source_span: NDArray[np.int32], target_span: NDArray[np.int32], ends: bool
+) -> Weights:
+    """[R] weights of the target's tokens. weight_S: of the source's. Spans: [S, 2] and [R, 2] of the same text, end exclusive.
+
+    ends: both responses end with an end token, which stands for the other's.
+    """
+    if not len(weight_S) or not len(target_span):
+        return np.zeros(len(target_span), dtype=np.float32)
+    overlaps_RS = (target_span[:, :1] < source_span[:, 1]) & (target_span[:, 1:] > source_span[:, 0])
+    weight_R = np.where(overlaps_RS, weight_S, 0.0).max(1).astype(np.float32)
+    if ends:
+        weight_R[-1] = max(weight_R[-1], weight_S[-1])
+    return weight_R
+
+
+class Projected(RowMask):
+    """The mask `inner` of another annotation of the same responses, carried over by characters (CFT, arXiv 2510.10974,
+    masks of another model family).
+
+    from_annotation: a name or folder; make one with the other model by annotate.py responses=given. Its rows are matched by
+    problem id and exact response text. A row without a partner has no eligible token, in the mask's complement neither; they
+    are counted.
+    inner: reads the other annotation's evidence and stored scores.
+    """
+
+    def __init__(self, *, from_annotation: str, annotations_dir: str, inner: Mask) -> None:
+        self.inner = inner
+        self.name, self.annotations_dir = from_annotation, annotations_dir
+        folder = find_annotation(from_annotation, annotations_dir=annotations_dir, key="mask.from_annotation")
+        store = AnnotationStore(folder)
+        self.fingerprint = store.manifest()["fingerprint_sha256"]
+        rows, self.scores = with_scores(store, store.rows(), names=inner.needs, annotations_dir=annotations_dir)
+        self.partners = {_key(row): row for row in rows}
+        self.matched = self.unmatched = 0
+
+    def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
+        found = [partner for row in rows if (partner := self.partners.get(_key(row))) is not None]
+        self.matched, self.unmatched = len(found), len(rows) - len(found)
+        if rows and not found:
+            raise MaskError(
+                f"mask.from_annotation={self.name}: none of its {len(self.partners)} responses is one of the "
+                f"{len(rows)} to train on (same problem id and text). Annotate the same solutions with the other model: "
+                f"python annotate.py responses=given annotation={self.name} model=<the other model> data=<the same "
+                "problems with these responses as solutions>"
+            )
+        if self.unmatched:
+            console.print(f"Rows without a partner in {self.name}: {self.unmatched} of {len(rows)}; they carry no loss")
+        self.inner.fit(found)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "from_annotation": self.fingerprint,
+            "scores": self.scores,
+            "matched_rows": self.matched,
+            "unmatched_rows": self.unmatched,
+            **self.inner.facts(),
+        }
+
+    def knows(self, row: AnnotatedResponse) -> bool:
+        partner = self.partners.get(_key(row))
+        return partner is not None and self.inner.knows(partner)
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        partner = self.partners.get(_key(row))
+        if partner is None:
+            return np.zeros(len(row.response_ids), dtype=np.float32)
+        return project(
+            mask_weights(self.inner, partner),
+            source_span=partner.char_span,
+            target_span=row.char_span,
+            ends=partner.finish == row.finish == "stop",
+        )
+
+
+def _key(row: AnnotatedResponse) -> tuple[str, str]:
+    return row.problem_id, row.response

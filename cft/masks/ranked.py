@@ -1,0 +1,149 @@
+"""Masks that compare tokens with each other: within a row, or with the whole data set (through `fit`).
+
+HighEntropy     top share of a row by the stored entropy                    (arXiv 2506.01939; there by batch)
+TopScore        top share of a row by any stored score, such as attention
+TfIdf           top share of a row by TF-IDF                                (SFT-GO, arXiv 2506.15021)
+TokenCleaning   top share of the data set by base loss - reference loss     (arXiv 2502.01968)
+Reasoning       tokens whose loss does not fall when a model is trained on shuffled pairs   (SHAD, arXiv 2412.14780)
+
+A share of a row is ceil(share * tokens), equal values by position; a share of the data set is a threshold, so that what a
+mask says of a row never depends on the order of the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cft.masks.base import MaskError, RowMask, Weights
+from cft.ranges import Finite, ShareAboveZero, in_range
+from cft.scores.column import StoredColumn
+from cft.types import AnnotatedResponse
+
+
+def top_of_row(values_R: NDArray[np.floating], *, share: float) -> Weights:
+    """[R] 1 for the ceil(share * R) largest values, else 0; equal values: the earlier token."""
+    weights = np.zeros(len(values_R), dtype=np.float32)
+    # A product such as 0.6 * 5 may land just above the integer it means.
+    count = math.ceil(share * len(values_R) - 1e-9)
+    weights[np.argsort(-values_R, kind="stable")[:count]] = 1.0
+    return weights
+
+
+class HighEntropy(RowMask):
+    """The most uncertain share of a response's tokens, by the annotating model's entropy (arXiv 2506.01939).
+
+    The paper ranks within a batch of roll-outs and by the live model; weighting=high_entropy is the live form.
+    """
+
+    @in_range
+    def __init__(self, *, share: ShareAboveZero) -> None:
+        self.share = share
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        return top_of_row(row.entropy, share=self.share)
+
+
+class TopScore(RowMask):
+    """The share of a response's tokens with the largest values of a stored score."""
+
+    score_arguments = ("score",)
+
+    @in_range
+    def __init__(self, *, score: str, share: ShareAboveZero) -> None:
+        self.column = StoredColumn(score)
+        self.needs = self.column.needs
+        self.share = share
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        return top_of_row(self.column(row), share=self.share)
+
+
+class TfIdf(RowMask):
+    """The share of a response's tokens that are frequent in it and rare elsewhere (SFT-GO, arXiv 2506.15021).
+
+    tf-idf = (count in the response / its length) * (log((1 + N) / (1 + df)) + 1), over token ids; N responses to train on,
+    df of them hold the token. The paper's exact smoothing is unknown; this one leaves a token that occurs everywhere a
+    weight by its frequency.
+    """
+
+    @in_range
+    def __init__(self, *, share: ShareAboveZero) -> None:
+        self.share = share
+        self.documents = 0
+        self.document_frequency: Counter[int] = Counter()
+
+    def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
+        self.documents = len(rows)
+        self.document_frequency = Counter(token for row in rows for token in set(row.response_ids.tolist()))
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        ids = row.response_ids.tolist()
+        count = Counter(ids)
+        idf = {token: math.log((1 + self.documents) / (1 + self.document_frequency[token])) + 1 for token in count}
+        values = np.array([count[token] / len(ids) * idf[token] for token in ids], dtype=np.float64)
+        return top_of_row(values, share=self.share)
+
+
+class TokenCleaning(RowMask):
+    """The tokens of which a reference model knows most more than the base: the top share of the whole data set by
+    base loss - reference loss, both frozen (Token Cleaning, arXiv 2502.01968, fixed-model form).
+
+    base, reference: stored scores of the kind reference_logprob; "logprob" is the annotating model's own. The threshold is
+    the value of the last token within the share, and all tokens with that value are picked.
+    """
+
+    logprob_arguments = ("base", "reference")
+
+    @in_range
+    def __init__(self, *, base: str, reference: str, share: ShareAboveZero) -> None:
+        if base == reference:
+            raise MaskError(f"mask.base and mask.reference: both are {base}, expected log-probs of two models")
+        self.base, self.reference = StoredColumn(base), StoredColumn(reference)
+        self.needs = tuple(sorted({*self.base.needs, *self.reference.needs}))
+        self.share = share
+        self.threshold = math.nan
+
+    def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
+        gains = [self._gain(row) for row in rows]
+        flat = np.sort(np.concatenate(gains))[::-1] if gains else np.zeros(0, np.float32)
+        count = math.ceil(self.share * len(flat) - 1e-9)
+        self.threshold = float(flat[count - 1]) if count else math.inf
+
+    def facts(self) -> dict[str, Any]:
+        return {"threshold_nats": self.threshold}
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        if math.isnan(self.threshold):
+            raise MaskError("TokenCleaning ranks tokens over the whole data set: call fit(rows) first")
+        return (self._gain(row) >= self.threshold).astype(np.float32)
+
+    def _gain(self, row: AnnotatedResponse) -> NDArray[np.float32]:
+        return self.reference(row) - self.base(row)
+
+
+class Reasoning(RowMask):
+    """The tokens that are no boilerplate: their loss does not fall from `base` to `shuffled`, a model trained briefly on
+    prompts paired with other prompts' responses, which teach nothing but form (SHAD, arXiv 2412.14780).
+
+    base, shuffled: stored scores of the kind reference_logprob; "logprob" is the annotating model's own.
+    margin_nats: a loss that falls by no more than this does not make a token boilerplate.
+    """
+
+    logprob_arguments = ("base", "shuffled")
+
+    @in_range
+    def __init__(self, *, base: str, shuffled: str, margin_nats: Finite = 0.0) -> None:
+        if base == shuffled:
+            raise MaskError(f"mask.base and mask.shuffled: both are {base}, expected log-probs of two models")
+        self.base, self.shuffled = StoredColumn(base), StoredColumn(shuffled)
+        self.needs = tuple(sorted({*self.base.needs, *self.shuffled.needs}))
+        self.margin_nats = margin_nats
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        return (self.shuffled(row) - self.base(row) <= self.margin_nats).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Loading, hashing and exporting models; devices, text of tokens, the output head."""

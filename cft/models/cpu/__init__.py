@@ -1,0 +1,1 @@
+"""Kernels and memory management for training and decoding on a CPU."""

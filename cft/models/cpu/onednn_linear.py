@@ -1,0 +1,190 @@
+"""Linear layers whose float32 products, forward and backward, are oneDNN's instead of the BLAS that torch was built with.
+
+The same sums in another order. On processors for which that BLAS has no kernel of its own, an AMD one with AVX-512 say, this
+more than doubles the rate of training (`make bench-train`, `matmul_gflops` and `onednn_matmul_gflops`); nothing is packed
+or copied but one transposed gradient. Passes in inference mode stay torch's own, so that engines choose as before.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from cft.models.cpu.gradient_in_place import standing_gradient
+
+MIN_WEIGHTS = 65_536  # for a smaller layer the call costs more than the product
+BLOCK = 8192  # rows of a large weight whose gradient is made at a time, where it is added in place
+RELATIVE_ERROR = 1e-4
+_MADE_OF = "_cft_made_of"  # attribute of a tensor, see tell_made_of
+
+
+class OneDnnLinear(nn.Linear):
+    """Made of an nn.Linear by changing its class: weights, names, hooks and copies stay as they are."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight
+        if input.numel() and weight.dtype == torch.float32 and in_charge(input):
+            return _Product.apply(input, weight, self.bias, *_made_of(input))
+        return linear(input, weight, self.bias)
+
+
+def tell_made_of(y: Tensor, source: Tensor, scale: Tensor, factor: Tensor) -> None:
+    """y = source * scale * factor: layers that read y make it again from these for their backward pass."""
+    if y.requires_grad:  # without a backward pass there is nothing to save, and inference tensors have no version
+        setattr(y, _MADE_OF, (y._version, source, scale, factor))
+
+
+def _made_of(x: Tensor) -> tuple[Tensor | None, ...]:
+    version, *made_of = getattr(x, _MADE_OF, (None, None, None, None))
+    if version is None or version != x._version:  # changed in place since, by a hook say: no longer that product
+        return None, None, None
+    return tuple(made_of)
+
+
+_inside: ContextVar[bool] = ContextVar("inside a training or validation pass", default=False)
+
+
+@contextmanager
+def training_pass() -> Iterator[None]:
+    """Passes of the training stage, validation losses included, which Lightning computes in inference mode."""
+    token = _inside.set(True)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
+def in_charge(x: Tensor) -> bool:
+    """Whether the kernels of this package compute on x, or torch's own: in float32 on a CPU, and not for engines, which
+    work in inference mode."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and (_inside.get() or not torch.is_inference_mode_enabled())
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class _Product(torch.autograd.Function):
+    """source * scale * factor = x, where given, is what x is made of again instead of being kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        source: Tensor | None,
+        scale: Tensor | None,
+        factor: Tensor | None,
+    ) -> Tensor:
+        ctx.parameter = weight  # a checkpointed chunk unpacks a copy of it, whose .grad is nobody's
+        ctx.save_for_backward(weight, *((x,) if source is None else (source, scale, factor)))
+        flat_Nd = x.reshape(-1, x.shape[-1])
+        return product(flat_Nd, weight, bias).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weight, x, *made_of = ctx.saved_tensors
+        gradient_Ne = gradient.reshape(-1, gradient.shape[-1])
+        of_x = product(gradient_Ne, weight.t()).view_as(x) if ctx.needs_input_grad[0] else None
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            if made_of:
+                scale, factor = made_of
+                x = (x * scale).mul_(factor)
+            of_weight = gradient_of_weight(ctx.parameter, gradient_Ne, x.reshape(-1, x.shape[-1]))
+        of_bias = gradient_Ne.sum(0) if ctx.needs_input_grad[2] else None
+        return of_x, of_weight, of_bias, None, None, None
+
+
+def product(x_Nd: Tensor, weight_ed: Tensor, bias_e: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias; a weight that is a transposed view is read as it lies."""
+    rows, (outputs, inputs) = len(x_Nd), weight_ed.shape
+    if rows == (whole := steps_up(rows)):
+        return _onednn(x_Nd, weight_ed, bias_e)
+    if inputs <= outputs:
+        padded_Md = x_Nd.new_zeros(whole, inputs)
+        padded_Md[:rows] = x_Nd
+        return _onednn(padded_Md, weight_ed, bias_e)[:rows]
+    whole = steps_down(rows)
+    rest = linear(x_Nd[whole:], weight_ed, bias_e)
+    return torch.cat([_onednn(x_Nd[:whole], weight_ed, bias_e), rest]) if whole else rest
+
+
+def gradient_of_weight(weight_ed: Tensor, gradient_Ne: Tensor, x_Nd: Tensor) -> Tensor | None:
+    """gradient.T @ x: [e, d], or None where it was added to `weight.grad` (see `cft/models/cpu/gradient_in_place.py`)."""
+    standing_ed = standing_gradient(weight_ed)
+    if standing_ed is None:
+        return _outer(gradient_Ne, x_Nd)
+    blocks = zip(standing_ed.split(BLOCK), gradient_Ne.split(BLOCK, dim=1), strict=True)
+    for standing_bd, gradient_Nb in blocks:
+        standing_bd += _outer(gradient_Nb, x_Nd)
+    return None
+
+
+def _outer(gradient_Ne: Tensor, x_Nd: Tensor) -> Tensor:
+    whole = steps_down(len(x_Nd))
+    if not whole:
+        return gradient_Ne.t() @ x_Nd
+    made_ed = _onednn(gradient_Ne[:whole].t(), x_Nd[:whole].t())
+    return made_ed if whole == len(x_Nd) else made_ed.addmm_(gradient_Ne[whole:].t(), x_Nd[whole:])
+
+
+def steps_up(rows: int) -> int:
+    """The next of 16 numbers of rows between powers of two, in steps of at least 32.
+
+    oneDNN generates code for every shape it meets and keeps it, 0.6 MB and some milliseconds each, about 15 a length of
+    batch; with lengths left as they come a training would go on making it."""
+    return -(-rows // _step(rows)) * _step(rows)
+
+
+def steps_down(rows: int) -> int:
+    return rows // _step(rows) * _step(rows)
+
+
+def _step(rows: int) -> int:
+    return max(32, 1 << (rows - 1).bit_length() >> 5) if rows else 32
+
+
+def _onednn(x_Nd: Tensor, weight_ed: Tensor, bias_e: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x_Nd, weight_ed, bias_e, "none", [], "")
+
+
+def use_onednn(model: nn.Module) -> int:
+    """Let the model's linear layers on the CPU multiply so; returns how many do, 0 where oneDNN is missing or wrong."""
+    if not available():
+        return 0
+    layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.numel() >= MIN_WEIGHTS]
+    for layer in layers:
+        layer.__class__ = OneDnnLinear
+    return len(layers)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def available() -> bool:
+    """These operators are not public: whether this version of torch still means by them what it did."""
+    if not torch.backends.mkldnn.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    x_Nd = torch.linspace(-1, 1, 5 * 24).view(5, 24).requires_grad_()
+    weight_ed = torch.linspace(1, -1, 40 * 24).view(40, 24).sin().requires_grad_()
+    try:
+        found = torch.autograd.grad(
+            _Product.apply(x_Nd, weight_ed, None, None, None, None).square().sum(), (x_Nd, weight_ed)
+        )
+    except (AttributeError, RuntimeError):  # the operator is gone, or takes other arguments
+        return False
+    expected = torch.autograd.grad(linear(x_Nd, weight_ed).square().sum(), (x_Nd, weight_ed))
+    return all(
+        bool((f - e).abs().max() <= RELATIVE_ERROR * e.abs().max()) for f, e in zip(found, expected, strict=True)
+    )

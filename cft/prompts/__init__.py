@@ -1,0 +1,1 @@
+"""Questions -> prompt token ids."""

@@ -1,0 +1,191 @@
+"""Reference models: what a loss compares the policy with, and where its predictions come from.
+
+    needs of a method                 references that give it
+    reference_logprob                 annotation | score | initial | adapter_off | teacher
+    reference_distribution            initial | adapter_off | teacher
+
+`annotation` and `score` read one number a token from the store and cost nothing in training; the others run a second
+forward pass without gradient over the same positions. Configured by conf/reference.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cft.console import console
+from cft.errors import BadValue
+from cft.models.head import project
+from cft.models.load import base_weights_hash
+from cft.scores.column import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, Column, StoredColumn
+
+
+class LiveReference:
+    """A model whose predictions are computed beside the policy's, always in eval mode and without gradient.
+
+    switch: a context in which `model` is the reference (the adapters' off-switch; nothing for a model of its own).
+    """
+
+    def __init__(self, model: PreTrainedModel, *, switch: Callable[[], AbstractContextManager[None]]) -> None:
+        self.model, self.switch = model, switch
+
+    @torch.no_grad()
+    def hidden(self, **inputs: Any) -> Tensor:
+        with self.switch(), _eval_mode(self.model):
+            return self.model.base_model(**inputs, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def project(self, hidden_ND: Tensor) -> Tensor:
+        with self.switch(), _eval_mode(self.model):
+            return project(self.model, hidden_ND)
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)  # type: ignore[arg-type]
+
+
+class Reference(Protocol):
+    """gives: REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, both or neither. stored: the column that holds the log-probs, ""
+    where they are computed. attach: the live model beside a policy that has not been trained yet; None where there is
+    none."""
+
+    gives: frozenset[str]
+    stored: str
+
+    def attach(self, policy: PreTrainedModel) -> LiveReference | None: ...
+
+
+class NoReference:
+    gives: frozenset[str] = frozenset()
+    stored = ""
+
+    def attach(self, policy: PreTrainedModel) -> None:
+        return None
+
+
+class Annotation:
+    """Log-probs that annotate.py stored: those of the annotating model, the usual starting point of training."""
+
+    gives = frozenset({REFERENCE_LOGPROB})
+    stored = OWN_LOGPROB
+
+    def attach(self, policy: PreTrainedModel) -> None:
+        return None
+
+
+def starts_as_reference(
+    policy: PreTrainedModel, *, columns: Mapping[str, Column], manifest: Mapping[str, Any]
+) -> bool | None:
+    """Whether a policy that has not been trained yet is the model whose log-probs the annotation holds; says so where it is
+    not. None where the objective does not read these log-probs, and in further processes of a distributed run.
+
+    columns: the objective's. manifest: of the annotation. Adapters that have just been put on change nothing.
+    """
+    column = columns.get(REFERENCE_LOGPROB)
+    if not (isinstance(column, StoredColumn) and column.name == OWN_LOGPROB) or getattr(rank_zero_only, "rank", 0):
+        return None
+    annotated = manifest["fingerprint"]["model"]
+    same = base_weights_hash(policy, dtype=annotated["dtype"]) == annotated["weights"]
+    if not same:
+        console.print(
+            f"Note: reference=annotation holds the log-probs of the model that made {manifest['name']} "
+            f"({manifest['model_name']}), and this one starts from other weights. A method that compares with the model "
+            "before training (PSFT, iw-SFT, ssToken) wants reference=initial"
+        )
+    return same
+
+
+class Score:
+    """Log-probs of another frozen model over the same tokens, stored under `name` by `python -m cft.score`."""
+
+    gives = frozenset({REFERENCE_LOGPROB})
+
+    def __init__(self, *, name: str) -> None:
+        self.stored = name
+
+    def attach(self, policy: PreTrainedModel) -> None:
+        return None
+
+
+class Initial:
+    """A frozen copy of the model as training found it."""
+
+    gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
+    stored = ""
+
+    def attach(self, policy: PreTrainedModel) -> LiveReference:
+        frozen = copy.deepcopy(policy).eval().requires_grad_(False)
+        return LiveReference(frozen, switch=nullcontext)
+
+
+class AdapterOff:
+    """The policy without its low-rank adapters: the same weights, no copy. Needs model.lora."""
+
+    gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
+    stored = ""
+
+    def attach(self, policy: PreTrainedModel) -> LiveReference:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+        if not layers:
+            raise BadValue(
+                "reference=adapter_off: the model has no adapters; expected model/lora=default, or use reference=initial "
+                "(a frozen copy)"
+            )
+        names = [name for name, weight in policy.named_parameters() if weight.requires_grad]
+        if others := [name for name in names if "lora_" not in name]:
+            raise BadValue(
+                f"reference=adapter_off: {len(others)} weights outside the adapters are trained, too, first {others[0]}, so "
+                "that the model without adapters would not stay what it was; expected model.lora.bias=none, or use "
+                "reference=initial (a frozen copy)"
+            )
+
+        @contextmanager
+        def switched_off() -> Iterator[None]:
+            for layer in layers:
+                layer.enable_adapters(False)
+            try:
+                yield
+            finally:
+                for layer in layers:
+                    layer.enable_adapters(True)
+
+        return LiveReference(policy, switch=switched_off)
+
+
+class Teacher:
+    """Another model with the same vocabulary. model: as in conf/model."""
+
+    gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
+    stored = ""
+
+    def __init__(self, *, model: Any) -> None:
+        self.spec = model
+
+    def attach(self, policy: PreTrainedModel) -> LiveReference:
+        from cft.models.load import load_causal_lm
+
+        teacher = load_causal_lm(self.spec).eval().requires_grad_(False)
+        if teacher.config.vocab_size != policy.config.vocab_size:
+            raise BadValue(
+                f"reference.model={self.spec.name}: its vocabulary has {teacher.config.vocab_size} tokens, the trained "
+                f"model's {policy.config.vocab_size}; distributions can be compared over one vocabulary only"
+            )
+        return LiveReference(teacher, switch=nullcontext)
+
+
+@contextmanager
+def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

@@ -1,0 +1,256 @@
+"""The methods that train.py composes, read from conf/ and the classes behind it: python -m cft.report.catalogue
+
+Writes docs/methods.md: for every mask, grouping, weighting, loss and regulariser what it is, what it needs, its defaults,
+its source, the experiment that sets up the published method, and the command that trains with it. Nothing in the table is
+written by hand: names and remarks are the yaml's, needs and sources the code's. The command sets what the experiment sets of
+mask, weighting, loss, reference and groups; without an experiment it is completed by mask=all and by what the needs ask for.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+import cft.config.schema  # noqa: F401  (registers the schemas that conf/train.yaml names)
+from cft.annotation.store import SHIPPED, AnnotationStore
+from cft.config.build import CONF_DIR, build
+from cft.config.needs import stored_scores
+from cft.config.source import resolve
+from cft.masks.base import Critical, Mask
+from cft.runs.run import flat
+from cft.scores.column import GROUP, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
+from cft.scores.store import annotating_model, command_for
+
+DOCUMENT = CONF_DIR.parent / "docs" / "methods.md"
+GROUPS = {
+    "mask": "Masks: which response tokens carry loss",
+    "weighting": "Weightings: how much each counts",
+    "loss": "Losses and aggregations",
+    "regularizer": "Regularisers: further terms, each with its own tokens, count and coefficient",
+    "groups": "Groupings: for losses that compare groups of tokens",
+}
+_SOURCE = re.compile(r"(?:arXiv[: ]*)?\b(\d{4}\.\d{5})\b")
+_PLAIN = ("_target_", "_partial_", "chunk_tokens")
+_UNSET = "???"
+METHOD = ("mask", "weighting", "loss", "groups", "reference")  # the groups that make a method
+COMPLETE = "a complete annotation"
+_GRADED = "graded"  # the annotation that the commands for it make and train on
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One option of one group. needs: what must come from outside the prompt and response. experiment: of conf/experiment,
+    the published method; "" where there is none. overrides: a train.py command line that meets the needs. before: commands
+    that must have run. missing: keys without a default, which the user gives."""
+
+    group: str
+    option: str
+    what: str
+    needs: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    sources: tuple[str, ...]
+    experiment: str
+    overrides: tuple[str, ...]
+    before: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}={self.option}"
+
+    @property
+    def command(self) -> str:
+        return " ".join(["python train.py", *self.overrides, *(f"{key}=..." for key in self.missing)])
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Every option of every group, in the order of GROUPS and of their names."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+        plain = flat(_composed([]).loss)
+        published = _published()
+        return tuple(
+            _entry(group, file, plain_loss=plain, published=published)
+            for group in GROUPS
+            for file in sorted((CONF_DIR / group).glob("*.yaml"))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Experiment:
+    """options: what it chooses of METHOD. overrides: these choices and its settings of them."""
+
+    name: str
+    options: Mapping[str, str]
+    overrides: tuple[str, ...]
+
+
+def _published() -> list[_Experiment]:
+    """The experiments that name a paper, those with fewer choices first."""
+    found = []
+    for file in sorted((CONF_DIR / "experiment").glob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        if not _SOURCE.findall(text):
+            continue
+        tree = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(tree, dict)
+        chosen = {
+            group.removeprefix("override /"): str(option)
+            for line in tree.get("defaults", [])
+            if isinstance(line, dict)
+            for group, option in line.items()
+        }
+        options = {group: chosen[group] for group in METHOD if group in chosen}
+        settings = flat({group: tree[group] for group in METHOD if group in tree})
+        found.append(
+            _Experiment(file.stem, options, tuple(f"{key}={value}" for key, value in {**options, **settings}.items()))
+        )
+    return sorted(found, key=lambda experiment: (len(experiment.overrides), experiment.name))
+
+
+def _experiment_of(group: str, option: str, published: list[_Experiment]) -> _Experiment | None:
+    """The experiment for an option: the one that adds least to it."""
+    return next((one for one in published if one.options.get(group) == option), None)
+
+
+def _entry(group: str, file: Path, *, plain_loss: Mapping[str, Any], published: list[_Experiment]) -> Entry:
+    option = file.stem
+    chosen = f"+regularizer@loss.regularizers.{option}={option}" if group == "regularizer" else f"{group}={option}"
+    experiment = _experiment_of(group, option, published)
+    overrides = experiment.overrides if experiment else ("mask=all", chosen) if group != "mask" else (chosen,)
+    # The option's own settings stay as its file has them.
+    cfg = _composed([override for override in overrides if not override.startswith(f"{group}.")])
+    node = cfg.loss.regularizers[option] if group == "regularizer" else cfg[group]
+    values = flat(OmegaConf.to_container(node, resolve=False))
+    missing = tuple(f"{group}.{key}" for key, value in values.items() if value == _UNSET)
+    needs = () if missing else _needs(cfg)
+    if not experiment:
+        overrides = (*overrides, *_met(needs, group=group, option=option))
+    reference = flat({"reference": OmegaConf.to_container(cfg.reference, resolve=False)})
+    missing = (*missing, *(key for key, value in reference.items() if value == _UNSET and key not in overrides))
+    settings = {key: value for key, value in values.items() if not key.endswith(_PLAIN) and value != _UNSET}
+    if group == "loss":
+        settings = {key: value for key, value in settings.items() if plain_loss.get(key) != value}
+    text = file.read_text(encoding="utf-8")
+    documents = [text, *(_docstring(target) for target in _targets(values))]
+    return Entry(
+        group,
+        option,
+        _remark(text) or documents[1].split("\n\n")[0].replace("\n", " "),
+        needs,
+        settings,
+        tuple(dict.fromkeys(_SOURCE.findall(text) or _SOURCE.findall(" ".join(documents)))),
+        experiment.name if experiment else "",
+        overrides,
+        tuple(_before(cfg, needs)),
+        missing,
+    )
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    return compose("train", overrides=overrides)
+
+
+def _needs(cfg: DictConfig) -> tuple[str, ...]:
+    objective, mask, groups = build(cfg.loss)(build(cfg.weighting)), build(cfg.mask), build(cfg.groups)
+    complete = {COMPLETE} if _asks_for_all_cells(mask) else set()
+    return tuple(sorted({*objective.needs, *mask.needs, *groups.needs, *complete}))
+
+
+def _asks_for_all_cells(mask: Mask) -> bool:
+    """Whether annotation may not stop at the first right alternative."""
+    return isinstance(mask, Critical) and mask.rule != "all"
+
+
+def _before(cfg: DictConfig, needs: tuple[str, ...]) -> Iterator[str]:
+    """Commands that make what the configuration reads of the annotation that ships with the package."""
+    if COMPLETE in needs:
+        yield f"python annotate.py annotation={_GRADED} short_circuit=false limit=400"
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(tree, dict)
+    annotation = str(cfg.data.annotation)
+    for name in sorted(stored_scores({str(key): value for key, value in tree.items()})):
+        yield command_for(name, annotation, model=annotating_model(AnnotationStore(SHIPPED / annotation).manifest()))
+
+
+def _met(needs: tuple[str, ...], *, group: str, option: str) -> Iterator[str]:
+    """Overrides that meet the needs in the cheapest way."""
+    if COMPLETE in needs:
+        yield f"data.annotation={_GRADED}"
+    if group == "groups" and option != "none":
+        yield "loss=sft_go"
+    if GROUP in needs:
+        yield "groups=critical"
+    if REFERENCE_DISTRIBUTION in needs:
+        yield "reference=initial"
+    elif REFERENCE_LOGPROB in needs:
+        yield "reference=annotation"
+
+
+def _targets(values: Mapping[str, Any]) -> list[str]:
+    return [value for key, value in values.items() if key.split(".")[-1] == "_target_"]
+
+
+def _docstring(target: str) -> str:
+    docstring = resolve(target).node.docstring
+    return inspect.cleandoc(docstring.value) if docstring else ""
+
+
+def _remark(text: str) -> str:
+    """The comment that a yaml opens with, up to an empty line or the first key."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines)
+
+
+def document() -> str:
+    """docs/methods.md."""
+    found = entries()
+    parts = [
+        "# Methods",
+        "",
+        "Generated by `python -m cft.report.catalogue` from conf/ and the code. Any mask goes with any weighting, loss and "
+        "regulariser; several weightings multiply (`weighting=product`), and regularisers add up. The mask is `critical` by "
+        "default, so that the commands for other methods say `mask=all`. `experiment` names the file of conf/experiment that "
+        "sets up the published method with the budget it states; the command has the method alone. RUN_FOLDER stands for the "
+        "folder of a train.py run, `...` for what only you can name.",
+        "",
+        "`loss.normalizer` is what the sum over the tokens of a step is divided by: `critical` (tokens with loss), `response` "
+        "(all response tokens) or `sequence` (rows). A plain sum (none) is left out: its learning rate would hang on the "
+        "number of tokens in a step.",
+    ]
+    for group, title in GROUPS.items():
+        parts += [
+            "",
+            f"## {title}",
+            "",
+            "| option | what | needs | defaults | source | experiment | command |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        parts += [_row(entry) for entry in found if entry.group == group]
+    return "\n".join(parts) + "\n"
+
+
+def _row(entry: Entry) -> str:
+    defaults = " ".join(f"`{key}={value}`" for key, value in entry.defaults.items())
+    sources = ", ".join(f"[{source}](https://arxiv.org/abs/{source})" for source in entry.sources)
+    commands = "<br>".join(f"`{command}`" for command in (*entry.before, entry.command))
+    experiment = f"[{entry.experiment}](../conf/experiment/{entry.experiment}.yaml)" if entry.experiment else ""
+    cells = (f"`{entry.option}`", entry.what, ", ".join(entry.needs), defaults, sources, experiment, commands)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document(), encoding="utf-8")
+    print(f"{DOCUMENT.relative_to(CONF_DIR.parent)}: {len(entries())} options")

@@ -1,0 +1,313 @@
+"""Cards: a README.md beside what others may use, an annotation or an exported model, in the form of the Hugging Face hub.
+
+A card repeats what the files hold (manifest, rows, results.json) and what follows from them; the same files give the same
+text. It says nothing of licences that nobody recorded, and holds no secrets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cft import __version__
+from cft.annotation.kinds import count_kinds
+from cft.annotation.rows import ROW_SCHEMA
+from cft.annotation.store import AnnotationStore
+from cft.config.redaction import hidden
+from cft.files import write_bytes
+from cft.masks.base import Critical
+from cft.runs.arm import METHOD, part_of
+from cft.runs.lineage import CARD, annotation_contents, annotation_link
+from cft.runs.run import EXPORT, RESULTS
+from cft.types import AnnotatedResponse, Outcome
+
+PAPER = "[arXiv 2510.10974](https://arxiv.org/abs/2510.10974)"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+
+COLUMNS = {
+    "problem_id": "unique in its source",
+    "response_id": "unique in the annotation",
+    "problem": "the question",
+    "answer": "the gold answer",
+    "response": "text of the response, special tokens left out",
+    "finish": "how the response ended",
+    "prompt_ids": "token ids of the prompt, chat template applied",
+    "response_ids": "token ids of the response, end token included",
+    "char_span": "characters of each token in `response`, end exclusive",
+    "logprob": "log-probability of each token, nats",
+    "entropy": "entropy of each token's distribution, nats",
+    "alt_ids": "the alternatives at each position, most probable first",
+    "alt_logprob": "their log-probabilities, nats",
+    "alt_answer": "the final answer that the continuation after each of them reached",
+    "alt_tokens": "tokens decoded for it",
+    "alt_outcome": "what came of it, see below",
+    "replay_outcome": "the same after the model's own token was put back, where that was tried",
+}
+OUTCOMES = {
+    Outcome.RIGHT: "right",
+    Outcome.WRONG: "wrong",
+    Outcome.UNTRIED: "not tried",
+    Outcome.CUT_OFF: "cut off before an answer",
+    Outcome.UNDECIDED: "undecided by the verifier",
+}
+
+
+def write_annotation_card(store: AnnotationStore) -> Path:
+    """README.md in the store's folder; counts as no part of the annotation."""
+    return write_card(store.folder, annotation_card(store))
+
+
+def write_model_card(folder: Path) -> Path:
+    """README.md in the export of a finished run of train.py."""
+    return write_card(folder / EXPORT, model_card(folder))
+
+
+def write_card(folder: Path, text: str) -> Path:
+    path = folder / CARD
+    write_bytes(path, text.encode("utf-8", "replace"))
+    return path
+
+
+def annotation_card(store: AnnotationStore) -> str:
+    manifest, rows = store.manifest(), store.rows()
+    made, config = manifest["fingerprint"], manifest["config"]
+    model, data = manifest["model_name"], made["data"]
+    header = {
+        "pretty_name": f"{manifest['name']}: critical tokens of {model} on {data['source']}",
+        "license": "unknown",
+        "task_categories": ["text-generation"],
+        "size_categories": [size_category(len(rows))],
+        "tags": ["critical-token-fine-tuning", "arxiv:2510.10974"],
+        "configs": [
+            {"config_name": kind, "data_files": [{"split": made["data"]["split"], "path": f"{kind}/*.parquet"}]}
+            for kind in ("rows", "problems")
+        ],
+    }
+    header["configs"][0]["default"] = True
+    solved = "The model solved the problems greedily" if _greedy(made) else "The data's own solutions were taken"
+    facts = {
+        "model": f"{model}, `{made['model']['path']}` at `{made['model']['revision']}`, {made['model']['dtype']}",
+        "SHA-256 of its weights": made["model"]["weights"],
+        "problems": f"{data['source']}, split {data['split']}, SHA-256 {data['sha256']}",
+        "longest response": f"{made['decoding']['max_new_tokens']} tokens",
+        "verifier": f"`{made['verifier']}`",
+        "tokenizer": made["tokenizer"],
+        **dict(digests(manifest["fingerprint_sha256"], annotation_link(store.folder).fingerprint)),
+        "versions": ", ".join(f"{name} {found}" for name, found in sorted(manifest["versions"].items())),
+    }
+    parts = [
+        f"# {header['pretty_name']}",
+        f"Verified responses with counterfactual evidence about each of their tokens, made with Critical Token Fine-tuning "
+        f"({PAPER}). {solved}; of each right response every token was replaced by the next most probable ones, and what "
+        "the model then arrived at was judged. A token is *critical* if every such continuation ended wrong or was cut off.",
+        "## Made from",
+        table(("", ""), facts.items()),
+        commands(manifest.get("lineage", {})),
+        "## Contents",
+        table(("problems", "number"), _statuses(store)),
+        *_statistics(rows, manifest),
+        "## Columns",
+        "`rows/*.parquet`, one row a response:",
+        table(
+            ("column", "type", ""), [(f"`{f.name}`", _type(str(f.type)), COLUMNS.get(f.name, "")) for f in ROW_SCHEMA]
+        ),
+        "`problems/*.parquet` has one row a problem tried: its status, the response, the answer found in it.",
+        "## Use",
+        code("python", 'datasets.load_dataset("parquet", data_files="rows/*.parquet")'),
+        code("bash", f"python train.py data.annotation={manifest['name']} annotations_dir=<the folder above this one>"),
+        "## Limits",
+        f"Which tokens are critical is a fact about this model, this prompt, greedy continuations, {config['num_alternatives']}"
+        " alternatives a position and this verifier; another of these may give others. Problems without a verified response "
+        "have no row. The licence of the problems is that of their source, and the model's may bind its responses; neither "
+        "was recorded here.",
+    ]
+    return card(header, parts)
+
+
+def model_card(folder: Path) -> str:
+    """folder: of a finished run of train.py."""
+    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    settings, data, arm = results["settings"], results["data"], results["arm"]
+    base = settings["model.path"]
+    title = f"{arm['model']}, fine-tuned on {arm['mask']} tokens of {data['annotation']}"
+    metrics = {name: found for name, found in results["metrics"].items() if found.get("value") is not None}
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": "unknown",
+        "tags": ["critical-token-fine-tuning", "arxiv:2510.10974"],
+    }
+    if _HUB_ID.fullmatch(base) and not Path(base).exists():
+        header["base_model"] = base
+    if metrics:
+        header["model-index"] = [{"name": title, "results": [_model_index(results, metrics)]}]
+    method = {name: value for name, value in arm.items() if part_of(name) in METHOD and value not in (None, "none")}
+    method = {**method, "loss.normalizer": settings["loss.normalizer"]}
+    loss = ", ".join(f"{name} {value}" for name, value in method.items())
+    facts = {
+        "base model": f"`{base}` at `{settings['model.revision']}`",
+        "annotation": data["annotation"],
+        **dict(digests(data["fingerprint"], annotation_contents(results.get("lineage") or {}), of="annotation's ")),
+        "rows": f"{data['train_rows']:,} for training, {data['validation_rows']:,} for validation, SHA-256 "
+        f"{data['rows_sha256']}",
+        "loss on": f"{data['eligible_tokens']:,} of {data['response_tokens']:,} response tokens "
+        f"({results['eligible_fraction']:.1%}): {loss}",
+        "training": f"epochs: {results['budget']['epochs']}, steps: {results['budget']['steps']} of "
+        f"{results['budget']['rows_per_step']} rows, learning rate: {settings['optimizer.lr']}, seed: {results['seed']}",
+        "these weights": f"epoch {results['best_epoch'] + 1}, chosen by {results['best_validation']['metric']}",
+        "settings (identity)": results["identity"],
+    }
+    parts = [
+        f"# {title}",
+        f"Made with Critical Token Fine-tuning ({PAPER}), cft {__version__}. Training began from the base model and saw only "
+        "responses of the annotation below.",
+        "## Made from",
+        table(("", ""), facts.items()),
+        commands(results.get("lineage", {})),
+        "## Results",
+        _numbers(results, metrics),
+        "## Use",
+        code("python", 'transformers.AutoModelForCausalLM.from_pretrained("<this folder>")'),
+        code("bash", "python evaluate.py checkpoint=<this folder>"),
+        "## All settings",
+        code("yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip()),
+        "## Limits",
+        "This is one run with one seed. The licences of the base model and of the data were not recorded here; both bind "
+        "what may be done with these weights.",
+    ]
+    return card(header, parts)
+
+
+def digests(conditions: str, contents: str, *, of: str = "") -> list[tuple[str, str]]:
+    """The two fingerprints of an annotation under names that tell them apart; what is not known is left out."""
+    named = ((f"{of}conditions, SHA-256", conditions), (f"{of}contents, SHA-256", contents))
+    return [(name, digest) for name, digest in named if digest]
+
+
+def size_category(rows: int) -> str:
+    return next((name for limit, name in _SIZES if rows < limit), "n>1M")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Of Markdown; what stands in a cell stays in it."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(str(cell)) for cell in line) + " |" for line in lines)
+
+
+def code(language: str, text: str) -> str:
+    """A block that its text cannot end."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def card(header: dict[str, Any], parts: Iterable[str]) -> str:
+    """header: the hub's metadata. parts: Markdown; empty ones are left out."""
+    front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1000)
+    return hidden(f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _type(arrow: str) -> str:
+    """list<item: int32> -> list of int32"""
+    return arrow.replace("list<item: ", "list of ").replace("list<element: ", "list of ").rstrip(">")
+
+
+def _greedy(fingerprint: dict[str, Any]) -> bool:
+    return fingerprint["decoding"]["responses"] == "solve"
+
+
+def commands(lineage: dict[str, Any]) -> str:
+    """The commands that made this, the first one first; "" where none was recorded."""
+    found: list[str] = []
+    while lineage:
+        found.insert(0, lineage.get("command", ""))
+        lineage = next((one["came_from"] for one in lineage.get("inputs", ())), {})
+    known = [command for command in found if command]
+    return code("bash", "\n".join(known)) if known else ""
+
+
+def _statuses(store: AnnotationStore) -> list[tuple[str, str]]:
+    statuses: dict[str, int] = {}
+    for record in store.problems():
+        statuses[record.status] = statuses.get(record.status, 0) + 1
+    listed = sorted(statuses.items(), key=lambda item: (-item[1], item[0]))
+    return [("all", f"{sum(statuses.values()):,}"), *((name, f"{count:,}") for name, count in listed)]
+
+
+def _statistics(rows: Sequence[AnnotatedResponse], manifest: dict[str, Any]) -> list[str]:
+    if not rows:
+        return ["No response was kept."]
+    k = min(row.alt_ids.shape[1] for row in rows)
+    mask = Critical(num_alternatives=k)
+    lengths = np.array([len(row.response_ids) for row in rows])
+    critical = np.concatenate([mask(row) for row in rows]) > 0
+    entropy = np.concatenate([row.entropy for row in rows])
+    outcomes = np.concatenate([row.alt_outcome.ravel() for row in rows])
+    counts, compute = manifest["counts"], manifest["compute"]
+    facts = [
+        ("responses", f"{len(rows):,}"),
+        ("response tokens", f"{lengths.sum():,}; {lengths.mean():.1f} a response, at most {lengths.max():,}"),
+        ("critical tokens", f"{critical.sum():,} ({critical.mean():.1%}) with {k} alternatives"),
+        ("mean entropy", f"{_mean(entropy[critical])} nats of critical tokens, {_mean(entropy[~critical])} of others"),
+        ("self-replays that ended otherwise", f"{counts.get('replay_flips', 0):,} of {counts.get('replays', 0):,}"),
+        ("tokens decoded", _decoded(compute)),
+    ]
+    kinds = [
+        (kind.kind, f"{kind.tokens:,}", f"{kind.critical / kind.tokens:.1%}") for kind in count_kinds(rows, mask=mask)
+    ]
+    found = [(int(code), words, f"{(outcomes == code).sum():,}") for code, words in OUTCOMES.items()]
+    return [
+        table(("responses", ""), facts),
+        table(("kind of token", "number", "critical"), kinds),
+        table(("`alt_outcome`", "", "cells"), found),
+    ]
+
+
+def _decoded(compute: dict[str, Any]) -> str:
+    """Without those decoded ahead for forks that were not needed in the end, which differ from run to run."""
+    needed = sum(n for name, n in compute.items() if name.endswith("_tokens") and name != "speculative_tokens")
+    ahead = compute.get("speculative_tokens", 0)
+    return f"{needed:,.0f}" + (f", and {ahead:,.0f} ahead of need" if ahead else "")
+
+
+def _mean(values: np.ndarray) -> str:
+    return f"{values.mean():.3f}" if len(values) else "-"
+
+
+def _numbers(results: dict[str, Any], metrics: dict[str, dict[str, float]]) -> str:
+    if not metrics:
+        return "The model was not tested after training."
+    evaluation = results["evaluation"]
+    lines = [
+        (f"`{name.removeprefix('eval/')}`", f"{m['value']:.4f}", f"[{m['low']:.4f}, {m['high']:.4f}]")
+        for name, m in metrics.items()
+    ]
+    asked = ", ".join(f"{key} {value}" for key, value in evaluation.items() if key != "verifier")
+    return (
+        f"{results['problems']:,} problems of {results['benchmark']}, split {results['split']}; {asked}; verifier "
+        f"`{evaluation['verifier']}`. Intervals are 95 % bootstrap intervals over problems, of this one run.\n\n"
+        + table(("metric", "value", "interval"), lines)
+    )
+
+
+def _model_index(results: dict[str, Any], metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    dataset = {"type": results["benchmark"], "name": results["benchmark"], "split": results["split"]}
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": dataset,
+        "metrics": [
+            {"type": name.removeprefix("eval/"), "value": metric["value"], "name": name.removeprefix("eval/")}
+            for name, metric in metrics.items()
+        ],
+    }

@@ -1,0 +1,144 @@
+"""What came of what: annotation -> checkpoint -> evaluation, each named by a fingerprint of its contents.
+
+A run's results.json and an annotation's manifest.json say it on disk, whatever the logger:
+
+    "lineage": {"command": what was typed,
+                "inputs": [{"kind", "name", "fingerprint", "came_from": the same of what it was made of}]}
+
+The same `Link` becomes an artifact of Weights & Biases (`cft/loggers/wandb_run.py`). Two runs that name one annotation
+name one artifact, since W&B knows artifacts by the digest of their files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.core.hydra_config import HydraConfig
+
+from cft.config.redaction import redacted, redacted_text
+from cft.config.schema import PROGRAMS
+from cft.files import sha256_file, sha256_json
+from cft.runs.arm import spoken
+from cft.runs.run import CONFIG, EXPORT, RESULTS
+
+CARD = "README.md"
+_LONGEST_NAME = 120  # of an artifact; W&B takes 128
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An annotation or a checkpoint that a run made or read.
+
+    name: what an artifact may be called. fingerprint: SHA-256 of its contents. came_from: JSON. described_by: small files
+    that say what it is. holds: the data or weights themselves. Files lie below `folder`.
+    """
+
+    kind: Literal["annotation", "checkpoint"]
+    name: str
+    fingerprint: str
+    came_from: dict[str, Any]
+    folder: Path
+    described_by: tuple[Path, ...]
+    holds: tuple[Path, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What results.json and a W&B config hold of it."""
+        return {"kind": self.kind, "name": self.name, "fingerprint": self.fingerprint, "came_from": self.came_from}
+
+
+def lineage(inputs: Sequence[Link]) -> dict[str, Any]:
+    """The entry of results.json, without secrets."""
+    entry = redacted({"command": job_command(), "inputs": [link.as_dict() for link in inputs]})
+    assert isinstance(entry, dict)
+    return entry
+
+
+def annotation_link(folder: Path) -> Link:
+    """Of a store with a manifest; its fingerprint stands for the rows that are committed."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    units = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "units").glob("*.json"))]
+    made = manifest["fingerprint"]
+    return Link(
+        "annotation",
+        _name("annotation", manifest["name"]),
+        sha256_json([manifest["fingerprint_sha256"], [unit["rows"]["sha256"] for unit in units]]),
+        {
+            **manifest.get("lineage", {}),
+            "conditions": manifest["fingerprint_sha256"],
+            "model": made["model"],
+            "data": made["data"],
+            "responses": manifest["counts"].get("annotated", 0),
+        },
+        folder,
+        _there(folder, "manifest.json", CARD),
+        tuple(folder / kind / unit[kind]["file"] for unit in units for kind in ("rows", "problems")),
+    )
+
+
+def model_inputs(path: str) -> tuple[Link, ...]:
+    """The checkpoint that a model's path is the export of, if it is one."""
+    folder = Path(path)
+    return (checkpoint_link(folder.parent),) if folder.name == EXPORT and (folder.parent / RESULTS).is_file() else ()
+
+
+def checkpoint_link(folder: Path) -> Link:
+    """Of a run folder of train.py, or of any Hugging Face model folder."""
+    results_path = folder / RESULTS
+    results = json.loads(results_path.read_text(encoding="utf-8")) if results_path.is_file() else {}
+    model = folder / EXPORT if (folder / EXPORT).is_dir() else folder
+    weights = tuple(sorted((*model.glob("*.safetensors"), *model.glob("*.bin"))))
+    fingerprint = sha256_json([[path.name, sha256_file(path)] for path in weights])
+    described_by = _there(folder, RESULTS, CONFIG, f"{EXPORT}/{CARD}", f"{EXPORT}/config.json")
+    if not results:
+        return Link("checkpoint", _name("checkpoint", folder.name), fingerprint, {}, folder, described_by, weights)
+    came_from = {"run": results["run"], "identity": results["identity"], "seed": results["seed"]}
+    return Link(
+        "checkpoint",
+        _name(
+            "checkpoint",
+            *map(str, spoken(results["arm"]).values()),
+            f"seed{results['seed']}",
+            end=f"-{results['identity']}",
+        ),
+        fingerprint,
+        {**came_from, **results.get("lineage", {})},
+        folder,
+        described_by,
+        (*weights, *sorted(path for path in model.iterdir() if path.suffix in (".json", ".jinja", ".model"))),
+    )
+
+
+def annotation_contents(entry: Mapping[str, Any]) -> str:
+    """The fingerprint of the contents of the annotation that stands in a lineage, or in that of what it was made of; "" for
+    none. That of its conditions, which an annotation keeps while it grows, is `conditions` there and in its manifest
+    `fingerprint_sha256`."""
+    inputs = entry.get("inputs") or ()
+    own = [str(one["fingerprint"]) for one in inputs if one.get("kind") == "annotation"]
+    return next(iter(own), "") or next(
+        filter(None, (annotation_contents(one.get("came_from") or {}) for one in inputs)), ""
+    )
+
+
+def job_command() -> str:
+    """What was typed for the job that is running, the values of a sweep filled in; "" outside of a Hydra job."""
+    if not HydraConfig.initialized():
+        return ""
+    hydra = HydraConfig.get()
+    name = str(hydra.job.name)
+    program = PROGRAMS.get(name, f"{name}.py")  # type: ignore[arg-type]
+    return shlex.join(["python", *program.split(), *map(redacted_text, hydra.overrides.task)])
+
+
+def _there(folder: Path, *names: str) -> tuple[Path, ...]:
+    return tuple(folder / name for name in names if (folder / name).is_file())
+
+
+def _name(*words: str, end: str = "") -> str:
+    """Letters, digits, dashes, underscores and dots, as W&B wants it."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(words))[: _LONGEST_NAME - len(end)] + end

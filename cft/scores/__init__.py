@@ -1,0 +1,1 @@
+"""Scores of tokens that are stored beside an annotation."""

@@ -1,0 +1,143 @@
+"""Kinds of score: what a frozen model says of each response token, from one teacher-forced pass over padded rows.
+
+    kind(model, rows) -> [[R] float32]          configured by conf/score, run by `python -m cft.score`
+
+The values of a row do not depend on the rows beside it. To add a kind, write a class with `eager`, `fingerprint` and
+`__call__`, and a yaml in conf/score/ that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cft.errors import BadValue
+from cft.models.head import project
+from cft.models.log_probs import log_probs
+from cft.ranges import AtLeastOne, in_range
+from cft.scores.store import Values
+from cft.types import AnnotatedResponse
+
+CHUNK_TOKENS = 1024  # logits exist for so many tokens at a time
+
+
+class ScoreKind(Protocol):
+    """eager: whether the model must hand out its attention. fingerprint: the kind and its arguments. JSON."""
+
+    eager: bool
+
+    def fingerprint(self) -> dict[str, Any]: ...
+
+    def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]: ...
+
+
+class ReferenceLogprob:
+    """log p(y_t | x, y_<t), nats."""
+
+    eager = False
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "reference_logprob", "version": 1}
+
+    @torch.no_grad()
+    def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]:
+        ids_BT, attention_BT = _padded(model, rows)
+        hidden_BTD = model.base_model(ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
+        found = []
+        for b, row in enumerate(rows):
+            start, end = len(row.prompt_ids), len(row.prompt_ids) + len(row.response_ids)
+            # The state before a token predicts it.
+            chunks = zip(
+                hidden_BTD[b, start - 1 : end - 1].split(CHUNK_TOKENS),
+                ids_BT[b, start:end].split(CHUNK_TOKENS),
+                strict=True,
+            )
+            found.append(
+                torch.cat([log_probs(project(model, h_ND)).gather(1, y_N[:, None])[:, 0] for h_ND, y_N in chunks])
+            )
+        return [_array(values_R) for values_R in found]
+
+
+class AttentionReceived:
+    """Mean attention that a response token receives from the later tokens of its response; 0 for the last token.
+
+    Mean over heads and the last `layers` layers, and over the later tokens, so that early tokens do not win by number. Our
+    reconstruction of the attention baseline: its source does not say which layers, heads or sum it takes.
+    """
+
+    eager = True
+
+    @in_range
+    def __init__(self, *, layers: AtLeastOne) -> None:
+        self.layers = layers
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "attention_received", "version": 1, "layers": self.layers}
+
+    def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]:
+        found = []
+        for row, attention_LL in zip(rows, _attention(model, rows, layers=self.layers), strict=True):
+            start = len(row.prompt_ids)
+            later_RR = attention_LL[start:, start:].tril(-1)
+            later_R = torch.arange(len(row.response_ids) - 1, -1, -1, device=later_RR.device)
+            found.append(_array(later_RR.sum(0) / later_R.clamp(min=1)))
+        return found
+
+
+class AttentionToPrompt:
+    """Attention that a response token pays to its prompt, summed over the prompt's tokens (ssToken, arXiv 2510.18250).
+
+    Mean over heads and the last `layers` layers; the query is the token itself. 0-1.
+    """
+
+    eager = True
+
+    @in_range
+    def __init__(self, *, layers: AtLeastOne) -> None:
+        self.layers = layers
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "attention_to_prompt", "version": 1, "layers": self.layers}
+
+    def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]:
+        found = []
+        for row, attention_LL in zip(rows, _attention(model, rows, layers=self.layers), strict=True):
+            start = len(row.prompt_ids)
+            found.append(_array(attention_LL[start:, :start].sum(1)))
+        return found
+
+
+@torch.no_grad()
+def _attention(model: PreTrainedModel, rows: Sequence[AnnotatedResponse], *, layers: int) -> list[Tensor]:
+    """[L, L] of each row without its padding: what query i pays to key j, mean over heads and the last layers."""
+    ids_BT, attention_BT = _padded(model, rows)
+    outputs = model.base_model(ids_BT, attention_mask=attention_BT, use_cache=False, output_attentions=True)
+    found = [layer for layer in outputs.attentions or () if layer is not None]
+    if layers > len(found):
+        raise BadValue(
+            f"score.layers={layers}: the model gives the attention of {len(found)} layers; expected at most that many, and "
+            "a model with eager attention"
+        )
+    mean_BTT = torch.stack([layer.float().mean(1) for layer in found[-layers:]]).mean(0)
+    lengths = attention_BT.sum(1).tolist()
+    return [mean_BTT[b, :length, :length] for b, length in enumerate(lengths)]
+
+
+def _padded(model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), [B, T] on the model's device, padded on the right, which a causal model never looks at."""
+    width = max(len(row.prompt_ids) + len(row.response_ids) for row in rows)
+    ids_BT = np.zeros((len(rows), width), dtype=np.int64)
+    attention_BT = np.zeros((len(rows), width), dtype=np.int64)
+    for b, row in enumerate(rows):
+        ids = np.concatenate([row.prompt_ids, row.response_ids])
+        ids_BT[b, : len(ids)], attention_BT[b, : len(ids)] = ids, 1
+    return torch.from_numpy(ids_BT).to(model.device), torch.from_numpy(attention_BT).to(model.device)
+
+
+def _array(values_R: Tensor) -> Values:
+    return values_R.float().cpu().numpy()

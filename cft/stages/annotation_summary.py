@@ -1,0 +1,79 @@
+"""What is printed when an annotation ends: counts, cost, advice, and the command that trains on it."""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from rich.table import Table
+
+from cft.annotation.store import AnnotationStore
+from cft.console import console
+from cft.masks.base import critical_fraction
+
+RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison of cost
+
+
+def print_summary(store: AnnotationStore, *, max_new_tokens: int) -> None:
+    manifest, rows, problems = store.manifest(), store.rows(), store.problems()
+    counts, compute = manifest["counts"], manifest["compute"]
+    table = Table(title=f"Annotation {store.folder}", show_header=False, title_justify="left")
+    table.add_row("problems", f"{len(problems):,}")
+    statuses: dict[str, int] = {}
+    for record in problems:
+        statuses[record.status] = statuses.get(record.status, 0) + 1
+    for status, count in sorted(statuses.items(), key=lambda item: -item[1]):
+        table.add_row(f"  {status}", f"{count:,} ({count / len(problems):.0%})")
+    if rows:
+        fraction = critical_fraction(rows, num_alternatives=min(row.alt_ids.shape[1] for row in rows))
+        table.add_row("response tokens", f"{sum(len(row.response_ids) for row in rows):,}")
+        table.add_row("critical", f"{fraction:.1%}")
+    table.add_row("continuations", f"{counts.get('forks', 0):,}")
+    table.add_row("settled by the reference", f"{counts.get('settled_by_reference', 0):,} (near ties)")
+    table.add_row("self-replay flips", f"{counts.get('replay_flips', 0)} of {counts.get('replays', 0)}")
+    spent = sum(compute.get(f"{part}_tokens", 0) for part in ("solve", "counterfactual", "speculative"))
+    seconds = compute.get("solve_seconds", 0) + compute.get("counterfactual_seconds", 0)
+    table.add_row("tokens decoded", f"{spent:,} in {seconds:,.0f} s ({spent / max(seconds, 1e-9):,.0f} tokens/s)")
+    lengths = [r.response_tokens for r in problems if r.response_tokens]
+    if lengths:
+        rl = RL_SAMPLES * sum(lengths)
+        table.add_row(
+            f"one {RL_SAMPLES}-sample RL step",
+            f"{rl:,} tokens on the same problems: annotation cost {spent / rl:,.1f} such steps",
+        )
+    console.print(table)
+    if not rows:
+        cut_off = statuses.get("cut off", 0) + statuses.get("near limit", 0)
+        console.print(
+            "No response was both finished and right, so there is nothing to annotate and nothing to train on. "
+            + (f"{cut_off} were cut off: raise max_new_tokens={max_new_tokens}. " if cut_off else "")
+            + "Take easier problems (data=...), a stronger model (model=...), or annotate the data's own solutions "
+            "(responses=given)."
+        )
+        return
+    solved_lengths = [len(row.response_ids) for row in rows]
+    p95 = float(np.percentile(solved_lengths, 95))
+    if max_new_tokens < 2 * p95:
+        console.print(
+            f"Note: max_new_tokens={max_new_tokens} is less than twice the 95th percentile of the solved "
+            f"lengths ({p95:.0f}): many continuations may be cut off. Annotate again with max_new_tokens={int(2 * p95) + 1}."
+        )
+    console.print(f"Train on it: {train_command(store)}")
+
+
+def train_command(store: AnnotationStore) -> str:
+    """What to type next: the annotated model and prompt, and the same problems as benchmark."""
+    words = ["python", "train.py", f"data.annotation={store.folder.name}", f"annotations_dir={store.folder.parent}"]
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        defaults = {"model": "tiny_arith", "prompt": "chat", "verifier": "numeric", "data": "arithmetic"}
+        for group, default in defaults.items():
+            if (chosen := hydra.runtime.choices[group]) != default:
+                words.append(f"{'benchmark' if group == 'data' else group}={chosen}")
+        for override in hydra.overrides.task:
+            if override.startswith(("model.", "prompt.", "data.dir=")):
+                words.append(override)
+            elif override.startswith("data."):
+                words.append(f"benchmark.{override.removeprefix('data.')}")
+    return shlex.join(words)

@@ -1,0 +1,55 @@
+"""Greedy accuracy on fresh problems after each epoch.
+
+The annotated rows are solved problems, on which the base model is right by construction; only problems it has not been
+selected on can choose an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import lightning.pytorch as pl
+import torch
+from transformers import PreTrainedModel
+
+from cft.evaluation.evaluation import GREEDY_SAMPLE, SampleRequest, Solver
+from cft.training.callbacks.interruption import Interruption
+from cft.training.distributed.sharding import whole_model
+from cft.types import Outcome, Problem
+
+
+class GreedyAccuracy(pl.Callback):
+    """Logs val/accuracy, 0-1. Problems are dealt out to the ranks by position, and counts are summed.
+
+    A model whose weights are shared out over the ranks is collected for it on each of them.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        make_solver: Callable[[PreTrainedModel], Solver],
+        interruption: Interruption,
+        *,
+        max_new_tokens: int,
+    ) -> None:
+        self.problems = problems
+        self.make_solver = make_solver
+        self.interruption = interruption
+        self.request = SampleRequest(0, 0.0, 1.0, 0, max_new_tokens)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        share = self.problems[trainer.global_rank :: trainer.world_size]
+        model = whole_model(pl_module.lm.model)  # type: ignore[union-attr]
+        right = self.interruption.unless_asked(lambda: self._right(model, share), otherwise=0)
+        self.interruption.stop_if_agreed(trainer)
+        counts = torch.tensor([right, len(share)], dtype=torch.float64, device=pl_module.device)
+        total_right, total = trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        pl_module.log("val/accuracy", total_right / total, prog_bar=True)
+
+    def _right(self, model: PreTrainedModel, share: Sequence[Problem]) -> int:
+        if not share:
+            return 0
+        samples = self.make_solver(model).solve(share, request=self.request, title="Validating")
+        return sum(s.outcome == Outcome.RIGHT for s in samples if s.sample == GREEDY_SAMPLE)

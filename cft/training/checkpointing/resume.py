@@ -1,0 +1,216 @@
+"""Where a training begins: in a new folder, or where an earlier run with the same configuration stopped.
+
+resume=<run folder> goes on from the newest checkpoint in it, which must be sound. resume=auto looks for runs of the same
+configuration beside this one's folder (in a multirun: in all multiruns beside this one), passes over damaged
+checkpoints and says so; without one it starts anew. So a cluster may run the same command again and again.
+
+A multirun given its folder again (hydra.sweep.dir) goes on by itself: jobs that have results are passed over, the one that
+was cut off goes on, and a job that the folder has no run of gets one, whatever its number is now.
+
+A run has finished when its results.json is of as many epochs as are asked for. config.yaml does not tell: it says what was
+begun last. A new run is refused a folder in which it would cost an earlier one. Nothing is written before a start has
+passed every check (`begin`), and results of fewer epochs are then set aside.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cft.config.build import ConfigError, config_hash, redacted
+from cft.console import console
+from cft.files import writing_errors
+from cft.runs.run import CONFIG, DATA, EXPORT, RESULTS, RunContext, flat, keep_rows, save_config
+from cft.training.checkpointing.checkpoints import CHECKPOINTS, newest_checkpoint, newest_sound_checkpoint, set_aside
+from cft.training.checkpointing.position import Position
+
+AUTO = "auto"
+SAMPLES = "samples.parquet"
+# Keys that may differ between a run and its continuation. The next ones say how rows are shared out: `require_same_steps`.
+_FREE = ("resume", "trainer.max_epochs", "trainer.enable_progress_bar", "allow_targets", "annotations_dir")
+_SHARES = ("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "data.batch_size")
+_FREE_BELOW = ("trainer.strategy", "interruption", "callbacks.last")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """folder: the run's. checkpoint: what it goes on from, None for a new run. finished: there is nothing left to do."""
+
+    folder: Path
+    checkpoint: Path | None = None
+    finished: bool = False
+
+
+def start_of(cfg: DictConfig, context: RunContext) -> Start:
+    """Raises ConfigError, CheckpointError."""
+    if not cfg.resume:
+        return _of_same_sweep(cfg, context) if context.multirun else _anew(cfg, context)
+    if cfg.resume == AUTO:
+        return _newest_of_same_config(cfg, context)
+    folder = Path(cfg.resume)
+    _require_same_config(folder, cfg)
+    if _is_finished(folder, cfg):
+        console.print(f"{folder} has finished; nothing to do")
+        return Start(folder, finished=True)
+    return Start(folder, newest_checkpoint(folder / CHECKPOINTS))
+
+
+def begin(start: Start, cfg: DictConfig, facts: dict[str, Any], *, annotation: Path) -> None:
+    """Make the run's folder that of the training which begins now; the first process calls it, after every other check.
+
+    facts: of the data module. Raises ConfigError where the rows of a continuation are others; nothing is written then.
+    """
+    folder = start.folder
+    if start.checkpoint is None:
+        (folder / DATA).unlink(missing_ok=True)
+    keep_rows(folder, facts, annotation=annotation, write=True)
+    _set_results_aside(folder)
+    save_config(folder, cfg)
+    set_aside(folder / CHECKPOINTS, start=start.checkpoint)
+
+
+def require_steps_left(position: Position, *, max_epochs: int) -> None:
+    """Raises ConfigError where the run that is resumed has gone beyond what is asked for."""
+    done = position.epoch + int(position.next == "epoch" or position.epoch_steps > 0)
+    if 0 <= max_epochs < done:
+        raise ConfigError(
+            f"resume: that run is in epoch {done} already, and trainer.max_epochs={max_epochs} asks for fewer; give it "
+            f"trainer.max_epochs={done} or more, or leave out resume to start a new run"
+        )
+
+
+def require_same_steps(position: Position, *, rows_per_step: int) -> None:
+    """Raises ConfigError where the optimizer steps of the continuation would hold more or fewer rows."""
+    if position.rows_per_step != rows_per_step:
+        raise ConfigError(
+            f"resume: an optimizer step of that run has {position.rows_per_step} rows (data.batch_size * "
+            f"trainer.accumulate_grad_batches * processes), here it would have {rows_per_step}; change "
+            "trainer.accumulate_grad_batches or data.batch_size so that the product stays the same"
+        )
+
+
+def _newest_of_same_config(cfg: DictConfig, context: RunContext) -> Start:
+    beside = context.folder.parent.parent.glob("*/*") if context.multirun else context.folder.parent.glob("*")
+    same = [folder for folder in beside if (folder / CONFIG).is_file() and not _differing(folder, cfg)]
+    for folder in same:
+        if _is_finished(folder, cfg):
+            console.print(f"resume=auto: {folder} has finished; nothing to do")
+            return Start(folder, finished=True)
+    found = []
+    for folder in same:
+        if 0 <= cfg.trainer.max_epochs < (_finished_epochs(folder) or 0):
+            continue  # a run of more epochs is no start for one of fewer
+        checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
+        if checkpoint is not None:
+            found.append((checkpoint.stat().st_mtime_ns, folder, checkpoint))
+    if not found:
+        console.print(
+            f"resume=auto: no run of this configuration to go on from under {context.folder.parent}; a new one"
+        )
+        return _anew(cfg, context)
+    _, folder, checkpoint = max(found)
+    console.print(f"resume=auto: goes on in {folder} from {checkpoint.name}")
+    return Start(folder, checkpoint)
+
+
+def _of_same_sweep(cfg: DictConfig, context: RunContext) -> Start:
+    runs = [path.parent for path in sorted(context.folder.parent.glob(f"*/{CONFIG}"))]
+    folder = next((run for run in runs if not _differing(run, cfg)), None)
+    if folder is None:
+        return _anew(cfg, context)
+    if _is_finished(folder, cfg):
+        console.print(f"{folder} has finished; nothing to do")
+        return Start(folder, finished=True)
+    checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
+    if checkpoint is not None:
+        console.print(f"Goes on in {folder} from {checkpoint.name}")
+    return Start(folder, checkpoint)
+
+
+def _anew(cfg: DictConfig, context: RunContext) -> Start:
+    """A new run in this job's folder. Raises ConfigError where that would cost an earlier run."""
+    folder = context.folder
+    if not (folder / CONFIG).is_file():
+        return Start(folder)
+    if context.multirun:  # after a change of the axes another job's run may have this one's number
+        return Start(folder.with_name(f"{folder.name}-{config_hash(cfg)}"))
+    if (folder / RESULTS).is_file():
+        found = "a run that has finished"
+    elif differing := _differing(folder, cfg):
+        found = "a run of another configuration (" + "; ".join(_lines(differing)) + ")"
+    elif newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped) is not None:
+        found = "a run that has not finished"
+    else:
+        return Start(folder)
+    raise ConfigError(
+        f"hydra.run.dir={folder}: holds {found}, which a new one would replace; choose another hydra.run.dir, or go on "
+        f"with it: resume={folder}, with its own arguments (trainer.max_epochs may be higher)"
+    )
+
+
+def _say_skipped(path: Path, damage: str) -> None:
+    console.print(f"{path} is damaged ({damage}) and passed over")
+
+
+def _is_finished(folder: Path, cfg: DictConfig) -> bool:
+    return _finished_epochs(folder) == cfg.trainer.max_epochs
+
+
+def _finished_epochs(folder: Path) -> int | None:
+    """trainer.max_epochs of the training that the results are of, None where there are none."""
+    path = folder / RESULTS
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))["settings"]["trainer.max_epochs"]
+
+
+def _set_results_aside(folder: Path) -> None:
+    """What an earlier end of the run left must not be taken for this one's: results.json becomes results.json.step-12."""
+    path = folder / RESULTS
+    with writing_errors(path):
+        if not path.is_file():  # then an export is one that no results were written about
+            shutil.rmtree(folder / EXPORT, ignore_errors=True)
+            return
+        steps = json.loads(path.read_text(encoding="utf-8"))["budget"]["steps"]
+        for name in (EXPORT, SAMPLES, RESULTS):  # the results last: until then they say that there is something to move
+            if (folder / name).exists():
+                aside = folder / f"{name}.step-{steps}"
+                if aside.is_dir():
+                    shutil.rmtree(aside)
+                (folder / name).rename(aside)
+
+
+def finished_accuracy(folder: Path) -> float:
+    """What a finished run's training returned."""
+    metrics = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["metrics"]
+    return float(metrics.get("eval/accuracy", {}).get("value", "nan"))
+
+
+def _require_same_config(folder: Path, cfg: DictConfig) -> None:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"resume={folder}: no {path}; expected the folder of a run that train.py started")
+    differing = _differing(folder, cfg)
+    if differing:
+        lines = "\n".join(f"  {line}" for line in _lines(differing))
+        raise ConfigError(f"resume={folder}: that run was configured otherwise; repeat its arguments:\n{lines}")
+
+
+def _lines(differing: dict[str, tuple[object, object]]) -> list[str]:
+    return [f"{key}: then {then!r}, now {now!r}" for key, (then, now) in differing.items()]
+
+
+def _differing(folder: Path, cfg: DictConfig) -> dict[str, tuple[object, object]]:
+    """What may not differ between a run and its continuation and does: key -> (then, now)."""
+    then, now = flat(OmegaConf.load(folder / CONFIG)), flat(OmegaConf.create(redacted(cfg)))
+    keys = sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
+    return {key: (then.get(key), now.get(key)) for key in keys if not _is_free(key)}
+
+
+def _is_free(key: str) -> bool:
+    return key in (*_FREE, *_SHARES) or any(key == part or key.startswith(f"{part}.") for part in _FREE_BELOW)

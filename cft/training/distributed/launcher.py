@@ -1,0 +1,192 @@
+"""The further processes of a distributed run on one machine: each works on this job's own configuration.
+
+Lightning would start them with this process's command line, which in a multirun names all jobs: every one of them would
+run a sweep of its own, and with a sweeper that draws values another one (Lightning issue 18175). So this job's resolved
+config is saved, and they run that (`cft/stages/rank_process.py`). What Lightning leaves in the environment and in
+torch.distributed is taken back when the job ends, or the next job of a multirun would believe itself a part of it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cft.config.build import config_hash
+from cft.errors import UserError
+from cft.files import write_bytes
+from cft.training.checkpointing.resume import Start
+from cft.training.distributed.sharding import require_equal_weights
+
+VARIABLES = (
+    *("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
+)
+JOB = ".ranks.yaml"  # in the run folder while the processes run
+ROOT = Path(__file__).resolve().parents[3]
+LOOK_EVERY_S = 0.5
+GRACE_S = 30.0  # for the end of the other processes, once one has ended
+
+
+class RankMismatch(UserError, RuntimeError):
+    """The processes of a distributed run do not work on the same configuration; nothing was trained."""
+
+
+class RankFailed(UserError, RuntimeError):
+    """A process of a distributed run ended with an error; it has said which."""
+
+
+class JobLauncher(_SubprocessScriptLauncher):
+    """Starts one `python -m cft.stages.rank_process <file>` for each further rank on this machine."""
+
+    def __init__(self, replaced: _SubprocessScriptLauncher, *, cfg: DictConfig, start: Start) -> None:
+        super().__init__(replaced.cluster_environment, replaced.num_processes, replaced.num_nodes)
+        self.job = start.folder / JOB
+        self._cfg, self._start = cfg, start
+        self._ended = threading.Event()
+
+    def _call_children_scripts(self) -> None:
+        self._check_can_spawn_children()
+        environment = self.cluster_environment
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
+        os.environ["NODE_RANK"] = str(environment.node_rank())
+        os.environ["LOCAL_RANK"] = str(environment.local_rank())
+        os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
+        self.procs = []
+        save_job(self.job, self._cfg, self._start)
+        path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
+        for local_rank in range(1, self.num_processes):
+            variables = {**os.environ, "LOCAL_RANK": str(local_rank), "PYTHONPATH": path}
+            command = [sys.executable, "-m", "cft.stages.rank_process", str(self.job)]
+            self.procs.append(subprocess.Popen(command, env=variables))
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def launch(self, function: Any, *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any) -> Any:
+        from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        self._call_children_scripts()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def _watch(self) -> None:
+        """Ends this process if another one has failed and this one, waiting for it, does not notice."""
+        while not self._ended.wait(LOOK_EVERY_S):
+            if any(process.poll() for process in self.procs):
+                if self._ended.wait(GRACE_S):
+                    return
+                print("A process of this run has ended with an error (above); so does this one", file=sys.stderr)
+                self._end_others(grace_s=0.0)
+                os._exit(1)
+
+    def close(self, *, failed: bool) -> None:
+        """Wait for the other processes, which end as this one does; after a failure, for a short time only."""
+        self._ended.set()
+        self._end_others(grace_s=GRACE_S if not failed else 3.0)
+        self.job.unlink(missing_ok=True)
+        bad = [process.returncode for process in self.procs if process.returncode]
+        if bad and not failed:
+            raise RankFailed(f"a process of this run ended with exit status {bad[0]}; its error stands above")
+
+    def _end_others(self, *, grace_s: float) -> None:
+        deadline = time.monotonic() + grace_s
+        for process in self.procs:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def use_own_launcher(trainer: pl.Trainer, cfg: DictConfig, *, start: Start) -> JobLauncher | None:
+    """Replace Lightning's launcher where there is one: not on one device, nor where a cluster starts the processes."""
+    replaced = trainer.strategy.launcher
+    if not isinstance(replaced, _SubprocessScriptLauncher):
+        return None
+    if replaced.cluster_environment.creates_processes_externally:
+        return None
+    launcher = JobLauncher(replaced, cfg=cfg, start=start)
+    trainer.strategy._launcher = launcher
+    return launcher
+
+
+def save_job(path: Path, cfg: DictConfig, start: Start) -> None:
+    """The resolved config of this job and of Hydra and where the job begins, for a process that shall run the same."""
+    begins = {"folder": str(start.folder), "checkpoint": str(start.checkpoint or "")}
+    job = {"config": _resolved(cfg), "hydra": _resolved(HydraConfig.get()), "start": begins}
+    write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(job)).encode("utf-8", "surrogatepass"))
+
+
+def _resolved(node: Any) -> Any:
+    """Plain values. Hydra's own config refers to what only a multirun has: such a value stays as it is written."""
+    if isinstance(node, DictConfig):
+        return {key: _resolved_value(node, key) for key in node}
+    if isinstance(node, ListConfig):
+        return [_resolved_value(node, i) for i in range(len(node))]
+    return node.name if isinstance(node, Enum) else node
+
+
+def _resolved_value(parent: DictConfig | ListConfig, key: Any) -> Any:
+    if OmegaConf.is_missing(parent, key):
+        return "???"
+    try:
+        return _resolved(parent[key])
+    except OmegaConfBaseException:
+        return str(OmegaConf.to_container(parent, resolve=False)[key])  # type: ignore[index]
+
+
+@contextmanager
+def own_environment() -> Iterator[None]:
+    """Around a job: undo what a distributed run leaves in this process."""
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    had_group = dist.is_initialized()
+    try:
+        yield
+    finally:
+        if dist.is_initialized() and not had_group:
+            dist.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class SameEverywhere(pl.Callback):
+    """Refuses to train unless all ranks have the same configuration, run folder, starting point and weights."""
+
+    def __init__(self, cfg: DictConfig, *, folder: Path, start: Path | None) -> None:
+        self.facts = {"config": config_hash(cfg), "run folder": str(folder.resolve()), "checkpoint": str(start or "")}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.world_size == 1:
+            return
+        everywhere: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(everywhere, self.facts)
+        for rank, facts in enumerate(everywhere):
+            differing = [f"{name}: rank 0 {everywhere[0][name]!r}, rank {rank} {facts[name]!r}" for name in facts]
+            differing = [
+                text for text, name in zip(differing, facts, strict=True) if facts[name] != everywhere[0][name]
+            ]
+            if differing:
+                raise RankMismatch(
+                    f"the processes of this run were not started alike: {'; '.join(differing)}. Let train.py start them "
+                    "(trainer.devices=2), or give every process the same arguments, hydra.run.dir=<folder> among them"
+                )
+        # DDP would copy the first rank's weights to the others, and shards would be pieces of different models.
+        require_equal_weights(pl_module, device=trainer.strategy.root_device)

@@ -1,0 +1,131 @@
+"""Training with weights, gradients and optimizer state shared out over the ranks: FSDP2, `trainer=fsdp`.
+
+Lightning's ModelParallelStrategy by itself takes all processes of a machine for tensor parallelism; the data mesh then has
+size 1 and gradients are not reduced, without a word. So both sizes are set here, and the mesh is tried out at the start.
+The blocks are sharded one by one, and the rest with the one wrapper whose forward holds backbone and head: weights that
+several parts use (tied embeddings) are gathered once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+
+from cft.errors import BadValue
+from cft.models.export import plain_copy
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedModel
+
+
+_PART = 1 << 22  # values that are added up at once, so that the check needs little memory
+
+
+class ShardingError(RuntimeError):
+    """The ranks do not hold what they must hold; nothing was trained."""
+
+
+class FullySharded(ModelParallelStrategy):
+    """All processes are one data-parallel group. A checkpoint is one file that any strategy can go on from."""
+
+    def __init__(self) -> None:
+        super().__init__(save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+
+def fully_sharded() -> FullySharded:
+    """For conf/trainer/fsdp.yaml."""
+    return FullySharded()
+
+
+def shard(lm: nn.Module, model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Share out `lm`, a wrapper around `model` whose methods forward and probe do all computation. Collective."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    _require_whole_world(mesh)
+    data = mesh["data_parallel"]
+    for block in blocks_of(model):
+        fully_shard(block, mesh=data)
+    fully_shard(lm, mesh=data)
+    register_fsdp_forward_method(lm, "probe")
+
+
+def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The repeated layers of a model. Raises BadValue where transformers does not name them."""
+    names = set(model._no_split_modules or ())
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    if not blocks:
+        raise BadValue(
+            f"trainer=fsdp: {type(model).__name__} names no blocks (_no_split_modules), so it cannot be shared out layer "
+            "by layer; use trainer=ddp, or a model of a known family such as model=qwen2.5-0.5b"
+        )
+    return blocks
+
+
+def require_equal_weights(model: nn.Module, *, device: torch.device) -> None:
+    """Raises ShardingError unless all ranks hold the same weights: two sums of each are compared. device: of collectives."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    # The same operations on the same kind of device: equal bits for equal weights.
+    sums = torch.stack([_fingerprint(p.detach()) for p in model.parameters()]).to(device)
+    first = sums.clone()
+    dist.broadcast(first, src=0)
+    differing = (sums != first).any(1).nonzero().flatten().tolist()
+    counts = torch.tensor([len(differing)], device=device)
+    dist.all_reduce(counts)
+    if int(counts):
+        names = [name for name, _ in model.named_parameters()]
+        here = ", ".join(names[i] for i in differing[:3]) or "none on this rank"
+        raise ShardingError(
+            f"rank {dist.get_rank()}: the ranks loaded different weights ({here}); is model.path the same folder with "
+            "the same files on every machine, and the seed of new adapters (model.lora.seed) the same?"
+        )
+
+
+def _fingerprint(weight: Tensor) -> Tensor:
+    """[2] float64: the sum of all values, and their sum weighted by place."""
+    total = torch.zeros(2, dtype=torch.float64, device=weight.device)
+    for number, values in enumerate(weight.flatten().split(_PART)):
+        place = torch.arange(1, len(values) + 1, dtype=torch.float64, device=weight.device)
+        values = values.double()
+        total += torch.stack([values.sum(), (values @ place) * (number + 1)])
+    return total
+
+
+def _require_whole_world(mesh: DeviceMesh) -> None:
+    probe = torch.ones(1, device=mesh.device_type)
+    dist.all_reduce(probe, group=mesh["data_parallel"].get_group())
+    if int(probe) != dist.get_world_size():
+        raise ShardingError(
+            f"gradients would be summed over {int(probe)} of {dist.get_world_size()} processes; use trainer=fsdp as it is, "
+            "whose strategy makes all processes one data-parallel group"
+        )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole_model(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` itself or, if it is sharded, a copy with all weights on every rank, adapters merged. Collective."""
+    return plain_copy(model) if is_sharded(model) else model
+
+
+def trained_weights(
+    checkpoint: dict[str, Any], module: pl.LightningModule, model: PreTrainedModel
+) -> dict[str, Tensor]:
+    """The entries of a Lightning checkpoint that belong to `model`, a part of `module`, by the model's own names."""
+    prefix = next(f"{name}." for name, part in module.named_modules() if part is model)
+    return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}

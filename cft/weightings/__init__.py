@@ -1,0 +1,1 @@
+"""How much each eligible token counts: dynamic, from live log-probs."""

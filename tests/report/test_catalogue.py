@@ -1,0 +1,142 @@
+"""The table of methods is what the code says, every row's command is one that train.py accepts, and nothing is missing."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from cft.config.build import CONF_DIR
+from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.schema import PROGRAMS, Stage
+from cft.report.catalogue import DOCUMENT, GROUPS, METHOD, Entry, document, entries
+
+ENTRIES = entries()
+STAGE_OF: dict[str, Stage] = {program: stage for stage, program in PROGRAMS.items()}
+COMMAND = re.compile(r"`python (-m [^\s`]+|\w+\.py) ([^`]*)`")
+
+
+def test_the_document_is_up_to_date() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == document(), "make it anew: python -m cft.report.catalogue"
+
+
+def test_every_option_has_a_row() -> None:
+    files = {f"{group}={file.stem}" for group in GROUPS for file in (CONF_DIR / group).glob("*.yaml")}
+    assert {entry.name for entry in ENTRIES} == files
+
+
+def documented() -> list[tuple[str, str]]:
+    """(program, arguments) of every command in the document, as it stands there."""
+    text = DOCUMENT.read_text(encoding="utf-8").replace("<br>", " ")
+    return list(dict.fromkeys(COMMAND.findall(text)))
+
+
+@pytest.mark.parametrize(("program", "arguments"), documented(), ids=lambda text: text)
+def test_a_command_of_the_document_passes_the_check(program: str, arguments: str) -> None:
+    """As a shell reads it. `...` is left to the user, who gives something."""
+    argv = [word.replace("=...", "=x") for word in shlex.split(arguments)]
+    stage = STAGE_OF[program]
+    line = read_command_line(argv, stage=stage, conf_dir=CONF_DIR)
+    assert [str(m) for m in line.mistakes or command_line_mistakes(line, stage=stage)] == []
+    assert not set("<>;|&$") & set(arguments)  # nothing that a shell would take for its own
+
+
+def test_every_rows_command_is_in_the_document() -> None:
+    assert {entry.command for entry in ENTRIES} <= {f"python {program} {rest}" for program, rest in documented()}
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def method(cfg: DictConfig) -> dict[str, Any]:
+    return {group: OmegaConf.to_container(cfg[group]) for group in METHOD}
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.experiment], ids=lambda entry: entry.name)
+def test_a_command_is_the_method_of_its_experiment(entry: Entry) -> None:
+    """Mask, weighting, loss, groups and reference, with all their settings."""
+    assert method(composed(*entry.overrides)) == method(composed(f"experiment={entry.experiment}"))
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.group != "mask"], ids=lambda entry: entry.name)
+def test_a_method_other_than_cft_trains_on_all_tokens(entry: Entry) -> None:
+    """mask=critical is the default, under which another loss would be a mixture of two methods."""
+    assert "mask=all" in entry.overrides
+
+
+def test_published_methods_have_their_experiment() -> None:
+    found = {entry.name: entry.experiment for entry in ENTRIES}
+    expected = {"mask=all": "sft", "mask=critical": "cft", "mask=key_span": "sftkey", "mask=numeric": "cft_numeric"}
+    expected |= {"weighting=probability": "dft", "weighting=excess_loss": "rho1", "weighting=propagation": "ift"}
+    expected |= {"loss=asft": "asft", "loss=sft_go": "sft_go", "loss=nll_entropy": "", "groups=critical": ""}
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_what_rho1_compares_with_is_no_copy_of_the_policy() -> None:
+    """With reference=annotation, the model before training, nearly all excess losses would be 0."""
+    reference = composed("experiment=rho1").reference
+    assert (reference._target_, reference.name) == ("cft.references.models.Score", "reference")
+
+
+def test_graded_labels_ask_for_a_complete_annotation() -> None:
+    (entry,) = [entry for entry in ENTRIES if entry.name == "mask=critical_graded"]
+    assert entry.needs == ("a complete annotation",)
+    assert entry.before == ("python annotate.py annotation=graded short_circuit=false limit=400",)
+    assert "data.annotation=graded" in entry.overrides
+
+
+ROWS = re.compile(r"(\d+) rows a step")
+
+
+def experiments_that_promise_rows() -> list[Path]:
+    return [file for file in sorted((CONF_DIR / "experiment").glob("*.yaml")) if ROWS.search(file.read_text())]
+
+
+@pytest.mark.parametrize("file", experiments_that_promise_rows(), ids=lambda file: file.stem)
+def test_rows_a_step_are_those_of_one_process_and_the_file_says_so(file: Path) -> None:
+    cfg, text = composed(f"experiment={file.stem}"), file.read_text(encoding="utf-8")
+    batch, accumulate = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
+    found = ROWS.search(text)
+    assert found
+    assert batch * accumulate == int(found[1])
+    assert f"{found[1]} = {batch} x {accumulate} of one process" in text
+
+
+NAMED = re.compile(rf"\b({'|'.join((*GROUPS, 'reference', 'score'))})=([a-z][a-z0-9_]*)\b")
+
+
+def prose() -> Iterator[tuple[str, str]]:
+    """(file, text) of every docstring and message in the package and every remark in conf/."""
+    for file in sorted((CONF_DIR.parent / "cft").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield file.name, node.value
+    for file in sorted(CONF_DIR.rglob("*.yaml")):
+        yield file.name, " ".join(re.findall(r"#(.*)", file.read_text(encoding="utf-8")))
+
+
+def test_options_that_texts_name_exist() -> None:
+    wrong = [
+        f"{file}: {group}={option}"
+        for file, text in prose()
+        for group, option in NAMED.findall(text)
+        if not (CONF_DIR / group / f"{option}.yaml").is_file()
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_a_method_says_what_it_is(entry: Entry) -> None:
+    assert len(entry.what) > 10
+    assert "\n" not in entry.what

@@ -1,0 +1,99 @@
+"""Which arm a run is: the method's options, and whatever departs from what those options say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf, flag_override
+
+from cft.runs.arm import ARM_KEYS, METHOD, arm_of
+from cft.runs.run import run_context
+from tests.stage import CONF
+
+PLAIN = {
+    "model": "tiny_arith",
+    "data.annotation": "tiny_arith",
+    "mask": "all",
+    "weighting": "uniform",
+    "loss": "nll",
+    "reference": "none",
+    "groups": "none",
+    "loss.normalizer": "critical",
+    "optimizer.lr": 1e-4,
+    "trainer.max_epochs": 1,
+}
+SAME = ("data.annotation=tiny_arith", "optimizer.lr=1e-4", "trainer.max_epochs=1")
+
+
+def arm(*overrides: str) -> dict[str, Any]:
+    """Of a job of train.py with these overrides."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*SAME, *overrides], return_hydra_config=True)
+        cfg.hydra.runtime.output_dir = "run"
+        cfg.hydra.mode = RunMode.RUN
+        HydraConfig.instance().set_config(cfg)
+    with flag_override(cfg, ["struct", "readonly"], [False, False]):
+        del cfg["hydra"]  # as for a job
+    try:
+        return arm_of(cfg, run_context(), ARM_KEYS)
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+@pytest.mark.parametrize(
+    "overrides, differs",
+    [
+        ((), {}),
+        (("seed=3", "resume=auto", "loss=nll", "weighting=uniform"), {}),
+        (("experiment=gem",), {"loss": "gem"}),
+        (("experiment=sft_go",), {"loss": "sft_go", "groups": "tfidf", "loss.normalizer": "sequence"}),
+        (("weighting=probability", "weighting.exponent=1"), {"weighting": "probability"}),
+        (("weighting=probability", "weighting.exponent=.3"), {"weighting": "probability", "weighting.exponent": 0.3}),
+        (("experiment=beyond_log",), {"loss": "power", "loss.token_loss.exponent": 1.0}),
+        (("mask=complement",), {"mask": "complement", "mask@mask.of": "critical"}),
+        (("mask=complement", "mask@mask.of=numeric"), {"mask": "complement", "mask@mask.of": "numeric"}),
+        (
+            ("+regularizer@loss.regularizers.kl=kl_to_reference", "loss.regularizers.kl.where=other"),
+            {"regularizer@loss.regularizers.kl": "kl_to_reference", "loss.regularizers.kl.where": "other"},
+        ),
+        (("mask=random_like_critical",), {"mask": "random_like_critical"}),  # its seed is the run's: no departure
+        (("mask=random_like_critical", "mask.seed=9"), {"mask": "random_like_critical", "mask.seed": 9}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_an_arm_holds_the_method_and_what_departs_from_its_options(
+    overrides: tuple[str, ...], differs: dict[str, Any]
+) -> None:
+    assert arm("mask=all", *overrides) == PLAIN | differs
+
+
+def test_an_option_within_an_option_within_an_option() -> None:
+    nested = ("mask=complement", "mask@mask.of=random_like", "mask@mask.of.like=numeric")
+    options = {"mask": "complement", "mask@mask.of": "random_like", "mask@mask.of.like": "numeric"}
+    assert arm(*nested) == PLAIN | options
+
+
+def test_options_of_another_folder_are_composed_from_there(tmp_path: Path) -> None:
+    (tmp_path / "weighting").mkdir()
+    (tmp_path / "weighting" / "mild.yaml").write_text("_target_: cft.weightings.token.Probability\nexponent: 0.3\n")
+    elsewhere = f"hydra.searchpath=['file://{tmp_path}']"
+    found = arm(elsewhere, "mask=all", "weighting=mild")
+    assert found == PLAIN | {"weighting": "mild"}
+    found = arm(elsewhere, "mask=all", "weighting=mild", "weighting.exponent=0.4")
+    assert found["weighting.exponent"] == 0.4
+
+
+@pytest.mark.parametrize("name", ["asft", "psft", "shad"])
+def test_no_choice_of_an_experiment_is_lost(name: str) -> None:
+    """Its own defaults list, read without Hydra, is the arm's."""
+    found, file = arm(f"experiment={name}"), OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
+    for entry in OmegaConf.select(file, "defaults"):
+        if not isinstance(entry, str):
+            [(group, option)] = entry.items()
+            if (part := group.removeprefix("override /")) in METHOD:
+                assert found[part] == option

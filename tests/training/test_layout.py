@@ -1,0 +1,186 @@
+"""Packed rows and padded rows against each row alone, by architecture; what no term asks for is not computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from cft.data.batches import collate
+from cft.errors import BadValue
+from cft.losses.eligible import eligible_tokens
+from cft.training.layout import placed
+from cft.training.selective_lm import SelectiveLM
+from cft.types import StepCounts, TokenBatch
+from tests.fakes import random_llama
+from tests.losses.test_loss import gradients, token_row
+from tests.objectives import sft
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": None},
+    "olmo2": {},
+    "phi3": {},
+    "gemma": {"head_dim": 8},
+    "granite": {},
+    "gpt_neox": {},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+}
+
+
+def model_of(kind: str, *, attention: str = "sdpa", **options: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](**{**SMALL, **ARCHITECTURES.get(kind, {}), **options})
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def uneven() -> TokenBatch:
+    """Five rows of 9 to 23 tokens; the third has nothing to train on."""
+    rows = [token_row(9 + 7 * i % 19, 3 + i % 2, density=0.0 if i == 2 else 0.4, seed=i) for i in range(5)]
+    return collate(rows, step_counts=sum((row.counts() for row in rows), StepCounts()))
+
+
+def states(lm: SelectiveLM, batch: TokenBatch) -> Tensor:
+    return lm._hidden(lm._placed(batch, lm.objective.tokens(batch)))
+
+
+def alone(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    """The same states, a row at a time, whole."""
+    found = []
+    for b, length in enumerate(batch.lengths_B.tolist()):
+        hidden = model.base_model(input_ids=batch.input_ids_BT[b : b + 1, :length], use_cache=False).last_hidden_state
+        found.append(hidden[0, (batch.weight_BT[b, 1:length] > 0).nonzero()[:, 0]])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@torch.no_grad()
+def test_no_row_sees_another(kind: str) -> None:
+    """Changing the tokens of one row changes no bit of the others, and each is what it is alone."""
+    model, batch = model_of(kind), uneven()
+    expected = alone(model, batch)
+    for layout in ("padded", "packed"):
+        lm = SelectiveLM(model, sft(), layout=layout)
+        lm.check_layout()
+        ours = states(lm, batch)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+        changed = uneven()
+        changed.input_ids_BT[1] = changed.input_ids_BT[1].flip(0)
+        others = lm.objective.tokens(batch).row_N != 1
+        assert float((states(lm, changed)[others] - ours[others]).abs().max()) == 0.0
+        assert float((states(lm, changed)[~others] - ours[~others]).abs().max()) > 0.0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_value_and_gradient_are_those_of_padded_rows(checkpointing: bool) -> None:
+    """Also when layers are computed again in the backward pass, after the forward pass is over."""
+    batch, found = uneven(), {}
+    for layout in ("padded", "packed"):
+        model = random_llama()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        (term,) = SelectiveLM(model.train(), sft(), layout=layout)(batch)
+        term.sum.backward()
+        found[layout] = term.sum.item(), gradients(model)
+    assert found["packed"][0] == pytest.approx(found["padded"][0], rel=1e-6)
+    scale = float(found["padded"][1].abs().max())
+    torch.testing.assert_close(found["packed"][1], found["padded"][1], rtol=0, atol=2e-6 * scale)
+
+
+@torch.no_grad()
+def test_attention_of_transformers_itself_packs_as_well() -> None:
+    """Eager attention gets the block mask that transformers builds from the position ids."""
+    model, batch = random_llama(), uneven()
+    expected = alone(model, batch)
+    model.config._attn_implementation = "eager"
+    lm = SelectiveLM(model, sft(), layout="packed")
+    assert not lm._by_rows
+    lm.check_layout()
+    torch.testing.assert_close(states(lm, batch), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+
+@torch.no_grad()
+def test_a_packing_model_still_answers_like_any_other() -> None:
+    """Left padding with a mask, as `generate` uses it, must not be lost with the attention that packs."""
+    model = random_llama()
+    ids = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    before = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    SelectiveLM(model, sft(), layout="packed")
+    assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False), before)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_tokens_travel_with_their_rows(layout: str) -> None:
+    """A backbone that returns the ids it was given: the state of each token is the id before it."""
+    batch = uneven()
+    tokens = eligible_tokens(batch, batch.weight_BT > 0)
+    placement = placed(batch.input_ids_BT, tokens, layout=layout, by_rows=False)  # type: ignore[arg-type]
+    found = placement.states(placement.inputs["input_ids"][..., None])[:, 0]
+    assert torch.equal(found, batch.input_ids_BT[tokens.row_N, tokens.position_N - 1])
+
+
+def computed(batch: TokenBatch, *, layout: str, wanted: Callable[[TokenBatch], Tensor]) -> tuple[int, ...]:
+    tokens = eligible_tokens(batch, wanted(batch))
+    return tuple(placed(batch.input_ids_BT, tokens, layout=layout, by_rows=True).inputs["input_ids"].shape)  # type: ignore[arg-type]
+
+
+def test_nothing_is_computed_after_the_last_wanted_token() -> None:
+    batch = uneven()
+    last = [int(w.nonzero()[-1]) if (w > 0).any() else 0 for w in batch.weight_BT]  # token p needs p states
+    assert computed(batch, layout="packed", wanted=lambda b: b.weight_BT > 0) == (1, sum(last))
+    assert computed(batch, layout="padded", wanted=lambda b: b.weight_BT > 0) == (4, max(last))
+    # A probe or a regulariser asks for all response tokens.
+    whole = [length - 1 for length in batch.lengths_B.tolist()]
+    assert computed(batch, layout="packed", wanted=lambda b: b.probe_BT >= 0) == (1, sum(whole))
+    # Nothing wanted: one position, so that all parameters take part.
+    for layout in ("padded", "packed"):
+        assert computed(batch, layout=layout, wanted=lambda b: b.weight_BT < 0) == (1, 1)
+
+
+class Leaky(torch.nn.Module):
+    """Attention that mixes in the mean of the whole sequence: what rows_attention cannot keep apart."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.inner(hidden_states) + hidden_states.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_model_whose_rows_see_each_other_is_refused(layout: str) -> None:
+    model = random_llama()
+    model.model.layers[0].mlp = Leaky(model.model.layers[0].mlp)  # type: ignore[assignment]
+    with pytest.raises(BadValue, match=rf"compute.layout={layout}.*LlamaForCausalLM"):
+        SelectiveLM(model, sft(), layout=layout).check_layout()  # type: ignore[arg-type]
+
+
+def test_one_row_and_no_rows() -> None:
+    for rows in ([token_row(9, 3, density=1.0, seed=0)], []):
+        batch = collate(rows, step_counts=sum((row.counts() for row in rows), StepCounts()))
+        values = []
+        for layout in ("padded", "packed"):
+            (term,) = SelectiveLM(random_llama(), sft(), layout=layout)(batch)  # type: ignore[arg-type]
+            values.append(term.sum.item())
+        assert values[0] == values[1]
