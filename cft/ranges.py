@@ -83,7 +83,11 @@ def fits(value: object, hint: Any) -> bool:
     if _beyond_64_bits(value) or not _is_finite(value):
         return False
     try:
-        found = _adapter(hint).validate_json(json.dumps(value))
+        text = json.dumps(value)
+    except TypeError:  # an entry that is known once a job runs, such as ${hydra:job.num}
+        return True
+    try:
+        found = _adapter(hint).validate_json(text)
     except ValidationError:
         return False
     return isinstance(found, bool) == isinstance(value, bool)  # Literal[1] takes true for 1
