@@ -46,7 +46,7 @@ _TYPES: dict[str, dict[str, Any]] = {
             CountOrAll, Field(description="an integer above 0, or -1 to go by trainer.max_epochs")
         ],
         "accumulate_grad_batches": AtLeastOne,
-        "gradient_clip_val": AtLeastZero | None,
+        "gradient_clip_val": AtLeastZero | None,  # pyright: ignore[reportOperatorIssue]
         "gradient_clip_algorithm": Literal["norm", "value", None],
         "log_every_n_steps": Count,
         "check_val_every_n_epoch": AtLeastOne,
