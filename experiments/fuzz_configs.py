@@ -3,7 +3,7 @@
     python -m experiments.fuzz_configs --count 200 --seed 0
 
 A case is a stage's command line with tiny limits and one or two mistakes: a value of a wrong type, an empty or extreme one, a
-deleted, misspelt or further key, a misspelt option. It runs as `python <stage>.py` would, in a process forked from one that
+deleted, misspelt or further key, a misspelt option. It runs as `cft <stage>` would, in a process forked from one that
 has the libraries loaded, in a folder of its own. Some mistakes are none (a seed of 0); such a case may run to its end.
 Bad are a traceback, another exit status than 0, 2 or 75, and an error after training began.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import runpy
 import shlex
 import shutil
 import signal
@@ -28,19 +27,18 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cft.config.build import CONF_DIR
-from cft.config.schema import Stage
+from cft.cli.main import main as cft
 from cft.config.source import resolve, signature
+from cft.shipped import CONF_DIR
 
-ROOT = CONF_DIR.parent
-LIMITS: dict[Stage, tuple[str, ...]] = {
+LIMITS: dict[str, tuple[str, ...]] = {
     "train": ("data.max_rows=16", "trainer.max_epochs=1", "validation.problems=1", "evaluation.problems=1",
               "evaluation.num_samples=0", "evaluation.max_new_tokens=8", "data.validation_fraction=0.5"),
     "annotate": ("limit=2", "max_new_tokens=24", "data.num_train=4", "data.num_validation=0", "data.num_test=0",
                  "unit_size=2"),
     "evaluate": ("limit=2", "num_samples=0", "max_new_tokens=8"),
 }  # fmt: skip
-GROUPS: dict[Stage, tuple[str, ...]] = {
+GROUPS: dict[str, tuple[str, ...]] = {
     "train": ("weighting", "loss", "mask", "optimizer", "callbacks", "trainer", "reference", "groups", "model/lora"),
     "annotate": ("engine", "verifier", "prompt", "model/lora"),
     "evaluate": ("engine", "verifier", "prompt"),
@@ -60,9 +58,9 @@ class Ended:
         return self.kind.startswith("BAD")
 
 
-def draw(rng: random.Random) -> tuple[Stage, list[str]]:
+def draw(rng: random.Random) -> tuple[str, list[str]]:
     """A stage and the arguments of a command line with one or two mistakes."""
-    stage: Stage = rng.choices(list(LIMITS), weights=(3, 1, 1))[0]
+    stage: str = rng.choices(list(LIMITS), weights=(3, 1, 1))[0]
     options = []
     if rng.random() < 0.5:
         group = rng.choice(GROUPS[stage])
@@ -77,7 +75,7 @@ def draw(rng: random.Random) -> tuple[Stage, list[str]]:
     return stage, [*options, *limits, *mistakes]
 
 
-def start(stage: Stage, arguments: list[str], *, timeout_s: float = TIMEOUT_S) -> Ended:
+def start(stage: str, arguments: list[str], *, timeout_s: float = TIMEOUT_S) -> Ended:
     """Run a case in a process forked from this one, and say how it ended."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     out = folder / "out.txt"
@@ -103,7 +101,7 @@ def main() -> None:
         stage, arguments = draw(rng)
         ended = start(stage, arguments, timeout_s=chosen.timeout_s)
         kinds[ended.kind] += 1
-        print(f"{number:4d} {ended.kind:10s} python {stage}.py {shlex.join(arguments)}", flush=True)
+        print(f"{number:4d} {ended.kind:10s} cft {stage} {shlex.join(arguments)}", flush=True)
         if ended.bad:
             print("\n".join(f"       {line}" for line in ended.text.splitlines()[-8:]), flush=True)
     print(f"{chosen.count} starts in {time.monotonic() - started:.0f} s: {dict(kinds)}")
@@ -119,7 +117,7 @@ def preload() -> None:
     import cft.stages.train  # noqa: F401
 
 
-def _mistake(rng: random.Random, tree: dict, leaves: list[str], stage: Stage) -> str:
+def _mistake(rng: random.Random, tree: dict, leaves: list[str], stage: str) -> str:
     kind = rng.choice(("value", "value", "value", "delete", "misspell", "extra", "parameter", "option"))
     key = rng.choice(leaves)
     if kind == "delete":
@@ -149,18 +147,16 @@ def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield path, tree
 
 
-def _in_child(stage: Stage, arguments: list[str], folder: Path, out: Path) -> None:
+def _in_child(stage: str, arguments: list[str], folder: Path, out: Path) -> None:
     """Never returns."""
     os.setsid()
     handle = os.open(out, os.O_WRONLY | os.O_CREAT)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.chdir(folder)
-    sys.argv = [str(ROOT / f"{stage}.py"), *arguments]
     status = 1
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        status = 0
+        status = cft([stage, *arguments])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:

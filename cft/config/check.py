@@ -23,8 +23,9 @@ from cft.config.needs import missing_scores, unmet, unused
 from cft.config.preflight import missing_inputs
 from cft.config.redaction import holds_secret, is_secret_key
 from cft.config.rules import broken_rules
-from cft.config.schema import SCHEMAS, Stage, keys_of
+from cft.config.schema import keys_of
 from cft.config.source import Parameter, Signature, resolve, signature
+from cft.config.stages import STAGES
 from cft.ranges import mismatch
 
 RESERVED = ("_target_", "_partial_", "_args_")
@@ -46,15 +47,15 @@ class Unknown:
     """A value that is known once a job runs, such as ${hydra:job.num}: nothing is checked about it."""
 
 
-def find_mistakes(config: DictConfig, *, stage: Stage, extra: Sequence[str] = ()) -> list[Mistake]:
+def find_mistakes(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) -> list[Mistake]:
     """extra: the user's own target prefixes, from the command line."""
     mistakes: list[Mistake] = []
     tree = _resolved(config, "", mistakes)
     assert isinstance(tree, dict)
-    _check_record(tree, SCHEMAS[stage], "", extra, mistakes)
+    _check_record(tree, STAGES[stage].schema, "", extra, mistakes)
     _check_secrets(tree, "", mistakes)
     known = {m.key for m in mistakes}
-    mistakes += [Mistake(key, text) for key, text in broken_rules(tree, stage=stage) if key not in known]
+    mistakes += [Mistake(key, text) for key, text in broken_rules(tree, rules=STAGES[stage].rules) if key not in known]
     mistakes += [Mistake(key, text) for key, text in library_mistakes(tree, stage=stage) if key not in known]
     if stage == "train":
         mistakes += [Mistake(key, text) for key, text in unmet(tree) if key not in known]

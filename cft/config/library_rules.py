@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cft.config.schema import Stage
 from cft.ranges import AboveZero, AtLeastOne, AtLeastZero, Count, CountOrAll, Fraction, FractionBelowOne, mismatch, show
 
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
@@ -72,13 +71,13 @@ _TYPES: dict[str, dict[str, Any]] = {
 # Of the trainer, and what chooses it.
 _FROM_THE_PROGRAM = {"logger": "logger", "callbacks": "callbacks", "default_root_dir": "hydra.run.dir"}
 # What the stages themselves read, and the constructor would have a default for.
-_NEEDED: dict[Stage, tuple[str, ...]] = {
+_NEEDED: dict[str, tuple[str, ...]] = {
     "train": ("optimizer.lr", "trainer.accelerator", "trainer.devices", "trainer.max_epochs"),
     "annotate": ("model.dtype",),
 }
 
 
-def library_mistakes(tree: Mapping[str, object], *, stage: Stage = "train") -> Iterator[tuple[str, str]]:
+def library_mistakes(tree: Mapping[str, object], *, stage: str = "train") -> Iterator[tuple[str, str]]:
     """(key, what is wrong with it); a value of a type that its constructor does not take has its own message."""
     for key in _NEEDED.get(stage, ()):
         group, _, name = key.partition(".")

@@ -7,11 +7,10 @@ A rule is skipped where a key it reads is absent or of a wrong type: that has it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cft.config.needs import strings
-from cft.config.schema import Stage
 from cft.ranges import show
 
 # What a validation logs (`cft/training/module.py`, `validation.py`): what the best epoch may be chosen by.
@@ -104,16 +103,27 @@ _DATA_IS_READ = Rule(
     lambda v: not v.text("data._target_").startswith("cft.data.sources."),
 )
 
-RULES: dict[Stage, tuple[Rule, ...]] = {
+RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes them from here
     "annotate": (
         Rule(
             "data._target_",
-            "a source of problems, such as data=arithmetic; an annotation is what annotate.py makes",
+            "a source of problems, such as data=arithmetic; an annotation is what cft annotate makes",
             lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
         ),
         Rule(
+            "responses",
+            "solve: data.solution_field is empty, so the data has no solutions to give; name the field that holds them "
+            "(data.solution_field=...)",
+            lambda v: v.text("responses") != "given" or v.text("data.solution_field") != "",
+        ),
+        Rule(
+            "responses",
+            "solve: the problems of reasoning-gym come without solutions",
+            lambda v: v.text("responses") != "given" or v.text("data._target_") != "cft.data.sources.reasoning_gym",
+        ),
+        Rule(
             "shard",
-            "from 0 to below num_shards (python annotate.py -m num_shards=3 shard=0,1,2)",
+            "from 0 to below num_shards (cft annotate -m num_shards=3 shard=0,1,2)",
             lambda v: v.number("shard") < v.number("num_shards"),
         ),
     ),
@@ -166,15 +176,15 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
     "score": (),
-    "label_export": (_DATA_IS_READ,),
+    "labels": (_DATA_IS_READ,),
     "evaluate": (temperature(),),
 }
 
 
-def broken_rules(tree: Mapping[str, object], *, stage: Stage) -> list[tuple[str, str]]:
+def broken_rules(tree: Mapping[str, object], *, rules: Sequence[Rule]) -> list[tuple[str, str]]:
     """(key, message) of every rule that the values break."""
     values = Values(tree)
-    found = ((rule.key, rule.broken_by(values)) for rule in RULES[stage])
+    found = ((rule.key, rule.broken_by(values)) for rule in rules)
     broken = [(key, message) for key, message in found if message is not None]
     selecting = list(_selections(tree.get("weighting"), "weighting"))
     if len(selecting) > 1:

@@ -11,20 +11,11 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass, make_data
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 from pydantic import Field as Limits
 
 from cft.ranges import AboveZero, AtLeastOne, AtLeastZero, Count, CountOrAll, Fraction, Name, Seed
 
-Stage = Literal["annotate", "score", "label_export", "train", "evaluate"]
-PROGRAMS: dict[Stage, str] = {  # what follows `python` on the command line
-    "annotate": "annotate.py",
-    "score": "-m cft.score",
-    "label_export": "-m cft.label_export",
-    "train": "train.py",
-    "evaluate": "evaluate.py",
-}
 Split = Literal["train", "validation", "test"]
 Node = Any  # one object
 Nodes = Any  # objects by name; none at all is allowed
@@ -184,7 +175,7 @@ class ScoreConfig:
 
 
 @dataclass
-class LabelExportConfig:
+class LabelsConfig:
     data: Node = MISSING
     benchmark: Node = MISSING
     mask: Node = MISSING
@@ -193,15 +184,6 @@ class LabelExportConfig:
     out: Name = MISSING
     seed: Seed = MISSING
     allow_targets: list[str] = field(default_factory=list)
-
-
-SCHEMAS: dict[Stage, type] = {
-    "annotate": AnnotateConfig,
-    "score": ScoreConfig,
-    "label_export": LabelExportConfig,
-    "train": TrainConfig,
-    "evaluate": EvaluateConfig,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,18 +211,8 @@ def keys_of(schema: type) -> dict[str, Key]:
     }
 
 
-def register_schemas(*, strict: bool = True) -> None:
-    """Put <stage>_schema, the first entry of each stage's defaults list, into Hydra's ConfigStore.
-
-    Strict schemas make Hydra stop at the first unknown key or wrong type; the config check composes with loose ones so
-    that it can report every mistake instead.
-    """
-    for stage, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{stage}_schema", node=_without_literals(schema) if strict else {})
-
-
 @cache
-def _without_literals(schema: type) -> type:
+def without_literals(schema: type) -> type:
     """The same dataclass for OmegaConf, which knows no Literal: their choices are the config check's business."""
     hints = get_type_hints(schema)
     return make_dataclass(
@@ -250,17 +222,14 @@ def _without_literals(schema: type) -> type:
 
 def _plain(hint: Any) -> Any:
     if is_dataclass(hint):
-        return _without_literals(hint)
+        return without_literals(hint)
     choices = get_args(hint) if get_origin(hint) in (Literal, Union) else ()
     return _plain(next(c if get_origin(hint) is Union else type(c) for c in choices)) if choices else hint
 
 
 def _default(original: Field[Any], hints: dict[str, Any]) -> Any:
     if is_dataclass(hints[original.name]):
-        return field(default_factory=_without_literals(hints[original.name]))
+        return field(default_factory=without_literals(hints[original.name]))
     if original.default_factory is not UNSET:
         return field(default_factory=original.default_factory)
     return field(default=original.default)
-
-
-register_schemas()

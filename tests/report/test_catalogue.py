@@ -16,12 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cft.config.build import CONF_DIR
 from cft.config.command_line import command_line_mistakes, read_command_line
-from cft.config.schema import PROGRAMS, Stage
+from cft.config.stages import STAGES
 from cft.report.catalogue import DOCUMENT, GROUPS, METHOD, Entry, document, entries
 
 ENTRIES = entries()
-STAGE_OF: dict[str, Stage] = {program: stage for stage, program in PROGRAMS.items()}
-COMMAND = re.compile(r"`python (-m [^\s`]+|\w+\.py) ([^`]*)`")
+COMMAND = re.compile(rf"`cft ({'|'.join(STAGES)}) ([^`]*)`")
 
 
 def test_the_document_is_up_to_date() -> None:
@@ -34,23 +33,22 @@ def test_every_option_has_a_row() -> None:
 
 
 def documented() -> list[tuple[str, str]]:
-    """(program, arguments) of every command in the document, as it stands there."""
+    """(stage, arguments) of every command in the document, as it stands there."""
     text = DOCUMENT.read_text(encoding="utf-8").replace("<br>", " ")
     return list(dict.fromkeys(COMMAND.findall(text)))
 
 
-@pytest.mark.parametrize(("program", "arguments"), documented(), ids=lambda text: text)
-def test_a_command_of_the_document_passes_the_check(program: str, arguments: str) -> None:
+@pytest.mark.parametrize(("stage", "arguments"), documented(), ids=lambda text: text)
+def test_a_command_of_the_document_passes_the_check(stage: str, arguments: str) -> None:
     """As a shell reads it. `...` is left to the user, who gives something."""
     argv = [word.replace("=...", "=x") for word in shlex.split(arguments)]
-    stage = STAGE_OF[program]
     line = read_command_line(argv, stage=stage, conf_dir=CONF_DIR)
     assert [str(m) for m in line.mistakes or command_line_mistakes(line, stage=stage)] == []
     assert not set("<>;|&$") & set(arguments)  # nothing that a shell would take for its own
 
 
 def test_every_rows_command_is_in_the_document() -> None:
-    assert {entry.command for entry in ENTRIES} <= {f"python {program} {rest}" for program, rest in documented()}
+    assert {entry.command for entry in ENTRIES} <= {f"cft {stage} {rest}" for stage, rest in documented()}
 
 
 @cache
@@ -92,7 +90,7 @@ def test_what_rho1_compares_with_is_no_copy_of_the_policy() -> None:
 def test_graded_labels_ask_for_a_complete_annotation() -> None:
     (entry,) = [entry for entry in ENTRIES if entry.name == "mask=critical_graded"]
     assert entry.needs == ("a complete annotation",)
-    assert entry.before == ("python annotate.py annotation=graded short_circuit=false limit=400",)
+    assert entry.before == ("cft annotate annotation=graded short_circuit=false limit=400",)
     assert "data.annotation=graded" in entry.overrides
 
 
