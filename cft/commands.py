@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from cft.configuration.redaction import redacted_text
+from cft.config.redaction import redacted_text
 from cft.quoting import setting
 
 # What annotate.py leaves to its defaults is left to those of train.py where they are the same.

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cft.configuration.config import ConfigError, redacted
+from cft.config.build import ConfigError, redacted
 from cft.errors import UserError
 from cft.evaluation.metrics import Interval
 from cft.files import write_atomically, write_json

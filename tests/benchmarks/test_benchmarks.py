@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from cft.benchmarks.rows import FIELDS, LAYOUTS, normal_answer
 from cft.benchmarks.sets import benchmark, members_of, suite, verifier_for
 from cft.benchmarks.sweep import in_one_run
-from cft.configuration.config import CONF_DIR, build, check_command_line
+from cft.config.build import CONF_DIR, build, check_command_line
 from cft.data.problem_rows import BadRow, ProblemError
 from cft.data.sources import Splits
 from cft.types import Problem, Verifier

@@ -16,7 +16,7 @@ from packaging.version import Version
 
 from cft import __version__
 from cft.cli.main import COMMANDS, main
-from cft.configuration.stages import STAGES
+from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 from tests.conftest import ROOT
 
@@ -27,8 +27,8 @@ import sys
 from pathlib import Path
 import cft
 from hydra import compose, initialize_config_dir
-from cft.configuration.config import checked
-from cft.configuration.stages import STAGES
+from cft.config.build import checked
+from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 
 package = Path(cft.__file__).parent
