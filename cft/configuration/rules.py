@@ -164,6 +164,17 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/configuration/stages.py
             "a source of problems, such as data=arithmetic; an annotation is what cft annotate makes",
             lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
         ),
+        Rule(
+            "responses",
+            "solve: data.solution_field is empty, so the data has no solutions to give; name the field that holds them "
+            "(data.solution_field=...)",
+            lambda v: v.text("responses") != "given" or v.text("data.solution_field") != "",
+        ),
+        Rule(
+            "responses",
+            "solve: the problems of reasoning-gym come without solutions",
+            lambda v: v.text("responses") != "given" or v.text("data._target_") != "cft.data.sources.reasoning_gym",
+        ),
         count_or_all("limit"),
         at_least("num_alternatives", 1),
         Rule(

@@ -23,6 +23,7 @@ from cft.models.load import (
     load_causal_lm,
     load_tokenizer,
     require_plain_attention,
+    require_room,
     tokenizer_hash,
     weights_hash,
 )
@@ -56,7 +57,11 @@ def score(cfg: DictConfig) -> Path:
     _require_same_tokenizer(store, tokenizer, spec)
     model = load_causal_lm(spec)
     require_plain_attention(model)
-    _require_room(model, rows)
+    require_room(
+        model,
+        lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
+        remedy="choose a model of a longer context",
+    )
     method = {
         "score": kind.fingerprint(),
         "model": {"weights": weights_hash(model), "dtype": spec.dtype},
@@ -133,17 +138,6 @@ def _require_same_tokenizer(store: AnnotationStore, tokenizer: str, spec: ModelS
             f"{store.folder}: annotated with tokenizer {stored[:12]}, but {spec.name} has {tokenizer[:12]}; its token ids "
             "would mean other text. Take a model with the annotation's tokenizer; a mask made with another one is carried "
             "over by mask=projected"
-        )
-
-
-def _require_room(model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> None:
-    longest = max(rows, key=lambda row: len(row.prompt_ids) + len(row.response_ids))
-    length = len(longest.prompt_ids) + len(longest.response_ids)
-    limit = model.config.get_text_config(decoder=True).max_position_embeddings
-    if length > limit:
-        raise ConfigError(
-            f"model: response {longest.response_id} and its prompt have {length} tokens, the model takes {limit}; choose a "
-            "model of a longer context"
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +213,7 @@ def test_a_missing_need_ends_train_py_before_a_model_is_loaded(
     assert "Traceback" not in ended.text
 
 
-def test_it_takes_neither_torch_nor_long(tmp_path: Path) -> None:
+def test_it_takes_no_torch(tmp_path: Path) -> None:
     """In a process of its own: what is imported by the time the message is printed."""
     code = (
         "import runpy, sys\n"
@@ -222,7 +221,5 @@ def test_it_takes_neither_torch_nor_long(tmp_path: Path) -> None:
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit as end:\n    print(end.code, sorted({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "2 []"
-    assert time.monotonic() - started < 10  # 2 s when nothing else runs

@@ -344,7 +344,9 @@ def test_a_continuation_that_was_cut_off_is_not_taken_for_finished(copied_run: P
     assert results["identity"] == identity_of(results["settings"])
     state = load_checkpoint(newest_checkpoint(copied_run / CHECKPOINTS))["callbacks"]["History"]
     assert state["plans"] == [[0, 12], [12, 16]]
-    assert results["train_seconds"] == pytest.approx(state["seconds"], rel=0.2)
+    # Both parts; the last checkpoint was written before the end.
+    assert 0 < earlier["train_seconds"] < results["train_seconds"]
+    assert 0 < state["seconds"] <= results["train_seconds"]
     assert "schedule.replanned" not in earlier["settings"]
     ended = run("train", *TRAIN, *more)
     assert ended.status == 0, ended.text

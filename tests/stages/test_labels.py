@@ -18,6 +18,7 @@ from cft.stages.labels import labels, labels_table
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts
 from tests.entry import run
+from tests.precision import FEW, float64
 from tests.stage import composed
 
 ARGUMENTS = ("annotation=tiny_arith", "mask=critical", "data.max_rows=200", "benchmark.num_test=100")
@@ -105,7 +106,7 @@ def test_weights_have_a_column_where_they_say_more_than_labels() -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_first_loss_of_trl_is_ours(accumulate: int, tiny_arith_path: Path, tmp_path: Path) -> None:
     """SFTTrainer on the exported labels, 8 rows a step; ours by the wrapper module, the sum over the critical tokens
-    divided by their number. 1e-5: float32 sums of other orders."""
+    divided by their number, in float64."""
     import torch
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
@@ -166,10 +167,12 @@ def test_the_first_loss_of_trl_is_ours(accumulate: int, tiny_arith_path: Path, t
     lm = SelectiveLM(model.train(), build(cfg.loss)(build(cfg.weighting)), reference=None)
     batch = collate(token_rows, step_counts=counts)
     with torch.no_grad():
-        terms = lm(batch)
-    ours = sum(float(term.mean(counts)) for term in terms)
+        logits = model.eval()(input_ids=batch.input_ids_BT).logits
+        with float64():
+            ours = sum(float(term.mean(counts)) for term in lm.double()(batch))
+            rounded = float((logits.double() - model(input_ids=batch.input_ids_BT).logits).abs().max())
     assert counts.eligible > 20
-    assert sum(losses) == pytest.approx(ours, abs=1e-5)
+    assert abs(sum(losses) - ours) <= FEW * rounded  # a loss is a mean of differences of logits
 
 
 @pytest.mark.parametrize("mistake, found", [("mask=critcal", "did you mean critical"), ("outt=x", "did you mean out")])
