@@ -511,7 +511,7 @@ def test_a_partial_node_waits_for_what_the_program_gives() -> None:
 
 
 def test_a_partial_node_may_not_leave_out_what_the_config_must_give() -> None:
-    with pytest.raises(ConfigError, match=r"num_tokens: cft\.masks\.Prefix needs it"):
+    with pytest.raises(ConfigError, match=r"num_tokens: cft\.masks\.base\.Prefix needs it"):
         build({"_target_": "cft.masks.base.Prefix", "_partial_": True})
 
 
