@@ -24,6 +24,7 @@ from cft.models.architecture import require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.cpu.packed_linear import PackedLinears
 from cft.models.head import project_exactly
+from cft.ranges import AtLeastZero, in_range
 from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
 
 
@@ -39,12 +40,13 @@ class ReferenceEngine:
     packed_linears: for near ties, as in the engine that is held against this one.
     """
 
+    @in_range
     def __init__(
         self,
         model: PreTrainedModel,
         eos_ids: Collection[int],
         *,
-        tie_margin: float | None = None,
+        tie_margin: AtLeastZero | None = None,
         packed_linears: bool = True,
     ) -> None:
         self.model = model

@@ -39,6 +39,7 @@ from cft.models.architecture import fork_obstacles, require_plain_attention, req
 from cft.models.attention import usable_attention
 from cft.models.device import memory_for_keys
 from cft.models.rounding import half_of_the_digits
+from cft.ranges import AtLeastOne, AtLeastZero, in_range
 from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
 
 
@@ -82,19 +83,17 @@ class SharedPrefixEngine:
     packed_linears: keep a second copy of the linear layers in the CPU kernel's own layout (float32 on a CPU only).
     """
 
+    @in_range
     def __init__(
         self,
         model: PreTrainedModel,
         eos_ids: Collection[int],
         *,
-        max_rows: int = 256,
-        kv_budget_mb: int | None = None,
-        tie_margin: float | None = None,
+        max_rows: AtLeastOne = 256,
+        kv_budget_mb: AtLeastOne | None = None,
+        tie_margin: AtLeastZero | None = None,
         packed_linears: bool = True,
     ) -> None:
-        for name, value in (("max_rows", max_rows), ("kv_budget_mb", kv_budget_mb)):
-            if value is not None and value < 1:
-                raise ValueError(f"engine.{name}: expected at least 1, found {value}")
         require_plain_attention(model)
         if found := fork_obstacles(model.config):
             raise EngineError(

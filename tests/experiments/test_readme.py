@@ -21,9 +21,9 @@ from omegaconf import OmegaConf
 from cft.annotation.kinds import count_kinds, token_texts
 from cft.annotation.rows import ROW_SCHEMA
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR
-from cft.configuration.stages import STAGES
+from cft.config.build import CONF_DIR
+from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.stages import STAGES
 from cft.masks.base import Critical, mask_weights
 from cft.report.catalogue import GROUPS
 from cft.report.transcript import OUTCOME_WORDS

@@ -1,0 +1,227 @@
+"""What ties several keys of a config together. What one key must satisfy is the annotation of the parameter or of the schema's
+field that it is for (`cft/ranges.py`); for what libraries take: `cft/config/library_rules.py`.
+
+A rule is skipped where a key it reads is absent or of a wrong type: that has its own message. Add a rule to RULES.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from cft.config.needs import strings
+from cft.ranges import show
+
+# What a validation logs (`cft/training/module.py`, `validation.py`): what the best epoch may be chosen by.
+MONITORED = (
+    "val/accuracy",
+    "val/loss",
+    "val/loss_critical",
+    "val/loss_other",
+    "val/entropy_critical",
+    "val/entropy_other",
+)
+
+
+class _NotApplicable(LookupError):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """A resolved config, read by dotted path. Raises _NotApplicable where the value asked for is not there."""
+
+    tree: Mapping[str, object]
+
+    def get(self, path: str, default: object = ...) -> object:
+        node: object = self.tree
+        for part in path.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                if default is ...:
+                    raise _NotApplicable(path)
+                return default
+            node = node[part]
+        return node
+
+    def number(self, path: str, default: float | None = None) -> float:
+        value = self.get(path, ... if default is None else default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise _NotApplicable(path)
+        return value
+
+    def text(self, path: str) -> str:
+        value = self.get(path)
+        if not isinstance(value, str):
+            raise _NotApplicable(path)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """key: what the message names. expected: the condition in words, with the reason and the remedy."""
+
+    key: str
+    expected: str
+    holds: Callable[[Values], bool]
+
+    def broken_by(self, values: Values) -> str | None:
+        try:
+            if self.holds(values):
+                return None
+        except _NotApplicable:
+            return None
+        found = values.get(self.key, None)
+        return f"expected {self.expected}, found {show(found)}"
+
+
+def temperature(prefix: str = "") -> Rule:
+    return Rule(
+        f"{prefix}temperature",
+        f"a number above 0 when samples are drawn ({prefix}num_samples=0 for greedy only)",
+        lambda v: v.number(f"{prefix}num_samples") == 0 or 0 < v.number(f"{prefix}temperature") < math.inf,
+    )
+
+
+def monitor(metrics: tuple[str, ...], expected: str, holds: Callable[[Values], bool]) -> Rule:
+    return Rule(
+        "callbacks.best.monitor",
+        expected,
+        lambda v: v.text("callbacks.best.monitor") not in metrics or holds(v),
+    )
+
+
+def _mode_suits_monitor(v: Values) -> bool:
+    metric = v.text("callbacks.best.monitor").rsplit("/", 1)[-1]
+    better = "min" if metric.startswith("loss") else "max" if "accuracy" in metric else v.text("callbacks.best.mode")
+    return v.text("callbacks.best.mode") == better
+
+
+def _trained_in_float32(v: Values) -> bool:
+    frozen = v.get("model.lora", None) is not None
+    return v.text("model.dtype") in (("float32", "bfloat16") if frozen else ("float32",))
+
+
+_DATA_IS_READ = Rule(
+    "data._target_",
+    "an annotation, data=annotated data.annotation=<name>; problems are chosen by benchmark=...",
+    lambda v: not v.text("data._target_").startswith("cft.data.sources."),
+)
+
+_TIES_BY_PRECISION = Rule(
+    "engine.tie_margin",
+    "null or 0 with model.dtype in half precision, where no margin says what another batch would turn (the replays of an "
+    "annotation measure it), or model.dtype=float32",
+    lambda v: v.number("engine.tie_margin") == 0 or v.text("model.dtype") == "float32",
+)
+
+RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes them from here
+    "annotate": (
+        _TIES_BY_PRECISION,
+        Rule(
+            "data._target_",
+            "a source of problems, such as data=arithmetic; an annotation is what cft annotate makes",
+            lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
+        ),
+        Rule(
+            "responses",
+            "solve: data.solution_field is empty, so the data has no solutions to give; name the field that holds them "
+            "(data.solution_field=...)",
+            lambda v: v.text("responses") != "given" or v.text("data.solution_field") != "",
+        ),
+        Rule(
+            "responses",
+            "solve: the problems of reasoning-gym come without solutions",
+            lambda v: v.text("responses") != "given" or v.text("data._target_") != "cft.data.sources.reasoning_gym",
+        ),
+        Rule(
+            "shard",
+            "from 0 to below num_shards (cft annotate -m num_shards=3 shard=0,1,2)",
+            lambda v: v.number("shard") < v.number("num_shards"),
+        ),
+    ),
+    "train": (
+        _DATA_IS_READ,
+        Rule(
+            "trainer.max_steps",
+            "above 0 because trainer.max_epochs is -1: one of the two must end the training",
+            lambda v: v.number("trainer.max_epochs") != -1 or v.number("trainer.max_steps", -1) > 0,
+        ),
+        Rule(
+            "model.dtype",
+            "float32 for training: weights in half precision round small steps to zero. For speed and memory set "
+            "trainer.precision=bf16-mixed; a frozen base under adapters (model.lora) may be bfloat16",
+            _trained_in_float32,
+        ),
+        Rule(
+            "weighting.lowest",
+            "at most weighting.highest: else no token is left",
+            lambda v: v.number("weighting.lowest") <= v.number("weighting.highest"),
+        ),
+        # A coefficient may be any number from 0 on; as the share of the worst group it is one of a whole.
+        *(
+            Rule(key, "a number from 0 to 1", lambda v, key=key: v.number(key) <= 1)
+            for key in ("loss.aggregation.share.initial", "loss.aggregation.share.final")
+        ),
+        Rule(
+            "optimizer.nesterov",
+            "false, or optimizer.momentum above 0 and no dampening: it looks ahead along the momentum",
+            lambda v: (
+                v.get("optimizer.nesterov") is not True
+                or (v.number("optimizer.momentum", 0) > 0 and v.number("optimizer.dampening", 0) == 0)
+            ),
+        ),
+        temperature("evaluation."),
+        Rule(
+            "callbacks.best",
+            "a callback that keeps the best epoch (callbacks=default or best_loss): its weights are what is exported",
+            lambda v: v.get("callbacks.best", None) is not None,
+        ),
+        Rule(
+            "callbacks.best.monitor",
+            f"one of {', '.join(MONITORED)}",
+            lambda v: v.text("callbacks.best.monitor") in MONITORED,
+        ),
+        monitor(
+            ("val/accuracy",),
+            "val/loss (callbacks=best_loss): no validation problem is solved with validation.problems=0",
+            lambda v: v.number("validation.problems") > 0,
+        ),
+        monitor(
+            MONITORED[1:],
+            "val/accuracy: no row is held out with data.validation_fraction=0",
+            lambda v: v.number("data.validation_fraction") > 0,
+        ),
+        Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
+    ),
+    "score": (),
+    "labels": (_DATA_IS_READ,),
+    "evaluate": (temperature(),),
+}
+
+
+def broken_rules(tree: Mapping[str, object], *, rules: Sequence[Rule]) -> list[tuple[str, str]]:
+    """(key, message) of every rule that the values break."""
+    values = Values(tree)
+    found = ((rule.key, rule.broken_by(values)) for rule in rules)
+    broken = [(key, message) for key, message in found if message is not None]
+    selecting = list(_selections(tree.get("weighting"), "weighting"))
+    if len(selecting) > 1:
+        text = (
+            f"expected at most one selection by rank in a product, found {len(selecting)}: {', '.join(selecting)}. Each "
+            "would rank all eligible tokens for itself and scale its share as if it stood alone; select by a mask instead, "
+            "such as mask=entropy"
+        )
+        broken.append((selecting[-1], text))
+    return broken
+
+
+def _selections(node: object, path: str) -> Iterator[str]:
+    """Paths of the weightings in a tree that keep a share of each row (`cft.weightings.token.Weighting.selects`)."""
+    if not isinstance(node, Mapping):
+        return
+    target = node.get("_target_")
+    if isinstance(target, str) and any(strings(target, "selects") or ()):
+        yield path
+    for name, inner in node.items():
+        yield from _selections(inner, f"{path}.{name}")
