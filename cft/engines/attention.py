@@ -8,6 +8,9 @@ Both parts are computed apart and joined exactly. With the scores s_m of part m,
     lse_m = log sum exp s_m        out = sum_m exp(lse_m) softmax(s_m) v_m / sum_m exp(lse_m)
 
 so of two parts the first has the weight sigmoid(lse_1 - lse_2). A fork that shares nothing has all its keys in its tail.
+
+Scores, log-sum-exp and outputs are float32 in half precision too, as inside SDPA: a bfloat16 of 20 has steps of 0.125, and
+the difference of two of them would decide the weights.
 """
 
 from __future__ import annotations
@@ -96,13 +99,13 @@ class Tails(Generic[Row]):
                     part[index, :, : self.columns] = part[last, :, : self.columns]
 
     def attend(self, layer: int, query_nhgd: Tensor, key_nhd: Tensor, value_nhd: Tensor) -> tuple[Tensor, Tensor]:
-        """Output [n, h, g, d] and log-sum-exp [n, h, g, 1] of the newest tokens, whose keys are written down."""
+        """Output [n, h, g, d] and log-sum-exp [n, h, g, 1] of the newest tokens, whose keys are written down. Both float32."""
         n, until = len(self.rows), self.columns + 1
         keys = self.keys[layer]
         keys.k[:n, :, self.columns] = key_nhd
         keys.v[:n, :, self.columns] = value_nhd
         # Few queries a fork: the matrix kernel reads long keys faster as its left side.
-        scores = (keys.k[:n, :, :until] @ query_nhgd.transpose(-1, -2)).transpose(-1, -2).contiguous()
+        scores = _product(keys.k[:n, :, :until], query_nhgd.transpose(-1, -2)).transpose(-1, -2).contiguous()
         if self.ragged:
             scores += self.mask_nT[:n, None, None, :until]
         return _part(scores, keys.v[:n, :, :until])
@@ -171,7 +174,7 @@ class Shared:
             out, lse = out_1Hmd[0].transpose(0, 1), lse_1Hm[0].transpose(0, 1)
             return out.view(m, heads, groups, width), lse.view(m, heads, groups, 1)
         folded = query_mhgd.transpose(0, 1).reshape(heads, m * groups, width)
-        scores = folded @ keys.k[0, :, :longest].transpose(-1, -2)
+        scores = _product(folded, keys.k[0, :, :longest].transpose(-1, -2))
         scores.view(heads, m, groups, longest).add_(self.mask_mL[:, None])
         out, lse = _part(scores, keys.v[0, :, :longest])
         return out.view(heads, m, groups, -1).transpose(0, 1), lse.view(heads, m, groups, 1).transpose(0, 1)
@@ -182,7 +185,18 @@ def _part(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     top = scores.amax(-1, keepdim=True)
     weight = scores.sub_(top).exp_()
     total = weight.sum(-1, keepdim=True)
-    return (weight @ value).div_(total), top.add_(total.log_())
+    return _product(weight.to(value.dtype), value).div_(total), top.add_(total.log_())
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right with its sums in float32, also where both are of half precision."""
+    if left.dtype.itemsize >= 4:
+        return left @ right
+    if left.device.type == "cuda":  # only there has torch a product of that kind
+        shape = (*left.shape[:-1], right.shape[-1])
+        flat = (x.reshape(-1, *x.shape[-2:]) for x in (left, right))
+        return torch.bmm(*flat, out_dtype=torch.float32).view(shape)
+    return left.float() @ right.float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +247,7 @@ def fork_attention(
         out, lse = shared.attend(layer, query_Nhgd[shared.index])
         weight = torch.sigmoid(lse - lse_Nhg1[shared.index])
         out_Nhgd[shared.index] = torch.lerp(out_Nhgd[shared.index], out, weight)
-    return out_Nhgd.view(count, 1, query.shape[1], -1), None
+    return out_Nhgd.to(query.dtype).view(count, 1, query.shape[1], -1), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, fork_attention)

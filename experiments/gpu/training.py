@@ -1,0 +1,151 @@
+"""Training steps of random models on one device: tokens/s, share of the matrix products' rate, memory beside the estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from cft.data.batches import TokenRow, collate
+from cft.losses.aggregation import TokenMean
+from cft.losses.objective import Objective
+from cft.losses.token import NLL
+from cft.models.cpu.kernels import Kernels, use_kernels
+from cft.models.flops import arithmetic_of, matmul_rate
+from cft.models.load import Lora, apply_lora
+from cft.training.layout import Layout
+from cft.training.memory import estimate
+from cft.training.selective_lm import SelectiveLM
+from cft.types import StepCounts, TokenBatch
+from cft.weightings.token import Uniform
+from experiments.gpu.decoding import QWEN_1_5B, QWEN_7B, TINY, random_model
+from experiments.gpu.record import Record, milliseconds, wait
+
+Kind = Literal["mixed", "bfloat16", "adapters"]
+H100_BF16 = 989e12  # dense, by its data sheet
+
+
+def training(record: Record) -> None:
+    device, tiny = record.device, record.tiny
+    small, large = (TINY, TINY) if tiny else (QWEN_1_5B, QWEN_7B)
+    rate = matmul_rate(device, mixed=True)
+    record.put("matmul TFLOP/s in bfloat16", rate / 1e12)
+    record.put("matmul TFLOP/s in float32", matmul_rate(device, mixed=False) / 1e12)
+    rows = rows_of(4 if tiny else 16, mean=30 if tiny else 600, vocabulary=small["vocab_size"], density=0.12)
+    full = rows_of(4 if tiny else 16, mean=30 if tiny else 600, vocabulary=small["vocab_size"], density=1.0)
+    measured = partial(steps, device=device, rate=rate, times=2 if tiny else 5)
+    record.each(
+        [
+            ("1.5B packed", lambda: measured(small, rows)),
+            ("1.5B packed, checkpointing", lambda: measured(small, rows, checkpointing=True)),
+            ("1.5B padded, checkpointing", lambda: measured(small, rows, layout="padded", checkpointing=True)),
+            ("1.5B packed, all tokens, checkpointing", lambda: measured(small, full, checkpointing=True)),
+            ("1.5B padded, transformers' own loss, checkpointing", lambda: measured(small, full, checkpointing=True, layout="padded", plain=True)),
+            ("7B weights in bfloat16, no optimizer, checkpointing", lambda: measured(large, rows, kind="bfloat16", checkpointing=True)),
+            ("7B weights in bfloat16, no optimizer, all tokens, checkpointing", lambda: measured(large, full, kind="bfloat16", checkpointing=True)),
+            ("7B transformers' own loss, no optimizer, checkpointing", lambda: measured(large, full, kind="bfloat16", checkpointing=True, layout="padded", plain=True)),
+            ("7B adapters, checkpointing", lambda: measured(large, rows, kind="adapters", checkpointing=True)),
+            ("1.5B packed, compiled blocks, checkpointing", lambda: measured(small, rows, kernels="compiled", checkpointing=True)),
+            ("1.5B packed, compiled blocks", lambda: measured(small, rows, kernels="compiled")),
+        ],
+        needs=25,
+    )  # fmt: skip
+
+
+def rows_of(count: int, *, mean: int, vocabulary: int, density: float) -> list[TokenRow]:
+    """Lengths of mean / 3 to 5 mean / 3, a quarter of them prompt; density: share of response tokens with loss."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, length in enumerate(np.linspace(mean / 3, 5 * mean / 3, count).astype(int)):
+        response = np.arange(length) >= length // 4
+        weight = (response & (rng.random(length) < density)).astype(np.float32)
+        weight[-1] = 1.0
+        probe = np.where(response, weight > 0, -1).astype(np.int8)
+        rows.append(TokenRow(f"r{i}", rng.integers(3, vocabulary, length), weight, probe))
+    return rows
+
+
+def steps(
+    sizes: dict[str, int],
+    rows: list[TokenRow],
+    *,
+    device: torch.device,
+    rate: float,
+    times: int,
+    kind: Kind = "mixed",
+    layout: Layout = "packed",
+    checkpointing: bool = False,
+    kernels: Kernels = "auto",
+    plain: bool = False,
+) -> dict[str, float]:
+    """mixed: float32 weights under autocast with AdamW. bfloat16: weights and gradients in it, forward and backward alone.
+    adapters: bfloat16 weights with low-rank adapters. plain: all rows padded through `model(labels=...)`."""
+    torch.manual_seed(0)
+    # Tied as in the checkpoint of 1.5B.
+    tied = sizes is QWEN_1_5B
+    dtype = torch.float32 if kind == "mixed" else torch.bfloat16
+    model = random_model(sizes, device=device, dtype=dtype, tied=tied)
+    if kind == "adapters":
+        apply_lora(model, lora=Lora())
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    objective = Objective(
+        Uniform(), token_loss=NLL(), aggregation=TokenMean(), normalizer="critical", regularizers={}, chunk_tokens=1024
+    )
+    batch = collate(rows, step_counts=sum((row.counts() for row in rows), StepCounts())).to(device)
+    tokens = sum(row.needed() for row in rows)
+    # Of rows padded to the longest: what `plain` computes; padding is no progress.
+    computed = len(rows) * max(row.needed() for row in rows) if layout == "padded" else tokens
+    trained = [p for p in model.parameters() if p.requires_grad]
+    states = 0 if kind == "bfloat16" else 2
+    mixed = kind == "mixed"
+    expected = estimate(model, states_per_parameter=states, tokens=computed, chunk_tokens=1024, shards=1, mixed=mixed)
+    work = arithmetic_of(model).of_rows([row.needed() for row in rows], projected=int(batch.step_counts.eligible))
+    use_kernels(model, kernels=kernels)
+    lm = SelectiveLM(model, objective, layout="padded" if plain else layout)
+    model.train()
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=device.type == "cuda") if states else None
+    loss_of: Callable[[], torch.Tensor] = partial(_plain_loss, model, batch) if plain else partial(_our_loss, lm, batch)
+    losses: list[float] = []
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=kind != "bfloat16"):
+            loss = loss_of()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        if optimizer is not None:
+            optimizer.step()
+        for parameter in trained:
+            parameter.grad = None
+        losses.append(float(loss.detach()))
+
+    wait(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    ms = milliseconds(step, device=device, times=times, warm=2)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    return {
+        "ms": ms,
+        "tokens_per_s": 1000 * tokens / ms,
+        "mfu_of_measured": 1000 * work / ms / rate,
+        "mfu_of_989_tflops": 1000 * work / ms / H100_BF16,
+        "peak_gb": peak / 1e9,
+        "estimate_gb": expected.total / 1e9,
+        "estimated_activations_gb": expected.activations / 1e9,
+        "peak_over_estimate": peak / expected.total,
+        "tokens": tokens,
+        "first_loss": losses[0],
+    }
+
+
+def _our_loss(lm: SelectiveLM, batch: TokenBatch) -> torch.Tensor:
+    return torch.stack([term.mean(batch.step_counts) for term in lm(batch)]).sum()
+
+
+def _plain_loss(model: PreTrainedModel, batch: TokenBatch) -> Any:
+    labels = batch.input_ids_BT.masked_fill(batch.weight_BT == 0, -100)
+    return model(input_ids=batch.input_ids_BT, labels=labels, use_cache=False).loss
