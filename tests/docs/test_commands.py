@@ -80,14 +80,14 @@ def test_the_report_of_mistakes_is_the_real_one() -> None:
 # --- new parts
 
 
-def tests_of_new_parts() -> list[str]:
+def new_tests() -> list[str]:
     return [name for name in files() if name.startswith("tests/")]
 
 
 def test_every_kind_of_new_part_is_shown_with_its_test() -> None:
     kinds = {match[1] for name in files() if (match := re.match(r"conf/(\w+)/", name))}
     assert kinds == {"mask", "weighting", "loss", "verifier", "benchmark", "engine"}
-    assert len(tests_of_new_parts()) == 4  # a benchmark is a yaml, and the engine is the reader's
+    assert len(new_tests()) == 4  # a benchmark is a yaml, and the engine is the reader's
 
 
 @pytest.mark.parametrize("page", ["mask", "weighting", "loss", "verifier", "benchmark"])
@@ -101,7 +101,7 @@ def test_a_new_part_is_as_short_as_is_said(page: str) -> None:
     assert (len(shown), lines) == (int(stated[1]), int(stated[2]))
 
 
-@pytest.mark.parametrize("name", tests_of_new_parts())
+@pytest.mark.parametrize("name", new_tests())
 def test_the_test_of_a_new_part_passes(name: str, project: Path) -> None:
     spec = importlib.util.spec_from_file_location(Path(name).stem, project / name)
     assert spec
@@ -122,7 +122,9 @@ def test_paths_and_targets_exist(page: Path) -> None:
     """Files of the repository in code spans, modules of experiments/, targets of make, links of pages outside the site."""
     text, code = read(page), lines_of_code(read(page))
     named = [
-        span for span in re.findall(r"`((?:cft|conf|tests|docs|experiments)/[\w./-]*)`", text) if span not in files()
+        span
+        for span in re.findall(r"`((?:cft|conf|tests|docs|experiments)/[a-z0-9_./-]*)`", text)
+        if span not in files()
     ]
     assert [path for path in named if not (ROOT / path).exists()] == []
     modules = [m for line in code for m in re.findall(r"python -m experiments\.(\w+)", line)]

@@ -12,6 +12,7 @@ from cft.annotation.rows import ROW_SCHEMA
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.masks.base import Critical
 from cft.report.transcript import OUTCOME_WORDS
+from cft.shipped import CONF_DIR
 from cft.types import AnnotatedResponse, Outcome
 from tests.conftest import ROOT
 
@@ -85,3 +86,10 @@ def test_the_table_of_outcomes_has_every_code() -> None:
 def test_the_table_of_columns_has_every_field() -> None:
     table = re.findall(r"^\| (`[^|]*`) \|", FORMAT, re.MULTILINE)
     assert sorted(re.findall(r"`(\w+)`", " ".join(table))) == sorted(ROW_SCHEMA.names)
+
+
+def test_the_counts_of_options_in_the_readme() -> None:
+    groups = {"mask": "masks", "weighting": "weightings", "loss": "losses", "regularizer": "regularizers"}
+    counts = {plural: len(list((CONF_DIR / group).glob("*.yaml"))) for group, plural in groups.items()}
+    stated = re.findall(r"(\d+) (masks|weightings|losses|regularizers)", " ".join(README.split()))
+    assert {word: int(count) for count, word in stated} == counts

@@ -1,4 +1,4 @@
-"""The table of methods is what the code says, every row's command is one that train.py accepts, and nothing is missing."""
+"""The page on methods has every option, and each of its commands is one that the check accepts."""
 
 from __future__ import annotations
 
@@ -16,41 +16,34 @@ from omegaconf import DictConfig, OmegaConf
 
 from cft.configuration.command_line import command_line_mistakes, read_command_line
 from cft.configuration.config import CONF_DIR
-from cft.configuration.schema import PROGRAMS, Stage
-from cft.report.catalogue import DOCUMENT, GROUPS, METHOD, Entry, document, entries
+from cft.configuration.stages import STAGES
+from cft.report.catalogue import GROUPS, METHOD, Entry, document, entries
 
 ENTRIES = entries()
-STAGE_OF: dict[str, Stage] = {program: stage for stage, program in PROGRAMS.items()}
-COMMAND = re.compile(r"`python (-m [^\s`]+|\w+\.py) ([^`]*)`")
+COMMAND = re.compile(rf"^cft ({'|'.join(STAGES)}) (.*)$", re.MULTILINE)
 
 
-def test_the_document_is_up_to_date() -> None:
-    assert DOCUMENT.read_text(encoding="utf-8") == document(), "make it anew: python -m cft.report.catalogue"
-
-
-def test_every_option_has_a_row() -> None:
+def test_every_option_has_a_section() -> None:
     files = {f"{group}={file.stem}" for group in GROUPS for file in (CONF_DIR / group).glob("*.yaml")}
     assert {entry.name for entry in ENTRIES} == files
 
 
 def documented() -> list[tuple[str, str]]:
-    """(program, arguments) of every command in the document, as it stands there."""
-    text = DOCUMENT.read_text(encoding="utf-8").replace("<br>", " ")
-    return list(dict.fromkeys(COMMAND.findall(text)))
+    """(stage, arguments) of every command in the document, as it stands there."""
+    return list(dict.fromkeys(COMMAND.findall(document())))
 
 
-@pytest.mark.parametrize(("program", "arguments"), documented(), ids=lambda text: text)
-def test_a_command_of_the_document_passes_the_check(program: str, arguments: str) -> None:
+@pytest.mark.parametrize(("stage", "arguments"), documented(), ids=lambda text: text)
+def test_a_command_of_the_document_passes_the_check(stage: str, arguments: str) -> None:
     """As a shell reads it. `...` is left to the user, who gives something."""
     argv = [word.replace("=...", "=x") for word in shlex.split(arguments)]
-    stage = STAGE_OF[program]
     line = read_command_line(argv, stage=stage, conf_dir=CONF_DIR)
     assert [str(m) for m in line.mistakes or command_line_mistakes(line, stage=stage)] == []
     assert not set("<>;|&$") & set(arguments)  # nothing that a shell would take for its own
 
 
-def test_every_rows_command_is_in_the_document() -> None:
-    assert {entry.command for entry in ENTRIES} <= {f"python {program} {rest}" for program, rest in documented()}
+def test_every_options_command_is_in_the_document() -> None:
+    assert {entry.command for entry in ENTRIES} <= {f"cft {stage} {rest}" for stage, rest in documented()}
 
 
 @cache
@@ -92,7 +85,7 @@ def test_what_rho1_compares_with_is_no_copy_of_the_policy() -> None:
 def test_graded_labels_ask_for_a_complete_annotation() -> None:
     (entry,) = [entry for entry in ENTRIES if entry.name == "mask=critical_graded"]
     assert entry.needs == ("a complete annotation",)
-    assert entry.before == ("python annotate.py annotation=graded short_circuit=false limit=400",)
+    assert entry.before == ("cft annotate annotation=graded short_circuit=false limit=400",)
     assert "data.annotation=graded" in entry.overrides
 
 
