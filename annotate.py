@@ -1,21 +1,8 @@
-"""Which tokens of a correct response decide its answer?   python annotate.py --help"""
+"""Which tokens of a correct response decide its answer?   python annotate.py --help, or cft annotate --help"""
 
-import hydra
-from omegaconf import DictConfig
+import sys
 
-from cft.configuration.config import check_command_line, checked
-from cft.entry import reported
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="annotate")
-def main(cfg: DictConfig) -> None:
-    with reported():
-        cfg = checked(cfg, "annotate")
-        from cft.stages.annotate import annotate  # heavy imports follow the check
-
-        annotate(cfg)
-
+from cft.cli.main import main
 
 if __name__ == "__main__":
-    check_command_line("annotate")
-    main()
+    sys.exit(main(["annotate", *sys.argv[1:]]))

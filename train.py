@@ -1,21 +1,8 @@
-"""Fine-tune on the tokens a mask picks.   python train.py --help"""
+"""Fine-tune on the tokens a mask picks.   python train.py --help, or cft train --help"""
 
-import hydra
-from omegaconf import DictConfig
+import sys
 
-from cft.configuration.config import check_command_line, checked
-from cft.entry import reported
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
-    with reported():
-        cfg = checked(cfg, "train")
-        from cft.stages.train import train  # heavy imports follow the check
-
-        return train(cfg)
-
+from cft.cli.main import main
 
 if __name__ == "__main__":
-    check_command_line("train")
-    main()
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -6,7 +6,7 @@ from __future__ import annotations
 class UserError(Exception):
     """A mistake in input or configuration; the message is complete, no traceback is shown.
 
-    It says what was found, what was expected and the remedy. The entry points print it (`cft/entry.py`).
+    It says what was found, what was expected and the remedy. The commands print it (`cft/cli/exit_status.py`).
     """
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Outcome(IntEnum):
     UNDECIDED = -3  # the verifier could not decide: timed out, crashed, refused
 
 
-class Judgement(StrEnum):
+class Decision(StrEnum):
     RIGHT = "right"
     WRONG = "wrong"
     UNDECIDED = "undecided"
@@ -45,7 +45,7 @@ class Judgement(StrEnum):
 class Problem:
     """One question with its gold answer. `id` is unique within its source and stable across runs.
 
-    solution: a worked solution that ends in the answer, "" where the source has none (`annotate.py responses=given`).
+    solution: a worked solution that ends in the answer, "" where the source has none (`cft annotate responses=given`).
     """
 
     id: str
@@ -56,7 +56,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A verifier's judgement of one response.
+    """A verifier's decision of one response.
 
     extracted: the final answer as found in the response, "" if none was found.
     explicit: the answer stood in an explicit marker (boxed, ####), so that a response cut off later keeps its verdict.
@@ -64,7 +64,7 @@ class Verdict:
     failed: the verifier did not come to an end (deadline, crash), so that nothing is known of the text.
     """
 
-    judgement: Judgement
+    decision: Decision
     extracted: str
     explicit: bool
     reason: str
@@ -72,7 +72,15 @@ class Verdict:
 
 
 class Verifier(Protocol):
-    """Judges a response against a gold answer. Never raises on model text; picklable; deterministic."""
+    """Compares a response with a gold answer. Never raises on model text; picklable; deterministic; a dataclass.
+
+    name, version: its identity in fingerprints. A change of any verdict is a new version.
+    can_be_final: whether `final` is ever true; where it is not, engines need not decode a text before its end.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    can_be_final: ClassVar[bool]
 
     def __call__(self, response: str, answer: str) -> Verdict: ...
 

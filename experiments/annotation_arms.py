@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from cft.annotation.counterfactual import Evidence, ListSource, fresh_evidence, run_counterfactuals
 from cft.engines.reference import response_of
 from cft.engines.shared_prefix import SharedPrefixEngine
-from cft.judging.judge import Judge
 from cft.types import GREEDY, Budget, Completion, Fork, Outcome, Trunk
+from cft.verifiers.grader import Grader
 
 Cell = tuple[int, int, int]  # response, position, rank
 
@@ -61,7 +61,7 @@ def cells(responses: Sequence[Response], *, rank: int) -> list[Cell]:
 
 
 def ours(
-    engine: SharedPrefixEngine, responses: Sequence[Response], *, judge: Judge, budget: Budget, short_circuit: bool
+    engine: SharedPrefixEngine, responses: Sequence[Response], *, grader: Grader, budget: Budget, short_circuit: bool
 ) -> Arm:
     """Prefill, decoding and verification of all positions by the engine."""
     evidence: list[Evidence] = [
@@ -69,7 +69,7 @@ def ours(
         for i, r in enumerate(responses)
     ]
     started = time.perf_counter()
-    tally = run_counterfactuals(engine, evidence, judge=judge, budget=budget, short_circuit=short_circuit)
+    tally = run_counterfactuals(engine, evidence, grader=grader, budget=budget, short_circuit=short_circuit)
     arm = Arm(time.perf_counter() - started, tally.tokens)
     for i, row in enumerate(evidence):
         for t, rank in zip(*np.nonzero(row.outcome_RK != Outcome.UNTRIED), strict=True):
@@ -83,7 +83,7 @@ def generated(
     responses: Sequence[Response],
     wanted: Iterable[Cell],
     *,
-    judge: Judge,
+    grader: Grader,
     budget: Budget,
     batch_size: int,
     max_steps: int = 10**6,
@@ -96,7 +96,7 @@ def generated(
     done: list[tuple[Fork, Completion]] = []
     for start in range(0, len(forks), batch_size):
         done += generate_batch(model, eos_ids, forks[start : start + batch_size], budget=budget, max_steps=max_steps)
-    judged = judge([(completion, responses[fork.key[0]].gold) for fork, completion in done])  # type: ignore[index]
+    judged = grader([(completion, responses[fork.key[0]].gold) for fork, completion in done])  # type: ignore[index]
     arm.seconds = time.perf_counter() - started
     for (fork, completion), (outcome, _) in zip(done, judged, strict=True):
         arm.tokens += completion.num_decoded

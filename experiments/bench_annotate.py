@@ -9,7 +9,7 @@ positions of the same responses, prefill and verification included:
 
     same tokens       every alternative of every position, ours against left-padded generate at its best batch size
     everything        short-circuit, and ours also stops where the first explicit answer (####, boxed) is complete, which
-                      is exact for the verifier used here (cft.verify FirstAnswer); generate has short-circuit too
+                      is exact for the verifier used here (cft.verifiers FirstAnswer); generate has short-circuit too
     sequential        generate one at a time on 96 seeded continuations, scaled to every alternative
 
 Ends in one line of JSON.
@@ -36,13 +36,13 @@ from cft.annotation.counterfactual import ListSource, alternatives
 from cft.configuration.config import build, checked
 from cft.engines.scheduler import Residency
 from cft.engines.shared_prefix import Row, SharedPrefixEngine
-from cft.judging.judge import Judge
-from cft.judging.verify_pool import VerifierPool
 from cft.models.cpu.allocator import keep_freed_memory
 from cft.models.cpu.packed_linear import PackedLinears
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.quiet import quiet_libraries
 from cft.types import GREEDY, Budget, Fork, Outcome, Trunk
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
 from experiments.annotation_arms import Arm, Cell, Response, cells, collected, generated, ours
 
 BUDGET = Budget(192)
@@ -98,21 +98,21 @@ def main() -> None:
     report: dict[str, Any] = {"model": spec.name, "threads": torch.get_num_threads(), **matmul_rates(model)}
     report["allocator_speedup"] = by_default / kept
     with VerifierPool(verifier, workers=1, timeout_s=3.0) as pool:
-        whole = Judge(tokenizer, pool.verify_all)
-        stopping = Judge(tokenizer, pool.verify_all, verifier.final)
+        whole = Grader(tokenizer, pool.verify_all)
+        stopping = Grader(tokenizer, pool.verify_all, verifier.final)
         responses = solved(engine, cfg, tokenizer, verifier, count=arguments.responses)
         say(f"{len(responses)} responses of {[len(r.alt_ids_RK) for r in responses]} tokens")
 
         watch = Stopwatch(engine)
-        all_ranks = ours(engine, responses, judge=whole, budget=BUDGET, short_circuit=False)
+        all_ranks = ours(engine, responses, grader=whole, budget=BUDGET, short_circuit=False)
         decoding_s = watch.seconds
         describe("ours, every alternative", all_ranks)
         refuse_one_sided(all_ranks)
-        everything = ours(engine, responses, judge=stopping, budget=BUDGET, short_circuit=True)
+        everything = ours(engine, responses, grader=stopping, budget=BUDGET, short_circuit=True)
         describe("ours, everything", everything)
 
         first, second = (cells(responses, rank=rank) for rank in range(K))
-        options: dict[str, Any] = {"judge": whole, "budget": BUDGET}
+        options: dict[str, Any] = {"grader": whole, "budget": BUDGET}
         trial: dict[int, Arm] = {}
         lot = sorted(stratified(first, count=BATCH_SIZES[-1]))
         for size in BATCH_SIZES:  # one batch each, of continuations spread alike over the positions

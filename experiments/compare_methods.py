@@ -128,9 +128,9 @@ def prepare() -> None:
         if not (model.folder / "results.json").is_file():
             shutil.rmtree(model.folder, ignore_errors=True)
             _command("train.py", *model.overrides, f"hydra.run.dir={model.folder}")
-        _command("-m", "cft.score", "score=reference_logprob", f"name={model.score}", f"checkpoint={model.folder}")
+        _command("-m", "cft", "score", "score=reference_logprob", f"name={model.score}", f"checkpoint={model.folder}")
     for score in SCORES:
-        _command("-m", "cft.score", f"score={score}")
+        _command("-m", "cft", "score", f"score={score}")
 
 
 def _command(*arguments: str) -> None:
@@ -160,7 +160,7 @@ def table(chosen: Sequence[Method]) -> list[dict[str, Any]]:
         records.append(
             {
                 "method": method.name,
-                "command": " ".join(["python train.py", *method.overrides]),
+                "command": " ".join(["cft train", *method.overrides]),
                 "learning_rate": method.best_rate(),
                 "eligible_fraction": float(np.mean([run["eligible_fraction"] for run in finished[method.name]])),
                 "accuracy": two_way_bootstrap(correct).as_dict(),

@@ -55,7 +55,8 @@ def main() -> None:
     step("4. Report")
     run(
         "-m",
-        "cft.report",
+        "cft",
+        "report",
         f"{OUT}/base",
         f"{OUT}/runs",
         f"--out={OUT}",

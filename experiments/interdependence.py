@@ -34,9 +34,9 @@ from cft.annotation.store import AnnotationStore, find_annotation
 from cft.console import progress
 from cft.evaluation.intervals import RATE, Interval, interval_of, pull
 from cft.files import write_json
-from cft.judging.judge import Judge
 from cft.masks.base import Critical
 from cft.types import GREEDY, AnnotatedResponse, Budget, Engine, Fork, Outcome, Trunk
+from cft.verifiers.grader import Grader
 
 Kind = Literal["joint", "kept"]
 DISTANCES = ((1, 1), (2, 5), (6, 15), (16, 10_000))
@@ -78,7 +78,7 @@ def forks_of(row: AnnotatedResponse, pairs: Sequence[Pair]) -> list[Fork]:
 
 
 def replace_pairs(
-    engine: Engine, rows: Sequence[AnnotatedResponse], pairs: Sequence[Pair], *, judge: Judge, budget: Budget
+    engine: Engine, rows: Sequence[AnnotatedResponse], pairs: Sequence[Pair], *, grader: Grader, budget: Budget
 ) -> dict[tuple[Pair, Kind], bool]:
     """Whether each continuation ends wrong; undecided ones do not."""
     by_row: dict[int, list[Pair]] = {}
@@ -90,7 +90,7 @@ def replace_pairs(
         for key, completion in engine.run(ListSource(forks), budget=budget):
             done.append((key, completion))
             bar.advance()
-    verdicts = judge([(completion, rows[key[0].row].answer) for key, completion in done])  # type: ignore[index]
+    verdicts = grader([(completion, rows[key[0].row].answer) for key, completion in done])  # type: ignore[index]
     return {key: outcome in WRONG for (key, _), (outcome, _) in zip(done, verdicts, strict=True)}  # type: ignore[misc]
 
 
@@ -158,19 +158,19 @@ def main() -> None:
     rng = np.random.default_rng(arguments.seed)
     chosen = rng.choice(len(everything), size=min(arguments.responses, len(everything)), replace=False)
     rows = [everything[i] for i in sorted(chosen)]
-    engine, judge, eos = _parts(manifest)
+    engine, grader, eos = _parts(manifest)
     pairs = [pair for i, row in enumerate(rows) for pair in pairs_of(row, i, count=arguments.pairs, eos=eos, rng=rng)]
     if not pairs:
         raise SystemExit(f"{store.folder}: no response has two non-critical tokens")
     budget = Budget(manifest["fingerprint"]["decoding"]["max_new_tokens"])
-    found = summary(rows, pairs, replace_pairs(engine, rows, pairs, judge=judge, budget=budget))
+    found = summary(rows, pairs, replace_pairs(engine, rows, pairs, grader=grader, budget=budget))
     found |= {"annotation": store.folder.name, "responses": len(rows), "seconds": round(time.monotonic() - started, 1)}
     write_json(arguments.out, found)
     print(json.dumps(found))
 
 
-def _parts(manifest: dict[str, Any]) -> tuple[Engine, Judge, frozenset[int]]:
-    """The engine, the judge and the EOS ids that made the annotation; other weights are refused."""
+def _parts(manifest: dict[str, Any]) -> tuple[Engine, Grader, frozenset[int]]:
+    """The engine, the grader and the EOS ids that made the annotation; other weights are refused."""
     from cft.configuration.config import build
     from cft.engines.shared_prefix import SharedPrefixEngine
     from cft.models.load import eos_ids, load_causal_lm, load_tokenizer, weights_hash
@@ -179,9 +179,9 @@ def _parts(manifest: dict[str, Any]) -> tuple[Engine, Judge, frozenset[int]]:
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
     if weights_hash(model) != manifest["fingerprint"]["model"]["weights"]:
         raise SystemExit(f"model {spec.path}: other weights than those that made the annotation")
-    judge = Judge(tokenizer, lambda items: [verifier(text, answer) for text, answer in items])
+    grader = Grader(tokenizer, lambda items: [verifier(text, answer) for text, answer in items])
     ends = eos_ids(model, tokenizer)
-    return SharedPrefixEngine(model, ends), judge, frozenset(ends)
+    return SharedPrefixEngine(model, ends), grader, frozenset(ends)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a cut-off counted as right",
-        "cft/judging/judge.py",
+        "cft/verifiers/grader.py",
         "return Outcome.CUT_OFF",
         "return Outcome.RIGHT",
         "tests/annotation/test_counterfactual.py::test_ranks_are_tried_in_order_until_one_is_right",

@@ -7,7 +7,7 @@
 
 For each arm the learning rate is the best of a grid by greedy accuracy on validation problems, with seeds that the comparison
 does not use; then fresh seeds train at that rate and are tested beside the untrained model. Started again, the command does
-what is missing (`experiments/trainings.py`); `--arms` and `--seeds` do a part first. It ends with `python -m cft.report`
+what is missing (`experiments/trainings.py`); `--arms` and `--seeds` do a part first. It ends with `cft report`
 over everything that is finished: outputs/study/<name>/report.
 """
 
@@ -201,7 +201,7 @@ def report(study: Study) -> None:
         raise SystemExit(f"{study.folder}: nothing is finished yet; run the command without --report")
     chosen = ("--choose", "optimizer.lr") if len(finished) > 1 and len(study.rates) > 1 else ()
     _command(
-        "-m", "cft.report", *finished, *chosen, "--out", f"{study.folder}/report", "--title", f"Study: {study.name}"
+        "-m", "cft", "report", *finished, *chosen, "--out", f"{study.folder}/report", "--title", f"Study: {study.name}"
     )
 
 

@@ -129,7 +129,7 @@ def train_forever() -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        print(f"python train.py {' '.join(job['overrides'])}", flush=True)
+        print(f"cft train {' '.join(job['overrides'])}", flush=True)
         sys.argv = ["train.py", *job["overrides"], f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
         try:
             runpy.run_path("train.py", run_name="__main__")

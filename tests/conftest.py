@@ -11,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny; threads would only wait for each other
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,15 @@ def make_llama(*, seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    """Also what models cast to float32; weights are the test's to widen (see tests/precision.py)."""
+    from tests.precision import float64
+
+    with float64():
+        yield
 
 
 @pytest.fixture

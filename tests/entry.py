@@ -1,14 +1,13 @@
-"""Drives the real entry points in this process: torch is imported once, and exit status and output are at hand."""
+"""Drives the real commands in this process: torch is imported once, and exit status and output are at hand."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import runpy
 import sys
 from dataclasses import dataclass
 
-from tests.conftest import ROOT
+from cft.cli.main import main
 
 # Few and short problems: these tests are about what happens around the method. The last unit of 6 is a short one.
 SHORT = ("data.max_steps=2", "data.num_train=6", "data.num_validation=3", "data.num_test=3", "unit_size=4", "limit=6")
@@ -31,13 +30,12 @@ class Ended:
 
 
 def run(stage: str, *arguments: str) -> Ended:
-    """`python <stage>.py <arguments>` in the current folder. Never raises: a traceback is part of the output."""
+    """`cft <stage> <arguments>` in the current folder. Never raises: a traceback is part of the output."""
     out, err = io.StringIO(), io.StringIO()
-    argv, sys.argv = sys.argv, [str(ROOT / f"{stage}.py"), *arguments]
-    status = 0
+    argv, status = sys.argv, 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            status = main([stage, *arguments])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     finally:

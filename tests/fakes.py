@@ -29,6 +29,11 @@ def random_llama(*, vocab: int = 60, seed: int = 0, spread: float = 0.4, **confi
     return LlamaForCausalLM(LlamaConfig(**{**options, **config})).eval()
 
 
+def exact_llama(**options: Any) -> LlamaForCausalLM:
+    """The same in float64: for tests that run `in_float64`."""
+    return random_llama(**options).double()
+
+
 def row(
     response_ids: Sequence[int],
     *,

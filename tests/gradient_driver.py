@@ -1,11 +1,8 @@
-"""Trains a small random Llama on uneven rows and saves the gradients before clipping of every optimizer step.
-
-python tests/gradient_driver.py OUT WORLD ACCUMULATE BATCH        (run as a script for two processes)
-"""
+"""Trains a small random Llama on uneven rows and keeps the gradients before clipping of every optimizer step."""
 
 from __future__ import annotations
 
-import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +11,13 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from cft.data.batches import GlobalOrderSampler, TokenRow, loader
 from cft.losses.objective import Normalizer
 from cft.training.module import CausalLMModule
 from cft.types import TokenBatch
 from tests.fakes import random_llama
 from tests.objectives import sft
+from tests.precision import float64_training
 
 ROWS = 13  # windows of 8: one full, one short of 5, which two ranks with batches of 2 cannot share evenly
 EPOCHS = 2
@@ -83,9 +79,11 @@ def run(
     optimizer: Any = SGD,
     module_class: type[Recorder] = Recorder,
     logger: Any = False,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[list[torch.Tensor | None], Recorder, pl.Trainer]:
+    """dtype: float64 by default, where splits of a step into micro-batches and processes differ by 1e-13."""
     module = module_class(
-        model=random_llama(spread=0.1),
+        model=random_llama(spread=0.1).to(dtype),
         objective=sft(normalizer=normalizer),
         optimizer=optimizer,
         schedule="constant",
@@ -105,12 +103,12 @@ def run(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=Rows(batch, rows() if data is None else data))
+    with float64_training() if dtype == torch.float64 else nullcontext():
+        trainer.fit(module, datamodule=Rows(batch, rows() if data is None else data))
     return module.recorded, module, trainer
 
 
-if __name__ == "__main__":
-    out, world, accumulate, batch = sys.argv[1], *map(int, sys.argv[2:5])
+def save_gradients(out: Path, world: int, accumulate: int, batch: int) -> None:
     recorded, _, trainer = run(world=world, accumulate=accumulate, batch=batch)
     if trainer.is_global_zero:
         torch.save(recorded, out)

@@ -1,15 +1,9 @@
-"""Trains a small random Llama for some steps on uneven rows under a strategy, from the start or from a checkpoint.
-
-python tests/scale_driver.py FOLDER STRATEGY WORLD ACCUMULATE BATCH STEPS [CHECKPOINT]      (two processes: as a script)
-
-FOLDER gets checkpoints after every 4 steps and result.json: losses by step, and how far the logits of the Hugging Face
-export are from those of the trained weights.
-"""
+"""Trains a small random Llama for some steps on uneven rows under a strategy, from the start or from a checkpoint."""
 
 from __future__ import annotations
 
 import json
-import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +11,6 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cft.data.batches import GlobalOrderSampler, TokenRow, loader
 from cft.models.export import export
@@ -31,6 +23,7 @@ from cft.types import TokenBatch
 from tests.conftest import make_tokenizer
 from tests.fakes import random_llama
 from tests.objectives import sft
+from tests.precision import float64_training
 
 ROWS = 77  # 8 a step: nine full steps and one of 5, which two ranks with batches of 2 cannot share evenly
 EVERY = 4
@@ -104,10 +97,11 @@ def run(
     more: tuple[pl.Callback, ...] = (),
     optimizer: Any = ADAMW,
     every: int = EVERY,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[CausalLMModule, Losses]:
     losses = Losses()
     module = CausalLMModule(
-        model=random_llama(spread=0.1, attention_dropout=dropout, tie_word_embeddings=True),
+        model=random_llama(spread=0.1, attention_dropout=dropout, tie_word_embeddings=True).to(dtype),
         objective=sft(),
         optimizer=optimizer,
         schedule="cosine",
@@ -131,7 +125,8 @@ def run(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=Rows(batch), ckpt_path=checkpoint, weights_only=True)
+    with float64_training() if dtype == torch.float64 else nullcontext():
+        trainer.fit(module, datamodule=Rows(batch), ckpt_path=checkpoint, weights_only=True)
     return module, losses
 
 
@@ -148,14 +143,12 @@ def export_difference(module: CausalLMModule, folder: Path) -> float:
         return float((model.eval()(input_ids=ids).logits - exported(input_ids=ids).logits).abs().max())
 
 
-if __name__ == "__main__":
-    out, strategy = Path(sys.argv[1]), sys.argv[2]
-    world, accumulate, batch, steps = map(int, sys.argv[3:7])
-    start = Path(sys.argv[7]) if len(sys.argv) > 7 else None
-    module, losses = run(
-        out, strategy=strategy, world=world, accumulate=accumulate, batch=batch, steps=steps, checkpoint=start
-    )
-    difference = export_difference(module, out)
+def save_run(folder: Path, strategy: str, world: int, accumulate: int, checkpoint: Path | None) -> None:
+    """In float64, 8 rows a step. The folder gets checkpoints after every 4 steps and result.json: losses by step, and how
+    far the logits of the Hugging Face export are from those of the trained weights."""
+    options: dict[str, Any] = {"accumulate": accumulate, "batch": 2, "checkpoint": checkpoint, "dtype": torch.float64}
+    module, losses = run(folder, strategy=strategy, world=world, **options)
+    difference = export_difference(module, folder)
     if module.global_rank == 0:
         found = {"train": losses.train, "validation": losses.validation, "export_difference": difference}
-        (out / "result.json").write_text(json.dumps(found))
+        (folder / "result.json").write_text(json.dumps(found))

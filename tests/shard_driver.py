@@ -23,7 +23,7 @@ from tests.kill_driver import before
 UNITS = 7
 FINGERPRINT = {"model": {"weights": "w1"}}
 REQUEST = {"problems": UNITS}
-COMMAND = "python annotate.py num_shards=3"
+COMMAND = "cft annotate num_shards=3"
 
 
 def response(number: int) -> AnnotatedResponse:

@@ -24,9 +24,10 @@ from cft.annotation.counterfactual import (
 )
 from cft.annotation.store import ProblemRecord
 from cft.files import sha256_json
-from cft.judging.judge import Judge
 from cft.models.text import char_spans, decode
+from cft.prompts.chat import TextError, response_ids
 from cft.types import GREEDY, AnnotatedResponse, Budget, Completion, Engine, Fork, Outcome, Problem, TopTokens, Trunk
+from cft.verifiers.grader import Grader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,12 +65,13 @@ class Solved:
 
 @dataclass(slots=True)
 class Annotator:
-    """All that a unit needs. max_positions: the model's context length; longer prompts are skipped and counted."""
+    """All that a unit needs. max_positions: the model's context length; longer prompts are skipped and counted.
+    padding_ids: of the model's vocabulary those that are no token of the tokenizer; never alternatives."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     prompt: Prompt
-    judge: Judge
+    grader: Grader
     budget: Budget
     eos_ids: tuple[int, ...]
     max_positions: int
@@ -77,6 +79,7 @@ class Annotator:
     short_circuit: bool
     replay_fraction: float
     responses: Literal["solve", "given"] = "solve"
+    padding_ids: frozenset[int] = frozenset()
     on_solved: Callable[[Completion], None] = field(default=lambda completion: None)
     on_plan: Callable[[Sequence[Solved]], None] = field(default=lambda kept: None)
     on_fork: Callable[[Completion], None] = field(default=lambda completion: None)
@@ -140,30 +143,36 @@ class Annotator:
         return run_counterfactuals(
             self.engine,
             evidence,
-            judge=self.judge,
+            grader=self.grader,
             budget=self.budget,
             short_circuit=self.short_circuit,
             on_fork=self.on_fork,
         )
 
     def _solve(self, problems: Sequence[Problem]) -> list[Solved]:
-        trunks = [self._prompt_trunk(problem) for problem in problems]
-        limit = self.max_positions - self.budget.max_new_tokens
-        fits = [len(trunk.ids) <= limit for trunk in trunks]
+        skipped: dict[int, str] = {}  # why a problem has no response
+        trunks = [self._prompt_trunk(problem, i, skipped) for i, problem in enumerate(problems)]
         completions: dict[int, Completion] = {}
         if self.responses == "given":
-            completions = {i: self._given(p) for i, p in enumerate(problems) if p.solution and fits[i]}
+            for i, problem in enumerate(problems):
+                if i not in skipped:
+                    try:
+                        completions[i] = self._given(problem)
+                    except TextError as error:
+                        skipped[i] = str(error)
         else:
-            forks = [Fork(t, t.prompt_len, None, GREEDY, i) for i, t in enumerate(trunks) if fits[i]]
+            forks = [Fork(t, t.prompt_len, None, GREEDY, i) for i, t in enumerate(trunks) if i not in skipped]
             # By length, so that a batch pads little.
             forks.sort(key=lambda fork: len(fork.trunk.ids))
             for key, completion in self.engine.run(ListSource(forks), budget=self.budget):
                 completions[key] = completion  # type: ignore[index]
                 self.on_solved(completion)
         order = sorted(completions)
-        verdicts = dict(zip(order, self.judge([(completions[i], problems[i].answer) for i in order]), strict=True))
+        verdicts = dict(zip(order, self.grader([(completions[i], problems[i].answer) for i in order]), strict=True))
         return [
-            self._classified(problem, trunk, completions.get(i), verdicts.get(i), fits=fits[i])
+            self._classified(problem, trunk, completions[i], verdicts[i])
+            if i in completions
+            else Solved(problem, trunk, None, skipped[i], "")
             for i, (problem, trunk) in enumerate(zip(problems, trunks, strict=True))
         ]
 
@@ -171,13 +180,9 @@ class Annotator:
         self,
         problem: Problem,
         trunk: Trunk,
-        completion: Completion | None,
-        verdict: tuple[Outcome, str] | None,
-        *,
-        fits: bool,
+        completion: Completion,
+        verdict: tuple[Outcome, str],
     ) -> Solved:
-        if completion is None or verdict is None:
-            return Solved(problem, trunk, None, "no solution given" if fits else "prompt too long", "")
         outcome, extracted = verdict
         if completion.finish in _BROKEN_OFF:
             status = _BROKEN_OFF[completion.finish]
@@ -190,30 +195,54 @@ class Annotator:
         whole = Trunk(np.concatenate([trunk.ids, completion.ids]), trunk.prompt_len)
         return Solved(problem, whole, completion, status, extracted)
 
-    def _prompt_trunk(self, problem: Problem) -> Trunk:
-        ids = np.asarray(self.prompt.ids(self.tokenizer, problem.question), dtype=np.int32)
+    def _prompt_trunk(self, problem: Problem, index: int, skipped: dict[int, str]) -> Trunk:
+        try:
+            ids = np.asarray(self.prompt.ids(self.tokenizer, problem.question), dtype=np.int32)
+        except TextError:
+            ids, skipped[index] = np.zeros(0, dtype=np.int32), "question not encodable"
+        if len(ids) > self.max_positions - self.budget.max_new_tokens:
+            skipped[index] = "prompt too long"
         return Trunk(ids, len(ids))
 
     def _given(self, problem: Problem) -> Completion:
-        """The data's own solution as a response, ended by the tokenizer's EOS."""
-        ids = self.tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
-        ids = np.asarray([*ids, self.tokenizer.eos_token_id], dtype=np.int32)[: self.budget.max_new_tokens]
-        ended = ids[-1] == self.tokenizer.eos_token_id
-        return Completion(ids, "stop" if ended else "length", 0)
+        """The data's own solution as a response, closed as the prompt says. Raises TextError with the status."""
+        if not problem.solution:
+            raise TextError("no solution given")
+        end = self.prompt.end_id(self.tokenizer)
+        end = self.eos_ids[0] if end is None else end
+        try:
+            ids = response_ids(self.tokenizer, problem.solution, ends=self.eos_ids)
+        except TextError as error:
+            raise TextError("solution not encodable") from error
+        kept = np.asarray([*ids, end], dtype=np.int32)[: self.budget.max_new_tokens]
+        return Completion(kept, "stop" if len(kept) > len(ids) else "length", 0)
 
     def _score(self, solved: Solved) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
         assert solved.completion is not None
-        top = self.engine.score(solved.trunk, k=self.num_alternatives + len(self.eos_ids))
-        alt_ids, alt_logprob = alternatives(solved.completion.ids, top, k=self.num_alternatives, eos_ids=self.eos_ids)
-        return top, alt_ids, alt_logprob
+        return self._ranked(solved.trunk)
+
+    def _ranked(self, trunk: Trunk) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
+        """The model's scores of a response, and its alternatives: ids and log-probs [R, K]."""
+        k = self.num_alternatives + len(self.eos_ids)
+        top = self.engine.score(trunk, k=k)
+        if self.padding_ids and np.isin(top.top_ids_RK, list(self.padding_ids)).any():
+            top = self.engine.score(trunk, k=k + len(self.padding_ids))
+        ids, logprob = alternatives(
+            trunk.ids[trunk.prompt_len :],
+            top,
+            k=self.num_alternatives,
+            eos_ids=self.eos_ids,
+            padding_ids=self.padding_ids,
+        )
+        return top, ids, logprob
 
     def _widened(self, row: AnnotatedResponse) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Alternatives of a stored row; scored again only where more of them are wanted than are stored."""
         if self.num_alternatives <= row.alt_ids.shape[1]:
             return row.alt_ids, row.alt_logprob
         trunk = Trunk(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids))
-        top = self.engine.score(trunk, k=self.num_alternatives + len(self.eos_ids))
-        return alternatives(row.response_ids, top, k=self.num_alternatives, eos_ids=self.eos_ids)
+        _, alt_ids, alt_logprob = self._ranked(trunk)
+        return alt_ids, alt_logprob
 
     def _row(
         self, solved: Solved, top: TopTokens, alt_logprob: NDArray[np.float32], evidence: Evidence

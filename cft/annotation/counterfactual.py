@@ -21,8 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cft.errors import BadValue
-from cft.judging.judge import Judge, closers
-from cft.models.text import decode
 from cft.types import (
     GREEDY,
     AnnotatedResponse,
@@ -35,6 +33,7 @@ from cft.types import (
     TopTokens,
     Trunk,
 )
+from cft.verifiers.grader import Grader
 
 Cell = tuple[int, int, int]  # response, position, rank of the alternative or REPLAY
 RESPONSES_AT_A_TIME = 4
@@ -61,17 +60,23 @@ class ListSource:
 
 
 def alternatives(
-    response_ids: NDArray[np.int32], top: TopTokens, *, k: int, eos_ids: Collection[int]
+    response_ids: NDArray[np.int32],
+    top: TopTokens,
+    *,
+    k: int,
+    eos_ids: Collection[int],
+    padding_ids: Collection[int] = (),
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The k most probable tokens other than y_t: ids [R, k] and log-probs [R, k].
 
-    Where y_t is an EOS token the other EOS ids are no alternatives, since they would end the text just the same.
+    Where y_t is an EOS token the other EOS ids are no alternatives, since they would end the text just the same. Nor are
+    `padding_ids`, which are no text at all.
     """
-    eos = frozenset(eos_ids)
+    eos, padding = frozenset(eos_ids), frozenset(padding_ids)
     ids_RK = np.zeros((len(response_ids), k), dtype=np.int32)
     logprob_RK = np.zeros((len(response_ids), k), dtype=np.float32)
     for t, own in enumerate(response_ids.tolist()):
-        excluded = eos if own in eos else {own}
+        excluded = padding | (eos if own in eos else {own})
         chosen = [j for j, token in enumerate(top.top_ids_RK[t].tolist()) if token not in excluded][:k]
         if len(chosen) < k:
             raise BadValue(f"num_alternatives={k}: only {len(chosen)} other tokens among the {len(top.top_ids_RK[t])}")
@@ -139,7 +144,7 @@ class CounterfactualSource:
     """
 
     rows: Sequence[Evidence]
-    judge: Judge
+    grader: Grader
     short_circuit: bool
     tally: Tally = field(default_factory=Tally)
     _queue: list[tuple[int, int, int, Fork]] = field(default_factory=list)  # a heap, in the order of the first three
@@ -184,7 +189,7 @@ class CounterfactualSource:
         index, t, rank = key  # type: ignore[misc]
         if rank != REPLAY and (index, t) in self._right:
             return True
-        return ids[-1] in closers(self.judge.tokenizer) and self.judge.final(decode(self.judge.tokenizer, ids))
+        return self.grader.decided(ids)
 
     def receive(self, key: Key, completion: Completion) -> None:
         cell: Cell = key  # type: ignore[assignment]
@@ -232,7 +237,7 @@ class CounterfactualSource:
         while self._received:
             received, self._received = self._received, []
             completions = [(completion, self.rows[index].answer) for (index, _, _), completion in received]
-            for (cell, completion), verdict in zip(received, self.judge(completions), strict=True):
+            for (cell, completion), verdict in zip(received, self.grader(completions), strict=True):
                 self._record(cell, completion, *verdict)
 
     def _record(self, cell: Cell, completion: Completion, outcome: Outcome, extracted: str) -> None:
@@ -264,13 +269,13 @@ def run_counterfactuals(
     engine: Engine,
     rows: Sequence[Evidence],
     *,
-    judge: Judge,
+    grader: Grader,
     budget: Budget,
     short_circuit: bool,
     on_fork: Callable[[Completion], None] = lambda completion: None,
 ) -> Tally:
     """Fill the untried cells of `rows` in place. on_fork is called for every completion, for progress displays."""
-    source = CounterfactualSource(rows, judge, short_circuit)
+    source = CounterfactualSource(rows, grader, short_circuit)
     for key, completion in engine.run(source, budget=budget):
         source.receive(key, completion)
         on_fork(completion)

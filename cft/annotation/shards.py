@@ -1,6 +1,6 @@
 """Several processes that write one annotation at the same time: whose units are whose, and who is at work.
 
-    python annotate.py -m num_shards=3 shard=0,1,2      # one after another; or three commands side by side, or a job array
+    cft annotate -m num_shards=3 shard=0,1,2      # one after another; or three commands side by side, or a job array
 
 Shard i of n annotates the units u with u % n == i, straight into the one store. A unit is made of files of its own, so
 shards never write the same file, and nothing is left to merge: the table is the one a single process would have written,

@@ -88,7 +88,7 @@ def find_annotation(annotation: str, *, annotations_dir: str | Path, key: str = 
     known = sorted({p.parent.name for root in (Path(annotations_dir), SHIPPED) for p in root.glob("*/manifest.json")})
     raise StoreError(
         f"{key}={annotation}: no manifest.json in {' or '.join(map(str, candidates))}. "
-        f"Known annotations: {', '.join(known) or 'none'}. Make one with: python annotate.py annotation={path.name}"
+        f"Known annotations: {', '.join(known) or 'none'}. Make one with: cft annotate annotation={path.name}"
     )
 
 
@@ -116,7 +116,7 @@ class AnnotationStore:
         try:
             manifest = json.loads(path.read_bytes())
         except FileNotFoundError as error:
-            raise StoreError(f"{path}: not found; make the annotation with annotate.py") from error
+            raise StoreError(f"{path}: not found; make the annotation with cft annotate") from error
         except ValueError as error:
             raise StoreError(f"{path}: damaged ({error}). Delete {self.folder} and annotate again") from error
         found = manifest.get("schema") if isinstance(manifest, dict) else None
@@ -175,7 +175,7 @@ class AnnotationStore:
 
     def _rebuild(self, unit: int) -> str:
         return (
-            f"To rebuild just this unit: rm {shlex.quote(str(self._record_path(unit)))}, then repeat the annotate.py "
+            f"To rebuild just this unit: rm {shlex.quote(str(self._record_path(unit)))}, then repeat the cft annotate "
             "command that made this annotation"
         )
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cft.data.problem_rows import BadRow, Number, fields_found, read_field
-from cft.judging.answers import read_number
-from cft.judging.markers import boxed_answer
+from cft.verifiers.extract import boxed_answer
+from cft.verifiers.numbers import read_number
 
 Row = Mapping[str, Any]
 Parts = tuple[str, str, str]  # question, gold answer, solution

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cft.benchmarks.rows import FIELDS, LAYOUTS
+from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, json_lines
-from cft.data.sources import Splits, hub_rows, splits_of
+from cft.data.sources import Splits, splits_of
 from cft.types import Problem, Verdict, Verifier
-
-BAD_ROWS = 0.005
 
 Layout = Literal["svamp", "asdiv", "mawps", "carp_en", "tabmwp", "boxed", "answered", "olympiadbench"]
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Several sets of problems by name, for one run of evaluate.py."""
+    """Several sets of problems by name, for one run of cft evaluate."""
 
     name: str
     members: dict[str, Splits]
@@ -33,7 +32,7 @@ class Suite:
     def of(self, split: str) -> tuple[Problem, ...]:
         """What a single set gives; here always an error."""
         raise ProblemError(
-            f"benchmark {self.name} is a suite of {', '.join(self.members)}: evaluate.py runs it; train.py tests on one "
+            f"benchmark {self.name} is a suite of {', '.join(self.members)}: cft evaluate runs it; cft train tests on one "
             "benchmark, such as benchmark=gsm8k"
         )
 
@@ -66,13 +65,22 @@ def benchmark(
     hub_config: str,
     hub_split: str,
     revision: str,
+    max_bad_rows: float,
 ) -> Splits:
-    """One test set. layout: how its rows are read (`cft/benchmarks/rows.py`). verifier: what judges its answers.
+    """One test set.
 
-    hub_id: where `dir` is "". hub_split may join splits (`train+test`).
+    Args:
+        layout: how its rows are read (`cft/benchmarks/rows.py`).
+        verifier: what judges its answers.
+        hub_id: where `dir` is "".
+        hub_split: may join splits (`train+test`).
+        max_bad_rows: share of the rows that may be skipped, 0 to 1; they are counted and named.
+
+    Raises:
+        ProblemError: no such file or data set, or more bad rows than that.
     """
     rows, source = _rows(name, dir=dir, hub_id=hub_id, config=hub_config, split=hub_split, revision=revision)
-    problems, dropped = _problems(rows, name=name, layout=layout, source=source)
+    problems, dropped = _problems(rows, name=name, layout=layout, source=source, max_bad_rows=max_bad_rows)
     splits = splits_of(name=name, seed=0, train=[], validation=[], test=problems, dropped=dropped)
     return dataclasses.replace(splits, verifier=verifier)
 
@@ -83,7 +91,7 @@ def suite(*, name: str, members: dict[str, Splits]) -> Suite:
     for key, member in members.items():
         found |= member.members if isinstance(member, Suite) else {key: member}
     if not found:
-        raise ProblemError(f"benchmark {name} has no members; name them as in evaluate.py benchmark=gsm8k,math")
+        raise ProblemError(f"benchmark {name} has no members; name them as in cft evaluate benchmark=gsm8k,math")
     return Suite(name, found)
 
 
@@ -97,14 +105,18 @@ def verifier_for(splits: Splits, *, chosen: Verifier) -> Verifier:
     return chosen.for_problems(splits) if isinstance(chosen, BenchmarkVerifier) else chosen
 
 
-def _problems(rows: Iterator[Row], *, name: str, layout: Layout, source: str) -> tuple[list[Problem], Counter[str]]:
+def _problems(
+    rows: Iterator[Row], *, name: str, layout: Layout, source: str, max_bad_rows: float
+) -> tuple[list[Problem], Counter[str]]:
     """Ids are hashes of question and answer, so that order does not matter; a row that occurs again gets a number."""
     others = ", ".join(other for other in LAYOUTS if other != layout)
     remedy = (
         f"benchmark.layout={layout} reads the fields {FIELDS[layout]}: repair the rows, or give the layout that they have "
         f"(benchmark.layout={others.replace(', ', ' | ')}; in a suite benchmark.members.{name}.layout)"
     )
-    quarantine = Quarantine(source, BAD_ROWS, remedy)
+    quarantine = Quarantine(
+        source, max_bad_rows, remedy, key=f"benchmark.max_bad_rows, in a suite benchmark.members.{name}.max_bad_rows"
+    )
     problems: list[Problem] = []
     seen: Counter[str] = Counter()
     count = 0

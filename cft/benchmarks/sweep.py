@@ -1,4 +1,4 @@
-"""`evaluate.py benchmark=gsm8k,math` is one run on both with one loaded model; with -m it is a sweep, as Hydra has it.
+"""`cft evaluate benchmark=gsm8k,math` is one run on both with one loaded model; with -m it is a sweep, as Hydra has it.
 
 The list is spelt out in overrides that Hydra knows, before it and the config check see the command line:
 

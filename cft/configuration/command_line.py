@@ -30,8 +30,8 @@ from cft.configuration.config_check import Mistake, find_mistakes, is_runtime, s
 from cft.configuration.overrides import Item, Reader, lists_in_defaults, reason, shown
 from cft.configuration.preflight import unwritable
 from cft.configuration.redaction import is_secret_key, redacted_text
-from cft.configuration.schema import PROGRAMS, Stage, register_schemas
 from cft.configuration.signatures import signature
+from cft.configuration.stages import register_schemas
 from cft.configuration.targets import TargetError, resolve
 
 _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # Hydra raises bare ones, too
@@ -54,7 +54,7 @@ class CommandLine:
     mistakes: tuple[Mistake, ...]
 
 
-def read_command_line(argv: Sequence[str], *, stage: Stage, conf_dir: Path) -> CommandLine:
+def read_command_line(argv: Sequence[str], *, stage: str, conf_dir: Path) -> CommandLine:
     # Taken out first: argparse ends its list of overrides at a word it does not know.
     dashed = [w for w in argv if w.startswith("-") and "=" in w and w.partition("=")[0] not in _FLAGS_WITH_VALUES]
     args, unknown = get_args_parser().parse_known_args([w for w in argv if w not in dashed])
@@ -72,13 +72,13 @@ def read_command_line(argv: Sequence[str], *, stage: Stage, conf_dir: Path) -> C
         multirun=args.multirun or any(o.lstrip("+") == "hydra.mode=MULTIRUN" for o in args.overrides),
         shows_only=bool(shows),
         config_name=(args.config_name or stage).removesuffix(".yaml"),
-        config_dir=(conf_dir.parent / args.config_path).resolve() if args.config_path else conf_dir.resolve(),
+        config_dir=Path(args.config_path or conf_dir).resolve(),
         extra_dirs=(Path(args.config_dir).resolve(),) if args.config_dir else (),
         mistakes=tuple(mistakes),
     )
 
 
-def command_line_mistakes(line: CommandLine, *, stage: Stage) -> list[Mistake]:
+def command_line_mistakes(line: CommandLine, *, stage: str) -> list[Mistake]:
     for folder in (line.config_dir, *line.extra_dirs):
         if not folder.is_dir():
             return [*line.mistakes, Mistake(str(folder), "there is no such config folder")]
@@ -108,7 +108,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Check:
-    stage: Stage
+    stage: str
     line: CommandLine
     loader: ConfigLoader
     reader: Reader
@@ -272,7 +272,7 @@ def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[Mistake]:
     return [Mistake(key, text)] if (text := unwritable(folder)) else []
 
 
-def _set_value(override: Override, config: DictConfig, *, stage: Stage) -> Mistake | None:
+def _set_value(override: Override, config: DictConfig, *, stage: str) -> Mistake | None:
     """Apply one override as Hydra does; what is wrong with it if that fails."""
     key, value = override.key_or_group, override.value()
     if is_secret_key(key.rpartition(".")[2]) and isinstance(value, str) and value:
@@ -291,14 +291,14 @@ def _set_value(override: Override, config: DictConfig, *, stage: Stage) -> Mista
     return None
 
 
-def _unknown_key(key: str, config: DictConfig, *, stage: Stage) -> str:
+def _unknown_key(key: str, config: DictConfig, *, stage: str) -> str:
     """What to write instead of a key that is not in the config."""
     parts = key.split(".")
     depth = next(n for n in range(len(parts) - 1, -1, -1) if _has_path(config, parts[:n]))
     parent, leaf = ".".join(parts[:depth]), parts[depth]
     node = OmegaConf.select(config, parent) if parent else config
     names = [str(n) for n in node if n != "hydra"] if isinstance(node, DictConfig) else []
-    where = parent or PROGRAMS[stage]
+    where = parent or f"cft {stage}"
     if isinstance(node, DictConfig) and isinstance(target := node.get("_target_"), str):
         where = target
         try:

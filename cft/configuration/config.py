@@ -1,6 +1,6 @@
-"""Configuration of the three stages: check it, build objects from it, fingerprint it, keep secrets out of it.
+"""Configuration of the stages: check it, build objects from it, fingerprint it, keep secrets out of it.
 
-    check_command_line("train")     before hydra.main: all mistakes at once, on stderr, with exit status 2
+    check_command_line("train")     before Hydra: all mistakes at once, on stderr, with exit status 2
     checked(cfg, "train")           in each job: the same check of the composed config
     build(cfg.mask)                 the object that a node's `_target_` names, once its name has passed the allow-list
 
@@ -32,10 +32,9 @@ from cft.configuration.config_check import (
     find_unused,
 )
 from cft.configuration.redaction import redacted as _redacted
-from cft.configuration.schema import PROGRAMS, Stage
 from cft.errors import UserError
+from cft.shipped import CONF_DIR
 
-CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 _HASH_LENGTH = 12
 
 
@@ -47,7 +46,7 @@ class ConfigError(UserError, ValueError):
         super().__init__("\n".join(map(str, mistakes)))
 
 
-def check_command_line(stage: Stage, argv: Sequence[str] | None = None, conf_dir: Path = CONF_DIR) -> None:
+def check_command_line(stage: str, argv: Sequence[str] | None = None, conf_dir: Path = CONF_DIR) -> None:
     """Report every mistake of a command line (this process's by default) on stderr and exit with status 2.
 
     Does nothing where the command line is sound, or only asks for --help, --cfg and the like.
@@ -64,17 +63,17 @@ def check_command_line(stage: Stage, argv: Sequence[str] | None = None, conf_dir
     if mistakes:
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         report = "\n".join(f"  {m}" for m in mistakes)
-        print(f"{PROGRAMS[stage]}: {count} in the configuration, nothing was started\n{report}", file=sys.stderr)
+        print(f"cft {stage}: {count} in the configuration, nothing was started\n{report}", file=sys.stderr)
         raise SystemExit(2)
 
 
-def checked(cfg: DictConfig, stage: Stage) -> DictConfig:
+def checked(cfg: DictConfig, stage: str) -> DictConfig:
     """The composed config of one job, if it is without mistakes. Raises ConfigError with all of them.
 
     Prints a note for each choice that has no effect.
     """
     mistakes = find_mistakes(cfg, stage=stage, extra=_own_prefixes())
-    if stage in ("train", "label_export") and not mistakes:
+    if stage in ("train", "labels") and not mistakes:
         mistakes = [*find_missing_inputs(cfg), *find_missing_scores(cfg)]
     if mistakes:
         raise ConfigError(*mistakes)

@@ -20,8 +20,9 @@ from cft.configuration.needs import missing_scores, unmet, unused
 from cft.configuration.preflight import missing_inputs
 from cft.configuration.redaction import holds_secret, is_secret_key
 from cft.configuration.rules import broken_rules
-from cft.configuration.schema import SCHEMAS, Stage, keys_of
+from cft.configuration.schema import keys_of
 from cft.configuration.signatures import Parameter, Signature, signature
+from cft.configuration.stages import STAGES
 from cft.configuration.targets import resolve
 from cft.configuration.trainer_rules import trainer_mistakes
 from cft.configuration.value_types import mismatch, mismatches_inside
@@ -45,15 +46,15 @@ class Unknown:
     """A value that is known once a job runs, such as ${hydra:job.num}: nothing is checked about it."""
 
 
-def find_mistakes(config: DictConfig, *, stage: Stage, extra: Sequence[str] = ()) -> list[Mistake]:
+def find_mistakes(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) -> list[Mistake]:
     """extra: the user's own target prefixes, from the command line."""
     mistakes: list[Mistake] = []
     tree = _resolved(config, "", mistakes)
     assert isinstance(tree, dict)
-    _check_record(tree, SCHEMAS[stage], "", extra, mistakes)
+    _check_record(tree, STAGES[stage].schema, "", extra, mistakes)
     _check_secrets(tree, "", mistakes)
     known = {m.key for m in mistakes}
-    mistakes += [Mistake(key, text) for key, text in broken_rules(tree, stage=stage) if key not in known]
+    mistakes += [Mistake(key, text) for key, text in broken_rules(tree, rules=STAGES[stage].rules) if key not in known]
     if stage == "train":
         mistakes += [Mistake(key, text) for key, text in trainer_mistakes(tree) if key not in known]
         mistakes += [Mistake(key, text) for key, text in unmet(tree) if key not in known]

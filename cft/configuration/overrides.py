@@ -17,7 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cft.configuration.config_check import Mistake, suggestion
 from cft.configuration.redaction import redacted_text
-from cft.configuration.schema import PROGRAMS, SCHEMAS, Stage, keys_of
+from cft.configuration.schema import keys_of
+from cft.configuration.stages import STAGES
 
 _NOISE = ("full_key:", "object_type=", "reference_type=", "See https")
 # Places inside an object that a group fills, too: mappings of objects by name, and masks made from another one.
@@ -105,7 +106,7 @@ class Reader:
         nested = self.loader.get_group_options(group, results_filter=ObjectType.GROUP, overrides=self.search_path)
         return [*own, *(f"{folder}/{option}" for folder in nested for option in self.options(f"{group}/{folder}"))]
 
-    def existing_options(self, item: Item, *, choices: Collection[str], stage: Stage) -> Item | None:
+    def existing_options(self, item: Item, *, choices: Collection[str], stage: str) -> Item | None:
         """The item with those of its values that name an option, None if none does. choices: the stage's groups."""
         group, override = item.key, item.override
         parent = group.rpartition("/")[0]
@@ -118,7 +119,7 @@ class Reader:
         may_come = parent and (parent == "hydra" or any(c.startswith(parent) for c in choices))
         if group not in choices and not appends and not may_come:
             own = ", ".join(c for c in reversed(list(choices)) if not c.startswith("hydra/"))
-            self._mistake(item.shown, f"{PROGRAMS[stage]} has no group '{group}'; its groups are {own}")
+            self._mistake(item.shown, f"cft {stage} has no group '{group}'; its groups are {own}")
             return None
         options = self.options(group)
         good = []
@@ -157,7 +158,7 @@ class Reader:
         self.mistakes.append(Mistake(key, text))
 
 
-def lists_in_defaults(contents: object, *, stage: Stage) -> Iterator[Mistake]:
+def lists_in_defaults(contents: object, *, stage: str) -> Iterator[Mistake]:
     """Defaults of a yaml file that give several options where one belongs. Hydra would mix the keys of their objects, and
     record none of them as the choice."""
     defaults = OmegaConf.select(contents, "defaults") if isinstance(contents, DictConfig) else None
@@ -174,9 +175,9 @@ def _one_option(group: str) -> str:
     return f"expected one option, found a list; {group}=a,b with -m tries each{product}"
 
 
-def _takes_several(group: str, stage: Stage) -> bool:
+def _takes_several(group: str, stage: str) -> bool:
     """Objects by name come together; of one object, the keys of two options would be mixed."""
-    several = {name for name, key in keys_of(SCHEMAS[stage]).items() if key.many}
+    several = {name for name, key in keys_of(STAGES[stage].schema).items() if key.many}
     return group in several | {"experiment"} or group.startswith("hydra/")
 
 

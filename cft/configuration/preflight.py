@@ -23,7 +23,7 @@ def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             yield f"data.annotation={name}", text
     if isinstance(resume, str) and resume not in ("", "auto") and not (Path(resume) / "config.yaml").is_file():
         config = Path(resume) / "config.yaml"
-        yield f"resume={resume}", f"no {config}; expected the folder of a run that train.py started, or auto"
+        yield f"resume={resume}", f"no {config}; expected the folder of a run that cft train started, or auto"
 
 
 def unwritable(folder: str) -> str:

@@ -7,11 +7,10 @@ A rule is skipped where a key it reads is absent or of a wrong type: that has it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cft.configuration.needs import strings
-from cft.configuration.schema import Stage
 from cft.configuration.value_types import show
 
 
@@ -151,19 +150,30 @@ _ROWS = (  # of an annotation, under a mask
     ),
     Rule(
         "data.annotation",
-        "the name of an annotation (annotate.py makes one)",
+        "the name of an annotation (cft annotate makes one)",
         lambda v: v.text("data.annotation") != "",
     ),
     *(share(f"{part}.share") for part in _MASKS),
 )
 
-RULES: dict[Stage, tuple[Rule, ...]] = {
+RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/configuration/stages.py` takes them from here
     "annotate": (
         *_EVERYWHERE,
         Rule(
             "data._target_",
-            "a source of problems, such as data=arithmetic; an annotation is what annotate.py makes",
+            "a source of problems, such as data=arithmetic; an annotation is what cft annotate makes",
             lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
+        ),
+        Rule(
+            "responses",
+            "solve: data.solution_field is empty, so the data has no solutions to give; name the field that holds them "
+            "(data.solution_field=...)",
+            lambda v: v.text("responses") != "given" or v.text("data.solution_field") != "",
+        ),
+        Rule(
+            "responses",
+            "solve: the problems of reasoning-gym come without solutions",
+            lambda v: v.text("responses") != "given" or v.text("data._target_") != "cft.data.sources.reasoning_gym",
         ),
         count_or_all("limit"),
         at_least("num_alternatives", 1),
@@ -176,7 +186,7 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
         at_least("num_shards", 1),
         Rule(
             "shard",
-            "from 0 to below num_shards (python annotate.py -m num_shards=3 shard=0,1,2)",
+            "from 0 to below num_shards (cft annotate -m num_shards=3 shard=0,1,2)",
             lambda v: 0 <= v.number("shard") < v.number("num_shards"),
         ),
         fraction("replay_fraction"),
@@ -254,7 +264,7 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
     "score": (seed("seed"), at_least("batch_size", 1), at_least("score.layers", 1)),
-    "label_export": (seed("seed"), *_ROWS),
+    "labels": (seed("seed"), *_ROWS),
     "evaluate": (
         *_EVERYWHERE,
         count_or_all("limit"),
@@ -266,10 +276,10 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
 }
 
 
-def broken_rules(tree: Mapping[str, object], *, stage: Stage) -> list[tuple[str, str]]:
+def broken_rules(tree: Mapping[str, object], *, rules: Sequence[Rule]) -> list[tuple[str, str]]:
     """(key, message) of every rule that the values break."""
     values = Values(tree)
-    found = ((rule.key, rule.broken_by(values)) for rule in RULES[stage])
+    found = ((rule.key, rule.broken_by(values)) for rule in rules)
     broken = [(key, message) for key, message in found if message is not None]
     selecting = list(_selections(tree.get("weighting"), "weighting"))
     if len(selecting) > 1:

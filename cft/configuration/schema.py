@@ -11,17 +11,8 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass, make_data
 from functools import cache
 from typing import Any, Literal, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-Stage = Literal["annotate", "score", "label_export", "train", "evaluate"]
-PROGRAMS: dict[Stage, str] = {  # what follows `python` on the command line
-    "annotate": "annotate.py",
-    "score": "-m cft.score",
-    "label_export": "-m cft.label_export",
-    "train": "train.py",
-    "evaluate": "evaluate.py",
-}
 Split = Literal["train", "validation", "test"]
 Node = Any  # one object
 Nodes = Any  # objects by name; none at all is allowed
@@ -171,7 +162,7 @@ class ScoreConfig:
 
 
 @dataclass
-class LabelExportConfig:
+class LabelsConfig:
     data: Node = MISSING
     benchmark: Node = MISSING
     mask: Node = MISSING
@@ -180,15 +171,6 @@ class LabelExportConfig:
     out: str = MISSING
     seed: int = MISSING
     allow_targets: list[str] = field(default_factory=list)
-
-
-SCHEMAS: dict[Stage, type] = {
-    "annotate": AnnotateConfig,
-    "score": ScoreConfig,
-    "label_export": LabelExportConfig,
-    "train": TrainConfig,
-    "evaluate": EvaluateConfig,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,18 +198,8 @@ def keys_of(schema: type) -> dict[str, Key]:
     }
 
 
-def register_schemas(*, strict: bool = True) -> None:
-    """Put <stage>_schema, the first entry of each stage's defaults list, into Hydra's ConfigStore.
-
-    Strict schemas make Hydra stop at the first unknown key or wrong type; the config check composes with loose ones so
-    that it can report every mistake instead.
-    """
-    for stage, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{stage}_schema", node=_without_literals(schema) if strict else {})
-
-
 @cache
-def _without_literals(schema: type) -> type:
+def without_literals(schema: type) -> type:
     """The same dataclass for OmegaConf, which knows no Literal: their choices are the config check's business."""
     hints = get_type_hints(schema)
     return make_dataclass(
@@ -236,15 +208,12 @@ def _without_literals(schema: type) -> type:
 
 
 def _plain(hint: Any) -> Any:
-    return _without_literals(hint) if is_dataclass(hint) else str if get_origin(hint) is Literal else hint
+    return without_literals(hint) if is_dataclass(hint) else str if get_origin(hint) is Literal else hint
 
 
 def _default(original: Field[Any], hints: dict[str, Any]) -> Any:
     if is_dataclass(hints[original.name]):
-        return field(default_factory=_without_literals(hints[original.name]))
+        return field(default_factory=without_literals(hints[original.name]))
     if original.default_factory is not UNSET:
         return field(default_factory=original.default_factory)
     return field(default=original.default)
-
-
-register_schemas()

@@ -95,7 +95,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
             raise StoreError(
                 f"{self.store.folder}: annotated with tokenizer {stored[:12]} ({self.manifest['model_name']}), but the "
                 f"model's tokenizer is {tokenizer_sha256[:12]}; token ids would mean other text. Train the annotated "
-                "model, or annotate with this one: python annotate.py model=<this model>"
+                "model, or annotate with this one: cft annotate model=<this model>"
             )
         rows = self.store.rows()
         if max_rows >= 0:
@@ -212,9 +212,9 @@ def _require_two_groups(rows: Sequence[TokenRow]) -> None:
 def _made_afresh(error: TooLittleEvidence, manifest: Mapping[str, Any]) -> str:
     """The remedy for an annotation that ships with the package and stays as it is."""
     name = f"{manifest['name']}_complete"
-    make = ["python annotate.py", annotating_model(manifest), f"annotation={name}", error.afresh]
+    make = ["cft annotate", annotating_model(manifest), f"annotation={name}", error.afresh]
     return (
         f"{error.found}. {manifest['name']} ships with the package and stays as it is; this mask needs an annotation of more "
         f"under another name. Make it with: {' '.join(filter(None, make))} limit={manifest['counts']['problems']} (fewer "
-        f"problems take less time), and train with: python train.py data.annotation={name} ..."
+        f"problems take less time), and train with: cft train data.annotation={name} ..."
     )

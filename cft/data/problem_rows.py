@@ -64,13 +64,21 @@ class Fields:
 
 @dataclass(slots=True)
 class Quarantine:
-    """Rows put aside while one source is read. remedy: what a reader of the message can do about them."""
+    """Rows put aside while one source is read. remedy: what a reader of the message can do about them. key: that sets
+    the limit."""
 
     source: str
     max_bad_rows: float
-    remedy: str = "Repair them, set the field names (data.*_field), or raise data.max_bad_rows where it is offered"
+    remedy: str = "Repair them, set the field names (data.*_field), or raise the limit"
+    key: str = "data.max_bad_rows"
     counts: Counter[str] = field(default_factory=Counter)
     offenders: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_bad_rows <= 1.0:
+            raise ProblemError(
+                f"{self.key}={self.max_bad_rows} is no share of the rows; expected a number from 0 to 1, such as 0.01"
+            )
 
     def add(self, row: Row, *, reason: str) -> None:
         self.counts[reason.partition(":")[0]] += 1
@@ -88,7 +96,7 @@ class Quarantine:
             return
         found = f"{self.source}: {bad} of {rows} rows cannot be used. First: " + "; ".join(self.offenders)
         if bad > self.max_bad_rows * rows:
-            allowed = f"At most {self.max_bad_rows:.2%} may be put aside (max_bad_rows)"
+            allowed = f"That is {bad / rows:.2%}, and at most {self.max_bad_rows:.2%} may be skipped ({self.key})"
             raise ProblemError(f"{found}. {allowed}. {self.remedy}.")
         warnings.warn(f"{found}. They were put aside.", stacklevel=2)
 
@@ -97,10 +105,6 @@ def to_problems(
     rows: Iterable[Row], *, source: str, fields: Fields, id_prefix: str, max_bad_rows: float
 ) -> tuple[list[Problem], Counter[str]]:
     """(problems in the order of the rows, reason -> number of rows put aside)."""
-    if not 0.0 <= max_bad_rows <= 1.0:
-        raise ProblemError(
-            f"max_bad_rows={max_bad_rows} is no share of the rows; expected a number from 0 to 1, such as 0.01"
-        )
     for name in (fields.id, fields.question, fields.answer, fields.solution):
         template_parts(name)
     quarantine = Quarantine(source, max_bad_rows)
@@ -171,11 +175,46 @@ _QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
 def json_lines(path: Path) -> Iterator[Row]:
     """The lines of a JSONL file; blank ones are no rows. Lines end at line feeds only."""
     with path.open("rb") as handle:
+        if kind := _other_format(handle.read(4096)):
+            raise ProblemError(f"{path} is {kind}; expected one JSON object a line, in UTF-8. {_CONVERT}")
+        handle.seek(0)
         for number, line in enumerate(handle, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 yield _parse(line, place=f"{path.name}:{number}")
+
+
+_CONVERT = (
+    "Convert it, as in: python -c \"import datasets; datasets.load_dataset('json', data_files='FILE')['train']"
+    ".to_json('out.jsonl')\" ('parquet' or 'csv' in place of 'json'; compressed files and arrays are read too)"
+)
+_STARTS = {
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "compressed with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\x00": "compressed with xz",
+    b"PK\x03\x04": "a zip archive",
+    b"ARROW1": "an Arrow file",
+    b"\xff\xff\xff\xff": "an Arrow file",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+    b"version https://git-lfs": "a Git LFS pointer, not the file it stands for (git lfs pull)",
+}
+
+
+def _other_format(start: bytes) -> str:
+    """What a file is that holds no JSON lines, by its first bytes; "" where they may be some."""
+    for begins, kind in _STARTS.items():
+        if start.startswith(begins):
+            return kind
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:1] == b"[" and text[1:].lstrip()[:1] in (b"{", b""):
+        return "one JSON array, not a line a row"
+    if len(start) > 3 and start[1::2].count(0) > len(start) // 4:
+        return "text in UTF-16 without a mark"
+    return ""
 
 
 def _parse(line: bytes, *, place: str) -> Row:

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from cft.data import arithmetic as generator
+from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalised, to_problems
 from cft.types import Problem, Verifier
 
 __all__ = ["ProblemError", "Splits", "arithmetic", "gsm8k", "hub", "jsonl", "reasoning_gym"]
 
 NAMES = ("train", "validation", "test")
-GSM8K_BAD_ROWS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,16 @@ def arithmetic(
     return splits_of(name=name, seed=seed, dropped=Counter(), **found)
 
 
-def gsm8k(*, name: str, dir: str, hub_id: str, revision: str, validation_fraction: float, seed: int) -> Splits:
+def gsm8k(
+    *,
+    name: str,
+    dir: str,
+    hub_id: str,
+    revision: str,
+    validation_fraction: float,
+    seed: int,
+    max_bad_rows: float = 0.001,
+) -> Splits:
     """GSM8K: train.jsonl and test.jsonl of `dir` (or of `dir`/gsm8k), or the hub's where `dir` is "".
 
     The gold answer is what follows the last `####`, without thousands separators; the solution is the whole text.
@@ -92,7 +101,7 @@ def gsm8k(*, name: str, dir: str, hub_id: str, revision: str, validation_fractio
         rows, source = _gsm8k_rows(part, dir=dir, hub_id=hub_id, revision=revision)
         fields_ = Fields(id="", question="question", answer="answer", solution="answer", answer_of=after_hashes)
         sources[part] = to_problems(
-            rows, source=source, fields=fields_, id_prefix=f"gsm8k-{part}-", max_bad_rows=GSM8K_BAD_ROWS
+            rows, source=source, fields=fields_, id_prefix=f"gsm8k-{part}-", max_bad_rows=max_bad_rows
         )
     return _from_parts(name=name, parts=sources, validation_fraction=validation_fraction, test_fraction=0.0, seed=seed)
 
@@ -122,7 +131,9 @@ def reasoning_gym(
     twice and entries without an answer are dropped and counted.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
-        raise ProblemError("data=reasoning_gym needs the package reasoning-gym: pip install 'cft[reasoning-gym]'")
+        raise ProblemError(
+            "data=reasoning_gym needs the package reasoning-gym: pip install 'critical-token-finetuning[reasoning-gym]'"
+        )
     from reasoning_gym.factory import DATASETS, create_dataset
 
     if task not in DATASETS:
@@ -311,22 +322,6 @@ def _gsm8k_rows(part: str, *, dir: str, hub_id: str, revision: str) -> tuple[Ite
     raise ProblemError(
         f"data.dir={dir}: found neither {looked}; give the folder that holds GSM8K's train.jsonl and test.jsonl"
     )
-
-
-def hub_rows(path: str, *, config: str, revision: str, split: str) -> Iterator[Row]:
-    """Rows of one split, numbered from 0. Remote code is never run."""
-    from datasets import load_dataset
-    from httpx import HTTPError
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        dataset = load_dataset(path, name=config or None, revision=revision or None, split=split)
-    except (OSError, ValueError, RuntimeError, HfHubHTTPError, HTTPError) as error:
-        raise ProblemError(
-            f"cannot load data set {path!r} (config {config!r}, split {split!r}, revision {revision!r}): {error}. "
-            "Check the names and the network, or give a local folder (data.dir or data.path)."
-        ) from error
-    return (Row(f"{path}[{split}] row {i}", row) for i, row in enumerate(dataset) if isinstance(row, Mapping))
 
 
 def _existing(file: str, *, what: str) -> Path:

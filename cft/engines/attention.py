@@ -223,9 +223,15 @@ def fork_attention(
     *,
     scaling: float,
     forks: Prefill | Decode,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of `transformers`: query [N, H, q, d], key and value [N, h, q, d] -> [N, q, H, d]."""
+    if (
+        softcap is not None or s_aux is not None
+    ):  # of a model whose config does not say so: see cft/models/architecture.py
+        raise TypeError("its attention has soft-capped scores or attention sinks")
     if isinstance(forks, Prefill):
         forks.keys.append(LayerKeys(key, value))
         # Padding on the right is never looked at by what stands before it.

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from cft.engines.sampling import choose, require_finite, uniforms
+from cft.models.architecture import require_steady_rotary
 from cft.models.cpu.packed_linear import PackedLinears
 from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
 
@@ -62,6 +63,7 @@ class ReferenceEngine:
         self, fork: Fork, *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool] = never_decided
     ) -> Completion:
         ids = fork_prefix(fork)
+        require_steady_rotary(self.model, length=fork.trunk.prompt_len + budget.max_new_tokens)
         finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
         if finish is not None:
             return Completion(response_of(ids, fork), finish, 0)

@@ -35,10 +35,9 @@ from cft.engines.reference import ReferenceEngine, already_finished, finish_of, 
 from cft.engines.sampling import choose, require_finite, uniforms
 from cft.engines.scheduler import Residency
 from cft.errors import UserError
-from cft.models.load import require_plain_attention
+from cft.models.architecture import fork_obstacles, require_plain_attention, require_steady_rotary
+from cft.models.rounding import half_of_the_digits
 from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
-
-SELF_CHECK_ERROR = {4: 1e-3, 2: 1e-1}  # of the largest logit, by the bytes of a weight
 
 
 class EngineError(UserError, RuntimeError):
@@ -94,6 +93,11 @@ class SharedPrefixEngine:
             if value < 1:
                 raise ValueError(f"engine.{name}: expected at least 1, found {value}")
         require_plain_attention(model)
+        if found := fork_obstacles(model.config):
+            raise EngineError(
+                f"engine=shared_prefix cannot decode with {type(model).__name__}, whose attention has {' and '.join(found)}; "
+                "use engine=reference"
+            )
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.max_rows = max_rows
@@ -114,6 +118,7 @@ class SharedPrefixEngine:
                 forks = source.take(residency.room())
                 residency.asked(got=len(forks))
                 for fork in forks:
+                    require_steady_rotary(self.model, length=fork.trunk.prompt_len + budget.max_new_tokens)
                     finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
                     if finish is not None:
                         yield fork.key, Completion(response_of(fork_prefix(fork), fork), finish, 0)
@@ -226,10 +231,13 @@ class SharedPrefixEngine:
                 for tails in residency.tails:
                     tails.advance()
         except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+            reason = str(error)
+            if not self.model._supports_attention_backend:
+                reason = "it computes attention by itself, where transformers offers no way to put another in its place"
             raise EngineError(
-                f"engine=shared_prefix cannot decode with {kind}: {error}; use engine=reference"
+                f"engine=shared_prefix cannot decode with {kind}: {reason}; use engine=reference"
             ) from error
-        if not wrong <= SELF_CHECK_ERROR[min(4, self.model.dtype.itemsize)]:
+        if not wrong <= half_of_the_digits(self.model.dtype):
             raise EngineError(
                 f"engine=shared_prefix does not compute what {kind} computes (error of a logit {wrong:.1e} of the largest): "
                 "its attention is no plain softmax over all earlier tokens; use engine=reference"

@@ -19,9 +19,9 @@ from cft.annotation.counterfactual import ListSource
 from cft.console import progress
 from cft.evaluation.metrics import Interval, bootstrap_interval, distinct_n, maj_at_k, pass_at_k, self_bleu
 from cft.files import write_atomically
-from cft.judging.judge import Judge
 from cft.models.text import decode
 from cft.types import GREEDY, Budget, Completion, Engine, Fork, Outcome, Problem, Sampling, Trunk
+from cft.verifiers.grader import Grader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,12 +70,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """A model as seen from outside: an engine with its tokenizer, its prompt and the judge."""
+    """A model as seen from outside: an engine with its tokenizer, its prompt and the grader."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     prompt: Prompt
-    judge: Judge
+    grader: Grader
     max_positions: int
 
     def solve(self, problems: Sequence[Problem], *, request: SampleRequest, title: str) -> list[Sample]:
@@ -101,7 +101,7 @@ class Solver:
                 done[key] = completion  # type: ignore[index]
                 bar.advance()
         keys = sorted(done)
-        verdicts = self.judge([(done[key], problems[key[0]].answer) for key in keys])
+        verdicts = self.grader([(done[key], problems[key[0]].answer) for key in keys])
         return [
             Sample(
                 problems[i],

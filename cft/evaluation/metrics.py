@@ -17,7 +17,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from cft.evaluation.intervals import Interval, bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
-from cft.judging.answers import canonical
+from cft.verifiers.numbers import canonical
 
 __all__ = [
     "Interval",

@@ -1,6 +1,6 @@
 """Where metrics go: CSV in every training, Weights & Biases by `logger=wandb`. Builders named in conf/logger.
 
-train.py hands its loggers to Lightning; annotate.py and evaluate.py open theirs with `logging_to`. What a run read and
+cft train hands its loggers to Lightning; cft annotate and cft evaluate open theirs with `logging_to`. What a run read and
 made (`cft/runs/lineage.py`), and samples of its responses, go to those loggers that take them.
 """
 

@@ -30,7 +30,7 @@ class MaskError(UserError, ValueError):
 
 
 class TooLittleEvidence(MaskError):
-    """The annotation was made with less than the mask asks for, which annotate.py can mend.
+    """The annotation was made with less than the mask asks for, which cft annotate can mend.
 
     afresh: its overrides for a new annotation that holds enough.
     """
@@ -131,7 +131,7 @@ class Critical(RowMask):
         if stored < k:
             raise TooLittleEvidence(
                 f"response {row.response_id}: mask.num_alternatives={k}, but the annotation holds {stored}",
-                remedy=f"extend it with: python annotate.py annotation=<name> num_alternatives={k} (and its other "
+                remedy=f"extend it with: cft annotate annotation=<name> num_alternatives={k} (and its other "
                 "arguments as before)",
                 afresh=afresh,
             )
@@ -153,7 +153,7 @@ class Critical(RowMask):
             raise TooLittleEvidence(
                 f"response {row.response_id}: {int(open_R.sum())} positions are not settled for mask.rule={self.rule}, "
                 "since annotation stopped at the first right alternative",
-                remedy="fill the gaps with: python annotate.py annotation=<name> complete=true (and its other arguments "
+                remedy="fill the gaps with: cft annotate annotation=<name> complete=true (and its other arguments "
                 "as before)",
                 afresh=afresh,
             )

@@ -41,7 +41,7 @@ class Projected(RowMask):
     """The mask `inner` of another annotation of the same responses, carried over by characters (CFT, arXiv 2510.10974,
     masks of another model family).
 
-    from_annotation: a name or folder; make one with the other model by annotate.py responses=given. Its rows are matched by
+    from_annotation: a name or folder; make one with the other model by cft annotate responses=given. Its rows are matched by
     problem id and exact response text. A row without a partner has no eligible token, in the mask's complement neither; they
     are counted.
     inner: reads the other annotation's evidence and stored scores.
@@ -64,7 +64,7 @@ class Projected(RowMask):
             raise MaskError(
                 f"mask.from_annotation={self.name}: none of its {len(self.partners)} responses is one of the "
                 f"{len(rows)} to train on (same problem id and text). Annotate the same solutions with the other model: "
-                f"python annotate.py responses=given annotation={self.name} model=<the other model> data=<the same "
+                f"cft annotate responses=given annotation={self.name} model=<the other model> data=<the same "
                 "problems with these responses as solutions>"
             )
         if self.unmatched:

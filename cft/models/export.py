@@ -9,14 +9,20 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cft.errors import UserError
 from cft.files import writing_errors
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ExportError(UserError, ValueError):
+    """A model or tokenizer that transformers cannot write; the message names the folder it came from."""
 
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> Path:
@@ -36,6 +42,25 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def require_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write all of an export but the weights, to be thrown away: what cannot be written says so before the training.
+
+    Raises:
+        ExportError: transformers refuses to write the model's configs or the tokenizer.
+    """
+    with tempfile.TemporaryDirectory(prefix="cft-export-") as folder:
+        try:
+            model.config.save_pretrained(folder)
+            if model.generation_config is not None:
+                model.generation_config.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            raise ExportError(
+                f"{model.config.name_or_path}: the trained model could not be exported: {error}; repair the file of the "
+                "model folder that this is about"
+            ) from error
 
 
 def save_synced(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> None:

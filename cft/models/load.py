@@ -11,18 +11,26 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cft.errors import UserError
 from cft.files import sha256_json
+from cft.models.architecture import (
+    ModelError,
+    require_attention,
+    require_plain_attention,
+    require_room,
+    require_rows,
+    unnamed_ids,
+)
 from cft.models.export import export
+from cft.models.files import as_saved, damage
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "Lora",
@@ -36,17 +44,15 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "require_plain_attention",
+    "require_room",
     "template_hash",
     "tokenizer_hash",
+    "unnamed_ids",
     "weights_hash",
 ]
 
 ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-class ModelError(UserError, ValueError):
-    """A model or tokenizer that cannot be had or cannot be used; the message names the key to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,21 +97,29 @@ class ModelSpec:
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model. Raises ModelError."""
     source = locate(spec.path)
+    _require_whole(spec, source)
     from transformers import AutoTokenizer
 
+    options = {"revision": spec.revision, "local_files_only": _is_local(source)}
     try:
-        return AutoTokenizer.from_pretrained(
-            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code, local_files_only=_is_local(source)
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=spec.trust_remote_code, **options)
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(spec, "tokenizer", error) from error
+    tokenizer = as_saved(tokenizer, source, **options)
+    require_rows(spec, tokenizer, _config(spec, source))
+    return tokenizer
 
 
-def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
-    """The model in `spec.dtype`, in eval mode, on the CPU, with adapters if `spec.lora` is set. Raises ModelError."""
+def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> PreTrainedModel:
+    """The model in `spec.dtype`, in eval mode, on the CPU, with adapters if `spec.lora` is set. Raises ModelError.
+
+    ends: tokens that end a response beside the checkpoint's own and `spec.eos_tokens`; None is none.
+    """
     if spec.attn_implementation == "flash_attention_2":
         _require_flash_attention()
     source = locate(spec.path)
+    _require_whole(spec, source)
+    require_attention(spec, _config(spec, source))
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -129,8 +143,13 @@ def load_causal_lm(spec: ModelSpec) -> PreTrainedModel:
             f"model.path={spec.path}: {len(wrong)} weights are missing or of another shape than config.json says, "
             f"first: {', '.join(wrong[:3])}; the folder is damaged or no causal language model: get it again"
         )
+    _settle_generation_config(model)
+    further = {end for end in ends if end is not None}
     if spec.eos_tokens:
-        _add_eos(model, load_tokenizer(spec), spec=spec)
+        further |= _eos_tokens(spec, load_tokenizer(spec))
+    if further:
+        assert model.generation_config is not None
+        model.generation_config.eos_token_id = sorted({*_listed(model.generation_config.eos_token_id), *further})
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if spec.lora is not None:
@@ -172,7 +191,9 @@ def locate(path: str) -> str:
 def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
     """Put adapters into `model` itself and freeze the rest: its class, head and backbone stay. Raises ModelError."""
     if importlib.util.find_spec("peft") is None:
-        raise ModelError("model.lora needs the peft package: pip install 'cft[lora]', or model.lora=null")
+        raise ModelError(
+            "model.lora needs the peft package: pip install 'critical-token-finetuning[lora]', or model.lora=null"
+        )
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -195,36 +216,13 @@ def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end a response, rising: of the generation config and of the tokenizer. Raises ModelError if none."""
     of_model = model.generation_config.eos_token_id if model.generation_config is not None else None
-    of_model = [of_model] if isinstance(of_model, int) else list(of_model or [])
-    of_tokenizer = tokenizer.eos_token_id
-    of_tokenizer = [of_tokenizer] if isinstance(of_tokenizer, int) else list(of_tokenizer or [])
-    ids = tuple(sorted({int(token) for token in [*of_model, *of_tokenizer]}))
+    ids = tuple(sorted({*_listed(of_model), *_listed(tokenizer.eos_token_id)}))
     if not ids:
         raise ModelError(
             f"{model.config.name_or_path}: neither generation_config.json nor the tokenizer names an end-of-sequence "
             "token, so no response could end; name one in model.eos_tokens"
         )
     return ids
-
-
-def require_plain_attention(model: PreTrainedModel) -> None:
-    """Raise ModelError unless every layer attends to all earlier tokens.
-
-    Forks cut a key-value cache at a position and packed rows rely on position ids: recurrent state, sliding windows and
-    chunks survive neither, and the numbers would be wrong without a sign.
-    """
-    config = model.config.get_text_config(decoder=True)
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if model._is_stateful or model.config.is_encoder_decoder:
-        kinds |= {"recurrent state" if model._is_stateful else "encoder and decoder"}
-    elif not kinds and getattr(config, "sliding_window", None):
-        kinds = {f"sliding window of {config.sliding_window} tokens"}
-    if kinds - {"full_attention"}:
-        raise ModelError(
-            f"{type(model).__name__} ({model.config.name_or_path}) has layers of the kind "
-            f"{', '.join(sorted(kinds - {'full_attention'}))}; cutting its cache or packing rows would "
-            "change its answers; choose a model whose layers all use full attention, such as model=qwen2.5-0.5b"
-        )
 
 
 def weights_hash(model: PreTrainedModel) -> str:
@@ -274,20 +272,61 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return sha256_json(tokenizer.chat_template)
 
 
-def _add_eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, spec: ModelSpec) -> None:
+def _eos_tokens(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     vocabulary = tokenizer.get_vocab()
     if unknown := [token for token in spec.eos_tokens if token not in vocabulary]:
         raise ModelError(
             f"model.eos_tokens={list(spec.eos_tokens)}: {unknown[0]!r} is not in the vocabulary of {spec.path}"
         )
-    assert model.generation_config is not None
-    extra = {vocabulary[token] for token in spec.eos_tokens}
-    model.generation_config.eos_token_id = sorted({*eos_ids(model, tokenizer), *extra})
+    return {int(vocabulary[token]) for token in spec.eos_tokens}
+
+
+def _listed(ids: int | Sequence[int] | None) -> list[int]:
+    return [ids] if isinstance(ids, int) else [int(token) for token in ids or ()]
+
+
+def _settle_generation_config(model: PreTrainedModel) -> None:
+    """transformers refuses to save a generation config that contradicts itself, as some checkpoints' do: at the export,
+    after the training. Then what it says of sampling goes, which is nothing here: ends, limits and padding stay."""
+    from transformers import GenerationConfig
+
+    found = model.generation_config
+    if found is None:
+        return
+    try:
+        found.validate(strict=True)
+    except ValueError:
+        kept = (
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "decoder_start_token_id",
+            "max_length",
+            "max_new_tokens",
+        )
+        kept_values = {name: value for name in kept if (value := getattr(found, name, None)) is not None}
+        model.generation_config = GenerationConfig(**kept_values)
+
+
+def _config(spec: ModelSpec, source: str) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code, local_files_only=_is_local(source)
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(spec, "model", error) from error
+
+
+def _require_whole(spec: ModelSpec, source: str) -> None:
+    if _is_local(source) and (problem := damage(Path(source))):
+        raise ModelError(f"model.path={spec.path}: {problem}")
 
 
 def _require_flash_attention() -> None:
     if importlib.util.find_spec("flash_attn") is None:
-        problem = "the flash-attn package is not installed (pip install 'cft[flash]')"
+        problem = "the flash-attn package is not installed (pip install 'critical-token-finetuning[flash]')"
     else:
         import torch
 

@@ -59,7 +59,9 @@ def _convert(source: Path, folder: Path) -> None:
 
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModelError(f"reading {source.name} needs {' and '.join(missing)}: pip install 'cft[gguf]'")
+        raise ModelError(
+            f"reading {source.name} needs {' and '.join(missing)}: pip install 'critical-token-finetuning[gguf]'"
+        )
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
     # The file says `tokenizer.ggml.pre = smollm`: digits one by one, then GPT-2's rule. transformers drops the first
     # half, which changes how spaces before a number are split.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +14,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# What ends or begins a turn or a text, by the spellings in use; <answer> and other markup of a response is none.
+_CONTROL = re.compile(
+    r"<[|｜].*[|｜]>|</?s>|<(?:start|end)_of_\w+>|<(?:eos|bos|pad|unk|mask|cls|sep)>|\[/?(?:INST|PAD|CLS|SEP|MASK|UNK)\]",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+@lru_cache(maxsize=1)
+def hidden_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of the special tokens that are no text: end, beginning, padding, and what a chat template writes around turns.
+
+    A special token of another kind (a model that was trained to write <answer>) is part of what it says.
+    """
+    named = {getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "bos", "pad", "unk")}
+    special = list(tokenizer.all_special_ids)
+    texts = [str(tokenizer.decode([token], skip_special_tokens=False)) for token in special]
+    control = {
+        token for token, text in zip(special, texts, strict=True) if not text or _CONTROL.fullmatch(text.strip())
+    }
+    return frozenset(token for token in named | control if token is not None)
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | NDArray[np.int32]) -> str:
-    """Text of response ids: special tokens left out, spaces as the tokenizer has them."""
-    text = tokenizer.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """Text of response ids: special tokens that are no text (`hidden_ids`) left out, spaces as the tokenizer has them."""
+    hidden = hidden_ids(tokenizer)
+    kept = [int(i) for i in ids if int(i) not in hidden]
+    text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
 
@@ -22,7 +48,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | NDArray[np.i
 def char_spans(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | NDArray[np.int32]
 ) -> tuple[str, NDArray[np.int32]]:
-    """(text, spans [R, 2] int32, end exclusive). Special tokens get an empty span.
+    """(text, spans [R, 2] int32, end exclusive). Hidden tokens get an empty span.
 
     A token adds what the decoded prefix grows by, measured as the common prefix with the whole text: a token that
     holds only some bytes of a character decodes to a replacement sign first. Such a token gets the character it
@@ -30,12 +56,12 @@ def char_spans(
     """
     ids = [int(i) for i in ids]
     text = decode(tokenizer, ids)
-    special = frozenset(tokenizer.all_special_ids)
+    hidden = hidden_ids(tokenizer)
     spans = np.zeros((len(ids), 2), dtype=np.int32)
     start = 0
     for t, token in enumerate(ids):
         end = max(start, _common_prefix(decode(tokenizer, ids[: t + 1]), text))
-        if end == start and token not in special:
+        if end == start and token not in hidden:
             spans[t] = start, min(start + 1, len(text))
         else:
             spans[t] = start, end

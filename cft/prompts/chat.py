@@ -1,29 +1,51 @@
-"""From a question to prompt ids: by the tokenizer's chat template, or as plain text.
+"""From a question to prompt ids: by the tokenizer's chat template, or as plain text; and how a response ends.
 
 Ids are made once, here, and travel as ids. The beginning-of-sequence token stands at the front once, where the template
-or the tokenizer puts it.
+or the tokenizer puts it. Control tokens (beginning, end, padding, and what a template writes around turns) come from
+templates alone: where the text of a problem spells one, it is encoded as text.
+
+    fingerprint     hash of what the config says
+    prompting       what annotation, training and evaluation compare: tokenizer, prompt, template, and the ids of a probe
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cft.errors import UserError
 from cft.files import sha256_json
+from cft.models.load import template_hash, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SLOT = "{question}"
+DATE = "2024-07-26"  # what the templates of Llama 3.1 write where no clock is at hand
+PROBE = "What is 2 + 3?"
+_REPLY = "\ue000reply\ue000"  # stands for an assistant's text; no template writes characters of the private use area
+_BREAK = "\ue001"  # breaks the spelling of a control token
+_OURS = {"add_generation_prompt", "documents", "messages", "strftime_now", "tools"}
 
 
 class PromptError(UserError, ValueError):
     """A prompt that cannot be made; the message names the key to change."""
 
 
+class TextError(PromptError):
+    """The text of one problem that cannot be given to this tokenizer; the message is the reason."""
+
+
 class Prompt(Protocol):
     def ids(self, tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]: ...
+
+    def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """The token that closes a response, None where neither template nor tokenizer says."""
+        ...
 
     def fingerprint(self) -> str:
         """Hash of everything but the tokenizer and its template, which have hashes of their own (`cft/models/load.py`)."""
@@ -33,48 +55,204 @@ class Prompt(Protocol):
 class Chat:
     """One user turn in the tokenizer's chat template, open for the assistant's answer.
 
-    system: text of the system turn, "" = none given, so that the template's own default applies.
-    template: the user's text, with `{question}` once.
+    Args:
+        system: text of the system turn, "" = none given, so that the template's own default applies.
+        template: the user's text, with `{question}` once.
+        template_kwargs: variables of the chat template, such as `{enable_thinking: false}`.
+        date: the day that templates which write today's date are given, so that a prompt is the same on every day.
+
+    Raises:
+        PromptError: a template without one slot, a variable that the program sets, or no date.
     """
 
-    def __init__(self, *, system: str, template: str) -> None:
+    def __init__(
+        self, *, system: str, template: str, template_kwargs: Mapping[str, Any] | None = None, date: str = DATE
+    ) -> None:
         self.system = system
         self.template = _checked(template)
+        self.template_kwargs = dict(template_kwargs or {})
+        self.date = date
+        try:
+            self._day = datetime.strptime(date, "%Y-%m-%d")
+        except ValueError:
+            raise PromptError(f"prompt.date={date!r}: expected a day as YYYY-MM-DD, such as {DATE}") from None
+        if taken := sorted(_OURS & set(self.template_kwargs)):
+            raise PromptError(f"prompt.template_kwargs: {', '.join(taken)} is set by the program; leave it out")
 
     def ids(self, tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
-        if not tokenizer.chat_template:
+        return _one_bos(_question_ids(tokenizer, question, lambda text: self._text(tokenizer, text)), tokenizer)
+
+    def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """The special token that the template writes after an assistant's text, else the tokenizer's EOS."""
+        after = self._text(tokenizer, PROBE, reply=_REPLY).rpartition(_REPLY)[2].strip()
+        first = encoded(tokenizer, after)[:1] if after else []
+        return first[0] if first and first[0] in special_tokens(tokenizer).values() else tokenizer.eos_token_id
+
+    def fingerprint(self) -> str:
+        further = {"template_kwargs": self.template_kwargs} if self.template_kwargs else {}
+        further |= {"date": self.date} if self.date != DATE else {}
+        return sha256_json({"kind": "chat", "system": self.system, "template": self.template, **further})
+
+    def _text(self, tokenizer: PreTrainedTokenizerBase, question: str, *, reply: str | None = None) -> str:
+        """The conversation as the template writes it, open for the assistant's answer unless `reply` is it."""
+        template = tokenizer.chat_template
+        if not template:
             raise PromptError(
                 f"prompt=chat: the tokenizer of {tokenizer.name_or_path} has no chat template; use prompt=plain, or a "
                 "model that was trained on chats"
             )
+        for name in self.template_kwargs:
+            if isinstance(template, str) and not re.search(rf"\b{re.escape(name)}\b", template):
+                raise PromptError(
+                    f"prompt.template_kwargs.{name}: the chat template of {tokenizer.name_or_path} reads no such "
+                    "variable, so it would change nothing; leave it out"
+                )
         turns = [{"role": "system", "content": self.system}] if self.system else []
         turns.append({"role": "user", "content": self.template.replace(SLOT, question)})
-        # transformers 5 gives a BatchEncoding, whose length and iteration are those of a dict.
-        encoding = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
-        return _one_bos(encoding["input_ids"], tokenizer)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        turns += [{"role": "assistant", "content": reply}] if reply is not None else []
+        from jinja2 import TemplateError
+        from transformers.utils import chat_template_utils
 
-    def fingerprint(self) -> str:
-        return sha256_json({"kind": "chat", "system": self.system, "template": self.template})
+        try:
+            # apply_chat_template takes no function, so the clock that its templates read could not be set there.
+            compiled: Any = chat_template_utils._compile_jinja_template(tokenizer.get_chat_template())
+            return compiled.render(
+                messages=turns,
+                tools=None,
+                documents=None,
+                add_generation_prompt=reply is None,
+                strftime_now=self._day.strftime,
+                **{**tokenizer.special_tokens_map, **self.template_kwargs},
+            )
+        except (TemplateError, TypeError) as error:
+            raise PromptError(_template_problem(error, tokenizer, system=self.system)) from error
 
 
 class Plain:
     """The text of `template` with the question in place of `{question}`, encoded as it stands, with BOS where the
-    tokenizer adds one. For base models."""
+    tokenizer adds one. For base models.
+
+    Args:
+        template: the text, with `{question}` once.
+
+    Raises:
+        PromptError: a template without one slot.
+    """
 
     def __init__(self, *, template: str) -> None:
         self.template = _checked(template)
 
     def ids(self, tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
-        text = self.template.replace(SLOT, question)
-        ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
-        bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        # Some tokenizers also close a text with EOS; an answer cannot follow that.
-        if len(ids) > len(bare) and ids[-1] == tokenizer.eos_token_id and ids[-1:] != bare[-1:]:
-            ids.pop()
-        return _one_bos(ids, tokenizer)
+        bare = _question_ids(tokenizer, question, lambda text: self.template.replace(SLOT, text))
+        # BOS, where the tokenizer adds one. Some also close a text with EOS; an answer cannot follow that.
+        opened = list(tokenizer(self.template, add_special_tokens=True)["input_ids"])[:1] == [tokenizer.bos_token_id]
+        return _one_bos([tokenizer.bos_token_id, *bare] if opened else bare, tokenizer)
+
+    def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        return tokenizer.eos_token_id
 
     def fingerprint(self) -> str:
         return sha256_json({"kind": "plain", "template": self.template})
+
+
+def prompting(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What must be the same wherever problems are put to a model: tokenizer, prompt, template, and the ids of a probe,
+    which show what hashes of texts do not: what a clock or another version of a library makes of them.
+
+    Raises:
+        PromptError: the prompt cannot be made with this tokenizer.
+    """
+    probe = [*prompt.ids(tokenizer, PROBE), prompt.end_id(tokenizer)]
+    return {
+        "tokenizer": tokenizer_hash(tokenizer),
+        "prompt": {
+            "prompt": prompt.fingerprint(),
+            "template": template_hash(tokenizer),
+            "probe": sha256_json(probe),
+        },
+    }
+
+
+def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collection[int]) -> list[int]:
+    """Ids of a given response, without its end.
+
+    Control tokens are never made of it: those that have a role (beginning, end, padding, unknown), those that the chat
+    template writes, and `ends`. Special tokens that are part of answers, such as `<answer>`, are.
+
+    Raises:
+        TextError: the tokenizer cannot spell the text.
+    """
+    roles = {str(content) for content in tokenizer.special_tokens_map.values()}
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    controls = {
+        token
+        for content, token in special_tokens(tokenizer).items()
+        if content in roles or content in template or token in ends
+    }
+    ids = encoded(tokenizer, text)
+    if controls & set(ids):
+        ids = encoded(tokenizer, text, special=False)
+    spelt = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if controls & set(ids) or _compared(str(spelt)) != _compared(text):
+        raise TextError("the tokenizer cannot spell this text")
+    return ids
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
+    """Ids of a text as it stands, nothing added. special: whether what is spelt like a special token becomes one."""
+    further = {} if special else {"split_special_tokens": True}
+    return [int(token) for token in tokenizer(text, add_special_tokens=False, **further)["input_ids"]]
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Text -> id of the tokens that are no ordinary text."""
+    return {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def _question_ids(tokenizer: PreTrainedTokenizerBase, question: str, render: Callable[[str], str]) -> list[int]:
+    """Ids of `render(question)`, in which special tokens are those of `render` alone. Raises TextError."""
+    special = special_tokens(tokenizer)
+    spelt = re.compile("|".join(re.escape(text) for text in sorted(special, key=len, reverse=True)) or "(?!)")
+    if not spelt.search(question):
+        return encoded(tokenizer, render(question))
+    # Broken, so that only the template's own are found; then everything between these is encoded as text.
+    broken = spelt.sub(lambda found: found[0][:1] + _BREAK + found[0][1:], question.replace(_BREAK, ""))
+    without = render(spelt.sub("", question))
+    if _between(tokenizer, without, spelt, special) != encoded(tokenizer, without):
+        raise TextError("it spells a special token, which this tokenizer cannot encode as text")
+    ids = _between(tokenizer, render(broken), spelt, special)
+    allowed = Counter(encoded(tokenizer, without))
+    if any(Counter(ids)[token] > allowed[token] for token in special.values()):
+        raise TextError("it spells a special token, which this tokenizer cannot encode as text")
+    return ids
+
+
+def _between(
+    tokenizer: PreTrainedTokenizerBase, text: str, spelt: re.Pattern[str], special: Mapping[str, int]
+) -> list[int]:
+    """Ids of a text whose special tokens are cut out first, so that what is between them can be encoded without any."""
+    ids: list[int] = []
+    start = 0
+    for found in spelt.finditer(text):
+        ids += encoded(tokenizer, text[start : found.start()].replace(_BREAK, ""), special=False)
+        ids.append(special[found[0]])
+        start = found.end()
+    return ids + encoded(tokenizer, text[start:].replace(_BREAK, ""), special=False)
+
+
+def _compared(text: str) -> str:
+    """Tokenizers may compose characters and drop white space at the ends of a text; more they must keep."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _template_problem(error: Exception, tokenizer: PreTrainedTokenizerBase, *, system: str) -> str:
+    from jinja2 import TemplateSyntaxError
+
+    of = f"the chat template of {tokenizer.name_or_path}"
+    if isinstance(error, TemplateSyntaxError):
+        return f"prompt=chat: {of} is damaged: {error.message} (line {error.lineno}); repair it, or use prompt=plain"
+    remedy = "take out the system turn (prompt.system='')" if system else "use prompt=plain"
+    return f"prompt{'.system' if system else '=chat'}: {of} refuses the conversation: {error}; {remedy}"
 
 
 def _checked(template: str) -> str:

@@ -70,7 +70,7 @@ class NoReference:
 
 
 class Annotation:
-    """Log-probs that annotate.py stored: those of the annotating model, the usual starting point of training."""
+    """Log-probs that cft annotate stored: those of the annotating model, the usual starting point of training."""
 
     gives = frozenset({REFERENCE_LOGPROB})
     stored = OWN_LOGPROB
@@ -102,7 +102,7 @@ def starts_as_reference(
 
 
 class Score:
-    """Log-probs of another frozen model over the same tokens, stored under `name` by `python -m cft.score`."""
+    """Log-probs of another frozen model over the same tokens, stored under `name` by `cft score`."""
 
     gives = frozenset({REFERENCE_LOGPROB})
 

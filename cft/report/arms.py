@@ -144,5 +144,5 @@ def identity_of(key: dict[str, Any]) -> str:
 
 
 def is_base(key: dict[str, Any]) -> bool:
-    """Neither trained by train.py nor a checkpoint of unknown training."""
+    """Neither trained by cft train nor a checkpoint of unknown training."""
     return "mask" not in key and "weights" not in key

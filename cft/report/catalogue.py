@@ -1,4 +1,4 @@
-"""The methods that train.py composes, read from conf/ and the classes behind it: python -m cft.report.catalogue
+"""The methods that cft train composes, read from conf/ and the classes behind it: python -m cft.report.catalogue
 
 For every mask, grouping, weighting, loss and regularizer: what it is, what it needs, its defaults, its source, the
 experiment that sets up the published method, and the command that trains with it. Nothing on the page is written by
@@ -47,7 +47,7 @@ _GRADED = "graded"  # the annotation that the commands for it make and train on
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One option of one group. needs: what must come from outside the prompt and response. experiment: of conf/experiment,
-    the published method; "" where there is none. overrides: a train.py command line that meets the needs. before: commands
+    the published method; "" where there is none. overrides: a cft train command line that meets the needs. before: commands
     that must have run. missing: keys without a default, which the user gives."""
 
     group: str
@@ -67,7 +67,7 @@ class Entry:
 
     @property
     def command(self) -> str:
-        return " ".join(["python train.py", *self.overrides, *(f"{key}=..." for key in self.missing)])
+        return " ".join(["cft train", *self.overrides, *(f"{key}=..." for key in self.missing)])
 
 
 @cache
@@ -172,7 +172,7 @@ def _asks_for_all_cells(mask: Mask) -> bool:
 def _before(cfg: DictConfig, needs: tuple[str, ...]) -> Iterator[str]:
     """Commands that make what the configuration reads of the annotation that ships with the package."""
     if COMPLETE in needs:
-        yield f"python annotate.py annotation={_GRADED} short_circuit=false limit=400"
+        yield f"cft annotate annotation={_GRADED} short_circuit=false limit=400"
     tree = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(tree, dict)
     annotation = str(cfg.data.annotation)

@@ -1,6 +1,6 @@
 """Which learning rate does each arm deserve? Chosen by its score on validation problems, before any test result counts.
 
-    python -m cft.report SEARCH FINAL --choose optimizer.lr
+    cft report SEARCH FINAL --choose optimizer.lr
 
 Runs of an arm that differ in the key alone are candidates. Where some were trained for the search (evaluation.problems=0),
 they alone decide and the tested runs play no part; else the tested runs' own validation scores do. What is compared then

@@ -1,6 +1,6 @@
 """Runs -> arms -> a comparison with intervals: what the tables, the figure and the page are made of.
 
-A run's `results.json` (written by `train.py` and `evaluate.py` into its folder):
+A run's `results.json` (written by `cft train` and `cft evaluate` into its folder):
 
     schema 1; stage "train" or "evaluate"; run; seed; benchmark; split; problems
     arm          what tells the run from others, but for the seed: {"model": ..., "mask": ..., "optimizer.lr": ...};
@@ -72,13 +72,13 @@ def collect(folders: Sequence[Path]) -> Runs:
     paths: dict[Path, None] = {}
     for folder in folders:
         if not folder.exists():
-            raise ReportError(f"{folder}: no such folder; expected run folders of train.py or evaluate.py")
+            raise ReportError(f"{folder}: no such folder; expected run folders of cft train or cft evaluate")
         found = [folder] if folder.is_file() else sorted(folder.rglob("results.json"))
         paths |= dict.fromkeys(path.resolve() for path in found)
     notes = notes_on(folders)
     if not paths:
         where = ", ".join(map(str, folders))
-        message = f"{where}: no results.json below; it is written when a run of train.py or evaluate.py ends"
+        message = f"{where}: no results.json below; it is written when a run of cft train or cft evaluate ends"
         raise ReportError(" ".join([f"{message}.", *notes]) if notes else message)
     return Runs(map(_at_best, _with_trainings([_read(path) for path in paths])), notes=notes)
 
@@ -299,7 +299,7 @@ def _stated_base(runs: list[Run]) -> Arm | None:
 
 
 def _varying(keys: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Names whose values differ among the arms train.py made; of other models only what model it is."""
+    """Names whose values differ among the arms cft train made; of other models only what model it is."""
     trained = [key for key in keys if "mask" in key] or keys
     names = dict.fromkeys(["model", *(name for key in trained for name in key)])
     return tuple(

@@ -29,8 +29,8 @@ class CompareJobs(Callback):
             console.print(comparison_table(comparison, width=console.width))
             for note in comparison.notes:
                 console.print(printable(note), style="dim", markup=False)
-        from cft.report.__main__ import facts_of  # matplotlib follows: only now, not at the start of every job
-        from cft.report.build import build_report
+        from cft.report.build import build_report  # matplotlib follows: only now, not at the start of every job
+        from cft.report.evidence import facts_of
 
         page = build_report(
             folder, comparisons=comparisons, evidence=None, title=folder.name, lead="", facts=facts_of(comparisons)

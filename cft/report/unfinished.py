@@ -51,7 +51,7 @@ def _names(runs: Sequence[Path]) -> str:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a config.yaml is one of train.py or evaluate.py; loggers write files of that name too."""
+    """Whether a config.yaml is one of cft train or cft evaluate; loggers write files of that name too."""
     try:
         config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):

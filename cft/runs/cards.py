@@ -65,7 +65,7 @@ def write_annotation_card(store: AnnotationStore) -> Path:
 
 
 def write_model_card(folder: Path) -> Path:
-    """README.md in the export of a finished run of train.py."""
+    """README.md in the export of a finished run of cft train."""
     return write_card(folder / EXPORT, model_card(folder))
 
 
@@ -121,7 +121,7 @@ def annotation_card(store: AnnotationStore) -> str:
         "`problems/*.parquet` has one row a problem tried: its status, the response, the answer found in it.",
         "## Use",
         code("python", 'datasets.load_dataset("parquet", data_files="rows/*.parquet")'),
-        code("bash", f"python train.py data.annotation={manifest['name']} annotations_dir=<the folder above this one>"),
+        code("bash", f"cft train data.annotation={manifest['name']} annotations_dir=<the folder above this one>"),
         "## Limits",
         f"Which tokens are critical is a fact about this model, this prompt, greedy continuations, {config['num_alternatives']}"
         " alternatives a position and this verifier; another of these may give others. Problems without a verified response "
@@ -132,7 +132,7 @@ def annotation_card(store: AnnotationStore) -> str:
 
 
 def model_card(folder: Path) -> str:
-    """folder: of a finished run of train.py."""
+    """folder: of a finished run of cft train."""
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     settings, data, arm = results["settings"], results["data"], results["arm"]
     base = settings["model.path"]
@@ -175,7 +175,7 @@ def model_card(folder: Path) -> str:
         _numbers(results, metrics),
         "## Use",
         code("python", 'transformers.AutoModelForCausalLM.from_pretrained("<this folder>")'),
-        code("bash", "python evaluate.py checkpoint=<this folder>"),
+        code("bash", "cft evaluate checkpoint=<this folder>"),
         "## All settings",
         code("yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip()),
         "## Limits",

@@ -22,7 +22,6 @@ from typing import Any, Literal
 from hydra.core.hydra_config import HydraConfig
 
 from cft.configuration.redaction import redacted, redacted_text
-from cft.configuration.schema import PROGRAMS
 from cft.files import sha256_file, sha256_json
 from cft.runs.arm import spoken
 from cft.runs.run import CONFIG, EXPORT, RESULTS
@@ -88,7 +87,7 @@ def model_inputs(path: str) -> tuple[Link, ...]:
 
 
 def checkpoint_link(folder: Path) -> Link:
-    """Of a run folder of train.py, or of any Hugging Face model folder."""
+    """Of a run folder of cft train, or of any Hugging Face model folder."""
     results_path = folder / RESULTS
     results = json.loads(results_path.read_text(encoding="utf-8")) if results_path.is_file() else {}
     model = folder / EXPORT if (folder / EXPORT).is_dir() else folder
@@ -130,9 +129,7 @@ def job_command() -> str:
     if not HydraConfig.initialized():
         return ""
     hydra = HydraConfig.get()
-    name = str(hydra.job.name)
-    program = PROGRAMS.get(name, f"{name}.py")  # type: ignore[arg-type]
-    return shlex.join(["python", *program.split(), *map(redacted_text, hydra.overrides.task)])
+    return shlex.join(["cft", str(hydra.job.name), *map(redacted_text, hydra.overrides.task)])
 
 
 def _there(folder: Path, *names: str) -> tuple[Path, ...]:

@@ -26,7 +26,7 @@ NO_REFERENCE = {
     REFERENCE_LOGPROB: (
         "this method compares the policy's log-probs with a reference model's, and there is none; set "
         "reference=annotation (log-probs of the annotating model, already stored), reference=score reference.name=... "
-        "(another frozen model, stored by python -m cft.score), or a live model: reference=initial"
+        "(another frozen model, stored by cft score), or a live model: reference=initial"
     ),
     REFERENCE_DISTRIBUTION: (
         "this method needs the whole distribution of a reference model, which is not stored; set reference=initial (a "

@@ -1,6 +1,6 @@
 """Kinds of score: what a frozen model says of each response token, from one teacher-forced pass over padded rows.
 
-    kind(model, rows) -> [[R] float32]          configured by conf/score, run by `python -m cft.score`
+    kind(model, rows) -> [[R] float32]          configured by conf/score, run by `cft score`
 
 The values of a row do not depend on the rows beside it. To add a kind, write a class with `eager`, `fingerprint` and
 `__call__`, and a yaml in conf/score/ that names it.

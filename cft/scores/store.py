@@ -7,7 +7,7 @@
 The fingerprint covers the kind of score and its arguments, the model's weights, the tokenizer and the rows, so the table's
 name says what is in it. The table is written first and the manifest last, each whole or not at all. An annotation that
 ships with the package stays as it is: its scores lie under annotations_dir/<its name>/scores. To read them is free; to make
-them is `python -m cft.score`.
+them is `cft score`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from omegaconf import OmegaConf
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
 from cft.files import exclusive, sha256_file, sha256_json, write_bytes, write_json
+from cft.shipped import CONF_DIR
 from cft.types import AnnotatedResponse
 
 SCHEMA_VERSION = 1
 KINDS = ("reference_logprob", "attention_received", "attention_to_prompt")  # options of conf/score
 LOGPROB = KINDS[0]
-MODELS = Path(__file__).resolve().parents[2] / "conf" / "model"
+MODELS = CONF_DIR / "model"
 DEFAULT_MODEL = "tiny_arith"  # of conf/score.yaml
 _TABLE = pa.schema([("response_id", pa.string()), ("tokens_sha256", pa.string()), ("values", pa.list_(pa.float32()))])
 _MANIFEST = {"schema", "fingerprint", "fingerprint_sha256", "file", "sha256", "command"}
@@ -204,9 +205,7 @@ def command_for(name: str, annotation: str, *, model: str) -> str:
     """
     kind = expected_kind(name) or LOGPROB
     parts = [_setting("annotation", annotation), f"score={kind}", _setting("name", name), model]
-    return " ".join(
-        ["python -m cft.score", *filter(None, parts), *(() if kind == name else ("checkpoint=RUN_FOLDER",))]
-    )
+    return " ".join(["cft score", *filter(None, parts), *(() if kind == name else ("checkpoint=RUN_FOLDER",))])
 
 
 def annotating_model(manifest: Mapping[str, Any]) -> str:

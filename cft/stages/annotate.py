@@ -20,27 +20,28 @@ from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
 from cft.configuration.config import ConfigError, build, redacted
 from cft.console import Bar, console, progress
-from cft.judging.judge import Judge
-from cft.judging.verify_pool import VerifierPool
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.base import critical_fraction
+from cft.models.architecture import context_length
 from cft.models.device import place
 from cft.models.load import (
     eos_ids,
     load_causal_lm,
     load_tokenizer,
     require_plain_attention,
-    template_hash,
-    tokenizer_hash,
+    unnamed_ids,
     weights_hash,
 )
+from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
 from cft.runs.cards import write_annotation_card
 from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
 from cft.runs.run import run_context
 from cft.stages.annotation_summary import print_summary
 from cft.types import Budget, Completion
-from cft.verify import verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -69,14 +70,15 @@ def annotate(cfg: DictConfig) -> Path:
     if cfg.complete:
         _require_annotation(store)
     spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
-    tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
+    tokenizer = load_tokenizer(spec)
+    asked = prompting(prompt, tokenizer)
+    model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
     require_plain_attention(model)
     place(model, device=cfg.device)
     eos = eos_ids(model, tokenizer)
     fingerprint = {
         "model": {"path": spec.path, "revision": spec.revision, "weights": weights_hash(model), "dtype": spec.dtype},
-        "tokenizer": tokenizer_hash(tokenizer),
-        "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
+        **asked,
         "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(eos)},
         "verifier": verifier_fingerprint(verifier),
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
@@ -102,14 +104,15 @@ def annotate(cfg: DictConfig) -> Path:
                 engine=build(cfg.engine)(model, eos),
                 tokenizer=tokenizer,
                 prompt=prompt,
-                judge=Judge(tokenizer, pool.verify_all, verifier.final),
+                grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
                 budget=Budget(cfg.max_new_tokens),
                 eos_ids=eos,
-                max_positions=model.config.max_position_embeddings,
+                max_positions=context_length(model.config),
                 num_alternatives=cfg.num_alternatives,
                 short_circuit=not plan.every_outcome,
                 replay_fraction=cfg.replay_fraction,
                 responses=cfg.responses,
+                padding_ids=unnamed_ids(model, tokenizer),
             )
             _annotate_units(store, annotator, plan=plan, shard=shard, loggers=loggers)
             _fill_units(store, annotator, plan=plan, shard=shard)
@@ -248,13 +251,11 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def _command_of_all_shards(cfg: DictConfig) -> str:
     """What was typed for this shard, less its number."""
-    return shlex.join(
-        ["python", "annotate.py", *(o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard")]
-    )
+    return shlex.join(["cft", "annotate", *(o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard")])
 
 
 def _command(cfg: DictConfig) -> str:
-    return shlex.join(["python", "annotate.py", *_overrides(cfg)])
+    return shlex.join(["cft", "annotate", *_overrides(cfg)])
 
 
 def _overrides(cfg: DictConfig) -> list[str]:

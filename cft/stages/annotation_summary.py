@@ -64,7 +64,7 @@ def print_summary(store: AnnotationStore, *, max_new_tokens: int) -> None:
 
 def train_command(store: AnnotationStore) -> str:
     """What to type next: the annotated model and prompt, and the same problems as benchmark."""
-    words = ["python", "train.py", f"data.annotation={store.folder.name}", f"annotations_dir={store.folder.parent}"]
+    words = ["cft", "train", f"data.annotation={store.folder.name}", f"annotations_dir={store.folder.parent}"]
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
         defaults = {"model": "tiny_arith", "prompt": "chat", "verifier": "numeric", "data": "arithmetic"}

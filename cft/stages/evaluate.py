@@ -23,9 +23,8 @@ from cft.evaluation.lm_eval_results import Measured, lm_eval_results
 from cft.evaluation.metrics import Interval
 from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.files import write_json
-from cft.judging.judge import Judge
-from cft.judging.verify_pool import VerifierPool
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
+from cft.models.architecture import context_length
 from cft.models.device import place
 from cft.models.load import (
     ModelSpec,
@@ -33,11 +32,9 @@ from cft.models.load import (
     load_causal_lm,
     load_tokenizer,
     require_plain_attention,
-    template_hash,
-    tokenizer_hash,
     weights_hash,
 )
-from cft.prompts.chat import Chat, Prompt
+from cft.prompts.chat import Chat, Prompt, prompting
 from cft.quiet import quiet_libraries
 from cft.runs.arm import arm_of
 from cft.runs.lineage import Link, lineage
@@ -56,7 +53,9 @@ from cft.runs.run import (
     write_results,
 )
 from cft.types import Engine, Problem
-from cft.verify import verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -138,10 +137,8 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
         folder, trained = _checkpoint(cfg.checkpoint)
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
-    _require_same_prompt(
-        trained, tokenizer_hash(tokenizer), prompt.fingerprint(), template_hash(tokenizer), cfg.checkpoint
-    )
-    model = load_causal_lm(spec)
+    _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint)
+    model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
     require_plain_attention(model)
     place(model, device=cfg.device)
     engine = build(cfg.engine)(model, eos_ids(model, tokenizer))
@@ -160,9 +157,9 @@ def _evaluated(subject: _Subject, splits: Splits, problems: tuple[Problem, ...],
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
-        judge = Judge(tokenizer, pool.verify_all)
-        room = subject.model.config.max_position_embeddings
-        solver = Solver(subject.engine, tokenizer, subject.prompt, judge, room)
+        grader = Grader(tokenizer, pool.verify_all)
+        room = context_length(subject.model.config)
+        solver = Solver(subject.engine, tokenizer, subject.prompt, grader, room)
         title = f"Evaluating {subject.spec.name} on {splits.name}"
         samples = solver.solve(problems, request=subject.request, title=title)
     intervals, per_problem = summarise(samples, seed=cfg.seed)
@@ -268,14 +265,13 @@ def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
             results = path / RESULTS
             return folder, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     raise ConfigError(
-        f"checkpoint={checkpoint}: neither a run folder of train.py (with {EXPORT}/config.json) nor a Hugging Face model "
-        "folder (with config.json). A run that was cut off has no export yet: python train.py ... resume=<run folder>"
+        f"checkpoint={checkpoint}: neither a run folder of cft train (with {EXPORT}/config.json) nor a Hugging Face model "
+        "folder (with config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"
     )
 
 
-def _require_same_prompt(trained: dict[str, Any], tokenizer: str, prompt: str, template: str, checkpoint: str) -> None:
+def _require_same_prompt(trained: dict[str, Any], now: dict[str, Any], checkpoint: str) -> None:
     """A model trained under one prompt and tokenizer is not measured under another in silence."""
-    now = {"tokenizer": tokenizer, "prompt": {"prompt": prompt, "template": template}}
     then = (trained.get("data") or {}).get("prompting")
     if then is not None and then != now:
         parts = [key for key in now if now[key] != then.get(key)]

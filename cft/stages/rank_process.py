@@ -25,7 +25,7 @@ def main(path: Path) -> None:
     cfg = OmegaConf.create({})
     cfg.hydra = OmegaConf.merge(schema, job.hydra)
     HydraConfig.instance().set_config(cfg)
-    from cft.entry import reported_in_rank
+    from cft.cli.exit_status import reported_in_rank
     from cft.stages.train import train
     from cft.training.checkpointing.resume import Start
 

@@ -23,6 +23,7 @@ from cft.models.load import (
     load_causal_lm,
     load_tokenizer,
     require_plain_attention,
+    require_room,
     tokenizer_hash,
     weights_hash,
 )
@@ -56,7 +57,11 @@ def score(cfg: DictConfig) -> Path:
     _require_same_tokenizer(store, tokenizer, spec)
     model = load_causal_lm(spec)
     require_plain_attention(model)
-    _require_room(model, rows)
+    require_room(
+        model,
+        lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
+        remedy="choose a model of a longer context",
+    )
     method = {
         "score": kind.fingerprint(),
         "model": {"weights": weights_hash(model), "dtype": spec.dtype},
@@ -118,7 +123,7 @@ def _model_spec(cfg: DictConfig, kind: ScoreKind) -> ModelSpec:
         folder = next((f for f in (path / EXPORT, path) if (f / "config.json").is_file()), None)
         if folder is None:
             raise ConfigError(
-                f"checkpoint={cfg.checkpoint}: neither a run folder of train.py (with {EXPORT}/config.json) nor a Hugging "
+                f"checkpoint={cfg.checkpoint}: neither a run folder of cft train (with {EXPORT}/config.json) nor a Hugging "
                 "Face model folder (with config.json)"
             )
         spec = dataclasses.replace(spec, path=str(folder), name=path.name)
@@ -133,17 +138,6 @@ def _require_same_tokenizer(store: AnnotationStore, tokenizer: str, spec: ModelS
             f"{store.folder}: annotated with tokenizer {stored[:12]}, but {spec.name} has {tokenizer[:12]}; its token ids "
             "would mean other text. Take a model with the annotation's tokenizer; a mask made with another one is carried "
             "over by mask=projected"
-        )
-
-
-def _require_room(model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> None:
-    longest = max(rows, key=lambda row: len(row.prompt_ids) + len(row.response_ids))
-    length = len(longest.prompt_ids) + len(longest.response_ids)
-    limit = model.config.get_text_config(decoder=True).max_position_embeddings
-    if length > limit:
-        raise ConfigError(
-            f"model: response {longest.response_id} and its prompt have {length} tokens, the model takes {limit}; choose a "
-            "model of a longer context"
         )
 
 
@@ -162,6 +156,6 @@ def _require_same_method(stored: StoredScore, method: dict[str, Any]) -> None:
 def _command(cfg: DictConfig) -> str:
     """What was typed, less replace=; with the name even where it was left to the default."""
     if not HydraConfig.initialized():
-        return shlex.join(["python", "-m", "cft.score", f"annotation={cfg.annotation}", f"name={cfg.name}"])
+        return shlex.join(["cft", "score", f"annotation={cfg.annotation}", f"name={cfg.name}"])
     overrides = [o for o in HydraConfig.get().overrides.task if o.lstrip("+").split("=")[0] != "replace"]
-    return shlex.join(["python", "-m", "cft.score", *overrides])
+    return shlex.join(["cft", "score", *overrides])

@@ -22,21 +22,21 @@ from cft.data.problem_rows import normalised
 from cft.data.sources import Splits
 from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
 from cft.files import exclusive
-from cft.judging.judge import Judge
-from cft.judging.verify_pool import VerifierPool
 from cft.loggers.build import close_loggers, log_made, log_transcripts
 from cft.masks.base import Critical
+from cft.models.architecture import context_length
 from cft.models.cpu.kernels import use_kernels
 from cft.models.device import place
+from cft.models.export import require_exportable
 from cft.models.load import (
     eos_ids,
     export,
     load_causal_lm,
     load_tokenizer,
     require_plain_attention,
-    template_hash,
-    tokenizer_hash,
+    require_room,
 )
+from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
 from cft.references.models import starts_as_reference
 from cft.runs.arm import ARM_KEYS, arm_of
@@ -61,7 +61,9 @@ from cft.training.distributed.sharding import is_sharded, trained_weights
 from cft.training.fit import Fit
 from cft.training.module import CausalLMModule
 from cft.types import Problem
-from cft.verify import verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
 
 NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated on problems nor tested
 
@@ -95,10 +97,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     spec, prompt = build(cfg.model), build(cfg.prompt)
     tokenizer = load_tokenizer(spec)
-    prompting = {
-        "tokenizer": tokenizer_hash(tokenizer),
-        "prompt": {"prompt": prompt.fingerprint(), "template": template_hash(tokenizer)},
-    }
+    asked = prompting(prompt, tokenizer)
     objective, reference = build(cfg.loss)(build(cfg.weighting)), build(cfg.reference)
     columns = columns_for(
         objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
@@ -111,19 +110,26 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
         Critical(num_alternatives=cfg.probe.critical_alternatives),
         columns,
         cfg.annotations_dir,
-        prompting["tokenizer"],
+        asked["tokenizer"],
         cfg.seed,
         exclude,
     )
     if not data.manifest.get("finished", True):
         console.print(
             f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
-            "The annotate.py command that made it completes it."
+            "The cft annotate command that made it completes it."
         )
-    _require_same_prompt(data, prompting)
+    _require_same_prompt(data, asked)
     _require_metric(cfg.callbacks.best.monitor, data)
-    model = load_causal_lm(spec)
+    ends = [prompt.end_id(tokenizer)]
+    model = load_causal_lm(spec, ends=ends)
     require_plain_attention(model)
+    require_room(
+        model,
+        lengths={row.row_id: len(row.ids) for row in (*data.train_rows, *data.validation_rows)},
+        remedy="lower data.max_tokens, or choose a model of a longer context",
+    )
+    require_exportable(model, tokenizer)
     at_reference = starts_as_reference(model, columns=columns, manifest=data.manifest)
     device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
     # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
@@ -154,8 +160,8 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
                 build(cfg.engine)(model, eos_ids(model, tokenizer)),
                 tokenizer,
                 prompt,
-                Judge(tokenizer, pool.verify_all),
-                model.config.max_position_embeddings,
+                Grader(tokenizer, pool.verify_all),
+                context_length(model.config),
             )
 
         if validation_problems or test_problems:
@@ -166,7 +172,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             return float("nan")
         interruption.stop_if_asked()
         best = fitted.callbacks["best"]
-        whole = load_causal_lm(spec) if is_sharded(model) else model
+        whole = load_causal_lm(spec, ends=ends) if is_sharded(model) else model
         best_epoch = _load_best(module, model, best, trainer, into=whole)
         model = whole.eval()
         export(model, tokenizer, folder=folder / EXPORT)
@@ -192,7 +198,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             "data": {
                 "annotation": data.store.folder.name,
                 "fingerprint": data.manifest["fingerprint_sha256"],
-                "prompting": prompting,
+                "prompting": asked,
                 **facts,
             },
             "budget": {
@@ -244,12 +250,12 @@ def _evaluated(
     return {**entries, "metrics": as_metrics(intervals), "per_problem": per_problem}
 
 
-def _require_same_prompt(data: AnnotatedDataModule, prompting: dict[str, Any]) -> None:
+def _require_same_prompt(data: AnnotatedDataModule, asked: dict[str, Any]) -> None:
     annotated = data.manifest["fingerprint"]["prompt"]
-    if annotated != prompting["prompt"]:
+    if annotated != asked["prompt"]:
         raise ConfigError(
             f"prompt: {data.store.folder} was annotated with another prompt or chat template ({annotated}) than this run "
-            f"uses ({prompting['prompt']}); set prompt=... as in the annotation, or annotate again"
+            f"uses ({asked['prompt']}); set prompt=... as in the annotation, or annotate again"
         )
 
 

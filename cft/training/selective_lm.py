@@ -14,14 +14,13 @@ from cft.losses.eligible import EligibleTokens, eligible_tokens
 from cft.losses.objective import FrozenPrediction, Objective, TermSum, token_statistics
 from cft.models.cpu.onednn_linear import training_pass
 from cft.models.head import project
+from cft.models.rounding import half_of_the_digits
 from cft.references.models import LiveReference
 from cft.training.layout import Layout, Placement, attend_by_rows, placed
 from cft.types import TokenBatch
 
 # Sums in the order [nll critical, entropy critical, count critical, nll other, entropy other, count other].
 PROBE_NAMES = ("loss_critical", "entropy_critical", "loss_other", "entropy_other")
-HEAD_TOLERANCE = 1e-4
-LAYOUT_TOLERANCE, HALF_TOLERANCE = 1e-4, 0.05  # of the largest value; in float32 and in half precision
 
 
 class SelectiveLM(nn.Module):
@@ -107,6 +106,10 @@ class SelectiveLM(nn.Module):
     def _flash(self) -> bool:
         return "flash" in (self.model.config.get_text_config(decoder=True)._attn_implementation or "")
 
+    def _rounding(self) -> float:
+        """What a check leaves to it, of the largest value."""
+        return half_of_the_digits(torch.bfloat16 if self._flash() else self.model.dtype)
+
     def check_head(self) -> None:
         """Refuse models that do more to their logits than `cft/models/head.py` knows of: it would be left out silently."""
         ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
@@ -115,7 +118,7 @@ class SelectiveLM(nn.Module):
             ours = self.project(hidden_BTD[0]).float()
             theirs = self.model(input_ids=ids_BT, use_cache=False).logits[0].float()
         difference = float((ours - theirs).abs().max())
-        if difference > HEAD_TOLERANCE * max(1.0, float(theirs.abs().max())):
+        if not difference <= self._rounding() * float(theirs.abs().max()):
             raise BadValue(
                 f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from what cft/models/head.py makes "
                 "of its hidden states, so it scales or caps them in a way of its own; training it here would optimise "
@@ -124,7 +127,7 @@ class SelectiveLM(nn.Module):
 
     def check_layout(self) -> None:
         """Refuse models whose rows see each other, or see padding, in the layout: tried on two rows of this model."""
-        device, half = self.model.device, self._flash() or self.model.dtype != torch.float32
+        device = self.model.device
         ids_BT = torch.arange(1, 15, device=device).view(2, 7) % self.model.config.vocab_size
         row_N, position_N = torch.tensor([0, 0, 1, 1, 1], device=device), torch.tensor([1, 4, 2, 5, 6], device=device)
         target_N = ids_BT[row_N, position_N]
@@ -140,7 +143,7 @@ class SelectiveLM(nn.Module):
         remedy = "compute.layout=padded"
         if self.layout == "padded":
             remedy = "a model whose layers all use full causal attention"
-        if not difference <= (HALF_TOLERANCE if half else LAYOUT_TOLERANCE) * size:
+        if not difference <= self._rounding() * size:
             raise BadValue(
                 f"compute.layout={self.layout}: hidden states of {type(self.model).__name__} differ by {difference:.2g} (of "
                 f"{size:.2g}) from those of each row alone, so its rows see each other or what follows them; use {remedy}"

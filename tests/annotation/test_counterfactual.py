@@ -17,11 +17,10 @@ from cft.annotation.counterfactual import (
     replay_positions,
     run_counterfactuals,
 )
-from cft.judging.judge import Judge, outcome_of
 from cft.models.text import char_spans
-from cft.types import Budget, Completion, Fork, ForkSource, Judgement, Key, Outcome, TopTokens, Trunk, Verdict
-from cft.verify import Numeric
-from cft.verify_first import FirstAnswer
+from cft.types import Budget, Completion, Decision, Fork, ForkSource, Key, Outcome, TopTokens, Trunk, Verdict
+from cft.verifiers import FirstAnswer, Numeric
+from cft.verifiers.grader import Grader, outcome_of
 from tests.fakes import ScriptedEngine
 
 R, W, U, C, D = Outcome.RIGHT, Outcome.WRONG, Outcome.UNTRIED, Outcome.CUT_OFF, Outcome.UNDECIDED
@@ -42,15 +41,15 @@ class NumberTokenizer:
 def judge_by_last_token(items: Sequence[tuple[str, str]]) -> list[Verdict]:
     """The last id is the verdict: 100 right, 101 wrong, 102 undecided; 103 wrong in an explicit marker."""
     kinds = {
-        "100": (Judgement.RIGHT, False),
-        "101": (Judgement.WRONG, False),
-        "102": (Judgement.UNDECIDED, False),
-        "103": (Judgement.WRONG, True),
+        "100": (Decision.RIGHT, False),
+        "101": (Decision.WRONG, False),
+        "102": (Decision.UNDECIDED, False),
+        "103": (Decision.WRONG, True),
     }
     verdicts = []
     for text, _ in items:
-        judgement, explicit = kinds[text.split()[-1]]
-        verdicts.append(Verdict(judgement, f"={text.split()[-1]}", explicit, ""))
+        decision, explicit = kinds[text.split()[-1]]
+        verdicts.append(Verdict(decision, f"={text.split()[-1]}", explicit, ""))
     return verdicts
 
 
@@ -68,8 +67,8 @@ def run(script: dict[tuple[int, int], tuple[int, str]], *, k: int, short_circuit
         return Completion(np.array([last], np.int32), finish, 5)  # type: ignore[arg-type]
 
     engine = ScriptedEngine(answer)
-    judge = Judge(NumberTokenizer(), judge_by_last_token)  # type: ignore[arg-type]
-    tally = run_counterfactuals(engine, [evidence], judge=judge, budget=Budget(9), short_circuit=short_circuit)
+    grader = Grader(NumberTokenizer(), judge_by_last_token)  # type: ignore[arg-type]
+    tally = run_counterfactuals(engine, [evidence], grader=grader, budget=Budget(9), short_circuit=short_circuit)
     return evidence, [fork.key[1:] for fork in engine.forks], tally  # type: ignore[index]
 
 
@@ -153,23 +152,23 @@ def test_replay_control_is_recorded_and_flips_are_counted() -> None:
         right = own and fork.cut != 5
         return Completion(np.array([100 if right else 101], np.int32), "stop", 1)
 
-    judge = Judge(NumberTokenizer(), judge_by_last_token)  # type: ignore[arg-type]
-    tally = run_counterfactuals(ScriptedEngine(answer), [evidence], judge=judge, budget=Budget(9), short_circuit=True)
+    grader = Grader(NumberTokenizer(), judge_by_last_token)  # type: ignore[arg-type]
+    tally = run_counterfactuals(ScriptedEngine(answer), [evidence], grader=grader, budget=Budget(9), short_circuit=True)
     assert evidence.replay_R.tolist() == [R, R, W, R]
     assert (tally.replays, tally.replay_flips) == (4, 1)
 
 
 def test_cut_off_is_a_code_of_its_own() -> None:
-    assert outcome_of(Verdict(Judgement.RIGHT, "1", False, ""), finish="length") == C
-    assert outcome_of(Verdict(Judgement.RIGHT, "1", True, ""), finish="length") == R
-    assert outcome_of(Verdict(Judgement.UNDECIDED, "", True, "slow"), finish="stop") == D
-    assert outcome_of(Verdict(Judgement.RIGHT, "1", True, ""), finish="memory") == D
+    assert outcome_of(Verdict(Decision.RIGHT, "1", False, ""), finish="length") == C
+    assert outcome_of(Verdict(Decision.RIGHT, "1", True, ""), finish="length") == R
+    assert outcome_of(Verdict(Decision.UNDECIDED, "", True, "slow"), finish="stop") == D
+    assert outcome_of(Verdict(Decision.RIGHT, "1", True, ""), finish="memory") == D
 
 
 def test_a_verifier_that_failed_on_a_cut_off_text_leaves_it_undecided() -> None:
     """Else a time-out would count as wrong and make a token critical."""
-    assert outcome_of(Verdict(Judgement.UNDECIDED, "", False, "deadline", failed=True), finish="length") == D
-    assert outcome_of(Verdict(Judgement.UNDECIDED, "", False, "half an expression"), finish="length") == C
+    assert outcome_of(Verdict(Decision.UNDECIDED, "", False, "deadline", failed=True), finish="length") == D
+    assert outcome_of(Verdict(Decision.UNDECIDED, "", False, "half an expression"), finish="length") == C
 
 
 class ByteTokenizer:
@@ -242,11 +241,13 @@ def test_starting_the_next_rank_early_changes_no_evidence(seed: int, rows: int) 
         index, t, rank = fork.key  # type: ignore[misc]
         return Completion(np.array([finals[index, t, rank]], np.int32), "stop", 5 + rank)
 
-    judge = Judge(NumberTokenizer(), judge_by_last_token)  # type: ignore[arg-type]
+    grader = Grader(NumberTokenizer(), judge_by_last_token)  # type: ignore[arg-type]
     plain, early = fresh(), fresh()
-    one = run_counterfactuals(ScriptedEngine(answer, batch=1), plain, judge=judge, budget=Budget(9), short_circuit=True)
+    one = run_counterfactuals(
+        ScriptedEngine(answer, batch=1), plain, grader=grader, budget=Budget(9), short_circuit=True
+    )
     engine = DawdlingEngine(answer, seed=seed, rows=rows)
-    other = run_counterfactuals(engine, early, judge=judge, budget=Budget(9), short_circuit=True)
+    other = run_counterfactuals(engine, early, grader=grader, budget=Budget(9), short_circuit=True)
     for a, b in zip(plain, early, strict=True):
         np.testing.assert_array_equal(a.outcome_RK, b.outcome_RK)
         np.testing.assert_array_equal(a.tokens_RK, b.tokens_RK)
@@ -271,7 +272,7 @@ def test_idle_rows_begin_the_next_rank_where_it_is_likely_to_be_needed(final: in
         alt_ids_RK=np.tile(np.array([50, 51], np.int32), (length, 1)),
         replay_fraction=0.0,
     )
-    source = CounterfactualSource([evidence], Judge(NumberTokenizer(), judge_by_last_token), True)  # type: ignore[arg-type]
+    source = CounterfactualSource([evidence], Grader(NumberTokenizer(), judge_by_last_token), True)  # type: ignore[arg-type]
     first = source.take(256)
     assert [fork.key for fork in first] == [(0, t, 0) for t in range(length)]  # no verdict is known yet
     for fork in first[:20]:
@@ -283,9 +284,9 @@ def test_a_verdict_that_stands_ends_a_continuation(tiny_arith_path: Path) -> Non
     tokenizer = AutoTokenizer.from_pretrained(tiny_arith_path)
     verifier = FirstAnswer(inner=Numeric(fallback_last_number=True))
 
-    def source(final: Callable[[str], bool]) -> CounterfactualSource:
+    def source(final: Callable[[str], bool] | None) -> CounterfactualSource:
         return CounterfactualSource(
-            [], Judge(tokenizer, lambda items: [verifier(*item) for item in items], final), True
+            [], Grader(tokenizer, lambda items: [verifier(*item) for item in items], final), True
         )
 
     unfinished = tokenizer("2 + 3 = 5\n#### 5", add_special_tokens=False)["input_ids"]

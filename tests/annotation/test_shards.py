@@ -300,7 +300,7 @@ def test_the_commands_that_a_shard_prints_finish_the_annotation(
         assert entry.status == 2
         assert "Traceback" not in entry.text
         assert "not done yet: shards 0, 2 of 3" in entry.text
-        commands = [line.strip() for line in entry.err.splitlines() if line.startswith("  python annotate.py ")]
+        commands = [line.strip() for line in entry.err.splitlines() if line.startswith("  cft annotate ")]
         assert len(commands) == 2
     for command in commands:
         ran(*shlex.split(command)[2:])

@@ -22,17 +22,16 @@ from cft.configuration.allow_list import bad_prefix, import_target, refusal
 from cft.configuration.command_line import command_line_mistakes, read_command_line
 from cft.configuration.config import CONF_DIR, ConfigError, build, check_command_line, checked, config_hash, redacted
 from cft.configuration.redaction import REDACTED, is_secret_key, redacted_text
-from cft.configuration.schema import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def mistakes(stage: Stage, *argv: str, conf: Path = CONF_DIR) -> list[str]:
+def mistakes(stage: str, *argv: str, conf: Path = CONF_DIR) -> list[str]:
     line = read_command_line(argv, stage=stage, conf_dir=conf)
     return [str(m) for m in command_line_mistakes(line, stage=stage)]
 
 
-def composed(stage: Stage, *overrides: str, conf: Path = CONF_DIR) -> DictConfig:
+def composed(stage: str, *overrides: str, conf: Path = CONF_DIR) -> DictConfig:
     with initialize_config_dir(str(conf), version_base="1.3"):
         return compose(stage, list(overrides))
 
@@ -51,10 +50,10 @@ def experiment(conf: Path, text: str, name: str = "mine") -> str:
     return f"experiment={name}"
 
 
-TYPICAL: list[tuple[str, Stage, list[str], str, str]] = [
+TYPICAL: list[tuple[str, str, list[str], str, str]] = [
     ("unknown option of a group", "train", ["mask=critcal"], "mask=critcal", "did you mean critical?"),
     ("misspelt group", "train", ["weightng=uniform"], "weightng", "did you mean weighting?"),
-    ("group of another stage", "annotate", ["mask=critical"], "mask=critical", "annotate.py has no group 'mask'"),
+    ("group of another stage", "annotate", ["mask=critical"], "mask=critical", "cft annotate has no group 'mask'"),
     ("misspelt key", "train", ["trainer.max_epoch=1"], "trainer.max_epoch", "did you mean trainer.max_epochs?"),
     ("key at the wrong depth", "train", ["lr=1e-3"], "lr", "did you mean optimizer.lr?"),
     ("misspelt key behind a plus", "train", ["+optimizer.wieght_decay=0"], "optimizer.wieght_decay", "weight_decay?"),
@@ -104,14 +103,14 @@ TYPICAL: list[tuple[str, Stage, list[str], str, str]] = [
 
 
 @pytest.mark.parametrize(("stage", "argv", "key", "hint"), [c[1:] for c in TYPICAL], ids=[c[0] for c in TYPICAL])
-def test_a_typical_mistake_is_named_with_its_remedy(stage: Stage, argv: list[str], key: str, hint: str) -> None:
+def test_a_typical_mistake_is_named_with_its_remedy(stage: str, argv: list[str], key: str, hint: str) -> None:
     found = mistakes(stage, *argv)
     assert len(found) == 1, found
     assert found[0].startswith(f"{key}:")
     assert hint in found[0]
 
 
-RULES: list[tuple[Stage, str, str]] = [
+RULES: list[tuple[str, str, str]] = [
     ("annotate", "num_alternatives=0", "num_alternatives"),
     ("annotate", "limit=0", "limit"),
     ("annotate", "limit=-2", "limit"),
@@ -141,7 +140,7 @@ RULES: list[tuple[Stage, str, str]] = [
 
 
 @pytest.mark.parametrize(("stage", "override", "key"), RULES, ids=[f"{s}-{o}" for s, o, _ in RULES])
-def test_a_value_out_of_range_breaks_a_rule(stage: Stage, override: str, key: str) -> None:
+def test_a_value_out_of_range_breaks_a_rule(stage: str, override: str, key: str) -> None:
     found = mistakes(stage, override)
     assert len(found) == 1, found
     assert found[0].startswith(f"{key}: expected ")
@@ -154,7 +153,7 @@ def test_a_value_out_of_range_breaks_a_rule(stage: Stage, override: str, key: st
         ("train", ["callbacks=best_loss", "data.validation_fraction=0.0", "validation.problems=5"]),
     ],
 )
-def test_the_best_epoch_by_a_loss_needs_rows_held_out(stage: Stage, argv: list[str]) -> None:
+def test_the_best_epoch_by_a_loss_needs_rows_held_out(stage: str, argv: list[str]) -> None:
     assert [m.split(":")[0] for m in mistakes(stage, *argv)] == ["callbacks.best.monitor"]
 
 
@@ -181,7 +180,7 @@ def test_the_best_epoch_by_a_loss_needs_rows_held_out(stage: Stage, argv: list[s
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-def test_a_sound_command_line_passes(stage: Stage, argv: list[str]) -> None:
+def test_a_sound_command_line_passes(stage: str, argv: list[str]) -> None:
     assert mistakes(stage, *argv) == []
 
 
@@ -198,7 +197,7 @@ def test_all_mistakes_are_reported_at_once_and_only_they(capsys: pytest.CaptureF
         check_command_line("train", argv)
     assert stopped.value.code == 2
     printed = capsys.readouterr().err.splitlines()
-    assert printed[0] == "train.py: 4 mistakes in the configuration, nothing was started"
+    assert printed[0] == "cft train: 4 mistakes in the configuration, nothing was started"
     keys = [line.split(":")[0].strip() for line in printed[1:]]
     assert sorted(keys) == ["loss.normalizer", "optimizer.lr", "trainer.max_epoch", "weightng"]
 
@@ -230,7 +229,7 @@ def test_an_experiment_wins_over_the_base_file_and_the_command_line_over_both(co
 
 
 @pytest.mark.parametrize("stage", ["annotate", "train", "evaluate"])
-def test_experiments_come_after_self_in_every_stage(stage: Stage) -> None:
+def test_experiments_come_after_self_in_every_stage(stage: str) -> None:
     defaults = OmegaConf.load(CONF_DIR / f"{stage}.yaml").defaults
     names = [next(iter(d)) if isinstance(d, DictConfig) else d for d in defaults]
     assert names[0] == f"{stage}_schema"
@@ -643,18 +642,10 @@ def test_the_check_refuses_secrets_without_repeating_them(conf: Path, monkeypatc
 # ---- the real thing
 
 
-def test_the_real_entry_point_reports_everything_in_under_three_seconds(tmp_path: Path) -> None:
+def test_the_real_entry_point_reports_everything(tmp_path: Path) -> None:
     argv = ["mask=critcal", "trainer.max_epoch=3", "+foo=1", "loss.normalizer=sequences", "engine._target_=os.system"]
     command = [sys.executable, str(ROOT / "train.py"), *argv]
-
-    def once() -> tuple[float, subprocess.CompletedProcess[str]]:
-        started = time.perf_counter()
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-        return time.perf_counter() - started, result
-
-    took, result = once()
-    if took >= 3:  # once more: other processes may hold the machine
-        took, result = once()
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 2
     assert result.stdout == ""
     assert "5 mistakes" in result.stderr
@@ -667,7 +658,6 @@ def test_the_real_entry_point_reports_everything_in_under_three_seconds(tmp_path
         "'os.system' is refused",
     ):
         assert hint in result.stderr
-    assert took < 3
     assert list(tmp_path.iterdir()) == []  # nothing was started, so nothing was written
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +129,7 @@ def test_a_stored_score_is_looked_for_where_it_would_be_read(tmp_path: Path) -> 
     tree = tree_of("mask=attention", f"annotations_dir={tmp_path}")
     ((key, text),) = missing_scores(tree)
     assert key == "data.annotation"
-    assert "python -m cft.score annotation=tiny_arith score=attention_received name=attention_received" in text
+    assert "cft score annotation=tiny_arith score=attention_received name=attention_received" in text
     store_score(tmp_path, name="attention_received", kind="attention_received")
     assert list(missing_scores(tree)) == []
 
@@ -162,7 +161,7 @@ def test_a_score_of_another_kind_is_no_log_prob(overrides: list[str], tmp_path: 
     store_score(tmp_path, name="other", kind="attention_received")
     ((_, text),) = missing_scores(tree)
     assert "the stored score other is of the kind attention_received, but reference_logprob is needed here" in text
-    assert "python -m cft.score annotation=tiny_arith score=reference_logprob" in text
+    assert "cft score annotation=tiny_arith score=reference_logprob" in text
     store_score(tmp_path, name="other", kind="reference_logprob")
     assert list(missing_scores(tree)) == []
 
@@ -193,7 +192,7 @@ def test_a_mask_by_score_takes_any_kind(kind: str, tmp_path: Path) -> None:
         (["mask=token_cleaning"], "no stored score reference"),
         (
             ["weighting=sstoken", "reference=annotation"],
-            "python -m cft.score annotation=tiny_arith score=attention_to_prompt",
+            "cft score annotation=tiny_arith score=attention_to_prompt",
         ),
         (["weighting=excess_loss", "reference=score", "reference.name=teacher"], "no stored score teacher"),
         (["experiment=rho1"], "score=reference_logprob name=reference"),
@@ -214,7 +213,7 @@ def test_a_missing_need_ends_train_py_before_a_model_is_loaded(
     assert "Traceback" not in ended.text
 
 
-def test_it_takes_neither_torch_nor_long(tmp_path: Path) -> None:
+def test_it_takes_no_torch(tmp_path: Path) -> None:
     """In a process of its own: what is imported by the time the message is printed."""
     code = (
         "import runpy, sys\n"
@@ -222,7 +221,5 @@ def test_it_takes_neither_torch_nor_long(tmp_path: Path) -> None:
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit as end:\n    print(end.code, sorted({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "2 []"
-    assert time.monotonic() - started < 10  # 2 s when nothing else runs

@@ -166,7 +166,7 @@ def test_shuffled_pairs_refuse_columns_of_the_true_pairs(tmp_path: Path, mine: l
 def store_score(tmp_path: Path, rows: list[AnnotatedResponse], *, seed: int) -> str:
     rng = np.random.default_rng(seed)
     values = {one.response_id: rng.normal(size=len(one.response_ids)).astype(np.float32) for one in rows}
-    info = {"command": "python -m cft.score annotation=mine"}
+    info = {"command": "cft score annotation=mine"}
     folder = tmp_path / "mine" / "scores"
     return write_score(folder, name="cleaner", method={"seed": seed}, rows=rows, values=values, info=info)[
         "fingerprint_sha256"
@@ -198,7 +198,7 @@ def test_statistics_are_of_the_training_rows_alone(tmp_path: Path, mine: list[An
 
 
 def test_a_missing_score_names_the_command(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
-    with pytest.raises(StoreError, match=r"python -m cft\.score annotation=mine score=reference_logprob name=cleaner"):
+    with pytest.raises(StoreError, match=r"cft score annotation=mine score=reference_logprob name=cleaner"):
         module(tmp_path, mask=TopScore(score="cleaner", share=0.5))
 
 
@@ -279,9 +279,9 @@ def shipped(mask: Mask, **options: Any) -> AnnotatedDataModule:
     ],
 )
 def test_the_shipped_annotation_is_not_to_be_completed_but_made_anew(mask: Mask, make: str) -> None:
-    with pytest.raises(MaskError, match=f"python annotate.py annotation=tiny_arith_complete {make} ") as error:
+    with pytest.raises(MaskError, match=f"cft annotate annotation=tiny_arith_complete {make} ") as error:
         shipped(mask)
-    assert "python train.py data.annotation=tiny_arith_complete" in str(error.value)
+    assert "cft train data.annotation=tiny_arith_complete" in str(error.value)
     assert "complete=true" not in str(error.value)
 
 
@@ -289,7 +289,7 @@ def test_the_command_makes_what_the_mask_asks_for(tmp_path: Path) -> None:
     """The command of the message, for fewer problems."""
     with pytest.raises(MaskError) as error:
         shipped(Critical(rule="share"))
-    command = str(error.value).partition("python annotate.py ")[2].partition(" (fewer")[0].split()
+    command = str(error.value).partition("cft annotate ")[2].partition(" (fewer")[0].split()
     few = [word for word in command if not word.startswith("limit=")]
     annotate(*few, "limit=6", "data.max_steps=2", "replay_fraction=0.0", f"annotations_dir={tmp_path}")
     store = AnnotationStore(tmp_path / "tiny_arith_complete")

@@ -11,6 +11,8 @@ from cft.types import StepCounts
 from tests.losses.test_oracle import DFT, PER_ROW, SFT, TABLE
 from tests.methods import OPTIONS, objective, random_logits, step_loss, terms_of, token_rows
 
+pytestmark = pytest.mark.numerics
+
 ATOL = 1e-7
 ROWS = token_rows()
 LOGITS = random_logits(ROWS, seed=1)

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from cft.data import arithmetic as generator
 from cft.data import sources as problems
+from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import normalised
 from cft.data.sources import ProblemError, Splits
 
@@ -536,3 +537,54 @@ def test_the_module_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     assert done.stdout.strip() == "[]"
+
+
+# Files of another kind
+
+
+@pytest.mark.parametrize(
+    "content, kind",
+    [
+        (b"PAR1\x15\x04", "a Parquet file"),
+        (b"\x1f\x8b\x08\x00", "compressed with gzip"),
+        (b'[\n {"question": "q", "answer": "1"}\n]', "one JSON array"),
+        ('{"question": "q"}'.encode("utf-16"), "text in UTF-16"),
+        ('{"question": "q"}'.encode("utf-16-le"), "text in UTF-16"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
+    ],
+)
+def test_a_file_that_holds_no_json_lines_is_named_for_what_it_is(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ProblemError, match=rf"rows\.jsonl is {kind}.*expected one JSON object a line, in UTF-8"):
+        read_jsonl(path)
+
+
+@pytest.mark.parametrize(
+    "lines, found",
+    [
+        ({"a.jsonl": ['{"question": "q", "answer": "1"}', '{"question": "bro\x01ken']}, r"a\.jsonl:2: malformed JSON"),
+        (
+            {"a.jsonl": ['{"question": "q", "answer": "1"}', '{"question": "r", "answer": {"x": 2}}']},
+            r"a\.jsonl:2: answer is dict, in a\.jsonl:1 it is str",
+        ),
+        (
+            {"a.jsonl": ['{"question": "q"}'], "b.jsonl": ['{"question": "r", "level": "x"}']},
+            r"b\.jsonl, row 1: fields level, question, but a\.jsonl has question",
+        ),
+    ],
+    ids=["malformed", "another type", "another field"],
+)
+def test_a_folder_that_cannot_be_loaded_names_file_and_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: dict[str, list[str]], found: str
+) -> None:
+    import datasets
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise datasets.exceptions.DatasetGenerationError("An error occurred while generating the dataset")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    for name, rows_ in lines.items():
+        write_lines(tmp_path / name, *rows_)
+    with pytest.raises(ProblemError, match=found):
+        list(hub_rows(str(tmp_path), config="", revision="", split="train"))

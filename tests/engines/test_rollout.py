@@ -13,7 +13,8 @@ from cft.engines.reference import ReferenceEngine, top_tokens
 from cft.engines.sampling import TIE_MARGIN_PROBABILITY, greedy, sampled, uniforms
 from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.types import GREEDY, Budget, Fork, Sampling, Trunk
-from tests.fakes import random_llama
+from tests.fakes import exact_llama, random_llama
+from tests.precision import ROUNDING, STORED
 
 EOS = (1, 2)
 BUDGET = Budget(24)
@@ -115,16 +116,19 @@ def test_cut_outside_the_response_is_refused() -> None:
         ReferenceEngine(random_llama(), EOS).complete(fork, budget=BUDGET)
 
 
+@pytest.mark.numerics
+@pytest.mark.usefixtures("in_float64")
 def test_score_equals_a_plain_forward_pass() -> None:
-    model = random_llama()
+    """The table holds float32."""
+    model = exact_llama()
     trunk = Trunk(np.arange(3, 20, dtype=np.int32), 5)
     top = ReferenceEngine(model, EOS).score(trunk, k=4)
     with torch.inference_mode():
         logprob = model(torch.arange(3, 20)[None]).logits[0].log_softmax(-1)
     for t in range(12):
         before = logprob[5 + t - 1]
-        assert top.logprob_R[t] == pytest.approx(float(before[trunk.ids[5 + t]]), abs=1e-5)
-        assert top.entropy_R[t] == pytest.approx(float(-(before.exp() * before).sum()), abs=1e-5)
+        assert top.logprob_R[t] == pytest.approx(float(before[trunk.ids[5 + t]]), rel=STORED, abs=ROUNDING)
+        assert top.entropy_R[t] == pytest.approx(float(-(before.exp() * before).sum()), rel=STORED, abs=ROUNDING)
         assert top.top_ids_RK[t].tolist() == before.argsort(descending=True)[:4].tolist()
 
 

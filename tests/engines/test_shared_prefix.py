@@ -29,6 +29,7 @@ from cft.models.cpu.packed_linear import PackedLinears
 from cft.models.load import Lora, ModelError, apply_lora
 from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, Trunk
 from tests.fakes import random_llama
+from tests.precision import Measured, assert_as_exact_as_torch, assert_same, float64
 
 EOS = (1, 2)
 BUDGET = Budget(40)
@@ -156,6 +157,7 @@ def test_memory_that_ends_while_tails_grow_changes_nothing(monkeypatch: pytest.M
     assert failed[0] > 0
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fused", "product by product"])
 def test_attention_over_a_shared_prefix_equals_the_softmax_over_what_is_visible(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -163,13 +165,22 @@ def test_attention_over_a_shared_prefix_equals_the_softmax_over_what_is_visible(
     keys = LayerKeys(*(torch.randn(1, heads, length, width, dtype=dtype) for _ in range(2)))
     query = torch.randn(rows, heads, groups, width, dtype=dtype)
     visible = [1, 9, 4, 4, 2, 9, 8]
-    out, lse = Shared.of([keys], index=list(range(rows)), visible=visible).attend(0, query)
-    for row, seen in enumerate(visible):
-        for head in range(heads):
-            k, v = (part[0, head, :seen].double() for part in (keys.k, keys.v))
-            scores = query[row, head].double() @ k.T
-            torch.testing.assert_close(out[row, head].double(), scores.softmax(-1) @ v, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(lse[row, head, :, 0].double(), scores.logsumexp(-1), atol=1e-5, rtol=1e-5)
+
+    def softmaxes(kind: torch.dtype) -> Measured:
+        outs, sums = [], []
+        for row, seen in enumerate(visible):
+            k, v = (part[0, :, :seen].to(kind) for part in (keys.k, keys.v))
+            scores = query[row].to(kind) @ k.mT
+            outs.append(scores.softmax(-1) @ v)
+            sums.append(scores.logsumexp(-1, keepdim=True))
+        return torch.stack(outs), torch.stack(sums)
+
+    found = Shared.of([keys], index=list(range(rows)), visible=visible).attend(0, query)
+    if dtype == torch.float64:
+        for one, other in zip(found, softmaxes(torch.float64), strict=True):
+            assert_same(one, other)
+    else:
+        assert_as_exact_as_torch(found, softmaxes(torch.float32), softmaxes(torch.float64))
 
 
 SOFT_CAPPED: dict[str, Any] = {
@@ -272,6 +283,7 @@ def test_sliding_windows_are_refused() -> None:
         SharedPrefixEngine(random_model(MistralConfig(**SMALL, sliding_window=64)), EOS)
 
 
+@pytest.mark.numerics
 def test_packed_layers_compute_the_same_and_leave_no_trace() -> None:
     model = random_llama(attention_bias=True)
     packed = PackedLinears(model)
@@ -282,7 +294,9 @@ def test_packed_layers_compute_the_same_and_leave_no_trace() -> None:
             fast = model(ids).logits
             replaced = sum("forward" in vars(m) for m in model.modules())
         assert torch.equal(model(ids).logits, plain)
-    torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-4)
+    with float64(), torch.inference_mode():
+        exact = model.double()(ids).logits
+    assert_as_exact_as_torch((fast,), (plain,), (exact,))
     if torch.backends.mkldnn.is_available():
         assert len(packed) == replaced == sum(isinstance(m, torch.nn.Linear) for m in model.modules())
     assert len(PackedLinears(random_llama().bfloat16())) == 0

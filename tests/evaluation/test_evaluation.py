@@ -12,11 +12,11 @@ from cft.data.sources import arithmetic
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.evaluation.evaluation import GREEDY_SAMPLE, Sample, SampleRequest, Solver, summarise, write_samples
-from cft.judging.judge import Judge
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.prompts.chat import Chat
 from cft.types import Completion, Outcome, Problem
-from cft.verify import Numeric
+from cft.verifiers import Numeric
+from cft.verifiers.grader import Grader
 from tests.stage import composed
 
 
@@ -28,10 +28,10 @@ def parts():
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
     problems = arithmetic(name="a", seed=0, num_train=1, num_validation=1, num_test=12).of("test")
     verifier = Numeric(fallback_last_number=True)
-    judge = Judge(tokenizer, lambda items: [verifier(text, answer) for text, answer in items])
+    grader = Grader(tokenizer, lambda items: [verifier(text, answer) for text, answer in items])
 
     def solver(engine) -> Solver:
-        return Solver(engine, tokenizer, Chat(system="", template="{question}"), judge, 512)
+        return Solver(engine, tokenizer, Chat(system="", template="{question}"), grader, 512)
 
     return model, eos_ids(model, tokenizer), tokenizer, problems, solver
 
@@ -103,8 +103,8 @@ def test_k_runs_over_powers_of_two_and_the_number_of_samples(n: int, pass_at: li
 
 def test_a_prompt_without_room_counts_as_cut_off(parts) -> None:
     model, eos, tokenizer, problems, _ = parts
-    judge = Judge(tokenizer, lambda items: [Numeric(fallback_last_number=True)(*item) for item in items])
-    tight = Solver(SharedPrefixEngine(model, eos), tokenizer, Chat(system="", template="{question}"), judge, 70)
+    grader = Grader(tokenizer, lambda items: [Numeric(fallback_last_number=True)(*item) for item in items])
+    tight = Solver(SharedPrefixEngine(model, eos), tokenizer, Chat(system="", template="{question}"), grader, 70)
     samples = tight.solve(problems[:2], request=SampleRequest(0, 0.0, 1.0, 0, 64), title="")
     assert [(s.completion.finish, len(s.completion.ids), s.outcome) for s in samples] == [
         ("length", 0, Outcome.CUT_OFF)

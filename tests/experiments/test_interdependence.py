@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from cft.judging.judge import Judge
 from cft.masks.base import Critical
-from cft.types import Budget, Completion, Fork, Judgement, Verdict
+from cft.types import Budget, Completion, Decision, Fork, Verdict
+from cft.verifiers.grader import Grader
 from experiments.interdependence import Pair, forks_of, pairs_of, replace_pairs, share, summary
 from tests.fakes import ScriptedEngine, row
 
@@ -55,12 +55,12 @@ def test_shares_by_hand() -> None:
 
     def verify(items: object) -> list[Verdict]:
         return [
-            Verdict(Judgement.WRONG if text == "99" else Judgement.RIGHT, text, False, "")
+            Verdict(Decision.WRONG if text == "99" else Decision.RIGHT, text, False, "")
             for text, _ in items  # type: ignore[attr-defined]
         ]
 
-    judge = Judge(Tokenizer(), verify)  # type: ignore[arg-type]
-    wrong = replace_pairs(ScriptedEngine(answer), rows, pairs, judge=judge, budget=Budget(64))
+    grader = Grader(Tokenizer(), verify)  # type: ignore[arg-type]
+    wrong = replace_pairs(ScriptedEngine(answer), rows, pairs, grader=grader, budget=Budget(64))
     assert [wrong[pair, "joint"] for pair in pairs] == [True, True, False]
     assert not any(wrong[pair, "kept"] for pair in pairs)
     found = summary(rows, pairs, wrong)

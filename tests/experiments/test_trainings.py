@@ -23,7 +23,7 @@ def finished(folder: Path, *, validation: float | None) -> Training:
 
 def failed(folder: Path) -> Training:
     folder.mkdir(parents=True)
-    (folder / LOG).write_text("python train.py\nerror: the loss is not finite\nexit status 1\n")
+    (folder / LOG).write_text("cft train\nerror: the loss is not finite\nexit status 1\n")
     return Training(folder, ())
 
 
@@ -48,7 +48,7 @@ def test_of_equal_rates_the_smallest_and_never_one_that_failed(tmp_path: Path) -
 def test_a_rate_is_not_chosen_before_the_search_has_ended(tmp_path: Path) -> None:
     cut_off = Training(tmp_path / "b", ())
     cut_off.folder.mkdir()
-    (cut_off.folder / LOG).write_text("python train.py\nEpoch 0")
+    (cut_off.folder / LOG).write_text("cft train\nEpoch 0")
     with pytest.raises(RuntimeError, match="not finished"):
         best_rate({1e-5: [finished(tmp_path / "a", validation=0.9)], 1e-4: [cut_off]})
 

@@ -193,7 +193,7 @@ def test_annotation_training_and_evaluation_name_one_another_by_their_contents(c
     (annotation,) = trained.config["lineage"]["inputs"]
     assert checkpoint["came_from"]["inputs"] == [annotation]
     assert annotation["fingerprint"] == annotation_link(chain.annotations / "a").fingerprint
-    assert annotation["came_from"]["command"].startswith("python annotate.py data.max_steps=2")
+    assert annotation["came_from"]["command"].startswith("cft annotate data.max_steps=2")
     assert "mask=critical" in checkpoint["came_from"]["command"]
     # The same on disk.
     (results,) = (chain.folder / "outputs" / "evaluate").glob("*/results.json")
@@ -250,7 +250,7 @@ def test_cards_of_real_runs(chain: Chain) -> None:
     model = (chain.sweep / "1" / "export" / "README.md").read_text(encoding="utf-8")
     assert ModelCard(model, ignore_metadata_errors=False).data.library_name == "transformers"
     assert results["identity"] in model
-    assert "python annotate.py data.max_steps=2" in model
+    assert "cft annotate data.max_steps=2" in model
     assert "not tested" in model
     data = (chain.annotations / "a" / "README.md").read_text(encoding="utf-8")
     assert DatasetCard(data, ignore_metadata_errors=False).data.configs[0]["config_name"] == "rows"

@@ -11,6 +11,8 @@ from torch import Tensor
 from cft.losses.aggregation import Aggregation, SoftmaxGroups, TokenMean, WeightedLosses, WorstGroup
 from cft.losses.coefficient import Coefficient
 
+pytestmark = pytest.mark.numerics
+
 
 def constant(value: float) -> Coefficient:
     return Coefficient(initial=value, final=0.0, shape="constant")

@@ -16,8 +16,11 @@ from cft.losses.objective import token_statistics
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts, TokenBatch
 from cft.weightings.token import Probability, Uniform
-from tests.fakes import random_llama
+from tests.fakes import exact_llama
 from tests.objectives import on_logits, sft
+from tests.precision import assert_same
+
+pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("in_float64")]
 
 
 def collate(rows: list[TokenRow]) -> TokenBatch:
@@ -44,8 +47,7 @@ def gradients(model: torch.nn.Module) -> torch.Tensor:
 
 
 def test_all_true_mask_is_the_cross_entropy_of_transformers() -> None:
-    """In float64: the two compute attention over other widths, whose float32 rounding alone is over 1e-6."""
-    model, batch = random_llama().double(), batch_of([1.0, 1.0, 1.0])
+    model, batch = exact_llama(), batch_of([1.0, 1.0, 1.0])
     (loss,) = SelectiveLM(model, sft())(batch)
     (loss.sum / loss.count).backward()
     ours = gradients(model)
@@ -55,8 +57,8 @@ def test_all_true_mask_is_the_cross_entropy_of_transformers() -> None:
         input_ids=batch.input_ids_BT, attention_mask=(position < batch.lengths_B[:, None]).long(), labels=labels
     ).loss
     theirs.backward()
-    assert float(loss.sum.detach() / loss.count) == pytest.approx(float(theirs.detach()), rel=1e-6)
-    torch.testing.assert_close(ours, gradients(model), rtol=0, atol=1e-6 * float(ours.abs().max()))
+    assert_same(float(loss.sum.detach() / loss.count), float(theirs.detach()))
+    assert_same(ours, gradients(model))
 
 
 def naive(model: torch.nn.Module, batch: TokenBatch, *, dft: bool) -> tuple[torch.Tensor, int]:
@@ -74,7 +76,7 @@ def naive(model: torch.nn.Module, batch: TokenBatch, *, dft: bool) -> tuple[torc
 
 @pytest.mark.parametrize(("dft", "chunk_tokens"), product((False, True), (1, 5, 1024)))
 def test_sum_count_and_gradient_equal_the_naive_computation(dft: bool, chunk_tokens: int) -> None:
-    model, batch = random_llama(), batch_of([0.4, 0.0, 0.9])
+    model, batch = exact_llama(), batch_of([0.4, 0.0, 0.9])
     weighting = Probability() if dft else Uniform()
     (loss,) = SelectiveLM(model, sft(weighting=weighting, chunk_tokens=chunk_tokens))(batch)
     loss.sum.backward()
@@ -82,9 +84,8 @@ def test_sum_count_and_gradient_equal_the_naive_computation(dft: bool, chunk_tok
     total, count = naive(model, batch, dft=dft)
     total.backward()
     assert int(loss.count) == count > 0
-    assert float(loss.sum) == pytest.approx(float(total), rel=1e-6)
-    # Padded and unpadded attention sum in another order: a few units in the last place of the largest gradient.
-    torch.testing.assert_close(ours, gradients(model), rtol=0, atol=2e-6 * float(ours.abs().max()))
+    assert_same(float(loss.sum), float(total))
+    assert_same(ours, gradients(model))
 
 
 def test_dft_gradient_is_its_closed_form_at_the_logits() -> None:
@@ -125,7 +126,7 @@ def test_labels_are_the_next_token() -> None:
 
 def test_counts_of_the_normalisers() -> None:
     batch = batch_of([0.4, 0.0, 0.9])
-    hidden = torch.randn(3, batch.input_ids_BT.shape[1], 60)
+    hidden = torch.randn(3, batch.input_ids_BT.shape[1], 60, dtype=torch.float64)
     losses = {n: on_logits(sft(normalizer=n), batch, hidden)[0] for n in ("critical", "response", "sequence")}
     eligible = batch.weight_BT > 0
     assert int(losses["critical"].count) == int(eligible.sum())
@@ -136,11 +137,11 @@ def test_counts_of_the_normalisers() -> None:
     for b in (0, 2):
         at = eligible[b].nonzero()[:, 0]
         means.append(float(cross_entropy(hidden[b, at - 1], batch.input_ids_BT[b, at])))
-    assert float(losses["sequence"].sum) == pytest.approx(sum(means), rel=1e-6)
+    assert_same(float(losses["sequence"].sum), sum(means))
 
 
 def test_nothing_eligible_is_zero_and_every_parameter_takes_part() -> None:
-    model = random_llama(tie_word_embeddings=False)
+    model = exact_llama(tie_word_embeddings=False)
     for batch in (batch_of([0.0, 0.0]), collate([])):
         (loss,) = SelectiveLM(model, sft())(batch)
         assert (float(loss.sum), float(loss.count)) == (0.0, 0.0)
@@ -158,8 +159,7 @@ def test_the_first_token_of_a_row_is_never_eligible() -> None:
 
 
 def test_token_statistics() -> None:
-    hidden, target = torch.randn(7, 60), torch.arange(7)
+    hidden, target = torch.randn(7, 60, dtype=torch.float64), torch.arange(7)
     found = token_statistics(hidden, target, lambda h: h, chunk_tokens=3)
-    torch.testing.assert_close(found.nll_N, cross_entropy(hidden, target, reduction="none"), rtol=1e-6, atol=0)
-    expected = torch.distributions.Categorical(logits=hidden).entropy()
-    torch.testing.assert_close(found.entropy_N, expected, rtol=1e-6, atol=0)
+    assert_same(found.nll_N, cross_entropy(hidden, target, reduction="none"))
+    assert_same(found.entropy_N, torch.distributions.Categorical(logits=hidden).entropy())

@@ -22,6 +22,8 @@ from cft.losses.objective import Objective
 from cft.types import StepCounts
 from tests.methods import OPTIONS, objective, random_logits, step_loss, terms_of, token_rows
 
+pytestmark = pytest.mark.numerics
+
 Array = NDArray[np.float64]
 ATOL = 1e-9
 

@@ -17,6 +17,9 @@ from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
 from tests.gradient_driver import rows
 from tests.objectives import sft
+from tests.precision import ROUNDING, STORED
+
+pytestmark = pytest.mark.numerics
 
 
 def prediction(
@@ -58,7 +61,7 @@ def _times_log(q: float, x: float) -> float:
 def test_psft_clips_above_and_never_below(p: float, expected: float) -> None:
     loss = ClippedRatio(eps_low=0.2, eps_high=0.28)
     assert value(loss, prediction([p, 1 - p], old=0.5)) == pytest.approx(
-        expected, rel=1e-6
+        expected, rel=STORED
     )  # the stored column is float32
 
 
@@ -106,16 +109,17 @@ def regularised(*, fraction: float, count: int) -> SelectiveLM:
     return SelectiveLM(random_llama(spread=0.3), sft(regularizers={"sed": term}, chunk_tokens=7))
 
 
+@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("fraction", [0.3, 0.7, 1.0])
 def test_calibration_masks_out_the_share_it_was_asked_for(fraction: float) -> None:
     """Against the top-2 mass of every response token, from the model's logits."""
-    lm, data = regularised(fraction=fraction, count=100), rows()
+    lm, data = regularised(fraction=fraction, count=100).double(), rows()
     fixed = calibrate(lm, data)
     masses = []
     for row in data:
         p = lm.model(input_ids=torch.from_numpy(row.ids)[None]).logits[0].softmax(-1).detach()
         masses += [float(p[t - 1].topk(2).values.sum()) for t in range(1, len(row.ids)) if row.probe[t] >= 0]
-    left_alone = sum(mass >= fixed["sed.tau"] - 1e-6 for mass in masses) / len(masses)
+    left_alone = sum(mass >= fixed["sed.tau"] - ROUNDING for mass in masses) / len(masses)
     assert left_alone == pytest.approx(fraction, abs=1 / len(masses))
     (loss,) = (r.token_loss for r in lm.objective.regularizers.values())
     assert isinstance(loss, MaskedQuadratic)

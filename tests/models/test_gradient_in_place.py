@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers import PreTrainedModel
 
 from cft.models.cpu import gradient_in_place, onednn_linear
 from cft.models.cpu.gradient_in_place import LeanEmbedding, gradients_in_place, use_lean_embeddings
 from cft.models.cpu.onednn_linear import available, use_onednn
 from cft.models.cpu.recomputed_layers import use_lean_layers
 from cft.training.selective_lm import SelectiveLM
-from tests.fakes import random_llama
+from tests.fakes import exact_llama, random_llama
 from tests.losses.test_loss import gradients
 from tests.objectives import sft
+from tests.precision import Measured, assert_as_exact_as_torch, float64
 from tests.training.test_layout import uneven
+
+pytestmark = pytest.mark.numerics
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +30,27 @@ def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient_in_place, "MIN_WEIGHTS", 0)
 
 
+def of_two_micro_batches(model: PreTrainedModel, *, chunk_tokens: int = 1000, in_place: bool = False) -> Measured:
+    lm = SelectiveLM(model.train(), sft(chunk_tokens=chunk_tokens), layout="packed")
+    for _ in range(2):
+        (term,) = lm(uneven())
+        with gradients_in_place(enabled=in_place):
+            term.sum.backward()
+    return (gradients(model),)
+
+
+@cache
+def torchs_and_exact(tied: bool) -> tuple[Measured, Measured]:
+    torchs = of_two_micro_batches(random_llama(tie_word_embeddings=tied))
+    with float64():
+        return torchs, of_two_micro_batches(exact_llama(tie_word_embeddings=tied))
+
+
 @pytest.mark.skipif(not available(), reason="no oneDNN products on this machine")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("chunk_tokens", [3, 1000])  # all but the last chunk are computed again
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_two_micro_batches_add_up_as_autograd_adds_them(tied: bool, chunk_tokens: int, checkpointing: bool) -> None:
-    found: list[Tensor] = []
     for in_place in (False, True):
         model = random_llama(tie_word_embeddings=tied).train()
         if checkpointing:
@@ -37,13 +58,8 @@ def test_two_micro_batches_add_up_as_autograd_adds_them(tied: bool, chunk_tokens
         use_onednn(model)
         use_lean_layers(model)
         assert use_lean_embeddings(model) == 1
-        lm = SelectiveLM(model, sft(chunk_tokens=chunk_tokens), layout="packed")
-        for _ in range(2):
-            (term,) = lm(uneven())
-            with gradients_in_place(enabled=in_place):
-                term.sum.backward()
-        found.append(gradients(model))
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=2e-6 * float(found[0].abs().max()))
+        found = of_two_micro_batches(model, chunk_tokens=chunk_tokens, in_place=in_place)
+        assert_as_exact_as_torch(found, *torchs_and_exact(tied))
 
 
 def lookup(*, padding: int | None = None) -> nn.Embedding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ from cft.models.cpu import recomputed_layers as lean_layers
 from cft.models.cpu.kernels import Used, use_kernels
 from cft.models.cpu.recomputed_layers import use_lean_layers
 from cft.training.selective_lm import SelectiveLM
-from tests.fakes import random_llama
+from tests.fakes import exact_llama, random_llama
 from tests.losses.test_loss import gradients
 from tests.objectives import sft
+from tests.precision import Measured, assert_as_exact_as_torch, float64
 from tests.training.test_layout import model_of, uneven
+
+pytestmark = pytest.mark.numerics
 
 
 @pytest.fixture(params=["torch", "onednn"], autouse=True)
@@ -33,25 +37,40 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 CHANGED = {"llama": 7, "qwen2": 7, "qwen3": 11, "mistral": 7, "olmo2": 11, "gemma": 0, "phi3": 5, "gpt2": 0}
 
 
-@pytest.mark.parametrize("kind", CHANGED)
-@pytest.mark.parametrize("checkpointing", [False, True])
+def measured(model: Any) -> Measured:
+    """Loss and gradient of a training step."""
+    (term,) = SelectiveLM(model.train(), sft(), layout="packed")(uneven())
+    term.sum.backward()
+    return term.sum.detach(), gradients(model)
+
+
+def with_uneven_norms(kind: str) -> Any:
+    model = model_of(kind)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:  # ones at first, which would hide a weight left out
+            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+@cache
+def torchs_and_exact(kind: str) -> tuple[Measured, Measured]:
+    """Without our kernels, in float32 and in float64."""
+    torchs = measured(with_uneven_norms(kind))
+    with float64():
+        return torchs, measured(with_uneven_norms(kind).double())
+
+
+# Layers computed again go through the same forms in every kind of model.
+@pytest.mark.parametrize(
+    ("kind", "checkpointing"), [*((kind, False) for kind in CHANGED), ("llama", True), ("gemma", True)]
+)
 def test_value_and_gradient_stay(kind: str, checkpointing: bool) -> None:
     """Gemma's gelu and its norm of 1 + weight have the same parts, and must not be taken for the others'."""
-    found = []
-    for lean in (False, True):
-        model = model_of(kind).train()
-        for name, parameter in model.named_parameters():
-            if "norm" in name:  # ones at first, which would hide a weight left out
-                torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(1))
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if lean:
-            assert use_kernels(model, kernels="auto").lean_layers == CHANGED[kind]
-        (term,) = SelectiveLM(model, sft(), layout="packed")(uneven())
-        term.sum.backward()
-        found.append((term.sum.item(), gradients(model)))
-    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
-    torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=3e-6 * float(found[0][1].abs().max()))
+    model = with_uneven_norms(kind)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert use_kernels(model, kernels="auto").lean_layers == CHANGED[kind]
+    assert_as_exact_as_torch(measured(model), *torchs_and_exact(kind))
 
 
 def saved_bytes(model: nn.Module) -> int:
@@ -129,16 +148,18 @@ def test_hooks_on_the_layers_inside_still_run() -> None:
 
 def test_a_hook_may_change_what_a_norm_gives_in_place() -> None:
     """The layers behind it read the changed values, and must not make those before the change again."""
-    found = []
-    for kernels in ("torch", "auto"):
-        model: Any = model_of("llama").train()
-        use_kernels(model, kernels=kernels)
+
+    def hooked(model: Any) -> Any:
         for block in model.model.layers:
             block.input_layernorm.register_forward_hook(lambda module, args, output: output.mul_(0.5))
-        (term,) = SelectiveLM(model, sft(), layout="packed")(uneven())
-        term.sum.backward()
-        found.append(gradients(model))
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=3e-6 * float(found[0].abs().max()))
+        return model
+
+    model = hooked(model_of("llama"))
+    use_kernels(model, kernels="auto")
+    torchs = measured(hooked(model_of("llama")))
+    with float64():
+        exact = measured(hooked(model_of("llama").double()))
+    assert_as_exact_as_torch(measured(model), torchs, exact)
 
 
 def test_kernels_torch_changes_nothing() -> None:
@@ -157,10 +178,9 @@ def test_compiled_blocks_train_alike_and_leave_engines_alone(products: str) -> N
         with torch.inference_mode():
             before = model(ids).logits
         assert use_kernels(model, kernels=kernels).compiled_blocks == (2 if kernels == "compiled" else 0)
-        (term,) = SelectiveLM(model, sft(), layout="packed")(uneven())
-        term.sum.backward()
-        found.append((term.sum.item(), gradients(model)))
+        found.append(measured(model))
         with torch.inference_mode():
             assert torch.equal(model(ids).logits, before)
-    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
-    torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=3e-6 * float(found[0][1].abs().max()))
+    with float64():
+        exact = measured(exact_llama())
+    assert_as_exact_as_torch(found[1], found[0], exact)

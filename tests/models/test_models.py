@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -37,6 +38,7 @@ from cft.models.load import (
     weights_hash,
 )
 from tests.conftest import ROOT, make_llama, make_tokenizer
+from tests.precision import assert_as_exact_as_torch, assert_same, float64
 
 IDS = torch.tensor([[1, 20, 21, 7, 14, 9, 16, 2]])
 
@@ -92,12 +94,14 @@ def test_dtype_is_what_the_spec_says(tiny_folder: Path, dtype: str) -> None:
     assert load_causal_lm(spec(tiny_folder, dtype=dtype)).dtype == getattr(torch, dtype)
 
 
+@pytest.mark.numerics
+@pytest.mark.usefixtures("in_float64")
 def test_attention_implementations_agree(tiny_folder: Path) -> None:
-    eager = load_causal_lm(spec(tiny_folder, attn_implementation="eager"))
-    sdpa = load_causal_lm(spec(tiny_folder, attn_implementation="sdpa"))
+    eager = load_causal_lm(spec(tiny_folder, attn_implementation="eager")).double()
+    sdpa = load_causal_lm(spec(tiny_folder, attn_implementation="sdpa")).double()
     assert eager.config._attn_implementation == "eager"
     assert sdpa.config._attn_implementation == "sdpa"
-    torch.testing.assert_close(logits(eager), logits(sdpa), rtol=0, atol=1e-5)  # two orders of summation
+    assert_same(logits(eager), logits(sdpa))
 
 
 def test_flash_attention_is_refused_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,14 +124,16 @@ def test_flash_attention_needs_a_device_too(monkeypatch: pytest.MonkeyPatch) -> 
         load_causal_lm(spec("/no/such/folder", attn_implementation="flash_attention_2"))
 
 
+@pytest.mark.numerics
+@pytest.mark.usefixtures("in_float64")
 def test_gradient_checkpointing_changes_no_gradient(tiny_folder: Path) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model = load_causal_lm(spec(tiny_folder, gradient_checkpointing=checkpointing)).train()
+        model = load_causal_lm(spec(tiny_folder, gradient_checkpointing=checkpointing)).double().train()
         assert model.model.layers[0].gradient_checkpointing == checkpointing
         model(IDS, labels=IDS, use_cache=False).loss.backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-6)
+    assert_same(gradients[0], gradients[1])
 
 
 def test_missing_weights_are_refused_not_invented(tiny_folder: Path, tmp_path: Path) -> None:
@@ -243,7 +249,9 @@ def test_export_reloads_to_equal_logits(tmp_path: Path, lora: Lora | None, tied:
     if lora is None:
         assert (logits(again) - logits(model)).abs().max().item() == 0.0
     else:  # W x + s B A x and (W + s B A) x are summed in another order
-        torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=2e-5)
+        with float64():
+            exact = logits(copy.deepcopy(model).double())
+        assert_as_exact_as_torch((logits(again),), (logits(model),), (exact,))
     assert weights_hash(load_causal_lm(spec(folder))) == weights_hash(again)
     assert tokenizer_hash(load_tokenizer(spec(folder))) == tokenizer_hash(make_tokenizer())
     assert template_hash(load_tokenizer(spec(folder))) == template_hash(make_tokenizer())
@@ -339,7 +347,7 @@ HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
         (MistralConfig(**SMALL, **HEADS, sliding_window=8), "sliding"),
         (
             Qwen2Config(**SMALL, **HEADS, use_sliding_window=True, sliding_window=8, max_window_layers=1),
-            "sliding_attention",
+            "window of 8",
         ),
         (MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4), "recurrent state"),
     ],

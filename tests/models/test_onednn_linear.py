@@ -6,17 +6,20 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers import PreTrainedModel
 
 from cft.models.cpu import onednn_linear
 from cft.models.cpu.onednn_linear import OneDnnLinear, available, steps_down, steps_up, use_onednn
 from cft.models.load import Lora, apply_lora
 from cft.training.selective_lm import SelectiveLM
-from tests.fakes import random_llama
+from tests.fakes import exact_llama, random_llama
 from tests.losses.test_loss import gradients
 from tests.objectives import sft
+from tests.precision import Measured, assert_as_exact_as_torch, float64
 from tests.training.test_layout import uneven
 
+pytestmark = pytest.mark.numerics
 needs_onednn = pytest.mark.skipif(not available(), reason="no oneDNN products on this machine")
 
 
@@ -31,17 +34,22 @@ def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_value_and_gradients_are_torchs(bias: bool, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     plain = nn.Linear(70, 130, bias=bias)
-    ours = copy.deepcopy(plain)
+    ours, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     assert use_onednn(ours) == 1
     found = []
-    for layer in (plain, ours):
+    for layer in (ours, plain, exact):
         torch.manual_seed(1)
-        x = torch.randn(shape).requires_grad_()
+        x = torch.randn(shape).to(layer.weight.dtype).requires_grad_()
         y = layer(x)
-        y.transpose(0, -1).backward(torch.randn(y.transpose(0, -1).shape))  # a gradient that does not lie as y does
-        found.append([y, x.grad, layer.weight.grad, *([layer.bias.grad] if bias else [])])
-    for theirs, mine in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6 * theirs.abs().max().item() if theirs.numel() else 0)
+        # a gradient that does not lie as y does
+        y.transpose(0, -1).backward(torch.randn(y.transpose(0, -1).shape).to(y.dtype))
+        assert x.grad is not None
+        made = (y, x.grad, layer.weight.grad, *([layer.bias.grad] if bias else []))
+        found.append(tuple(part.detach() for part in made))
+    if 0 in shape:
+        assert [part.tolist() for part in found[0]] == [part.tolist() for part in found[2]]
+    else:
+        assert_as_exact_as_torch(*found)
 
 
 def test_rows_come_in_few_numbers() -> None:
@@ -54,22 +62,25 @@ def test_rows_come_in_few_numbers() -> None:
         assert steps_up(steps_up(rows)) == steps_up(rows)
 
 
+def measured(model: PreTrainedModel) -> Measured:
+    """Loss and gradient of a training step."""
+    (term,) = SelectiveLM(model.train(), sft(chunk_tokens=7), layout="packed")(uneven())
+    term.sum.backward()
+    return term.sum.detach(), gradients(model)
+
+
 @needs_onednn
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_a_whole_model_trains_alike(tied: bool, checkpointing: bool) -> None:
-    found: list[tuple[float, Tensor]] = []
-    for products in ("torch", "onednn"):
-        model = random_llama(tie_word_embeddings=tied).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if products == "onednn":
-            assert use_onednn(model) == 15
-        (term,) = SelectiveLM(model, sft(chunk_tokens=7), layout="packed")(uneven())
-        term.sum.backward()
-        found.append((term.sum.item(), gradients(model)))
-    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
-    torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=2e-6 * float(found[0][1].abs().max()))
+    model = random_llama(tie_word_embeddings=tied)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert use_onednn(model) == 15
+    torchs = measured(random_llama(tie_word_embeddings=tied))
+    with float64():
+        exact = measured(exact_llama(tie_word_embeddings=tied))
+    assert_as_exact_as_torch(measured(model), torchs, exact)
 
 
 @needs_onednn

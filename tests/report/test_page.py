@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cft.cli.report import run as main
 from cft.masks.base import Critical
-from cft.report.__main__ import main
 from cft.report.build import Evidence, build_report
 from tests.browser import Browser, executable
 from tests.fakes import row

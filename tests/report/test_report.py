@@ -17,9 +17,9 @@ import scipy.stats
 from rich.console import Console
 
 from cft.annotation.kinds import KindCount, count_kinds, kind_of
+from cft.cli.report import run as main
 from cft.evaluation.intervals import bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
 from cft.evaluation.paired_tests import holm, paired_difference
-from cft.report.__main__ import main
 from cft.report.arms import BASE, Comparison, ReportError
 from cft.report.build import Evidence, build_report
 from cft.report.compare import collect, compare

@@ -13,10 +13,10 @@ import pytest
 import scipy.stats
 
 from cft.annotation.store import SHIPPED, AnnotationStore
+from cft.cli.report import run as main
 from cft.evaluation.paired_tests import holm
 from cft.masks.base import Critical
 from cft.report import compute, curves, pass_curve, profile
-from cft.report.__main__ import main
 from cft.report.arms import ReportError
 from cft.report.choice import choose
 from cft.report.compare import collect, compare

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cft.annotation.store import SHIPPED, AnnotationStore
+from cft.cli.report import run as main
 from cft.masks.base import Critical
 from cft.report import profile
-from cft.report.__main__ import main
 from cft.report.build import PAGE, written_by_a_report
 from cft.report.page import Explorer, write_page
 from cft.report.transcript import MEANINGS, legend, levels

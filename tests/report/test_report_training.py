@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from cft.cli.report import run as main
 from cft.report import compute, curves
-from cft.report.__main__ import main
 from cft.report.arms import BASE, MARK, Comparison, ReportError
 from cft.report.choice import choose
 from cft.report.compare import collect, compare

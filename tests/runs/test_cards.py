@@ -17,8 +17,8 @@ from cft.annotation.rows import ROW_SCHEMA, table_hash
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.files import sha256_file
 from cft.masks.base import Critical
-from cft.report.__main__ import facts_of
 from cft.report.compare import collect, compare
+from cft.report.evidence import facts_of
 from cft.runs.cards import (
     COLUMNS,
     OUTCOMES,
@@ -32,7 +32,7 @@ from cft.runs.cards import (
     write_model_card,
 )
 from cft.runs.lineage import annotation_link
-from cft.stages.label_export import labels_card
+from cft.stages.labels import labels_card
 from cft.types import Outcome
 from tests.report.test_report import arm, write_run
 
@@ -157,8 +157,8 @@ def results(**changes: Any) -> dict[str, Any]:
             "eval/entropy": {"value": None, "low": None, "high": None},
         },
         "lineage": {
-            "command": "python train.py mask=critical",
-            "inputs": [{"came_from": {"command": "python annotate.py annotation=mine", "inputs": []}}],
+            "command": "cft train mask=critical",
+            "inputs": [{"came_from": {"command": "cft annotate annotation=mine", "inputs": []}}],
         },
         **changes,
     }
@@ -176,7 +176,7 @@ def test_a_model_card_has_lineage_commands_and_numbers_with_intervals(tmp_path: 
     assert "| `accuracy` | 0.3750 | [0.2500, 0.5000] |" in text
     assert "entropy" not in text  # nothing was measured
     assert "1,319 problems of gsm8k, split test" in text
-    assert "python annotate.py annotation=mine\npython train.py mask=critical" in text
+    assert "cft annotate annotation=mine\ncft train mask=critical" in text
     for fact in (
         "f" * 64,
         "a" * 64,

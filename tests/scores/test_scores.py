@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from cft.types import AnnotatedResponse
 from tests.annotation.test_store import flip, truncate
 from tests.conftest import make_llama, make_tokenizer
 from tests.entry import run
-from tests.fakes import random_llama, row
+from tests.fakes import exact_llama, row
+from tests.precision import ROUNDING, assert_as_exact_as_torch, float64
 from tests.stage import composed
 
 VOCABULARY = 26
@@ -60,6 +62,17 @@ def expected_logprob(model: LlamaForCausalLM, one: AnnotatedResponse) -> list[fl
     ]
 
 
+def assert_expected_logprobs(
+    found: Mapping[str, np.ndarray], rows: Sequence[AnnotatedResponse], model: LlamaForCausalLM
+) -> None:
+    """A stored score against the model in float64, within the error of a plain pass over each row."""
+    own = np.concatenate([expected_logprob(model, one) for one in rows])
+    with float64():
+        exact = np.concatenate([expected_logprob(model.double(), one) for one in rows])
+    ours = np.concatenate([found[one.response_id] for one in rows])
+    assert_as_exact_as_torch((torch.from_numpy(ours),), (torch.from_numpy(own).float(),), (torch.from_numpy(exact),))
+
+
 def expected_received(model: LlamaForCausalLM, one: AnnotatedResponse) -> list[float]:
     ids, outputs = alone(model, one)
     found = []
@@ -81,7 +94,7 @@ def expected_to_prompt(model: LlamaForCausalLM, one: AnnotatedResponse) -> list[
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    return random_llama(vocab=VOCABULARY, attn_implementation="eager")
+    return exact_llama(vocab=VOCABULARY, attn_implementation="eager")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +107,8 @@ def model() -> LlamaForCausalLM:
     ids=["reference_logprob", "attention_received", "attention_to_prompt"],
 )
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.numerics
+@pytest.mark.usefixtures("in_float64")
 def test_a_score_is_that_of_each_row_alone(
     model: LlamaForCausalLM, kind: ScoreKind, expected: Any, batch_size: int
 ) -> None:
@@ -101,9 +116,7 @@ def test_a_score_is_that_of_each_row_alone(
     values = compute(kind, model, rows, batch_size=batch_size)
     assert values.keys() == {one.response_id for one in rows}
     for one in rows:
-        assert values[one.response_id].dtype == np.float32
-        # 1e-5: what padding and batched products may change in float32.
-        np.testing.assert_allclose(values[one.response_id], expected(model, one), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(values[one.response_id], expected(model, one), rtol=0, atol=ROUNDING)
 
 
 def test_more_layers_than_the_model_has_are_refused(model: LlamaForCausalLM) -> None:
@@ -198,8 +211,8 @@ def made_by(name: str, path: str, revision: str = "main") -> dict[str, Any]:
 def test_the_command_for_a_score_can_be_pasted(name: str, path: str, revision: str, score_name: str) -> None:
     """As a shell reads it, it composes, passes the check, and takes the model that was annotated."""
     command = command_for(score_name, "mine", model=annotating_model(made_by(name, path, revision)))
-    program, argv = shlex.split(command)[:3], shlex.split(command)[3:]
-    assert program == ["python", "-m", "cft.score"]
+    program, argv = shlex.split(command)[:2], shlex.split(command)[2:]
+    assert program == ["cft", "score"]
     cfg = composed("score", *argv)
     assert (cfg.model.name, cfg.model.path, cfg.model.revision) == (name, path, revision)
     assert (cfg.annotation, cfg.name) == ("mine", score_name)
@@ -210,7 +223,7 @@ def test_the_command_for_a_score_can_be_pasted(name: str, path: str, revision: s
 def test_the_default_model_is_not_spelt_out() -> None:
     manifest = AnnotationStore(SHIPPED / "tiny_arith").manifest()
     assert command_for("attention_received", "tiny_arith", model=annotating_model(manifest)) == (
-        "python -m cft.score annotation=tiny_arith score=attention_received name=attention_received"
+        "cft score annotation=tiny_arith score=attention_received name=attention_received"
     )
 
 
@@ -240,11 +253,11 @@ def test_the_entry_stores_what_a_plain_pass_gives(scored: tuple[AnnotationStore,
     folder = score(composed("score", *overrides, "batch_size=3"))
     assert folder == store.folder / "scores" / "base"
     rows, used = with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
-    for one in rows:
-        np.testing.assert_allclose(one.scores["base"], expected_logprob(make_llama(), one), rtol=0, atol=1e-5)
+    assert all(one.scores["base"].dtype == np.float32 for one in rows)
+    assert_expected_logprobs({one.response_id: one.scores["base"] for one in rows}, rows, make_llama())
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["fingerprint_sha256"] == used["base"]
-    assert manifest["command"].startswith("python -m cft.score annotation=mine")
+    assert manifest["command"].startswith("cft score annotation=mine")
     assert (folder / manifest["file"]).name == f"{used['base'][:16]}.parquet"
 
 
@@ -267,7 +280,7 @@ def test_a_score_is_made_once_and_grows_with_its_annotation(
     assert "nothing to do" in capsys.readouterr().out
     before, _ = with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
     store = annotation(store.folder, rows=6)
-    with pytest.raises(StoreError, match=r"no values for response r4 .*\n?.*python -m cft.score annotation=mine"):
+    with pytest.raises(StoreError, match=r"no values for response r4 .*\n?.*cft score annotation=mine"):
         with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
     score(composed("score", *overrides))
     assert seen[4:] == ["r4", "r5"] or seen[4:] == ["r5", "r4"]
@@ -288,9 +301,12 @@ def test_another_score_of_the_same_name_is_refused(scored: tuple[AnnotationStore
         score(composed("score", *overrides, "score=attention_to_prompt"))
     other.replace = True
     folder = score(other)
-    values = read_score(folder.parent, name="base", annotation="mine", model="").values["r1"][1]
-    expected = expected_logprob(make_llama(seed=1), some_row(1, vocab=len(make_tokenizer())))
-    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5)
+    found = {
+        key: values
+        for key, (_, values) in read_score(folder.parent, name="base", annotation="mine", model="").values.items()
+    }
+    rows = [some_row(n, vocab=len(make_tokenizer())) for n in range(len(found))]
+    assert_expected_logprobs(found, rows, make_llama(seed=1))
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
@@ -299,9 +315,7 @@ def test_a_damaged_table_is_refused_with_the_command(scored: tuple[AnnotationSto
     folder = score(composed("score", *overrides))
     (table,) = folder.glob("*.parquet")
     damage(table)
-    with pytest.raises(
-        StoreError, match=rf"{table.name}: .*python -m cft.score annotation=mine.* replace=true"
-    ) as error:
+    with pytest.raises(StoreError, match=rf"{table.name}: .*cft score annotation=mine.* replace=true") as error:
         with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
     if damage is not Path.unlink:
         assert "expected" in str(error.value)
@@ -345,14 +359,14 @@ def test_a_row_too_long_for_the_model_is_refused(tmp_path: Path, tiny_folder: Pa
 def test_the_command_itself_ends_well_and_reports_mistakes(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """cft/score.py as python -m runs it, its name by default that of the kind."""
+    """The name by default that of the kind."""
     monkeypatch.chdir(tmp_path)
     annotation(Path("outputs/annotations/mine"), rows=2)
-    ended = run("cft/score", "annotation=mine", "score=attention_received", f"model.path='{tiny_folder}'")
+    ended = run("score", "annotation=mine", "score=attention_received", f"model.path='{tiny_folder}'")
     assert ended.status == 0, ended.text
     manifest = json.loads(Path("outputs/annotations/mine/scores/attention_received/manifest.json").read_text())
-    assert manifest["command"].startswith("python -m cft.score annotation=mine score=attention_received ")
-    wrong = run("cft/score", "anotation=mine", "score=attention_recieved")
+    assert manifest["command"].startswith("cft score annotation=mine score=attention_received ")
+    wrong = run("score", "anotation=mine", "score=attention_recieved")
     assert wrong.status == 2
-    assert "cft.score: 2 mistakes" in wrong.text
+    assert "cft score: 2 mistakes" in wrong.text
     assert "did you mean annotation" in wrong.text

@@ -141,7 +141,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_annotation_that_is_not_there(made: Path) -> None:
     ended = run("train", "data.annotation=b", f"annotations_dir={made}")
-    refused(ended, f"no manifest.json in {made}/b", "Known annotations: a", "python annotate.py annotation=b")
+    refused(ended, f"no manifest.json in {made}/b", "Known annotations: a", "cft annotate annotation=b")
     refused(run("train", f"data.annotation={made}/c"), f"no manifest.json in {made}/c")
 
 
@@ -155,7 +155,7 @@ def test_a_model_with_another_tokenizer(made: Path, tiny_folder: Path) -> None:
         "model.name=other",
         f"model.path='{tiny_folder}'",
     )
-    refused(ended, f"{made}/a: annotated with tokenizer", "(tiny_arith)", "python annotate.py model=<this model>")
+    refused(ended, f"{made}/a: annotated with tokenizer", "(tiny_arith)", "cft annotate model=<this model>")
 
 
 def test_another_prompt_than_the_annotation_s(made: Path) -> None:

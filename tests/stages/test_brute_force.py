@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cft.annotation.store import AnnotationStore
 from cft.types import AnnotatedResponse
-from cft.verify import Numeric
+from cft.verifiers import Numeric
 from tests.stage import annotate
 
 MAX_NEW_TOKENS = 38  # close enough to the lengths that some continuations are cut off
@@ -89,7 +89,7 @@ class BruteForce:
         verdict = self.verifier(self.tokenizer.decode(kept, skip_special_tokens=True), answer)
         if kept[-1] not in self.eos and not verdict.explicit:
             return -2
-        return {"right": 1, "wrong": 0, "undecided": -3}[verdict.judgement.value]
+        return {"right": 1, "wrong": 0, "undecided": -3}[verdict.decision.value]
 
 
 def test_every_outcome_of_twenty_responses(rows: list[AnnotatedResponse], tiny_arith_path: Path) -> None:

@@ -344,7 +344,9 @@ def test_a_continuation_that_was_cut_off_is_not_taken_for_finished(copied_run: P
     assert results["identity"] == identity_of(results["settings"])
     state = load_checkpoint(newest_checkpoint(copied_run / CHECKPOINTS))["callbacks"]["History"]
     assert state["plans"] == [[0, 12], [12, 16]]
-    assert results["train_seconds"] == pytest.approx(state["seconds"], rel=0.2)
+    # Both parts; the last checkpoint was written before the end.
+    assert 0 < earlier["train_seconds"] < results["train_seconds"]
+    assert 0 < state["seconds"] <= results["train_seconds"]
     assert "schedule.replanned" not in earlier["settings"]
     ended = run("train", *TRAIN, *more)
     assert ended.status == 0, ended.text
@@ -434,7 +436,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_that_goes_on(
         ended = run("train", *TRAIN, "hydra.run.dir=run")
     assert ended.status == 75, ended.text
     assert "Traceback" not in ended.text
-    assert "Interrupted by SIGTERM. Go on from the newest checkpoint with: python train.py" in ended.text
+    assert "Interrupted by SIGTERM. Go on from the newest checkpoint with: cft train" in ended.text
     assert f"resume={tmp_path / 'run'}" in ended.text
     steps = [load_checkpoint(path)["global_step"] for path in kept_checkpoints(tmp_path / "run" / CHECKPOINTS)]
     assert steps[0] == (6 if where == "in a step" else EPOCH_STEPS)
@@ -459,7 +461,7 @@ def test_ctrl_c_says_how_to_go_on(copied_run: Path, monkeypatch: pytest.MonkeyPa
         patch.setattr(Annotator, "fresh", interrupt)
         ended = run("annotate", *ANNOTATE, "limit=6", "annotation=new one".replace(" ", "-"))
     assert ended.status == 130
-    assert "go on with the same command: python annotate.py data.max_steps=2" in ended.text
+    assert "go on with the same command: cft annotate data.max_steps=2" in ended.text
     with monkeypatch.context() as patch:
         patch.setattr(CausalLMModule, "on_train_epoch_end", interrupt)
         ended = run("train", *TRAIN, "hydra.run.dir=second run")

@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY
 
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
+
 SOON_S = 3.0
 FIRST_STEP_S = 10.0
 
@@ -27,13 +29,13 @@ def seconds(*command: str, folder: Path, status: int) -> float:
     return min(times)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("mask=critcal", 2), ("weighting.gamma=-1", 2)])
+@pytest.mark.parametrize(
+    ("argument", "status"), [("--help", 0), ("mask=critcal", 2), ("mask=token_cleaning", 2), ("weighting.gamma=-1", 2)]
+)
 def test_help_and_mistakes_come_soon(tmp_path: Path, argument: str, status: int) -> None:
     assert seconds(str(ROOT / "train.py"), "weighting=focal", argument, folder=tmp_path, status=status) < SOON_S
 
 
-@pytest.mark.slow
 def test_the_first_step_comes_soon(tmp_path: Path) -> None:
     """The process is killed when its second step begins."""
     driver = str(ROOT / "tests" / "kill_driver.py")

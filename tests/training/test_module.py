@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,17 @@ from cft.losses.objective import Normalizer, Objective, Regularizer
 from cft.losses.token import NLL
 from cft.training.callbacks.guards import TrainingDiverged
 from tests import gradient_driver
+from tests.fakes import exact_llama, random_llama
 from tests.gradient_driver import EPOCHS, Recorder, rows, run
 from tests.objectives import sft
+from tests.precision import ROUNDING, assert_same, float64_training
+from tests.two_ranks import on_two_ranks
 
 STEPS = 2 * EPOCHS  # 13 rows, 8 a step
+CLOSE = {"rel": ROUNDING, "abs": 0.0}
+
+
+pytestmark = pytest.mark.numerics
 
 
 def assert_equal_gradients(found: list[torch.Tensor | None], expected: list[torch.Tensor | None]) -> None:
@@ -35,8 +40,7 @@ def assert_equal_gradients(found: list[torch.Tensor | None], expected: list[torc
     for one, other in zip(found, expected, strict=True):
         assert one is not None
         assert other is not None
-        # 1e-6 of the largest entry; the steps before it moved the weights, so errors would also add up.
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * float(other.abs().max()))
+        assert_same(one, other)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,7 @@ def test_accumulation_equals_one_big_batch(
 
 def test_two_processes_equal_one_big_batch(one_big_batch: list[torch.Tensor | None], tmp_path: Path) -> None:
     out = tmp_path / "gradients.pt"
-    driver = Path(gradient_driver.__file__)
-    subprocess.run([sys.executable, str(driver), str(out), "2", "2", "2"], check=True, timeout=300)
+    on_two_ranks(gradient_driver.save_gradients, out, 2, 2, 2)
     assert_equal_gradients(torch.load(out, weights_only=True), one_big_batch)
 
 
@@ -64,6 +67,7 @@ def test_other_normalisers_do_not_depend_on_the_split_either(normalizer: Normali
     assert_equal_gradients(run(world=1, accumulate=4, batch=2, normalizer=normalizer)[0], whole)
 
 
+@pytest.mark.usefixtures("in_float64")
 def test_gradient_is_the_mean_over_the_eligible_tokens_of_the_step() -> None:
     """Against a plain loop over rows that shares nothing with the module but the model."""
     recorded, module, trainer = run(world=1, accumulate=4, batch=2, optimizer=partial(torch.optim.SGD, lr=0.0))
@@ -81,7 +85,7 @@ def test_gradient_is_the_mean_over_the_eligible_tokens_of_the_step() -> None:
                     total, count = total - logprob[t - 1, ids[t]], count + 1
         (total / count).backward()
         expected = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
-        torch.testing.assert_close(recorded[step], expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+        assert_same(recorded[step], expected)
 
 
 def test_a_micro_batch_that_was_dropped_is_noticed() -> None:
@@ -123,7 +127,7 @@ def test_a_step_without_eligible_tokens_moves_nothing() -> None:
     data = rows(empty=tuple(range(13)))
     recorded, module, _ = run(world=1, accumulate=4, batch=2, data=data, optimizer=decaying)
     assert recorded == [None] * STEPS
-    fresh = gradient_driver.random_llama(spread=0.1)
+    fresh = exact_llama(spread=0.1)
     for found, expected in zip(module.lm.model.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(found, expected)
 
@@ -168,7 +172,7 @@ def standing_still(
             return self.train_dataloader()
 
     module = Recorder(
-        model=gradient_driver.random_llama(spread=0.1).double(),
+        model=exact_llama(spread=0.1),
         objective=objective,
         optimizer=partial(torch.optim.SGD, lr=0.0),
         schedule="constant",
@@ -187,7 +191,8 @@ def standing_still(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=Validated(7, data or rows()))
+    with float64_training():
+        trainer.fit(module, datamodule=Validated(7, data or rows()))
     with (folder / "metrics.csv").open() as handle:
         lines = list(csv.DictReader(handle))
     return module, {name: [float(line[name]) for line in lines if line[name]] for name in lines[0]}
@@ -197,19 +202,18 @@ def test_every_step_has_the_coefficients_of_its_progress(tmp_path: Path) -> None
     """0, 1 and 2, in the gradient and in what is logged; the probe measures both parts by a way of its own."""
     module, logged = standing_still(scheduled(), tmp_path)
     critical, others = logged["val/loss_critical"][0], logged["val/loss_other"][0]
-    assert logged["train/term/others"] == pytest.approx([others] * 3, rel=1e-6)
-    assert logged["train/loss"] == pytest.approx([critical + k * others for k in (0, 1, 2)], rel=1e-6)
+    assert logged["train/term/others"] == pytest.approx([others] * 3, **CLOSE)
+    assert logged["train/loss"] == pytest.approx([critical + k * others for k in (0, 1, 2)], **CLOSE)
     first, second, third = (g for g in module.recorded if g is not None)
     assert float((second - first).abs().max()) > 1e-3
-    # Norms within the model are of float32, and each epoch packs other rows together.
-    torch.testing.assert_close(third - first, 2 * (second - first), rtol=0, atol=1e-6 * float(third.abs().max()))
+    assert_same(third - first, 2 * (second - first))
 
 
 def test_every_validation_is_of_the_objective_that_training_ends_with(tmp_path: Path) -> None:
     """The model stands still, so its loss does: else the schedule would choose the best epoch."""
     logged = standing_still(scheduled(), tmp_path)[1]
     critical, others = logged["val/loss_critical"][0], logged["val/loss_other"][0]
-    assert logged["val/loss"] == pytest.approx([critical + 3 * others] * 3, rel=1e-6)
+    assert logged["val/loss"] == pytest.approx([critical + 3 * others] * 3, **CLOSE)
 
 
 def test_a_share_that_decays_does_not_choose_the_best_epoch(tmp_path: Path) -> None:
@@ -225,7 +229,7 @@ def test_a_share_that_decays_does_not_choose_the_best_epoch(tmp_path: Path) -> N
         standing_still(sft(normalizer="sequence", aggregation=aggregation), tmp_path / str(i), data)[1]["val/loss"]
         for i, aggregation in enumerate((WorstGroup(share=share), TokenMean()))
     ]
-    assert validated[0] == pytest.approx(validated[1], rel=1e-6)
+    assert validated[0] == pytest.approx(validated[1], **CLOSE)
     assert len(set(validated[0])) == 1
 
 
@@ -243,8 +247,8 @@ def test_a_regulariser_is_not_called_loss() -> None:
 
 
 def test_one_small_step_changes_float32_weights() -> None:
-    _, module, _ = run(world=1, accumulate=1, batch=8, optimizer=partial(torch.optim.SGD, lr=1e-6))
-    fresh = gradient_driver.random_llama(spread=0.1)
+    _, module, _ = run(world=1, accumulate=1, batch=8, optimizer=partial(torch.optim.SGD, lr=1e-6), dtype=torch.float32)
+    fresh = random_llama(spread=0.1)
     changed = [not torch.equal(a, b) for a, b in zip(module.lm.model.parameters(), fresh.parameters(), strict=True)]
     assert all(p.dtype == torch.float32 for p in module.parameters())
     assert sum(changed) > len(changed) / 2

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from cft.training.checkpointing.checkpoints import path_of_step
-from tests import scale_driver
-from tests.scale_driver import EVERY, STEPS
+from tests.precision import ROUNDING, assert_same
+from tests.scale_driver import EVERY, STEPS, save_run
+from tests.two_ranks import on_two_ranks
+
+pytestmark = pytest.mark.numerics
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,13 @@ class Trained:
 
 
 def trained(folder: Path, strategy: str, world: int, accumulate: int, *, start: Path | None = None) -> Trained:
-    """In processes of its own; 8 rows a step however many there are."""
+    """8 rows a step however many processes there are."""
     folder.mkdir()
-    arguments = [str(folder), strategy, str(world), str(accumulate), "2", str(STEPS), *([str(start)] if start else [])]
-    command = [sys.executable, str(Path(scale_driver.__file__)), *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    arguments = (folder, strategy, world, accumulate, start)
+    if world == 1:
+        save_run(*arguments)
+    else:
+        on_two_ranks(save_run, *arguments)
     found = json.loads((folder / "result.json").read_text())
     by_step = [{int(step): loss for step, loss in found[name].items()} for name in ("train", "validation")]
     return Trained(folder, *by_step, found["export_difference"])
@@ -45,10 +46,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def assert_same_losses(found: Trained, expected: Trained, *, first: int = 1) -> None:
-    # 1e-5: sums of float32 in another order, and AdamW enlarges differences of small gradients.
     for one, other in ((found.train, expected.train), (found.validation, expected.validation)):
         wanted = {step: loss for step, loss in other.items() if step >= first}
-        assert one == pytest.approx(wanted, rel=1e-5)
+        assert one == pytest.approx(wanted, rel=ROUNDING, abs=0.0)
 
 
 def test_fully_sharded_equals_one_process_and_exports_its_weights(one: Trained, tmp_path: Path) -> None:
@@ -62,8 +62,7 @@ def test_fully_sharded_equals_one_process_and_exports_its_weights(one: Trained, 
     found, expected = (load_file(run.folder / "export" / "model.safetensors") for run in (sharded, one))
     assert found.keys() == expected.keys()
     for name, weight in found.items():
-        # 1e-3 of the learning rate that moved the weights: AdamW's first steps depend on signs of small gradients.
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+        assert_same(weight, expected[name])
 
 
 @pytest.mark.slow

@@ -13,10 +13,13 @@ from transformers import PreTrainedModel
 from cft.errors import BadValue
 from cft.models.load import Lora, apply_lora
 from cft.training.selective_lm import SelectiveLM
-from tests.fakes import random_llama
+from tests.fakes import exact_llama
 from tests.losses.test_loss import gradients
 from tests.objectives import sft
+from tests.precision import assert_same
 from tests.training.test_layout import model_of, uneven
+
+pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("in_float64")]
 
 
 def naive(model: PreTrainedModel) -> Tensor:
@@ -41,7 +44,7 @@ SCALED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", SCALED)
 def test_value_and_gradient_are_those_of_the_models_own_logits(kind: str, tied: bool) -> None:
     """Scaled and capped logits included; a head that shares its weights with the embedding gets both gradients."""
-    model = model_of(kind, **SCALED[kind], tie_word_embeddings=tied).train()
+    model = model_of(kind, **SCALED[kind], tie_word_embeddings=tied).double().train()
     lm = SelectiveLM(model, sft(chunk_tokens=7), layout="packed")
     lm.check_head()
     (term,) = lm(uneven())
@@ -49,9 +52,8 @@ def test_value_and_gradient_are_those_of_the_models_own_logits(kind: str, tied: 
     ours = gradients(model)
     theirs = naive(model)
     theirs.backward()
-    assert term.sum.item() == pytest.approx(theirs.item(), rel=1e-6)
-    expected = gradients(model)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+    assert_same(term.sum.item(), theirs.item())
+    assert_same(ours, gradients(model))
 
 
 def test_a_logit_transform_of_a_models_own_is_refused() -> None:
@@ -59,14 +61,14 @@ def test_a_logit_transform_of_a_models_own_is_refused() -> None:
         output.logits = 2 * output.logits
         return output
 
-    model = random_llama()
+    model = exact_llama()
     model.register_forward_hook(doubled)
     with pytest.raises(BadValue, match=r"LlamaForCausalLM: its logits differ by .* cft/models/head.py"):
         SelectiveLM(model, sft()).check_head()
 
 
 def test_adapters_on_the_head_are_part_of_the_projection() -> None:
-    model = random_llama(tie_word_embeddings=False)
+    model = exact_llama(tie_word_embeddings=False)
     apply_lora(model, lora=Lora(r=2, target_modules=["q_proj", "lm_head"]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -82,16 +84,16 @@ def test_adapters_on_the_head_are_part_of_the_projection() -> None:
     model.zero_grad()
     theirs = naive(model)
     theirs.backward()
-    assert term.sum.item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert_same(term.sum.item(), theirs.item())
     for mine, parameter in zip(ours, trained, strict=True):
         assert parameter.grad is not None
         assert float(parameter.grad.abs().max()) > 0
-        torch.testing.assert_close(mine, parameter.grad, rtol=0, atol=2e-6 * float(parameter.grad.abs().max()))
+        assert_same(mine, parameter.grad)
 
 
 @pytest.mark.parametrize("chunk_tokens", [3, 1024])
 def test_only_eligible_positions_reach_the_head(chunk_tokens: int) -> None:
-    model, batch, seen = random_llama(tie_word_embeddings=False), uneven(), []
+    model, batch, seen = exact_llama(tie_word_embeddings=False), uneven(), []
     model.lm_head.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
     (term,) = SelectiveLM(model, sft(chunk_tokens=chunk_tokens), layout="packed")(batch)
     eligible = int((batch.weight_BT[:, 1:] > 0).sum())

@@ -12,6 +12,8 @@ from cft.weightings.row import ExcessLoss, HighEntropy, Propagation, SequenceRat
 from cft.weightings.statistics import LIVE, TokenScores
 from cft.weightings.token import EAFT, Focal, Probability, Product, ProFiT, TrimSFT, Uniform
 
+pytestmark = pytest.mark.numerics
+
 
 def scores(
     logprob: list[float], *, rows: list[int] | None = None, positions: list[int] | None = None, **known: list[float]

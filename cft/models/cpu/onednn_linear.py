@@ -19,10 +19,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from cft.models.cpu.gradient_in_place import standing_gradient
+from cft.models.rounding import half_of_the_digits
 
 MIN_WEIGHTS = 65_536  # for a smaller layer the call costs more than the product
 BLOCK = 8192  # rows of a large weight whose gradient is made at a time, where it is added in place
-RELATIVE_ERROR = 1e-4
 _MADE_OF = "_cft_made_of"  # attribute of a tensor, see tell_made_of
 
 
@@ -186,5 +186,6 @@ def available() -> bool:
         return False
     expected = torch.autograd.grad(linear(x_Nd, weight_ed).square().sum(), (x_Nd, weight_ed))
     return all(
-        bool((f - e).abs().max() <= RELATIVE_ERROR * e.abs().max()) for f, e in zip(found, expected, strict=True)
+        bool((f - e).abs().max() <= half_of_the_digits(torch.float32) * e.abs().max())
+        for f, e in zip(found, expected, strict=True)
     )

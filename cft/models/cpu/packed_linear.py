@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cft.models.cpu.onednn_linear import OneDnnLinear
+from cft.models.rounding import half_of_the_digits
 
 PACK_FOR_ROWS = 256  # the reordering is tuned to a batch size, and right for any
-RELATIVE_ERROR = 1e-4
 
 
 class PackedLinears:
@@ -67,4 +67,4 @@ def _right(layer: nn.Linear, forward: Callable[[Tensor], Tensor]) -> bool:
     """These operators are not public: whether this version of torch still means by them what it did."""
     x = torch.linspace(-1, 1, 3 * layer.in_features).reshape(3, -1)
     expected = nn.functional.linear(x, layer.weight, layer.bias)
-    return bool((forward(x) - expected).abs().max() <= RELATIVE_ERROR * expected.abs().max())
+    return bool((forward(x) - expected).abs().max() <= half_of_the_digits(torch.float32) * expected.abs().max())

@@ -22,8 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from cft.models.cpu.onednn_linear import OneDnnLinear, gradient_of_weight, in_charge, product, tell_made_of
-
-RELATIVE_ERROR = 1e-5
+from cft.models.rounding import half_of_the_digits
 
 
 def use_lean_layers(model: nn.Module) -> int:
@@ -58,7 +57,7 @@ def _same(layer: nn.Module, forward: Callable[[Any, Tensor], Tensor]) -> bool:
         return False
     x_Nd = torch.linspace(-2, 2, 3 * weight.shape[-1]).view(3, -1).sin()
     expected, found = layer(x_Nd), forward(layer, x_Nd)
-    return bool((found - expected).abs().max() <= RELATIVE_ERROR * expected.abs().max())
+    return bool((found - expected).abs().max() <= half_of_the_digits(torch.float32) * expected.abs().max())
 
 
 def _gated_forward(layer: Any, x: Tensor) -> Tensor:

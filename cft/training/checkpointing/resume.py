@@ -194,7 +194,7 @@ def finished_accuracy(folder: Path) -> float:
 def _require_same_config(folder: Path, cfg: DictConfig) -> None:
     path = folder / CONFIG
     if not path.is_file():
-        raise ConfigError(f"resume={folder}: no {path}; expected the folder of a run that train.py started")
+        raise ConfigError(f"resume={folder}: no {path}; expected the folder of a run that cft train started")
     differing = _differing(folder, cfg)
     if differing:
         lines = "\n".join(f"  {line}" for line in _lines(differing))

@@ -185,7 +185,7 @@ class SameEverywhere(pl.Callback):
             ]
             if differing:
                 raise RankMismatch(
-                    f"the processes of this run were not started alike: {'; '.join(differing)}. Let train.py start them "
+                    f"the processes of this run were not started alike: {'; '.join(differing)}. Let cft train start them "
                     "(trainer.devices=2), or give every process the same arguments, hydra.run.dir=<folder> among them"
                 )
         # DDP would copy the first rank's weights to the others, and shards would be pieces of different models.

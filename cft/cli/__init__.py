@@ -1,0 +1,1 @@
+"""The command `cft`: its subcommands, what they show, and the exit statuses they end with."""

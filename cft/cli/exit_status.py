@@ -1,0 +1,98 @@
+"""What the commands do with an error: a UserError is shown without a traceback, with exit status 2.
+
+In a multirun it stays the exception of its job, so that the other jobs go on. An interruption ends all of them: Ctrl-C with
+exit status 130; a signal of the cluster or the run's own time limit with 75, which promises that the printed command
+goes on where this one stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+
+from cft.errors import Interrupted, UserError
+
+EXIT_MISTAKE = 2
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
+EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+
+
+class JobFailed(UserError, CompactHydraException):
+    """A UserError of one job of a multirun; Hydra prints a CompactHydraException without a traceback."""
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Around the body of a command: shows a UserError and Ctrl-C the way the head of this file says."""
+    try:
+        yield
+    except UserError as error:
+        if _in_multirun():
+            message = f"job {HydraConfig.get().job.num} ({' '.join(_overrides())}): {error}"
+            print(message, file=sys.stderr, flush=True)  # Hydra shows the first failure only, and only at the end
+            raise JobFailed(message) from error
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_MISTAKE) from error
+    except Interrupted as interrupt:
+        if _further_task():
+            raise SystemExit(0) from interrupt  # the first one says how to go on
+        print(f"Interrupted by {interrupt}. {how_to_go_on()}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_RESUMABLE) from interrupt
+    except KeyboardInterrupt as interrupt:
+        print(f"Interrupted. {how_to_go_on()}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_INTERRUPTED) from interrupt
+
+
+@contextmanager
+def reported_in_rank() -> Iterator[None]:
+    """Around a further process of a distributed run: its first process says how to go on."""
+    try:
+        yield
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_MISTAKE) from error
+    except Interrupted as interrupt:
+        raise SystemExit(0) from interrupt
+    except KeyboardInterrupt as interrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from interrupt
+
+
+def how_to_go_on() -> str:
+    """What to type after an interruption of the Hydra job that is running."""
+    hydra = HydraConfig.get()
+    stage = str(hydra.job.name)
+    command = shlex.join(["cft", stage, *_overrides()])
+    if stage == "annotate":
+        return f"Committed units are kept; go on with the same command: {command}"
+    if any(override.startswith("resume=") for override in _overrides()):
+        return f"Go on from the newest checkpoint with the same command: {command}"
+    from cft.training.checkpointing.checkpoints import (  # heavy, and a training has imported it
+        CHECKPOINTS,
+        kept_checkpoints,
+    )
+
+    folder = Path(hydra.runtime.output_dir)
+    if stage == "train" and kept_checkpoints(folder / CHECKPOINTS):
+        return f"Go on from the newest checkpoint with: {command} {shlex.quote(f'resume={folder}')}"
+    return f"No state to go on from was saved; start again: {command}"
+
+
+def _further_task() -> bool:
+    """Started beside a first one by a cluster or torchrun."""
+    return any(os.environ.get(name, "0") != "0" for name in ("SLURM_PROCID", "RANK"))
+
+
+def _in_multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task)

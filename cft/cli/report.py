@@ -1,0 +1,111 @@
+"""cft report <folder> [...] [--out DIR] [--choose optimizer.lr] [--annotation NAME] [--strict]
+
+Collects the results.json files below the folders, prints the comparison, writes the page, the figures and the CSV files
+(`cft/report/build.py` lists them). The token explorer shows the annotation that the runs were trained on, where it is
+found, or the one that is named; without folders the report is about that annotation alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SUMMARY = "compare runs: table, figures, CSV files and a page with the tokens of the annotation"
+
+
+def run(argv: Sequence[str]) -> int:
+    """`cft report <argv>`. Returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    # Heavy imports follow the arguments.
+    from rich.console import Console
+
+    from cft.annotation.store import StoreError
+    from cft.masks.base import MaskError
+    from cft.report.arms import ReportError
+    from cft.report.build import build_report
+    from cft.report.choice import choose
+    from cft.report.compare import collect, compare
+    from cft.report.evidence import facts_of, token_evidence
+    from cft.report.table import comparison_table
+    from cft.report.text import printable
+    from cft.report.transcript import legend, terminal
+
+    console = Console(soft_wrap=False)
+    comparisons, choices, evidence = [], [], None
+    try:
+        if arguments.folders:
+            runs = collect(arguments.folders)
+            if arguments.choose:
+                runs, choices = choose(runs, key=arguments.choose)
+            comparisons = compare(runs, strict=arguments.strict)
+        elif not arguments.annotation:
+            raise ReportError("nothing to report on: give folders of runs, or --annotation NAME for its tokens alone")
+        if not arguments.no_annotation:
+            evidence = token_evidence(
+                comparisons,
+                annotation=arguments.annotation,
+                annotations_dir=arguments.annotations_dir,
+                tokenizer=arguments.tokenizer,
+                num_alternatives=arguments.num_alternatives,
+                responses=arguments.responses,
+            )
+    except (ReportError, StoreError, MaskError) as error:
+        print(printable(f"error: {error}"), file=sys.stderr)
+        return 1
+    for comparison in comparisons:
+        console.print(comparison_table(comparison, width=console.width))
+        for note in comparison.notes:
+            console.print(printable(note), style="dim", markup=False)
+    if evidence is not None and evidence.rows:
+        console.print(legend())
+        console.print(terminal(evidence.rows[0], evidence.mask(evidence.rows[0])))
+    page = build_report(
+        arguments.out,
+        comparisons=comparisons,
+        evidence=evidence,
+        title=arguments.title,
+        lead="",
+        facts=facts_of(comparisons),
+        choices=choices,
+    )
+    print(f"Report: {page}")
+    return 0
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, found {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cft report", description="Compare runs: table, CSV, figures, page.")
+    parser.add_argument("folders", nargs="*", type=Path, help="run folders, or folders above them")
+    parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="default: outputs/report")
+    parser.add_argument("--title", default="Critical Token Fine-tuning: comparison")
+    parser.add_argument(
+        "--choose", default="", metavar="KEY", help="compare each arm at its best value on validation: optimizer.lr"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse arms that differ in budget, normalizer or data; default: mark them",
+    )
+    parser.add_argument(
+        "--annotation", default="", help="name or folder, for the token explorer; default: what the runs trained on"
+    )
+    parser.add_argument("--no-annotation", action="store_true", help="no token explorer")
+    parser.add_argument("--annotations-dir", default="outputs/annotations", help="where names are looked for")
+    parser.add_argument(
+        "--tokenizer", type=Path, default=None, help="folder with tokenizer.json; default: the annotating model's"
+    )
+    parser.add_argument(
+        "--num-alternatives",
+        type=_at_least_one,
+        default=None,
+        help="K of the critical mask that colours; default 2, or 1 where the annotation holds one",
+    )
+    parser.add_argument("--responses", type=int, default=2000, help="that the explorer holds; default 2000")
+    return parser

@@ -1,0 +1,48 @@
+"""A stage as a command: the check of the command line, then Hydra with a job that checks its own config and runs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig
+
+from cft.cli.exit_status import reported
+from cft.configuration.config import check_command_line, checked
+from cft.configuration.stages import STAGES
+from cft.shipped import CONF_DIR
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
+    """`cft <name> <arguments>`: one job, or those of a multirun. Raises SystemExit with the status of a job that failed."""
+    before = STAGES[name].arguments
+    words = _with_absolute_config_path(_named(before)(arguments) if before else list(arguments))
+    sys.argv = [f"cft {name}", *words]  # which Hydra reads
+    check_command_line(name)
+    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(partial(job, name=name))()
+    return 0
+
+
+def job(cfg: DictConfig, *, name: str) -> Any:
+    """One job. Returns what the stage returns, which a sweeper of Hydra may optimize."""
+    with reported():
+        cfg = checked(cfg, name)
+        return _named(STAGES[name].run)(cfg)  # heavy imports follow the check
+
+
+def _named(target: str) -> Callable[..., Any]:
+    module, _, function = target.partition(":")
+    return getattr(import_module(module), function)
+
+
+def _with_absolute_config_path(words: list[str]) -> list[str]:
+    """Hydra would look for a relative --config-path beside this file; it is meant from the current folder, as others are."""
+    path = get_args_parser().parse_known_args(words)[0].config_path
+    relative = path and "://" not in path and not Path(path).is_absolute()
+    return [*words, "--config-path", str(Path(path).absolute())] if relative else words

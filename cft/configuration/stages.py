@@ -1,0 +1,82 @@
+"""The stages, one entry each: whatever must know of a stage reads it here.
+
+A new stage is a function of its config, a dataclass of its keys (`cft/configuration/schema.py`), conf/<name>.yaml, and an
+entry of STAGES.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+
+from cft.configuration import schema
+from cft.configuration.rules import RULES, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A command that runs from a config: `cft <name>`, of conf/<name>.yaml.
+
+    Args:
+        summary: What the command does, in the list of commands.
+        schema: The keys it owns.
+        rules: What their values must satisfy beyond the types.
+        run: module:function of the checked config, imported after the check.
+        arguments: module:function that rewrites the arguments before the check, "" where none does.
+    """
+
+    summary: str
+    schema: type
+    rules: tuple[Rule, ...]
+    run: str
+    arguments: str = ""
+
+
+STAGES: dict[str, Stage] = {
+    "annotate": Stage(
+        "find the tokens of correct responses that decide the answer",
+        schema.AnnotateConfig,
+        RULES["annotate"],
+        "cft.stages.annotate:annotate",
+    ),
+    "train": Stage(
+        "fine-tune on the tokens that a mask picks, and test the result",
+        schema.TrainConfig,
+        RULES["train"],
+        "cft.stages.train:train",
+    ),
+    "evaluate": Stage(
+        "accuracy, pass@k, diversity and entropy of a model or a checkpoint",
+        schema.EvaluateConfig,
+        RULES["evaluate"],
+        "cft.stages.evaluate:evaluate",
+        arguments="cft.benchmarks.sweep:in_one_run",
+    ),
+    "score": Stage(
+        "what a frozen model says of each token of an annotation, stored for methods that ask for it",
+        schema.ScoreConfig,
+        RULES["score"],
+        "cft.stages.score:score",
+    ),
+    "labels": Stage(
+        "a mask's choice as input_ids and labels, a data set for other trainers",
+        schema.LabelsConfig,
+        RULES["labels"],
+        "cft.stages.labels:labels",
+    ),
+}
+
+
+def register_schemas(*, strict: bool = True) -> None:
+    """Put <stage>_schema, the first entry of each stage's defaults list, into Hydra's ConfigStore.
+
+    Strict schemas make Hydra stop at the first unknown key or wrong type; the config check composes with loose ones so
+    that it can report every mistake instead.
+    """
+    for name, stage in STAGES.items():
+        node = schema.without_literals(stage.schema) if strict else {}
+        ConfigStore.instance().store(name=f"{name}_schema", node=node)
+
+
+register_schemas()

@@ -1,0 +1,70 @@
+"""Rows of data sets that the package `datasets` loads, from the hub or from a folder, and what is wrong where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from cft.data.problem_rows import Number, ProblemError, Row, json_lines
+
+
+def hub_rows(path: str, *, config: str, revision: str, split: str) -> Iterator[Row]:
+    """Rows of one split, numbered from 0. Remote code is never run."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from httpx import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        dataset = load_dataset(path, name=config or None, revision=revision or None, split=split)
+    except DatasetGenerationError as error:
+        raise ProblemError(_not_generated(path, split=split, error=error)) from error
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError, HTTPError) as error:
+        raise ProblemError(
+            f"cannot load data set {path!r} (config {config!r}, split {split!r}, revision {revision!r}): {error}. "
+            "Check the names and the network, or give a local folder (data.dir or data.path)."
+        ) from error
+    return (Row(f"{path}[{split}] row {i}", row) for i, row in enumerate(dataset) if isinstance(row, Mapping))
+
+
+def _not_generated(path: str, *, split: str, error: Exception) -> str:
+    """Which file and row of a local folder `datasets` cannot read, which its own error does not say."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    reason = str(causes[-1]).strip().splitlines()[0][:200] if str(causes[-1]).strip() else type(causes[-1]).__name__
+    folder = Path(path).expanduser()
+    files = sorted(file for kind in ("*.jsonl", "*.json") for file in folder.rglob(kind)) if folder.is_dir() else []
+    found = next((text for file in files if (text := _first_misfit(file))), "") or _other_fields(files)
+    place = f"{found}; " if found else ""
+    return (
+        f"data set {path!r} (split {split!r}) cannot be read: {place}{reason}. Repair the file; files of one split need the "
+        "same fields with values of the same types, or read one file with data=jsonl data.path=FILE"
+    )
+
+
+def _first_misfit(file: Path) -> str:
+    """The first row of a file of JSON lines that is none, or in which a value's type differs from the rows before it."""
+    kinds: dict[str, tuple[str, str]] = {}  # field -> (kind, place it was first seen)
+    try:
+        rows = list(json_lines(file))
+    except ProblemError as error:
+        return str(error)
+    for row in rows:
+        if row.value is None:
+            return f"{file.parent}/{row.place}: {row.reason}"
+        for name, value in row.value.items():
+            kind = "number" if isinstance(value, Number) else type(value).__name__
+            known, place = kinds.setdefault(name, (kind, row.place))
+            if value is not None and known not in (kind, "NoneType"):
+                return f"{file.parent}/{row.place}: {name} is {kind}, in {place} it is {known}"
+    return ""
+
+
+def _other_fields(files: Sequence[Path]) -> str:
+    """The first file whose first row has other fields than the first file's."""
+    fields = [next((frozenset(row.value) for row in json_lines(file) if row.value is not None), None) for file in files]
+    for file, found in zip(files, fields, strict=True):
+        if found is not None and fields[0] is not None and found != fields[0]:
+            return f"{file}, row 1: fields {', '.join(sorted(found))}, but {files[0].name} has {', '.join(sorted(fields[0]))}"
+    return ""

@@ -1,0 +1,99 @@
+"""Is a model folder whole, and is it read as it was saved? Files that are cut off, or that stand in for files of Git LFS,
+are named before they are read."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TEXTS = ("What is 2 + 3? It's 15.\n#### 15", "Élan:  x_1 = \\frac{12}{345},\n\n naïve")
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_READ = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with the first damaged file of a Hugging Face model folder, "" where nothing is."""
+    return next(_damaged(folder), "")
+
+
+def as_saved(tokenizer: PreTrainedTokenizerBase, source: str, **options: Any) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or what tokenizer.json alone says where the two encode differently.
+
+    transformers picks a class by the type of the model, and such a class builds its own rules around the vocabulary: of a
+    model whose tokenizer was made for it, every text would come out as other ids, in silence. options: of from_pretrained.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if type(tokenizer) is PreTrainedTokenizerFast or not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return tokenizer
+    try:
+        saved = PreTrainedTokenizerFast.from_pretrained(source, **options)
+    except (OSError, ValueError, TypeError):
+        return tokenizer  # there is no tokenizer.json
+    same = all(
+        saved(text, add_special_tokens=False)["input_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in _TEXTS
+    )
+    if same:
+        return tokenizer
+    warnings.warn(
+        f"{source}: transformers' {type(tokenizer).__name__} encodes text otherwise than tokenizer.json says; the file is used",
+        stacklevel=2,
+    )
+    return saved
+
+
+def _damaged(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _READ or not path.is_file():
+            continue
+        with path.open("rb") as handle:
+            start = handle.read(len(_POINTER))
+        if start == _POINTER:
+            yield (
+                f"{path.name} is a Git LFS pointer, not the file it stands for; run `git lfs pull` in the folder, or "
+                "download the model again (`hf download`)"
+            )
+        elif problem := _CHECKS.get(path.suffix, lambda _: "")(path):
+            yield f"{path.name} is damaged: {problem}; get the file again"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_bytes()).get("weight_map", {}).values())
+        if missing := sorted(name for name in named if not (folder / name).is_file()):
+            yield (
+                f"{len(missing)} of the {len(named)} weight files that {index.name} names are missing, first: "
+                f"{missing[0]}; download the model again"
+            )
+
+
+def _cut_off(path: Path) -> str:
+    """The header says how long the file is."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or length > size - 8:
+            return f"{size:,} bytes do not hold the header of a safetensors file"
+        try:
+            header = json.loads(handle.read(length))
+        except ValueError:
+            return "its header is no JSON"
+    tensors = (value for key, value in header.items() if key != "__metadata__")
+    expected = 8 + length + max((value["data_offsets"][1] for value in tensors), default=0)
+    return "" if size == expected else f"{size:,} bytes where its header says {expected:,}"
+
+
+def _no_json(path: Path) -> str:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError as error:
+        return f"no JSON ({error})"
+    return ""
+
+
+_CHECKS: dict[str, Callable[[Path], str]] = {".safetensors": _cut_off, ".json": _no_json}

@@ -1,0 +1,75 @@
+"""The process that runs a verifier on untrusted text: `python -m cft.verifiers.worker`, started by `pool.py`.
+
+Standard input: one line with the pickled verifier, then one JSON line a chunk, [[response, answer], ...].
+Standard output: a "ready" line, then one JSON line an item as each is done, the fields of its verdict in their order:
+[decision, extracted, explicit, reason, failed].
+Nothing that comes back is unpickled: a compromised worker can say only verdicts. It imports neither torch nor
+transformers, and never the user's `__main__`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import pickle
+import resource
+import sys
+from typing import Any
+
+from cft.types import Decision, Verdict, Verifier
+
+MEMORY_BYTES = 1 << 30
+CPU_SLACK_S = 2.0  # beyond the deadline: the parent's kill comes first, this one is for a parent that is gone
+
+
+def main() -> None:
+    # What a library prints must not mix with the protocol: file descriptor 1 goes where 2 goes.
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)
+    requests = sys.stdin.buffer
+    setup = json.loads(requests.readline())
+    verifier: Verifier = pickle.loads(base64.b64decode(setup["verifier"]))
+    # Lazy imports happen here, on the start-up's time instead of the first item's.
+    verdict_of(verifier, "\\boxed{x + 1}", "1 + x")
+    if sys.platform == "linux":  # elsewhere address space says little about memory, and the call may fail
+        limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    limit(resource.RLIMIT_CORE, 0)
+    _reply(replies, "ready")
+    for line in requests:
+        for response, answer in json.loads(line):
+            limit_cpu(setup["timeout_s"] + CPU_SLACK_S)
+            verdict = verdict_of(verifier, response, answer)
+            fields = (verdict.decision.value, verdict.extracted, verdict.explicit, verdict.reason, verdict.failed)
+            _reply(replies, fields)
+
+
+def verdict_of(verifier: Verifier, response: str, answer: str) -> Verdict:
+    """The verifier's verdict; an error of the verifier is "undecided", with what it was."""
+    try:
+        return verifier(response, answer)
+    except Exception as error:  # noqa: BLE001 - the border to untrusted text: reported in the verdict, never swallowed
+        reason = f"the verifier failed: {type(error).__name__}: {str(error)[:200]}"
+        return Verdict(decision=Decision.UNDECIDED, extracted="", explicit=False, reason=reason, failed=True)
+
+
+def limit_cpu(seconds: float) -> None:
+    """Let this process use that much more processor time (the limit itself counts from its start)."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    limit(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime + seconds))
+
+
+def limit(what: int, amount: int) -> None:
+    """Set a soft limit, never above the hard one that this process was given."""
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
+
+
+def _reply(stream: Any, value: Any) -> None:
+    stream.write(json.dumps(value) + "\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()

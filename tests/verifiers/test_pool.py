@@ -1,0 +1,202 @@
+"""The pool: order, deadlines, crashes, memory, isolation, throughput. A fault touches the item that caused it alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cft.types import Decision, Verdict
+from cft.verifiers import Math, Numeric
+from cft.verifiers.pool import START_UP_S, VerifierPool
+from tests.verifiers.hostile import HOSTILE, UNANSWERED
+from tests.verifiers.verifier_fakes import Introspective, Misbehaving, Unimportable
+
+ROOT = Path(__file__).parent.parent.parent
+NUMERIC = Numeric(fallback_last_number=True)
+
+
+def test_verdicts_keep_the_order_and_equal_those_of_a_direct_call() -> None:
+    items = [(f"{i % 7} + {i} = {i + i % 7 + (i % 3 == 0)}", str(i + i % 7)) for i in range(1000)]
+    with VerifierPool(NUMERIC, workers=2, timeout_s=5.0) as pool:
+        assert pool.verify_all(items) == [NUMERIC(*item) for item in items]
+        assert pool.verify_all([]) == []
+        assert pool.verify_all(items[:1]) == [NUMERIC(*items[0])]
+
+
+@pytest.mark.parametrize("fault", ["hang", "spin", "die", "segfault", "exit", "hoard", "raise"])
+def test_a_fault_makes_its_own_item_undecided_and_no_other(fault: str) -> None:
+    responses = [str(i) for i in range(12)]
+    responses[3] = responses[8] = fault
+    with VerifierPool(Misbehaving(), workers=2, timeout_s=0.5) as pool:
+        started = time.monotonic()
+        verdicts = pool.verify_all([(response, "") for response in responses])
+        elapsed = time.monotonic() - started
+    undecided = [i for i, verdict in enumerate(verdicts) if verdict.decision is Decision.UNDECIDED]
+    assert undecided == [3, 8]
+    assert all(verdicts[i].reason for i in undecided)
+    # A text that was cut off is not told apart from one that nothing is known of without this.
+    assert [i for i, verdict in enumerate(verdicts) if verdict.failed] == undecided
+    assert [v.extracted for i, v in enumerate(verdicts) if i not in undecided] == [r for r in responses if r != fault]
+    assert elapsed < 20
+
+
+def test_the_reason_of_an_undecided_item_says_what_happened() -> None:
+    with VerifierPool(Misbehaving(), workers=1, timeout_s=0.5) as pool:
+        hang, die, leave, fail = pool.verify_all([("hang", ""), ("die", ""), ("exit", ""), ("raise", "")])
+    assert "within 0.5 s" in hang.reason
+    assert "signal 9" in die.reason
+    assert "exit code 7" in leave.reason
+    assert "RuntimeError: as told" in fail.reason
+
+
+def test_what_a_verifier_prints_cannot_pass_for_a_verdict() -> None:
+    with VerifierPool(Misbehaving(), workers=1, timeout_s=5.0) as pool:
+        assert [v.extracted for v in pool.verify_all([("print", ""), ("next", "")])] == ["print", "next"]
+
+
+@pytest.mark.parametrize(
+    "text", ["\0", "😀", "\ud800 lone", "\udfff", "a\nb\r\n\u2028c", "\\boxed{\0\ud800}", "x" * 10**6]
+)
+def test_any_text_goes_through(text: str) -> None:
+    with VerifierPool(Misbehaving(), workers=1, timeout_s=10.0) as pool:
+        (verdict,) = pool.verify_all([(text, text)])
+    assert verdict == Verdict(Decision.RIGHT, text, True, "fake")
+
+
+def test_workers_import_no_deep_learning_and_not_the_users_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "planted")
+    monkeypatch.setenv("HF_TOKEN", "planted")
+    monkeypatch.setenv("PLAIN_SETTING", "kept")
+    names = ["modules", "main", "WANDB_API_KEY", "HF_TOKEN", "PLAIN_SETTING"]
+    with VerifierPool(Introspective(), workers=1, timeout_s=5.0) as pool:
+        said = [verdict.extracted for verdict in pool.verify_all([(name, "") for name in names])]
+    assert said == ["", "cft.verifiers.worker", "absent", "absent", "kept"]
+
+
+def test_the_modules_of_verification_import_nothing_heavy() -> None:
+    code = (
+        "import sys, cft.verifiers, cft.verifiers.pool, cft.verifiers.worker, cft.evaluation.metrics\n"
+        "print([m for m in ('torch', 'transformers', 'lightning', 'sympy', 'math_verify') if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
+
+
+def test_workers_end_with_the_context_and_with_an_exception_in_it() -> None:
+    pids: list[int] = []
+
+    def fail_inside() -> None:
+        with VerifierPool(Introspective(), workers=2, timeout_s=5.0) as pool:
+            pids.extend(int(verdict.extracted) for verdict in pool.verify_all([("pid", "")] * 8))
+            raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"):
+        fail_inside()
+    assert len(set(pids)) == 2
+    assert not any(_alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"])
+def test_workers_end_with_an_interpreter_that_never_closed_the_pool(end: str) -> None:
+    script = (
+        "import os\nfrom cft.verifiers.pool import VerifierPool\nfrom tests.verifiers.verifier_fakes import Introspective\n"
+        "pool = VerifierPool(Introspective(), workers=1, timeout_s=5.0)\n"
+        f"print(pool.verify_all([('pid', '')])[0].extracted, flush=True)\n{end}\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    _wait_until_gone(int(said))
+
+
+def test_a_closed_pool_and_bad_settings_are_refused() -> None:
+    pool = VerifierPool(NUMERIC, workers=1, timeout_s=1.0)
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.verify_all([("1", "1")])
+    with pytest.raises(ValueError, match="workers >= 1"):
+        VerifierPool(NUMERIC, workers=0, timeout_s=1.0)
+    with pytest.raises(ValueError, match="timeout_s > 0"):
+        VerifierPool(NUMERIC, workers=1, timeout_s=0.0)
+
+
+def test_a_verifier_that_workers_cannot_import_is_an_error_that_says_so() -> None:
+    with VerifierPool(Unimportable(), workers=1, timeout_s=1.0) as pool, pytest.raises(RuntimeError) as error:
+        pool.verify_all([("1", "1")])
+    assert "a_module_that_is_not_there" in str(error.value)
+    assert "fresh interpreter can import" in str(error.value)
+
+
+def test_workers_start_with_the_first_item_and_not_before() -> None:
+    # A pool over a verifier that no worker can load is harmless until it is used.
+    with VerifierPool(Unimportable(), workers=4, timeout_s=1.0) as pool:
+        assert pool.verify_all([]) == []
+
+
+@pytest.mark.timing
+def test_a_thousand_easy_answers_a_second() -> None:
+    items = [(f"First {i}, then one more.\n#### {i + 1}", str(i + 1)) for i in range(4000)]
+    with VerifierPool(NUMERIC, workers=2, timeout_s=5.0) as pool:
+        pool.verify_all(items[:8])
+        started = time.monotonic()
+        verdicts = pool.verify_all(items)
+        rate = len(items) / (time.monotonic() - started)
+    assert {verdict.decision for verdict in verdicts} == {Decision.RIGHT}
+    assert rate >= 1000
+
+
+@pytest.mark.parametrize(
+    "verifier, gold",
+    [(Math(fallback_last_number=True, lists="unknown"), "\\sqrt{17}+\\ln 3"), (NUMERIC, "17")],
+    ids=["math", "numeric"],
+)
+def test_hostile_answers_neither_hang_nor_count_as_wrong(verifier: Math | Numeric, gold: str) -> None:
+    boxes = [f"So it is \\boxed{{{inside}}}." for inside in HOSTILE.values()]
+    with VerifierPool(verifier, workers=2, timeout_s=3.0) as pool:
+        slowest, verdicts = 0.0, []
+        for box in boxes:
+            started = time.monotonic()
+            verdicts += pool.verify_all([(box, gold)])
+            slowest = max(slowest, time.monotonic() - started)
+            assert all(kib < 1 << 20 for kib in _peak_memory_of_workers(pool))
+        as_gold = pool.verify_all([("\\boxed{x+17}", inside) for inside in HOSTILE.values()])
+        themselves = pool.verify_all(list(zip(boxes, HOSTILE.values(), strict=True)))
+        without_answer = pool.verify_all([(text, gold) for text in UNANSWERED.values()])
+        easy = pool.verify_all([(f"\\boxed{{{gold}}}", gold)])
+    found = {name: str(v.decision) for name, v in zip(HOSTILE, verdicts, strict=True)}
+    # What plain Python can tell apart from a plain number without computing it is not undecided: no digit stands there.
+    known = {name: "wrong" for name in HOSTILE if verifier is NUMERIC and not re.search("[0-9]", HOSTILE[name])}
+    assert found == dict.fromkeys(HOSTILE, "undecided") | known
+    assert "right" not in {str(v.decision) for v in as_gold}
+    assert {str(v.decision) for v in themselves} == {"right"}
+    assert [str(v.decision) for v in without_answer] == ["wrong"] * len(UNANSWERED)
+    assert easy[0].decision is Decision.RIGHT
+    # The deadline, and a second for a new worker's start on a busy machine to be noticed.
+    assert slowest < 3.0 + START_UP_S
+
+
+def _peak_memory_of_workers(pool: VerifierPool) -> list[int]:
+    """KiB of each live worker's largest resident set (Linux)."""
+    texts = [Path(f"/proc/{pid}/status").read_text() for pid in pool.worker_pids()]
+    return [int(re.search(r"VmHWM:\s+(\d+)", text).group(1)) for text in texts]  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return (
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z" if Path("/proc").exists() else True
+    )
+
+
+def _wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(pid)
