@@ -115,6 +115,11 @@ def _mode_suits_monitor(v: Values) -> bool:
     return v.text("callbacks.best.mode") == better
 
 
+def _trained_in_float32(v: Values) -> bool:
+    frozen = v.get("model.lora", None) is not None
+    return v.text("model.dtype") in (("float32", "bfloat16") if frozen else ("float32",))
+
+
 def _folder_name(v: Values) -> bool:
     name = v.text("annotation")
     return bool(name.strip()) and not any(c in name for c in "/\\\0") and not name.startswith(".")
@@ -223,6 +228,12 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/configuration/stages.py
             "above 0, or -1 to go by trainer.max_epochs",
             lambda v: v.number("trainer.max_steps") > 0 or v.number("trainer.max_steps") == -1,
         ),
+        Rule(
+            "model.dtype",
+            "float32 for training: weights in half precision round small steps to zero. For speed and memory set "
+            "trainer.precision=bf16-mixed; a frozen base under adapters (model.lora) may be bfloat16",
+            _trained_in_float32,
+        ),
         at_least("trainer.accumulate_grad_batches", 1),
         at_least("trainer.gradient_clip_val", 0),
         above_zero("optimizer.lr"),
@@ -248,6 +259,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/configuration/stages.py
         at_least("evaluation.problems", 0),
         at_least("evaluation.num_samples", 0),
         at_least("evaluation.max_new_tokens", 1),
+        fraction("evaluation.max_not_run"),
         temperature("evaluation."),
         top_p("evaluation.top_p"),
         seed("evaluation.seed"),
@@ -270,6 +282,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/configuration/stages.py
         count_or_all("limit"),
         at_least("num_samples", 0),
         at_least("max_new_tokens", 1),
+        fraction("max_not_run"),
         temperature(),
         top_p("top_p"),
     ),

@@ -44,11 +44,13 @@ class Validation:
 @dataclass
 class Evaluation:
     problems: int = MISSING
+    base: bool = MISSING
     num_samples: int = MISSING
     temperature: float = MISSING
     top_p: float = MISSING
     seed: int = MISSING
     max_new_tokens: int = MISSING
+    max_not_run: float = MISSING
 
 
 @dataclass
@@ -141,6 +143,7 @@ class EvaluateConfig:
     temperature: float = MISSING
     top_p: float = MISSING
     max_new_tokens: int = MISSING
+    max_not_run: float = MISSING
     device: Literal["auto", "cpu", "cuda"] = MISSING
     verify: Verify = field(default_factory=Verify)
     allow_targets: list[str] = field(default_factory=list)

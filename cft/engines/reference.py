@@ -127,7 +127,7 @@ def already_finished(fork: Fork, *, eos_ids: Collection[int], budget: Budget) ->
     if fork.first in eos_ids:
         return "stop"
     kept = fork.cut - fork.trunk.prompt_len + (fork.first is not None)
-    return "length" if kept >= budget.max_new_tokens else None
+    return "length" if kept >= fork.limit(budget) else None
 
 
 def finish_of(
@@ -141,7 +141,7 @@ def finish_of(
     """Whether a response ends with the last of `ids`, prompt included, and why."""
     if ids[-1] in eos_ids:
         return "stop"
-    if len(ids) - fork.trunk.prompt_len >= budget.max_new_tokens:
+    if len(ids) - fork.trunk.prompt_len >= fork.limit(budget):
         return "length"
     return "decided" if decided(fork.key, ids[fork.trunk.prompt_len :]) else None
 

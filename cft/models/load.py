@@ -25,7 +25,7 @@ from cft.models.architecture import (
     require_rows,
     unnamed_ids,
 )
-from cft.models.export import export
+from cft.models.export import export, require_intact
 from cft.models.files import as_saved, damage
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model. Raises ModelError."""
     source = locate(spec.path)
     _require_whole(spec, source)
+    require_intact(Path(source), weights=False)
     from transformers import AutoTokenizer
 
     options = {"revision": spec.revision, "local_files_only": _is_local(source)}
@@ -120,6 +121,7 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
     source = locate(spec.path)
     _require_whole(spec, source)
     require_attention(spec, _config(spec, source))
+    require_intact(Path(source), weights=True)
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -227,7 +229,7 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
 
 def weights_hash(model: PreTrainedModel) -> str:
     """sha256 over names, types, shapes and bytes of all weights, adapters included."""
-    return _hash_of(model.state_dict())
+    return hash_of(model.state_dict())
 
 
 def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
@@ -239,10 +241,11 @@ def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
         for name, tensor in model.state_dict().items()
         if ".lora_" not in name
     }
-    return _hash_of(kept)
+    return hash_of(kept)
 
 
-def _hash_of(state: Mapping[str, torch.Tensor]) -> str:
+def hash_of(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of weights by name."""
     import torch
 
     digest = hashlib.sha256()

@@ -30,6 +30,7 @@ from omegaconf import OmegaConf
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
 from cft.files import exclusive, sha256_file, sha256_json, write_bytes, write_json
+from cft.quoting import setting
 from cft.shipped import CONF_DIR
 from cft.types import AnnotatedResponse
 
@@ -225,9 +226,7 @@ def annotating_model(manifest: Mapping[str, Any]) -> str:
 
 def _setting(key: str, value: str) -> str:
     """An override as one types it: a value that Hydra's grammar would take apart is quoted for it, then for the shell."""
-    plain = re.fullmatch(r"[\w./:+-]+", value)
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return shlex.quote(f"{key}={value}" if plain else f"{key}='{escaped}'")
+    return shlex.quote(setting(key, value))
 
 
 def expected_kind(name: str) -> str:

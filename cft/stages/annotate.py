@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
+from cft.commands import command, job_overrides
 from cft.configuration.config import ConfigError, build, redacted
 from cft.console import Bar, console, progress
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
@@ -65,11 +65,14 @@ def annotate(cfg: DictConfig) -> Path:
     )
     shard = Shard(cfg.shard, cfg.num_shards)
     part = Part(shard, plan.request(), plan.to_do, command=_command_of_all_shards(cfg))
+    sizes = ", ".join(f"{name} {len(getattr(splits, name))}" for name in ("train", "validation", "test"))
+    console.print(f"Problems of {splits.name}: {sizes}; asked for: {plan.asked} of {cfg.split}", markup=False)
     for reason, count in splits.dropped.items():
         console.print(f"Problems dropped: {count} ({reason})")
     if cfg.complete:
         _require_annotation(store)
     spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
+    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     tokenizer = load_tokenizer(spec)
     asked = prompting(prompt, tokenizer)
     model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
@@ -80,7 +83,7 @@ def annotate(cfg: DictConfig) -> Path:
         "model": {"path": spec.path, "revision": spec.revision, "weights": weights_hash(model), "dtype": spec.dtype},
         **asked,
         "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(eos)},
-        "verifier": verifier_fingerprint(verifier),
+        "verifier": judged_by,
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
         "unit_size": cfg.unit_size,
         "replay_fraction": cfg.replay_fraction,
@@ -251,17 +254,17 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def _command_of_all_shards(cfg: DictConfig) -> str:
     """What was typed for this shard, less its number."""
-    return shlex.join(["cft", "annotate", *(o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard")])
+    return command("annotate", [o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard"])
 
 
 def _command(cfg: DictConfig) -> str:
-    return shlex.join(["cft", "annotate", *_overrides(cfg)])
+    return command("annotate", _overrides(cfg))
 
 
 def _overrides(cfg: DictConfig) -> list[str]:
     if not HydraConfig.initialized():
         return [f"annotation={cfg.annotation}", f"num_shards={cfg.num_shards}"]
-    return list(HydraConfig.get().overrides.task)
+    return job_overrides()
 
 
 @dataclass(slots=True)
@@ -324,8 +327,9 @@ class Watch:
         self._unit_done += problems
         rate = self.tokens / max(1e-9, time.monotonic() - self.started)
         critical = f"{np.mean(self.critical):.0%}" if self.critical else "-"
+        answered = f"answered {self.solved} " if self.solved else ""  # nothing is solved where responses are given
         self.bar.advance(
             problems,
-            facts=f"answered {self.solved} annotated {self.annotated} critical {critical} "
+            facts=f"{answered}annotated {self.annotated} critical {critical} "
             f"continuations {self.forks:,} {rate:,.0f} tokens/s",
         )

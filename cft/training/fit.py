@@ -98,7 +98,7 @@ class Fit:
             )
             trainer.strategy.checkpoint_io = WholeFiles()
             if position:
-                require_steps_left(position, max_epochs=cfg.trainer.max_epochs)
+                require_steps_left(position, max_epochs=cfg.trainer.max_epochs, max_steps=trainer.max_steps)
                 rows = cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
                 require_same_steps(position, rows_per_step=rows)
             self.require_room(trainer)

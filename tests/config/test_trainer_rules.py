@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from cft.configuration.config import CONF_DIR
+from cft.configuration.config import CONF_DIR, ConfigError
 from cft.configuration.trainer_rules import trainer_mistakes
+from cft.models.load import Lora, apply_lora
+from tests.conftest import make_llama
+from tests.stage import composed
 
 
 @pytest.mark.parametrize(
@@ -57,3 +61,21 @@ def test_what_would_train_something_else_is_refused(key: str, value: object, rem
 )
 def test_what_is_sound_passes(sound: dict[str, object]) -> None:
     assert list(trainer_mistakes({"trainer": sound})) == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_trained_in_float32(dtype: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.dtype: expected float32 for training.*trainer\.precision=bf16-mixed"
+    ):
+        composed("train", f"model.dtype={dtype}")
+
+
+def test_a_frozen_base_may_be_bfloat16_since_its_adapters_are_float32() -> None:
+    assert composed("train", "model.dtype=bfloat16", "model/lora=default").model.dtype == "bfloat16"
+    with pytest.raises(ConfigError, match=r"model\.dtype"):
+        composed("train", "model.dtype=float16", "model/lora=default")
+    model = make_llama().to(torch.bfloat16)
+    apply_lora(model, lora=Lora())
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
