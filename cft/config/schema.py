@@ -28,10 +28,10 @@ FolderName = Annotated[
         description="a plain folder name, made under annotations_dir (the place itself is annotations_dir)",
     ),
 ]
-Nucleus = Annotated[float, Limits(gt=0, le=1, description="a number above 0 and at most 1 (1 = all tokens)")]
 Device = Annotated[
-    str, Limits(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or one of several as cuda:1")
+    str, Limits(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", description="auto, cpu, cuda, or one of several as cuda:1")
 ]
+Nucleus = Annotated[float, Limits(gt=0, le=1, description="a number above 0 and at most 1 (1 = all tokens)")]
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Where a model runs, and on how many CPU threads.
 
 Matrix products of a model of a million parameters are too small to share: on two idle cores two threads gave 1.2 times
-the tokens/s of one, and on two busy cores under a tenth (experiments/README.md), since OpenMP threads spin while they
+the tokens/s of one, and on two busy cores under a tenth (docs/experiments/threads.md), since OpenMP threads spin while they
 wait for each other.
 """
 
