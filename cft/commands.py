@@ -12,12 +12,12 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from cft.configuration.redaction import redacted_text
+from cft.config.redaction import redacted_text
 from cft.quoting import setting
 
-# What annotate.py leaves to its defaults is left to those of train.py where they are the same.
+# What cft annotate leaves to its defaults is left to those of cft train where they are the same.
 _SAME_DEFAULT = {"model": "tiny_arith", "prompt": "chat", "verifier": "numeric", "data": "arithmetic"}
-# Group of annotate.py -> group of train.py that chooses the same thing.
+# Group of cft annotate -> group of cft train that chooses the same thing.
 _CARRIED = {"model": "model", "prompt": "prompt", "verifier": "verifier", "data": "benchmark"}
 _RENAMED = {"max_new_tokens": "evaluation.max_new_tokens", "data.dir": "data.dir", "allow_targets": "allow_targets"}
 
@@ -43,7 +43,7 @@ def train_command(annotation: Path) -> str:
 
 
 def _carried(overrides: Sequence[str], *, choices: Mapping[str, str | None]) -> list[str]:
-    """Overrides of annotate.py as train.py has them. choices: the option of each group."""
+    """Overrides of cft annotate as cft train has them. choices: the option of each group."""
     split = [re.fullmatch(r"([+~]*)([^=]+)(=.*)?", word, re.DOTALL) for word in overrides]
     parts = [(m[1], m[2], m[3] or "") for m in split if m]
     changed = {name.split(".")[0] for _, name, _ in parts if "." in name}

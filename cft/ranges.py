@@ -1,82 +1,205 @@
-"""Ranges of constructor parameters, declared once, in the parameter's annotation.
+"""Ranges of parameters, declared once, in the parameter's annotation, and judged by pydantic.
 
     @in_range
     def __init__(self, *, gamma: AtLeastZero, detached: bool) -> None: ...
 
-The config check reads them from the source (`cft/configuration/value_types.py`), so that a value out of range is reported
-with its config path before anything is imported; `in_range` holds whoever calls the constructor to the same. NaN and infinities
-are in no range.
+The config check reads annotations from the source (`cft/config/annotations.py`) and reports a value that does not fit with its
+config path before anything is imported; `in_range` and `require_in_range` hold whoever calls a constructor to the same
+ranges. NaN and infinities are in none, and no integer is beyond 64 bits.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache, wraps
-from typing import Annotated, Any, ParamSpec, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from cft.errors import BadValue
 
 P = ParamSpec("P")
+T = TypeVar("T")
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+AtLeastZero = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+ShareAboveZero = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1 (1 = all)")]
+FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+CountOrAll = Annotated[Literal[-1] | AtLeastOne, Field(description="an integer of at least 1, or -1 for all")]
+Seed = Annotated[int, Field(ge=0, lt=4294967296, description="an integer from 0 to 2^32 - 1")]
+Name = Annotated[str, Field(pattern=r"\S", description="text that is not empty")]
+
+_NOUNS = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null", Any: "anything"}
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
-    """Finite numbers within bounds. least and most belong to it, above and below do not."""
+class Made:
+    """Marks what a node with a `_target_` stands for. name: of the class or protocol that is expected there."""
 
-    least: float = -math.inf
-    most: float = math.inf
-    above: float = -math.inf
-    below: float = math.inf
-
-    def holds(self, value: float) -> bool:
-        return math.isfinite(value) and self.least <= value <= self.most and self.above < value < self.below
-
-    def limit(self, noun: str) -> str:
-        """The noun with the bounds: "a number from 0 to 1"."""
-        if self.least > -math.inf and self.most < math.inf:
-            return f"{noun} from {self.least:g} to {self.most:g}"
-        low = [f"of at least {self.least:g}"] if self.least > -math.inf else []
-        low += [f"above {self.above:g}"] if self.above > -math.inf else []
-        high = [f"at most {self.most:g}"] if self.most < math.inf else []
-        high += [f"below {self.below:g}"] if self.below < math.inf else []
-        return f"{noun} {' and '.join([*low, *high])}" if low or high else noun.replace("a number", "a finite number")
+    name: str
 
 
-Finite = Annotated[float, Range()]
-AtLeastZero = Annotated[float, Range(least=0)]
-AboveZero = Annotated[float, Range(above=0)]
-Fraction = Annotated[float, Range(least=0, most=1)]
-ShareAboveZero = Annotated[float, Range(above=0, most=1)]
-FractionBelowOne = Annotated[float, Range(least=0, below=1)]
-AtLeastOne = Annotated[int, Range(least=1)]
+def _has_target(node: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in node:
+        raise ValueError("no _target_")
+    return node
 
 
-def in_range(init: Callable[P, None]) -> Callable[P, None]:
-    """An __init__ that raises BadValue where a keyword argument is outside the range of its annotation."""
+def object_of(name: str) -> Any:
+    """The type of a node that makes an object of a class, which is checked for itself."""
+    return Annotated[dict[str, Any], AfterValidator(_has_target), Made(name)]
 
-    @cache
-    def ranges() -> dict[str, Range]:
-        hints = get_type_hints(init, include_extras=True)
-        return {name: found for name, hint in hints.items() for found in _ranges_in(hint)}
+
+def mismatch(value: object, hint: Any) -> str | None:
+    """ "expected ..., found ..." with a suggestion where one is near, None if the value (of yaml or JSON) fits."""
+    if fits(value, hint):
+        return None
+    text = f"expected {describe(hint, objects=isinstance(value, dict))}, found {show(value)}"
+    if not _is_finite(value):
+        return f"expected {'finite numbers' if isinstance(value, list) else 'a finite number'}, found {show(value)}"
+    if _beyond_64_bits(value):
+        return f"{text}, which does not fit into 64 bits"
+    near = get_close_matches(str(value), [str(c) for c in _choices(hint)], n=1, cutoff=0.5)
+    if near:
+        return f"{text}, did you mean {near[0]}?"
+    if isinstance(value, int | float) and not isinstance(value, bool) and fits(str(value), hint):
+        return f"{text}; quote it to make it text: '\"{value}\"'"
+    return text
+
+
+def fits(value: object, hint: Any) -> bool:
+    if _beyond_64_bits(value) or not _is_finite(value):
+        return False
+    try:
+        text = json.dumps(value)
+    except TypeError:  # an entry that is known once a job runs, such as ${hydra:job.num}
+        return True
+    try:
+        found = _adapter(hint).validate_json(text)
+    except ValidationError:
+        return False
+    return isinstance(found, bool) == isinstance(value, bool)  # Literal[1] takes true for 1
+
+
+def describe(hint: Any, *, objects: bool = False) -> str:
+    """A type in words, with its range: "a number from 0 to 1". objects: those among several types are named, too."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        made = next((m.name for m in args[1:] if isinstance(m, Made)), "")
+        said = next((m.description for m in args[1:] if isinstance(m, FieldInfo) and m.description), "")
+        if made:
+            return f"a node with a _target_ that makes a {made}"
+        return said or _limited(describe(args[0]), _bounds(args[1:]))
+    if origin is Literal:
+        names = ["null" if c is None else "true" if c is True else "false" if c is False else str(c) for c in args]
+        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
+    if origin in (Union, UnionType):
+        plain = [a for a in args if objects or not _is_made(a)]  # what a command line can say
+        return " or ".join(dict.fromkeys(describe(a) for a in plain or args))
+    if origin is tuple and args[-1:] != (...,):
+        return f"a list of {len(args)}, each {describe(args[0])}" if args else "an empty list"
+    if origin in (list, tuple) or hint in (list, tuple):
+        return "a list" if not args or args[0] is Any else f"a list, each {describe(args[0])}"
+    return _NOUNS.get(hint, "a mapping")
+
+
+def show(value: object) -> str:
+    """A value as a yaml would say it."""
+    if isinstance(value, dict):
+        return "a mapping" if "_target_" not in value else "an object"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+
+
+def in_range(init: Callable[P, T]) -> Callable[P, T]:
+    """An __init__ or function that raises BadValue where a keyword argument is outside the range of its annotation."""
 
     @wraps(init)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
-        for name, allowed in ranges().items():
-            value = kwargs.get(name)
-            if isinstance(value, int | float) and not allowed.holds(value):
-                noun = allowed.limit("a number")
-                raise BadValue(f"{type(args[0]).__name__}.{name}: expected {noun}, found {value}")
-        init(*args, **kwargs)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        owner = type(args[0]).__name__ if init.__name__ == "__init__" else init.__name__
+        _require(owner, _ranges(init), kwargs)
+        return init(*args, **kwargs)
 
     return checked
 
 
-def _ranges_in(hint: Any) -> Iterator[Range]:
-    """Of an annotation and of the members of a union."""
-    for part in (*get_args(hint), *getattr(hint, "__metadata__", ())):
-        if isinstance(part, Range):
-            yield part
-        elif get_args(part):
-            yield from _ranges_in(part)
+def require_in_range(made: Any) -> None:
+    """The same for the fields of a dataclass; for its __post_init__."""
+    kind = type(made)
+    _require(kind.__name__, _ranges(kind), {name: getattr(made, name) for name in _ranges(kind)})
+
+
+def _require(owner: str, ranges: Mapping[str, Any], values: Mapping[str, object]) -> None:
+    for name, hint in ranges.items():
+        value = values.get(name)
+        if isinstance(value, int | float | str) and (text := mismatch(value, hint)):
+            raise BadValue(f"{owner}.{name}: {text}")
+
+
+@cache
+def _ranges(annotated: Any) -> dict[str, Any]:
+    """The annotations that say a range. Each is evaluated by itself: others may name what is imported for the type checker."""
+    names = vars(sys.modules[annotated.__module__])
+    found = {}
+    for name, hint in annotated.__annotations__.items():
+        try:
+            found[name] = eval(hint, names) if isinstance(hint, str) else hint  # our own source
+        except NameError:
+            continue
+    return {name: hint for name, hint in found.items() if has_range(hint)}
+
+
+def has_range(hint: Any) -> bool:
+    return any(isinstance(part, FieldInfo) or has_range(part) for part in get_args(hint))
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=_STRICT)
+
+
+def _bounds(metadata: tuple[Any, ...]) -> dict[str, float]:
+    parts = [p for m in metadata if isinstance(m, FieldInfo) for p in m.metadata]
+    return {name: getattr(p, name) for p in parts for name in ("ge", "gt", "le", "lt") if hasattr(p, name)}
+
+
+def _limited(noun: str, bounds: Mapping[str, float]) -> str:
+    if {"ge", "le"} <= bounds.keys():
+        return f"{noun} from {bounds['ge']:g} to {bounds['le']:g}"
+    words = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+    limits = " and ".join(f"{word} {bounds[name]:g}" for name, word in words.items() if name in bounds)
+    return f"{noun} {limits}" if limits else noun.replace("a number", "a finite number")
+
+
+def _is_made(hint: Any) -> bool:
+    return any(isinstance(part, Made) for part in get_args(hint))
+
+
+def _choices(hint: Any) -> Iterator[object]:
+    for part in get_args(hint):
+        yield from [part] if get_origin(hint) is Literal else _choices(part)
+
+
+def _beyond_64_bits(value: object) -> bool:
+    inner = value if isinstance(value, list) else ()
+    return any(map(_beyond_64_bits, inner)) or (isinstance(value, int) and not -(2**63) <= value < 2**63)
+
+
+def _is_finite(value: object) -> bool:
+    """Holds no NaN and no infinity, in its lists neither; the values of a mapping are looked at for themselves."""
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -33,7 +33,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cft.annotation.counterfactual import ListSource, alternatives
-from cft.configuration.config import build, checked
+from cft.config.build import build, checked
 from cft.engines.scheduler import Residency
 from cft.engines.shared_prefix import Row, SharedPrefixEngine
 from cft.models.cpu.allocator import keep_freed_memory

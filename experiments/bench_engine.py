@@ -28,7 +28,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cft.annotation.counterfactual import ListSource
-from cft.configuration.config import build, checked
+from cft.config.build import build, checked
 from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.models.cpu.allocator import keep_freed_memory
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer

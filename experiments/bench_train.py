@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from cft.configuration.config import build
+from cft.config.build import build
 from cft.models.cpu.onednn_linear import product
 from cft.models.flops import Arithmetic, arithmetic_of
 from cft.models.load import load_causal_lm, load_tokenizer

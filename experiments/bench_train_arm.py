@@ -81,7 +81,7 @@ def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tupl
     import lightning.pytorch as pl
     from hydra import compose, initialize_config_dir
 
-    from cft.configuration.config import CONF_DIR, build, checked
+    from cft.config.build import CONF_DIR, build, checked
     from cft.data.batches import GlobalOrderSampler, loader
     from cft.models.cpu.kernels import use_kernels
     from cft.models.device import place

@@ -21,7 +21,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from cft.benchmarks.sets import members_of, verifier_for
-from cft.configuration.config import CONF_DIR, build, checked
+from cft.config.build import CONF_DIR, build, checked
 from cft.files import write_json
 from cft.types import Verdict, Verifier
 from cft.verifiers import Math, MultipleChoice, Numeric, Options

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from cft.configuration.config import CONF_DIR, build
+from cft.config.build import CONF_DIR, build
 from cft.console import console
 from cft.data.batches import TokenRow, collate
 from cft.models.device import place

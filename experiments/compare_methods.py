@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from cft.configuration.config import CONF_DIR
+from cft.config.build import CONF_DIR
 from cft.console import console
 from cft.evaluation.metrics import Interval, two_way_bootstrap
 from cft.evaluation.paired_tests import holm, paired_difference

@@ -171,7 +171,7 @@ def main() -> None:
 
 def _parts(manifest: dict[str, Any]) -> tuple[Engine, Grader, frozenset[int]]:
     """The engine, the grader and the EOS ids that made the annotation; other weights are refused."""
-    from cft.configuration.config import build
+    from cft.config.build import build
     from cft.engines.shared_prefix import SharedPrefixEngine
     from cft.models.load import eos_ids, load_causal_lm, load_tokenizer, weights_hash
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from cft.configuration.config import CONF_DIR, config_hash
+from cft.config.build import CONF_DIR, config_hash
 from cft.console import console, progress
 from cft.models.cpu.allocator import give_back_freed_memory
 

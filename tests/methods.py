@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from cft.configuration.config import CONF_DIR, build
+from cft.config.build import CONF_DIR, build
 from cft.data.batches import TokenRow, collate
 from cft.losses.objective import Objective, TermSum
 from cft.types import StepCounts, TokenBatch

@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from cft.configuration.config import checked
+from cft.config.build import checked
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 

@@ -43,8 +43,8 @@ def test_what_decides_an_annotation_is_carried_over(
 
 def test_the_form_that_was_used_to_start_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["somewhere/train.py"])
-    assert command("train", ["a=1"]) == "python train.py a=1"
-    assert command("score", ["a=b c"]) == "python -m cft.score 'a=b c'"
+    assert command("train", ["a=1"]) == "cft train a=1"
+    assert command("score", ["a=b c"]) == "cft score 'a=b c'"
     for started in ("somewhere/bin/cft", "cft annotate"):
         monkeypatch.setattr(sys, "argv", [started])
         assert command("train", ["a=1"]) == "cft train a=1"

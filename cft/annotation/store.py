@@ -212,7 +212,7 @@ class AnnotationStore:
         found = sha256_file(path)
         if found != record["sha256"]:
             raise StoreError(f"{path}: damaged, SHA-256 {found}, expected {record['sha256']}. {self._rebuild(unit)}")
-        return pq.read_table(path)
+        return pq.read_table(path, partitioning=None)
 
     def _rebuild(self, unit: int) -> str:
         return f"To rebuild just this unit: rm {shlex.quote(str(self._record_path(unit)))}. {self._repeat('Then')}"

@@ -35,13 +35,14 @@ def reported() -> Iterator[None]:
     """Around the body of a command: shows a UserError and Ctrl-C the way the head of this file says."""
     try:
         yield
-    except UserError as error:
+    except UserError as failed:
+        error = _with_folder(failed)
         if _in_multirun():
             message = f"job {HydraConfig.get().job.num} ({' '.join(_overrides())}): {error}"
             print(message, file=sys.stderr, flush=True)  # Hydra shows the first failure only, and only at the end
-            raise JobFailed(message) from error
+            raise JobFailed(message) from failed
         print(error, file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_MISTAKE) from error
+        raise SystemExit(EXIT_MISTAKE) from failed
     except Interrupted as interrupt:
         if _further_task():
             raise SystemExit(0) from interrupt  # the first one says how to go on
@@ -84,6 +85,13 @@ def how_to_go_on() -> str:
     if stage == "train" and kept_checkpoints(folder / CHECKPOINTS):
         return f"Go on from the newest checkpoint with: {again} {shlex.quote(f'resume={folder}')}"
     return f"No state to go on from was saved; start again: {again}"
+
+
+def _with_folder(error: UserError) -> str:
+    """What is wrong; where a job has a working folder of its own, with the folder that relative paths start at."""
+    if HydraConfig.initialized() and HydraConfig.get().job.chdir:
+        return f"{error}\nRelative paths start at {Path.cwd()}, because of hydra.job.chdir=true"
+    return str(error)
 
 
 def _further_task() -> bool:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from cft import __version__
 from cft.cli import report, stage
 from cft.cli.exit_status import EXIT_MISTAKE
-from cft.configuration.stages import STAGES
+from cft.config.stages import STAGES
 
 COMMANDS = {**{name: entry.summary for name, entry in STAGES.items()}, "report": report.SUMMARY}
 

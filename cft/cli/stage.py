@@ -14,8 +14,8 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from cft.cli.exit_status import reported
-from cft.configuration.config import check_command_line, checked
-from cft.configuration.stages import STAGES
+from cft.config.build import check_command_line, checked
+from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 
 

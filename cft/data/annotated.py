@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import numpy as np
+from pydantic import Field
 from torch.utils.data import DataLoader
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
@@ -18,6 +19,7 @@ from cft.data.problem_rows import normalised
 from cft.errors import BadValue
 from cft.files import sha256_json
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
+from cft.ranges import AtLeastOne, CountOrAll, FractionBelowOne, Name, in_range
 from cft.scores.column import GROUP, Column
 from cft.scores.store import annotating_model, with_scores
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
@@ -72,6 +74,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         (`cft/data/pairing.py`).
     """
 
+    @in_range
     def __init__(
         self,
         mask: Mask,
@@ -82,13 +85,13 @@ class AnnotatedDataModule(pl.LightningDataModule):
         seed: int,
         exclude: frozenset[str],
         *,
-        annotation: str,
+        annotation: Name,
         dir: str,
-        batch_size: int,
+        batch_size: AtLeastOne,
         deal: Deal,
-        max_rows: int,
-        validation_fraction: float,
-        max_tokens: int,
+        max_rows: CountOrAll,
+        validation_fraction: FractionBelowOne,
+        max_tokens: Annotated[int, Field(ge=2)],
         shuffle_responses: bool,
     ) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ from typing import Any
 from cft.data import arithmetic as generator
 from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalised, to_problems
+from cft.ranges import AtLeastOne, Count, Fraction, Name, in_range
 from cft.types import Problem, Verifier
 
 __all__ = ["ProblemError", "Splits", "arithmetic", "gsm8k", "hub", "jsonl", "reasoning_gym"]
@@ -55,23 +56,22 @@ class Splits:
         return problems
 
 
+@in_range
 def arithmetic(
     *,
-    name: str,
+    name: Name,
     seed: int,
-    num_train: int,
-    num_validation: int,
-    num_test: int,
-    min_steps: int = 2,
-    max_steps: int = 4,
+    num_train: Count,
+    num_validation: Count,
+    num_test: Count,
+    min_steps: AtLeastOne = 2,
+    max_steps: AtLeastOne = 4,
 ) -> Splits:
     """Generated word problems (`cft/data/arithmetic.py`), with a worked solution each."""
-    if not 1 <= min_steps <= max_steps:
-        raise ProblemError(f"min_steps={min_steps}, max_steps={max_steps}: expected 1 <= min_steps <= max_steps")
+    if min_steps > max_steps:
+        raise ProblemError(f"min_steps={min_steps}, max_steps={max_steps}: expected min_steps <= max_steps")
     found: dict[str, list[Problem]] = {}
     for split, count in zip(("train", "validation", "test"), (num_train, num_validation, num_test), strict=True):
-        if count < 0:
-            raise ProblemError(f"num_{split}={count}: expected 0 or more")
         stream = generator.problems(seed=seed, split=split, min_steps=min_steps, max_steps=max_steps)
         found[split] = [problem for _, problem in islice(stream, count)]
         if len(found[split]) < count:
@@ -82,15 +82,16 @@ def arithmetic(
     return splits_of(name=name, seed=seed, dropped=Counter(), **found)
 
 
+@in_range
 def gsm8k(
     *,
-    name: str,
+    name: Name,
     dir: str,
     hub_id: str,
     revision: str,
-    validation_fraction: float,
+    validation_fraction: Fraction,
     seed: int,
-    max_bad_rows: float = 0.001,
+    max_bad_rows: Fraction = 0.001,
 ) -> Splits:
     """GSM8K: train.jsonl and test.jsonl of `dir` (or of `dir`/gsm8k), or the hub's where `dir` is "".
 
@@ -115,15 +116,16 @@ def after_hashes(text: str) -> str:
     return answer
 
 
+@in_range
 def reasoning_gym(
     *,
-    name: str,
+    name: Name,
     task: str,
-    size: int,
+    size: AtLeastOne,
     seed: int,
     config: Mapping[str, Any],
-    validation_fraction: float,
-    test_fraction: float,
+    validation_fraction: Fraction,
+    test_fraction: Fraction,
 ) -> Splits:
     """A procedural task of reasoning-gym by name; `config` holds the task's own settings.
 
@@ -138,8 +140,6 @@ def reasoning_gym(
 
     if task not in DATASETS:
         raise ProblemError(f"unknown reasoning-gym task {task!r}{_did_you_mean(task, DATASETS)}")
-    if size < 1:
-        raise ProblemError(f"size={size}: expected at least 1")
     settings = _plain(config)
     config_class = DATASETS[task][1]
     known = {f.name for f in fields(config_class)} - {"seed", "size"} if is_dataclass(config_class) else set(settings)
@@ -166,18 +166,19 @@ def reasoning_gym(
     )
 
 
+@in_range
 def jsonl(
     *,
-    name: str,
+    name: Name,
     path: str,
     test_path: str,
     id_field: str,
     question_field: str,
     answer_field: str,
     solution_field: str,
-    max_bad_rows: float,
-    validation_fraction: float,
-    test_fraction: float,
+    max_bad_rows: Fraction,
+    validation_fraction: Fraction,
+    test_fraction: Fraction,
     seed: int,
 ) -> Splits:
     """Any file of one JSON object a line. `*_field`: see `problem_rows.Fields`. test_path "": a share of `path`."""
@@ -198,9 +199,10 @@ def jsonl(
     )
 
 
+@in_range
 def hub(
     *,
-    name: str,
+    name: Name,
     path: str,
     config: str,
     revision: str,
@@ -210,9 +212,9 @@ def hub(
     question_field: str,
     answer_field: str,
     solution_field: str,
-    max_bad_rows: float,
-    validation_fraction: float,
-    test_fraction: float,
+    max_bad_rows: Fraction,
+    validation_fraction: Fraction,
+    test_fraction: Fraction,
     seed: int,
 ) -> Splits:
     """A data set of the hub, or a local folder that `datasets` can load. test_split "": a share of train_split."""
@@ -248,9 +250,6 @@ def _from_parts(
 ) -> Splits:
     """Split what was read: the test part where there is one, else a share of the train part."""
     own_test = "test" in parts
-    for key, value in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
-        if not 0.0 <= value <= 1.0:
-            raise ProblemError(f"{key}={value}: expected a number from 0 to 1")
     test_share = 0.0 if own_test else test_fraction
     if validation_fraction + test_share > 1.0:
         raise ProblemError(

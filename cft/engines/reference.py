@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from cft.engines.sampling import choose, require_finite, uniforms
 from cft.models.architecture import require_steady_rotary
 from cft.models.cpu.packed_linear import PackedLinears
+from cft.ranges import AtLeastZero, in_range
 from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
 
 
@@ -36,12 +37,13 @@ class ReferenceEngine:
     packed_linears: for near ties, as in the engine that is held against this one.
     """
 
+    @in_range
     def __init__(
         self,
         model: PreTrainedModel,
         eos_ids: Collection[int],
         *,
-        tie_margin: float = 1e-3,
+        tie_margin: AtLeastZero = 1e-3,
         packed_linears: bool = True,
     ) -> None:
         self.model = model

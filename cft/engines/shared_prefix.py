@@ -37,6 +37,7 @@ from cft.engines.scheduler import Residency
 from cft.errors import UserError
 from cft.models.architecture import fork_obstacles, require_plain_attention, require_steady_rotary
 from cft.models.rounding import half_of_the_digits
+from cft.ranges import AtLeastOne, AtLeastZero, in_range
 from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
 
 
@@ -79,19 +80,17 @@ class SharedPrefixEngine:
     packed_linears: keep a second copy of the linear layers in the CPU kernel's own layout (float32 on a CPU only).
     """
 
+    @in_range
     def __init__(
         self,
         model: PreTrainedModel,
         eos_ids: Collection[int],
         *,
-        max_rows: int = 256,
-        kv_budget_mb: int = 4096,
-        tie_margin: float = 1e-3,
+        max_rows: AtLeastOne = 256,
+        kv_budget_mb: AtLeastOne = 4096,
+        tie_margin: AtLeastZero = 1e-3,
         packed_linears: bool = True,
     ) -> None:
-        for name, value in (("max_rows", max_rows), ("kv_budget_mb", kv_budget_mb)):
-            if value < 1:
-                raise ValueError(f"engine.{name}: expected at least 1, found {value}")
         require_plain_attention(model)
         if found := fork_obstacles(model.config):
             raise EngineError(

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
 
-from cft.configuration.config import build
+from cft.config.build import build
 from cft.models.text import decode
+from cft.ranges import Count, Name, in_range
 from cft.runs.lineage import Link, lineage
 
 if TYPE_CHECKING:
@@ -103,16 +104,17 @@ def _of_validation(row: dict[str, str]) -> bool:
     return any(value for name, value in row.items() if name.startswith("val/"))
 
 
+@in_range
 def wandb_logger(
     run: RunFacts,
     *,
-    project: str,
+    project: Name,
     entity: str,
     group: str,
     tags: Sequence[str],
     mode: Literal["online", "offline"],
     artifacts: Literal["link", "upload", "none"],
-    transcripts: int,
+    transcripts: Count,
 ) -> Logger:
     """One W&B run per job. group: "" = one per multirun, annotation or evaluated training.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cft.configuration.config import redacted
+from cft.config.build import redacted
 from cft.console import console
 from cft.loggers.build import RunFacts, log_transcripts, log_values, logging_to
 from cft.runs.arm import spoken

@@ -18,7 +18,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from cft.configuration.redaction import hidden, redacted_text
+from cft.config.redaction import hidden, redacted_text
 from cft.runs.lineage import Link
 
 if TYPE_CHECKING:

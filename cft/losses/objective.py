@@ -29,6 +29,7 @@ from cft.losses.coefficient import Coefficient
 from cft.losses.eligible import EligibleTokens, On, tokens_on
 from cft.losses.token import Prediction, TokenLoss
 from cft.models.log_probs import log_probs
+from cft.ranges import AtLeastOne, in_range
 from cft.scores.column import GROUP, REFERENCE_LOGPROB
 from cft.types import StepCounts, TokenBatch
 from cft.weightings.statistics import LIVE, TokenScores, entropy
@@ -96,6 +97,7 @@ class Objective:
     """Weighting x token loss x aggregation x normaliser, plus regularisers. Configured by conf/loss; the weighting is
     handed in at run time."""
 
+    @in_range
     def __init__(
         self,
         weighting: TokenWeighting,
@@ -104,10 +106,8 @@ class Objective:
         aggregation: Aggregation,
         normalizer: Normalizer,
         regularizers: Mapping[str, Regularizer],
-        chunk_tokens: int = 1024,
+        chunk_tokens: AtLeastOne = 1024,
     ) -> None:
-        if chunk_tokens < 1:
-            raise BadValue(f"loss.chunk_tokens: expected at least 1, found {chunk_tokens}")
         if aggregation.per_sequence and normalizer != "sequence":
             raise BadValue(
                 f"loss.normalizer: {type(aggregation).__name__} aggregates per sequence and is divided by sequences, "

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cft.masks.base import MaskError, RowMask, Weights
+from cft.ranges import Finite, ShareAboveZero, in_range
 from cft.scores.column import StoredColumn
 from cft.types import AnnotatedResponse
 
@@ -40,8 +41,9 @@ class HighEntropy(RowMask):
     The paper ranks within a batch of roll-outs and by the live model; weighting=high_entropy is the live form.
     """
 
-    def __init__(self, *, share: float) -> None:
-        self.share = _checked_share(share)
+    @in_range
+    def __init__(self, *, share: ShareAboveZero) -> None:
+        self.share = share
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         return top_of_row(row.entropy, share=self.share)
@@ -52,10 +54,11 @@ class TopScore(RowMask):
 
     score_arguments = ("score",)
 
-    def __init__(self, *, score: str, share: float) -> None:
+    @in_range
+    def __init__(self, *, score: str, share: ShareAboveZero) -> None:
         self.column = StoredColumn(score)
         self.needs = self.column.needs
-        self.share = _checked_share(share)
+        self.share = share
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         return top_of_row(self.column(row), share=self.share)
@@ -69,8 +72,9 @@ class TfIdf(RowMask):
     weight by its frequency.
     """
 
-    def __init__(self, *, share: float) -> None:
-        self.share = _checked_share(share)
+    @in_range
+    def __init__(self, *, share: ShareAboveZero) -> None:
+        self.share = share
         self.documents = 0
         self.document_frequency: Counter[int] = Counter()
 
@@ -96,12 +100,13 @@ class TokenCleaning(RowMask):
 
     logprob_arguments = ("base", "reference")
 
-    def __init__(self, *, base: str, reference: str, share: float) -> None:
+    @in_range
+    def __init__(self, *, base: str, reference: str, share: ShareAboveZero) -> None:
         if base == reference:
             raise MaskError(f"mask.base and mask.reference: both are {base}, expected log-probs of two models")
         self.base, self.reference = StoredColumn(base), StoredColumn(reference)
         self.needs = tuple(sorted({*self.base.needs, *self.reference.needs}))
-        self.share = _checked_share(share)
+        self.share = share
         self.threshold = math.nan
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
@@ -132,7 +137,8 @@ class Reasoning(RowMask):
 
     logprob_arguments = ("base", "shuffled")
 
-    def __init__(self, *, base: str, shuffled: str, margin_nats: float = 0.0) -> None:
+    @in_range
+    def __init__(self, *, base: str, shuffled: str, margin_nats: Finite = 0.0) -> None:
         if base == shuffled:
             raise MaskError(f"mask.base and mask.shuffled: both are {base}, expected log-probs of two models")
         self.base, self.shuffled = StoredColumn(base), StoredColumn(shuffled)
@@ -141,9 +147,3 @@ class Reasoning(RowMask):
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         return (self.shuffled(row) - self.base(row) <= self.margin_nats).astype(np.float32)
-
-
-def _checked_share(share: float) -> float:
-    if not 0 < share <= 1:
-        raise MaskError(f"mask.share: expected above 0 and at most 1, found {share}")
-    return share

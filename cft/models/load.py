@@ -27,6 +27,7 @@ from cft.models.architecture import (
 )
 from cft.models.export import export, require_intact
 from cft.models.files import as_saved, damage
+from cft.ranges import AtLeastOne, FractionBelowOne, Name, require_in_range
 
 if TYPE_CHECKING:
     import torch
@@ -63,12 +64,15 @@ class Lora:
     seed: of the adapters' initial values.
     """
 
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
+    r: AtLeastOne = 16
+    alpha: AtLeastOne = 32
+    dropout: FractionBelowOne = 0.0
     target_modules: str | Sequence[str] = "all-linear"
     bias: Literal["none", "all", "lora_only"] = "none"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +87,8 @@ class ModelSpec:
     trust_remote_code: run Python code from the model's repository; it can do anything you can.
     """
 
-    name: str
-    path: str
+    name: Name
+    path: Name
     revision: str = "main"
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -92,6 +96,9 @@ class ModelSpec:
     lora: Lora | None = None
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:

@@ -155,6 +155,35 @@ class Plain:
         return sha256_json({"kind": "plain", "template": self.template})
 
 
+def prompt_conflict(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, then_config: Mapping[str, Any], now_config: Mapping[str, Any]
+) -> str:
+    """How two ways of making prompts differ, in words; "" where they do not.
+
+    then, now: hashes under `tokenizer` and `prompt`. then_config, now_config: the nodes of `prompt`; the earlier may be {}.
+    """
+    said = []
+    prompts = [part["prompt"] for part in (then, now)]
+    if prompts[0]["prompt"] != prompts[1]["prompt"]:
+        earlier, here = _settings(then_config), _settings(now_config)
+        names = [name for name in {**earlier, **here} if earlier.get(name) != here.get(name)]
+        changes = [f"{name} was {earlier.get(name)!r} and is {here.get(name)!r}" for name in names]
+        said.append("the prompt" + (f" ({'; '.join(changes)})" if then_config and changes else ""))
+    if prompts[0]["template"] != prompts[1]["template"]:
+        said.append("the tokenizer's chat template")
+    if then.get("tokenizer", now.get("tokenizer")) != now.get("tokenizer"):
+        said.append("the tokenizer")
+    if not said and prompts[0] != prompts[1]:  # texts are the same, but not the ids of the probe
+        said.append("what the chat template renders (such as today's date, or by another version of a library)")
+    return " and ".join(said)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a prompt's node, with its class as `kind`, wherever that lies."""
+    named = {str(key): value for key, value in config.items() if key != "_target_"}
+    return {"kind": str(config.get("_target_")).rpartition(".")[2].lower(), **named}
+
+
 def prompting(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What must be the same wherever problems are put to a model: tokenizer, prompt, template, and the ids of a probe,
     which show what hashes of texts do not: what a clock or another version of a library makes of them.

@@ -8,7 +8,7 @@ mask, weighting, loss, reference and groups; without an experiment it is complet
 
 from __future__ import annotations
 
-import ast
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-import cft.configuration.schema  # noqa: F401  (registers the schemas that conf/train.yaml names)
+import cft.config.schema  # noqa: F401  (registers the schemas that conf/train.yaml names)
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.configuration.config import CONF_DIR, build
-from cft.configuration.needs import stored_scores
-from cft.configuration.targets import resolve
+from cft.config.build import CONF_DIR, build
+from cft.config.needs import stored_scores
+from cft.config.source import resolve
 from cft.masks.base import Critical, Mask
 from cft.runs.run import flat
 from cft.scores.column import GROUP, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
@@ -199,8 +199,8 @@ def _targets(values: Mapping[str, Any]) -> list[str]:
 
 
 def _docstring(target: str) -> str:
-    node = resolve(target).node
-    return (ast.get_docstring(node) or "") if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else ""
+    docstring = resolve(target).node.docstring
+    return inspect.cleandoc(docstring.value) if docstring else ""
 
 
 def _remark(text: str) -> str:

@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cft.configuration.config import CONF_DIR, redacted
+from cft.config.build import CONF_DIR, redacted
 from cft.runs.run import RunContext, flat, follows_seed
 
 METHOD = ("mask", "weighting", "loss", "reference", "groups")

@@ -18,7 +18,7 @@ from cft import __version__
 from cft.annotation.kinds import count_kinds
 from cft.annotation.rows import ROW_SCHEMA
 from cft.annotation.store import AnnotationStore
-from cft.configuration.redaction import hidden
+from cft.config.redaction import hidden
 from cft.files import write_bytes
 from cft.masks.base import Critical
 from cft.runs.arm import METHOD, part_of

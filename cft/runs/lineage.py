@@ -21,7 +21,7 @@ from typing import Any, Literal
 from hydra.core.hydra_config import HydraConfig
 
 from cft.commands import command, job_overrides
-from cft.configuration.redaction import redacted
+from cft.config.redaction import redacted
 from cft.files import sha256_file, sha256_json
 from cft.models.export import SUMS
 from cft.runs.arm import spoken

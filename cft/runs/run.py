@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cft.configuration.config import ConfigError, redacted
+from cft.config.build import ConfigError, redacted
 from cft.errors import UserError
 from cft.evaluation.metrics import Interval
 from cft.files import write_atomically, write_json
@@ -151,7 +151,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ResultsError(f"{path}: damaged, no valid JSON ({error}). {_RUN_AGAIN}") from error
     if not isinstance(results, dict) or not {"stage", "metrics"} <= results.keys():
-        raise ResultsError(f"{path}: damaged, expected the results of a run of train.py or evaluate.py. {_RUN_AGAIN}")
+        raise ResultsError(f"{path}: damaged, expected the results of a run of cft train or cft evaluate. {_RUN_AGAIN}")
     return results
 
 

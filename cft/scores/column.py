@@ -9,19 +9,20 @@ any other                 the stored score of that name (`cft/scores/store.py`)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # the config check reads the names below, and numpy would cost it a fifth of a second
+    import numpy as np
+    from numpy.typing import NDArray
 
-from cft.types import AnnotatedResponse
+    from cft.types import AnnotatedResponse
 
 REFERENCE_LOGPROB = "reference_logprob"
 REFERENCE_DISTRIBUTION = "reference_distribution"
 GROUP = "group"
 OWN_LOGPROB = "logprob"  # the annotation's own column: log-probs of the annotating model
 
-# What to do about a need that the configuration does not meet (`cft/configuration/needs.py` says it before anything is loaded).
+# What to do about a need that the configuration does not meet (`cft/config/needs.py` says it before anything is loaded).
 NO_REFERENCE = {
     REFERENCE_LOGPROB: (
         "this method compares the policy's log-probs with a reference model's, and there is none; set "

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from cft.errors import BadValue
 from cft.models.head import project
 from cft.models.log_probs import log_probs
+from cft.ranges import AtLeastOne, in_range
 from cft.scores.store import Values
 from cft.types import AnnotatedResponse
 
@@ -71,8 +72,9 @@ class AttentionReceived:
 
     eager = True
 
-    def __init__(self, *, layers: int) -> None:
-        self.layers = _checked_layers(layers)
+    @in_range
+    def __init__(self, *, layers: AtLeastOne) -> None:
+        self.layers = layers
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "attention_received", "version": 1, "layers": self.layers}
@@ -95,8 +97,9 @@ class AttentionToPrompt:
 
     eager = True
 
-    def __init__(self, *, layers: int) -> None:
-        self.layers = _checked_layers(layers)
+    @in_range
+    def __init__(self, *, layers: AtLeastOne) -> None:
+        self.layers = layers
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "attention_to_prompt", "version": 1, "layers": self.layers}
@@ -138,9 +141,3 @@ def _padded(model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> tuple[
 
 def _array(values_R: Tensor) -> Values:
     return values_R.float().cpu().numpy()
-
-
-def _checked_layers(layers: int) -> int:
-    if layers < 1:
-        raise BadValue(f"score.layers: expected at least 1, found {layers}")
-    return layers

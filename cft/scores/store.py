@@ -119,7 +119,7 @@ def read_score(folder: Path, *, name: str, annotation: str, model: str) -> Store
     found = sha256_file(table)
     if found != manifest["sha256"]:
         raise StoreError(f"{table}: damaged, SHA-256 {found}, expected {manifest['sha256']}. {anew}")
-    return StoredScore(path.parent, manifest, _values(pq.read_table(table)))
+    return StoredScore(path.parent, manifest, _values(pq.read_table(table, partitioning=None)))
 
 
 def write_score(

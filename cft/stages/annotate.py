@@ -18,7 +18,7 @@ from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
 from cft.commands import command, job_overrides
-from cft.configuration.config import ConfigError, build, redacted
+from cft.config.build import ConfigError, build, redacted
 from cft.console import Bar, console, progress
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.base import critical_fraction

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cft.benchmarks.sets import Suite, members_of, verifier_for
 from cft.benchmarks.sweep import is_benchmark_override
-from cft.configuration.config import ConfigError, build
+from cft.config.build import ConfigError, build
 from cft.console import console
 from cft.data.sources import Splits
 from cft.evaluation.evaluation import (
@@ -41,7 +41,7 @@ from cft.models.load import (
     require_plain_attention,
     weights_hash,
 )
-from cft.prompts.chat import Chat, Prompt, prompting
+from cft.prompts.chat import Chat, Prompt, prompt_conflict, prompting
 from cft.quiet import quiet_libraries
 from cft.runs.arm import arm_of
 from cft.runs.lineage import Link, lineage
@@ -154,7 +154,7 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
         folder, trained = _checkpoint(cfg.checkpoint)
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
-    _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint)
+    _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint, cfg.prompt)
     model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
     require_plain_attention(model)
     place(model, device=cfg.device)
@@ -327,13 +327,20 @@ def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
     )
 
 
-def _require_same_prompt(trained: dict[str, Any], now: dict[str, Any], checkpoint: str) -> None:
+def _require_same_prompt(
+    trained: dict[str, Any], now: dict[str, Any], checkpoint: str, prompt_config: DictConfig
+) -> None:
     """A model trained under one prompt and tokenizer is not measured under another in silence."""
     then = (trained.get("data") or {}).get("prompting")
-    if then is not None and then != now:
-        parts = [key for key in now if now[key] != then.get(key)]
+    if then is None:
+        return
+    settings = {
+        key.removeprefix("prompt."): value
+        for key, value in trained.get("settings", {}).items()
+        if key.startswith("prompt.")
+    }
+    if differing := prompt_conflict(then, now, then_config=settings, now_config=prompt_config):
         raise ConfigError(
-            f"checkpoint={checkpoint}: trained with another {' and '.join(parts)} than this evaluation uses "
-            f"(trained {then}, now {now}); set prompt=... as in training, or evaluate the export folder itself: "
-            f"checkpoint={checkpoint}/{EXPORT}"
+            f"checkpoint={checkpoint}: {differing} differs between the training and this evaluation; set prompt=... as in "
+            f"training, or evaluate the export folder itself: checkpoint={checkpoint}/{EXPORT}"
         )

@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cft.annotation.store import AnnotationStore, find_annotation
-from cft.configuration.config import ConfigError, build, redacted
+from cft.config.build import ConfigError, build, redacted
 from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.batches import TokenRow

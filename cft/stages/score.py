@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
 from cft.commands import command, job_overrides
-from cft.configuration.config import ConfigError, build
+from cft.config.build import ConfigError, build
 from cft.console import console, progress
 from cft.models.device import place
 from cft.models.load import (

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from cft.benchmarks.sets import verifier_for
-from cft.configuration.config import ConfigError, build, redacted
-from cft.configuration.schema import Split
+from cft.config.build import ConfigError, build, redacted
+from cft.config.schema import Split
 from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.columns import columns_for, needs_live
@@ -47,10 +47,8 @@ from cft.models.load import (
     require_plain_attention,
     weights_hash,
 )
-from cft.models.load import (
-    require_room as require_length,
-)
-from cft.prompts.chat import Prompt, prompting
+from cft.models.load import require_room as require_length
+from cft.prompts.chat import Prompt, prompt_conflict, prompting
 from cft.quiet import quiet_libraries
 from cft.references.models import starts_as_reference
 from cft.runs.arm import ARM_KEYS, arm_of
@@ -73,7 +71,7 @@ from cft.training.checkpointing.checkpoints import load_checkpoint
 from cft.training.checkpointing.resume import Start, finished_accuracy, start_of
 from cft.training.distributed.launcher import own_environment
 from cft.training.distributed.sharding import is_sharded, trained_weights
-from cft.training.fit import Fit
+from cft.training.fit import Fit, require_constructible
 from cft.training.module import CausalLMModule, frozen_names
 from cft.types import Problem
 from cft.verifiers import other_verifier_note, verifier_fingerprint
@@ -141,8 +139,9 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
         )
     if splits is not NO_PROBLEMS and (note := other_verifier_note(data.manifest["fingerprint"]["verifier"], judged_by)):
         console.print(note, markup=False)
-    _require_same_prompt(data, asked)
+    _require_same_prompt(data, asked, cfg.prompt)
     _require_metric(cfg.callbacks.best.monitor, data)
+    require_constructible(cfg, folder)
     ends = [prompt.end_id(tokenizer)]
     model = load_causal_lm(spec, ends=ends)
     require_plain_attention(model)
@@ -316,12 +315,13 @@ def _evaluated(
     }
 
 
-def _require_same_prompt(data: AnnotatedDataModule, asked: dict[str, Any]) -> None:
-    annotated = data.manifest["fingerprint"]["prompt"]
-    if annotated != asked["prompt"]:
+def _require_same_prompt(data: AnnotatedDataModule, asked: dict[str, Any], prompt: DictConfig) -> None:
+    then = data.manifest["config"].get("prompt", {})
+    annotated = {"prompt": data.manifest["fingerprint"]["prompt"]}
+    if differing := prompt_conflict(annotated, asked, then_config=then, now_config=prompt):
         raise ConfigError(
-            f"prompt: {data.store.folder} was annotated with another prompt or chat template ({annotated}) than this run "
-            f"uses ({asked['prompt']}); set prompt=... as in the annotation, or annotate again"
+            f"prompt: {differing} differs between {data.store.folder} and this run; set prompt=... as in the annotation, or "
+            "annotate again"
         )
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
+from torch import nn
 from transformers import PreTrainedModel
 
-from cft.configuration.config import build, redacted
+from cft.config.build import build, redacted, trying
 from cft.console import console, progress
 from cft.data.annotated import AnnotatedDataModule
 from cft.evaluation.evaluation import Solver
@@ -58,6 +61,22 @@ class Fitted:
         steps = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
         whole, rest = divmod(self.trainer.global_step, steps)
         return whole if not rest else round(self.trainer.global_step / steps, 4)
+
+
+def require_constructible(cfg: DictConfig, folder: Path) -> None:
+    """Builds optimizer, callbacks and trainer once for nothing, before a model is loaded. Raises ConfigError."""
+    like = [
+        nn.Parameter(torch.zeros(2, 2)),
+        nn.Parameter(torch.zeros(2)),
+    ]  # weights and norms: some optimizers take matrices only
+    with trying("optimizer", cfg.optimizer):
+        build(cfg.optimizer)(like)
+    callbacks = []
+    for name, node in cfg.callbacks.items():
+        with trying(f"callbacks.{name}", node):
+            callbacks.append(build(node)(folder / CHECKPOINTS))
+    with trying("trainer", cfg.trainer):
+        build(cfg.trainer)(logger=False, callbacks=callbacks, default_root_dir=folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -329,7 +329,7 @@ def test_shards_extend_and_complete_what_is_there(whole: AnnotationStore, tmp_pa
         (["num_shards=3", "shard=3"], "shard: expected from 0 to below num_shards"),
         (["num_shards=3", "shard=-1"], "shard: expected from 0 to below num_shards"),
         (["shard=1"], "shard: expected from 0 to below num_shards"),
-        (["num_shards=0"], "num_shards: expected at least 1"),
+        (["num_shards=0"], "num_shards: expected an integer of at least 1"),
         (["num_shards=2.5"], "num_shards: expected an integer"),
         (["-m", "num_shards=3", "shard=0,1,2,3"], "shard: expected from 0 to below num_shards"),
     ],

@@ -456,7 +456,7 @@ def test_a_store_made_under_other_conditions_is_not_gone_on_with(copied: Path) -
 
 def test_a_unit_that_the_manifest_counts_is_there_or_named(tmp_path: Path) -> None:
     made = AnnotationStore(tmp_path / "a")
-    info = {"written_by": [{"command": "python annotate.py annotation=a limit=6"}]}
+    info = {"written_by": [{"command": "cft annotate annotation=a limit=6"}]}
     with made.writing(fingerprint=FINGERPRINT, info=info):
         for u in range(3):
             made.commit(u, rows=[row([5, 2], number=u)], problems=[problem(u)], facts={"counts": {"problems": 1}})

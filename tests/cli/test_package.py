@@ -11,12 +11,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from cft import __version__
 from cft.cli.main import COMMANDS, main
-from cft.configuration.stages import STAGES
+from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 from tests.conftest import ROOT
 
@@ -27,8 +28,8 @@ import sys
 from pathlib import Path
 import cft
 from hydra import compose, initialize_config_dir
-from cft.configuration.config import checked
-from cft.configuration.stages import STAGES
+from cft.config.build import checked
+from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 
 package = Path(cft.__file__).parent
@@ -197,6 +198,7 @@ def test_configs_of_ones_own_are_found(
     (tmp_path / "whole" / "labels.yaml").write_text("defaults:\n  - labels_schema\n  - _self_\nout: here\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cft"])
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # put back: --cfg leaves it set
     with pytest.raises(SystemExit) as end:
         main(["train", "--config-dir", "mine", "mask=own", "--help"])
     assert end.value.code == 0

@@ -11,11 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR, check_command_line
-from cft.configuration.signatures import signature
-from cft.configuration.stages import STAGES
-from cft.configuration.targets import resolve
+from cft.config.build import CONF_DIR, check_command_line
+from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.source import resolve, signature
+from cft.config.stages import STAGES
 
 
 def options() -> list[str]:

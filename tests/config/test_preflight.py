@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cft.configuration.preflight import missing_inputs, unwritable
+from cft.config.preflight import missing_inputs, unwritable
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY, run
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cft.configuration.command_line import CommandLine, command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR
-from cft.configuration.config_check import check_node
-from cft.configuration.signatures import signature
-from cft.configuration.targets import resolve
-from cft.configuration.value_types import Either, Kind, Scalar, Within, kind_of
+from cft.config.annotations import type_of
+from cft.config.build import CONF_DIR
+from cft.config.check import check_node
+from cft.config.command_line import CommandLine, command_line_mistakes, read_command_line
+from cft.config.source import resolve, signature
 from cft.errors import BadValue
+from cft.ranges import has_range
 
 TRIED = (-math.inf, -1.0, -1e-9, 0.0, 0.5, 1.0, 1.5, math.inf, math.nan)
 
@@ -43,26 +44,19 @@ def methods() -> dict[str, dict[str, Any]]:
     return {target: node for target, node in found.items() if target != "cft.losses.objective.Objective"}
 
 
-def numbers_of(target: str) -> dict[str, Kind]:
+def numbers_of(target: str) -> dict[str, Any]:
     taken = signature(resolve(target))
     assert taken is not None
-    kinds = {p.name: kind_of(p.annotation, p.source) for p in taken.parameters if p.annotation is not None}
-    return {name: kind for name, kind in kinds.items() if {"int", "float"} & set(scalars_of(kind))}
+    hints = {p.name: type_of(p.annotation) for p in taken.parameters if p.annotation is not None}
+    return {name: hint for name, hint in hints.items() if {int, float} & set(scalars_of(hint))}
 
 
-def scalars_of(kind: Kind) -> Iterator[str]:
-    match kind:
-        case Scalar(name):
-            yield name
-        case Within(inner, _):
+def scalars_of(hint: Any) -> Iterator[Any]:
+    if get_origin(hint) in (Union, UnionType, Annotated):
+        for inner in get_args(hint)[:1] if get_origin(hint) is Annotated else get_args(hint):
             yield from scalars_of(inner)
-        case Either(kinds):
-            for inner in kinds:
-                yield from scalars_of(inner)
-
-
-def has_range(kind: Kind) -> bool:
-    return isinstance(kind, Within) or (isinstance(kind, Either) and any(map(has_range, kind.kinds)))
+    else:
+        yield hint
 
 
 METHODS = methods()
@@ -81,7 +75,7 @@ def test_the_config_check_and_the_constructor_share_a_range(target: str, name: s
     made = vars(importlib.import_module(module))[qualname]
     others = {key: value for key, value in METHODS[target].items() if not key.startswith("_")}
     others |= {"lowest": 0.0, "highest": 1.0} if "lowest" in others else {}
-    whole = "int" in scalars_of(numbers_of(target)[name])
+    whole = int in scalars_of(numbers_of(target)[name])
     for value in (int(v) if whole and v in (-1.0, 0.0, 1.0) else v for v in TRIED):
         arguments = {**others, name: value}
         found = [str(m) for m in check_node({"_target_": target, **arguments}, path="")]

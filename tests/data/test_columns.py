@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.configuration.config import CONF_DIR, build
-from cft.configuration.needs import missing_scores, stored_scores, strings, unmet
+from cft.config.build import CONF_DIR, build
+from cft.config.needs import missing_scores, stored_scores, strings, unmet
 from cft.data.columns import GroupColumn, NoGroups, columns_for, needs_live
 from cft.errors import BadValue
 from cft.masks.base import Critical, Numeric

@@ -21,6 +21,7 @@ from cft.data import sources as problems
 from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import normalised
 from cft.data.sources import ProblemError, Splits
+from cft.errors import BadValue
 
 SPLITS = ("train", "validation", "test")
 NO_SURROGATES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
@@ -153,7 +154,7 @@ def test_arithmetic_is_reproducible_and_grows_without_changing() -> None:
 def test_arithmetic_refuses_what_it_cannot_make() -> None:
     with pytest.raises(ProblemError, match="min_steps=3"):
         made(min_steps=3, max_steps=2)
-    with pytest.raises(ProblemError, match="num_test=-1"):
+    with pytest.raises(BadValue, match=r"arithmetic\.num_test: expected an integer of at least 0, found -1"):
         made(num_test=-1)
 
 
@@ -197,7 +198,7 @@ def test_changing_one_fraction_moves_no_problem_between_validation_and_test(tmp_
 @pytest.mark.parametrize("validation, test", [(-0.1, 0.1), (0.1, 1.1), (0.6, 0.6), (float("nan"), 0.1)])
 def test_impossible_fractions_are_refused(tmp_path: Path, validation: float, test: float) -> None:
     path = write_lines(tmp_path / "a.jsonl", *rows(3))
-    with pytest.raises(ProblemError, match="fraction"):
+    with pytest.raises((ProblemError, BadValue), match="fraction"):
         read_jsonl(path, validation_fraction=validation, test_fraction=test)
 
 
@@ -495,11 +496,11 @@ def test_reasoning_gym_drops_repeated_draws() -> None:
         ({"config": {"max_term": 2}}, "setting 'max_term' is unknown; did you mean 'max_terms'"),
         ({"config": {"seed": 2}}, "'seed' is set by data.size and data.seed"),
         ({"config": {"min_terms": 5, "max_terms": 2}}, "chain_sum refuses its settings"),
-        ({"size": 0}, "size=0"),
+        ({"size": 0}, r"reasoning_gym\.size: expected an integer of at least 1, found 0"),
     ],
 )
 def test_reasoning_gym_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ProblemError, match=message):
+    with pytest.raises((ProblemError, BadValue), match=message):
         made_in_gym(**changes)
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from cft.cli import report
 from cft.cli.stage import _named as named
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.stages import STAGES
+from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, Command, blocks, commands, files, lines_of_code, name_of, read

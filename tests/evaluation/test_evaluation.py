@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cft.configuration.config import build
+from cft.config.build import build
 from cft.data.sources import arithmetic
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import SharedPrefixEngine

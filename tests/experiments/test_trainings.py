@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cft.configuration.config import CONF_DIR
+from cft.config.build import CONF_DIR
 from experiments.compare_methods import methods
 from experiments.study import STUDIES, Study
 from experiments.trainings import LOG, RESULTS, Training, best_rate, run_all, training

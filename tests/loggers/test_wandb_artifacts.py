@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from cft.annotation.store import SHIPPED
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR
+from cft.config.build import CONF_DIR
+from cft.config.command_line import command_line_mistakes, read_command_line
 from cft.loggers.build import RunFacts, close_loggers, log_made, logging_to, wandb_logger
 from cft.loggers.wandb_run import WandbRun, artifact_of
 from cft.runs.lineage import Link, annotation_link, checkpoint_link

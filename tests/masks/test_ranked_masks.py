@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cft.errors import BadValue
 from cft.masks.base import Mask, MaskError
 from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore, top_of_row
 from cft.types import AnnotatedResponse
@@ -134,7 +135,7 @@ def test_the_order_of_the_rows_decides_nothing(mask: Mask) -> None:
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
 def test_shares_are_shares(share: float) -> None:
-    with pytest.raises(MaskError, match=r"mask\.share"):
+    with pytest.raises(BadValue, match=r"HighEntropy\.share: expected a number above 0 and at most 1"):
         HighEntropy(share=share)
 
 

@@ -14,9 +14,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR
-from cft.configuration.stages import STAGES
+from cft.config.build import CONF_DIR
+from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.stages import STAGES
 from cft.report.catalogue import GROUPS, METHOD, Entry, document, entries
 
 ENTRIES = entries()

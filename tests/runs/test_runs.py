@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cft.configuration.config import ConfigError
+from cft.config.build import ConfigError
 from cft.data.annotated import rows_hash
 from cft.runs.arm import arm_of
 from cft.runs.run import (

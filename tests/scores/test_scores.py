@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
-from cft.configuration.config import ConfigError
+from cft.config.build import ConfigError
 from cft.models.load import tokenizer_hash
 from cft.scores.methods import AttentionReceived, AttentionToPrompt, ReferenceLogprob, ScoreKind
 from cft.scores.store import (

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.configuration.config import ConfigError, build
+from cft.config.build import ConfigError, build
 from cft.data.batches import TokenRow, collate
 from cft.stages.labels import labels, labels_table
 from cft.training.selective_lm import SelectiveLM

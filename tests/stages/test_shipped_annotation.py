@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.configuration.config import build
+from cft.config.build import build
 from cft.masks.base import Critical
 from cft.models.load import load_causal_lm, load_tokenizer, weights_hash
 from cft.prompts.chat import prompting

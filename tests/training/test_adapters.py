@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
-from cft.configuration.config import ConfigError
+from cft.config.build import ConfigError
 from cft.models.export import export, export_adapter
 from cft.models.load import Lora, apply_lora
 from cft.training.checkpointing.checkpoints import CheckpointError

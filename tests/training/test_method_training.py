@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.configuration.config import CONF_DIR, build
+from cft.config.build import CONF_DIR, build
 from cft.data.annotated import to_token_row
 from cft.data.batches import GlobalOrderSampler, TokenRow, collate, loader
 from cft.data.columns import columns_for

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from cft.configuration.config import config_hash
+from cft.config.build import config_hash
 from cft.training.checkpointing.checkpoints import CHECKPOINTS, newest_checkpoint, read_checkpoint
 from cft.training.checkpointing.position import position_of
 from cft.training.checkpointing.resume import Start

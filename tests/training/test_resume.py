@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from cft.configuration.config import ConfigError
+from cft.config.build import ConfigError
 from cft.errors import Interrupted
 from cft.training.callbacks.history import History
 from cft.training.callbacks.interruption import Interruption, StopWhenAsked

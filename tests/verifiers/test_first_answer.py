@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR, build
+from cft.config.build import CONF_DIR, build
+from cft.config.command_line import command_line_mistakes, read_command_line
 from cft.types import Decision, Verifier
 from cft.verifiers import Exact, FirstAnswer, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
 from cft.verifiers.extract import explicit_answer, first_answer_end

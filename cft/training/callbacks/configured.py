@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cft.ranges import AtLeastOne, Count, in_range
+
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
@@ -26,7 +28,8 @@ def best_checkpoint(folder: Path, *, monitor: str, mode: Literal["min", "max"]) 
     )
 
 
-def last_checkpoint(folder: Path, *, every_n_steps: int, keep: int) -> CheckpointKeeper:
+@in_range
+def last_checkpoint(folder: Path, *, every_n_steps: Count, keep: AtLeastOne) -> CheckpointKeeper:
     """Everything needed to resume, as <run>/checkpoints/step-<optimizer steps>.ckpt: `training/checkpointing/keeper.py`."""
     from cft.training.checkpointing.keeper import CheckpointKeeper
 

@@ -2,7 +2,7 @@
 
 Lightning validates at the ends of epochs (or as trainer.check_val_every_n_epoch and val_check_interval say), and
 trainer.max_steps may end a training before. Then steps would be paid for that no result is of. Settings that leave
-validation out, or to the clock, are refused in `cft/configuration/trainer_rules.py`.
+validation out, or to the clock, are refused in `cft/config/library_rules.py`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cft.configuration.config import ConfigError, config_hash, redacted
+from cft.config.build import ConfigError, config_hash, redacted
 from cft.console import console
 from cft.files import writing_errors
 from cft.runs.run import ADAPTER, CONFIG, DATA, EXPORT, RESULTS, RunContext, flat, keep_rows, read_results, save_config

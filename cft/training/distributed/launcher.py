@@ -26,7 +26,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cft.configuration.config import config_hash
+from cft.config.build import config_hash
 from cft.errors import UserError
 from cft.files import write_bytes
 from cft.training.checkpointing.resume import Start

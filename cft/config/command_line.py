@@ -1,7 +1,7 @@
 """Every mistake on a command line and in the yaml files behind it, before Hydra stops at the first one.
 
 The faulty overrides are set aside, the rest is composed with the schemas loosened, and the result is checked
-(`cft/configuration/config_check.py`). A sweep is checked one axis at a time: the first value of each, then every other
+(`cft/config/check.py`). A sweep is checked one axis at a time: the first value of each, then every other
 value of one axis while the others stay; each job checks its own combination again.
 """
 
@@ -25,14 +25,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cft.configuration.allow_list import bad_prefix
-from cft.configuration.config_check import Mistake, find_mistakes, is_runtime, suggestion
-from cft.configuration.overrides import Item, Reader, lists_in_defaults, reason, shown
-from cft.configuration.preflight import unwritable
-from cft.configuration.redaction import is_secret_key, redacted_text
-from cft.configuration.signatures import signature
-from cft.configuration.stages import register_schemas
-from cft.configuration.targets import TargetError, resolve
+from cft.config.allow_list import bad_prefix
+from cft.config.check import Mistake, find_mistakes, is_runtime, suggestion
+from cft.config.overrides import Item, Reader, lists_in_defaults, reason, shown
+from cft.config.preflight import unwritable
+from cft.config.redaction import is_secret_key, redacted_text
+from cft.config.source import TargetError, resolve, signature
+from cft.config.stages import register_schemas
 
 _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # Hydra raises bare ones, too
 _FLAGS_WITH_VALUES = {"--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--info"}
@@ -266,7 +265,7 @@ def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[Mistake]:
     """Hydra makes the output folder before a job begins, and a failure of it would be a traceback."""
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     try:
-        folder = str(OmegaConf.select(config, key))
+        folder = str(OmegaConf.select(config, key) or "")
     except OmegaConfBaseException:  # known in the job only
         return []
     return [Mistake(key, text)] if (text := unwritable(folder)) else []

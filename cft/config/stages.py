@@ -1,6 +1,6 @@
 """The stages, one entry each: whatever must know of a stage reads it here.
 
-A new stage is a function of its config, a dataclass of its keys (`cft/configuration/schema.py`), conf/<name>.yaml, and an
+A new stage is a function of its config, a dataclass of its keys (`cft/config/schema.py`), conf/<name>.yaml, and an
 entry of STAGES.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
 
-from cft.configuration import schema
-from cft.configuration.rules import RULES, Rule
+from cft.config import schema
+from cft.config.rules import RULES, Rule
 
 
 @dataclass(frozen=True, slots=True)

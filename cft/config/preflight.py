@@ -28,6 +28,8 @@ def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 def unwritable(folder: str) -> str:
     """Why the output folder cannot be made or written to, "" where it can: tried in the nearest folder that is there."""
+    if not folder.strip():
+        return "expected a folder, found empty text"
     place = Path(folder).absolute()
     while not os.path.lexists(place):
         place = place.parent

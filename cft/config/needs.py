@@ -8,16 +8,15 @@ is built is checked again by `cft/data/columns.py` and `cft/scores/store.py`.
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-from cft.configuration.targets import Definition, TargetError, lookup, lookup_dotted, read_module, resolve
+from cft.config.annotations import keys_of_dict, texts_of
+from cft.config.source import TargetError, resolve
 from cft.scores.column import GROUP, NO_GROUPS, NO_REFERENCE, OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
 
-_MAX_BASES = 40
 _OF_OBJECTIVE = ("weighting", "loss")
 _OF_DATA = ("mask", "groups")
 
@@ -159,48 +158,12 @@ def _target(node: object) -> str | None:
 def strings(target: str, attribute: str) -> frozenset[str] | None:
     """The texts in a class attribute, inherited ones included; None where the source does not tell."""
     try:
-        definition: Definition | None = resolve(target)
+        return texts_of(resolve(target), attribute)
     except TargetError:
         return None
-    for _ in range(_MAX_BASES):
-        if definition is None or definition.source is None or not isinstance(definition.node, ast.ClassDef):
-            return None
-        value = _assigned(definition.node, attribute)
-        if value is not None:
-            return frozenset(_texts(value, definition))
-        bases = [b.value if isinstance(b, ast.Subscript) else b for b in definition.node.bases]
-        definition = lookup_dotted(definition.source, bases[0]) if bases else None
-    return None
 
 
 @cache
 def _live() -> frozenset[str]:
-    """Names of what is computed from the logits at hand (`cft.weightings.statistics.LIVE`)."""
-    source = read_module("cft.weightings.statistics")
-    found = lookup(source, "LIVE") if source else None
-    keys = found.node.keys if found and isinstance(found.node, ast.Dict) else []
-    return frozenset(key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
-
-
-def _assigned(node: ast.ClassDef, name: str) -> ast.expr | None:
-    for member in node.body:
-        match member:
-            case ast.Assign(targets=[ast.Name(id=found)], value=value) if found == name:
-                return value
-            case ast.AnnAssign(target=ast.Name(id=found), value=ast.expr() as value) if found == name:
-                return value
-    return None
-
-
-def _texts(expr: ast.expr, definition: Definition) -> Iterator[str]:
-    """Of a constant, a name of one, a tuple or set of them, or frozenset(...)."""
-    match expr:
-        case ast.Constant(value=str(text)):
-            yield text
-        case ast.Tuple(elts=inner) | ast.Set(elts=inner) | ast.List(elts=inner) | ast.Call(args=inner):
-            for item in inner:
-                yield from _texts(item, definition)
-        case ast.Name():
-            found = lookup_dotted(definition.source, expr) if definition.source else None
-            if found is not None and isinstance(found.node, ast.expr):
-                yield from _texts(found.node, found)
+    """Names of what is computed from the logits at hand."""
+    return keys_of_dict("cft.weightings.statistics.LIVE")

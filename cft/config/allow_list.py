@@ -14,16 +14,14 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from cft.configuration.targets import Definition, TargetError, resolve
+from cft.config.source import Definition, TargetError, resolve
 
 OWN = ("cft.",)
 LIBRARIES = ("torch.optim.", "lightning.pytorch.")  # their classes only
 # Their business is to make any object by name, or to read a command line.
 _NEVER = (
     "lightning.pytorch.cli.",
-    "cft.configuration.config.",
-    "cft.configuration.allow_list.",
-    "cft.configuration.targets.",
+    "cft.config.",
 )
 
 
@@ -51,7 +49,9 @@ def import_target(target: str, *, extra: Sequence[str] = ()) -> Callable[..., An
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         raise PermissionError(f"'{target}' is refused: it is {type(found).__name__}, neither a class nor a function")
     kind = "class" if inspect.isclass(found) else "function"
-    reason = _refused_definition(target, Definition(found.__module__, found.__qualname__, kind), extra)
+    reason = _refused_definition(target, Definition(f"{found.__module__}.{found.__qualname__}", kind), extra)
+    if reason is None and "." in found.__qualname__:
+        reason = f"'{target}' is refused: it is {found.__qualname__}; a target is a module's own class or function"
     if reason is not None:
         raise PermissionError(reason)
     return found
@@ -72,8 +72,6 @@ def _refused_definition(target: str, definition: Definition, extra: Sequence[str
         return f"'{target}' is refused: it builds other objects by name or reads the command line"
     if definition.kind not in ("class", "function"):
         return f"'{target}' is refused: it is neither a class nor a function of a module"
-    if "." in definition.qualname:
-        return f"'{target}' is refused: it is {name}; a target is a module's own class or function"
     if name.startswith(LIBRARIES) and not name.startswith((*OWN, *extra)) and definition.kind != "class":
         return f"'{target}' is refused: only classes are allowed from {' and '.join(LIBRARIES)}"
     return None

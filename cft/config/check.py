@@ -1,7 +1,7 @@
 """Every mistake in a composed config, found without importing what its `_target_`s name.
 
-The closed sets are compared with `cft/configuration/schema.py`, every node with its constructor's signature, then the rules of
-`cft/configuration/rules.py` apply. The constructors follow one convention: what a yaml gives is keyword-only; what the program
+The closed sets are compared with `cft/config/schema.py`, every node with its constructor's signature, then the rules of
+`cft/config/rules.py` apply. The constructors follow one convention: what a yaml gives is keyword-only; what the program
 gives at run time are the positional parameters without a default, so that a `_partial_` node may leave out those, and
 only those.
 """
@@ -11,21 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
 
-from cft.configuration.allow_list import LIBRARIES, refusal
-from cft.configuration.needs import missing_scores, unmet, unused
-from cft.configuration.preflight import missing_inputs
-from cft.configuration.redaction import holds_secret, is_secret_key
-from cft.configuration.rules import broken_rules
-from cft.configuration.schema import keys_of
-from cft.configuration.signatures import Parameter, Signature, signature
-from cft.configuration.stages import STAGES
-from cft.configuration.targets import resolve
-from cft.configuration.trainer_rules import trainer_mistakes
-from cft.configuration.value_types import mismatch, mismatches_inside
+from cft.config.allow_list import LIBRARIES, refusal
+from cft.config.annotations import type_of
+from cft.config.library_rules import library_mistakes
+from cft.config.needs import missing_scores, unmet, unused
+from cft.config.preflight import missing_inputs
+from cft.config.redaction import holds_secret, is_secret_key
+from cft.config.rules import broken_rules
+from cft.config.schema import keys_of
+from cft.config.source import Parameter, Signature, resolve, signature
+from cft.config.stages import STAGES
+from cft.ranges import mismatch
 
 RESERVED = ("_target_", "_partial_", "_args_")
 _DEEPEST = 30
@@ -55,8 +56,8 @@ def find_mistakes(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) 
     _check_secrets(tree, "", mistakes)
     known = {m.key for m in mistakes}
     mistakes += [Mistake(key, text) for key, text in broken_rules(tree, rules=STAGES[stage].rules) if key not in known]
+    mistakes += [Mistake(key, text) for key, text in library_mistakes(tree, stage=stage) if key not in known]
     if stage == "train":
-        mistakes += [Mistake(key, text) for key, text in trainer_mistakes(tree) if key not in known]
         mistakes += [Mistake(key, text) for key, text in unmet(tree) if key not in known]
     return list(dict.fromkeys(mistakes))
 
@@ -107,7 +108,7 @@ def _check_record(tree: dict, schema: type, path: str, extra: Sequence[str], mis
         if name not in keys:
             text = f"no such key{suggestion(str(name), keys) or ' here, known are ' + ', '.join(keys)}"
             mistakes.append(Mistake(_join(path, name), text))
-    types = {p.name: p for p in _own_signature(schema).parameters}
+    types = get_type_hints(schema, include_extras=True)
     for name, key in keys.items():
         here = _join(path, name)
         value = tree.get(name, "???" if key.required or key.record else {})
@@ -208,7 +209,7 @@ def _check_arguments(node: dict, found: Signature, args: list, path: str, mistak
         elif is_runtime(parameters[name], found, node):
             mistakes.append(Mistake(_join(path, name), f"{target} gets it from the program, not from the config"))
         else:
-            _check_value(value, parameters[name], _join(path, name), mistakes)
+            _check_value(value, type_of(parameters[name].annotation), _join(path, name), mistakes)
     if len(args) > len(positional) and not found.takes_any_positional:
         text = f"{target} takes at most {len(positional)} positional arguments, found {len(args)}"
         mistakes.append(Mistake(_join(path, "_args_"), text))
@@ -228,16 +229,27 @@ def is_runtime(parameter: Parameter, found: Signature, node: Mapping) -> bool:
     return parameter is found.parameters[0] or not str(node["_target_"]).startswith(LIBRARIES)
 
 
-def _check_value(value: object, parameter: Parameter, path: str, mistakes: list[Mistake]) -> None:
-    if value == "???" or isinstance(value, Unknown):
-        if value == "???" and not any(m.key == path for m in mistakes):
-            mistakes.append(Mistake(path, f"has no value; give it with {path}=..."))
+def _check_value(value: object, hint: Any, path: str, mistakes: list[Mistake]) -> None:
+    if value == "???" and not any(m.key == path for m in mistakes):
+        mistakes.append(Mistake(path, f"has no value; give it with {path}=..."))
+    if value == "???" or _holds_unknown(value):
         return
-    text = mismatch(value, parameter.annotation, parameter.source)
+    text = mismatch(value, hint)
     if text is None:
         return
-    inner = mismatches_inside(value, parameter.annotation, parameter.source)
-    mistakes += [Mistake(_join(path, name), reason) for name, reason in inner] or [Mistake(path, text)]
+    entries = next((get_args(part)[1] for part in (hint, *get_args(hint)) if get_origin(part) is dict), Any)
+    inner = [
+        Mistake(_join(path, name), reason)
+        for name, entry in (value.items() if isinstance(value, dict) else ())
+        if (reason := mismatch(entry, entries)) is not None
+    ]
+    mistakes += inner or [Mistake(path, text)]
+
+
+def _holds_unknown(value: object) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_unknown, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Unknown)
 
 
 def _check_secrets(value: object, path: str, mistakes: list[Mistake]) -> None:
@@ -303,9 +315,3 @@ def _resolved_value(
 
 def _join(path: str, name: object) -> str:
     return f"{path}.{name}" if path else str(name)
-
-
-def _own_signature(schema: type) -> Signature:
-    found = signature(resolve(f"{schema.__module__}.{schema.__qualname__}"))
-    assert found is not None
-    return found

@@ -9,53 +9,66 @@ from __future__ import annotations
 from dataclasses import MISSING as UNSET
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
+from pydantic import Field as Limits
+
+from cft.ranges import AboveZero, AtLeastOne, AtLeastZero, Count, CountOrAll, Fraction, Name, Seed
 
 Split = Literal["train", "validation", "test"]
 Node = Any  # one object
 Nodes = Any  # objects by name; none at all is allowed
+AnswerTokens = Annotated[int, Limits(ge=2, description="an integer of at least 2: one token of answer and the end")]
+Alternatives = Annotated[int, Limits(ge=1, le=1000)]
+FolderName = Annotated[
+    str,
+    Limits(
+        pattern=r"^\s*[^./\\\x00\s][^/\\\x00]*$",
+        description="a plain folder name, made under annotations_dir (the place itself is annotations_dir)",
+    ),
+]
+Nucleus = Annotated[float, Limits(gt=0, le=1, description="a number above 0 and at most 1 (1 = all tokens)")]
 
 
 @dataclass
 class Verify:
-    workers: int = MISSING
-    timeout_s: float = MISSING
+    workers: AtLeastOne = MISSING
+    timeout_s: AboveZero = MISSING
 
 
 @dataclass
 class Schedule:
     shape: Literal["cosine", "linear", "constant"] = MISSING
-    warmup_fraction: float = MISSING
+    warmup_fraction: Fraction = MISSING
 
 
 @dataclass
 class Probe:
-    critical_alternatives: int = MISSING
-    every_n_steps: int = MISSING
+    critical_alternatives: AtLeastOne = MISSING
+    every_n_steps: Count = MISSING
 
 
 @dataclass
 class Validation:
-    problems: int = MISSING
+    problems: Count = MISSING
 
 
 @dataclass
 class Evaluation:
-    problems: int = MISSING
+    problems: Count = MISSING
     base: bool = MISSING
-    num_samples: int = MISSING
+    num_samples: Count = MISSING
     temperature: float = MISSING
-    top_p: float = MISSING
-    seed: int = MISSING
-    max_new_tokens: int = MISSING
-    max_not_run: float = MISSING
+    top_p: Nucleus = MISSING
+    seed: Seed = MISSING
+    max_new_tokens: AtLeastOne = MISSING
+    max_not_run: Fraction = MISSING
 
 
 @dataclass
 class Interruption:
-    max_hours: float = MISSING
+    max_hours: AtLeastZero = MISSING
 
 
 @dataclass
@@ -77,20 +90,20 @@ class AnnotateConfig:
     engine: Node = MISSING
     verifier: Node = MISSING
     logger: Nodes = field(default_factory=dict)
-    seed: int = MISSING
-    annotation: str = MISSING
-    annotations_dir: str = MISSING
+    seed: Seed = MISSING
+    annotation: FolderName = MISSING
+    annotations_dir: Name = MISSING
     split: Split = MISSING
-    limit: int = MISSING
-    max_new_tokens: int = MISSING
-    num_alternatives: int = MISSING
+    limit: CountOrAll = MISSING
+    max_new_tokens: AnswerTokens = MISSING
+    num_alternatives: Alternatives = MISSING
     short_circuit: bool = MISSING
     complete: bool = MISSING
     responses: Literal["solve", "given"] = MISSING
-    unit_size: int = MISSING
-    num_shards: int = MISSING
-    shard: int = MISSING
-    replay_fraction: float = MISSING
+    unit_size: AtLeastOne = MISSING
+    num_shards: AtLeastOne = MISSING
+    shard: Count = MISSING
+    replay_fraction: Fraction = MISSING
     device: Literal["auto", "cpu", "cuda"] = MISSING
     verify: Verify = field(default_factory=Verify)
     allow_targets: list[str] = field(default_factory=list)
@@ -113,8 +126,8 @@ class TrainConfig:
     trainer: Node = MISSING
     logger: Nodes = field(default_factory=dict)
     callbacks: Nodes = field(default_factory=dict)
-    seed: int = MISSING
-    annotations_dir: str = MISSING
+    seed: Seed = MISSING
+    annotations_dir: Name = MISSING
     schedule: Schedule = field(default_factory=Schedule)
     probe: Probe = field(default_factory=Probe)
     validation: Validation = field(default_factory=Validation)
@@ -134,16 +147,16 @@ class EvaluateConfig:
     engine: Node = MISSING
     verifier: Node = MISSING
     logger: Nodes = field(default_factory=dict)
-    seed: int = MISSING
+    seed: Seed = MISSING
     checkpoint: str = MISSING
     data: Files = field(default_factory=Files)
     split: Split = MISSING
-    limit: int = MISSING
-    num_samples: int = MISSING
+    limit: CountOrAll = MISSING
+    num_samples: Count = MISSING
     temperature: float = MISSING
-    top_p: float = MISSING
-    max_new_tokens: int = MISSING
-    max_not_run: float = MISSING
+    top_p: Nucleus = MISSING
+    max_new_tokens: AtLeastOne = MISSING
+    max_not_run: Fraction = MISSING
     device: Literal["auto", "cpu", "cuda"] = MISSING
     verify: Verify = field(default_factory=Verify)
     allow_targets: list[str] = field(default_factory=list)
@@ -153,12 +166,12 @@ class EvaluateConfig:
 class ScoreConfig:
     model: Node = MISSING
     score: Node = MISSING
-    seed: int = MISSING
-    annotation: str = MISSING
-    annotations_dir: str = MISSING
-    name: str = MISSING
+    seed: Seed = MISSING
+    annotation: Name = MISSING
+    annotations_dir: Name = MISSING
+    name: Name = MISSING
     checkpoint: str = MISSING
-    batch_size: int = MISSING
+    batch_size: AtLeastOne = MISSING
     replace: bool = MISSING
     device: Literal["auto", "cpu", "cuda"] = MISSING
     allow_targets: list[str] = field(default_factory=list)
@@ -169,10 +182,10 @@ class LabelsConfig:
     data: Node = MISSING
     benchmark: Node = MISSING
     mask: Node = MISSING
-    annotation: str = MISSING
-    annotations_dir: str = MISSING
-    out: str = MISSING
-    seed: int = MISSING
+    annotation: Name = MISSING
+    annotations_dir: Name = MISSING
+    out: Name = MISSING
+    seed: Seed = MISSING
     allow_targets: list[str] = field(default_factory=list)
 
 
@@ -211,7 +224,10 @@ def without_literals(schema: type) -> type:
 
 
 def _plain(hint: Any) -> Any:
-    return without_literals(hint) if is_dataclass(hint) else str if get_origin(hint) is Literal else hint
+    if is_dataclass(hint):
+        return without_literals(hint)
+    choices = get_args(hint) if get_origin(hint) in (Literal, Union) else ()
+    return _plain(next(c if get_origin(hint) is Union else type(c) for c in choices)) if choices else hint
 
 
 def _default(original: Field[Any], hints: dict[str, Any]) -> Any:

@@ -15,15 +15,24 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cft.configuration.config_check import Mistake, suggestion
-from cft.configuration.redaction import redacted_text
-from cft.configuration.schema import keys_of
-from cft.configuration.stages import STAGES
+from cft.config.check import Mistake, suggestion
+from cft.config.redaction import redacted_text
+from cft.config.schema import keys_of
+from cft.config.stages import STAGES
 
 _NOISE = ("full_key:", "object_type=", "reference_type=", "See https")
 # Places inside an object that a group fills, too: mappings of objects by name, and masks made from another one.
 _GROUP_OF_MAPPING = {"factors": "weighting", "regularizers": "regularizer"}
 _INNER_MASKS = ("of", "like", "inner")
+_PLUGINS = {
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=ray": "hydra-ray-launcher",
+    "hydra/sweeper=optuna": "hydra-optuna-sweeper",
+    "hydra/sweeper=ax": "hydra-ax-sweeper",
+    "hydra/sweeper=nevergrad": "hydra-nevergrad-sweeper",
+}
 _LONGEST_AXIS = 100  # of a longer one the first values and the last are checked here, the others in their jobs
 
 
@@ -136,6 +145,8 @@ class Reader:
             for name in wrong:
                 listing = f"the options are {', '.join(options)}" if options else "the group is empty"
                 near = suggestion(name, options).removeprefix(", ")
+                if package := _PLUGINS.get(f"{group}={name}"):
+                    near = f"it comes with a package of its own: pip install {package};"
                 self._mistake(f"{group}={name}", f"no such option; {near + ' ' if near else ''}{listing}")
             if not wrong:
                 good.append(value)

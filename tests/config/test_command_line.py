@@ -18,12 +18,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from cft.configuration.allow_list import bad_prefix, import_target, refusal
-from cft.configuration.command_line import command_line_mistakes, read_command_line
-from cft.configuration.config import CONF_DIR, ConfigError, build, check_command_line, checked, config_hash, redacted
-from cft.configuration.redaction import REDACTED, is_secret_key, redacted_text
+from cft.config.allow_list import bad_prefix, import_target, refusal
+from cft.config.build import CONF_DIR, ConfigError, build, check_command_line, checked, config_hash, redacted
+from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.redaction import REDACTED, is_secret_key, redacted_text
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def mistakes(stage: str, *argv: str, conf: Path = CONF_DIR) -> list[str]:
@@ -163,10 +163,9 @@ def test_the_best_epoch_by_a_loss_needs_rows_held_out(stage: str, argv: list[str
         ("train", []),
         ("train", ["trainer.max_epochs=-1", "trainer.max_steps=10"]),
         ("train", ["callbacks=best_loss", "validation.problems=0"]),
-        ("train", ["~callbacks.best", "validation.problems=0", "data.validation_fraction=0"]),
         ("train", ["evaluation.num_samples=0", "evaluation.temperature=0"]),
-        ("train", ["~logger", "~callbacks"]),
-        ("train", ["+trainer.fast_dev_run=true", "trainer=ddp", "trainer.precision=bf16-mixed"]),
+        ("train", ["~logger", "~callbacks.last", "~callbacks.learning_rate"]),
+        ("train", ["trainer=ddp", "trainer.precision=bf16-mixed"]),
         ("train", ["optimizer.lr=1", "mask=random_like_critical", "mask.like.num_alternatives=3", "seed=7"]),
         ("train", ["mask.num_alternatives=${probe.critical_alternatives}"]),
         ("train", ["data.annotation='folder with spaces/ü'", "logger=wandb", "logger.wandb.tags=[a,b]"]),
@@ -372,12 +371,12 @@ DANGEROUS = [
     "importlib.import_module",
     "torch.load",
     "cft.models.load.torch.hub.load",  # starts well
-    "cft.configuration.config.sys.modules",
+    "cft.config.build.sys.modules",
     "cft.types.np.load",
     "cft.files.os.replace",
-    "cft.configuration.config.import_target",  # another module's function under our name
-    "cft.configuration.config.build",
-    "cft.configuration.allow_list.import_target",
+    "cft.config.build.import_target",  # another module's function under our name
+    "cft.config.build.build",
+    "cft.config.allow_list.import_target",
     "torch.optim.torch.hub.load",
     "torch.optim.lr_scheduler.partial",
     "torch.optim.swa_utils.deepcopy",
@@ -512,7 +511,7 @@ def test_a_partial_node_waits_for_what_the_program_gives() -> None:
 
 
 def test_a_partial_node_may_not_leave_out_what_the_config_must_give() -> None:
-    with pytest.raises(ConfigError, match=r"num_tokens: cft\.masks\.Prefix needs it"):
+    with pytest.raises(ConfigError, match=r"num_tokens: cft\.masks\.base\.Prefix needs it"):
         build({"_target_": "cft.masks.base.Prefix", "_partial_": True})
 
 
@@ -664,7 +663,7 @@ def test_the_real_entry_point_reports_everything(tmp_path: Path) -> None:
 def test_the_check_imports_no_heavy_package() -> None:
     code = """
         import sys
-        from cft.configuration.config import check_command_line
+        from cft.config.build import check_command_line
         check_command_line("train", ["-m", "optimizer=sgd", "mask=all,critical"])
         print([m for m in ("torch", "lightning", "transformers", "datasets", "wandb", "pandas") if m in sys.modules])
     """
@@ -679,7 +678,7 @@ def test_jobs_of_a_sweep_are_checked_and_build_the_users_own_targets(conf: Path,
     script.write_text(
         dedent("""
         import hydra
-        from cft.configuration.config import build, check_command_line, checked, config_hash
+        from cft.config.build import build, check_command_line, checked, config_hash
 
         @hydra.main(version_base="1.3", config_path="conf", config_name="train")
         def main(cfg):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cft.configuration.config import CONF_DIR, ConfigError
-from cft.configuration.trainer_rules import trainer_mistakes
+from cft.config.build import CONF_DIR, ConfigError
+from cft.config.library_rules import library_mistakes
 from cft.models.load import Lora, apply_lora
 from tests.conftest import make_llama
 from tests.stage import composed
@@ -26,6 +26,18 @@ from tests.stage import composed
         ("devices", [], "at least 1"),
         ("strategy", "fsdp", "trainer=fsdp"),
         ("strategy", "deepspeed_stage_2", "trainer=fsdp"),
+        ("accelerator", "abc", "one of auto, cpu, gpu"),
+        ("devices", "", "at least 1"),
+        ("devices", 1.5, "at least 1"),
+        ("devices", True, "at least 1"),
+        ("gradient_clip_algorithm", "foo", "one of norm, value"),
+        ("accumulate_grad_batches", 0, "at least 1"),
+        ("accumulate_grad_batches", 99999999999999999999, "64 bits"),
+        ("fast_dev_run", True, "keeps no weights"),
+        ("enable_checkpointing", False, "best epoch"),
+        ("max_time", "00:00:10:00", "interruption.max_hours"),
+        ("logger", True, "chosen by logger="),
+        ("default_root_dir", "x", "hydra.run.dir"),
         ("limit_train_batches", 2, "data.max_rows"),
         ("limit_train_batches", 1, "data.max_rows"),
         ("limit_train_batches", 0.5, "data.max_rows"),
@@ -38,7 +50,7 @@ from tests.stage import composed
     ],
 )
 def test_what_would_train_something_else_is_refused(key: str, value: object, remedy: str) -> None:
-    ((found, text),) = trainer_mistakes({"trainer": {"precision": "32-true", "devices": 1, key: value}})
+    ((found, text),) = library_mistakes({"trainer": {"precision": "32-true", "devices": 1, key: value}})
     assert found == f"trainer.{key}"
     assert remedy in text
 
@@ -60,7 +72,34 @@ def test_what_would_train_something_else_is_refused(key: str, value: object, rem
     ],
 )
 def test_what_is_sound_passes(sound: dict[str, object]) -> None:
-    assert list(trainer_mistakes({"trainer": sound})) == []
+    assert list(library_mistakes({"trainer": sound})) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("lr", 0, "above 0"),
+        ("lr", {}, "a number"),
+        ("eps", -1, "at least 0"),
+        ("momentum", 2, "below 1"),
+        ("betas", [0.9, 1.0], "a list of 2"),
+        ("maximize", True, "made smaller"),
+    ],
+)
+def test_an_optimizer_that_would_not_descend_is_refused(key: str, value: object, remedy: str) -> None:
+    ((found, text),) = library_mistakes({"optimizer": {key: value}})
+    assert found == f"optimizer.{key}"
+    assert remedy in text
+
+
+@pytest.mark.parametrize("key", ["optimizer.lr", "trainer.accelerator", "trainer.devices", "trainer.max_epochs"])
+def test_what_describes_a_run_may_not_be_left_to_a_constructor(key: str) -> None:
+    trainer = {"_target_": "x", "accelerator": "cpu", "devices": 1, "max_epochs": 1, "use_distributed_sampler": False}
+    tree = {"optimizer": {"_target_": "x", "lr": 1.0}, "trainer": trainer}
+    assert list(library_mistakes(tree)) == []
+    group, _, name = key.partition(".")
+    del tree[group][name]
+    assert [found for found, _ in library_mistakes(tree)] == [key]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -4,7 +4,7 @@
     checked(cfg, "train")           in each job: the same check of the composed config
     build(cfg.mask)                 the object that a node's `_target_` names, once its name has passed the allow-list
 
-The keys are in `cft/configuration/schema.py` and conf/, the rules between them in `cft/configuration/rules.py`.
+The keys are in `cft/config/schema.py` and conf/, the rules between them in `cft/config/rules.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cft.configuration.allow_list import bad_prefix, import_target
-from cft.configuration.config_check import (
+from cft.config.allow_list import bad_prefix, import_target
+from cft.config.check import (
     RESERVED,
     Mistake,
     check_node,
@@ -31,8 +32,9 @@ from cft.configuration.config_check import (
     find_mistakes,
     find_unused,
 )
-from cft.configuration.redaction import redacted as _redacted
+from cft.config.redaction import redacted as _redacted
 from cft.errors import UserError
+from cft.ranges import show
 from cft.shipped import CONF_DIR
 
 _HASH_LENGTH = 12
@@ -51,7 +53,7 @@ def check_command_line(stage: str, argv: Sequence[str] | None = None, conf_dir: 
 
     Does nothing where the command line is sound, or only asks for --help, --cfg and the like.
     """
-    from cft.configuration.command_line import (  # a job in a launcher never needs it
+    from cft.config.command_line import (  # a job in a launcher never needs it
         command_line_mistakes,
         read_command_line,
     )
@@ -96,6 +98,20 @@ def build(node: DictConfig | ListConfig | dict[str, Any], *runtime: Any) -> Any:
     if mistakes:
         raise ConfigError(*mistakes)
     return _build(plain, runtime, prefixes)
+
+
+@contextmanager
+def trying(key: str, node: Mapping[Any, Any]) -> Iterator[None]:
+    """Around the construction of a library's object: what it refuses is a mistake of the config. Raises ConfigError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name}={show(value)}" for name, value in node.items() if name not in RESERVED)
+        text = str(error).strip().splitlines()
+        said = text[0] if text else type(error).__name__
+        raise ConfigError(Mistake(key, f"{node.get('_target_')} refuses its settings ({given}): {said}")) from error
 
 
 def config_hash(cfg: DictConfig) -> str:

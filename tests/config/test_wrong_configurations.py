@@ -1,0 +1,96 @@
+"""Wrong configurations that once passed the check, then ended in a traceback, or ran and did something else."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from experiments.fuzz_configs import draw
+from tests.config.test_command_line import mistakes
+from tests.entry import FIT_ONLY, run
+
+FOUND: list[tuple[str, list[str], str, str]] = [
+    ("train", ["trainer.accelerator=abc"], "trainer.accelerator", "one of auto, cpu"),
+    ("train", ["trainer.devices=''"], "trainer.devices", "at least 1"),
+    ("train", ["trainer.strategy={}"], "trainer.strategy", "makes a Strategy"),
+    ("train", ["+trainer.gradient_clip_algorithm=foo"], "trainer.gradient_clip_algorithm", "one of norm, value"),
+    ("train", ["trainer.accumulate_grad_batches=99999999999999999999"], "trainer.accumulate_grad_batches", "64 bits"),
+    ("train", ["optimizer.lr={}"], "optimizer.lr", "a number"),
+    ("train", ["~optimizer.lr"], "optimizer.lr", "has no value"),
+    ("train", ["+optimizer.eps=-1"], "optimizer.eps", "at least 0"),
+    ("train", ["+optimizer.maximize=true"], "optimizer.maximize", "made smaller"),
+    ("train", ["optimizer=sgd", "+optimizer.nesterov=true"], "optimizer.nesterov", "optimizer.momentum above 0"),
+    ("train", ["optimizer=sgd", "optimizer.momentum=2"], "optimizer.momentum", "below 1"),
+    ("train", ["~callbacks"], "callbacks.best", "callbacks=default"),
+    ("train", ["~callbacks.best"], "callbacks.best", "callbacks=default"),
+    ("train", ["callbacks.best.monitor=val/foo"], "callbacks.best.monitor", "one of val/accuracy, val/loss"),
+    ("train", ["model.lora={}"], "model.lora", "makes a Lora or null"),
+    ("train", ["model/lora=default", "model.lora.alpha=0"], "model.lora.alpha", "at least 1"),
+    ("train", ["model.name=''"], "model.name", "not empty"),
+    ("train", ["hydra.run.dir=''"], "hydra.run.dir", "expected a folder"),
+    ("train", ["annotations_dir=' '"], "annotations_dir", "not empty"),
+    ("train", ["+trainer.fast_dev_run=true"], "trainer.fast_dev_run", "data.max_rows"),
+    ("train", ["-m", "hydra/launcher=joblib"], "hydra/launcher=joblib", "pip install hydra-joblib-launcher"),
+    ("annotate", ["num_alternatives=99999999999999999999"], "num_alternatives", "from 1 to 1000"),
+    ("annotate", ["annotations_dir=''"], "annotations_dir", "not empty"),
+    ("annotate", ["~model.dtype"], "model.dtype", "has no value"),
+    ("evaluate", ["model.name=''"], "model.name", "not empty"),
+]
+
+
+@pytest.mark.parametrize(("stage", "argv", "key", "hint"), FOUND, ids=[" ".join(case[1]) for case in FOUND])
+def test_it_is_a_configuration_error_before_anything_is_imported(
+    stage: str, argv: list[str], key: str, hint: str
+) -> None:
+    (found,) = mistakes(stage, *argv)
+    assert found.startswith(f"{key}: ")
+    assert hint in found
+
+
+@pytest.fixture
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("in_a_folder")
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        (
+            "optimizer._target_=torch.optim.Muon ~optimizer.betas ~optimizer.fused",
+            "optimizer: torch.optim.Muon refuses its settings (lr=0.0001, weight_decay=0.0): Muon only supports 2D",
+        ),
+        ("+trainer.detect_anomaly=true +trainer.profiler=abc", "lightning.pytorch.Trainer refuses its settings"),
+    ],
+)
+def test_what_a_library_refuses_is_said_before_the_model_loads(
+    argument: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cft.stages.train.load_causal_lm", lambda spec: pytest.fail("a model was loaded"))
+    ended = run("train", *FIT_ONLY, *argument.split(), "hydra.run.dir=run")
+    assert ended.status == 2
+    assert said in ended.text
+    assert "Traceback" not in ended.text
+
+
+@pytest.mark.usefixtures("in_a_folder")
+def test_with_a_folder_of_the_job_the_place_that_was_looked_in_is_named(tmp_path: Path) -> None:
+    ended = run(
+        "train", *FIT_ONLY, "hydra.job.chdir=true", "hydra.run.dir=run", "annotations_dir=mine", "data.annotation=a"
+    )
+    assert ended.status == 2
+    assert "data.annotation=a: no manifest.json in mine/a" in ended.text
+    assert f"Relative paths start at {tmp_path}/run, because of hydra.job.chdir=true" in ended.text
+
+
+@pytest.mark.usefixtures("in_a_folder")
+def test_random_wrong_configurations_end_without_a_traceback() -> None:
+    """A sample of `experiments/fuzz_configs.py`, which really starts hundreds."""
+    rng = random.Random(20261126)
+    for _ in range(10):
+        stage, arguments = draw(rng)
+        ended = run(stage, *arguments)
+        assert "Traceback" not in ended.text, (stage, arguments)
+        assert ended.status in (0, 2), (stage, arguments, ended.text)
