@@ -35,7 +35,7 @@ from cft.models.load import hash_of
 from cft.references.models import LiveReference
 from cft.training.callbacks.guards import gradient_norm, require_finite
 from cft.training.checkpointing.checkpoints import CheckpointError
-from cft.training.distributed.sharding import is_sharded, shard
+from cft.training.distributed.sharding import FullySharded, is_sharded, shard, sum_over_replicas
 from cft.training.layout import Layout
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
 from cft.types import StepCounts, TokenBatch
@@ -119,7 +119,10 @@ class CausalLMModule(pl.LightningModule):
     def configure_model(self) -> None:
         # Set by a strategy that shares out the weights; the hook runs once the processes know of each other.
         if self.device_mesh is not None and not is_sharded(self):
-            shard(self.lm, self.lm.model, self.device_mesh)
+            strategy = self.trainer.strategy
+            replicas = strategy.replicas if isinstance(strategy, FullySharded) else 1
+            mixed = self.trainer.precision == "bf16-mixed"
+            shard(self.lm, self.lm.model, self.device_mesh, replicas=replicas, mixed=mixed)
 
     def on_fit_start(self) -> None:
         # from_pretrained gives eval mode and Lightning keeps it: dropout would stay off without this.
@@ -155,6 +158,8 @@ class CausalLMModule(pl.LightningModule):
         return every > 0 and self.global_step % every == 0 and batch_idx % accumulate == 0
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if isinstance(self.trainer.strategy, FullySharded):
+            sum_over_replicas(self.lm, last=not self.trainer.fit_loop._should_accumulate())
         with gradients_in_place(enabled=self._alone()):
             loss.backward(*args, **kwargs)
 
