@@ -70,6 +70,7 @@ class CausalLMModule(pl.LightningModule):
         self.lm = SelectiveLM(model, objective, reference=reference, layout=layout)
         self.lm.check_head()
         self.lm.check_layout()
+        self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there
         self.build_optimizer = optimizer
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
         self.probe_every_n_steps = probe_every_n_steps
@@ -82,10 +83,6 @@ class CausalLMModule(pl.LightningModule):
         self.register_buffer("_probes", torch.zeros(6, dtype=torch.float64), persistent=False)
 
     # ---- checkpoints: what is frozen is the base model, which is loaded anyway
-
-    @property
-    def strict_loading(self) -> bool:
-        return not frozen_names(self)  # then `on_load_checkpoint` looks at what is there
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if frozen := frozen_names(self):
