@@ -60,7 +60,7 @@ TYPICAL: list[tuple[str, str, list[str], str, str]] = [
     ("unknown top-level key behind two", "evaluate", ["++chekpoint=x"], "chekpoint", "did you mean checkpoint?"),
     ("parameter without plus", "train", ["optimizer.amsgrad=true"], "optimizer.amsgrad", "add it with +"),
     ("wrong type", "train", ["optimizer.lr=fast"], "optimizer.lr", "expected a number, found 'fast'"),
-    ("wrong type of our own", "annotate", ["limit=2.5"], "limit", "expected an integer of at least 1, or -1 for all, found 2.5"),
+    ("wrong type of our own", "annotate", ["limit=2.5"], "limit", "integer of at least 1, or -1 for all, found 2.5"),
     ("wrong choice", "train", ["loss.normalizer=sequences"], "loss.normalizer", "did you mean sequence?"),
     ("wrong choice of our own", "train", ["schedule.shape=cosin"], "schedule.shape", "did you mean cosine?"),
     ("wrong nested choice", "train", ["mask=complement", "mask.of.rule=every"], "mask.of.rule", "one of all, any"),
