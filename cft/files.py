@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cft.errors import UserError
 
@@ -23,6 +24,7 @@ _REMEDY = {
     errno.EROFS: "Choose a folder on a writable file system",
     errno.EFBIG: "Raise the limit on the size of a file (ulimit -f)",
 }
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.(?:tmp|old)")
 _NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 
 
@@ -39,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises WriteError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     with writing_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -50,6 +52,41 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
+
+
+def temporary_beside(path: Path, *, end: Literal["tmp", "old"] = "tmp") -> Path:
+    """Where this process keeps what is to become `path`, or what it was. The one place that names such files."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{end}")
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete what writers that were killed left below `folder`; returns it. For whoever alone may write there: below it
+    others may be at work in folders of their own, so a file of a process that lives stays."""
+    found = [
+        path
+        for path in sorted(folder.rglob(".*"))
+        if (name := _TEMPORARY.fullmatch(path.name)) and not _is_at_work(int(name[1]))
+    ]
+    with writing_errors(folder):
+        for path in found:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    return found
+
+
+def _is_at_work(process: int) -> bool:
+    """Whether another process of that number lives on this machine: one of our own number is dead, we have just begun."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -105,7 +142,7 @@ def sha256_json(value: Any) -> str:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the only right to write to `folder`; a lock left by a dead process is no obstacle.
+    """Hold the only right to write to `folder`, less what dead writers left there; their lock is no obstacle.
 
     Raises FolderInUse, WriteError.
     """
@@ -118,6 +155,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             _lock(handle.fileno(), folder=folder, holder=path)
             handle.truncate(0)
             handle.write(f"process {os.getpid()}".encode())
+        remove_leftovers(folder)
         yield
 
 

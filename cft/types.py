@@ -118,7 +118,8 @@ class Fork:
     """Continue `trunk.ids[:cut]`, after the token `first` where one is given (cut counts from the start of the prompt).
 
     Solving: cut = prompt_len, first None. Counterfactual at response position t: cut = prompt_len + t, first = the
-    alternative. `key` names the fork in the results and is unique within a run.
+    alternative. `key` names the fork in the results and is unique within a run. max_new_tokens: its own limit, counted as
+    the budget's; None = the budget's alone, and the lower one holds.
     """
 
     trunk: Trunk
@@ -126,6 +127,12 @@ class Fork:
     first: int | None
     sampling: Sampling
     key: Key
+    max_new_tokens: int | None = None
+
+    def limit(self, budget: Budget) -> int:
+        """Tokens that its whole response may have."""
+        own = self.max_new_tokens
+        return budget.max_new_tokens if own is None else min(own, budget.max_new_tokens)
 
 
 @dataclass(frozen=True, slots=True)

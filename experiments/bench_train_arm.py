@@ -6,6 +6,7 @@ rate. A step's time is that between two ends of optimizer steps.
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import sys
@@ -190,7 +191,10 @@ def trl(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tuple
 
 
 if __name__ == "__main__":
-    arm, rows_path, out = sys.argv[1:4]
-    stored = json.loads(Path(arm).read_text(encoding="utf-8"))
-    result = run(ArmSpec(**{**stored, "overrides": tuple(stored["overrides"])}), load_rows(Path(rows_path)))
-    Path(out).write_text(json.dumps(asdict(result)), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("arm", "rows", "out"):
+        parser.add_argument(name, type=Path)
+    files = parser.parse_args()
+    stored = json.loads(files.arm.read_text(encoding="utf-8"))
+    result = run(ArmSpec(**{**stored, "overrides": tuple(stored["overrides"])}), load_rows(files.rows))
+    files.out.write_text(json.dumps(asdict(result)), encoding="utf-8")

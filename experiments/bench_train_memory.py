@@ -7,8 +7,8 @@ the rise of the process's peak resident memory, which Linux lets a process reset
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ def plot(found: dict[str, dict[int, float]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="JSON file; the figure stands beside it")
+    out = parser.parse_args().out
     result = measured()
     out.write_text(json.dumps(result), encoding="utf-8")
     plot(result, out.with_suffix(".png"))

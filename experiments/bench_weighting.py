@@ -7,6 +7,7 @@ machine slows them alike; each figure is the median of the ratios to the plain s
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 
@@ -93,5 +94,6 @@ def step(lm: SelectiveLM, batch: TokenBatch) -> float:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     main()

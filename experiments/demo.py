@@ -11,6 +11,7 @@ trainings, so that two cores are busy.
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import shutil
 import subprocess
@@ -128,4 +129,5 @@ def tail(log: Path, *, lines: int = 15) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from cft.errors import UserError
-from cft.files import FolderInUse, WriteError, exclusive, sha256_file, sha256_json, write_atomically, write_bytes
+from cft.files import (
+    FolderInUse,
+    WriteError,
+    exclusive,
+    sha256_file,
+    sha256_json,
+    temporary_beside,
+    write_atomically,
+    write_bytes,
+)
 from tests.conftest import ROOT
 
 HOLD_AND_DIE = """
@@ -120,3 +129,24 @@ def test_hashes(tmp_path: Path) -> None:
     )  # FIPS 180-2
     assert sha256_json({"a": 1, "b": "é"}) == sha256_json({"b": "é", "a": 1})
     assert sha256_json({"a": 1}) != sha256_json({"a": "1"})
+
+
+def test_what_dead_writers_left_goes_with_the_next_lock_and_what_the_living_write_stays(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    (tmp_path / "checkpoints").mkdir()
+    left = [
+        temporary_beside(tmp_path / "checkpoints" / "step-00000002.ckpt"),  # of a process that had our number
+        tmp_path / "checkpoints" / f".step-00000003.ckpt.{dead.pid}.tmp",
+        tmp_path / f".export.{dead.pid}.tmp",
+        tmp_path / f".export.{dead.pid}.old",
+    ]
+    kept = [tmp_path / "a.1.tmp", tmp_path / ".hydra.tmp", tmp_path / f".other.{os.getppid()}.tmp"]
+    for path in (*left[:2], *kept):
+        path.write_bytes(b"x")
+    for path in left[2:]:
+        path.mkdir()
+        (path / "model.safetensors").write_bytes(b"x")
+    with exclusive(tmp_path):
+        pass
+    assert [path for path in (*left, *kept) if path.exists()] == kept

@@ -4,7 +4,8 @@
         manifest.json              schema version, fingerprint of all that matters, counts, compute, finished or not
         rows/00003.<hash>.parquet      one row per annotated response   (columns: cft.types.AnnotatedResponse)
         problems/00003.<hash>.parquet  one row per problem tried, solved or not, and why it was skipped
-        units/00003.json           commit record of unit 3: the names and SHA-256 of its two files, counts, compute
+        units/00003.json           commit record of unit 3: names and SHA-256 of its two files, the fingerprint that it
+                                   was made under, counts, compute
 
 A unit is a fixed slice of the problems. Its files are written first and its record last, each under a temporary name
 and renamed, so that a unit is committed whole or not at all: after a kill at any point a resumed run redoes at most one
@@ -19,7 +20,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,6 +93,11 @@ def find_annotation(annotation: str, *, annotations_dir: str | Path, key: str = 
     )
 
 
+def read_parquet(path: Path) -> pa.Table:
+    """One file as it is: no folder named key=value on the way to it becomes a column."""
+    return pq.read_table(path, partitioning=None)  # pyright: ignore[reportArgumentType] - documented, not typed
+
+
 def check_name(name: str, *, annotations_dir: str | Path) -> str:
     """An annotation's name is a folder name. Raises StoreError if it could leave annotations_dir or is taken."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
@@ -108,6 +114,7 @@ class AnnotationStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._made_under = ""  # the fingerprint of what is being written
 
     # ---- reading
 
@@ -136,17 +143,56 @@ class AnnotationStore:
         return {int(path.stem): self._record(int(path.stem)) for path in sorted((self.folder / "units").glob("*.json"))}
 
     def rows(self) -> list[AnnotatedResponse]:
-        """All annotated responses in order. Raises StoreError if a file is not the one that was committed."""
-        return [row for unit in self.units() for row in self.unit_rows(unit)]
+        """All annotated responses in order. Raises StoreError if a file is not the one that was committed, or a unit that
+        the manifest counts is missing or of another annotation."""
+        return [row for unit in self._whole() for row in self.unit_rows(unit)]
 
     def unit_rows(self, unit: int) -> list[AnnotatedResponse]:
         return table_rows(self._table(unit, "rows"))
 
     def problems(self) -> list[ProblemRecord]:
-        return [record for unit in self.units() for record in self.unit_problems(unit)]
+        return [record for unit in self._whole() for record in self.unit_problems(unit)]
 
     def unit_problems(self, unit: int) -> list[ProblemRecord]:
         return [ProblemRecord(**record) for record in self._table(unit, "problems").to_pylist()]
+
+    def _whole(self) -> dict[int, dict[str, Any]]:
+        """The commit records, once they are what the manifest counts. While others write, more may be there."""
+        manifest, units = self.manifest(), self.units()
+        self._require_made_under(units, manifest["fingerprint_sha256"])
+        counted = manifest["units"]
+        if len(units) < counted or (manifest["finished"] and len(units) > counted):
+            gaps = sorted({*range(counted)} - {*units})
+            named = f" (missing: {', '.join(str(self._record_path(u)) for u in gaps[:8])})" if gaps else ""
+            raise StoreError(
+                f"{self.folder}: manifest.json counts {counted} units, {len(units)} are there{named}. "
+                f"{self._repeat('To make what is missing')}"
+            )
+        found = _total(record.get("counts", {}) for record in units.values())
+        if manifest["finished"] and found != manifest["counts"]:
+            raise StoreError(
+                f"{self.folder}: manifest.json counts {manifest['counts']}, its units {found}: files of another annotation "
+                f"were put in. Delete the folder. {self._repeat('To annotate again')}"
+            )
+        return units
+
+    def _require_made_under(self, units: Mapping[int, dict[str, Any]], fingerprint_sha256: str) -> None:
+        """Raises StoreError naming units that were made under other conditions."""
+        foreign = [unit for unit, record in units.items() if record.get("fingerprint") != fingerprint_sha256]
+        if foreign:
+            names = ", ".join(str(self._record_path(unit)) for unit in foreign[:8])
+            theirs = units[foreign[0]].get("fingerprint") or "none"
+            raise StoreError(
+                f"{self.folder}: {len(foreign)} of its {len(units)} units were made under other conditions (fingerprint "
+                f"{theirs[:12]}, expected {fingerprint_sha256[:12]}): {names}. Their rows are not comparable; give the new "
+                f"annotation another name (annotation=...), or delete {self.folder}"
+            )
+
+    def _repeat(self, purpose: str) -> str:
+        """The command of the process that wrote last."""
+        written_by = self.manifest().get("written_by") or [{}]
+        command = written_by[-1].get("command", "")
+        return f"{purpose}: {command}" if command else f"{purpose}, repeat the command that made this annotation"
 
     def _record(self, unit: int) -> dict[str, Any]:
         path = self._record_path(unit)
@@ -171,13 +217,10 @@ class AnnotationStore:
         found = sha256_file(path)
         if found != record["sha256"]:
             raise StoreError(f"{path}: damaged, SHA-256 {found}, expected {record['sha256']}. {self._rebuild(unit)}")
-        return pq.read_table(path)
+        return read_parquet(path)
 
     def _rebuild(self, unit: int) -> str:
-        return (
-            f"To rebuild just this unit: rm {shlex.quote(str(self._record_path(unit)))}, then repeat the cft annotate "
-            "command that made this annotation"
-        )
+        return f"To rebuild just this unit: rm {shlex.quote(str(self._record_path(unit)))}. {self._repeat('Then')}"
 
     # ---- writing
 
@@ -194,9 +237,11 @@ class AnnotationStore:
             with gate(self.folder):
                 held.enter_context(place(self.folder, part.shard))
                 before = None
+                self._made_under = sha256_json(fingerprint)
                 if (self.folder / "manifest.json").exists():
                     self._require_same(fingerprint)
                     before = self._require_agreement(part)
+                self._require_made_under(self.units(), self._made_under)
                 state = part.state(self.units(), at_work=at_work(self.folder, but=part.shard))
                 # Alone, it may still be killed before the gaps of earlier shards are filled.
                 shards = state if part.shard.count > 1 or state is None else before
@@ -230,6 +275,7 @@ class AnnotationStore:
                 unit, "problems", pa.Table.from_pylist([asdict(p) for p in problems], schema=PROBLEM_SCHEMA)
             ),
             **facts,
+            "fingerprint": self._made_under,
         }
         write_json(path, record)
         for kind in _KINDS:

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
+from cft.commands import command
 from cft.errors import Interrupted, UserError
 
 EXIT_MISTAKE = 2
@@ -70,11 +71,11 @@ def how_to_go_on() -> str:
     """What to type after an interruption of the Hydra job that is running."""
     hydra = HydraConfig.get()
     stage = str(hydra.job.name)
-    command = shlex.join(["cft", stage, *_overrides()])
+    again = command(stage, _overrides())
     if stage == "annotate":
-        return f"Committed units are kept; go on with the same command: {command}"
+        return f"Committed units are kept; go on with the same command: {again}"
     if any(override.startswith("resume=") for override in _overrides()):
-        return f"Go on from the newest checkpoint with the same command: {command}"
+        return f"Go on from the newest checkpoint with the same command: {again}"
     from cft.training.checkpointing.checkpoints import (  # heavy, and a training has imported it
         CHECKPOINTS,
         kept_checkpoints,
@@ -82,8 +83,8 @@ def how_to_go_on() -> str:
 
     folder = Path(hydra.runtime.output_dir)
     if stage == "train" and kept_checkpoints(folder / CHECKPOINTS):
-        return f"Go on from the newest checkpoint with: {command} {shlex.quote(f'resume={folder}')}"
-    return f"No state to go on from was saved; start again: {command}"
+        return f"Go on from the newest checkpoint with: {again} {shlex.quote(f'resume={folder}')}"
+    return f"No state to go on from was saved; start again: {again}"
 
 
 def _with_folder(error: UserError) -> str:

@@ -97,14 +97,27 @@ def _mode_suits_monitor(v: Values) -> bool:
     return v.text("callbacks.best.mode") == better
 
 
+def _trained_in_float32(v: Values) -> bool:
+    frozen = v.get("model.lora", None) is not None
+    return v.text("model.dtype") in (("float32", "bfloat16") if frozen else ("float32",))
+
+
 _DATA_IS_READ = Rule(
     "data._target_",
     "an annotation, data=annotated data.annotation=<name>; problems are chosen by benchmark=...",
     lambda v: not v.text("data._target_").startswith("cft.data.sources."),
 )
 
+_TIES_IN_FLOAT32 = Rule(
+    "engine.tie_margin",
+    "null or 0 with model.dtype in half precision, where no margin says what another batch would turn (the replays of an "
+    "annotation measure it), or model.dtype=float32",
+    lambda v: v.number("engine.tie_margin") == 0 or v.text("model.dtype") == "float32",
+)
+
 RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes them from here
     "annotate": (
+        _TIES_IN_FLOAT32,
         Rule(
             "data._target_",
             "a source of problems, such as data=arithmetic; an annotation is what cft annotate makes",
@@ -128,11 +141,18 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         ),
     ),
     "train": (
+        _TIES_IN_FLOAT32,
         _DATA_IS_READ,
         Rule(
             "trainer.max_steps",
             "above 0 because trainer.max_epochs is -1: one of the two must end the training",
             lambda v: v.number("trainer.max_epochs") != -1 or v.number("trainer.max_steps", -1) > 0,
+        ),
+        Rule(
+            "model.dtype",
+            "float32 for training: weights in half precision round small steps to zero. For speed and memory set "
+            "trainer.precision=bf16-mixed; a frozen base under adapters (model.lora) may be bfloat16",
+            _trained_in_float32,
         ),
         Rule(
             "weighting.lowest",
@@ -177,7 +197,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
     ),
     "score": (),
     "labels": (_DATA_IS_READ,),
-    "evaluate": (temperature(),),
+    "evaluate": (_TIES_IN_FLOAT32, temperature()),
 }
 
 

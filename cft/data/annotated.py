@@ -56,6 +56,10 @@ def rows_hash(rows: Sequence[AnnotatedResponse]) -> str:
     return digest.hexdigest()
 
 
+FEW_ROWS = 20
+ALL_CRITICAL = 0.95  # of response tokens
+
+
 class AnnotatedDataModule(pl.LightningDataModule):
     """Rows of one annotation under a mask.
 
@@ -166,6 +170,23 @@ class AnnotatedDataModule(pl.LightningDataModule):
             "scores": self.scores,
             "learnt": self.learnt,
         }
+
+    def warnings(self) -> list[str]:
+        """What makes a training on these rows tell little, though nothing is wrong with the configuration."""
+        found = []
+        if len(self.train_rows) < FEW_ROWS:
+            found.append(
+                f"{len(self.train_rows)} rows are few to train on (below {FEW_ROWS}): the result will say more of these rows "
+                "than of the method; annotate more problems (limit=...)"
+            )
+        groups_N = np.concatenate([row.probe[row.probe >= 0] for row in self.train_rows])
+        if (groups_N > 0).mean() > ALL_CRITICAL:
+            found.append(
+                f"{(groups_N > 0).mean():.0%} of the response tokens are critical: whatever is changed, the answer is wrong. "
+                "Then the mask picks nothing out; look at the verifier, at max_new_tokens of the annotation (are continuations "
+                "cut off?) and at the model"
+            )
+        return found
 
     def settings(self) -> dict[str, str]:
         """What tells runs apart that read other scores or other annotations under the same names."""

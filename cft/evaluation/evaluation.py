@@ -6,7 +6,7 @@ sample number), so results do not depend on the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from cft.annotation.counterfactual import ListSource
 from cft.console import progress
+from cft.evaluation.intervals import is_unbounded
 from cft.evaluation.metrics import Interval, bootstrap_interval, distinct_n, maj_at_k, pass_at_k, self_bleu
 from cft.files import write_atomically
 from cft.models.text import decode
@@ -70,7 +71,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """A model as seen from outside: an engine with its tokenizer, its prompt and the grader."""
+    """A model as seen from outside: an engine with its tokenizer, its prompt and the grader. max_positions: its context."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
@@ -79,22 +80,23 @@ class Solver:
     max_positions: int
 
     def solve(self, problems: Sequence[Problem], *, request: SampleRequest, title: str) -> list[Sample]:
-        """All samples of all problems, by problem and sample number. A prompt that leaves no room for max_new_tokens
-        counts as a wrong, cut-off, empty response."""
+        """All samples of all problems, by problem and sample number, each with the room that its prompt leaves.
+
+        Raises ValueError for a problem without room: `cft/evaluation/room.py` tells beforehand, since not run is not wrong.
+        """
         prompts = [np.asarray(self.prompt.ids(self.tokenizer, p.question), dtype=np.int32) for p in problems]
+        if without := [p.id for p, ids in zip(problems, prompts, strict=True) if len(ids) >= self.max_positions]:
+            raise ValueError(f"problems without room in the context of {self.max_positions} tokens: {without}")
         forks = []
         done: dict[tuple[int, int], Completion] = {}
         for i, ids in enumerate(prompts):
             trunk = Trunk(ids, len(ids))  # one object: engines compute a shared prompt once
             for sample in range(GREEDY_SAMPLE, request.num_samples):
-                if len(ids) + request.max_new_tokens > self.max_positions:
-                    done[i, sample] = Completion(np.zeros(0, dtype=np.int32), "length", 0)
-                    continue
                 sampling = GREEDY
                 if sample != GREEDY_SAMPLE:
                     purpose = f"sample\x1f{problems[i].id}\x1f{sample}"
                     sampling = Sampling(request.temperature, request.top_p, request.seed, purpose)
-                forks.append(Fork(trunk, len(ids), None, sampling, (i, sample)))
+                forks.append(Fork(trunk, len(ids), None, sampling, (i, sample), self.max_positions - len(ids)))
         forks.sort(key=lambda fork: fork.cut)
         with progress(title, total=len(forks)) as bar:
             for key, completion in self.engine.run(ListSource(forks), budget=Budget(request.max_new_tokens)):
@@ -124,9 +126,10 @@ class Solver:
 def summarise(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interval], dict[str, list[Any]]]:
     """(metric -> mean and 95 % bootstrap interval over problems, per-problem values in the order of problem ids).
 
-    accuracy, response_tokens, entropy, cut_off_rate are of the greedy response; pass_at_k, maj_at_k, distinct_n, self_bleu
-    of the n sampled ones: k runs over powers of two, and n. Of `num_right`, right samples of each problem, any other
-    pass@k follows (`cft/report/pass_curve.py`).
+    accuracy, response_tokens, entropy, cut_off_rate, undecided_rate are of the greedy response; pass_at_k, maj_at_k,
+    distinct_n, self_bleu of the n sampled ones: k runs over powers of two, and n. Right is what the verifier says is right:
+    a response that it cannot decide counts as not right in accuracy, pass@k and maj@k, and `verdict_counts` has it apart.
+    Of `num_right`, right samples of each problem, any other pass@k follows (`cft/report/pass_curve.py`).
     """
     by_problem: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -136,7 +139,9 @@ def summarise(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interv
     for problem_id in ids:
         for name, value in _problem_values(by_problem[problem_id]).items():
             values.setdefault(name, []).append(value)
-    intervals = {f"eval/{name}": _interval(column, seed=seed) for name, column in values.items() if name != "num_right"}
+    intervals = {
+        f"eval/{name}": _interval(name, column, seed=seed) for name, column in values.items() if name != "num_right"
+    }
     correct = [int(next(s for s in by_problem[i] if s.sample == GREEDY_SAMPLE).outcome == Outcome.RIGHT) for i in ids]
     per_problem: dict[str, list[Any]] = {"id": ids, "correct": correct}
     # A column with a gap cannot be resampled over problems together with the same problems of another run.
@@ -166,6 +171,7 @@ def _problem_values(samples: Sequence[Sample]) -> dict[str, float]:
     if n:
         values["num_right"] = float(sum(right))
         values["sampled_cut_off_rate"] = float(np.mean([s.completion.finish == "length" for s in drawn]))
+        values["sampled_undecided_rate"] = float(np.mean([s.outcome == Outcome.UNDECIDED for s in drawn]))
     return values
 
 
@@ -175,10 +181,34 @@ def _sample_counts(n: int, *, smallest: int) -> list[int]:
     return powers if n < 2 or n in powers else [*powers, n]
 
 
-def _interval(column: Sequence[float], *, seed: int) -> Interval:
+def _interval(name: str, column: Sequence[float], *, seed: int) -> Interval:
     """Problems without a value (an empty response has no entropy) are left out; none at all gives NaN."""
     known = [value for value in column if not np.isnan(value)]
-    return bootstrap_interval(known, seed=seed) if known else Interval(float("nan"), float("nan"), float("nan"))
+    if not known:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    return bootstrap_interval(known, seed=seed, rate=False if is_unbounded(name) else None)
+
+
+def verdict_counts(samples: Sequence[Sample]) -> dict[str, int]:
+    """Greedy responses by outcome: right, wrong, cut off, undecided; they add up to the problems that were run."""
+    greedy = [sample.outcome for sample in samples if sample.sample == GREEDY_SAMPLE]
+    counted = (Outcome.RIGHT, Outcome.WRONG, Outcome.CUT_OFF, Outcome.UNDECIDED)
+    return {outcome.name.lower().replace("_", " "): greedy.count(outcome) for outcome in counted}
+
+
+def accuracy_sentence(counts: Mapping[str, int], *, not_run: int = 0) -> str:
+    """What accuracy is a share of, and how far what is not known could move it. counts: as `verdict_counts` gives them."""
+    total = sum(counts.values())
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    text = f"Accuracy: {counts['right']} right of {total} problems run ({told}"
+    text += f"; {not_run} not run, in no rate)." if not_run else ")."
+    if unknown := counts["undecided"]:
+        low, high = counts["right"] / total, (counts["right"] + unknown) / total
+        text += (
+            f" The verifier could not decide {unknown}: they count as not right; decided, accuracy would lie between "
+            f"{low:.3f} and {high:.3f}."
+        )
+    return text
 
 
 def write_samples(path: Path, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> None:

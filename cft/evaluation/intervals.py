@@ -43,28 +43,39 @@ class Interval:
         return asdict(self)
 
 
-def bootstrap_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of one value a problem with its percentile bootstrap interval over problems. values: [P]."""
+def bootstrap_interval(
+    values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0, rate: bool | None = None
+) -> Interval:
+    """Mean of one value a problem with its percentile bootstrap interval over problems. values: [P].
+
+    rate: see `two_way_bootstrap`.
+    """
     values_P = np.asarray(values, dtype=np.float64)
     if values_P.ndim != 1:
         raise ValueError(f"expected one value a problem, found an array of shape {values_P.shape}")
-    return two_way_bootstrap(values_P[None, :], level=level, resamples=resamples, seed=seed)
+    return two_way_bootstrap(values_P[None, :], level=level, resamples=resamples, seed=seed, rate=rate)
 
 
 def two_way_bootstrap(
-    values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0, within: Bounds | None = None
+    values: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    within: Bounds | None = None,
+    rate: bool | None = None,
 ) -> Interval:
     """Mean of a table of seeds x problems, with an interval that speaks of new seeds and new problems. values: [S, P].
 
-    within: the range of the metric, to which the limits are cut; that of a rate (`is_rate`) is known. With one seed it
-    is the bootstrap over problems.
+    within: the range of the metric, to which the limits are cut; that of a rate is known. With one seed it is the
+    bootstrap over problems. rate: whether the values are one; None: told by them (`is_rate`), and lengths that are all 0
+    must not be told so (`is_unbounded`).
     """
     values_SP = table(values)
+    rate = is_rate(values_SP) if rate is None else rate
     rng = np.random.default_rng(seed)
-    means = values_SP.mean() + deviations(values_SP, resamples=resamples, rng=rng)
-    return interval_of(
-        float(values_SP.mean()), means, level=level, within=within or (RATE if is_rate(values_SP) else None)
-    )
+    means = values_SP.mean() + deviations(values_SP, resamples=resamples, rng=rng, rate=rate)
+    return interval_of(float(values_SP.mean()), means, level=level, within=within or (RATE if rate else None))
 
 
 def paired_two_way_bootstrap(
@@ -113,10 +124,12 @@ def paired_draws(
     return value, value + unseen + over_problems + over_seeds
 
 
-def deviations(values_SP: NDArray[np.float64], *, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def deviations(
+    values_SP: NDArray[np.float64], *, resamples: int, rng: np.random.Generator, rate: bool
+) -> NDArray[np.float64]:
     """How the mean of the table could differ from that of all seeds and problems: [resamples]."""
     # Several seeds of one column are as a rule each seed's mean over problems that are not known here.
-    rate = is_rate(values_SP) and (len(values_SP) == 1 or values_SP.shape[1] > 1)
+    rate = rate and (len(values_SP) == 1 or values_SP.shape[1] > 1)
     over_problems = problem_deviations(values_SP.mean(0), resamples=resamples, rng=rng, rate=rate)
     return over_problems + seed_deviations(values_SP, resamples=resamples, rng=rng)
 
@@ -147,6 +160,12 @@ def pull(
     (own,) = rng.spawn(1)
     weights = own.exponential(size=(len(ends), len(means)))
     return (weights * (np.array(ends)[:, None] - means)).sum(0) / (problems + weights.sum(0))
+
+
+def is_unbounded(metric: str) -> bool:
+    """Whether a metric counts tokens or nats, of which no value makes a rate: eval/response_tokens, val/loss_critical."""
+    name = metric.rpartition("/")[2]
+    return name == "response_tokens" or name.split("_")[0] in ("entropy", "loss")
 
 
 def is_rate(values: ArrayLike) -> bool:

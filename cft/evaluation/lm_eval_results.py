@@ -24,7 +24,9 @@ VERSION = 1  # of our reading of the benchmarks
 FILTER = "none"
 _NAMES = {"accuracy": "exact_match"}
 _NEITHER = frozenset(("entropy",))  # better is neither more nor less
-_LOWER_IS_BETTER = frozenset(("cut_off_rate", "sampled_cut_off_rate", "undecided_rate", "response_tokens", "self_bleu"))
+_LOWER_IS_BETTER = frozenset(
+    ("cut_off_rate", "sampled_cut_off_rate", "undecided_rate", "sampled_undecided_rate", "response_tokens", "self_bleu")
+)
 
 
 @dataclass(frozen=True, slots=True)

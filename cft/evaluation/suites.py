@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from cft.evaluation.intervals import Interval, interval_of, is_rate, problem_deviations
+from cft.evaluation.intervals import Interval, interval_of, is_rate, is_unbounded, problem_deviations
 from cft.files import write_bytes
 
 ACCURACY = "eval/accuracy"
@@ -35,7 +35,12 @@ def macro_average(results: Mapping[str, Mapping[str, Any]], *, seed: int, resamp
         if any(column is None for column in columns):
             averages[name] = Interval(value, float("nan"), float("nan"))
             continue
-        draws = [problem_deviations(c, resamples=resamples, rng=rng, rate=is_rate(c)) for c in columns if c is not None]
+        bounded = not is_unbounded(name)
+        draws = [
+            problem_deviations(c, resamples=resamples, rng=rng, rate=bounded and is_rate(c))
+            for c in columns
+            if c is not None
+        ]
         averages[name] = interval_of(value, value + np.mean(draws, axis=0), level=0.95)
     return averages
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from cft.console import console
 from cft.loggers.build import RunFacts, log_transcripts, log_values, logging_to
 from cft.runs.arm import spoken
 from cft.runs.lineage import Link, checkpoint_link, model_inputs
-from cft.runs.run import CONFIG, RESULTS, RunContext, flat, group_of
+from cft.runs.run import CONFIG, RESULTS, RunContext, flat, group_of, read_results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +43,7 @@ def same_evaluation(path: Path, cfg: DictConfig, *, inputs: Sequence[Link]) -> d
     config = path.with_name(CONFIG)
     if not (path.is_file() and config.is_file()):
         return None
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_results(path.parent)
     known = [link["fingerprint"] for link in results.get("lineage", {}).get("inputs", ())]
     same = known == [link.fingerprint for link in inputs]
     return results if same and flat(OmegaConf.load(config)) == flat(OmegaConf.create(redacted(cfg))) else None

@@ -10,38 +10,87 @@ import copy
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from cft.errors import UserError
-from cft.files import writing_errors
+from cft.files import sha256_file, temporary_beside, write_bytes, writing_errors
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+SUMS = "SHA256SUMS"  # in the form of `sha256sum`, which checks it as well: sha256sum -c SHA256SUMS
+
+
 class ExportError(UserError, ValueError):
     """A model or tokenizer that transformers cannot write; the message names the folder it came from."""
 
 
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> Path:
+class DamagedModel(UserError, ValueError):
+    """A file of a model folder is not the one that was written; the message names it and the remedy."""
+
+
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    folder: Path,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> Path:
     """Save `model`, adapters merged, and `tokenizer` under `folder`, replacing what was there. Returns `folder`.
+
+    dtype: of the saved weights, None = the model's; the model in memory keeps its own.
 
     Raises WriteError.
     """
     shell = plain_copy(model)
+    if dtype is not None:
+        import torch
+
+        shell.to(getattr(torch, dtype))
+    _written(folder, lambda temporary: save_synced(shell, tokenizer, folder=temporary))
+    return Path(folder)
+
+
+def export_adapter(model: PreTrainedModel, *, folder: Path, base: str, revision: str) -> None:
+    """Save the adapters of `model` alone, as `peft.PeftModel.from_pretrained(base_model, folder)` reads them.
+
+    base: what they were trained on, as `model.path` names it. Raises WriteError.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    named: Any = model
+    state = get_peft_model_state_dict(named, adapter_name="default", save_embedding_layers=False)
+    # Adapters sit in the model itself; peft's wrapper, which a reader has around it, names it so.
+    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    config = copy.deepcopy(named.peft_config["default"])
+    config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        config.save_pretrained(str(temporary))
+        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        _settle(temporary)
+
+    _written(folder, write)
+
+
+def _written(folder: Path, write: Callable[[Path], None]) -> None:
+    """The folder whole or as it was."""
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(folder)
     with writing_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            save_synced(shell, tokenizer, folder=temporary)
+            write(temporary)
             _replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def require_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -67,9 +116,40 @@ def save_synced(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, f
     """Both into `folder`, and on the disk before it is renamed: a name must not outlive a crash without its contents."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Modes of the umask, contents on the disk, hashes beside them."""
+    umask = os.umask(0)
+    os.umask(umask)
     for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)  # libraries write some for the owner alone
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
+    lines = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.is_file()]
+    write_bytes(folder / SUMS, "".join(lines).encode())
+
+
+def require_intact(folder: Path, *, weights: bool) -> None:
+    """The files of a folder that `save_synced` wrote are as it wrote them; nothing is known of other folders.
+
+    weights: check those; False: all other files. Raises DamagedModel.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        return
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+        expected, _, name = line.partition("  ")
+        path = folder / Path(name).name
+        if (path.suffix == ".safetensors") != weights:
+            continue
+        found = sha256_file(path) if path.is_file() else "none: it is missing"
+        if found != expected:
+            raise DamagedModel(
+                f"{path}: damaged, SHA-256 {found}, expected {expected} ({SUMS}). Restore the file from a copy or export "
+                f"again (resume the training that made it); if it was changed on purpose, delete {sums}"
+            )
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -121,7 +201,7 @@ def _shell(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrain
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    old = temporary_beside(folder, end="old")
     if folder.exists():
         os.replace(folder, old)
     os.replace(new, folder)

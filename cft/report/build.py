@@ -1,5 +1,5 @@
 """Everything a report consists of, into one folder: report.html, each figure as PNG and PDF, each number as CSV, the tables
-of the page as markdown (comparison.md).
+of the page as markdown (comparison.md) and LaTeX (comparison.tex).
 
 comparison.csv  a row a run             curves.csv           what was logged while training
 arms.csv        a row an arm            pass_at_k.csv        pass@k for every k
@@ -32,7 +32,7 @@ from cft.report.page import Explorer, PageFigure, PageTable, Section, write_page
 from cft.report.profile_figure import profile_figure
 from cft.report.settings import differing
 from cft.report.spreadsheet import write_arms, write_differences, write_records, write_runs
-from cft.report.table import MISSING, cells, heading, markdown, shown
+from cft.report.table import MISSING, cells, heading, latex, markdown, shown
 from cft.report.text import one_line
 from cft.report.training_figures import compute_figure, groups_figure, learning_figure, pass_figure
 from cft.report.transcript import Decode
@@ -41,7 +41,7 @@ from cft.types import AnnotatedResponse
 PAGE = "report.html"
 # What a report writes beside its page; those of one comparison are numbered where there are several.
 _WRITTEN = re.compile(
-    r"(comparison|arms|curves|differences|config_differences|compute|critical_tokens|pass_at_k(-\d+)?)\.csv|comparison\.md|"
+    r"(comparison|arms|curves|differences|config_differences|compute|critical_tokens|pass_at_k(-\d+)?)\.csv|comparison\.(md|tex)|"
     r"((comparison|differences|pass_at_k)(-\d+)?|learning_curves|critical_and_other|compute|critical_tokens)\.(png|pdf)"
 )
 LEARNING = (
@@ -88,6 +88,7 @@ def build_report(
         write_arms(out / "arms.csv", comparisons)
         write_differences(out / "differences.csv", comparisons)
         write_bytes(out / "comparison.md", markdown(comparisons).encode())
+        write_bytes(out / "comparison.tex", latex(comparisons).encode())
     page = out / PAGE
     write_page(
         page,

@@ -8,12 +8,13 @@ A run's `results.json` (written by `cft train` and `cft evaluate` into its folde
     metrics      {"eval/accuracy": {"value", "low", "high"}, ...}; the interval is over problems
     per_problem  {"id": [...], "correct": [0 or 1, ...], further metrics by name}
     settings     every value of the config that training depends on, by its dotted name; identity: their hash
-    evaluation   how the responses were made and judged; base: metrics of the untrained model or null; further facts
+    evaluation   how the responses were made and judged; base: metrics and per_problem of the untrained model or null
+    not_run      ids of problems whose prompt leaves no room: in no rate; verdicts: greedy responses by outcome
 
 An arm is all runs with the same `arm` and settings; settings that differ stand beside the arm's entries. Its interval
 is the two-way bootstrap over seeds and problems where the values of each problem are known (`per_problem`), else over
-seeds, else a single run's own. Arms are compared on the same problems, solved and judged in the same way; anything
-else is refused, naming the arms. Arms trained with another budget, normaliser or data are marked, or refused if strict
+seeds, else a single run's own. Arms are compared on the problems that all share, solved and judged in the same way;
+anything else is refused, naming the arms. Arms trained with another budget, normaliser or data are marked, or refused if strict
 (`cft/report/contrasts.py`). An arm has one label in all comparisons of a report, and no other arm has it.
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from cft.evaluation.intervals import Interval, two_way_bootstrap
+from cft.evaluation.intervals import RATE, Interval, bootstrap_interval, is_unbounded, two_way_bootstrap
 from cft.report.arms import (
     ACCURACY,
     BASE,
@@ -44,19 +45,11 @@ from cft.report.arms import (
 )
 from cft.report.contrasts import contrasted
 from cft.report.curves import at_best_epoch
-from cft.report.earlier import with_method
 from cft.report.names import name_of, order_of, said
 from cft.report.settings import distinguished
 from cft.report.unfinished import notes_on
 from cft.runs.run import TRAINING_FACTS
 
-_UNBOUNDED = frozenset(
-    (
-        "eval/entropy",
-        "eval/response_tokens",
-        *(f"val/{name}_{group}" for name in ("loss", "entropy") for group in ("critical", "other")),
-    )
-)
 _REQUIRED = ("stage", "run", "arm", "seed", "benchmark", "split", "metrics", "per_problem")
 # How and on what an arm was measured is no part of what it is: `evaluation` and the problem ids are compared instead.
 _CONDITIONS = frozenset(
@@ -111,7 +104,6 @@ def _read(path: Path) -> Run:
     if len(lengths) > 1 or len(set(columns.get("id", []))) != len(columns.get("id", [])):
         raise ReportError(f"{path}: per_problem needs columns of one length and different ids; run the job again")
     arm = {name: value for name, value in facts["arm"].items() if not _is_condition(name)}
-    arm = with_method(arm, settings=facts.get("settings"))
     return Run(path.parent, arm, int(facts["seed"]), _intervals(facts["metrics"]), columns, facts, path.parent)
 
 
@@ -183,7 +175,7 @@ def _compare(place: tuple[str, str], runs: list[Run], *, labels: dict[str, str],
         )
     if len(measured) < len(runs):
         notes.append(_left_out(len(runs) - len(measured), "without an evaluation"))
-    kept = _newest(_distinguished(measured), notes)
+    kept = _widest(_newest(_distinguished(measured), notes), notes)
     groups: dict[str, list[Run]] = {}
     for run in kept:
         groups.setdefault(identity_of(run.arm), []).append(run)
@@ -193,11 +185,15 @@ def _compare(place: tuple[str, str], runs: list[Run], *, labels: dict[str, str],
     other_labels = _labels(other, tuple(dict.fromkeys(name for key in other for name in key)))
     labels = labels | dict(zip(map(identity_of, other), other_labels, strict=True))
     _require_comparable(kept, labels)
+    kept = _newest(_on_shared_problems(kept, labels, notes), notes)
+    groups = {identity: [run for run in kept if identity_of(run.arm) == identity] for identity in groups}
     arms = []
     for identity, group in groups.items():
         by_seed = tuple(sorted(group, key=lambda run: run.seed))
         arms.append(Arm(labels[identity], by_seed[0].arm, by_seed, _measure(by_seed, seed)))
-    if not any(is_base(arm.key) for arm in arms) and (base := _stated_base(kept)):
+    if not any(is_base(arm.key) for arm in arms) and (
+        base := _stated_base(kept, order=kept[0].per_problem.get("id", []))
+    ):
         arms.append(base)
     arms.sort(key=_rank)
     trained_on = [run.facts.get("data") or {} for run in kept]
@@ -248,16 +244,9 @@ def _newest(runs: list[Run], notes: list[str]) -> list[Run]:
 
 
 def _require_comparable(runs: list[Run], labels: dict[str, str]) -> None:
-    """Same problem ids in the same order, same sampling, same verifier."""
+    """Same text of the problems, same sampling, same verifier."""
     for run in runs[1:]:
         first, names = runs[0], (labels[identity_of(runs[0].arm)], labels[identity_of(run.arm)])
-        ids, expected = run.per_problem.get("id", []), first.per_problem.get("id", [])
-        if ids != expected:
-            raise ReportError(
-                f"{names[0]!r} ({first.folder}) and {names[1]!r} ({run.folder}) were measured on different problems: "
-                f"{len(expected)} and {len(ids)}, {len(set(ids) & set(expected))} in common; evaluate both with the "
-                "same benchmark, split and limit"
-            )
         first_hash, own_hash = first.facts.get("problems_sha256"), run.facts.get("problems_sha256")
         if first_hash and own_hash and first_hash != own_hash:
             raise ReportError(
@@ -272,30 +261,103 @@ def _require_comparable(runs: list[Run], labels: dict[str, str]) -> None:
                 raise ReportError(f"{names[0]!r} ({first.folder}) and {names[1]!r} ({run.folder}) differ in {values}")
 
 
+def _widest(runs: list[Run], notes: list[str]) -> list[Run]:
+    """Without runs that measured an arm and seed on fewer of the problems that another run measured it on."""
+
+    def told(run: Run) -> tuple[str, int, str]:
+        settings = {name: value for name, value in (run.facts.get("evaluation") or {}).items() if name != "seed"}
+        return identity_of(run.arm), run.seed, _text(settings)
+
+    def is_within(run: Run, other: Run) -> bool:
+        return told(run) == told(other) and set(run.per_problem.get("id", [])) < set(other.per_problem.get("id", []))
+
+    kept = [run for run in runs if not any(is_within(run, other) for other in runs)]
+    if len(kept) < len(runs):
+        notes.append(_left_out(len(runs) - len(kept), "of an arm and seed that another one measured on more problems"))
+    return kept
+
+
+def _on_shared_problems(runs: list[Run], labels: dict[str, str], notes: list[str]) -> list[Run]:
+    """The runs as if each had been measured on the problems that all share. Raises ReportError where there are none."""
+    asked = [run.per_problem.get("id", []) for run in runs]
+    if all(ids == asked[0] for ids in asked):
+        return runs
+    shared = set(asked[0]).intersection(*asked[1:])
+    if not shared:
+        first, other = next(((a, b) for a in runs for b in runs if not _shared_ids(a, b)), (runs[0], runs[-1]))
+        raise ReportError(
+            f"{labels[identity_of(first.arm)]!r} ({first.folder}) and {labels[identity_of(other.arm)]!r} ({other.folder}) "
+            f"were measured on different problems: {len(first.per_problem.get('id', []))} and "
+            f"{len(other.per_problem.get('id', []))}, 0 in common; evaluate both with the same benchmark, split and limit"
+        )
+    order = [problem for problem in asked[0] if problem in shared]
+    sizes = sorted({len(ids) for ids in asked})
+    notes.append(
+        f"Compared on the {len(order)} problems that all {len(runs)} runs share; they were measured on "
+        f"{' or '.join(map(str, sizes))}. Values that are not recorded problem by problem are left out."
+    )
+    return [_restricted(run, order) for run in runs]
+
+
+def _shared_ids(a: Run, b: Run) -> set[str]:
+    return set(a.per_problem.get("id", [])) & set(b.per_problem.get("id", []))
+
+
+def _restricted(run: Run, order: Sequence[str]) -> Run:
+    metrics, columns = restricted(run.metrics, run.per_problem, order)
+    return replace(run, metrics=metrics, per_problem=columns)
+
+
+def restricted(
+    metrics: dict[str, Interval], per_problem: dict[str, list[Any]], order: Sequence[str]
+) -> tuple[dict[str, Interval], dict[str, list[Any]]]:
+    """Metrics and values on the problems of `order` alone; a metric whose values are not known by problem is left out, but
+    for those of rows (val/)."""
+    place = {problem: i for i, problem in enumerate(per_problem.get("id", []))}
+    columns = {name: [column[place[problem]] for problem in order] for name, column in per_problem.items()}
+    found = {}
+    for name, interval in metrics.items():
+        column = columns.get("correct" if name == ACCURACY else name.removeprefix("eval/"))
+        if name.startswith("val/"):
+            found[name] = interval
+        elif column and all(isinstance(value, int | float) for value in column):
+            found[name] = bootstrap_interval(column, rate=False if is_unbounded(name) else None)
+    return found, columns
+
+
 def _measure(runs: tuple[Run, ...], seed: int) -> dict[str, Measured]:
     names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
     return {name: _measured(name, runs, seed) for name in sorted(names, key=lambda name: name != ACCURACY)}
 
 
 def _measured(name: str, runs: tuple[Run, ...], seed: int) -> Measured:
-    table, within = values_table(name, runs), None if name in _UNBOUNDED else (0.0, 1.0)
+    table, unbounded = values_table(name, runs), is_unbounded(name)
+    options: dict[str, Any] = (
+        {"seed": seed, "within": None, "rate": False} if unbounded else {"seed": seed, "within": RATE}
+    )
     if table is not None:
         scope: Scope = "seeds and problems" if len(runs) > 1 else "problems"
-        return Measured(two_way_bootstrap(table, seed=seed, within=within), scope)
+        return Measured(two_way_bootstrap(table, **options), scope)
     if len(runs) == 1:
         return Measured(runs[0].metrics[name], "one value" if name.startswith("val/") else "problems")
     column = np.array([[run.metrics[name].value] for run in runs])
-    return Measured(two_way_bootstrap(column, seed=seed, within=within), "seeds")
+    return Measured(two_way_bootstrap(column, **options), "seeds")
 
 
-def _stated_base(runs: list[Run]) -> Arm | None:
-    """The untrained model as the trained runs recorded it, if they agree."""
+def _stated_base(runs: list[Run], *, order: Sequence[str]) -> Arm | None:
+    """The untrained model as the trained runs recorded it, if they agree, on the problems of `order`."""
     stated = {_text(run.facts["base"]): run for run in runs if run.facts.get("base")}
     if len(stated) != 1:
         return None
     run = next(iter(stated.values()))
-    metrics = {name: Measured(interval, "problems") for name, interval in _intervals(run.facts["base"]).items()}
-    return Arm(BASE, {"model": run.arm.get("model")}, (), metrics)
+    base = run.facts["base"]
+    metrics, columns = _intervals(base["metrics"]), base["per_problem"]
+    if not set(order) <= set(columns["id"]):
+        return None
+    if columns["id"] != list(order):
+        metrics, _ = restricted(metrics, columns, order)
+    measured = {name: Measured(interval, "problems") for name, interval in metrics.items()}
+    return Arm(BASE, {"model": run.arm.get("model")}, (), measured)
 
 
 def _varying(keys: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from cft.report.contrasts import contrast_metrics
 from cft.report.text import one_line, printable
 
 MISSING = "–"
+_ARM_FOLDED = 24  # characters a line of an arm's name, where room is short
 ARM, SEEDS, LOSS_ON, DIFFERENCE, P = "arm", "seeds", "loss on", "difference in accuracy", "p (Holm)"
 RATE, VALIDATION = "lr", "validation"
 # Metrics in the order of the table, after pass@k and maj@k; those that a comparison lacks are left out, others follow.
@@ -28,11 +29,12 @@ _TITLES = {
     "eval/cut_off_rate": "cut off",
     "eval/sampled_cut_off_rate": "samples cut off",
     "eval/undecided_rate": "undecided",
+    "eval/sampled_undecided_rate": "samples undecided",
     "eval/distinct_1": "distinct-1",
     "val/loss_critical": "loss, critical",
     "val/loss_other": "loss, other",
 }
-_RATES = ("eval/cut_off_rate", "eval/undecided_rate", "eval/sampled_cut_off_rate")
+_RATES = ("eval/cut_off_rate", "eval/undecided_rate", "eval/sampled_cut_off_rate", "eval/sampled_undecided_rate")
 _IN_CSV_ONLY = ("eval/distinct_1", "val/loss_critical", "val/loss_other")
 
 
@@ -143,25 +145,81 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def latex(comparisons: Sequence[Comparison]) -> str:
+    r"""Every table for a paper: \usepackage{booktabs}, then \input{comparison.tex}. Columns that are not wanted go by hand."""
+    parts = []
+    for comparison in comparisons:
+        titles, rows = cells(comparison)
+        lines = [" & ".join(map(_latex, line)) + r" \\" for line in (titles, *rows)]
+        notes = [f"% {line}" for note in comparison.notes for line in printable(note).splitlines()]
+        parts.append(
+            "\n".join(
+                [
+                    *notes,
+                    r"\begin{table}",
+                    r"\centering",
+                    rf"\caption{{{_latex(heading(comparison))}}}",
+                    rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}",
+                    r"\toprule",
+                    lines[0],
+                    r"\midrule",
+                    *lines[1:],
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                    r"\end{table}",
+                ]
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex(text: str) -> str:
+    """Plain text as LaTeX sets it."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "†": r"$\dagger$"}
+    special |= {sign: "\\" + sign for sign in "&%$#_{}"} | {"–": "--", "<": "$<$", ">": "$>$"}
+    return "".join(special.get(sign, sign) for sign in one_line(text, limit=200))
+
+
 def comparison_table(comparison: Comparison, *, width: int) -> Table:
-    """For a terminal of `width` characters: the columns up to the difference in accuracy, then what else there is room
-    for, the largest pass@k and maj@k first. Everything stands in the page and the CSV files."""
+    """For a terminal of `width` characters: arm and accuracy, then what else there is room for, in the order of
+    `_priority`; below it, what was left out. Everything stands in the page, comparison.md and the CSV files."""
     titles, rows = cells(comparison)
     widths = [max(len(name), *(len(row[i]) for row in rows)) + 3 for i, name in enumerate(titles)]
-    essential = titles.index(title(ACCURACY)) + 1 + any(arm.difference is not None for arm in comparison.arms)
-    keep = list(range(essential))
-    rest = list(range(essential, len(titles)))
-    for i in sorted(
-        rest, key=lambda i: (titles[i] != P, titles[i] != LOSS_ON, not titles[i].startswith(("pass@", "maj@")), -i)
-    ):
-        if sum(widths[j] for j in [*keep, i]) < width:
+    widths[0] = min(widths[0], _ARM_FOLDED + 3)  # names of arms fold
+    keep: list[int] = []
+    for i in sorted(range(len(titles)), key=lambda i: _priority(titles[i], i)):
+        if sum(widths[j] for j in [*keep, i]) < width or len(keep) < 2:
             keep.append(i)
-    table = Table(title=Text(heading(comparison)), title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    left_out = [name for i, name in enumerate(titles) if i not in keep]
+    caption = Text(f"No room here for {', '.join(left_out)}: see comparison.md.") if left_out else None
+    table = Table(
+        title=Text(heading(comparison)),
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        caption=caption,
+        caption_justify="left",
+    )
     for i in sorted(keep):
         table.add_column(Text(titles[i]), justify="left" if i == 0 else "right", no_wrap=i != 0, overflow="fold")
     for row in rows:
         table.add_row(*(Text(row[i]) for i in sorted(keep)))
     return table
+
+
+def _priority(name: str, place: int) -> tuple[int, int]:
+    """The lower, the sooner a column is shown: accuracy with its difference, what else was set, what explains it."""
+    order = (
+        name == ARM,
+        name == title(ACCURACY),
+        name == DIFFERENCE or name.startswith("minus "),
+        name == SEEDS,
+        name == P,
+        name == LOSS_ON,
+        name.startswith(("pass@", "maj@")),
+        name in (RATE, title("eval/entropy")),
+    )
+    return (order.index(True) if True in order else len(order)), place
 
 
 def _metric(arm: Arm, name: str) -> str:

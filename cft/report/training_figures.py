@@ -61,7 +61,7 @@ def pass_figure(curves: Sequence[PassCurve], *, labels: Sequence[str], where: st
     largest = max(k for curve in curves for k in curve.points)
     if largest > 16:
         axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(MaxNLocator(min(largest, 8), integer=True)) if largest <= 16 else None
+    axes.xaxis.set_major_locator(MaxNLocator(min(largest, 8), integer=True, min_n_ticks=1)) if largest <= 16 else None
     axes.set_ylabel("pass@k", fontsize=9, color=INK)
     style(axes, "k, samples drawn", grid="y")
     headline(figure, one_line(f"{where}: pass@k, 95 % bands over seeds and problems", limit=120))
@@ -117,7 +117,7 @@ def _panels(
                 [s for s, _ in steps], [v for _, v in steps], color=color_of(arm, labels), linewidth=0.8, alpha=0.55
             )
         axes.set_title(name, fontsize=9, color=INK, loc="left")
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         axes.margins(y=0.1)
         style(axes, "optimizer step", grid="y")
     legend_below(figure, figure.axes[0])

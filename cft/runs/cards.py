@@ -6,7 +6,6 @@ text. It says nothing of licences that nobody recorded, and holds no secrets.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from cft.files import write_bytes
 from cft.masks.base import Critical
 from cft.runs.arm import METHOD, part_of
 from cft.runs.lineage import CARD, annotation_contents, annotation_link
-from cft.runs.run import EXPORT, RESULTS
+from cft.runs.run import EXPORT, read_results
 from cft.types import AnnotatedResponse, Outcome
 
 PAPER = "[arXiv 2510.10974](https://arxiv.org/abs/2510.10974)"
@@ -133,7 +132,7 @@ def annotation_card(store: AnnotationStore) -> str:
 
 def model_card(folder: Path) -> str:
     """folder: of a finished run of cft train."""
-    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    results = read_results(folder)
     settings, data, arm = results["settings"], results["data"], results["arm"]
     base = settings["model.path"]
     title = f"{arm['model']}, fine-tuned on {arm['mask']} tokens of {data['annotation']}"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,12 @@ from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 
-from cft.config.redaction import redacted, redacted_text
+from cft.commands import command, job_overrides
+from cft.config.redaction import redacted
 from cft.files import sha256_file, sha256_json
+from cft.models.export import SUMS
 from cft.runs.arm import spoken
-from cft.runs.run import CONFIG, EXPORT, RESULTS
+from cft.runs.run import CONFIG, EXPORT, RESULTS, read_results
 
 CARD = "README.md"
 _LONGEST_NAME = 120  # of an artifact; W&B takes 128
@@ -88,12 +89,11 @@ def model_inputs(path: str) -> tuple[Link, ...]:
 
 def checkpoint_link(folder: Path) -> Link:
     """Of a run folder of cft train, or of any Hugging Face model folder."""
-    results_path = folder / RESULTS
-    results = json.loads(results_path.read_text(encoding="utf-8")) if results_path.is_file() else {}
+    results = read_results(folder)
     model = folder / EXPORT if (folder / EXPORT).is_dir() else folder
     weights = tuple(sorted((*model.glob("*.safetensors"), *model.glob("*.bin"))))
     fingerprint = sha256_json([[path.name, sha256_file(path)] for path in weights])
-    described_by = _there(folder, RESULTS, CONFIG, f"{EXPORT}/{CARD}", f"{EXPORT}/config.json")
+    described_by = _there(folder, RESULTS, CONFIG, f"{EXPORT}/{CARD}", f"{EXPORT}/config.json", f"{EXPORT}/{SUMS}")
     if not results:
         return Link("checkpoint", _name("checkpoint", folder.name), fingerprint, {}, folder, described_by, weights)
     came_from = {"run": results["run"], "identity": results["identity"], "seed": results["seed"]}
@@ -128,8 +128,7 @@ def job_command() -> str:
     """What was typed for the job that is running, the values of a sweep filled in; "" outside of a Hydra job."""
     if not HydraConfig.initialized():
         return ""
-    hydra = HydraConfig.get()
-    return shlex.join(["cft", str(hydra.job.name), *map(redacted_text, hydra.overrides.task)])
+    return command(str(HydraConfig.get().job.name), job_overrides())
 
 
 def _there(folder: Path, *names: str) -> tuple[Path, ...]:

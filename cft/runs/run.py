@@ -15,13 +15,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cft.config.build import ConfigError, redacted
+from cft.errors import UserError
 from cft.evaluation.metrics import Interval
 from cft.files import write_atomically, write_json
 
 RESULTS = "results.json"
+_RUN_AGAIN = "Restore it from a copy, or delete it and run the job again"
 CONFIG = "config.yaml"
 DATA = "data.json"
 EXPORT = "export"
+ADAPTER = "export.adapter"  # with LoRA, beside the export, in which adapters are merged
 # Parts of a config that make a trained model what it is, and an untrained one under measurement.
 TRAINED_BY = (
     *("model", "data", "optimizer", "schedule", "trainer", "callbacks", "prompt"),
@@ -132,6 +135,24 @@ def _write(path: Path, text: str) -> None:
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """results.json of a run (keys: docs in `cft/report/compare.py`). NaN becomes null: JSON has no NaN."""
     write_json(folder / RESULTS, without_nan(results))
+
+
+class ResultsError(UserError, ValueError):
+    """A results.json that cannot be read; the message names it and the remedy."""
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of a run's folder; {} where there is none. Raises ResultsError where it is damaged."""
+    path = folder / RESULTS
+    if not path.is_file():
+        return {}
+    try:
+        results = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ResultsError(f"{path}: damaged, no valid JSON ({error}). {_RUN_AGAIN}") from error
+    if not isinstance(results, dict) or not {"stage", "metrics"} <= results.keys():
+        raise ResultsError(f"{path}: damaged, expected the results of a run of cft train or cft evaluate. {_RUN_AGAIN}")
+    return results
 
 
 def as_metrics(intervals: dict[str, Interval]) -> dict[str, dict[str, float]]:

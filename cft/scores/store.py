@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, read_parquet
 from cft.files import exclusive, sha256_file, sha256_json, write_bytes, write_json
+from cft.quoting import setting
 from cft.shipped import CONF_DIR
 from cft.types import AnnotatedResponse
 
@@ -118,7 +119,7 @@ def read_score(folder: Path, *, name: str, annotation: str, model: str) -> Store
     found = sha256_file(table)
     if found != manifest["sha256"]:
         raise StoreError(f"{table}: damaged, SHA-256 {found}, expected {manifest['sha256']}. {anew}")
-    return StoredScore(path.parent, manifest, _values(pq.read_table(table)))
+    return StoredScore(path.parent, manifest, _values(read_parquet(table)))
 
 
 def write_score(
@@ -225,9 +226,7 @@ def annotating_model(manifest: Mapping[str, Any]) -> str:
 
 def _setting(key: str, value: str) -> str:
     """An override as one types it: a value that Hydra's grammar would take apart is quoted for it, then for the shell."""
-    plain = re.fullmatch(r"[\w./:+-]+", value)
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return shlex.quote(f"{key}={value}" if plain else f"{key}='{escaped}'")
+    return shlex.quote(setting(key, value))
 
 
 def expected_kind(name: str) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
 from rich.table import Table
 
 from cft.annotation.store import AnnotationStore
+from cft.commands import train_command
 from cft.console import console
 from cft.masks.base import critical_fraction
 
@@ -59,21 +57,4 @@ def print_summary(store: AnnotationStore, *, max_new_tokens: int) -> None:
             f"Note: max_new_tokens={max_new_tokens} is less than twice the 95th percentile of the solved "
             f"lengths ({p95:.0f}): many continuations may be cut off. Annotate again with max_new_tokens={int(2 * p95) + 1}."
         )
-    console.print(f"Train on it: {train_command(store)}")
-
-
-def train_command(store: AnnotationStore) -> str:
-    """What to type next: the annotated model and prompt, and the same problems as benchmark."""
-    words = ["cft", "train", f"data.annotation={store.folder.name}", f"annotations_dir={store.folder.parent}"]
-    if HydraConfig.initialized():
-        hydra = HydraConfig.get()
-        defaults = {"model": "tiny_arith", "prompt": "chat", "verifier": "numeric", "data": "arithmetic"}
-        for group, default in defaults.items():
-            if (chosen := hydra.runtime.choices[group]) != default:
-                words.append(f"{'benchmark' if group == 'data' else group}={chosen}")
-        for override in hydra.overrides.task:
-            if override.startswith(("model.", "prompt.", "data.dir=")):
-                words.append(override)
-            elif override.startswith("data."):
-                words.append(f"benchmark.{override.removeprefix('data.')}")
-    return shlex.join(words)
+    console.print(f"Train on it: {train_command(store.folder)}", markup=False, soft_wrap=True)

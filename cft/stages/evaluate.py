@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,11 +17,19 @@ from cft.benchmarks.sweep import is_benchmark_override
 from cft.config.build import ConfigError, build
 from cft.console import console
 from cft.data.sources import Splits
-from cft.evaluation.evaluation import SampleRequest, Solver, summarise, write_samples
+from cft.evaluation.evaluation import (
+    SampleRequest,
+    Solver,
+    accuracy_sentence,
+    summarise,
+    verdict_counts,
+    write_samples,
+)
 from cft.evaluation.lm_eval_results import Measured, lm_eval_results
 from cft.evaluation.metrics import Interval
+from cft.evaluation.room import Room, require_room, room_for
 from cft.evaluation.suites import macro_average, suite_table, write_summary
-from cft.files import write_json
+from cft.files import exclusive, write_json
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
 from cft.models.architecture import context_length
 from cft.models.device import place
@@ -46,6 +53,7 @@ from cft.runs.run import (
     RunContext,
     as_metrics,
     identity_of,
+    read_results,
     run_context,
     save_config,
     settings_of,
@@ -53,7 +61,7 @@ from cft.runs.run import (
     write_results,
 )
 from cft.types import Engine, Problem
-from cft.verifiers import verifier_fingerprint
+from cft.verifiers import other_verifier_note, verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
 
@@ -73,17 +81,25 @@ def evaluate(cfg: DictConfig) -> float:
     inputs = evaluated_model(cfg)
     if (before := evaluated_before(cfg, context, inputs=inputs)) is not None:
         return before
+    with exclusive(context.folder):
+        return _evaluate(cfg, context, inputs)
+
+
+def _evaluate(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> float:
     started = time.time()
     benchmark = build(cfg.benchmark)
     members = members_of(benchmark)
     chosen = {name: splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None] for name, splits in members.items()}
+    for splits in members.values():  # refuses a class that is no verifier before anything is loaded
+        verifier_fingerprint(verifier_for(splits, chosen=build(cfg.verifier)))
     subject = _load(cfg, context, inputs)
+    rooms = {name: _room(subject, members[name], problems) for name, problems in chosen.items()}  # before any is solved
     in_suite = isinstance(benchmark, Suite)
     results: dict[str, dict[str, Any]] = {}
     for name, splits in members.items():
         folder = context.folder / name if in_suite else context.folder
         folder.mkdir(parents=True, exist_ok=True)
-        results[name] = _evaluated(subject, splits, chosen[name], folder=folder)
+        results[name] = _evaluated(subject, splits, rooms[name], folder=folder)
     averages = {}
     if in_suite:
         averages = macro_average(results, seed=cfg.seed)
@@ -123,6 +139,7 @@ class _Subject:
     engine: Engine
     identity: dict[str, Any]
     seed: int
+    judged: dict[str, str]  # what a checkpoint's training was judged by, by benchmark
 
     @property
     def request(self) -> SampleRequest:
@@ -144,32 +161,47 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
     engine = build(cfg.engine)(model, eos_ids(model, tokenizer))
     identity = _identity(cfg, context, trained, weights=weights_hash(model) if cfg.checkpoint and not trained else "")
     return _Subject(
-        cfg, context, inputs, spec, tokenizer, prompt, model, engine, identity, trained.get("seed", cfg.seed)
+        cfg,
+        context,
+        inputs,
+        spec,
+        tokenizer,
+        prompt,
+        model,
+        engine,
+        identity,
+        trained.get("seed", cfg.seed),
+        _judged(trained),
     )
 
 
-def _evaluated(subject: _Subject, splits: Splits, problems: tuple[Problem, ...], *, folder: Path) -> dict[str, Any]:
+def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -> dict[str, Any]:
     """The results of one benchmark, written to its folder; read from there where this very run has measured it before."""
     cfg, tokenizer = subject.cfg, subject.tokenizer
     if (known := same_evaluation(folder / RESULTS, cfg, inputs=subject.inputs)) is not None:
         console.print(f"{folder} has finished; nothing to do")
         return known
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    judged_by = verifier_fingerprint(verifier)
+    if note := other_verifier_note(subject.judged.get(splits.name, judged_by), judged_by):
+        console.print(note.replace("annotation", "training"), markup=False)
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
         grader = Grader(tokenizer, pool.verify_all)
-        room = context_length(subject.model.config)
-        solver = Solver(subject.engine, tokenizer, subject.prompt, grader, room)
+        context = context_length(subject.model.config)
+        solver = Solver(subject.engine, tokenizer, subject.prompt, grader, context)
         title = f"Evaluating {subject.spec.name} on {splits.name}"
-        samples = solver.solve(problems, request=subject.request, title=title)
+        samples = solver.solve(room.run, request=subject.request, title=title)
     intervals, per_problem = summarise(samples, seed=cfg.seed)
     save_config(folder, cfg)
     write_samples(folder / "samples.parquet", samples, tokenizer)
     results = {
-        **_head(subject, benchmark=splits.name, problems=len(problems)),
+        **_head(subject, benchmark=splits.name),
+        **room.facts(),
+        "verdicts": verdict_counts(samples),
         "metrics": as_metrics(intervals),
         "per_problem": per_problem,
-        "evaluation": {**dataclasses.asdict(subject.request), "verifier": verifier_fingerprint(verifier)},
+        "evaluation": {**dataclasses.asdict(subject.request), "verifier": judged_by},
         "problems_sha256": splits.fingerprint,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -177,10 +209,35 @@ def _evaluated(subject: _Subject, splits: Splits, problems: tuple[Problem, ...],
     context = dataclasses.replace(subject.context, folder=folder)
     log_evaluation(cfg, context, results, samples=samples, tokenizer=tokenizer, inputs=subject.inputs)
     console.print(
-        metrics_table(f"{subject.spec.name} on {splits.name}/{cfg.split}, {len(problems)} problems", intervals)
+        metrics_table(f"{subject.spec.name} on {splits.name}/{cfg.split}, {len(room.run)} problems", intervals)
     )
+    console.print(accuracy_sentence(results["verdicts"], not_run=len(room.not_run)), markup=False)
     console.print(f"Results: {folder / RESULTS}, every response: {folder / 'samples.parquet'}")
     return results
+
+
+def _judged(trained: dict[str, Any]) -> dict[str, str]:
+    verifier = (trained.get("evaluation") or {}).get("verifier")
+    return {trained["benchmark"]: verifier} if isinstance(verifier, str) else {}
+
+
+def _room(subject: _Subject, splits: Splits, problems: tuple[Problem, ...]) -> Room:
+    """Which problems of a benchmark can be run. Raises NoRoom."""
+    cfg = subject.cfg
+    room = room_for(
+        problems,
+        prompt_len=lambda problem: len(subject.prompt.ids(subject.tokenizer, problem.question)),
+        context=context_length(subject.model.config),
+        max_new_tokens=cfg.max_new_tokens,
+    )
+    require_room(
+        room,
+        where=f"{splits.name}/{cfg.split}",
+        key="max_not_run",
+        max_not_run=cfg.max_not_run,
+        max_new_tokens=cfg.max_new_tokens,
+    )
+    return room
 
 
 def _write_suite(
@@ -192,7 +249,9 @@ def _write_suite(
     verifiers = {name: entry["evaluation"]["verifier"] for name, entry in results.items()}
     total = sum(entry["problems"] for entry in results.values())
     whole = {
-        **_head(subject, benchmark=suite.name, problems=total),
+        **_head(subject, benchmark=suite.name),
+        "problems": total,
+        "not_run": {name: entry["not_run"] for name, entry in results.items() if entry["not_run"]},
         "metrics": as_metrics(averages),
         "per_problem": {"id": [], "correct": []},
         "evaluation": {**dataclasses.asdict(subject.request), "verifier": verifiers},
@@ -207,7 +266,7 @@ def _write_suite(
     console.print(f"Results: {folder / RESULTS}, table: {folder / SUMMARY}")
 
 
-def _head(subject: _Subject, *, benchmark: str, problems: int) -> dict[str, Any]:
+def _head(subject: _Subject, *, benchmark: str) -> dict[str, Any]:
     return {
         "schema": 1,
         "stage": "evaluate",
@@ -216,7 +275,6 @@ def _head(subject: _Subject, *, benchmark: str, problems: int) -> dict[str, Any]
         "seed": subject.seed,
         "benchmark": benchmark,
         "split": subject.cfg.split,
-        "problems": problems,
         "lineage": lineage(subject.inputs),
     }
 
@@ -262,8 +320,7 @@ def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
     path = Path(checkpoint)
     for folder in (path / EXPORT, path):
         if (folder / "config.json").is_file():
-            results = path / RESULTS
-            return folder, json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+            return folder, read_results(path)
     raise ConfigError(
         f"checkpoint={checkpoint}: neither a run folder of cft train (with {EXPORT}/config.json) nor a Hugging Face model "
         "folder (with config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"

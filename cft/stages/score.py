@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
+from cft.commands import command, job_overrides
 from cft.config.build import ConfigError, build
 from cft.console import console, progress
 from cft.models.device import place
@@ -28,6 +28,7 @@ from cft.models.load import (
     weights_hash,
 )
 from cft.quiet import quiet_libraries
+from cft.quoting import setting
 from cft.runs.run import EXPORT
 from cft.scores.methods import ScoreKind
 from cft.scores.store import (
@@ -156,6 +157,6 @@ def _require_same_method(stored: StoredScore, method: dict[str, Any]) -> None:
 def _command(cfg: DictConfig) -> str:
     """What was typed, less replace=; with the name even where it was left to the default."""
     if not HydraConfig.initialized():
-        return shlex.join(["cft", "score", f"annotation={cfg.annotation}", f"name={cfg.name}"])
-    overrides = [o for o in HydraConfig.get().overrides.task if o.lstrip("+").split("=")[0] != "replace"]
-    return shlex.join(["cft", "score", *overrides])
+        return command("score", [setting("annotation", cfg.annotation), setting("name", cfg.name)])
+    overrides = [o for o in job_overrides() if o.lstrip("+").split("=")[0] != "replace"]
+    return command("score", overrides)

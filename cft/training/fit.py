@@ -34,7 +34,7 @@ from cft.training.checkpointing.checkpoints import CHECKPOINTS, read_checkpoint
 from cft.training.checkpointing.keeper import CheckpointKeeper, WholeFiles
 from cft.training.checkpointing.position import Position, position_of
 from cft.training.checkpointing.resume import Start, begin, require_same_steps, require_steps_left
-from cft.training.distributed.launcher import SameEverywhere, use_own_launcher
+from cft.training.distributed.launcher import SameEverywhere, leave_group, use_own_launcher
 from cft.training.distributed.sharding import FullySharded
 from cft.training.memory import (
     device_memory,
@@ -117,7 +117,7 @@ class Fit:
             )
             trainer.strategy.checkpoint_io = WholeFiles()
             if position:
-                require_steps_left(position, max_epochs=cfg.trainer.max_epochs)
+                require_steps_left(position, max_epochs=cfg.trainer.max_epochs, max_steps=trainer.max_steps)
                 rows = cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
                 require_same_steps(position, rows_per_step=rows)
             self.require_room(trainer)
@@ -129,6 +129,7 @@ class Fit:
             failed = True
             try:
                 trainer.fit(self.module, datamodule=self.data, ckpt_path=start.checkpoint, weights_only=True)
+                leave_group(trainer)
                 failed = False
             except SystemExit as stop:  # what Lightning makes of Ctrl-C
                 raise (KeyboardInterrupt if trainer.interrupted else stop) from None

@@ -31,9 +31,11 @@ from transformers import (
 
 from cft.losses.objective import Objective, TermSum
 from cft.models.cpu.gradient_in_place import gradients_in_place
+from cft.models.load import hash_of
 from cft.references.models import LiveReference
 from cft.training.callbacks.guards import gradient_norm, require_finite
-from cft.training.distributed.sharding import is_sharded, shard
+from cft.training.checkpointing.checkpoints import CheckpointError
+from cft.training.distributed.sharding import FullySharded, is_sharded, shard, sum_over_replicas
 from cft.training.layout import Layout
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
 from cft.types import StepCounts, TokenBatch
@@ -41,6 +43,7 @@ from cft.types import StepCounts, TokenBatch
 # val/loss is of the objective that training ends with: under a schedule's coefficients of the moment two epochs would be
 # measured with two objectives, and the best one be chosen by the schedule.
 _VALIDATED_AT = 1.0
+FROZEN = "frozen_sha256"  # in the checkpoint
 
 
 class CausalLMModule(pl.LightningModule):
@@ -67,22 +70,56 @@ class CausalLMModule(pl.LightningModule):
         self.lm = SelectiveLM(model, objective, reference=reference, layout=layout)
         self.lm.check_head()
         self.lm.check_layout()
+        self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there
         self.build_optimizer = optimizer
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
         self.probe_every_n_steps = probe_every_n_steps
         self._promised = StepCounts()
+        self._frozen: str | None = None
         self._norm: Tensor | None = None  # of the gradient of the step under way
         terms = len(objective.names)
         self.register_buffer("_window", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
         self.register_buffer("_validation", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
         self.register_buffer("_probes", torch.zeros(6, dtype=torch.float64), persistent=False)
 
+    # ---- checkpoints: what is frozen is the base model, which is loaded anyway
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if frozen := frozen_names(self):
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
+            checkpoint[FROZEN] = self._frozen_hash()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not (frozen := frozen_names(self)):
+            return
+        found, wanted = checkpoint["state_dict"].keys(), {*self.state_dict()} - frozen
+        if found != wanted:
+            raise RuntimeError(
+                f"the checkpoint holds other weights than are trained here: {sorted(found ^ wanted)[:6]}"
+            )
+        if checkpoint.get(FROZEN) != self._frozen_hash():
+            raise CheckpointError(
+                "resume: the base model under the adapters is another than the one that the run began with; bring back the "
+                "files of model.path, or start a new run"
+            )
+
+    def _frozen_hash(self) -> str:
+        """Of the frozen weights, once; "" where they are shared out over ranks."""
+        if self._frozen is None:
+            frozen = frozen_names(self)
+            weights = {name: tensor for name, tensor in self.state_dict().items() if name in frozen}
+            self._frozen = "" if is_sharded(self) else hash_of(weights)
+        return self._frozen
+
     # ---- training
 
     def configure_model(self) -> None:
         # Set by a strategy that shares out the weights; the hook runs once the processes know of each other.
         if self.device_mesh is not None and not is_sharded(self):
-            shard(self.lm, self.lm.model, self.device_mesh)
+            strategy = self.trainer.strategy
+            replicas = strategy.replicas if isinstance(strategy, FullySharded) else 1
+            mixed = self.trainer.precision == "bf16-mixed"
+            shard(self.lm, self.lm.model, self.device_mesh, replicas=replicas, mixed=mixed)
 
     def on_fit_start(self) -> None:
         # from_pretrained gives eval mode and Lightning keeps it: dropout would stay off without this.
@@ -118,6 +155,8 @@ class CausalLMModule(pl.LightningModule):
         return every > 0 and self.global_step % every == 0 and batch_idx % accumulate == 0
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if isinstance(self.trainer.strategy, FullySharded):
+            sum_over_replicas(self.lm, last=not self.trainer.fit_loop._should_accumulate())
         with gradients_in_place(enabled=self._alone()):
             loss.backward(*args, **kwargs)
 
@@ -204,6 +243,11 @@ class CausalLMModule(pl.LightningModule):
     def _reduced(self, sums: Tensor) -> Tensor:
         """Sum over all ranks, on every rank."""
         return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")  # type: ignore[return-value]
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """Weights that no step changes: the base model under adapters."""
+    return {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
 
 def _sums(terms: tuple[TermSum, ...], like: Tensor) -> Tensor:

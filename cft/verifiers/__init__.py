@@ -14,6 +14,17 @@ from cft.verifiers.first_answer import FirstAnswer
 from cft.verifiers.math import Math
 from cft.verifiers.numeric import Numeric
 from cft.verifiers.text import Exact, Regex
-from cft.verifiers.verdict import verifier_fingerprint
+from cft.verifiers.verdict import BadVerifier, other_verifier_note, verifier_fingerprint
 
-__all__ = ["Exact", "FirstAnswer", "Math", "MultipleChoice", "Numeric", "Options", "Regex", "verifier_fingerprint"]
+__all__ = [
+    "BadVerifier",
+    "Exact",
+    "FirstAnswer",
+    "Math",
+    "MultipleChoice",
+    "Numeric",
+    "Options",
+    "Regex",
+    "other_verifier_note",
+    "verifier_fingerprint",
+]

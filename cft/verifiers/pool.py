@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import IO, cast
 
 import cft
+from cft.errors import UserError
 from cft.types import Decision, Verdict, Verifier
 
 START_UP_S = 120.0  # a worker's imports, on a busy machine
@@ -34,7 +35,14 @@ CHUNK_ITEMS = 64
 CHUNK_CHARS = 1 << 20
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
+SUSPICIOUS = 8  # items of a batch, all of which failed: it is not the texts
+_SHOWN_CHARS = 300
+
 Item = tuple[str, str]
+
+
+class VerifierError(UserError, RuntimeError):
+    """The verifier itself is at fault: it raised, or came to no end on any text. Its verdicts are not used."""
 
 
 @dataclass(slots=True)
@@ -86,7 +94,11 @@ class VerifierPool:
         return tuple(worker.process.pid for worker in self._alive)
 
     def verify_all(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict an item (response, gold answer), in order. Raises only if a worker cannot start."""
+        """One verdict an item (response, gold answer), in order.
+
+        Raises VerifierError where the verifier raised, or failed on every item of a batch; RuntimeError if a worker cannot
+        start.
+        """
         with self._lock:
             if self._closed:
                 raise RuntimeError("this VerifierPool is closed; open a new one")
@@ -107,14 +119,20 @@ class VerifierPool:
                 if worker.ready and not worker.pending and waiting:
                     self._dispatch(worker, items, waiting)
             for worker in self._readable():
-                if self._receive(worker, verdicts):
+                if self._receive(worker, verdicts, items):
                     continue
                 reason = f"the verifier's process ended ({_how_it_ended(worker.process)})"
                 self._replace(worker, reason, verdicts, waiting)
             now = time.monotonic()
             for worker in [worker for worker in self._alive if worker.deadline <= now]:
                 self._replace(worker, f"no verdict within {self._timeout_s:g} s", verdicts, waiting)
-        return cast(list[Verdict], verdicts)
+        done = cast(list[Verdict], verdicts)
+        if len(done) >= SUSPICIOUS and all(verdict.failed for verdict in done):
+            raise VerifierError(
+                f"verifier: it came to an end on none of {len(done)} texts; the first: {done[0].reason}. Mend it, or give it "
+                "more time (verify.timeout_s). Nothing of these verdicts is kept; then run the same command again"
+            )
+        return done
 
     def _start(self) -> None:
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its worker
@@ -149,8 +167,11 @@ class VerifierPool:
         patience = max(0.0, min((worker.deadline for worker in self._alive), default=0.0) - time.monotonic())
         return [key.data for key, _ in self._selector.select(timeout=min(patience, 60.0))]
 
-    def _receive(self, worker: _Worker, verdicts: list[Verdict | None]) -> bool:
-        """Take what a worker has said; False if it has ended, or says what no worker of ours says."""
+    def _receive(self, worker: _Worker, verdicts: list[Verdict | None], items: Sequence[Item]) -> bool:
+        """Take what a worker has said; False if it has ended, or says what no worker of ours says.
+
+        Raises VerifierError where the verifier raised.
+        """
         assert worker.process.stdout is not None
         data = worker.process.stdout.read(1 << 16)
         if not data:
@@ -163,6 +184,13 @@ class VerifierPool:
                 worker.ready = True
             elif (verdict := _verdict(line)) and worker.pending:
                 verdicts[worker.pending.popleft()] = verdict
+            elif worker.pending and (error := _error(line)):
+                response, answer = items[worker.pending[0]]
+                raise VerifierError(
+                    f"verifier: it raised on the response {response[-_SHOWN_CHARS:]!r} (gold answer "
+                    f"{answer[:_SHOWN_CHARS]!r}):\n{error}\nA verifier gives a verdict on every text, undecided where it "
+                    "cannot tell. Mend it; nothing of these verdicts is kept, and the same command goes on"
+                )
             else:
                 return False
             worker.deadline = time.monotonic() + self._timeout_s if worker.pending else float("inf")
@@ -191,6 +219,15 @@ def _verdict(line: bytes | bytearray) -> Verdict | None:
         return Verdict(Decision(decision), str(extracted), bool(explicit), str(reason), bool(failed))
     except (ValueError, TypeError):
         return None
+
+
+def _error(line: bytes | bytearray) -> str:
+    """The traceback that a worker reports, "" where it reports none."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return ""
+    return str(said["error"]) if isinstance(said, dict) and said.keys() == {"error"} else ""
 
 
 def _pickled(verifier: Verifier) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from cft.errors import UserError
+from cft.files import sha256_file
 from cft.types import Decision, Verdict, Verifier
 from cft.verifiers.extract import Found, explicit_answer
 from cft.verifiers.numbers import ParsedNumber, agrees
@@ -25,32 +29,72 @@ class LastAnswer:
         return False
 
 
+class BadVerifier(UserError, TypeError):
+    """A class that cannot serve as a verifier; the message names it and what it lacks."""
+
+
 def verifier_fingerprint(verifier: Verifier) -> str:
     """Name, version and arguments (a verifier among them likewise) as canonical JSON, for an annotation's manifest.
 
-    No module path: a verifier that moves is the same one, and one whose verdicts change has another version.
+    No module path: a verifier that moves is the same one, and one whose verdicts change has another version. Of a class
+    from outside this package the hash of its source as well: a version that was not raised would let the verdicts of two
+    programs pass for those of one.
 
     Raises:
-        TypeError: the verifier is not a dataclass, so that its arguments are not known.
+        BadVerifier: the class says neither name nor version, lacks a method, or is no dataclass, so that its arguments
+            are not known.
     """
     return json.dumps(_described(verifier), sort_keys=True, default=_described)
 
 
+def other_verifier_note(annotated: str, now: str) -> str:
+    """What a reader must know where accuracy is graded by another verifier than an annotation; "" where it is not. Both as
+    `verifier_fingerprint` gives them."""
+    if annotated == now:
+        return ""
+    return (
+        f"Note: the annotation was graded by {_told(annotated)}, accuracy is graded by {_told(now)}: a response that one of "
+        "them takes for right the other may not. Choose the annotation's with verifier=..., if that is not meant"
+    )
+
+
+def _told(fingerprint: str) -> str:
+    found = json.loads(fingerprint)
+    arguments = ", ".join(f"{name}={value}" for name, value in sorted(found["args"].items()))
+    return f"{found['name']}({arguments}), version {found['version']}"
+
+
 def _described(verifier: Any) -> dict[str, Any]:
+    kind = type(verifier)
+    named = f"{kind.__module__}.{kind.__qualname__}"
     if not dataclasses.is_dataclass(verifier) or isinstance(verifier, type):
-        raise TypeError(
-            f"{type(verifier).__qualname__} is not a dataclass, so its arguments cannot be fingerprinted; "
+        raise BadVerifier(
+            f"verifier: {named} is not a dataclass, so its arguments cannot be fingerprinted; "
             "declare it with @dataclass(frozen=True, slots=True, kw_only=True)"
         )
-    missing = [key for key in ("name", "version") if not isinstance(getattr(verifier, key, None), str)]
-    if missing:
-        raise TypeError(
-            f"{type(verifier).__qualname__} has no {' and no '.join(missing)}: a verifier says both as text, "
-            'such as version: ClassVar[str] = "1" (see cft.types.Verifier)'
-        )
+    for key in ("name", "version"):
+        if not isinstance(value := getattr(verifier, key, None), str) or not value:
+            raise BadVerifier(
+                f'verifier: {named} has no {key}; give it one, such as `{key}: ClassVar[str] = "1"`, and raise the version '
+                "whenever a verdict may change: annotations and results of different versions are never mixed"
+            )
+    if missing := [name for name in ("__call__", "final") if not callable(getattr(verifier, name, None))]:
+        raise BadVerifier(f"verifier: {named} lacks {' and '.join(missing)}; see cft.types.Verifier")
     arguments: dict[str, Any] = {field.name: getattr(verifier, field.name) for field in dataclasses.fields(verifier)}
     identity: Any = verifier
-    return {"name": identity.name, "version": identity.version, "args": arguments}
+    described = {"name": identity.name, "version": identity.version, "args": arguments}
+    if kind.__module__.partition(".")[0] != __name__.partition(".")[0]:
+        described["source"] = _source_hash(kind)
+    return described
+
+
+def _source_hash(kind: type) -> str:
+    """Of the file that defines a class, in which its helpers stand as well; "" where there is none."""
+    try:
+        path = inspect.getsourcefile(kind)
+    except TypeError:
+        path = None
+    return sha256_file(Path(path))[:16] if path else ""
 
 
 def gold_text(answer: str) -> str:

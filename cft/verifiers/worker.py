@@ -2,7 +2,7 @@
 
 Standard input: one line with the pickled verifier, then one JSON line a chunk, [[response, answer], ...].
 Standard output: a "ready" line, then one JSON line an item as each is done, the fields of its verdict in their order:
-[decision, extracted, explicit, reason, failed].
+[decision, extracted, explicit, reason, failed]; or {"error": its traceback} where the verifier raised.
 Nothing that comes back is unpickled: a compromised worker can say only verdicts. It imports neither torch nor
 transformers, and never the user's `__main__`.
 """
@@ -10,17 +10,20 @@ transformers, and never the user's `__main__`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import os
 import pickle
 import resource
 import sys
+import traceback
 from typing import Any
 
 from cft.types import Decision, Verdict, Verifier
 
 MEMORY_BYTES = 1 << 30
+TRACEBACK_CHARS = 4000
 CPU_SLACK_S = 2.0  # beyond the deadline: the parent's kill comes first, this one is for a parent that is gone
 
 
@@ -32,7 +35,8 @@ def main() -> None:
     setup = json.loads(requests.readline())
     verifier: Verifier = pickle.loads(base64.b64decode(setup["verifier"]))
     # Lazy imports happen here, on the start-up's time instead of the first item's.
-    verdict_of(verifier, "\\boxed{x + 1}", "1 + x")
+    with contextlib.suppress(Exception):  # of answers of its own kind a verifier may ask more
+        verdict_of(verifier, "\\boxed{x + 1}", "1 + x")
     if sys.platform == "linux":  # elsewhere address space says little about memory, and the call may fail
         limit(resource.RLIMIT_AS, MEMORY_BYTES)
     limit(resource.RLIMIT_CORE, 0)
@@ -40,16 +44,21 @@ def main() -> None:
     for line in requests:
         for response, answer in json.loads(line):
             limit_cpu(setup["timeout_s"] + CPU_SLACK_S)
-            verdict = verdict_of(verifier, response, answer)
-            fields = (verdict.decision.value, verdict.extracted, verdict.explicit, verdict.reason, verdict.failed)
-            _reply(replies, fields)
+            try:
+                verdict = verdict_of(verifier, response, answer)
+                fields = (verdict.decision.value, verdict.extracted, verdict.explicit, verdict.reason, verdict.failed)
+            except Exception:  # noqa: BLE001 - reported to the parent, which ends the run
+                _reply(replies, {"error": traceback.format_exc()[-TRACEBACK_CHARS:]})
+            else:
+                _reply(replies, fields)
 
 
 def verdict_of(verifier: Verifier, response: str, answer: str) -> Verdict:
-    """The verifier's verdict; an error of the verifier is "undecided", with what it was."""
+    """The verifier's verdict; "undecided" where the text is too much for memory or stack. Other errors are mistakes of the
+    verifier, and pass."""
     try:
         return verifier(response, answer)
-    except Exception as error:  # noqa: BLE001 - the border to untrusted text: reported in the verdict, never swallowed
+    except (MemoryError, RecursionError) as error:
         reason = f"the verifier failed: {type(error).__name__}: {str(error)[:200]}"
         return Verdict(decision=Decision.UNDECIDED, extracted="", explicit=False, reason=reason, failed=True)
 

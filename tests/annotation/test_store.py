@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import shlex
 import shutil
@@ -415,7 +416,7 @@ def test_the_rebuild_command_of_a_damaged_shard_works(folder: Path, copied: Path
     assert ended.status == 2
     assert "Traceback" not in ended.text
     assert str(path) in ended.text
-    command = ended.err.partition("rm ")[2].partition(", then repeat")[0]
+    command = ended.err.partition("rm ")[2].partition(". Then: ")[0]
     subprocess.run(["rm", *shlex.split(command)], check=True)
     rebuilt = made_by(copied, "short")
     same(rebuilt.rows(), AnnotationStore(folder / "short").rows(), atol=1e-4)
@@ -451,3 +452,49 @@ def test_a_store_made_under_other_conditions_is_not_gone_on_with(copied: Path) -
     for part in ("decoding: stored", "'max_new_tokens': 60", "verifier: stored", "another name (annotation=...)"):
         assert part in ended.text
     assert "Traceback" not in ended.text
+
+
+def test_a_unit_that_the_manifest_counts_is_there_or_named(tmp_path: Path) -> None:
+    made = AnnotationStore(tmp_path / "a")
+    info = {"written_by": [{"command": "cft annotate annotation=a limit=6"}]}
+    with made.writing(fingerprint=FINGERPRINT, info=info):
+        for u in range(3):
+            made.commit(u, rows=[row([5, 2], number=u)], problems=[problem(u)], facts={"counts": {"problems": 1}})
+    (made.folder / "units" / "00001.json").unlink()
+    for read in (made.rows, made.problems):
+        with pytest.raises(
+            StoreError, match=r"counts 3 units, 2 are there \(missing: .*00001.json\).*annotation=a limit=6"
+        ):
+            read()
+    with made.writing(fingerprint=FINGERPRINT, info=info):
+        made.commit(1, rows=[row([5, 2], number=1)], problems=[problem(1)], facts={"counts": {"problems": 1}})
+    assert [r.problem_id for r in made.rows()] == ["p0", "p1", "p2"]
+
+
+def test_units_of_other_conditions_are_never_taken_over(tmp_path: Path) -> None:
+    made = committed(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with (
+        pytest.raises(StoreError, match="2 of its 2 units were made under other conditions"),
+        made.writing(fingerprint={**FINGERPRINT, "verifier": "exact"}, info={}),
+    ):
+        pytest.fail("units of another verifier were taken over")
+    assert not (tmp_path / "manifest.json").exists()
+    with made.writing(fingerprint=FINGERPRINT, info={}):  # of the same conditions they are its own
+        pass
+    assert len(made.rows()) == 4
+
+
+def test_a_unit_put_in_from_another_annotation_is_refused(tmp_path: Path) -> None:
+    made = committed(tmp_path)
+    record = tmp_path / "units" / "00001.json"
+    for change, message in (
+        ({"fingerprint": "0" * 64}, "other conditions"),
+        ({"counts": {"problems": 3}}, "files of another annotation"),
+    ):
+        before = record.read_text()
+        record.write_text(json.dumps({**json.loads(before), **change}))
+        with pytest.raises(StoreError, match=message):
+            made.rows()
+        record.write_text(before)
+    made.rows()

@@ -296,7 +296,7 @@ def test_a_suite_is_for_evaluation_and_holds_the_members_of_suites(tmp_path: Pat
     outer = suite(name="outer", members={"b": one, "inner": inner})  # pyright: ignore[reportArgumentType]
     assert members_of(outer) == {"b": one, "a": one}
     assert members_of(one) == {"mine": one}
-    with pytest.raises(ProblemError, match=r"evaluate\.py runs it; train\.py tests on one"):
+    with pytest.raises(ProblemError, match=r"cft evaluate runs it; cft train tests on one"):
         outer.of("test")
     with pytest.raises(ProblemError, match="no members"):
         suite(name="none", members={})

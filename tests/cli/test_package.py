@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -197,6 +198,7 @@ def test_configs_of_ones_own_are_found(
     (tmp_path / "whole" / "labels.yaml").write_text("defaults:\n  - labels_schema\n  - _self_\nout: here\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cft"])
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # put back: --cfg leaves it set
     with pytest.raises(SystemExit) as end:
         main(["train", "--config-dir", "mine", "mask=own", "--help"])
     assert end.value.code == 0

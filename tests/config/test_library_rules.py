@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from cft.config.build import CONF_DIR
+from cft.config.build import CONF_DIR, ConfigError
 from cft.config.library_rules import library_mistakes
+from cft.models.load import Lora, apply_lora
+from tests.conftest import make_llama
+from tests.stage import composed
 
 
 @pytest.mark.parametrize(
@@ -96,3 +100,21 @@ def test_what_describes_a_run_may_not_be_left_to_a_constructor(key: str) -> None
     group, _, name = key.partition(".")
     del tree[group][name]
     assert [found for found, _ in library_mistakes(tree)] == [key]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_trained_in_float32(dtype: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.dtype: expected float32 for training.*trainer\.precision=bf16-mixed"
+    ):
+        composed("train", f"model.dtype={dtype}")
+
+
+def test_a_frozen_base_may_be_bfloat16_since_its_adapters_are_float32() -> None:
+    assert composed("train", "model.dtype=bfloat16", "model/lora=default").model.dtype == "bfloat16"
+    with pytest.raises(ConfigError, match=r"model\.dtype"):
+        composed("train", "model.dtype=float16", "model/lora=default")
+    model = make_llama().to(torch.bfloat16)
+    apply_lora(model, lora=Lora())
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}

@@ -300,5 +300,5 @@ def test_the_command_makes_what_the_mask_asks_for(tmp_path: Path) -> None:
 
 def test_an_annotation_of_ones_own_is_completed(tmp_path: Path) -> None:
     annotation(tmp_path / "mine", rows=[row([5, 6], outcomes=[[1, -1], [0, 0]])])
-    with pytest.raises(MaskError, match=r"python annotate\.py annotation=<name> complete=true"):
+    with pytest.raises(MaskError, match=r"cft annotate annotation=<name> complete=true"):
         module(tmp_path, mask=Critical(rule="share"), validation_fraction=0.0)

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cft.config.build import build
 from cft.data.sources import arithmetic
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import SharedPrefixEngine
-from cft.evaluation.evaluation import GREEDY_SAMPLE, Sample, SampleRequest, Solver, summarise, write_samples
+from cft.evaluation.evaluation import (
+    GREEDY_SAMPLE,
+    Sample,
+    SampleRequest,
+    Solver,
+    accuracy_sentence,
+    summarise,
+    verdict_counts,
+    write_samples,
+)
+from cft.evaluation.metrics import Interval
+from cft.evaluation.room import NoRoom, require_room, room_for
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.prompts.chat import Chat
+from cft.stages.train import _room as room_of_part
 from cft.types import Completion, Outcome, Problem
 from cft.verifiers import Numeric
 from cft.verifiers.grader import Grader
+from experiments.accuracy_by_limit import falls, points, tiny_arith_solver
 from tests.stage import composed
 
 
 @pytest.fixture(scope="module")
 def parts():
-    from cft.config.build import build
-
     spec = build(composed("evaluate").model)
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
     problems = arithmetic(name="a", seed=0, num_train=1, num_validation=1, num_test=12).of("test")
@@ -101,14 +114,98 @@ def test_k_runs_over_powers_of_two_and_the_number_of_samples(n: int, pass_at: li
     assert value.get("eval/sampled_cut_off_rate", 0.0) == pytest.approx(1 / n if n else 0.0)
 
 
-def test_a_prompt_without_room_counts_as_cut_off(parts) -> None:
-    model, eos, tokenizer, problems, _ = parts
+@pytest.mark.parametrize("make_engine", [ReferenceEngine, SharedPrefixEngine])
+def test_a_short_of_room_problem_is_run_with_the_room_there_is(parts, make_engine) -> None:
+    model, eos, tokenizer, problems, solver = parts
+    request = SampleRequest(1, 1.0, 1.0, 0, 64)
+    free = ids(solver(SharedPrefixEngine(model, eos)).solve(problems[:4], request=request, title=""))
+    longest = max(len(solver(None).prompt.ids(tokenizer, p.question)) for p in problems[:4])
     grader = Grader(tokenizer, lambda items: [Numeric(fallback_last_number=True)(*item) for item in items])
-    tight = Solver(SharedPrefixEngine(model, eos), tokenizer, Chat(system="", template="{question}"), grader, 70)
-    samples = tight.solve(problems[:2], request=SampleRequest(0, 0.0, 1.0, 0, 64), title="")
-    assert [(s.completion.finish, len(s.completion.ids), s.outcome) for s in samples] == [
-        ("length", 0, Outcome.CUT_OFF)
-    ] * 2
+    context = longest + 30  # every problem has room, none for 64 tokens
+    tight = Solver(make_engine(model, eos), tokenizer, Chat(system="", template="{question}"), grader, context)
+    samples = tight.solve(problems[:4], request=request, title="")
+    for one in samples:
+        room = context - len(tight.prompt.ids(tokenizer, one.problem.question))
+        whole = free[one.problem.id, one.sample]
+        assert one.completion.ids.tolist() == whole[:room]
+        assert one.completion.finish == ("stop" if len(whole) <= room else "length")
+    assert {s.completion.finish for s in samples} == {"stop", "length"}
+
+
+def test_a_problem_without_room_is_not_run_and_never_wrong(parts) -> None:
+    _, _, tokenizer, problems, solver = parts
+    lengths = {p.id: len(solver(None).prompt.ids(tokenizer, p.question)) for p in problems}
+    context = sorted(lengths.values())[-1]  # the longest prompt fills it
+    room = room_for(problems, prompt_len=lambda p: lengths[p.id], context=context, max_new_tokens=64)
+    longest = [p.id for p in problems if lengths[p.id] == context]
+    assert room.facts()["not_run"] == longest
+    assert room.facts()["problems"] == len(problems) - len(longest) == len(room.run)
+    tight = Solver(None, tokenizer, Chat(system="", template="{question}"), None, context)  # pyright: ignore
+    with pytest.raises(ValueError, match="without room"):
+        tight.solve(problems, request=REQUEST, title="")
+
+
+def test_more_not_run_than_allowed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    problems = [Problem(f"p{i}", "q", "1") for i in range(20)]
+    room = room_for(problems, prompt_len=lambda p: 10 + int(p.id[1:]), context=28, max_new_tokens=5)
+    assert [p.id for p in room.not_run] == ["p18", "p19"]
+    assert [p.id for p in room.short] == ["p14", "p15", "p16", "p17"]
+    asked = {"where": "b/test", "key": "evaluation.max_not_run", "max_new_tokens": 5}
+    with pytest.raises(
+        NoRoom, match=r"2 of the 20 problems of b/test \(10\.0%\).*p18, p19.*evaluation.max_not_run=0.1"
+    ):
+        require_room(room, max_not_run=0.09, **asked)
+    require_room(room, max_not_run=0.1, **asked)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Not run: 2 of 20" in said
+    assert "p18, p19" in said
+    assert "rate is of the other 18" in said
+    assert "Short of room: 4 of 18" in said
+    for empty in (room_for([], prompt_len=len, context=28, max_new_tokens=5), replace(room, run=())):
+        with pytest.raises(NoRoom):
+            require_room(empty, max_not_run=1.0, **asked)
+
+
+def test_accuracy_over_the_limit_has_no_cliff() -> None:
+    problems = arithmetic(name="a", seed=0, num_train=1, num_validation=1, num_test=8).of("test")
+    solver = tiny_arith_solver(context=100)
+    curve = points(solver, problems, limits=[30, 60, 75, 90, 100])
+    assert not falls(curve)
+    assert curve[-1].right > curve[0].right
+    assert curve[-1].short == 8
+    assert curve[-1].run == 8
+
+
+@pytest.mark.parametrize("part", ["validation", "evaluation"])
+def test_training_refuses_problems_without_room_before_it_starts(part: str) -> None:
+    other = {"validation": "evaluation", "evaluation": "validation"}[part]
+    best = ("callbacks=best_loss",) if part == "evaluation" else ()
+    cfg = composed("train", f"prompt.system={'word ' * 300}", f"{part}.problems=3", f"{other}.problems=0", *best)
+    splits = arithmetic(name="a", seed=0, num_train=1, num_validation=3, num_test=3)
+    tokenizer = load_tokenizer(build(cfg.model))
+    with pytest.raises(NoRoom, match=r"evaluation\.max_not_run=0\.01: 3 of the 3"):
+        room_of_part(cfg, splits, part, tokenizer=tokenizer, prompt=build(cfg.prompt), context=256)
+
+
+def test_undecided_is_counted_apart() -> None:
+    samples = [
+        sample("a", GREEDY_SAMPLE, right=True, extracted="1"),
+        sample("b", GREEDY_SAMPLE, right=False, extracted=""),
+    ]
+    samples.append(replace(samples[1], problem=Problem("c", "q", "1"), outcome=Outcome.UNDECIDED))
+    counts = verdict_counts(samples)
+    assert counts == {"right": 1, "wrong": 1, "cut off": 0, "undecided": 1}
+    said = accuracy_sentence(counts, not_run=2)
+    assert "1 right of 3 problems run" in said
+    assert "2 not run" in said
+    assert "between 0.333 and 0.667" in said
+
+
+def test_lengths_that_are_all_zero_are_no_rate() -> None:
+    samples = [sample(f"p{i}", GREEDY_SAMPLE, right=False, extracted="", length=0) for i in range(10)]
+    intervals, _ = summarise(samples, seed=0)
+    assert intervals["eval/response_tokens"] == Interval(0.0, 0.0, 0.0)
+    assert intervals["eval/accuracy"].high > 0.1  # 0 of 10 right does not mean never
 
 
 def test_every_response_is_written(parts, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from cft.annotation.annotator import Annotator
 from cft.annotation.counterfactual import ListSource, alternatives
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import EngineError, SharedPrefixEngine
-from cft.judging.judge import Judge
 from cft.models.architecture import context_length, require_room
 from cft.models.export import export, require_exportable
 from cft.models.load import (
@@ -34,7 +33,8 @@ from cft.models.load import (
 )
 from cft.models.text import decode
 from cft.prompts.chat import Chat, Plain, PromptError, TextError, encoded, prompting, response_ids
-from cft.types import GREEDY, Budget, Completion, Engine, Fork, Judgement, Problem, TopTokens, Trunk, Verdict
+from cft.types import GREEDY, Budget, Completion, Decision, Engine, Fork, Problem, TopTokens, Trunk, Verdict
+from cft.verifiers.grader import Grader
 from tests.conftest import CHAT_TEMPLATE, WORDS, make_llama, make_tokenizer
 from tests.fakes import ScriptedEngine, random_llama
 
@@ -174,13 +174,13 @@ def annotated(
     vocabulary = max(tokenizer.get_vocab().values()) + 1
     engine = engine or Scored(vocabulary)
     verified: Callable[[Sequence[tuple[str, str]]], list[Verdict]] = lambda items: [  # noqa: E731
-        Verdict(Judgement.RIGHT, answer, explicit=True, reason="") for _, answer in items
+        Verdict(Decision.RIGHT, answer, explicit=True, reason="") for _, answer in items
     ]
     return Annotator(
         engine=engine,
         tokenizer=tokenizer,
         prompt=CHAT,
-        judge=Judge(tokenizer, verified),
+        grader=Grader(tokenizer, verified),
         budget=Budget(100),
         eos_ids=eos,
         max_positions=1000,

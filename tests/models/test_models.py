@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MistralConfig, Qwen2Config
 
+from cft.models.export import SUMS, DamagedModel
 from cft.models.load import (
     Lora,
     ModelError,
@@ -292,6 +293,30 @@ def test_a_tied_model_stays_tied_and_a_second_export_replaces_the_first(tmp_path
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     assert not (folder / "stale.txt").exists()
     assert torch.equal(logits(load_causal_lm(spec(folder))), logits(model))
+
+
+def test_a_damaged_export_is_refused_with_the_file_that_is_damaged(tmp_path: Path) -> None:
+    folder = export(make_llama(), make_tokenizer(), folder=tmp_path / "hf")
+    for name, load in (("model.safetensors", load_causal_lm), ("tokenizer.json", load_tokenizer)):
+        path = folder / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(DamagedModel, match=rf"{name}: damaged, SHA-256"):
+            load(spec(folder))
+        path.write_bytes(whole)
+        load(spec(folder))
+    subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=folder, check=True)
+
+
+def test_an_export_is_written_with_the_mode_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = export(make_llama(), make_tokenizer(), folder=tmp_path / "hf")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
+        path.name: 0o640 for path in folder.iterdir()
+    }
 
 
 def test_an_export_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import struct
@@ -28,7 +29,7 @@ from cft.report.figure import accuracy_figure, forest_figure
 from cft.report.page import PageTable, Section, write_page
 from cft.report.profile_figure import critical_figure
 from cft.report.spreadsheet import cell, write_arms, write_runs
-from cft.report.table import cells, comparison_table, markdown
+from cft.report.table import cells, comparison_table, latex, markdown
 from cft.report.text import one_line, printable
 from cft.report.transcript import levels, terminal
 from cft.types import AnnotatedResponse, Outcome
@@ -70,7 +71,8 @@ def write_run(root: Path, name: str, arm: dict[str, Any], *, seed: int, correct:
 
 
 def arm(mask: str, weighting: str = "uniform", **more: Any) -> dict[str, Any]:
-    return {"model": "tiny", "mask": mask, "weighting": weighting, "loss.normalizer": "critical", **more}
+    method = {"mask": mask, "weighting": weighting, "loss": "nll", "reference": "none", "groups": "none"}
+    return {"model": "tiny", **method, "loss.normalizer": "critical", **more}
 
 
 TARGETS = {"all": "cft.masks.base.All", "critical": "cft.masks.base.Critical"}
@@ -265,7 +267,10 @@ def test_labels_tell_arms_apart_by_what_differs(tmp_path: Path) -> None:
 
 
 def test_the_base_model_may_come_from_the_trained_runs(tmp_path: Path) -> None:
-    base = {"eval/accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    base = {
+        "metrics": {"eval/accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
+        "per_problem": {"id": ["p0", "p1"], "correct": [1, 0]},
+    }
     write_run(tmp_path, "a", arm("all"), seed=0, correct=[1, 0], base=base)
     (comparison,) = compare(collect([tmp_path]))
     assert comparison.arms[0].label == BASE
@@ -460,7 +465,13 @@ def test_a_report_holds_every_file(tmp_path: Path, comparison: Comparison, row: 
         for kind in ("png", "pdf")
     }
     tables = {f"{name}.csv" for name in ("comparison", "arms", "differences", "critical_tokens", "compute")}
-    assert {path.name for path in out.iterdir()} == {*figures, *tables, "comparison.md", "report.html"}
+    assert {path.name for path in out.iterdir()} == {
+        *figures,
+        *tables,
+        "comparison.md",
+        "comparison.tex",
+        "report.html",
+    }
     html = page.read_text(encoding="utf-8")
     images = [a["src"] for tag, a in Page(html).tags if tag == "img"]
     assert len(images) == 4
@@ -515,7 +526,8 @@ def test_arms_that_differ_in_a_setting_of_their_yaml_are_apart_and_labelled_by_i
 
 def test_a_rule_that_differs_under_one_mask_is_shown(tmp_path: Path) -> None:
     for i, rule in enumerate(("all", "any")):
-        write_run(tmp_path, str(i), arm("critical"), seed=0, correct=[1, 0], settings={"mask.rule": rule})
+        own = {"mask.rule": rule} if rule != "all" else {}  # an arm holds what is not the option's own
+        write_run(tmp_path, str(i), arm("critical", **own), seed=0, correct=[1, 0], settings={"mask.rule": rule})
     (comparison,) = compare(collect([tmp_path]))
     assert [a.label for a in comparison.arms] == ["CFT", "critical, rule=any"]
 
@@ -560,3 +572,71 @@ def test_runs_on_different_rows_of_an_annotation_are_noted(
         write_run(tmp_path, str(i), arm("all"), seed=i, correct=[1, 0], data=data)
     (comparison,) = compare(collect([tmp_path]))
     assert any("different rows" in note for note in comparison.notes) is noted
+
+
+def test_runs_on_other_numbers_of_problems_are_compared_on_those_they_share(tmp_path: Path) -> None:
+    ids = [f"p{i}" for i in range(6)]
+    write_run(tmp_path, "few", arm("all"), seed=0, correct=[1, 0, 0], ids=ids[:3])
+    write_run(tmp_path, "many", arm("critical"), seed=0, correct=[0, 1, 1, 1, 1, 1], ids=[*ids[3:], *ids[:3]])
+    write_run(tmp_path, "again", arm("critical"), seed=0, correct=[1], ids=ids[:1])  # fewer of an arm and seed
+    (found,) = compare(collect([tmp_path]))
+    assert found.problems == 3
+    values = {a.label: a.metrics["eval/accuracy"].interval.value for a in found.arms}
+    assert values == {"SFT": pytest.approx(1 / 3), "CFT": 1.0}
+    cft = next(a for a in found.arms if a.label == "CFT")
+    assert cft.difference is not None
+    assert cft.difference.value == pytest.approx(2 / 3)
+    assert len(cft.runs.run) == 1
+    assert "eval/entropy" not in cft.metrics  # one value for all six problems
+    notes = " ".join(found.notes)
+    assert "on the 3 problems that all 2 runs share; they were measured on 3 or 6" in notes
+    assert "measured on more problems" in notes
+
+
+def test_the_stated_base_is_of_the_shared_problems(tmp_path: Path) -> None:
+    ids = [f"p{i}" for i in range(4)]
+    base = {
+        "metrics": {"eval/accuracy": {"value": 0.5, "low": 0.0, "high": 1.0}},
+        "per_problem": {"id": ids, "correct": [1, 1, 0, 0]},
+    }
+    write_run(tmp_path, "a", arm("all"), seed=0, correct=[1, 0], ids=ids[:2], base=base)
+    (found,) = compare(collect([tmp_path]))
+    assert {a.label: a.metrics["eval/accuracy"].interval.value for a in found.arms} == {"base model": 1.0, "SFT": 0.5}
+
+
+def test_a_table_says_what_it_has_no_room_for(tmp_path: Path) -> None:
+    settings = {"settings": {"optimizer.lr": 1e-4}}
+    for seed in (0, 1):
+        write_run(tmp_path, f"a{seed}", arm("all"), seed=seed, correct=draws(seed, 0.4), **settings)
+        write_run(
+            tmp_path,
+            f"b{seed}",
+            arm("critical", "a_long_name_of_a_weighting"),
+            seed=seed,
+            correct=draws(9, 0.5),
+            **settings,
+        )
+    (found,) = compare(collect([tmp_path]))
+    titles, _ = cells(found)
+    for width in (80, 200):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(comparison_table(found, width=width))
+        text = " ".join(console.export_text().split())
+        named = text.partition("No room here for ")[2].partition(": see comparison.md")[0].split(", ")
+        header = text.partition("interval]")[2]
+        for name in titles:
+            assert (name in named) != (name.split()[0] in header.partition("No room")[0])
+        if width == 200:
+            assert "lr" in header.partition("No room")[0]
+            assert "entropy (nats)" in header.partition("No room")[0]
+
+
+def test_the_table_for_papers_is_booktabs_with_plain_text_escaped(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", arm("all"), seed=0, correct=[1, 0])
+    write_run(tmp_path, "b", arm("50%_&#"), seed=0, correct=[1, 1])
+    text = latex(compare(collect([tmp_path])))
+    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"50\%\_\&\#", r"\begin{tabular}{lr"):
+        assert part in text
+    body = text[text.index("\\toprule") : text.index("\\bottomrule")]
+    columns = {line.count(" & ") for line in body.splitlines() if line.endswith(r"\\")}
+    assert len(columns) == 1

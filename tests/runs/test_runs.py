@@ -13,7 +13,16 @@ import pytest
 from cft.config.build import ConfigError
 from cft.data.annotated import rows_hash
 from cft.runs.arm import arm_of
-from cft.runs.run import MEASURED_AS, TRAINED_BY, RunContext, identity_of, keep_rows, settings_of
+from cft.runs.run import (
+    MEASURED_AS,
+    TRAINED_BY,
+    ResultsError,
+    RunContext,
+    identity_of,
+    keep_rows,
+    read_results,
+    settings_of,
+)
 from cft.stages.evaluate import ARM_KEYS, _identity
 from experiments.learning_rates import best_rate, scores
 from tests.report.test_report import row_of
@@ -142,3 +151,11 @@ def test_rates_are_searched_for_each_whole_arm_and_one_metric(tmp_path: Path) ->
     searched(tmp_path, 2, metric="val/accuracy", rate=0.1, value=0.5, model="b")
     with pytest.raises(SystemExit, match="val/accuracy and val/loss"):
         scores([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_damaged_results_are_an_error_with_the_files_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ResultsError, match=r"results\.json: damaged.*Restore it from a copy"):
+        read_results(tmp_path)
+    assert read_results(tmp_path / "none") == {}

@@ -59,7 +59,7 @@ def test_twelve_jobs_twelve_folders_twelve_rows(ran: dict[str, Ended], folder: P
     with (sweep / "comparison.csv").open() as handle:
         assert len(list(csv.DictReader(handle))) == 12
     with (sweep / "arms.csv").open() as handle:
-        assert len(list(csv.DictReader(handle))) == 6
+        assert len(list(csv.DictReader(handle))) == 7  # six trained arms, and the model before training
     assert (sweep / "report.html").stat().st_size > 1000
     assert (sweep / "comparison.png").read_bytes().startswith(b"\x89PNG")
 

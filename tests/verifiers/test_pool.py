@@ -13,7 +13,7 @@ import pytest
 
 from cft.types import Decision, Verdict
 from cft.verifiers import Math, Numeric
-from cft.verifiers.pool import START_UP_S, VerifierPool
+from cft.verifiers.pool import START_UP_S, SUSPICIOUS, VerifierError, VerifierPool
 from tests.verifiers.hostile import HOSTILE, UNANSWERED
 from tests.verifiers.verifier_fakes import Introspective, Misbehaving, Unimportable
 
@@ -29,7 +29,7 @@ def test_verdicts_keep_the_order_and_equal_those_of_a_direct_call() -> None:
         assert pool.verify_all(items[:1]) == [NUMERIC(*items[0])]
 
 
-@pytest.mark.parametrize("fault", ["hang", "spin", "die", "segfault", "exit", "hoard", "raise"])
+@pytest.mark.parametrize("fault", ["hang", "spin", "die", "segfault", "exit", "hoard", "recurse"])
 def test_a_fault_makes_its_own_item_undecided_and_no_other(fault: str) -> None:
     responses = [str(i) for i in range(12)]
     responses[3] = responses[8] = fault
@@ -48,11 +48,28 @@ def test_a_fault_makes_its_own_item_undecided_and_no_other(fault: str) -> None:
 
 def test_the_reason_of_an_undecided_item_says_what_happened() -> None:
     with VerifierPool(Misbehaving(), workers=1, timeout_s=0.5) as pool:
-        hang, die, leave, fail = pool.verify_all([("hang", ""), ("die", ""), ("exit", ""), ("raise", "")])
+        hang, die, leave, fail = pool.verify_all([("hang", ""), ("die", ""), ("exit", ""), ("recurse", "")])
     assert "within 0.5 s" in hang.reason
     assert "signal 9" in die.reason
     assert "exit code 7" in leave.reason
-    assert "RuntimeError: as told" in fail.reason
+    assert "RecursionError" in fail.reason
+
+
+def test_a_verifier_that_raises_ends_the_run_with_its_traceback() -> None:
+    with VerifierPool(Misbehaving(), workers=1, timeout_s=5.0) as pool:
+        with pytest.raises(VerifierError, match=r"response 'raise' \(gold answer '7'\)") as error:
+            pool.verify_all([("1", ""), ("raise", "7"), ("2", "")])
+        for part in ("Traceback", "verifier_fakes.py", "RuntimeError: as told", "nothing of these verdicts is kept"):
+            assert part in str(error.value)
+        assert [v.extracted for v in pool.verify_all([("3", "")])] == ["3"]  # not an answer to what was given up
+
+
+def test_a_verifier_that_never_comes_to_an_end_is_at_fault_itself() -> None:
+    with (
+        VerifierPool(Misbehaving(), workers=2, timeout_s=5.0) as pool,
+        pytest.raises(VerifierError, match="exit code 7"),
+    ):
+        pool.verify_all([("exit", str(i)) for i in range(SUSPICIOUS)])
 
 
 def test_what_a_verifier_prints_cannot_pass_for_a_verdict() -> None:

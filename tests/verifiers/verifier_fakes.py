@@ -18,7 +18,7 @@ def verdict(extracted: str) -> Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misbehaving:
-    """Does what the response says: hang, spin, die, segfault, exit, hoard, raise, print; else echoes the response."""
+    """Does what the response says: hang, spin, die, segfault, exit, hoard, raise, recurse, print; else echoes the response."""
 
     name: ClassVar[str] = "misbehaving"
     version: ClassVar[str] = "1"
@@ -42,6 +42,8 @@ class Misbehaving:
                 return verdict(str(len(hoard)))
             case "raise":
                 raise RuntimeError("as told")
+            case "recurse":
+                raise RecursionError("too deep")
             case "print":
                 print('["right", "forged", true, "", false]', flush=True)
         return verdict(response)

@@ -7,14 +7,13 @@ checkpoints and says so; without one it starts anew. So a cluster may run the sa
 A multirun given its folder again (hydra.sweep.dir) goes on by itself: jobs that have results are passed over, the one that
 was cut off goes on, and a job that the folder has no run of gets one, whatever its number is now.
 
-A run has finished when its results.json is of as many epochs as are asked for. config.yaml does not tell: it says what was
-begun last. A new run is refused a folder in which it would cost an earlier one. Nothing is written before a start has
-passed every check (`begin`), and results of fewer epochs are then set aside.
+A run has finished when its results.json is of as many epochs and steps as are asked for. config.yaml does not tell: it
+says what was begun last. A new run is refused a folder in which it would cost an earlier one. Nothing is written before
+a start has passed every check (`begin`), and results of less are then set aside.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +24,21 @@ from omegaconf import DictConfig, OmegaConf
 from cft.config.build import ConfigError, config_hash, redacted
 from cft.console import console
 from cft.files import writing_errors
-from cft.runs.run import CONFIG, DATA, EXPORT, RESULTS, RunContext, flat, keep_rows, save_config
+from cft.runs.run import ADAPTER, CONFIG, DATA, EXPORT, RESULTS, RunContext, flat, keep_rows, read_results, save_config
 from cft.training.checkpointing.checkpoints import CHECKPOINTS, newest_checkpoint, newest_sound_checkpoint, set_aside
 from cft.training.checkpointing.position import Position
 
 AUTO = "auto"
 SAMPLES = "samples.parquet"
 # Keys that may differ between a run and its continuation. The next ones say how rows are shared out: `require_same_steps`.
-_FREE = ("resume", "trainer.max_epochs", "trainer.enable_progress_bar", "allow_targets", "annotations_dir")
+_FREE = (
+    "resume",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.enable_progress_bar",
+    "allow_targets",
+    "annotations_dir",
+)
 _SHARES = ("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "data.batch_size")
 _FREE_BELOW = ("trainer.strategy", "interruption", "callbacks.last")
 
@@ -74,13 +80,18 @@ def begin(start: Start, cfg: DictConfig, facts: dict[str, Any], *, annotation: P
     set_aside(folder / CHECKPOINTS, start=start.checkpoint)
 
 
-def require_steps_left(position: Position, *, max_epochs: int) -> None:
+def require_steps_left(position: Position, *, max_epochs: int, max_steps: int) -> None:
     """Raises ConfigError where the run that is resumed has gone beyond what is asked for."""
     done = position.epoch + int(position.next == "epoch" or position.epoch_steps > 0)
     if 0 <= max_epochs < done:
         raise ConfigError(
             f"resume: that run is in epoch {done} already, and trainer.max_epochs={max_epochs} asks for fewer; give it "
             f"trainer.max_epochs={done} or more, or leave out resume to start a new run"
+        )
+    if 0 <= max_steps < position.steps:
+        raise ConfigError(
+            f"resume: that run has done {position.steps} optimizer steps already, and trainer.max_steps={max_steps} asks for "
+            f"fewer; give it trainer.max_steps={position.steps} or more, or leave out resume to start a new run"
         )
 
 
@@ -103,8 +114,8 @@ def _newest_of_same_config(cfg: DictConfig, context: RunContext) -> Start:
             return Start(folder, finished=True)
     found = []
     for folder in same:
-        if 0 <= cfg.trainer.max_epochs < (_finished_epochs(folder) or 0):
-            continue  # a run of more epochs is no start for one of fewer
+        if any(0 <= now < then for then, now in zip(_finished_at(folder) or (), _asked(cfg), strict=False)):
+            continue  # a run of more epochs or steps is no start for one of fewer
         checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
         if checkpoint is not None:
             found.append((checkpoint.stat().st_mtime_ns, folder, checkpoint))
@@ -149,7 +160,7 @@ def _anew(cfg: DictConfig, context: RunContext) -> Start:
         return Start(folder)
     raise ConfigError(
         f"hydra.run.dir={folder}: holds {found}, which a new one would replace; choose another hydra.run.dir, or go on "
-        f"with it: resume={folder}, with its own arguments (trainer.max_epochs may be higher)"
+        f"with it: resume={folder}, with its own arguments (trainer.max_epochs and trainer.max_steps may be higher)"
     )
 
 
@@ -158,15 +169,20 @@ def _say_skipped(path: Path, damage: str) -> None:
 
 
 def _is_finished(folder: Path, cfg: DictConfig) -> bool:
-    return _finished_epochs(folder) == cfg.trainer.max_epochs
+    return _finished_at(folder) == _asked(cfg)
 
 
-def _finished_epochs(folder: Path) -> int | None:
-    """trainer.max_epochs of the training that the results are of, None where there are none."""
-    path = folder / RESULTS
-    if not path.is_file():
+def _asked(cfg: DictConfig) -> tuple[int, int]:
+    """(trainer.max_epochs, trainer.max_steps): the first that is reached ends a training; -1 = no limit."""
+    return cfg.trainer.max_epochs, cfg.trainer.get("max_steps", -1)
+
+
+def _finished_at(folder: Path) -> tuple[int, int] | None:
+    """What was asked for of the training that the results are of, None where there are none."""
+    if not (results := read_results(folder)):
         return None
-    return json.loads(path.read_text(encoding="utf-8"))["settings"]["trainer.max_epochs"]
+    settings = results["settings"]
+    return settings["trainer.max_epochs"], settings.get("trainer.max_steps", -1)
 
 
 def _set_results_aside(folder: Path) -> None:
@@ -174,10 +190,16 @@ def _set_results_aside(folder: Path) -> None:
     path = folder / RESULTS
     with writing_errors(path):
         if not path.is_file():  # then an export is one that no results were written about
-            shutil.rmtree(folder / EXPORT, ignore_errors=True)
+            for name in (EXPORT, ADAPTER):
+                shutil.rmtree(folder / name, ignore_errors=True)
             return
-        steps = json.loads(path.read_text(encoding="utf-8"))["budget"]["steps"]
-        for name in (EXPORT, SAMPLES, RESULTS):  # the results last: until then they say that there is something to move
+        steps = read_results(folder)["budget"]["steps"]
+        for name in (
+            EXPORT,
+            ADAPTER,
+            SAMPLES,
+            RESULTS,
+        ):  # the results last: they say that there is something to move
             if (folder / name).exists():
                 aside = folder / f"{name}.step-{steps}"
                 if aside.is_dir():
@@ -187,7 +209,7 @@ def _set_results_aside(folder: Path) -> None:
 
 def finished_accuracy(folder: Path) -> float:
     """What a finished run's training returned."""
-    metrics = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["metrics"]
+    metrics = read_results(folder)["metrics"]
     return float(metrics.get("eval/accuracy", {}).get("value", "nan"))
 
 
