@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cft.verifiers.algebra import equal_by_algebra, parsed_by_library, unread
+from cft.verifiers.algebra import equal_by_algebra
 from cft.verifiers.measures import compound
+from cft.verifiers.parsed import unread
 from cft.verifiers.values import NoValueError, same_values, value
 
 INTEGERS = st.integers(-9, 9)
@@ -86,7 +87,7 @@ def test_hours_and_minutes_are_minutes(hours: int, minutes: int) -> None:
     ],
 )
 def test_what_a_parser_passes_over_is_found(text: str, token: str) -> None:
-    found = unread(text, parsed_by_library(text))
+    found = unread(text)
     assert (found in text and found != "") if token else found == ""
 
 
