@@ -26,7 +26,7 @@ from cft.config.command_line import command_line_mistakes, read_command_line
 from cft.config.stages import STAGES
 from cft.masks.base import Critical, mask_weights
 from cft.report.catalogue import GROUPS
-from cft.report.transcript import OUTCOME_WORDS
+from cft.report.explorer import OUTCOME_WORDS
 from cft.types import AnnotatedResponse, Outcome
 from tests.conftest import ROOT
 

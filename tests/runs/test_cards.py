@@ -17,8 +17,9 @@ from cft.annotation.rows import ROW_SCHEMA, table_hash
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.files import sha256_file
 from cft.masks.base import Critical
-from cft.report.compare import collect, compare
-from cft.report.evidence import facts_of
+from cft.report.build import facts_of
+from cft.report.compare import compare
+from cft.report.read import collect
 from cft.runs.cards import (
     COLUMNS,
     OUTCOMES,
@@ -34,7 +35,7 @@ from cft.runs.cards import (
 from cft.runs.lineage import annotation_link
 from cft.stages.labels import labels_card
 from cft.types import Outcome
-from tests.report.test_report import arm, write_run
+from tests.results import arm, write_run
 
 
 @pytest.fixture(scope="module")
