@@ -214,7 +214,7 @@ def compute_figure(spent: pd.DataFrame, *, rl_steps: float | None) -> Figure | N
     colors = [ACCENT if part.startswith("training") else MUTED for part in spent["part"]]
     for axes, name in zip(panels, names, strict=True):
         values = spent[name].to_numpy(float)
-        texts = ["not recorded" if np.isnan(value) else f" {value:,.0f}" for value in values]
+        texts = ["not recorded" if np.isnan(value) else f"{value:,.0f}" for value in values]
         _bars(axes, np.nan_to_num(values), texts, colors)
         axes.set_xlim(0, 1.3 * max([*np.nan_to_num(values), 1e-9]))
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -239,7 +239,7 @@ def profile_figure(profile: pd.DataFrame, *, responses: int, rank_correlation: d
         bins = profile[(profile["by"] == by) & (profile["tokens"] > 0)]
         shares = bins["share"].to_numpy(float)
         counts = zip(shares, bins["critical"], bins["tokens"], strict=True)
-        _bars(axes, shares, [f" {share:.0%}  ({c:,} of {n:,})" for share, c, n in counts], [ACCENT] * len(bins))
+        _bars(axes, shares, [f"{share:.0%}  ({c:,} of {n:,})" for share, c, n in counts], [ACCENT] * len(bins))
         axes.axvline(overall, color=BASE_COLOR, linewidth=1.2, linestyle="--")
         _name_rows(axes, bins["bin"], longest=48)
         axes.invert_yaxis()
@@ -262,7 +262,10 @@ def profile_figure(profile: pd.DataFrame, *, responses: int, rank_correlation: d
 def _bars(axes: Axes, values: Sequence[float], texts: Sequence[str], colors: Sequence[str]) -> None:
     axes.barh(range(len(values)), values, color=colors, height=0.62)
     for i, (value, text) in enumerate(zip(values, texts, strict=True)):
-        axes.text(value, i, text, va="center", fontsize=8, color=INK, bbox=_BEHIND, zorder=4)
+        axes.annotate(
+            text, (value, i), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=8, color=INK, bbox=_BEHIND, zorder=4,
+        )  # fmt: skip
 
 
 def _color(label: str, labels: Sequence[str]) -> str:

@@ -252,7 +252,8 @@ def _latex(text: str) -> str:
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    safe = table.map(cell).set_axis([cell(name) for name in table], axis="columns")
+    rows = [[cell(value) for value in row] for row in table.astype(object).itertuples(index=False)]
+    safe = pd.DataFrame(rows, columns=[cell(name) for name in table], dtype=object)  # whole numbers stay whole
     write_bytes(path, safe.to_csv(index=False, lineterminator="\r\n").encode())
 
 
