@@ -48,7 +48,7 @@ from cft.report.curves import at_best_epoch
 from cft.report.names import name_of, order_of, said
 from cft.report.settings import distinguished
 from cft.report.unfinished import notes_on
-from cft.runs.run import TRAINING_FACTS
+from cft.runs.results import TRAINING_FACTS
 
 _REQUIRED = ("stage", "run", "arm", "seed", "benchmark", "split", "metrics", "per_problem")
 # How and on what an arm was measured is no part of what it is: `evaluation` and the problem ids are compared instead.

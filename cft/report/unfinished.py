@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from cft.runs.run import CONFIG, RESULTS
+from cft.runs.results import RESULTS
+from cft.runs.run import CONFIG
 
 DIVERGED = "nonfinite_batch.json"  # cft.training.callbacks.guards.REPORT, without torch behind it
 _NAMED = 12
