@@ -23,7 +23,8 @@ from cft.files import write_bytes
 from cft.masks.base import Critical
 from cft.runs.arm import METHOD, part_of
 from cft.runs.lineage import CARD, annotation_contents, annotation_link
-from cft.runs.run import EXPORT, read_results
+from cft.runs.results import RESULTS, RunResults
+from cft.runs.run import EXPORT
 from cft.types import AnnotatedResponse, Outcome
 
 PAPER = "[arXiv 2510.10974](https://arxiv.org/abs/2510.10974)"
@@ -132,11 +133,12 @@ def annotation_card(store: AnnotationStore) -> str:
 
 def model_card(folder: Path) -> str:
     """folder: of a finished run of cft train."""
-    results = read_results(folder)
-    settings, data, arm = results["settings"], results["data"], results["arm"]
+    results = RunResults.read(folder / RESULTS)
+    settings, data, arm = results.settings, results.data or {}, results.arm
+    budget, chosen_by, best_epoch = results.budget or {}, results.best_validation or {}, results.best_epoch or 0
     base = settings["model.path"]
     title = f"{arm['model']}, fine-tuned on {arm['mask']} tokens of {data['annotation']}"
-    metrics = {name: found for name, found in results["metrics"].items() if found.get("value") is not None}
+    metrics = {name: found for name, found in results.metrics.items() if found.get("value") is not None}
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -153,15 +155,15 @@ def model_card(folder: Path) -> str:
     facts = {
         "base model": f"`{base}` at `{settings['model.revision']}`",
         "annotation": data["annotation"],
-        **dict(digests(data["fingerprint"], annotation_contents(results.get("lineage") or {}), of="annotation's ")),
+        **dict(digests(data["fingerprint"], annotation_contents(results.lineage), of="annotation's ")),
         "rows": f"{data['train_rows']:,} for training, {data['validation_rows']:,} for validation, SHA-256 "
         f"{data['rows_sha256']}",
         "loss on": f"{data['eligible_tokens']:,} of {data['response_tokens']:,} response tokens "
-        f"({results['eligible_fraction']:.1%}): {loss}",
-        "training": f"epochs: {results['budget']['epochs']}, steps: {results['budget']['steps']} of "
-        f"{results['budget']['rows_per_step']} rows, learning rate: {settings['optimizer.lr']}, seed: {results['seed']}",
-        "these weights": f"epoch {results['best_epoch'] + 1}, chosen by {results['best_validation']['metric']}",
-        "settings (identity)": results["identity"],
+        f"({results.eligible_fraction:.1%}): {loss}",
+        "training": f"epochs: {budget['epochs']}, steps: {budget['steps']} of "
+        f"{budget['rows_per_step']} rows, learning rate: {settings['optimizer.lr']}, seed: {results.seed}",
+        "these weights": f"epoch {best_epoch + 1}, chosen by {chosen_by['metric']}",
+        "settings (identity)": results.identity,
     }
     parts = [
         f"# {title}",
@@ -169,7 +171,7 @@ def model_card(folder: Path) -> str:
         "responses of the annotation below.",
         "## Made from",
         table(("", ""), facts.items()),
-        commands(results.get("lineage", {})),
+        commands(results.lineage),
         "## Results",
         _numbers(results, metrics),
         "## Use",
@@ -284,24 +286,24 @@ def _mean(values: np.ndarray) -> str:
     return f"{values.mean():.3f}" if len(values) else "-"
 
 
-def _numbers(results: dict[str, Any], metrics: dict[str, dict[str, float]]) -> str:
+def _numbers(results: RunResults, metrics: dict[str, dict[str, float]]) -> str:
     if not metrics:
         return "The model was not tested after training."
-    evaluation = results["evaluation"]
+    evaluation = results.evaluation
     lines = [
         (f"`{name.removeprefix('eval/')}`", f"{m['value']:.4f}", f"[{m['low']:.4f}, {m['high']:.4f}]")
         for name, m in metrics.items()
     ]
     asked = ", ".join(f"{key} {value}" for key, value in evaluation.items() if key != "verifier")
     return (
-        f"{results['problems']:,} problems of {results['benchmark']}, split {results['split']}; {asked}; verifier "
+        f"{results.problems:,} problems of {results.benchmark}, split {results.split}; {asked}; verifier "
         f"`{evaluation['verifier']}`. Intervals are 95 % bootstrap intervals over problems, of this one run.\n\n"
         + table(("metric", "value", "interval"), lines)
     )
 
 
-def _model_index(results: dict[str, Any], metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
-    dataset = {"type": results["benchmark"], "name": results["benchmark"], "split": results["split"]}
+def _model_index(results: RunResults, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    dataset = {"type": results.benchmark, "name": results.benchmark, "split": results.split}
     return {
         "task": {"type": "text-generation"},
         "dataset": dataset,

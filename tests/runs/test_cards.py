@@ -127,6 +127,10 @@ def test_sizes_are_the_hubs(rows: int, expected: str) -> None:
 
 def results(**changes: Any) -> dict[str, Any]:
     return {
+        "schema": 1,
+        "stage": "train",
+        "run": "a",
+        "per_problem": {"id": [], "correct": []},
         "arm": {"model": "qwen", "mask": "critical", "weighting": "uniform"},
         "settings": {
             "model.path": "Qwen/Qwen2.5-0.5B",

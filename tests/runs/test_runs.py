@@ -13,14 +13,13 @@ import pytest
 from cft.config.build import ConfigError
 from cft.data.annotated import rows_hash
 from cft.runs.arm import arm_of
+from cft.runs.results import RunResults
 from cft.runs.run import (
     MEASURED_AS,
     TRAINED_BY,
-    ResultsError,
     RunContext,
     identity_of,
     keep_rows,
-    read_results,
     settings_of,
 )
 from cft.stages.evaluate import ARM_KEYS, _identity
@@ -71,7 +70,7 @@ def test_seed_and_measurement_are_no_part_of_the_identity(overrides: tuple[str, 
 
 @pytest.mark.parametrize("model", ["tiny_arith", "smollm2"])
 def test_an_evaluated_run_stays_the_arm_it_was_trained_as_with_the_facts_of_its_training(model: str) -> None:
-    trained = {
+    kept = {
         "budget": {"epochs": 2, "steps": 10},
         "data": {"fingerprint": "f", "rows_sha256": "r"},
         "train_seconds": 3.0,
@@ -83,17 +82,18 @@ def test_an_evaluated_run_stays_the_arm_it_was_trained_as_with_the_facts_of_its_
     cfg = composed(
         "evaluate", "checkpoint=run", f"model={model}", *(["model.path=x/y"] if model != "tiny_arith" else [])
     )
-    measured = {"metrics": {}, "evaluation": {}, "benchmark": "a", "stage": "train"}  # of the training's own evaluation
-    found = _identity(cfg, context("checkpoint=run", model=model), trained | measured, weights="")
-    assert found == trained
+    measured = {"metrics": {}, "per_problem": {}, "benchmark": "a", "split": "test"}  # of the training's own evaluation
+    trained = RunResults(stage="train", run="run", seed=0, **measured, **kept)
+    found = _identity(cfg, context("checkpoint=run", model=model), trained, weights="")
+    assert found == kept
 
 
 def test_a_plain_folder_is_told_by_its_weights_and_a_model_by_its_name() -> None:
     cfg = composed("evaluate", "checkpoint=runs/3/export")
-    found = _identity(cfg, context("checkpoint=runs/3/export"), {}, weights="0123456789abcdef")
+    found = _identity(cfg, context("checkpoint=runs/3/export"), None, weights="0123456789abcdef")
     assert found["arm"] == {"model": "3/export", "weights": "0123456789ab"}
     cfg = composed("evaluate")
-    base = _identity(cfg, context(), {}, weights="")
+    base = _identity(cfg, context(), None, weights="")
     assert base["arm"] == arm_of(cfg, context(), ARM_KEYS) == {"model": "tiny_arith"}
     assert base["settings"] == settings_of(cfg, MEASURED_AS)
 
@@ -121,14 +121,3 @@ def test_the_hash_of_rows_sees_tokens_outcomes_and_number() -> None:
     ]
     assert len({rows_hash(rows) for rows in [[one], *others]}) == 5
     assert rows_hash([replace(one, response_id="renamed")]) == rows_hash([one])
-
-
-# ---- the search for learning rates
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
-def test_damaged_results_are_an_error_with_the_files_name(tmp_path: Path, text: str) -> None:
-    (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ResultsError, match=r"results\.json: damaged.*Restore it from a copy"):
-        read_results(tmp_path)
-    assert read_results(tmp_path / "none") == {}
