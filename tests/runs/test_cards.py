@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
 
 from cft.annotation.rows import ROW_SCHEMA, table_hash
 from cft.annotation.store import SHIPPED, AnnotationStore
@@ -110,8 +109,8 @@ def test_a_block_of_code_ends_where_it_is_meant_to() -> None:
 def test_headers_are_data_whatever_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_TOKEN", "planted0123456789")
     header = {"pretty_name": "a: b\n---\nlicense: mit # '\"", "tags": ["x: y"]}
-    text = card(header, ["# T", "", "made with planted0123456789 at https://me:hunter22@host"])
-    assert yaml.safe_load(text.split("\n---\n\n# T")[0].removeprefix("---\n")) == header
+    text = card(DatasetCardData(**header), ["# T", "", "made with planted0123456789 at https://me:hunter22@host"])
+    assert DatasetCard(text).data.to_dict() == header
     assert "planted" not in text
     assert "hunter22" not in text
     assert "\n\n\n" not in text
