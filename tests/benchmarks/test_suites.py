@@ -15,7 +15,8 @@ from scipy import stats
 from cft.benchmarks.sweep import is_benchmark_override
 from cft.evaluation.lm_eval_results import Measured, lm_eval_results
 from cft.evaluation.suites import macro_average, suite_table, write_summary
-from cft.report.compare import collect, compare
+from cft.report.compare import compare
+from cft.report.read import collect
 from tests.entry import Ended, run
 
 
