@@ -5,8 +5,8 @@
    worker's own processor time, which other programs on the machine do not stretch.
 2. --data: the benchmarks' rows in a folder (`data.dir`). Gold answers in every style (all should be right), changed ones
    (none should be), equal forms (all should be), beside what math-verify alone says on the same boxed answers.
-3. --hostile: so many answers that choke whoever computes them, under a deadline of 3 s of processor time: how many are called right, how
-   many end by the deadline. -> outputs/bench_verify/result.json
+3. --hostile: so many answers that choke whoever computes them, under a deadline of 3 s of processor time: how many are
+   called right, how many the deadline ends. -> outputs/bench_verify/result.json
 """
 
 from __future__ import annotations
