@@ -69,7 +69,7 @@ from cft.training.callbacks.interruption import Interruption
 from cft.training.checkpointing.checkpoints import load_checkpoint
 from cft.training.checkpointing.resume import Start, finished_accuracy, start_of
 from cft.training.distributed.launcher import own_environment
-from cft.training.distributed.sharding import is_sharded, trained_weights
+from cft.training.distributed.sharding import is_sharded, release, trained_weights
 from cft.training.fit import Fit, require_constructible
 from cft.training.module import CausalLMModule, frozen_names
 from cft.types import Problem
@@ -192,7 +192,8 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
                 positions,
             )
 
-        if validation.run or tested.run:
+        # Of several processes the first one alone: some engines keep a second copy of the weights.
+        if (validation.run or tested.run) and getattr(rank_zero_only, "rank", 0) == 0:
             make_solver(model)  # what cannot decode this model says so now, not after the training
         base = None
         if (
@@ -223,8 +224,10 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
         best = fitted.callbacks["best"]
         whole = load_causal_lm(spec, ends=ends) if is_sharded(model) else model
         best_epoch = _load_best(module, model, best, trainer, into=whole)
+        if whole is not model:
+            release(trainer, module)
         model = whole.eval()
-        export(model, tokenizer, folder=folder / EXPORT)
+        export(model, tokenizer, folder=folder / EXPORT, dtype=cfg.export.dtype)
         if spec.lora is not None:
             export_adapter(model, folder=folder / ADAPTER, base=spec.path, revision=spec.revision)
         place(model, device=device)  # Lightning leaves it on the CPU

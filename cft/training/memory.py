@@ -2,7 +2,9 @@
 
     weights + gradients + optimizer state                       of the parameters, exactly; shared out under trainer=fsdp
     activations = fixed + bytes a token * tokens                 both measured by forward passes over few tokens; fixed: the
-                                                                copies of weights that autocast keeps
+                                                                copies of weights that autocast keeps. Under gradient
+                                                                checkpointing one block's in full, besides: it is computed
+                                                                again in the backward pass
     logits      = 3 * loss.chunk_tokens * vocabulary * 4 bytes  logits, their log-softmax, its gradient
 
 Attention that stores its scores (eager) grows faster than that; what the allocator loses between tensors is not in it.
@@ -80,7 +82,7 @@ def estimate(
         weights // shards,
         trained // shards,
         states_per_parameter * trained // shards,
-        activation_bytes(model, tokens=tokens, mixed=mixed),
+        activation_bytes(model, tokens=tokens, mixed=mixed) + recomputed_bytes(model, tokens=tokens, mixed=mixed),
         3 * min(chunk_tokens, tokens) * int(vocabulary) * 4,
     )
 
@@ -97,6 +99,21 @@ def activation_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int
     kept_few, kept_more = (_kept_bytes(model, tokens=n, mixed=mixed) for n in MEASURED_TOKENS)
     a_token = (kept_more - kept_few) / (more - few)
     return max(0, round(kept_few + a_token * (tokens - few)))
+
+
+def recomputed_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
+    """Under gradient checkpointing: what the block that is computed again in the backward pass keeps until it is done."""
+    if not model.is_gradient_checkpointing:
+        return 0
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    for module in layers:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        whole = activation_bytes(model, tokens=tokens, mixed=mixed)
+    finally:
+        for module in layers:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+    return whole // max(1, model.config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
