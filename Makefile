@@ -50,7 +50,7 @@ test-timing: .venv/.stamp ## clocks and memory figures: on a machine that does n
 test-browser: .venv/.stamp ## the report in headless Chromium
 	$(PY) -m pytest --no-header --tb=short -m chromium
 
-bench-annotate: smollm2 ## settling positions: the engine beside generate, batched and one at a time (20 minutes)
+bench-annotate: smollm2 ## annotation: the engine beside generate, batched and one at a time (20 minutes)
 	$(PY) -m experiments.bench_annotate
 
 bench-engine: smollm2 ## growth with response length, n samples a prompt, drafting (10 minutes)

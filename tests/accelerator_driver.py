@@ -1,6 +1,6 @@
 """What runs on the pretend accelerator, beside the CPU; one JSON of {check: {value by name} or {"error": text}}.
 
-python tests/accelerator_driver.py OUT.json        (a process of its own: see `fake_accelerator.install`)
+python tests/accelerator_driver.py OUT.json [METHOD ...]        (a process of its own: see `fake_accelerator.install`)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import copy
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -189,7 +189,7 @@ def mistakes() -> dict[str, dict[str, str]]:
     }
 
 
-def checks() -> dict[str, Callable[[], Any]]:
+def checks(methods: Sequence[str] = OPTIONS) -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {
         "greedy ids": lambda: same_ids(False),
         "sampled ids": lambda: same_ids(True),
@@ -201,15 +201,15 @@ def checks() -> dict[str, Callable[[], Any]]:
         "training step, packed": lambda: training_step("packed"),
         "planted": mistakes,
     }
-    for method in OPTIONS:
+    for method in methods:
         found[method] = lambda method=method: training(method)
     return found
 
 
-def main(out: Path) -> None:
+def main(out: Path, methods: Sequence[str]) -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for name, check in checks().items():
+    for name, check in checks(methods).items():
         try:
             results[name] = check()
         except Exception as error:  # noqa: BLE001  (one check must not hide the others)
@@ -219,4 +219,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

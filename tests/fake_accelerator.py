@@ -12,12 +12,13 @@ fails here, not in `cft`.
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -179,9 +180,11 @@ def _made(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 def site() -> str:
     """The innermost line of cft/ on the stack."""
-    for frame in reversed(traceback.extract_stack()):
-        if frame.filename.startswith(CFT):
-            return f"cft/{frame.filename.removeprefix(CFT)}:{frame.lineno}"
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if (name := frame.f_code.co_filename).startswith(CFT):
+            return f"cft/{name.removeprefix(CFT)}:{frame.f_lineno}"
+        frame = frame.f_back
     return "outside cft"
 
 

@@ -1,4 +1,6 @@
-"""cft report <folder> [...] [--out DIR] [--choose optimizer.lr] [--annotation NAME] [--strict]
+"""The command that compares runs.
+
+    cft report <folder> [...] [--out DIR] [--choose optimizer.lr] [--annotation NAME] [--strict]
 
 Collects the results.json files below the folders, prints the comparison, writes the page, the figures and the CSV files
 (`cft/report/build.py` lists them). The token explorer shows the annotation that the runs were trained on, where it is

@@ -117,7 +117,7 @@ def requirements() -> list[Requirement]:
     return found
 
 
-@pytest.mark.parametrize("requirement", requirements(), ids=lambda r: r.name)
+@pytest.mark.parametrize("requirement", sorted(requirements(), key=str), ids=lambda r: r.name)
 def test_the_lowest_environment_holds_each_lower_bound(requirement: Requirement) -> None:
     """`make test-lowest` runs the tests in it."""
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()

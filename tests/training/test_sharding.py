@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cft.errors import BadValue
 from cft.losses.eligible import eligible_tokens
-from cft.training.distributed.sharding import _data_mesh, blocks_of, release, shard
+from cft.training.distributed.sharding import _data_mesh, release, shard
 from cft.training.layout import placed
 from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
@@ -33,7 +33,8 @@ def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
 
 def held_weights(lm: SelectiveLM) -> tuple[int, float]:
     """Bytes of weight-sized tensors that a forward pass under autocast keeps for the backward pass, and the loss."""
-    sizes = {p.numel() for layer in blocks_of(lm.model) for p in layer.parameters() if p.ndim == 2}
+    layers = lm.model.base_model.layers
+    sizes = {p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2}  # type: ignore[union-attr]
     own = {p.untyped_storage().data_ptr() for p in lm.parameters() if not hasattr(p, "to_local")}
     kept: dict[int, Tensor] = {}
 
