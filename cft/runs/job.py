@@ -58,5 +58,11 @@ class Job:
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> Job:
         """The job that `as_json` is of."""
-        tuples = {name: tuple(values[name]) for name in ("overrides", "flags")}
-        return cls(**values | tuples | {"folder": Path(values["folder"]), "of_seed": frozenset(values["of_seed"])})
+        read: dict[str, Any] = {
+            **values,
+            "folder": Path(values["folder"]),
+            "of_seed": frozenset(values["of_seed"]),
+            "overrides": tuple(values["overrides"]),
+            "flags": tuple(values["flags"]),
+        }
+        return cls(**read)

@@ -6,22 +6,17 @@ import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedModel
 
-from cft.benchmarks.sets import verifier_for
 from cft.config.build import ConfigError, build, redacted
-from cft.config.part import Part
-from cft.config.schema import EvaluationConfig, Split, TrainConfig
+from cft.config.schema import EvaluationConfig, TrainConfig
 from cft.console import console
-from cft.data.annotated import AnnotatedDataModule
-from cft.data.columns import columns_for, needs_live
-from cft.data.sources import Splits
+from cft.data.columns import needs_live
 from cft.evaluation.base import base_accuracy
 from cft.evaluation.evaluation import (
     SampleRequest,
@@ -31,43 +26,31 @@ from cft.evaluation.evaluation import (
     verdict_counts,
     write_samples,
 )
-from cft.evaluation.room import Room, require_room, room_for
 from cft.files import exclusive
 from cft.loggers.build import close_loggers, log_made, log_transcripts
-from cft.losses.objective import Objective
-from cft.masks.base import Critical
 from cft.models.cpu.kernels import use_kernels
 from cft.models.device import place
-from cft.models.export import export_adapter, require_exportable
-from cft.models.load import eos_ids, export, load_causal_lm, load_tokenizer
-from cft.models.load import require_room as require_length
-from cft.models.loaded import Loaded, load
-from cft.prompts.chat import Prompt, prompt_conflict, prompting
+from cft.models.export import export_adapter
+from cft.models.load import eos_ids, export, load_causal_lm
 from cft.quiet import quiet_libraries
-from cft.references.models import Reference, starts_as_reference
 from cft.runs.arm import ARM_KEYS, arm_of
 from cft.runs.cards import write_model_card
 from cft.runs.job import Job
 from cft.runs.lineage import annotation_link, checkpoint_link, lineage, model_inputs
 from cft.runs.results import RunResults, as_metrics
 from cft.runs.run import ADAPTER, EXPORT, TRAINED_BY, identity_of, settings_of
+from cft.stages.preparation import Prepared, measures_base, prepared
 from cft.training.calibration import calibrate
 from cft.training.callbacks.interruption import Interruption
 from cft.training.checkpointing.checkpoints import load_checkpoint
 from cft.training.checkpointing.resume import Start, finished_accuracy, start_of
 from cft.training.distributed.launcher import own_environment
 from cft.training.distributed.sharding import is_sharded, release, trained_weights
-from cft.training.fit import Fit, Fitted, require_constructible
+from cft.training.fit import Fit, Fitted
 from cft.training.module import CausalLMModule, frozen_names
-from cft.types import Verifier
-from cft.verifiers import other_verifier_note, verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated on problems nor tested
 
 
 def train(cfg: TrainConfig, job: Job, start: Start | None = None) -> float:
@@ -95,7 +78,7 @@ def train(cfg: TrainConfig, job: Job, start: Start | None = None) -> float:
 def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption) -> float:
     begun = time.monotonic()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    run = _prepared(cfg, start.folder)
+    run = prepared(cfg, start.folder)
     module = _module(cfg, run)
     calibration = calibrate(module.lm, [*run.data.validation_rows, *run.data.train_rows])
     _print_start(run, module, start.folder)
@@ -133,74 +116,7 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
     return results.accuracy
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """All that a training needs and that can be refused before it begins.
-
-    asked: what `prompting` says. validation, tested: the problems that can be run after each epoch, and at the end.
-    """
-
-    prompt: Prompt
-    asked: dict[str, Any]
-    objective: Objective
-    reference: Reference
-    splits: Splits
-    verifier: Verifier
-    data: AnnotatedDataModule
-    loaded: Loaded
-    starts_as_reference: bool | None
-    validation: Room
-    tested: Room
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.loaded.tokenizer
-
-
-def _prepared(cfg: TrainConfig, folder: Path) -> _Prepared:
-    """Loads problems, rows and model, in the order in which they cost time. Raises what is wrong with them together."""
-    spec, prompt = build(cfg.model), build(cfg.prompt)
-    tokenizer = load_tokenizer(spec)
-    asked = prompting(prompt, tokenizer)
-    objective, reference = build(cfg.loss)(build(cfg.weighting)), build(cfg.reference)
-    columns = columns_for(
-        objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
-    )
-    splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
-    verifier = verifier_for(splits, chosen=build(cfg.verifier))
-    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
-    data: AnnotatedDataModule = build(cfg.data)(
-        build(cfg.mask),
-        Critical(num_alternatives=cfg.probe.critical_alternatives),
-        columns,
-        cfg.annotations_dir,
-        asked["tokenizer"],
-        cfg.seed,
-        splits.held_out_questions(),
-    )
-    _note_on_annotation(data, splits, judged_by=judged_by)
-    _require_same_prompt(data, asked, cfg.prompt)
-    _require_metric(cfg.callbacks["best"]["monitor"], data)
-    require_constructible(cfg, folder)
-    loaded = load(
-        spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu", fingerprint=_measures_base(cfg)
-    )  # moved below, after what is asked of its weights
-    require_length(
-        loaded.model,
-        lengths={row.row_id: len(row.ids) for row in (*data.train_rows, *data.validation_rows)},
-        remedy="lower data.max_tokens, or choose a model of a longer context",
-    )
-    require_exportable(loaded.model, tokenizer)
-    at_reference = starts_as_reference(loaded.model, columns=columns, manifest=data.manifest)
-    validation, tested = (
-        _room(cfg, splits, part, loaded=loaded, prompt=prompt) for part in ("validation", "evaluation")
-    )
-    return _Prepared(
-        prompt, asked, objective, reference, splits, verifier, data, loaded, at_reference, validation, tested
-    )
-
-
-def _module(cfg: TrainConfig, run: _Prepared) -> CausalLMModule:
+def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
     """The model, where it is trained, under the objective."""
     model, reference = run.loaded.model, run.reference
     # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
@@ -229,17 +145,7 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
 
 
-def _note_on_annotation(data: AnnotatedDataModule, splits: Splits, *, judged_by: str) -> None:
-    if not data.manifest.get("finished", True):
-        console.print(
-            f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
-            "The cft annotate command that made it completes it."
-        )
-    if splits is not NO_PROBLEMS and (note := other_verifier_note(data.manifest["fingerprint"]["verifier"], judged_by)):
-        console.print(note, markup=False)
-
-
-def _print_start(run: _Prepared, module: CausalLMModule, folder: Path) -> None:
+def _print_start(run: Prepared, module: CausalLMModule, folder: Path) -> None:
     for warning in run.data.warnings():
         console.print(f"Warning: {warning}", markup=False)
     facts = run.data.facts()
@@ -251,14 +157,9 @@ def _print_start(run: _Prepared, module: CausalLMModule, folder: Path) -> None:
     )
 
 
-def _measures_base(cfg: TrainConfig) -> bool:
-    """Whether the model is tested before training: several processes would have to wait for it."""
-    return bool(cfg.evaluation.problems and cfg.evaluation.base and cfg.trainer["devices"] == 1)
-
-
-def _base(cfg: TrainConfig, run: _Prepared, solver_of: Callable[[PreTrainedModel], Solver]) -> dict[str, Any] | None:
+def _base(cfg: TrainConfig, run: Prepared, solver_of: Callable[[PreTrainedModel], Solver]) -> dict[str, Any] | None:
     """Accuracy of the model before training, on the problems that it is tested on after it."""
-    if not (run.tested.run and _measures_base(cfg)):
+    if not (run.tested.run and measures_base(cfg)):
         return None
     decided_by = {
         "weights": run.loaded.fingerprint,
@@ -276,7 +177,7 @@ def _base(cfg: TrainConfig, run: _Prepared, solver_of: Callable[[PreTrainedModel
     )
 
 
-def _best_model(run: _Prepared, module: CausalLMModule, fitted: Fitted) -> tuple[PreTrainedModel, int]:
+def _best_model(run: Prepared, module: CausalLMModule, fitted: Fitted) -> tuple[PreTrainedModel, int]:
     """The model with the weights of the best epoch, and that epoch, from 0. A sharded one is loaded whole."""
     model, spec = run.loaded.model, run.loaded.spec
     whole = load_causal_lm(spec, ends=[run.prompt.end_id(run.tokenizer)]) if is_sharded(model) else model
@@ -286,14 +187,14 @@ def _best_model(run: _Prepared, module: CausalLMModule, fitted: Fitted) -> tuple
     return whole.eval(), best_epoch
 
 
-def _export(cfg: TrainConfig, run: _Prepared, model: PreTrainedModel, folder: Path) -> None:
+def _export(cfg: TrainConfig, run: Prepared, model: PreTrainedModel, folder: Path) -> None:
     spec = run.loaded.spec
     export(model, run.tokenizer, folder=folder / EXPORT, dtype=cfg.export.dtype)
     if spec.lora is not None:
         export_adapter(model, folder=folder / ADAPTER, base=spec.path, revision=spec.revision)
 
 
-def _facts(cfg: TrainConfig, job: Job, run: _Prepared, fitted: Fitted, *, folder: Path) -> dict[str, Any]:
+def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder: Path) -> dict[str, Any]:
     """The fields of `RunResults` that are known before the test."""
     data, trainer, best = run.data, fitted.trainer, fitted.callbacks["best"]
     facts = data.facts()
@@ -329,7 +230,7 @@ def _facts(cfg: TrainConfig, job: Job, run: _Prepared, fitted: Fitted, *, folder
 
 
 def _evaluated(
-    settings: EvaluationConfig, run: _Prepared, trainer: pl.Trainer, make_solver: Callable[[], Solver], folder: Path
+    settings: EvaluationConfig, run: Prepared, trainer: pl.Trainer, make_solver: Callable[[], Solver], folder: Path
 ) -> dict[str, Any]:
     """The fields of `RunResults` that come of the test problems; every response goes to samples.parquet."""
     request = SampleRequest(
@@ -366,50 +267,6 @@ def _print_end(results: RunResults, fitted: Fitted, *, folder: Path, seconds: fl
         f"{fitted.epochs():g} (best_epoch {best_epoch} in results.json and metrics.csv, which count from 0); {measured}; "
         f"export: {folder / EXPORT}"
     )
-
-
-def _require_same_prompt(data: AnnotatedDataModule, asked: dict[str, Any], prompt: Part) -> None:
-    then = data.manifest["config"].get("prompt", {})
-    annotated = {"prompt": data.manifest["fingerprint"]["prompt"]}
-    if differing := prompt_conflict(annotated, asked, then_config=then, now_config=prompt):
-        raise ConfigError(
-            f"prompt: {differing} differs between {data.store.folder} and this run; set prompt=... as in the annotation, or "
-            "annotate again"
-        )
-
-
-def _room(
-    cfg: TrainConfig, splits: Splits, part: Literal["validation", "evaluation"], *, loaded: Loaded, prompt: Prompt
-) -> Room:
-    """The problems of one part that can be run. Raises NoRoom before anything is trained."""
-    split: Split = "validation" if part == "validation" else "test"
-    limit, wanted = cfg.evaluation.max_new_tokens, (cfg.validation if part == "validation" else cfg.evaluation).problems
-    problems = splits.of(split)[: wanted if wanted >= 0 else None] if wanted else ()
-    room = room_for(
-        problems,
-        prompt_len=lambda problem: len(prompt.ids(loaded.tokenizer, problem.question)),
-        context=loaded.context,
-        max_new_tokens=limit,
-    )
-    if wanted:
-        require_room(
-            room,
-            where=f"{splits.name}/{split}",
-            key="evaluation.max_not_run",
-            max_not_run=cfg.evaluation.max_not_run,
-            max_new_tokens=limit,
-        )
-    return room
-
-
-def _require_metric(monitor: str, data: AnnotatedDataModule) -> None:
-    """The best epoch is chosen by a metric that will exist; found out before training, not after it."""
-    if monitor == "val/loss" and not any((row.weight > 0).any() for row in data.validation_rows):
-        raise ConfigError(
-            f"callbacks.best.monitor=val/loss: {data.store.folder} gives {len(data.validation_rows)} validation rows, and "
-            "the mask picks no token in them; raise data.validation_fraction, annotate more problems, or choose epochs "
-            "by accuracy (callbacks=default)"
-        )
 
 
 def _load_best(

@@ -29,7 +29,7 @@ from cft.evaluation.metrics import Interval
 from cft.evaluation.room import NoRoom, require_room, room_for
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.prompts.chat import Chat
-from cft.stages.train import _room as room_of_part
+from cft.stages.preparation import room_of_part
 from cft.types import Completion, Outcome, Problem
 from cft.verifiers import Numeric
 from cft.verifiers.grader import Grader
