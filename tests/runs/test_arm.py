@@ -44,8 +44,16 @@ def arm(*overrides: str) -> dict[str, Any]:
         (("mask=complement",), {"mask": "complement", "mask@mask.of": "critical"}),
         (("mask=complement", "mask@mask.of=numeric"), {"mask": "complement", "mask@mask.of": "numeric"}),
         (
-            ("+regularizer@loss.regularizers.kl=kl_to_reference", "loss.regularizers.kl.where=other"),
-            {"regularizer@loss.regularizers.kl": "kl_to_reference", "loss.regularizers.kl.where": "other"},
+            (
+                "reference=initial",
+                "+regularizer@loss.regularizers.kl=kl_to_reference",
+                "loss.regularizers.kl.where=other",
+            ),
+            {
+                "reference": "initial",
+                "regularizer@loss.regularizers.kl": "kl_to_reference",
+                "loss.regularizers.kl.where": "other",
+            },
         ),
         (("mask=random_like_critical",), {"mask": "random_like_critical"}),  # its seed is the run's: no departure
         (("mask=random_like_critical", "mask.seed=9"), {"mask": "random_like_critical", "mask.seed": 9}),

@@ -22,8 +22,7 @@ from cft.runs.run import (
     settings_of,
 )
 from cft.stages.evaluate import ARM_KEYS, _identity
-from experiments.learning_rates import best_rate, scores
-from tests.report.test_report import row_of
+from tests.fakes import row
 from tests.stage import job
 
 
@@ -106,41 +105,12 @@ def test_a_run_is_not_continued_on_other_rows(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_rows_sees_tokens_outcomes_and_number() -> None:
-    row = row_of([1, 2], response="ab", spans=[[0, 1], [1, 2]], outcomes=[[0], [1]])
+    one = row([1, 2], response="ab", char_span=[[0, 1], [1, 2]], outcomes=[[0], [1]])
     others = [
         [],
-        [row, row],
-        [replace(row, response_ids=np.array([1, 3], np.int32))],
-        [replace(row, alt_outcome=np.array([[1], [1]], np.int8))],
+        [one, one],
+        [replace(one, response_ids=np.array([1, 3], np.int32))],
+        [replace(one, alt_outcome=np.array([[1], [1]], np.int8))],
     ]
-    assert len({rows_hash(rows) for rows in [[row], *others]}) == 5
-    assert rows_hash([replace(row, response_id="renamed")]) == rows_hash([row])
-
-
-# ---- the search for learning rates
-
-
-def searched(root: Path, i: int, *, metric: str, rate: float, value: float | None, **more: Any) -> None:
-    folder = root / str(i)
-    folder.mkdir()
-    arm = {"mask": "all", "weighting": "uniform", "loss.normalizer": "critical", "optimizer.lr": rate, **more}
-    result = {"stage": "train", "seed": 0, "arm": arm, "best_validation": {"metric": metric, "value": value}}
-    (folder / "results.json").write_text(json.dumps(result))
-
-
-@pytest.mark.parametrize("metric, best", [("val/loss", 0.1), ("val/accuracy", 0.2)])
-def test_the_best_rate_has_the_lowest_loss_or_the_highest_accuracy(tmp_path: Path, metric: str, best: float) -> None:
-    for i, (rate, value) in enumerate([(0.1, 0.3), (0.2, 0.9), (0.4, None)]):
-        searched(tmp_path, i, metric=metric, rate=rate, value=value)
-    found, [(_, rates)], _ = scores([tmp_path])
-    assert best_rate(rates, metric=found) == best
-
-
-def test_rates_are_searched_for_each_whole_arm_and_one_metric(tmp_path: Path) -> None:
-    searched(tmp_path, 0, metric="val/loss", rate=0.1, value=1.0, model="a")
-    searched(tmp_path, 1, metric="val/loss", rate=0.1, value=2.0, model="b")
-    _, arms, _ = scores([tmp_path])
-    assert [(arm["model"], rates) for arm, rates in arms] == [("a", {0.1: [1.0]}), ("b", {0.1: [2.0]})]
-    searched(tmp_path, 2, metric="val/accuracy", rate=0.1, value=0.5, model="b")
-    with pytest.raises(SystemExit, match="val/accuracy and val/loss"):
-        scores([tmp_path])
+    assert len({rows_hash(rows) for rows in [[one], *others]}) == 5
+    assert rows_hash([replace(one, response_id="renamed")]) == rows_hash([one])
