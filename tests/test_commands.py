@@ -72,7 +72,7 @@ def test_the_printed_train_command_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert ended.status == 0, ended.text
     printed = ended.out.partition("Train on it: ")[2].splitlines()[0]
     words = shlex.split(printed)
-    assert words[:2] == ["python", "train.py"]
+    assert words[:2] == ["cft", "train"]
     for kept in (
         "verifier=strict",
         "verifier.fallback_last_number=true",

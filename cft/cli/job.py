@@ -61,8 +61,12 @@ def command_flags(hydra: HydraConf) -> tuple[str, ...]:
     return tuple(word for folder in folders for word in ("--config-dir", folder))
 
 
-def composed(stage: str, overrides: Sequence[str], *, folder: Path = Path("run")) -> tuple[Any, Job]:
-    """What `cft <stage> <overrides>` would call the stage with, for programs. folder: the job's own.
+def composed(
+    stage: str, overrides: Sequence[str], *, folder: Path = Path("run"), check: bool = True
+) -> tuple[Any, Job]:
+    """What `cft <stage> <overrides>` would call the stage with, for programs.
+
+    folder: the job's own. check: whether the config is refused if a stage would refuse it.
 
     Raises ConfigError.
     """
@@ -76,6 +80,6 @@ def composed(stage: str, overrides: Sequence[str], *, folder: Path = Path("run")
             HydraConfig.instance().set_config(cfg)
             hydra = cfg.hydra
             del cfg["hydra"]
-        return stage_inputs(checked(cfg, stage), stage, hydra)
+        return stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
     finally:
         HydraConfig.instance().cfg = before

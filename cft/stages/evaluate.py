@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 ARM_KEYS = ("model",)
 SUMMARY = "summary.csv"
 LM_EVAL = "lm_eval"
+_REPLACED = ("checkpoint", "model.path", "model.name", "model.revision")  # settings that a checkpoint overrules
 
 
 def evaluate(cfg: EvaluateConfig, job: Job) -> float:
@@ -284,8 +285,9 @@ def _identity(job: Job, trained: RunResults | None, *, checkpoint: str, weights:
     weights: hash of a checkpoint that says nothing of its training, else "". Its weights tell such a model from others.
     """
     arm = {**arm_of(job, ARM_KEYS), **(trained.arm if trained else {})}
-    # What it is measured on is no part of what it is.
-    arm = {name: value for name, value in arm.items() if name != "checkpoint" and not is_benchmark_override(name)}
+    # What it is measured on is no part of what it is, nor what the checkpoint takes the place of.
+    replaced = _REPLACED if checkpoint else ()
+    arm = {name: value for name, value in arm.items() if name not in replaced and not is_benchmark_override(name)}
     if trained:
         return {
             "arm": arm,
