@@ -21,6 +21,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,15 +107,17 @@ def section(arguments: argparse.Namespace, name: str, *, limit: float) -> str:
     options = ["--out", arguments.out, "--device", arguments.device, *(["--tiny"] if arguments.tiny else [])]
     command = [sys.executable, "-m", "experiments.bench_gpu", "--only", name, "--seconds", limit - 5, *options]
     with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen([*map(str, command)], stdout=out, stderr=subprocess.STDOUT, env=child_environment())
+        process = subprocess.Popen(
+            [*map(str, command)], stdout=out, stderr=subprocess.STDOUT, env=child_environment(), start_new_session=True
+        )
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # the trainings that it started, too: they would hold the device
             process.wait()
             return "stopped at its limit"
         except KeyboardInterrupt:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             raise
     if code:
         print(tail(log), flush=True)
