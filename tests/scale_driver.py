@@ -97,6 +97,7 @@ def run(
     more: tuple[pl.Callback, ...] = (),
     optimizer: Any = ADAMW,
     every: int = EVERY,
+    precision: str = "32-true",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[CausalLMModule, Losses]:
     losses = Losses()
@@ -111,7 +112,8 @@ def run(
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=world,
-        strategy=FullySharded() if strategy == "fsdp" else strategy,
+        strategy=FullySharded(replicas=2 if strategy == "hsdp" else 1) if strategy in ("fsdp", "hsdp") else strategy,
+        precision=precision,  # type: ignore[arg-type]
         max_epochs=-1,
         max_steps=steps,
         accumulate_grad_batches=accumulate,
@@ -144,10 +146,14 @@ def export_difference(module: CausalLMModule, folder: Path) -> float:
 
 
 def save_run(folder: Path, strategy: str, world: int, accumulate: int, checkpoint: Path | None) -> None:
-    """In float64, 8 rows a step. The folder gets checkpoints after every 4 steps and result.json: losses by step, and how
-    far the logits of the Hugging Face export are from those of the trained weights."""
+    """In float64, 8 rows a step, or in the precision behind the strategy as in fsdp:bf16-mixed. The folder gets checkpoints
+    after every 4 steps and result.json: losses by step, and how far the logits of the Hugging Face export are from those of
+    the trained weights."""
+    kind, _, precision = strategy.partition(":")
     options: dict[str, Any] = {"accumulate": accumulate, "batch": 2, "checkpoint": checkpoint, "dtype": torch.float64}
-    module, losses = run(folder, strategy=strategy, world=world, **options)
+    if precision:
+        options |= {"precision": precision, "dtype": torch.float32}
+    module, losses = run(folder, strategy=kind, world=world, **options)
     difference = export_difference(module, folder)
     if module.global_rank == 0:
         found = {"train": losses.train, "validation": losses.validation, "export_difference": difference}

@@ -79,6 +79,7 @@ class Annotator:
     short_circuit: bool
     replay_fraction: float
     responses: Literal["solve", "given"] = "solve"
+    exact_ranks: bool = True  # scoring a response again gives the stored alternatives again; not in half precision
     padding_ids: frozenset[int] = frozenset()
     on_solved: Callable[[Completion], None] = field(default=lambda completion: None)
     on_plan: Callable[[Sequence[Solved]], None] = field(default=lambda kept: None)
@@ -241,8 +242,10 @@ class Annotator:
         if self.num_alternatives <= row.alt_ids.shape[1]:
             return row.alt_ids, row.alt_logprob
         trunk = Trunk(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids))
-        _, alt_ids, alt_logprob = self._ranked(trunk)
-        return alt_ids, alt_logprob
+        _, ids_RK, logprob_RK = self._ranked(trunk)
+        if self.exact_ranks:
+            return ids_RK, logprob_RK
+        return _stored_first(row, ids_RK, logprob_RK)
 
     def _row(
         self, solved: Solved, top: TopTokens, alt_logprob: NDArray[np.float32], evidence: Evidence
@@ -312,3 +315,16 @@ def _compute(tally: Tally, *, seconds: float) -> dict[str, float]:
         "speculative_tokens": tally.speculative_tokens,
         "counterfactual_seconds": round(seconds, 3),
     }
+
+
+def _stored_first(
+    row: AnnotatedResponse, ids_RK: NDArray[np.int32], logprob_RK: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Alternatives in K columns whose first ones are the stored ones, whatever rounding made of the ranks since."""
+    width = ids_RK.shape[1]
+    ids, logprobs = ids_RK.copy(), logprob_RK.copy()
+    for t in range(len(ids)):
+        new = ~np.isin(ids_RK[t], row.alt_ids[t])
+        ids[t] = [*row.alt_ids[t], *ids_RK[t][new]][:width]
+        logprobs[t] = [*row.alt_logprob[t], *logprob_RK[t][new]][:width]
+    return ids, logprobs

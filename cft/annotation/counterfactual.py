@@ -308,7 +308,7 @@ def fresh_evidence(
 def stored_evidence(row: AnnotatedResponse, *, alt_ids_RK: NDArray[np.int32]) -> Evidence:
     """Evidence of a stored row, widened by untried columns where `alt_ids_RK` has more alternatives than it.
 
-    Raises ValueError if the stored alternatives are not the first columns of alt_ids_RK: another model or tokenizer.
+    Raises BadValue if the stored alternatives are not the first columns of alt_ids_RK: another model or tokenizer.
     """
     stored_k, k = row.alt_ids.shape[1], alt_ids_RK.shape[1]
     if not np.array_equal(row.alt_ids, alt_ids_RK[:, :stored_k]):

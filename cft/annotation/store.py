@@ -93,6 +93,11 @@ def find_annotation(annotation: str, *, annotations_dir: str | Path, key: str = 
     )
 
 
+def read_parquet(path: Path) -> pa.Table:
+    """One file as it is: no folder named key=value on the way to it becomes a column."""
+    return pq.read_table(path, partitioning=None)  # pyright: ignore[reportArgumentType] - documented, not typed
+
+
 def check_name(name: str, *, annotations_dir: str | Path) -> str:
     """An annotation's name is a folder name. Raises StoreError if it could leave annotations_dir or is taken."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
@@ -212,7 +217,7 @@ class AnnotationStore:
         found = sha256_file(path)
         if found != record["sha256"]:
             raise StoreError(f"{path}: damaged, SHA-256 {found}, expected {record['sha256']}. {self._rebuild(unit)}")
-        return pq.read_table(path, partitioning=None)
+        return read_parquet(path)
 
     def _rebuild(self, unit: int) -> str:
         return f"To rebuild just this unit: rm {shlex.quote(str(self._record_path(unit)))}. {self._repeat('Then')}"

@@ -108,8 +108,16 @@ _DATA_IS_READ = Rule(
     lambda v: not v.text("data._target_").startswith("cft.data.sources."),
 )
 
+_TIES_IN_FLOAT32 = Rule(
+    "engine.tie_margin",
+    "null or 0 with model.dtype in half precision, where no margin says what another batch would turn (the replays of an "
+    "annotation measure it), or model.dtype=float32",
+    lambda v: v.number("engine.tie_margin") == 0 or v.text("model.dtype") == "float32",
+)
+
 RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes them from here
     "annotate": (
+        _TIES_IN_FLOAT32,
         Rule(
             "data._target_",
             "a source of problems, such as data=arithmetic; an annotation is what cft annotate makes",
@@ -133,6 +141,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         ),
     ),
     "train": (
+        _TIES_IN_FLOAT32,
         _DATA_IS_READ,
         Rule(
             "trainer.max_steps",
@@ -188,7 +197,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
     ),
     "score": (),
     "labels": (_DATA_IS_READ,),
-    "evaluate": (temperature(),),
+    "evaluate": (_TIES_IN_FLOAT32, temperature()),
 }
 
 

@@ -28,6 +28,9 @@ FolderName = Annotated[
         description="a plain folder name, made under annotations_dir (the place itself is annotations_dir)",
     ),
 ]
+Device = Annotated[
+    str, Limits(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", description="auto, cpu, cuda, or one of several as cuda:1")
+]
 Nucleus = Annotated[float, Limits(gt=0, le=1, description="a number above 0 and at most 1 (1 = all tokens)")]
 
 
@@ -78,6 +81,11 @@ class Compute:
 
 
 @dataclass
+class Export:
+    dtype: Literal["float32", "bfloat16"] = MISSING
+
+
+@dataclass
 class Files:
     dir: str = MISSING
 
@@ -104,7 +112,7 @@ class AnnotateConfig:
     num_shards: AtLeastOne = MISSING
     shard: Count = MISSING
     replay_fraction: Fraction = MISSING
-    device: Literal["auto", "cpu", "cuda"] = MISSING
+    device: Device = MISSING
     verify: Verify = field(default_factory=Verify)
     allow_targets: list[str] = field(default_factory=list)
 
@@ -133,6 +141,7 @@ class TrainConfig:
     validation: Validation = field(default_factory=Validation)
     evaluation: Evaluation = field(default_factory=Evaluation)
     verify: Verify = field(default_factory=Verify)
+    export: Export = field(default_factory=Export)
     compute: Compute = field(default_factory=Compute)
     interruption: Interruption = field(default_factory=Interruption)
     resume: str = MISSING
@@ -157,7 +166,7 @@ class EvaluateConfig:
     top_p: Nucleus = MISSING
     max_new_tokens: AtLeastOne = MISSING
     max_not_run: Fraction = MISSING
-    device: Literal["auto", "cpu", "cuda"] = MISSING
+    device: Device = MISSING
     verify: Verify = field(default_factory=Verify)
     allow_targets: list[str] = field(default_factory=list)
 
@@ -173,7 +182,7 @@ class ScoreConfig:
     checkpoint: str = MISSING
     batch_size: AtLeastOne = MISSING
     replace: bool = MISSING
-    device: Literal["auto", "cpu", "cuda"] = MISSING
+    device: Device = MISSING
     allow_targets: list[str] = field(default_factory=list)
 
 

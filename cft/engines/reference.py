@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from cft.engines.sampling import choose, require_finite, uniforms
+from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
 from cft.models.architecture import require_steady_rotary
+from cft.models.attention import usable_attention
 from cft.models.cpu.packed_linear import PackedLinears
+from cft.models.head import project_exactly
 from cft.ranges import AtLeastZero, in_range
 from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
 
@@ -32,7 +34,8 @@ def never_decided(key: Key, ids: Sequence[int]) -> bool:
 
 
 class ReferenceEngine:
-    """model: a causal language model in eval mode. eos_ids: every token that ends a response. tie_margin: logits.
+    """model: a causal language model in eval mode. eos_ids: every token that ends a response. tie_margin: logits, see
+    `tie_margin_for`.
 
     packed_linears: for near ties, as in the engine that is held against this one.
     """
@@ -43,12 +46,12 @@ class ReferenceEngine:
         model: PreTrainedModel,
         eos_ids: Collection[int],
         *,
-        tie_margin: AtLeastZero = 1e-3,
+        tie_margin: AtLeastZero | None = None,
         packed_linears: bool = True,
     ) -> None:
         self.model = model
         self.eos_ids = frozenset(eos_ids)
-        self.tie_margin = tie_margin
+        self.tie_margin = tie_margin_for(model.dtype, tie_margin)
         self._packed_linears = packed_linears
 
     @cached_property
@@ -74,7 +77,8 @@ class ReferenceEngine:
         feed, kept, ties = ids, len(ids), 0
         while True:
             input_ids_BT = torch.tensor([feed], device=self.model.device)
-            output = self.model(input_ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            with usable_attention(self.model):
+                output = self.model(input_ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
             position = len(ids) - fork.trunk.prompt_len
             uniform = float(random[position]) if len(random) else 0.0
             (token,), (near,) = choose(
@@ -91,7 +95,7 @@ class ReferenceEngine:
     def settle(self, ids: list[int], *, sampling: Sampling, uniform: float) -> int:
         """The token after `ids`, prompt included, by one pass without a cache over them alone: no batch, no history."""
         ids_BT = torch.tensor([ids], device=self.model.device)
-        with self.packed.active():
+        with self.packed.active(), usable_attention(self.model):
             logits = self.model(ids_BT, use_cache=False, logits_to_keep=1).logits
         (token,), _ = choose(logits[:, -1].float(), sampling=[sampling], uniform=[uniform], tie_margin=0.0)
         return token
@@ -103,14 +107,22 @@ class ReferenceEngine:
         response_len = len(trunk.ids) - trunk.prompt_len
         if response_len < 1:
             raise ValueError(f"score needs a response: trunk of {len(trunk.ids)} tokens, prompt of {trunk.prompt_len}")
-        logits_BTV = self.model(input_ids_BT, use_cache=False, logits_to_keep=response_len + 1).logits
-        logits_RV = logits_BTV[0, :-1].float()
+        logits_RV = self._logits(input_ids_BT, last=response_len + 1)[:-1]
         require_finite(logits_RV.amax(-1))
         logprob_RV = torch.log_softmax(logits_RV, dim=-1)
         own_R = logprob_RV.gather(1, input_ids_BT[0, trunk.prompt_len :, None])[:, 0]
         entropy_R = torch.special.entr(logprob_RV.exp()).sum(-1)
         ids_RK, top_RK = top_tokens(logprob_RV, k=k)
         return TopTokens(own_R.cpu().numpy(), entropy_R.cpu().numpy(), ids_RK, top_RK)
+
+    def _logits(self, input_ids_1T: Tensor, *, last: int) -> Tensor:
+        """[last, V] float32. In half precision the head's products are summed up and kept in float32: rounded, every
+        twelfth position would have other tokens at ranks 2 and 3, which are the alternatives that are tried."""
+        with usable_attention(self.model):
+            if self.model.dtype.itemsize >= 4:
+                return self.model(input_ids_1T, use_cache=False, logits_to_keep=last).logits[0].float()
+            hidden_TD = self.model.base_model(input_ids_1T, use_cache=False).last_hidden_state[0, -last:]
+        return project_exactly(self.model, hidden_TD)
 
 
 def fork_prefix(fork: Fork) -> list[int]:

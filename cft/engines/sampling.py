@@ -15,7 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cft.errors import BadValue
 from cft.types import Sampling
+
+TIE_MARGIN = 1e-3  # logits, in float32
 
 # What rounding can do to a sample. Logits of two computations differ by about 6e-5 = e. The sum F over some tokens of their
 # probabilities then moves by at most 2 e F (1 - F): 3e-5 at the middle, 6e-6 at a top_p of 0.95.
@@ -25,6 +28,23 @@ TIE_MARGIN_NUCLEUS = 1e-5  # a sum this near to top_p could take in one token mo
 RELATIVE_TIE = 2e-4  # probabilities this alike could swap ranks
 NUCLEUS_GUESS = 256  # most nuclei are smaller, and so many top tokens are found without sorting the vocabulary
 MAX_BLOCK = 1024
+
+
+def tie_margin_for(dtype: torch.dtype, asked: float | None) -> float:
+    """The margin, in logits, below which a choice is made again without a cache. None: 1e-3 in float32, 0 in half precision.
+
+    Logits of a bfloat16 head are multiples of 1/16 to 1/8: a margin would pick exact ties of rounded values alone, a quarter
+    of what another batch can turn, at the price of a whole pass each. Raises BadValue for one that is asked for there.
+    """
+    half = dtype.itemsize < 4
+    if asked is None:
+        return 0.0 if half else TIE_MARGIN
+    if half and asked > 0:
+        raise BadValue(
+            f"engine.tie_margin={asked:g}: in half precision no margin says which choices another batch would turn; expected "
+            "null or 0 with model.dtype=bfloat16 (the annotation's replays measure the flips), or model.dtype=float32"
+        )
+    return asked
 
 
 def uniforms(sampling: Sampling, count: int) -> NDArray[np.float64]:

@@ -2,8 +2,9 @@
 
 Forks wait in line. Those of one trunk share its prefix; a lone one copies it into its tail. Tails that entered together
 form a rectangle; when there are too many rectangles, two of like length are joined. Keys and values beyond the budget,
-or an allocation that fails, send the youngest rows back to the front of the line, and from then on the batch is no
-larger than what was left. Only a fork that does not fit alone is given up.
+or an allocation that fails, send the youngest rows back to the front of the line; the batch is then no larger than what
+was left, and grows again once it has decoded for a while with room to spare. Only a fork that does not fit alone is given
+up.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MAX_TAILS = 6  # rectangles: each costs some small operations a layer ...
 ROWS_A_TAIL = 20  # ... which a small batch feels more
 STRANGERS = 64  # forks that share nothing enter by so many, of like length
 PREFILL_TOKENS = 1024  # of trunks that are computed in one pass
+REGROW_STEPS, REGROW_BELOW = 32, 0.75  # the batch grows by an eighth after so many steps below this share of the budget
 REFILL = 8  # the next forks enter when one row in so many is free
 
 
@@ -46,7 +48,8 @@ class Residency(Generic[Row]):
         self.waiting: deque[Row] = deque()
         self.back_offs = 0
         self._prefill = prefill
-        self._max_rows = max_rows
+        self._most_rows = self._max_rows = max_rows
+        self._calm_steps = 0  # since the last time that memory ran short
         self._budget_bytes = budget_bytes
         self._prefixes: OrderedDict[int, tuple[Trunk, Keys]] = OrderedDict()  # by identity, the oldest first
         self._free_before_asking = 0
@@ -99,6 +102,7 @@ class Residency(Generic[Row]):
                 else:
                     self._wait(lot)
                     self._max_rows = self.live() or len(lot) // 2
+                    self._calm_steps = 0
         self._join()
         return given_up
 
@@ -179,7 +183,9 @@ class Residency(Generic[Row]):
                     if self.bytes_held() > self._budget_bytes and self.live() > 1:
                         self._back_off()
                         continue
-                return compute(self.rows, self.plan()), given_up
+                logits = compute(self.rows, self.plan())
+                self._grow()
+                return logits, given_up
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -191,6 +197,14 @@ class Residency(Generic[Row]):
                     self._plan = None
         return None, given_up
 
+    def _grow(self) -> None:
+        """After a step that fitted: allow more rows again, a few at a time, where memory ran short before."""
+        self._calm_steps += 1
+        if self._max_rows < self._most_rows and self._calm_steps >= REGROW_STEPS:
+            self._calm_steps = 0
+            if self.bytes_held() < REGROW_BELOW * self._budget_bytes:
+                self._max_rows = min(self._most_rows, self._max_rows + max(1, self._max_rows // REFILL))
+
     def left(self) -> None:
         """Rows have ended and were removed from their tails."""
         self.tails = [tails for tails in self.tails if len(tails)]
@@ -200,6 +214,7 @@ class Residency(Generic[Row]):
     def _back_off(self) -> None:
         """Send the youngest rectangle, or half of the only one, back to the front of the line; they start again."""
         self.back_offs += 1
+        self._calm_steps = 0
         if len(self.tails) > 1:
             self._wait(self.tails.pop().rows)
         else:

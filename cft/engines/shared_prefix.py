@@ -32,10 +32,12 @@ from transformers import PreTrainedModel
 
 from cft.engines.attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
 from cft.engines.reference import ReferenceEngine, already_finished, finish_of, fork_prefix, response_of
-from cft.engines.sampling import choose, require_finite, uniforms
+from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
 from cft.engines.scheduler import Residency
 from cft.errors import UserError
 from cft.models.architecture import fork_obstacles, require_plain_attention, require_steady_rotary
+from cft.models.attention import usable_attention
+from cft.models.device import memory_for_keys
 from cft.models.rounding import half_of_the_digits
 from cft.ranges import AtLeastOne, AtLeastZero, in_range
 from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
@@ -76,7 +78,8 @@ class SharedPrefixEngine:
     """model: a causal language model in eval mode that takes its attention from `transformers`' registry.
 
     eos_ids: every token that ends a response. max_rows: forks decoded together. kv_budget_mb: memory for keys and values,
-    in 10^6 bytes; where it, or the machine's memory, runs out, forks wait (`back_offs` counts). tie_margin: logits.
+    in 10^6 bytes, None: see `memory_for_keys`; where it, or the machine's memory, runs out, forks wait (`back_offs` counts
+    over all runs). tie_margin: logits, see `tie_margin_for`.
     packed_linears: keep a second copy of the linear layers in the CPU kernel's own layout (float32 on a CPU only).
     """
 
@@ -87,8 +90,8 @@ class SharedPrefixEngine:
         eos_ids: Collection[int],
         *,
         max_rows: AtLeastOne = 256,
-        kv_budget_mb: AtLeastOne = 4096,
-        tie_margin: AtLeastZero = 1e-3,
+        kv_budget_mb: AtLeastOne | None = None,
+        tie_margin: AtLeastZero | None = None,
         packed_linears: bool = True,
     ) -> None:
         require_plain_attention(model)
@@ -100,8 +103,8 @@ class SharedPrefixEngine:
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.max_rows = max_rows
-        self.kv_budget_bytes = kv_budget_mb * 10**6
-        self.tie_margin = tie_margin
+        self.kv_budget_bytes = memory_for_keys(model.device, megabytes=kv_budget_mb)
+        self.tie_margin = tie_margin_for(model.dtype, tie_margin)
         self.reference = ReferenceEngine(model, eos_ids, tie_margin=tie_margin, packed_linears=packed_linears)
         self.packed = self.reference.packed
         self.back_offs = 0
@@ -137,7 +140,8 @@ class SharedPrefixEngine:
     ) -> list[tuple[Row, Finish]]:
         """One token for every fork; those that ended, which have left the batch."""
         logits_NV, too_large = residency.fitting(self.next_logits)
-        self.back_offs = residency.back_offs
+        self.back_offs += residency.back_offs
+        residency.back_offs = 0
         ended: list[tuple[Row, Finish]] = [(row, "memory") for row in too_large]
         if logits_NV is None:
             return ended
@@ -209,7 +213,8 @@ class SharedPrefixEngine:
         embedding: Any = self.model.get_input_embeddings()  # adapters wrap it: of an embedding's attributes only the
         vocabulary = int(embedding.weight.shape[0])  # weight is there in every case
         ids = (torch.arange(1, 11) * 7919 % vocabulary).tolist()
-        expected = self.model(torch.tensor([ids], device=self.model.device), use_cache=False).logits[0].float()
+        with usable_attention(self.model):
+            expected = self.model(torch.tensor([ids], device=self.model.device), use_cache=False).logits[0].float()
         require_finite(expected.amax(-1))
         trunks = [Trunk(np.asarray(ids, dtype=np.int32), 1) for _ in range(3)]
         forks = [

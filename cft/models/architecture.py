@@ -69,7 +69,7 @@ def _of_rotary(config: PreTrainedConfig) -> str:
 
 def unnamed_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that the model has an output for and the tokenizer no token: rows that round a vocabulary up."""
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     return frozenset(range(head.weight.shape[0])) - frozenset(tokenizer.get_vocab().values())
 
 
@@ -92,7 +92,7 @@ def require_attention(spec: ModelSpec, config: PreTrainedConfig) -> None:
     """What transformers would refuse with advice of its own: here with the reason and what to set."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    kind: type[PreTrainedModel] | None = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     offered = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}.get(spec.attn_implementation)
     if kind is None and config.is_encoder_decoder:
         raise _not_plain(f"{type(config).__name__} ({spec.path})", plain_obstacles(config, stateful=False))

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cft.errors import UserError
 from cft.files import sha256_file, temporary_beside, write_bytes, writing_errors
@@ -33,12 +33,24 @@ class DamagedModel(UserError, ValueError):
     """A file of a model folder is not the one that was written; the message names it and the remedy."""
 
 
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> Path:
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    folder: Path,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> Path:
     """Save `model`, adapters merged, and `tokenizer` under `folder`, replacing what was there. Returns `folder`.
+
+    dtype: of the saved weights, None = the model's; the model in memory keeps its own.
 
     Raises WriteError.
     """
     shell = plain_copy(model)
+    if dtype is not None:
+        import torch
+
+        shell.to(getattr(torch, dtype))
     _written(folder, lambda temporary: save_synced(shell, tokenizer, folder=temporary))
     return Path(folder)
 

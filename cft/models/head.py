@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,7 +16,21 @@ def project(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
     """
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has an output head"
-    logits_NV = head(hidden_ND)
+    return _scaled(model, head(hidden_ND))
+
+
+def project_exactly(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
+    """[N, V] float32 logits of half-precision states and weights, not rounded to their precision."""
+    head: Any = model.get_output_embeddings()
+    if head.weight.device.type == "cuda":  # only there has torch such a product; elsewhere a float32 copy of the head
+        logits_NV = torch.mm(hidden_ND, head.weight.t(), out_dtype=torch.float32)
+    else:
+        logits_NV = hidden_ND.float() @ head.weight.float().t()
+    bias = getattr(head, "bias", None)
+    return _scaled(model, logits_NV if bias is None else logits_NV + bias.float())
+
+
+def _scaled(model: PreTrainedModel, logits_NV: Tensor) -> Tensor:
     config = model.config.get_text_config(decoder=True)
     if (factor := getattr(config, "logit_scale", None)) is not None:
         logits_NV = logits_NV * factor

@@ -225,7 +225,8 @@ def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end a response, rising: of the generation config and of the tokenizer. Raises ModelError if none."""
     of_model = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = tuple(sorted({*_listed(of_model), *_listed(tokenizer.eos_token_id)}))
+    of_tokenizer: Any = tokenizer.eos_token_id
+    ids = tuple(sorted({*_listed(of_model), *_listed(of_tokenizer)}))
     if not ids:
         raise ModelError(
             f"{model.config.name_or_path}: neither generation_config.json nor the tokenizer names an end-of-sequence "

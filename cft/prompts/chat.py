@@ -86,7 +86,7 @@ class Chat:
         """The special token that the template writes after an assistant's text, else the tokenizer's EOS."""
         after = self._text(tokenizer, PROBE, reply=_REPLY).rpartition(_REPLY)[2].strip()
         first = encoded(tokenizer, after)[:1] if after else []
-        return first[0] if first and first[0] in special_tokens(tokenizer).values() else tokenizer.eos_token_id
+        return first[0] if first and first[0] in special_tokens(tokenizer).values() else _eos_id(tokenizer)
 
     def fingerprint(self) -> str:
         further = {"template_kwargs": self.template_kwargs} if self.template_kwargs else {}
@@ -145,11 +145,12 @@ class Plain:
     def ids(self, tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
         bare = _question_ids(tokenizer, question, lambda text: self.template.replace(SLOT, text))
         # BOS, where the tokenizer adds one. Some also close a text with EOS; an answer cannot follow that.
-        opened = list(tokenizer(self.template, add_special_tokens=True)["input_ids"])[:1] == [tokenizer.bos_token_id]
-        return _one_bos([tokenizer.bos_token_id, *bare] if opened else bare, tokenizer)
+        bos: Any = tokenizer.bos_token_id
+        opened = list(tokenizer(self.template, add_special_tokens=True)["input_ids"])[:1] == [bos]
+        return _one_bos([bos, *bare] if opened else bare, tokenizer)
 
     def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        return tokenizer.eos_token_id
+        return _eos_id(tokenizer)
 
     def fingerprint(self) -> str:
         return sha256_json({"kind": "plain", "template": self.template})
@@ -229,8 +230,13 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collect
 
 def encoded(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
     """Ids of a text as it stands, nothing added. special: whether what is spelt like a special token becomes one."""
-    further = {} if special else {"split_special_tokens": True}
+    further: dict[str, Any] = {} if special else {"split_special_tokens": True}
     return [int(token) for token in tokenizer(text, add_special_tokens=False, **further)["input_ids"]]
+
+
+def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    eos: Any = tokenizer.eos_token_id
+    return eos
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

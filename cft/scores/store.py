@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, read_parquet
 from cft.files import exclusive, sha256_file, sha256_json, write_bytes, write_json
 from cft.quoting import setting
 from cft.shipped import CONF_DIR
@@ -119,7 +119,7 @@ def read_score(folder: Path, *, name: str, annotation: str, model: str) -> Store
     found = sha256_file(table)
     if found != manifest["sha256"]:
         raise StoreError(f"{table}: damaged, SHA-256 {found}, expected {manifest['sha256']}. {anew}")
-    return StoredScore(path.parent, manifest, _values(pq.read_table(table, partitioning=None)))
+    return StoredScore(path.parent, manifest, _values(read_parquet(table)))
 
 
 def write_score(

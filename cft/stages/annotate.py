@@ -20,10 +20,11 @@ from cft.annotation.units import Plan, ids_hash
 from cft.commands import command, job_overrides
 from cft.config.build import ConfigError, build, redacted
 from cft.console import Bar, console, progress
+from cft.engines.sampling import tie_margin_for
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.base import critical_fraction
 from cft.models.architecture import context_length
-from cft.models.device import place
+from cft.models.device import device_facts, place
 from cft.models.load import (
     eos_ids,
     load_causal_lm,
@@ -45,6 +46,7 @@ from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
+    from transformers import PreTrainedModel
 
 FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened as units finish
 
@@ -77,17 +79,18 @@ def annotate(cfg: DictConfig) -> Path:
     asked = prompting(prompt, tokenizer)
     model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
     require_plain_attention(model)
-    place(model, device=cfg.device)
+    weights = weights_hash(model)  # before they go to a device, from which they would have to come back
+    place(model, device=cfg.device, shard=cfg.shard, num_shards=cfg.num_shards)
     eos = eos_ids(model, tokenizer)
     fingerprint = {
-        "model": {"path": spec.path, "revision": spec.revision, "weights": weights_hash(model), "dtype": spec.dtype},
+        "model": {"path": spec.path, "revision": spec.revision, "weights": weights, "dtype": spec.dtype},
         **asked,
         "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(eos)},
         "verifier": judged_by,
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
         "unit_size": cfg.unit_size,
         "replay_fraction": cfg.replay_fraction,
-        "numerics": numerics(cfg, device=model.device.type),
+        "numerics": numerics(cfg, model),
     }
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
     info = {
@@ -115,10 +118,16 @@ def annotate(cfg: DictConfig) -> Path:
                 short_circuit=not plan.every_outcome,
                 replay_fraction=cfg.replay_fraction,
                 responses=cfg.responses,
+                exact_ranks=spec.dtype == "float32",
                 padding_ids=unnamed_ids(model, tokenizer),
             )
             _annotate_units(store, annotator, plan=plan, shard=shard, loggers=loggers)
             _fill_units(store, annotator, plan=plan, shard=shard)
+            if back_offs := getattr(annotator.engine, "back_offs", 0):
+                console.print(
+                    f"Memory for keys and values ran short {back_offs} times, and what had been decoded was decoded again: "
+                    "fewer engine.max_rows, or a larger engine.kv_budget_mb where there is room, save that"
+                )
         if state := store.unfinished_shards():
             done = f"{str(shard).capitalize()} is done. {store.folder} is {unfinished_message(state)}"
             console.print(done, markup=False)
@@ -130,14 +139,15 @@ def annotate(cfg: DictConfig) -> Path:
     return store.folder
 
 
-def numerics(cfg: DictConfig, *, device: str) -> dict[str, Any]:
-    """What may turn a near tie, and so an outcome: a part of the fingerprint. device: cpu or cuda.
+def numerics(cfg: DictConfig, model: PreTrainedModel) -> dict[str, Any]:
+    """What may turn a near tie, and so an outcome: a part of the fingerprint.
 
-    In float32 engines give the same outcomes, and tie_margin says what is near. In half precision it takes no tie: how an
-    engine batches changes what it decodes.
+    In float32 engines give the same outcomes, and tie_margin says what is near. In half precision there are no ties to
+    settle: how an engine batches changes what it decodes. The ranks of alternatives come from float32 logits there.
     """
-    found = {"device": device, "tie_margin": OmegaConf.select(cfg, "engine.tie_margin")}
-    return found if cfg.model.dtype == "float32" else {**found, "engine": redacted(cfg.engine)}
+    margin = tie_margin_for(model.dtype, OmegaConf.select(cfg, "engine.tie_margin"))
+    found = {**device_facts(model.device), "tie_margin": margin}
+    return found if cfg.model.dtype == "float32" else {**found, "ranks": "float32 head", "engine": redacted(cfg.engine)}
 
 
 def _run_facts(cfg: DictConfig, *, model: str, data: str, inputs: tuple[Link, ...]) -> RunFacts:

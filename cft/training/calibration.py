@@ -20,6 +20,7 @@ from cft.losses.eligible import On
 from cft.losses.objective import Objective, Regularizer
 from cft.losses.regularizers import MaskedQuadratic, top_mass
 from cft.losses.token import NLL, Prediction, TokenLoss
+from cft.models.attention import usable_attention
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts
 from cft.weightings.token import Uniform
@@ -62,7 +63,8 @@ def calibrated_threshold(
     with torch.no_grad():
         for start in range(0, len(rows), ROWS_AT_A_TIME):
             batch = collate(rows[start : start + ROWS_AT_A_TIME], step_counts=StepCounts())
-            observer(batch.to(lm.model.device))
+            with usable_attention(lm.model):
+                observer(batch.to(lm.model.device))
     lm.model.train(was_training)
     masses = torch.cat(record.seen).sort().values if record.seen else torch.zeros(0)
     if not len(masses):

@@ -34,7 +34,7 @@ from cft.training.checkpointing.checkpoints import CHECKPOINTS, read_checkpoint
 from cft.training.checkpointing.keeper import CheckpointKeeper, WholeFiles
 from cft.training.checkpointing.position import Position, position_of
 from cft.training.checkpointing.resume import Start, begin, require_same_steps, require_steps_left
-from cft.training.distributed.launcher import SameEverywhere, use_own_launcher
+from cft.training.distributed.launcher import SameEverywhere, leave_group, use_own_launcher
 from cft.training.distributed.sharding import FullySharded
 from cft.training.memory import (
     device_memory,
@@ -129,6 +129,7 @@ class Fit:
             failed = True
             try:
                 trainer.fit(self.module, datamodule=self.data, ckpt_path=start.checkpoint, weights_only=True)
+                leave_group(trainer)
                 failed = False
             except SystemExit as stop:  # what Lightning makes of Ctrl-C
                 raise (KeyboardInterrupt if trainer.interrupted else stop) from None

@@ -39,9 +39,11 @@ class Placement:
         return hidden_BTD.flatten(0, 1)[self.index_N]
 
 
-def placed(input_ids_BT: Tensor, tokens: EligibleTokens, *, layout: Layout, by_rows: bool) -> Placement:
-    """by_rows: the model's attention is `rows_attention` (see `attend_by_rows`). At least one position is computed even
-    when nothing is wanted: under DDP every parameter must take part on every rank."""
+def placed(
+    input_ids_BT: Tensor, tokens: EligibleTokens, *, layout: Layout, by_rows: bool, flash: bool = False
+) -> Placement:
+    """by_rows: the model's attention is `rows_attention` (see `attend_by_rows`). flash: it is flash attention. At least one
+    position is computed even when nothing is wanted: under DDP every parameter must take part on every rank."""
     needed_B = computed_positions(tokens)
     row_B = needed_B.nonzero()[:, 0]
     lengths = needed_B[row_B].tolist()
@@ -60,6 +62,11 @@ def placed(input_ids_BT: Tensor, tokens: EligibleTokens, *, layout: Layout, by_r
         inputs["row_lengths"] = torch.tensor(
             lengths
         )  # stays on the CPU, so that no layer waits for a device to read it
+    if flash:
+        # Or transformers would find them from the position ids in every layer, waiting for the device each time.
+        ends = torch.tensor([0, *lengths]).cumsum(0).to(input_ids_BT.device, torch.int32)
+        inputs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+        inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
     return Placement(inputs, start_B[tokens.row_N] + tokens.position_N - 1)
 
 

@@ -2,7 +2,9 @@
 
     weights + gradients + optimizer state                       of the parameters, exactly; shared out under trainer=fsdp
     activations = fixed + bytes a token * tokens                 both measured by forward passes over few tokens; fixed: the
-                                                                copies of weights that autocast keeps
+                                                                copies of weights that autocast keeps. Under gradient
+                                                                checkpointing one block's in full, besides: it is computed
+                                                                again in the backward pass
     logits      = 3 * loss.chunk_tokens * vocabulary * 4 bytes  logits, their log-softmax, its gradient
 
 Attention that stores its scores (eager) grows faster than that; what the allocator loses between tensors is not in it.
@@ -80,7 +82,7 @@ def estimate(
         weights // shards,
         trained // shards,
         states_per_parameter * trained // shards,
-        activation_bytes(model, tokens=tokens, mixed=mixed),
+        activation_bytes(model, tokens=tokens, mixed=mixed) + recomputed_bytes(model, tokens=tokens, mixed=mixed),
         3 * min(chunk_tokens, tokens) * int(vocabulary) * 4,
     )
 
@@ -99,19 +101,35 @@ def activation_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int
     return max(0, round(kept_few + a_token * (tokens - few)))
 
 
+def recomputed_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
+    """Under gradient checkpointing: what the block that is computed again in the backward pass keeps until it is done."""
+    if not model.is_gradient_checkpointing:
+        return 0
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    for module in layers:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        whole = activation_bytes(model, tokens=tokens, mixed=mixed)
+    finally:
+        for module in layers:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+    return whole // max(1, model.config.get_text_config(decoder=True).num_hidden_layers)
+
+
 def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
     """What one forward pass keeps for its backward pass, parameters and buffers aside."""
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held until the pass is over, or the next tensor might get its place
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
+        # Neither held nor given back: a graph that holds tensors of itself is never freed, nor are the weights it ends in.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        held.append(tensor)  # or the next tensor might get its place in memory
-        return tensor
+            kept[storage.data_ptr()] = storage
 
-    held: list[Tensor] = []
+    def unpack(_: None) -> Tensor:
+        raise RuntimeError("the pass that measures memory has no backward pass")
+
     was_training = model.training
     model.train()  # gradient checkpointing works in training only
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
@@ -119,11 +137,11 @@ def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
         torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(pack, unpack),
     ):
         model.base_model(input_ids=ids, use_cache=False)
     model.train(was_training)
-    return sum(kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def states_per_parameter(optimizer: Any) -> int:

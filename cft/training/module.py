@@ -35,7 +35,7 @@ from cft.models.load import hash_of
 from cft.references.models import LiveReference
 from cft.training.callbacks.guards import gradient_norm, require_finite
 from cft.training.checkpointing.checkpoints import CheckpointError
-from cft.training.distributed.sharding import is_sharded, shard
+from cft.training.distributed.sharding import FullySharded, is_sharded, shard, sum_over_replicas
 from cft.training.layout import Layout
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
 from cft.types import StepCounts, TokenBatch
@@ -70,6 +70,7 @@ class CausalLMModule(pl.LightningModule):
         self.lm = SelectiveLM(model, objective, reference=reference, layout=layout)
         self.lm.check_head()
         self.lm.check_layout()
+        self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there
         self.build_optimizer = optimizer
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
         self.probe_every_n_steps = probe_every_n_steps
@@ -82,10 +83,6 @@ class CausalLMModule(pl.LightningModule):
         self.register_buffer("_probes", torch.zeros(6, dtype=torch.float64), persistent=False)
 
     # ---- checkpoints: what is frozen is the base model, which is loaded anyway
-
-    @property
-    def strict_loading(self) -> bool:
-        return not frozen_names(self)  # then `on_load_checkpoint` looks at what is there
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if frozen := frozen_names(self):
@@ -119,7 +116,10 @@ class CausalLMModule(pl.LightningModule):
     def configure_model(self) -> None:
         # Set by a strategy that shares out the weights; the hook runs once the processes know of each other.
         if self.device_mesh is not None and not is_sharded(self):
-            shard(self.lm, self.lm.model, self.device_mesh)
+            strategy = self.trainer.strategy
+            replicas = strategy.replicas if isinstance(strategy, FullySharded) else 1
+            mixed = self.trainer.precision == "bf16-mixed"
+            shard(self.lm, self.lm.model, self.device_mesh, replicas=replicas, mixed=mixed)
 
     def on_fit_start(self) -> None:
         # from_pretrained gives eval mode and Lightning keeps it: dropout would stay off without this.
@@ -155,6 +155,8 @@ class CausalLMModule(pl.LightningModule):
         return every > 0 and self.global_step % every == 0 and batch_idx % accumulate == 0
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if isinstance(self.trainer.strategy, FullySharded):
+            sum_over_replicas(self.lm, last=not self.trainer.fit_loop._should_accumulate())
         with gradients_in_place(enabled=self._alone()):
             loss.backward(*args, **kwargs)
 

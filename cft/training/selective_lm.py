@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from cft.errors import BadValue
 from cft.losses.eligible import EligibleTokens, eligible_tokens
 from cft.losses.objective import FrozenPrediction, Objective, TermSum, token_statistics
+from cft.models.attention import usable_attention, uses_flash
 from cft.models.cpu.onednn_linear import training_pass
 from cft.models.head import project
 from cft.models.rounding import half_of_the_digits
@@ -76,7 +77,8 @@ class SelectiveLM(nn.Module):
         return torch.stack([s.double() for s in sums])
 
     def _placed(self, batch: TokenBatch, tokens: EligibleTokens) -> Placement:
-        return placed(batch.input_ids_BT, tokens, layout=self.layout, by_rows=self._by_rows)
+        flash = uses_flash(self.model)
+        return placed(batch.input_ids_BT, tokens, layout=self.layout, by_rows=self._by_rows, flash=flash)
 
     def _hidden(self, placement: Placement) -> Tensor:
         """[N, D] last hidden states that predict the tokens that were placed."""
@@ -94,21 +96,21 @@ class SelectiveLM(nn.Module):
 
     @contextmanager
     def _checking(self) -> Iterator[None]:
-        """Eval mode without gradient. Flash attention knows no float32, which is what mixed training is before it begins."""
+        """Eval mode without gradient. Flash attention knows no float32, which is what mixed training is before it begins, and
+        no CPU, which is where models of several processes are until then."""
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self._flash()):
-                yield
+            with torch.no_grad(), usable_attention(self.model, mixed=True):
+                mixed = uses_flash(self.model) and self.model.dtype == torch.float32
+                with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=mixed):
+                    yield
         finally:
             self.model.train(was_training)
 
-    def _flash(self) -> bool:
-        return "flash" in (self.model.config.get_text_config(decoder=True)._attn_implementation or "")
-
     def _rounding(self) -> float:
         """What a check leaves to it, of the largest value."""
-        return half_of_the_digits(torch.bfloat16 if self._flash() else self.model.dtype)
+        return half_of_the_digits(torch.bfloat16 if uses_flash(self.model) else self.model.dtype)
 
     def check_head(self) -> None:
         """Refuse models that do more to their logits than `cft/models/head.py` knows of: it would be left out silently."""

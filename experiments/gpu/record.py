@@ -61,6 +61,7 @@ class Record:
     def each(self, parts: Sequence[tuple[str, Callable[[], Any]]], *, needs: float = 5.0) -> None:
         """Parts by name, what each returns being its value."""
         for name, measure in parts:
+            free_memory()  # what a part that failed held is free only once its error is gone
             try:
                 with self.part(name, needs=needs):
                     self.put(name, measure())

@@ -60,8 +60,8 @@ def annotate(record: Record) -> None:
         "cpu float32": (["device=cpu"], {}),
         "float32": ([on], {}),
         "float32, TF32 in the environment": ([on], TF32),
-        "bfloat16": ([on, "model.dtype=bfloat16", "engine.tie_margin=0"], {}),
-        "bfloat16, other batches": ([on, "model.dtype=bfloat16", "engine.tie_margin=0", "engine.max_rows=40"], {}),
+        "bfloat16": ([on, "model.dtype=bfloat16"], {}),
+        "bfloat16, other batches": ([on, "model.dtype=bfloat16", "engine.max_rows=40"], {}),
     }
     common = [f"limit={limit}", f"unit_size={limit}", "replay_fraction=0.2"]
     stores: dict[str, AnnotationStore] = {}

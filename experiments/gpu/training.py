@@ -38,22 +38,23 @@ def training(record: Record) -> None:
     rows = rows_of(4 if tiny else 16, mean=30 if tiny else 600, vocabulary=small["vocab_size"], density=0.12)
     full = rows_of(4 if tiny else 16, mean=30 if tiny else 600, vocabulary=small["vocab_size"], density=1.0)
     measured = partial(steps, device=device, rate=rate, times=2 if tiny else 5)
-    record.each(
-        [
-            ("1.5B packed", lambda: measured(small, rows)),
-            ("1.5B packed, checkpointing", lambda: measured(small, rows, checkpointing=True)),
-            ("1.5B padded, checkpointing", lambda: measured(small, rows, layout="padded", checkpointing=True)),
-            ("1.5B packed, all tokens, checkpointing", lambda: measured(small, full, checkpointing=True)),
-            ("1.5B padded, transformers' own loss, checkpointing", lambda: measured(small, full, checkpointing=True, layout="padded", plain=True)),
-            ("7B weights in bfloat16, no optimizer, checkpointing", lambda: measured(large, rows, kind="bfloat16", checkpointing=True)),
-            ("7B weights in bfloat16, no optimizer, all tokens, checkpointing", lambda: measured(large, full, kind="bfloat16", checkpointing=True)),
-            ("7B transformers' own loss, no optimizer, checkpointing", lambda: measured(large, full, kind="bfloat16", checkpointing=True, layout="padded", plain=True)),
-            ("7B adapters, checkpointing", lambda: measured(large, rows, kind="adapters", checkpointing=True)),
-            ("1.5B packed, compiled blocks, checkpointing", lambda: measured(small, rows, kernels="compiled", checkpointing=True)),
-            ("1.5B packed, compiled blocks", lambda: measured(small, rows, kernels="compiled")),
-        ],
-        needs=25,
-    )  # fmt: skip
+    saving: dict[str, Any] = {"checkpointing": True}
+    padded: dict[str, Any] = {**saving, "layout": "padded"}
+    whole: dict[str, Any] = {**saving, "kind": "bfloat16"}  # 7B: weights and gradients alone are 30 GB
+    arms: list[tuple[str, dict[str, int], list[TokenRow], dict[str, Any]]] = [
+        ("1.5B packed", small, rows, {}),
+        ("1.5B packed, checkpointing", small, rows, saving),
+        ("1.5B padded, checkpointing", small, rows, padded),
+        ("1.5B packed, all tokens, checkpointing", small, full, saving),
+        ("1.5B transformers' own loss, all tokens, checkpointing", small, full, {**padded, "plain": True}),
+        ("7B bfloat16, no optimizer, checkpointing", large, rows, whole),
+        ("7B bfloat16, no optimizer, all tokens, checkpointing", large, full, whole),
+        ("7B transformers' own loss, no optimizer", large, full, {**whole, **padded, "plain": True}),
+        ("7B adapters, checkpointing", large, rows, {**saving, "kind": "adapters"}),
+        ("1.5B packed, compiled blocks, checkpointing", small, rows, {**saving, "kernels": "compiled"}),
+        ("1.5B packed, compiled blocks", small, rows, {"kernels": "compiled"}),
+    ]
+    record.each([(name, partial(measured, sizes, on, **options)) for name, sizes, on, options in arms], needs=25)
 
 
 def rows_of(count: int, *, mean: int, vocabulary: int, density: float) -> list[TokenRow]:
@@ -85,6 +86,7 @@ def steps(
     """mixed: float32 weights under autocast with AdamW. bfloat16: weights and gradients in it, forward and backward alone.
     adapters: bfloat16 weights with low-rank adapters. plain: all rows padded through `model(labels=...)`."""
     torch.manual_seed(0)
+    before = allocated(device)
     # Tied as in the checkpoint of 1.5B.
     tied = sizes is QWEN_1_5B
     dtype = torch.float32 if kind == "mixed" else torch.bfloat16
@@ -111,11 +113,14 @@ def steps(
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=device.type == "cuda") if states else None
     loss_of: Callable[[], torch.Tensor] = partial(_plain_loss, model, batch) if plain else partial(_our_loss, lm, batch)
     losses: list[float] = []
+    phases: dict[str, float] = {}  # GB, each peak since the one before
 
     def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=kind != "bfloat16"):
             loss = loss_of()
+        phases["after forward"], phases["peak of forward"] = allocated(device), allocated(device, peak=True)
         loss.backward()
+        phases["after backward"], phases["peak of backward"] = allocated(device), allocated(device, peak=True)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         if optimizer is not None:
             optimizer.step()
@@ -124,22 +129,34 @@ def steps(
         losses.append(float(loss.detach()))
 
     wait(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    allocated(device, peak=True)
     ms = milliseconds(step, device=device, times=times, warm=2)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    peak = max(value for name, value in phases.items() if name.startswith("peak"))
     return {
         "ms": ms,
         "tokens_per_s": 1000 * tokens / ms,
         "mfu_of_measured": 1000 * work / ms / rate,
         "mfu_of_989_tflops": 1000 * work / ms / H100_BF16,
-        "peak_gb": peak / 1e9,
+        "peak_gb": peak,
+        "allocated_before_gb": before,
+        **{f"{name}, GB": value for name, value in phases.items()},
         "estimate_gb": expected.total / 1e9,
         "estimated_activations_gb": expected.activations / 1e9,
-        "peak_over_estimate": peak / expected.total,
+        "peak_over_estimate": peak * 1e9 / expected.total,
         "tokens": tokens,
         "first_loss": losses[0],
     }
+
+
+def allocated(device: torch.device, *, peak: bool = False) -> float:
+    """GB now, or the most since the last time that the peak was asked for."""
+    if device.type != "cuda":
+        return 0.0
+    if not peak:
+        return torch.cuda.memory_allocated() / 1e9
+    found = torch.cuda.max_memory_allocated() / 1e9
+    torch.cuda.reset_peak_memory_stats()
+    return found
 
 
 def _our_loss(lm: SelectiveLM, batch: TokenBatch) -> torch.Tensor:

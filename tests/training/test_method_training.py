@@ -269,7 +269,7 @@ def test_the_shipped_model_trains_by_every_method(method: str, shipped: Any) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", [e for e in entries() if e.group in GROUPS and not e.before], ids=lambda e: e.name)
 def test_the_documented_command_trains(entry: Entry, tmp_path: Path) -> None:
-    """Each row of docs/methods.md that needs nothing made beforehand; the model that ships is its own teacher."""
+    """Each section of the page on methods that needs nothing made beforehand; the model that ships is its own teacher."""
     given = [f"{key}=package:tiny_arith" for key in entry.missing]
     command = [sys.executable, "train.py", *entry.overrides, *given, f"hydra.run.dir={tmp_path}"]
     command += ["data.max_rows=60", "data.batch_size=4", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=3"]

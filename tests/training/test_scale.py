@@ -79,3 +79,19 @@ def test_going_on_under_another_number_of_processes_gives_the_same_losses(one: T
         start = path_of_step(begun.folder, step=step)
         begun = trained(tmp_path / f"from {step}", strategy, world, accumulate, start=start)
         assert_same_losses(begun, one, first=step + 1)
+
+
+@pytest.mark.slow
+def test_two_replicas_equal_one_process(one: Trained, tmp_path: Path) -> None:
+    assert_same_losses(trained(tmp_path / "hsdp", "hsdp", 2, 2), one)
+
+
+@pytest.mark.slow
+def test_mixed_precision_is_the_same_training_shared_out_or_not(tmp_path: Path) -> None:
+    """Under FSDP2 the residual stream is bfloat16, too: bfloat16's rounding apart, over 20 steps."""
+    found = trained(tmp_path / "fsdp", "fsdp:bf16-mixed", 2, 2)
+    expected = trained(tmp_path / "ddp", "ddp:bf16-mixed", 2, 2)
+    assert sorted(found.train) == sorted(expected.train) == list(range(1, STEPS + 1))
+    assert found.train == pytest.approx(expected.train, rel=2**-8 * 4)
+    assert found.train != expected.train
+    assert found.export_difference == 0.0

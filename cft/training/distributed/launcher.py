@@ -113,6 +113,14 @@ class JobLauncher(_SubprocessScriptLauncher):
                 process.wait()
 
 
+def leave_group(trainer: pl.Trainer) -> None:
+    """All ranks at the end of training, which is the last that they do together: NCCL's group ends as a collective, and the
+    first rank, which goes on to export and evaluate, would come to it long after the others."""
+    if trainer.world_size > 1 and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def use_own_launcher(trainer: pl.Trainer, cfg: DictConfig, *, start: Start) -> JobLauncher | None:
     """Replace Lightning's launcher where there is one: not on one device, nor where a cluster starts the processes."""
     replaced = trainer.strategy.launcher

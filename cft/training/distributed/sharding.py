@@ -14,9 +14,11 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from cft.errors import BadValue
 from cft.models.export import plain_copy
+from cft.ranges import AtLeastOne
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -32,10 +34,14 @@ class ShardingError(RuntimeError):
 
 
 class FullySharded(ModelParallelStrategy):
-    """All processes are one data-parallel group. A checkpoint is one file that any strategy can go on from."""
+    """All processes are one data-parallel group. A checkpoint is one file that any strategy can go on from.
 
-    def __init__(self) -> None:
+    replicas: copies of the sharded model; each is shared out over world / replicas processes that follow each other.
+    """
+
+    def __init__(self, *, replicas: int = 1) -> None:
         super().__init__(save_distributed_checkpoint=False)
+        self.replicas = replicas
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -43,21 +49,52 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
 
-def fully_sharded() -> FullySharded:
+def fully_sharded(*, replicas: AtLeastOne = 1) -> FullySharded:
     """For conf/trainer/fsdp.yaml."""
-    return FullySharded()
+    return FullySharded(replicas=replicas)
 
 
-def shard(lm: nn.Module, model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Share out `lm`, a wrapper around `model` whose methods forward and probe do all computation. Collective."""
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+def shard(lm: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, replicas: int = 1, mixed: bool = False) -> None:
+    """Share out `lm`, a wrapper around `model` whose methods forward and probe do all computation. Collective.
+
+    mixed: gathers are of bfloat16, and what a block multiplies with is freed with it. Autocast alone would gather float32
+    and keep a bfloat16 copy of every weight from the forward to the backward pass, on every rank.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     _require_whole_world(mesh)
-    data = mesh["data_parallel"]
+    policy = MixedPrecisionPolicy()
+    if mixed:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    data = _data_mesh(mesh, replicas=replicas)
     for block in blocks_of(model):
-        fully_shard(block, mesh=data)
-    fully_shard(lm, mesh=data)
+        fully_shard(block, mesh=data, mp_policy=policy)
+    fully_shard(lm, mesh=data, mp_policy=policy)
     register_fsdp_forward_method(lm, "probe")
+
+
+def _data_mesh(mesh: DeviceMesh, *, replicas: int) -> DeviceMesh:
+    """One axis of shards; with several replicas, two axes: replicas and the shards of each."""
+    if replicas == 1:
+        return mesh["data_parallel"]
+    from torch.distributed.device_mesh import init_device_mesh
+
+    world = dist.get_world_size()
+    if world % replicas:
+        raise BadValue(
+            f"trainer.strategy.replicas={replicas}: expected a divisor of the {world} processes, so that every copy of the "
+            "model has as many of them; usually the number of nodes"
+        )
+    return init_device_mesh(mesh.device_type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def sum_over_replicas(lm: nn.Module, *, last: bool) -> None:
+    """Before the backward pass of a micro-batch: sums over replicas are taken with the `last` one of a step alone.
+
+    The shards' own sums stay in every pass: put off, they would hold the gradient of all weights on each rank, which is what
+    sharding is there to avoid.
+    """
+    lm.set_requires_all_reduce(last)  # type: ignore[operator]
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -113,8 +150,6 @@ def _require_whole_world(mesh: DeviceMesh) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    from torch.distributed.tensor import DTensor
-
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
@@ -129,3 +164,16 @@ def trained_weights(
     """The entries of a Lightning checkpoint that belong to `model`, a part of `module`, by the model's own names."""
     prefix = next(f"{name}." for name, part in module.named_modules() if part is model)
     return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+
+
+def release(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """After training: give back this rank's shards, gradients and optimizer states, which Lightning leaves on the device, so
+    that the whole model has room there."""
+    for optimizer in trainer.strategy.optimizers:
+        optimizer.state.clear()
+    for tensor in [*module.parameters(), *module.buffers()]:
+        tensor.grad = None
+        local = tensor.data.to_local() if isinstance(tensor.data, DTensor) else tensor.data
+        local.untyped_storage().resize_(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

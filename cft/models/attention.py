@@ -1,0 +1,26 @@
+"""Which attention a pass can use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import PreTrainedModel
+
+
+def uses_flash(model: PreTrainedModel) -> bool:
+    return "flash" in (model.config.get_text_config(decoder=True)._attn_implementation or "")
+
+
+@contextmanager
+def usable_attention(model: PreTrainedModel, *, mixed: bool = False) -> Iterator[None]:
+    """Around a pass: SDPA instead of flash attention where that cannot work, which is on a CPU and in float32. The weights
+    of a mixed training are float32, and only its own steps run under autocast (mixed)."""
+    config = model.config.get_text_config(decoder=True)
+    before = config._attn_implementation
+    if uses_flash(model) and (model.device.type == "cpu" or (model.dtype.itemsize >= 4 and not mixed)):
+        config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

@@ -1,0 +1,73 @@
+"""README.md and the pages of docs/ as tests read them: their blocks, files and commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from cft.config.stages import STAGES
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SCRIPTS = [name for name in STAGES if (ROOT / f"{name}.py").is_file()]  # the same from a checkout
+_COMMAND = re.compile(rf"cft ({'|'.join(STAGES)}|report)(?= |$)|python ({'|'.join(_SCRIPTS)})\.py(?= |$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command line of `cft` as a page shows it. stage: its name, or "report"."""
+
+    page: str
+    text: str
+    stage: str
+
+    @property
+    def argv(self) -> list[str]:
+        """As a shell reads it; what stands for something of the reader's (<folder>, ...) is given some text."""
+        text = re.sub(r"<[^<>]*>", "placeholder", self.text).replace("=...", "=placeholder")
+        return shlex.split(text, comments=True)[2:]
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(text: str) -> list[str]:
+    """Contents of the fenced blocks."""
+    return [content for _, content in _FENCED.findall(text)]
+
+
+def lines_of_code(text: str) -> list[str]:
+    """Lines of fenced and indented blocks, and spans of code within the text."""
+    outside = _FENCED.sub("", text)
+    fenced = [line for block in blocks(text) for line in block.splitlines()]
+    indented = [line for line in outside.splitlines() if line.startswith("    ")]
+    return [*fenced, *indented, *re.findall(r"`([^`\n]+)`", outside)]
+
+
+def commands() -> list[Command]:
+    """Every command of `cft` on any page, each once per page."""
+    found = {}
+    for page in PAGES:
+        for line in lines_of_code(read(page)):
+            text = re.sub(r"^\s*(?:\$ )?(?:until )?", "", line).split("; do")[0]
+            if match := _COMMAND.match(text):
+                found[name_of(page), text] = Command(name_of(page), text, match[1] or match[2])
+    return list(found.values())
+
+
+def files() -> dict[str, str]:
+    """Blocks that begin with the path of the file they are: path -> text. Pages that show the same file agree."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        for block in blocks(read(page)):
+            if match := re.match(r"# (\S+/\S+\.(?:py|yaml))\n", block):
+                assert found.setdefault(match[1], block) == block, f"{name_of(page)} shows another {match[1]}"
+    return found
