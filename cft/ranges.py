@@ -98,7 +98,8 @@ def describe(hint: Any, *, objects: bool = False) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         made = next((m.name for m in args[1:] if isinstance(m, Made)), "")
-        said = next((m.description for m in args[1:] if isinstance(m, FieldInfo) and m.description), "")
+        # The last one is the outermost: nested annotations are flattened.
+        said = next((m.description for m in args[:0:-1] if isinstance(m, FieldInfo) and m.description), "")
         if made:
             return f"a node with a _target_ that makes a {made}"
         return said or _limited(describe(args[0]), _bounds(args[1:]))

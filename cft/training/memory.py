@@ -119,16 +119,17 @@ def recomputed_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int
 def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
     """What one forward pass keeps for its backward pass, parameters and buffers aside."""
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held until the pass is over, or the next tensor might get its place
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
+        # Neither held nor given back: a graph that holds tensors of itself is never freed, nor are the weights it ends in.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        held.append(tensor)  # or the next tensor might get its place in memory
-        return tensor
+            kept[storage.data_ptr()] = storage
 
-    held: list[Tensor] = []
+    def unpack(_: None) -> Tensor:
+        raise RuntimeError("the pass that measures memory has no backward pass")
+
     was_training = model.training
     model.train()  # gradient checkpointing works in training only
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
@@ -136,11 +137,11 @@ def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
         torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(pack, unpack),
     ):
         model.base_model(input_ids=ids, use_cache=False)
     model.train(was_training)
-    return sum(kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def states_per_parameter(optimizer: Any) -> int:

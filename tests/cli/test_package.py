@@ -117,7 +117,7 @@ def requirements() -> list[Requirement]:
     return found
 
 
-@pytest.mark.parametrize("requirement", requirements(), ids=lambda r: r.name)
+@pytest.mark.parametrize("requirement", sorted(requirements(), key=str), ids=lambda r: r.name)
 def test_the_lowest_environment_holds_each_lower_bound(requirement: Requirement) -> None:
     """`make test-lowest` runs the tests in it."""
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
@@ -134,7 +134,12 @@ def canonical(name: str) -> str:
 
 def test_every_extra_has_code_behind_it() -> None:
     """An extra is named by a message, a config or a target of the Makefile, or is made of others."""
-    files = [ROOT / "Makefile", *(ROOT / "cft").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
+    files = [
+        ROOT / "Makefile",
+        ROOT / "mkdocs.yml",
+        *(ROOT / "cft").rglob("*.py"),
+        *(ROOT / "experiments").rglob("*.py"),
+    ]
     text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     for extra, lines in PROJECT["optional-dependencies"].items():
         made_of_others = all(Requirement(line).name == PROJECT["name"] for line in lines)

@@ -60,7 +60,7 @@ TYPICAL: list[tuple[str, str, list[str], str, str]] = [
     ("unknown top-level key behind two", "evaluate", ["++chekpoint=x"], "chekpoint", "did you mean checkpoint?"),
     ("parameter without plus", "train", ["optimizer.amsgrad=true"], "optimizer.amsgrad", "add it with +"),
     ("wrong type", "train", ["optimizer.lr=fast"], "optimizer.lr", "expected a number, found 'fast'"),
-    ("wrong type of our own", "annotate", ["limit=2.5"], "limit", "expected an integer, found 2.5"),
+    ("wrong type of our own", "annotate", ["limit=2.5"], "limit", "integer of at least 1, or -1 for all, found 2.5"),
     ("wrong choice", "train", ["loss.normalizer=sequences"], "loss.normalizer", "did you mean sequence?"),
     ("wrong choice of our own", "train", ["schedule.shape=cosin"], "schedule.shape", "did you mean cosine?"),
     ("wrong nested choice", "train", ["mask=complement", "mask.of.rule=every"], "mask.of.rule", "one of all, any"),
@@ -98,6 +98,7 @@ TYPICAL: list[tuple[str, str, list[str], str, str]] = [
     ("null for a group", "train", ["logger=null"], "logger=null", "~logger leaves the group out"),
     ("a character that needs quotes", "train", ["data.dir=ü"], "data.dir", "needs quotes"),
     ("problems where an annotation is", "train", ["data=arithmetic"], "data._target_", "data=annotated"),
+    ("a reference that is not chosen", "train", ["weighting=excess_loss"], "reference", "compares the policy's log-probs"),
     ("a value where keys are", "train", ["schedule=cosine"], "schedule", "expected the keys shape, warmup_fraction"),
 ]  # fmt: skip
 
@@ -305,7 +306,7 @@ def test_a_saved_config_passes_as_the_whole_config(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(composed("train", "mask=complement", "seed=3")))
     assert mistakes("train", "-cp", str(tmp_path), "-cn", "config.yaml") == []
     found = mistakes("train", "-cp", str(tmp_path), "-cn", "config", "seed=x")
-    assert found == ["seed: expected an integer, found 'x'"]
+    assert found == ["seed: expected an integer from 0 to 2^32 - 1, found 'x'"]
 
 
 def test_a_further_config_folder_is_searched(tmp_path: Path) -> None:
