@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, Olmo2Config, PreTrainedModel, Qwe
 from cft.annotation.counterfactual import ListSource
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import SharedPrefixEngine
-from cft.models.cpu.kernels import use_kernels
 from cft.models.device import place
+from cft.models.kernels import prepare_for_training
 from cft.training.layout import Layout
 from cft.training.selective_lm import SelectiveLM
 from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, Trunk
@@ -175,7 +175,7 @@ def test_kernels_and_checkpointing_leave_a_step_as_it_is() -> None:
     model = random_llama(vocab=VOCABULARY)
     expected = step(on_device(model), "weighting=uniform", layout="packed")
     other = copy.deepcopy(model)
-    use_kernels(other, kernels="auto")
+    prepare_for_training(other, kernels="auto")
     other.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     place(other, device=DEVICE)  # type: ignore[arg-type]
     assert step(other, "weighting=uniform", layout="packed") == pytest.approx(expected, rel=STEP_TOLERANCE)

@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cft.config.build import CONF_DIR, redacted
+from cft.config.hydra_internals import config_loader
 from cft.runs.run import RunContext, flat, follows_seed
 
 METHOD = ("mask", "weighting", "loss", "reference", "groups")
@@ -79,13 +77,11 @@ def part_of(name: str) -> str:
 
 def _as_chosen(wanted: Mapping[str, str], *, sources: Sequence[str]) -> DictConfig:
     """train.yaml with these options and no other change."""
-    Plugins.instance()  # knows what file:// is; a further process of a distributed run has no Hydra job that asked it
-    path = ConfigSearchPathImpl()
     files = [source for source in sources if source != _SCHEMA]
-    for source in dict.fromkeys(("pkg://hydra.conf", *files, f"file://{CONF_DIR}")):
-        path.append(provider="cft", path=source)
-    path.append(provider="schema", path=_SCHEMA)  # Hydra wants it last
-    loader = ConfigLoaderImpl(path)
+    searched = dict.fromkeys(("pkg://hydra.conf", *files, f"file://{CONF_DIR}"))
+    loader = config_loader(
+        [*(("cft", source) for source in searched), ("schema", _SCHEMA)]
+    )  # Hydra wants the schema last
     lines = [f"{part}={wanted[part]}" for part in METHOD if part in wanted]
     while True:
         cfg = loader.load_configuration("train", overrides=list(lines), run_mode=RunMode.RUN)

@@ -36,9 +36,9 @@ from cft.files import exclusive
 from cft.loggers.build import close_loggers, log_made, log_transcripts
 from cft.masks.base import Critical
 from cft.models.architecture import context_length
-from cft.models.cpu.kernels import use_kernels
 from cft.models.device import place
 from cft.models.export import export_adapter, require_exportable
+from cft.models.kernels import prepare_for_training
 from cft.models.load import (
     eos_ids,
     export,
@@ -156,7 +156,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
     # may fit on none.
     place(model, device=device if cfg.trainer.devices == 1 else "cpu")
-    use_kernels(model, kernels=cfg.compute.kernels)
+    prepare_for_training(model, kernels=cfg.compute.kernels)
     module = CausalLMModule(
         model,
         objective,

@@ -13,8 +13,8 @@ from cft.errors import BadValue
 from cft.losses.eligible import EligibleTokens, eligible_tokens
 from cft.losses.objective import FrozenPrediction, Objective, TermSum, token_statistics
 from cft.models.attention import usable_attention, uses_flash
-from cft.models.cpu.onednn_linear import training_pass
 from cft.models.head import project
+from cft.models.kernels import training_pass
 from cft.models.rounding import half_of_the_digits
 from cft.references.models import LiveReference
 from cft.training.layout import Layout, Placement, attend_by_rows, placed

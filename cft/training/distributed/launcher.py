@@ -22,7 +22,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,6 +30,7 @@ from cft.errors import UserError
 from cft.files import write_bytes
 from cft.training.checkpointing.resume import Start
 from cft.training.distributed.sharding import require_equal_weights
+from cft.training.lightning_internals import ScriptLauncher, limit_threads, require_first_start, set_launcher
 
 VARIABLES = (
     *("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -50,17 +50,17 @@ class RankFailed(UserError, RuntimeError):
     """A process of a distributed run ended with an error; it has said which."""
 
 
-class JobLauncher(_SubprocessScriptLauncher):
+class JobLauncher(ScriptLauncher):
     """Starts one `python -m cft.stages.rank_process <file>` for each further rank on this machine."""
 
-    def __init__(self, replaced: _SubprocessScriptLauncher, *, cfg: DictConfig, start: Start) -> None:
+    def __init__(self, replaced: ScriptLauncher, *, cfg: DictConfig, start: Start) -> None:
         super().__init__(replaced.cluster_environment, replaced.num_processes, replaced.num_nodes)
         self.job = start.folder / JOB
         self._cfg, self._start = cfg, start
         self._ended = threading.Event()
 
-    def _call_children_scripts(self) -> None:
-        self._check_can_spawn_children()
+    def _start_processes(self) -> None:
+        require_first_start(self)
         environment = self.cluster_environment
         os.environ["MASTER_ADDR"] = environment.main_address
         os.environ["MASTER_PORT"] = str(environment.main_port)
@@ -77,11 +77,9 @@ class JobLauncher(_SubprocessScriptLauncher):
         threading.Thread(target=self._watch, daemon=True).start()
 
     def launch(self, function: Any, *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any) -> Any:
-        from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        self._call_children_scripts()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
+        self._start_processes()
+        limit_threads(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
     def _watch(self) -> None:
@@ -124,12 +122,12 @@ def leave_group(trainer: pl.Trainer) -> None:
 def use_own_launcher(trainer: pl.Trainer, cfg: DictConfig, *, start: Start) -> JobLauncher | None:
     """Replace Lightning's launcher where there is one: not on one device, nor where a cluster starts the processes."""
     replaced = trainer.strategy.launcher
-    if not isinstance(replaced, _SubprocessScriptLauncher):
+    if not isinstance(replaced, ScriptLauncher):
         return None
     if replaced.cluster_environment.creates_processes_externally:
         return None
     launcher = JobLauncher(replaced, cfg=cfg, start=start)
-    trainer.strategy._launcher = launcher
+    set_launcher(trainer.strategy, launcher)
     return launcher
 
 
