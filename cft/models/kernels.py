@@ -31,20 +31,22 @@ training_pass = onednn_linear.training_pass
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """How many layers compute in another way than the model's code says, with the same result but for rounding."""
+    """How many layers compute in another way than the model's code says, with the same result but for rounding.
+    fused_loss: whether log-probs may come from `cft/models/fused_head.py`, where it says that they are right."""
 
     onednn_linears: int = 0
     lean_layers: int = 0
     compiled_blocks: int = 0
+    fused_loss: bool = False
 
 
 def prepare_for_training(model: PreTrainedModel, *, kernels: Kernels) -> Used:
     """auto: on a CPU, in float32, oneDNN's products and layers that keep less, where each comes out right. The choice
-    depends on no timing, so that a repeated run computes the same bits.
+    depends on no timing, so that a repeated run computes the same bits. On a GPU in float32 the library's fused loss.
     torch: the model as it is. compiled: torch.compile of each of its blocks, for training only."""
     if kernels == "auto":
         lean = recomputed_layers.use_lean_layers, gradient_in_place.use_lean_embeddings
-        return Used(onednn_linear.use_onednn(model), sum(use(model) for use in lean))
+        return Used(onednn_linear.use_onednn(model), sum(use(model) for use in lean), fused_loss=True)
     if kernels == "compiled":
         return Used(compiled_blocks=_compile_blocks(model))
     return Used()

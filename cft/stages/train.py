@@ -156,7 +156,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
     # may fit on none.
     place(model, device=device if cfg.trainer.devices == 1 else "cpu")
-    prepare_for_training(model, kernels=cfg.compute.kernels)
+    used = prepare_for_training(model, kernels=cfg.compute.kernels)
     module = CausalLMModule(
         model,
         objective,
@@ -165,6 +165,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
         warmup_fraction=cfg.schedule.warmup_fraction,
         probe_every_n_steps=cfg.probe.every_n_steps,
         layout=cfg.compute.layout,
+        fused_loss=used.fused_loss,
         reference=reference.attach(model) if needs_live(objective.needs, stored_logprob=reference.stored) else None,
     )
     positions = context_length(model.config)

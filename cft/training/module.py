@@ -49,7 +49,7 @@ FROZEN = "frozen_sha256"  # in the checkpoint
 
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never.
-    layout: see `cft/training/layout.py`."""
+    layout, fused_loss: see `SelectiveLM`."""
 
     _window: Tensor  # [terms, 2] sum and count of the optimizer step under way, this rank
     _validation: Tensor  # [terms, 2] of the validation under way, this rank
@@ -66,9 +66,10 @@ class CausalLMModule(pl.LightningModule):
         probe_every_n_steps: int,
         reference: LiveReference | None = None,
         layout: Layout = "packed",
+        fused_loss: bool = False,
     ) -> None:
         super().__init__()
-        self.lm = SelectiveLM(model, objective, reference=reference, layout=layout)
+        self.lm = SelectiveLM(model, objective, reference=reference, layout=layout, fused_loss=fused_loss)
         self.lm.check_head()
         self.lm.check_layout()
         self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there

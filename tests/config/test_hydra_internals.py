@@ -35,6 +35,7 @@ def test_sources_are_searched_in_their_order(tmp_path: Path) -> None:
     for name, seed in (("first", 1), ("second", 2)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.yaml").write_text(f"seed: {seed}\n")
-    sources = [("hydra", "pkg://hydra.conf"), *(("cft", f"file://{tmp_path / name}") for name in ("first", "second"))]
+    folders = [("cft", f"file://{tmp_path / name}") for name in ("first", "second")]
+    sources = [("hydra", "pkg://hydra.conf"), *folders, ("schema", "structured://")]
     cfg = config_loader(sources).load_configuration("train", overrides=["+more=1"], run_mode=RunMode.RUN)
     assert (cfg.seed, cfg.more) == (1, 1)
