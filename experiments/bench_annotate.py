@@ -36,8 +36,8 @@ from cft.annotation.counterfactual import ListSource, alternatives
 from cft.config.build import build, checked
 from cft.engines.scheduler import Residency
 from cft.engines.shared_prefix import Row, SharedPrefixEngine
-from cft.models.cpu.allocator import keep_freed_memory
 from cft.models.cpu.packed_linear import PackedLinears
+from cft.models.kernels import keep_freed_memory
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.quiet import quiet_libraries
 from cft.types import GREEDY, Budget, Fork, Outcome, Trunk

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from cft.annotation.counterfactual import ListSource
 from cft.config.build import build, checked
 from cft.engines.shared_prefix import SharedPrefixEngine
-from cft.models.cpu.allocator import keep_freed_memory
+from cft.models.kernels import keep_freed_memory
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.quiet import quiet_libraries
 from cft.types import GREEDY, Budget, Fork, Sampling, Trunk

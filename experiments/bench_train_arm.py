@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from cft.models.cpu.allocator import keep_freed_memory
+from cft.models.kernels import keep_freed_memory
 from experiments.bench_train_rows import BenchRow, load_rows
 
 LEARNING_RATE = 1e-5
@@ -83,8 +83,8 @@ def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tupl
 
     from cft.config.build import CONF_DIR, build, checked
     from cft.data.batches import GlobalOrderSampler, loader
-    from cft.models.cpu.kernels import use_kernels
     from cft.models.device import place
+    from cft.models.kernels import prepare_for_training
     from cft.models.load import load_causal_lm
     from cft.quiet import quiet_libraries
     from cft.training.module import CausalLMModule
@@ -107,7 +107,7 @@ def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tupl
         cfg = checked(compose("train", overrides=overrides), "train")
     model = load_causal_lm(build(cfg.model))
     place(model, device="cpu")
-    use_kernels(model, kernels=cfg.compute.kernels)
+    prepare_for_training(model, kernels=cfg.compute.kernels)
     module = CausalLMModule(
         model,
         build(cfg.loss)(build(cfg.weighting)),

@@ -20,7 +20,7 @@ from cft.losses.aggregation import TokenMean
 from cft.losses.eligible import EligibleTokens
 from cft.losses.objective import Objective
 from cft.losses.token import NLL
-from cft.models.cpu.kernels import use_kernels
+from cft.models.kernels import prepare_for_training
 from cft.weightings.token import Uniform
 
 WIDTH, VOCABULARY = 576, 49_152
@@ -38,7 +38,7 @@ def measured() -> dict[str, dict[int, float]]:
 def peak_mb(kind: str, tokens: int) -> float:
     torch.manual_seed(0)
     head: Any = nn.Sequential(nn.Linear(WIDTH, VOCABULARY, bias=False))
-    use_kernels(head, kernels="auto")
+    prepare_for_training(head, kernels="auto")
     hidden_TD = torch.randn(tokens, WIDTH).requires_grad_()
     target_T = torch.randint(VOCABULARY, (tokens,))
     head.requires_grad_()

@@ -26,7 +26,7 @@ from hydra import compose, initialize_config_dir
 
 from cft.config.build import CONF_DIR, config_hash
 from cft.console import console, progress
-from cft.models.cpu.allocator import give_back_freed_memory
+from cft.models.kernels import give_back_freed_memory
 
 RESULTS, LOG = "results.json", "train.log"
 _FAILED = ("exit status 1", "exit status 2")  # last line of a log

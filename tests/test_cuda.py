@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, Olmo2Config, PreTrainedModel, Qwe
 from cft.annotation.counterfactual import ListSource
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import SharedPrefixEngine
-from cft.models.cpu.kernels import use_kernels
 from cft.models.device import place
+from cft.models.fused_head import has_fused_head
+from cft.models.kernels import prepare_for_training
 from cft.training.layout import Layout
 from cft.training.selective_lm import SelectiveLM
 from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, Trunk
@@ -139,9 +140,11 @@ def test_scores_equal_the_cpus() -> None:
         np.testing.assert_array_equal(found.top_ids_RK, expected.top_ids_RK)
 
 
-def step(model: PreTrainedModel, method: str, *, layout: Layout, mixed: bool = False) -> tuple[float, float, float]:
+def step(
+    model: PreTrainedModel, method: str, *, layout: Layout, mixed: bool = False, fused_loss: bool = False
+) -> tuple[float, float, float]:
     """Loss, gradient norm, and the loss without gradient of one batch."""
-    lm = SelectiveLM(model, objective(method), layout=layout)
+    lm = SelectiveLM(model, objective(method), layout=layout, fused_loss=fused_loss)
     lm.check_head()
     lm.check_layout()
     rows = token_rows()
@@ -165,6 +168,16 @@ def test_a_training_step_equals_the_cpus(method: str, layout: Layout) -> None:
     assert step(on_device(model), method, layout=layout) == pytest.approx(expected, rel=STEP_TOLERANCE)
 
 
+@pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="this torch has no fused loss")
+@pytest.mark.parametrize("method", ["weighting=uniform", "weighting=probability", "loss=power", "loss=psft"])
+def test_the_librarys_fused_loss_equals_the_cpus_step(method: str) -> None:
+    model = random_llama(vocab=VOCABULARY)
+    expected = step(copy.deepcopy(model), method, layout="packed")
+    there = on_device(model)
+    assert has_fused_head(there, torch.zeros(3, there.config.hidden_size, device=DEVICE))
+    assert step(there, method, layout="packed", fused_loss=True) == pytest.approx(expected, rel=STEP_TOLERANCE)
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "olmo2"])
 def test_packed_rows_train_as_padded_ones(kind: str) -> None:
     padded, packed = (step(on_device(MODELS[kind]()), "weighting=uniform", layout=at) for at in ("padded", "packed"))
@@ -175,7 +188,7 @@ def test_kernels_and_checkpointing_leave_a_step_as_it_is() -> None:
     model = random_llama(vocab=VOCABULARY)
     expected = step(on_device(model), "weighting=uniform", layout="packed")
     other = copy.deepcopy(model)
-    use_kernels(other, kernels="auto")
+    prepare_for_training(other, kernels="auto")
     other.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     place(other, device=DEVICE)  # type: ignore[arg-type]
     assert step(other, "weighting=uniform", layout="packed") == pytest.approx(expected, rel=STEP_TOLERANCE)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cft.cli.exit_status import reported
 from cft.config.build import check_command_line, checked
+from cft.config.hydra_internals import argument_parser
 from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 
@@ -46,6 +46,6 @@ def _named(target: str) -> Callable[..., Any]:
 
 def _with_absolute_config_path(words: list[str]) -> list[str]:
     """Hydra would look for a relative --config-path beside this file; it is meant from the current folder, as others are."""
-    path = get_args_parser().parse_known_args(words)[0].config_path
+    path = argument_parser().parse_known_args(words)[0].config_path
     relative = path and "://" not in path and not Path(path).is_absolute()
     return [*words, "--config-path", str(Path(path).absolute())] if relative else words

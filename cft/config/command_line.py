@@ -15,8 +15,6 @@ from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
@@ -27,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cft.config.allow_list import bad_prefix
 from cft.config.check import Mistake, find_mistakes, is_runtime, suggestion
+from cft.config.hydra_internals import apply_override, argument_parser
 from cft.config.overrides import Item, Reader, lists_in_defaults, reason, shown
 from cft.config.preflight import unwritable
 from cft.config.redaction import is_secret_key, redacted_text
@@ -56,7 +55,7 @@ class CommandLine:
 def read_command_line(argv: Sequence[str], *, stage: str, conf_dir: Path) -> CommandLine:
     # Taken out first: argparse ends its list of overrides at a word it does not know.
     dashed = [w for w in argv if w.startswith("-") and "=" in w and w.partition("=")[0] not in _FLAGS_WITH_VALUES]
-    args, unknown = get_args_parser().parse_known_args([w for w in argv if w not in dashed])
+    args, unknown = argument_parser().parse_known_args([w for w in argv if w not in dashed])
     mistakes = []
     for word in map(redacted_text, [*dashed, *unknown]):
         bare = word.lstrip("-")
@@ -279,7 +278,7 @@ def _set_value(override: Override, config: DictConfig, *, stage: str) -> Mistake
         text = f"a secret must not be on the command line, which is saved: use the environment variable {variable}"
         return Mistake(key, text.rstrip())
     try:
-        ConfigLoaderImpl._apply_overrides_to_config([override], config)
+        apply_override(config, override)
     except HydraException as error:
         changes = not (override.is_delete() or override.is_add() or override.package is not None)
         if changes and not _has_path(config, key.split(".")):

@@ -5,7 +5,7 @@ Prefill prompt + kept response + `first`, then choose a token, append, feed it, 
 Near ties. Two computations of the same logits differ in the last bits (about 6e-5 between attention kernels), so where
 the best two tokens are nearer than `tie_margin`, the batch, the cache or the kernel would decide. There every engine,
 this one too, asks the same judge: `settle`, one pass without a cache over this row's ids alone. That pass takes the
-packed linear layers (`cft/models/cpu/packed_linear.py`) where it can: they are the same for every engine, and faster.
+packed linear layers (`cft/models/kernels.py`) where it can: they are the same for every engine, and faster.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from transformers import DynamicCache, PreTrainedModel
 from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
 from cft.models.architecture import require_steady_rotary
 from cft.models.attention import usable_attention
-from cft.models.cpu.packed_linear import PackedLinears
 from cft.models.head import project_exactly
+from cft.models.kernels import DecodingKernels, prepare_for_decoding
 from cft.ranges import AtLeastZero, in_range
 from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
 
@@ -55,9 +55,9 @@ class ReferenceEngine:
         self._packed_linears = packed_linears
 
     @cached_property
-    def packed(self) -> PackedLinears:
+    def packed(self) -> DecodingKernels:
         """Made for the first near tie: a second copy of the linear layers."""
-        return PackedLinears(self.model if self._packed_linears else torch.nn.Identity())
+        return prepare_for_decoding(self.model, enabled=self._packed_linears)
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
         while forks := source.take(1):

@@ -38,6 +38,7 @@ from cft.weightings.token import TokenWeighting
 Normalizer = Literal["critical", "response", "sequence"]
 Divisor = Literal["eligible", "response", "critical", "other", "sequence"]  # fields of StepCounts
 Projection = Callable[[Tensor], Tensor]
+FusedLogProbs = Callable[[Tensor, Tensor], Tensor]  # hidden [N, D], target [N] -> log p [N] with gradient
 MAIN = "loss"  # the name of the term that is no regulariser
 
 
@@ -144,6 +145,14 @@ class Objective:
             wanted |= {*regularizer.token_loss.needs}
         return frozenset(wanted - LIVE.keys())
 
+    @property
+    def log_prob_alone(self) -> bool:
+        """Whether log p of the target is all that the terms are made of: no other statistic of the distribution."""
+        token_losses = [self.token_loss, *(r.token_loss for r in self.regularizers.values())]
+        return all(getattr(f, "log_prob_alone", False) for f in token_losses) and not LIVE.keys() & {
+            *self.weighting.needs
+        }
+
     def tokens(self, batch: TokenBatch) -> EligibleTokens:
         """The tokens that some term speaks of."""
         return tokens_on(batch, {"eligible", *(r.where for r in self.regularizers.values())})
@@ -157,10 +166,13 @@ class Objective:
         response_tokens: int,
         reference: FrozenPrediction | None,
         progress: float,
+        fused: FusedLogProbs | None = None,
     ) -> tuple[TermSum, ...]:
         """hidden_ND: the hidden states that predict `tokens`. project: hidden [N, D] -> logits [N, V]. response_tokens: of
-        the batch, for the `response` count. progress: share of the optimizer steps done, 0-1."""
-        losses, scores = self._token_losses(tokens, hidden_ND, project, reference)
+        the batch, for the `response` count. progress: share of the optimizer steps done, 0-1. fused: instead of project,
+        where `log_prob_alone` and there is no live reference."""
+        assert fused is None or (self.log_prob_alone and reference is None), "the whole distribution is needed"
+        losses, scores = self._token_losses(tokens, hidden_ND, project, reference, fused)
         on_N = tokens.on("eligible")
         row_N = tokens.row_N[on_N]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.weighting.detached):
@@ -180,7 +192,12 @@ class Objective:
         return (main, *further)
 
     def _token_losses(
-        self, tokens: EligibleTokens, hidden_ND: Tensor, project: Projection, reference: FrozenPrediction | None
+        self,
+        tokens: EligibleTokens,
+        hidden_ND: Tensor,
+        project: Projection,
+        reference: FrozenPrediction | None,
+        fused: FusedLogProbs | None,
     ) -> tuple[list[Tensor], TokenScores]:
         """([N of the term] loss of each term, what is known of the eligible tokens)."""
         live = [name for name in self.weighting.needs if name in LIVE]
@@ -191,7 +208,10 @@ class Objective:
         def of_chunk(hidden_CD: Tensor, chunk: slice) -> tuple[Tensor, ...]:
             """Log-prob and the live statistics of the eligible tokens, then the loss of each term."""
             target_C = tokens.target_N[chunk]
-            logprob_CV = log_probs(project(hidden_CD))
+            if fused is None:
+                logprob_CV = log_probs(project(hidden_CD))
+            else:  # a vocabulary of the target alone
+                logprob_CV, target_C = fused(hidden_CD, target_C)[:, None], torch.zeros_like(target_C)
             reference_CV = None
             stored = {name: column_N[chunk] for name, column_N in tokens.stored.items()}
             if reference is not None:
@@ -212,9 +232,10 @@ class Objective:
 
         parts = []
         # One chunk even when nothing is eligible: under DDP every parameter must take part on every rank.
-        starts = range(0, max(1, len(tokens.target_N)), self.chunk_tokens)
+        chunk_tokens = self.chunk_tokens if fused is None else max(1, len(tokens.target_N))  # fused makes its own
+        starts = range(0, max(1, len(tokens.target_N)), chunk_tokens)
         for start in starts:
-            chunk = slice(start, start + self.chunk_tokens)
+            chunk = slice(start, start + chunk_tokens)
             again = start != starts[-1] and torch.is_grad_enabled()
             parts.append(
                 checkpoint(of_chunk, hidden_ND[chunk], chunk, use_reentrant=False)

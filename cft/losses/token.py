@@ -44,6 +44,7 @@ class TokenLoss(Protocol):
     """needs: "reference_distribution", "reference_logprob" or names of stored scores."""
 
     needs: tuple[str, ...]
+    # log_prob_alone = True: of the prediction only logprob_N() is asked for, and so the vocabulary need not be at hand.
 
     def __call__(self, prediction: Prediction) -> Tensor: ...
 
@@ -52,6 +53,7 @@ class NLL:
     """f = -log p(y_t), nats."""
 
     needs: tuple[str, ...] = ()
+    log_prob_alone = True
 
     def __call__(self, prediction: Prediction) -> Tensor:
         return -prediction.logprob_N()
@@ -62,6 +64,7 @@ class Power:
     limit -log p_t. The gradient is p_t^exponent times that of -log p_t."""
 
     needs: tuple[str, ...] = ()
+    log_prob_alone = True
 
     @in_range
     def __init__(self, *, exponent: AtLeastZero) -> None:
@@ -83,6 +86,7 @@ class ClippedRatio:
     """
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
+    log_prob_alone = True
 
     @in_range
     def __init__(self, *, eps_low: Fraction, eps_high: AtLeastZero) -> None:

@@ -12,7 +12,6 @@ import re
 from typing import TYPE_CHECKING
 
 from cft.errors import UserError
-from cft.models.cpu.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +32,8 @@ def place(model: PreTrainedModel, *, device: str, shard: int = 0, num_shards: in
     devices each of several shards takes one in turn. On the CPU freed memory is kept for the next tensor, and a small model
     gets one thread; for others torch's own choice stands (OMP_NUM_THREADS). Raises DeviceError."""
     import torch
+
+    from cft.models.kernels import keep_freed_memory
 
     chosen = chosen_device(device, shard=shard, num_shards=num_shards)
     use_exact_float32()

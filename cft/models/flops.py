@@ -14,11 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from cft.models.cpu.onednn_linear import available, product
+from cft.models import kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,8 +67,7 @@ def matmul_rate(device: torch.device, *, mixed: bool, seconds: float = 0.2) -> f
     out = a @ a
     _wait(device)
     products: list[Callable[[], object]] = [lambda: torch.mm(a, a, out=out)]
-    if device.type == "cpu" and not mixed and available():
-        products.append(lambda: product(a, a))  # what the linear layers multiply with
+    products += [partial(product, a, a) for product in kernels.products(device, dtype=a.dtype)]
     best, until = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < until:
         for multiply in products:

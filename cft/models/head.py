@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+_SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")  # in the config, see `_scaled`
+
 
 def project(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
     """[N, V] logits, as the model's own forward gives them (`SelectiveLM.check_head` compares the two).
@@ -28,6 +30,12 @@ def project_exactly(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
         logits_NV = hidden_ND.float() @ head.weight.float().t()
     bias = getattr(head, "bias", None)
     return _scaled(model, logits_NV if bias is None else logits_NV + bias.float())
+
+
+def scales_logits(model: PreTrainedModel) -> bool:
+    """Whether logits are more than the head's product."""
+    config = model.config.get_text_config(decoder=True)
+    return any(getattr(config, name, None) is not None for name in _SCALES)
 
 
 def _scaled(model: PreTrainedModel, logits_NV: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ from cft.evaluation.evaluation import (
 )
 from cft.files import exclusive
 from cft.loggers.build import close_loggers, log_made, log_transcripts
-from cft.models.cpu.kernels import use_kernels
 from cft.models.device import place
 from cft.models.export import export_adapter
+from cft.models.kernels import prepare_for_training
 from cft.models.load import eos_ids, export, load_causal_lm
 from cft.quiet import quiet_libraries
 from cft.runs.arm import ARM_KEYS, arm_of
@@ -122,7 +122,7 @@ def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
     # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
     # may fit on none.
     place(model, device=_device(cfg) if cfg.trainer["devices"] == 1 else "cpu")
-    use_kernels(model, kernels=cfg.compute.kernels)
+    used = prepare_for_training(model, kernels=cfg.compute.kernels)
     live = needs_live(run.objective.needs, stored_logprob=reference.stored)
     return CausalLMModule(
         model,
@@ -132,6 +132,7 @@ def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
         warmup_fraction=cfg.schedule.warmup_fraction,
         probe_every_n_steps=cfg.probe.every_n_steps,
         layout=cfg.compute.layout,
+        fused_loss=used.fused_loss,
         reference=reference.attach(model) if live else None,
     )
 

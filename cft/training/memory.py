@@ -22,15 +22,13 @@ import torch
 from torch import Tensor
 
 from cft.errors import UserError
+from cft.models.kernels import TOKENS_STEP
 from cft.training.callbacks.guards import ADVICE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MEASURED_TOKENS = (
-    32,
-    96,
-)  # multiples of 32: oneDNN's products come in few numbers of rows (cft/models/cpu/onednn_linear.py)
+MEASURED_TOKENS = (TOKENS_STEP, 3 * TOKENS_STEP)
 CLEARLY = 1.25  # an estimate this many times the memory there is cannot be off by so much
 
 

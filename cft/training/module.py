@@ -30,11 +30,12 @@ from transformers import (
 )
 
 from cft.losses.objective import Objective, TermSum
-from cft.models.cpu.gradient_in_place import gradients_in_place
+from cft.models import kernels
 from cft.models.load import hash_of
 from cft.references.models import LiveReference
 from cft.training.callbacks.guards import gradient_norm, require_finite
 from cft.training.checkpointing.checkpoints import CheckpointError
+from cft.training.checkpointing.position import step_is_done
 from cft.training.distributed.sharding import FullySharded, is_sharded, shard, sum_over_replicas
 from cft.training.layout import Layout
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
@@ -48,7 +49,7 @@ FROZEN = "frozen_sha256"  # in the checkpoint
 
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never.
-    layout: see `cft/training/layout.py`."""
+    layout, fused_loss: see `SelectiveLM`."""
 
     _window: Tensor  # [terms, 2] sum and count of the optimizer step under way, this rank
     _validation: Tensor  # [terms, 2] of the validation under way, this rank
@@ -65,9 +66,10 @@ class CausalLMModule(pl.LightningModule):
         probe_every_n_steps: int,
         reference: LiveReference | None = None,
         layout: Layout = "packed",
+        fused_loss: bool = False,
     ) -> None:
         super().__init__()
-        self.lm = SelectiveLM(model, objective, reference=reference, layout=layout)
+        self.lm = SelectiveLM(model, objective, reference=reference, layout=layout, fused_loss=fused_loss)
         self.lm.check_head()
         self.lm.check_layout()
         self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there
@@ -156,17 +158,16 @@ class CausalLMModule(pl.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if isinstance(self.trainer.strategy, FullySharded):
-            sum_over_replicas(self.lm, last=not self.trainer.fit_loop._should_accumulate())
-        with gradients_in_place(enabled=self._alone()):
+            sum_over_replicas(self.lm, last=step_is_done(self.trainer))
+        with kernels.backward_pass(keep_gradients=self._keeps_gradients()):
             loss.backward(*args, **kwargs)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        # In place on a CPU: memory given back between two steps would come back in fragments.
-        optimizer.zero_grad(set_to_none=not self._alone())
+        optimizer.zero_grad(set_to_none=not self._keeps_gradients())
 
-    def _alone(self) -> bool:
-        """One process on a CPU: nothing waits for a gradient, and memory is the allocator's."""
-        return isinstance(self.trainer.strategy, SingleDeviceStrategy) and self.device.type == "cpu"
+    def _keeps_gradients(self) -> bool:
+        alone = isinstance(self.trainer.strategy, SingleDeviceStrategy)
+        return kernels.keeps_gradients(self.device, alone=alone)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         window = self._reduced(self._window)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,11 @@ from transformers import PreTrainedModel
 
 from cft.errors import BadValue
 from cft.losses.eligible import EligibleTokens, eligible_tokens
-from cft.losses.objective import FrozenPrediction, Objective, TermSum, token_statistics
+from cft.losses.objective import FrozenPrediction, FusedLogProbs, Objective, TermSum, token_statistics
 from cft.models.attention import usable_attention, uses_flash
-from cft.models.cpu.onednn_linear import training_pass
+from cft.models.fused_head import fused_log_probs, has_fused_head
 from cft.models.head import project
+from cft.models.kernels import training_pass
 from cft.models.rounding import half_of_the_digits
 from cft.references.models import LiveReference
 from cft.training.layout import Layout, Placement, attend_by_rows, placed
@@ -26,7 +28,7 @@ PROBE_NAMES = ("loss_critical", "entropy_critical", "loss_other", "entropy_other
 
 class SelectiveLM(nn.Module):
     """reference: the live reference model, None where the objective needs none; no part of the module's own weights.
-    layout: see `cft/training/layout.py`."""
+    layout: see `cft/training/layout.py`. fused_loss: log-probs without all logits, where `cft/models/fused_head.py` can."""
 
     def __init__(
         self,
@@ -35,11 +37,13 @@ class SelectiveLM(nn.Module):
         *,
         reference: LiveReference | None = None,
         layout: Layout = "padded",
+        fused_loss: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
         self.layout: Layout = layout
+        self.fused_loss = fused_loss
         # Only where rows are packed: elsewhere the model's attention is left as it is.
         models = [] if layout == "padded" else [model] if reference is None else [model, reference.model]
         switched = [attend_by_rows(m) for m in models]
@@ -51,13 +55,15 @@ class SelectiveLM(nn.Module):
         tokens = self.objective.tokens(batch)
         placement = self._placed(batch, tokens)
         with training_pass():
+            hidden_ND = self._hidden(placement)
             return self.objective(
                 tokens,
-                self._hidden(placement),
+                hidden_ND,
                 self.project,
                 response_tokens=int((batch.probe_BT >= 0).sum()),
                 reference=self._reference_of(placement),
                 progress=progress,
+                fused=self._fused(hidden_ND),
             )
 
     def probe(self, batch: TokenBatch) -> Tensor:
@@ -86,6 +92,14 @@ class SelectiveLM(nn.Module):
 
     def project(self, hidden_ND: Tensor) -> Tensor:
         return project(self.model, hidden_ND)
+
+    def _fused(self, hidden_ND: Tensor) -> FusedLogProbs | None:
+        (reference,) = self._reference
+        if not (self.fused_loss and self.objective.log_prob_alone and reference is None):
+            return None
+        if not has_fused_head(self.model, hidden_ND):
+            return None
+        return partial(fused_log_probs, self.model, chunk_tokens=self.objective.chunk_tokens)
 
     def _reference_of(self, placement: Placement) -> FrozenPrediction | None:
         (reference,) = self._reference

@@ -14,8 +14,8 @@ from cft.data.batches import TokenRow, collate
 from cft.losses.aggregation import TokenMean
 from cft.losses.objective import Objective
 from cft.losses.token import NLL
-from cft.models.cpu.kernels import Kernels, use_kernels
 from cft.models.flops import arithmetic_of, matmul_rate
+from cft.models.kernels import Kernels, prepare_for_training
 from cft.models.load import Lora, apply_lora
 from cft.training.layout import Layout
 from cft.training.memory import estimate
@@ -107,7 +107,7 @@ def steps(
     mixed = kind == "mixed"
     expected = estimate(model, states_per_parameter=states, tokens=computed, chunk_tokens=1024, shards=1, mixed=mixed)
     work = arithmetic_of(model).of_rows([row.needed() for row in rows], projected=int(batch.step_counts.eligible))
-    use_kernels(model, kernels=kernels)
+    prepare_for_training(model, kernels=kernels)
     lm = SelectiveLM(model, objective, layout="padded" if plain else layout)
     model.train()
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=device.type == "cuda") if states else None

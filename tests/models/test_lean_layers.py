@@ -12,8 +12,8 @@ from torch import nn
 
 from cft.models.cpu import onednn_linear
 from cft.models.cpu import recomputed_layers as lean_layers
-from cft.models.cpu.kernels import Used, use_kernels
 from cft.models.cpu.recomputed_layers import use_lean_layers
+from cft.models.kernels import Used, prepare_for_training
 from cft.training.selective_lm import SelectiveLM
 from tests.fakes import exact_llama, random_llama
 from tests.losses.test_loss import gradients
@@ -69,7 +69,7 @@ def test_value_and_gradient_stay(kind: str, checkpointing: bool) -> None:
     model = with_uneven_norms(kind)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert use_kernels(model, kernels="auto").lean_layers == CHANGED[kind]
+    assert prepare_for_training(model, kernels="auto").lean_layers == CHANGED[kind]
     assert_as_exact_as_torch(measured(model), *torchs_and_exact(kind))
 
 
@@ -93,7 +93,7 @@ def saved_bytes(model: nn.Module) -> int:
 def test_less_is_kept() -> None:
     model = random_llama().train()
     before = saved_bytes(model)
-    use_kernels(model, kernels="auto")
+    prepare_for_training(model, kernels="auto")
     assert saved_bytes(model) < 0.8 * before
 
 
@@ -101,13 +101,13 @@ def test_inference_mode_keeps_the_models_bits() -> None:
     model, ids = random_llama(), torch.arange(1, 30)[None]
     with torch.inference_mode():
         before = model(ids).logits
-        use_kernels(model, kernels="auto")
+        prepare_for_training(model, kernels="auto")
         assert torch.equal(model(ids).logits, before)
 
 
 def test_validation_in_inference_mode_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = random_llama(), []
-    use_kernels(model, kernels="auto")
+    prepare_for_training(model, kernels="auto")
     monkeypatch.setattr(lean_layers._RmsNorm, "forward", _counting(lean_layers._RmsNorm.forward, calls))
     with torch.inference_mode():
         model(torch.arange(1, 9)[None])
@@ -139,7 +139,7 @@ def test_a_copy_computes_with_its_own_weights() -> None:
 
 def test_hooks_on_the_layers_inside_still_run() -> None:
     model, seen = random_llama(), []
-    use_kernels(model, kernels="auto")
+    prepare_for_training(model, kernels="auto")
     down: Any = model.model.layers[0].mlp.down_proj
     down.register_forward_hook(lambda *_: seen.append(True))
     model.model.layers[0].mlp(torch.randn(3, 32))
@@ -155,7 +155,7 @@ def test_a_hook_may_change_what_a_norm_gives_in_place() -> None:
         return model
 
     model = hooked(model_of("llama"))
-    use_kernels(model, kernels="auto")
+    prepare_for_training(model, kernels="auto")
     torchs = measured(hooked(model_of("llama")))
     with float64():
         exact = measured(hooked(model_of("llama").double()))
@@ -164,7 +164,7 @@ def test_a_hook_may_change_what_a_norm_gives_in_place() -> None:
 
 def test_kernels_torch_changes_nothing() -> None:
     model = random_llama()
-    assert use_kernels(model, kernels="torch") == Used()
+    assert prepare_for_training(model, kernels="torch") == Used()
     assert all("forward" not in vars(module) for module in model.modules())
 
 
@@ -177,7 +177,7 @@ def test_compiled_blocks_train_alike_and_leave_engines_alone(products: str) -> N
         model = random_llama().train()
         with torch.inference_mode():
             before = model(ids).logits
-        assert use_kernels(model, kernels=kernels).compiled_blocks == (2 if kernels == "compiled" else 0)
+        assert prepare_for_training(model, kernels=kernels).compiled_blocks == (2 if kernels == "compiled" else 0)
         found.append(measured(model))
         with torch.inference_mode():
             assert torch.equal(model(ids).logits, before)

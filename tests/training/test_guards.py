@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cft.models.cpu import onednn_linear
-from cft.models.cpu.kernels import use_kernels
+from cft.models.kernels import prepare_for_training
 from cft.models.load import Lora, apply_lora
 from cft.training.callbacks.guards import REPORT, Guards, OutOfMemory, TrainingDiverged, gradient_norm, memory_advice
 from cft.training.checkpointing.checkpoints import CHECKPOINTS, kept_checkpoints, newest_checkpoint, read_checkpoint
@@ -174,7 +174,7 @@ def test_activations_are_estimated_under_the_kernels_that_train(monkeypatch: pyt
     """Their products come in few numbers of rows: measured over others, a few tokens would seem to need those of more."""
     monkeypatch.setattr(onednn_linear, "MIN_WEIGHTS", 0)
     model = random_llama(hidden_size=64, intermediate_size=256, num_hidden_layers=3)
-    use_kernels(model, kernels="auto")
+    prepare_for_training(model, kernels="auto")
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found = activation_bytes(model, tokens=800, mixed=False)
     model.train()

@@ -20,6 +20,7 @@ from cft.training.checkpointing.position import (
     Position,
     correct_counters,
     current_position,
+    epoch_is_over,
     position_of,
     write_counters,
 )
@@ -75,7 +76,7 @@ class CheckpointKeeper(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._written = -1  # what is on disk has its validation still to come
-        whole = trainer.fit_loop.epoch_loop._num_ready_batches_reached()  # max_steps may end it before
+        whole = epoch_is_over(trainer)  # max_steps may end it before
         self.save(trainer, next="epoch" if whole else "step")
 
     def save(self, trainer: pl.Trainer, *, next: Next) -> None:

@@ -40,8 +40,17 @@ def position_of(checkpoint: dict[str, Any]) -> Position:
 
 
 def step_is_done(trainer: pl.Trainer) -> bool:
-    """In on_train_batch_end: did the optimizer move after this micro-batch? Only then is the state that of a boundary."""
-    return not trainer.fit_loop.epoch_loop._should_accumulate()
+    """Does the optimizer move after the micro-batch under way? In on_train_batch_end it has: only then is the state that of
+    a boundary."""
+    if trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0:
+        return True
+    return epoch_is_over(trainer) and not trainer.strategy.handles_gradient_accumulation
+
+
+def epoch_is_over(trainer: pl.Trainer) -> bool:
+    """Is the micro-batch under way, or the one just done, the last one of its epoch?"""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.is_last_batch or progress.current.ready == trainer.num_training_batches
 
 
 def is_last_step(trainer: pl.Trainer) -> bool:
@@ -50,7 +59,7 @@ def is_last_step(trainer: pl.Trainer) -> bool:
     if 0 <= loop.max_steps <= loop.global_step:
         return True
     epochs: Any = trainer.fit_loop.epoch_progress.current
-    return loop._num_ready_batches_reached() and max_epochs is not None and 0 <= max_epochs <= epochs.processed + 1
+    return epoch_is_over(trainer) and max_epochs is not None and 0 <= max_epochs <= epochs.processed + 1
 
 
 def current_position(trainer: pl.Trainer, *, rows_per_step: int, next: Next) -> Position:
@@ -67,12 +76,14 @@ def write_counters(checkpoint: dict[str, Any], position: Position, *, accumulate
     Totals decide what Lightning takes the moment for: inside an epoch, after a step ("step") or within the
     validation that follows it ("validation"). What else it reads is set in `correct_counters`.
     """
+    from cft.training.lightning_internals import epoch_loop_state
+
     loops = checkpoint["loops"]["fit_loop"]
     batches = position.steps * accumulate  # any number above 0 will do, see correct_counters
     done = batches - 1 if position.next == "step" else batches
     batch = {"ready": batches, "started": batches, "processed": batches, "completed": done}
     loops["epoch_loop.batch_progress"] = {"total": dict(batch), "current": dict(batch), "is_last_batch": False}
-    loops["epoch_loop.state_dict"] = {"_batches_that_stepped": position.steps - 1}
+    loops["epoch_loop.state_dict"] = epoch_loop_state(steps=position.steps - 1)
     total, current = position.steps, position.epoch_steps
     loops["epoch_loop.scheduler_progress"] = {
         "total": {"ready": total, "completed": total},
@@ -101,12 +112,11 @@ def write_counters(checkpoint: dict[str, Any], position: Position, *, accumulate
 
 def correct_counters(trainer: pl.Trainer, position: Position) -> None:
     """In on_train_start, once the number of micro-batches of an epoch is known under this run's number of processes."""
+    from cft.training.lightning_internals import begin_epoch_afresh
+
     loop = trainer.fit_loop.epoch_loop
     if position.next == "epoch":
-        # A new epoch begins, as if none had been interrupted; the public setter ignores this where max_steps is set.
-        trainer.fit_loop._restarting = loop._restarting = False
-        loop.reset_restart_stage()
-        loop._batches_that_stepped = position.steps
+        begin_epoch_afresh(trainer, steps=position.steps)
     batches = int(trainer.num_training_batches)
     current = min(position.epoch_steps * trainer.accumulate_grad_batches, batches)
     counts = {"current": current, "total": position.epoch * batches + current}

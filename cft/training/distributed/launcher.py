@@ -21,7 +21,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from cft.config.schema import TrainConfig
 from cft.config.typed import plain, typed
@@ -30,6 +29,7 @@ from cft.files import write_json
 from cft.runs.job import Job
 from cft.training.checkpointing.resume import Start
 from cft.training.distributed.sharding import require_equal_weights
+from cft.training.lightning_internals import ScriptLauncher, limit_threads, require_first_start, set_launcher
 
 VARIABLES = (
     *("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -49,17 +49,17 @@ class RankFailed(UserError, RuntimeError):
     """A process of a distributed run ended with an error; it has said which."""
 
 
-class JobLauncher(_SubprocessScriptLauncher):
+class JobLauncher(ScriptLauncher):
     """Starts one `python -m cft.stages.rank_process <file>` for each further rank on this machine."""
 
-    def __init__(self, replaced: _SubprocessScriptLauncher, *, config: TrainConfig, job: Job, start: Start) -> None:
+    def __init__(self, replaced: ScriptLauncher, *, config: TrainConfig, job: Job, start: Start) -> None:
         super().__init__(replaced.cluster_environment, replaced.num_processes, replaced.num_nodes)
         self.file = start.folder / JOB
         self._inputs = config, job, start
         self._ended = threading.Event()
 
-    def _call_children_scripts(self) -> None:
-        self._check_can_spawn_children()
+    def _start_processes(self) -> None:
+        require_first_start(self)
         environment = self.cluster_environment
         os.environ["MASTER_ADDR"] = environment.main_address
         os.environ["MASTER_PORT"] = str(environment.main_port)
@@ -76,11 +76,9 @@ class JobLauncher(_SubprocessScriptLauncher):
         threading.Thread(target=self._watch, daemon=True).start()
 
     def launch(self, function: Any, *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any) -> Any:
-        from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        self._call_children_scripts()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
+        self._start_processes()
+        limit_threads(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
     def _watch(self) -> None:
@@ -123,12 +121,12 @@ def leave_group(trainer: pl.Trainer) -> None:
 def use_own_launcher(trainer: pl.Trainer, config: TrainConfig, job: Job, *, start: Start) -> JobLauncher | None:
     """Replace Lightning's launcher where there is one: not on one device, nor where a cluster starts the processes."""
     replaced = trainer.strategy.launcher
-    if not isinstance(replaced, _SubprocessScriptLauncher):
+    if not isinstance(replaced, ScriptLauncher):
         return None
     if replaced.cluster_environment.creates_processes_externally:
         return None
     launcher = JobLauncher(replaced, config=config, job=job, start=start)
-    trainer.strategy._launcher = launcher
+    set_launcher(trainer.strategy, launcher)
     return launcher
 
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from cft.errors import BadValue
 from cft.models.export import plain_copy
 from cft.ranges import AtLeastOne
+from cft.training.lightning_internals import set_parallel_sizes
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -44,8 +45,7 @@ class FullySharded(ModelParallelStrategy):
         self.replicas = replicas
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
+        set_parallel_sizes(self, data=self.num_nodes * self.num_processes, tensor=1)
         super().setup_environment()
 
 
