@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cft.config.build import redacted
+from cft.config.hydra_internals import config_loader
 from cft.runs.arm import METHOD, part_of
 from cft.runs.run import flat, follows_seed
 from cft.shipped import CONF_DIR
@@ -43,13 +41,9 @@ def method_choices(cfg: DictConfig, *, choices: Mapping[str, str], sources: Sequ
 
 def _as_chosen(wanted: Mapping[str, str], *, sources: Sequence[str]) -> DictConfig:
     """train.yaml with these options and no other change."""
-    Plugins.instance()  # knows what file:// is, where no Hydra job has asked it before
-    path = ConfigSearchPathImpl()
     files = [source for source in sources if source != _SCHEMA]
-    for source in dict.fromkeys(("pkg://hydra.conf", *files, f"file://{CONF_DIR}")):
-        path.append(provider="cft", path=source)
-    path.append(provider="schema", path=_SCHEMA)  # Hydra wants it last
-    loader = ConfigLoaderImpl(path)
+    searched = dict.fromkeys(("pkg://hydra.conf", *files, f"file://{CONF_DIR}"))
+    loader = config_loader([*(("cft", source) for source in searched), ("schema", _SCHEMA)])  # the schema last
     lines = [f"{part}={wanted[part]}" for part in METHOD if part in wanted]
     while True:
         cfg = loader.load_configuration("train", overrides=list(lines), run_mode=RunMode.RUN)

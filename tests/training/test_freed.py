@@ -13,7 +13,7 @@ from torch import nn
 
 import cft.stages.train as stage
 from cft.models.cpu import gradient_in_place, onednn_linear
-from cft.models.cpu.kernels import use_kernels
+from cft.models.kernels import prepare_for_training
 from cft.training.layout import Layout
 from cft.training.memory import estimate
 from cft.training.selective_lm import SelectiveLM
@@ -44,7 +44,7 @@ def test_a_trained_model_is_freed(monkeypatch: pytest.MonkeyPatch, layout: Layou
         model = random_llama(hidden_size=64, intermediate_size=96, tie_word_embeddings=True)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        use_kernels(model, kernels="auto")
+        prepare_for_training(model, kernels="auto")
         for mixed in (False, True):
             estimate(model, states_per_parameter=2, tokens=200, chunk_tokens=8, shards=1, mixed=mixed)
         lm, batch = SelectiveLM(model.train(), sft(chunk_tokens=8), layout=layout), uneven()
