@@ -75,7 +75,7 @@ def arm(mask: str, weighting: str = "uniform", **more: Any) -> dict[str, Any]:
     return {"model": "tiny", **method, "loss.normalizer": "critical", **more}
 
 
-TARGETS = {"all": "cft.masks.base.All", "critical": "cft.masks.base.Critical"}
+TARGETS = {"all": "cft.masks.All", "critical": "cft.masks.Critical"}
 
 
 def draws(seed: int, share: float, size: int = 40) -> list[int]:
