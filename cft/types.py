@@ -90,7 +90,7 @@ class Verifier(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Trunk:
+class TokenSequence:
     """A token sequence that forks start from: prompt and, where there is one, a response. ids: [L] int32."""
 
     ids: NDArray[np.int32]
@@ -115,16 +115,16 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Continue `trunk.ids[:cut]`, after the token `first` where one is given (cut counts from the start of the prompt).
+    """Continue `sequence.ids[:cut]`, after the token `first` where one is given (cut counts from the start of the prompt).
 
     Solving: cut = prompt_len, first None. Counterfactual at response position t: cut = prompt_len + t, first = the
     alternative. `key` names the fork in the results and is unique within a run. max_new_tokens: its own limit, counted as
     the budget's; None = the budget's alone, and the lower one holds.
     """
 
-    trunk: Trunk
-    cut: int
-    first: int | None
+    sequence: TokenSequence
+    prefix_len: int
+    first_token: int | None
     sampling: Sampling
     key: Key
     max_new_tokens: int | None = None
@@ -142,18 +142,18 @@ class Completion:
     finish: "stop" = ended by an EOS token, "length" = met the limit, "decided" = the source had seen enough, "memory" =
     even alone it did not fit.
     num_decoded: tokens the model chose after `first`.
-    settled_by_reference: choices among them that were near ties, so that the reference engine made them.
+    num_ties_rescored: choices among them that were near ties, so that the reference engine made them.
     """
 
     ids: NDArray[np.int32]
     finish: Finish
     num_decoded: int
-    settled_by_reference: int = 0
+    num_ties_rescored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TopTokens:
-    """Teacher-forced statistics of every response position of one trunk (float32, nats).
+    """Teacher-forced statistics of every response position of one sequence (float32, nats).
 
     logprob_R: of the response's own token. entropy_R: of the next-token distribution.
     top_ids_RK, top_logprob_RK: the k most probable tokens, by falling logit, equal logits by rising id.
@@ -190,7 +190,7 @@ class Engine(Protocol):
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]: ...
 
-    def score(self, trunk: Trunk, *, k: int) -> TopTokens: ...
+    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ class TokenBatch:
 
     input_ids_BT: int64. lengths_B: int64, real tokens of a row.
     weight_BT: float32, static weight of the token's loss, 0 on prompt and padding.
-    probe_BT: int8, 1 critical, 0 other response token, -1 prompt or padding.
+    token_group_BT: int8, 1 critical, 0 other response token, -1 prompt or padding.
     row_ids: response ids, for messages.
     scores: float32 [B, T] each, by name: stored scores that a method declared to need; 0 outside the response.
     step_counts: of the optimizer step that the batch belongs to.
@@ -249,7 +249,7 @@ class TokenBatch:
     input_ids_BT: torch.Tensor
     lengths_B: torch.Tensor
     weight_BT: torch.Tensor
-    probe_BT: torch.Tensor
+    token_group_BT: torch.Tensor
     row_ids: tuple[str, ...]
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     step_counts: StepCounts = field(default_factory=StepCounts)
@@ -264,7 +264,7 @@ class TokenBatch:
             moved(self.input_ids_BT),
             moved(self.lengths_B),
             moved(self.weight_BT),
-            moved(self.probe_BT),
+            moved(self.token_group_BT),
             self.row_ids,
             {name: moved(tensor) for name, tensor in self.scores.items()},
             self.step_counts,

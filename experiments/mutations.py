@@ -106,7 +106,7 @@ MUTATIONS = (
         "tests/losses/test_loss.py::test_dft_gradient_is_its_closed_form_at_the_logits",
     ),
     Mutation(
-        "a regulariser's schedule that stands still",
+        "a regularizer's schedule that stands still",
         "cft/losses/objective.py",
         "regularizer.coefficient(progress)",
         "regularizer.coefficient(0.0)",
@@ -141,7 +141,7 @@ MUTATIONS = (
         "tests/training/test_module.py::test_every_validation_is_of_the_objective_that_training_ends_with",
     ),
     Mutation(
-        "a regulariser logged in another metric's place",
+        "a regularizer logged in another metric's place",
         "cft/training/module.py",
         "train/term/{name}",
         "train/{name}",
@@ -164,12 +164,12 @@ MUTATIONS = (
     Mutation(
         "a limit that does not count the kept part",
         "cft/engines/reference.py",
-        'if len(ids) - fork.trunk.prompt_len >= budget.max_new_tokens:\n        return "length"',
-        'if len(ids) - fork.cut >= budget.max_new_tokens:\n        return "length"',
+        'if len(ids) - fork.sequence.prompt_len >= budget.max_new_tokens:\n        return "length"',
+        'if len(ids) - fork.prefix_len >= budget.max_new_tokens:\n        return "length"',
         "tests/engines/test_rollout.py::test_reference_equals_transformers_generate",
     ),
     Mutation(
-        "a fork that sees a token of its trunk beyond the cut",
+        "a fork that sees a token of its sequence beyond the cut",
         "cft/engines/attention.py",
         "hidden_mL = position_L[None] >= torch.tensor(visible",
         "hidden_mL = position_L[None] > torch.tensor(visible",
@@ -192,8 +192,8 @@ MUTATIONS = (
     Mutation(
         "near ties left to the batch",
         "cft/engines/shared_prefix.py",
-        "            if settle:\n",
-        "            if settle and False:\n",
+        "            if tie:\n",
+        "            if tie and False:\n",
         "tests/engines/test_rollout.py::test_near_ties_are_settled_by_the_reference",
     ),
 )

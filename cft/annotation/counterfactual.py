@@ -30,8 +30,8 @@ from cft.types import (
     Fork,
     Key,
     Outcome,
+    TokenSequence,
     TopTokens,
-    Trunk,
 )
 from cft.verifiers.grader import Grader
 
@@ -99,7 +99,7 @@ class Evidence:
 
     response_id: str
     answer: str
-    trunk: Trunk
+    sequence: TokenSequence
     alt_ids_RK: NDArray[np.int32]
     outcome_RK: NDArray[np.int8]
     answer_RK: list[list[str]]
@@ -124,7 +124,7 @@ class Tally:
 
     forks: int = 0
     tokens: int = 0
-    settled_by_reference: int = 0
+    num_ties_rescored: int = 0
     replays: int = 0
     replay_flips: int = 0
     speculative_tokens: int = 0
@@ -159,7 +159,7 @@ class CounterfactualSource:
             for t in range(len(row.alt_ids_RK)):
                 self._push_next(index, t)
                 if row.replay_wanted_R[t] and row.replay_R[t] == Outcome.UNTRIED:
-                    self._push((index, t, REPLAY), int(row.trunk.ids[row.trunk.prompt_len + t]))
+                    self._push((index, t, REPLAY), int(row.sequence.ids[row.sequence.prompt_len + t]))
 
     def take(self, n: int) -> list[Fork]:
         if len(self._queue) < n or len(self._received) >= n:
@@ -217,10 +217,10 @@ class CounterfactualSource:
 
     def _push(self, cell: Cell, first: int) -> None:
         index, t, _ = cell
-        trunk = self.rows[index].trunk
+        sequence = self.rows[index].sequence
         self._pushed += 1
         self._under_way.add(cell)
-        fork = Fork(trunk, trunk.prompt_len + t, first, GREEDY, cell)
+        fork = Fork(sequence, sequence.prompt_len + t, first, GREEDY, cell)
         heapq.heappush(self._queue, (index // RESPONSES_AT_A_TIME, t, self._pushed, fork))
 
     def _speculate(self) -> None:
@@ -245,7 +245,7 @@ class CounterfactualSource:
         row = self.rows[index]
         self.tally.forks += 1
         self.tally.tokens += completion.num_decoded
-        self.tally.settled_by_reference += completion.settled_by_reference
+        self.tally.num_ties_rescored += completion.num_ties_rescored
         if rank == REPLAY:
             row.replay_R[t] = outcome
             self.tally.replays += 1
@@ -286,7 +286,7 @@ def fresh_evidence(
     *,
     response_id: str,
     answer: str,
-    trunk: Trunk,
+    sequence: TokenSequence,
     alt_ids_RK: NDArray[np.int32],
     replay_fraction: float,
 ) -> Evidence:
@@ -295,7 +295,7 @@ def fresh_evidence(
     return Evidence(
         response_id,
         answer,
-        trunk,
+        sequence,
         alt_ids_RK,
         np.full((length, k), Outcome.UNTRIED, dtype=np.int8),
         [[""] * k for _ in range(length)],
@@ -320,7 +320,7 @@ def stored_evidence(row: AnnotatedResponse, *, alt_ids_RK: NDArray[np.int32]) ->
     return Evidence(
         row.response_id,
         row.answer,
-        Trunk(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids)),
+        TokenSequence(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids)),
         alt_ids_RK,
         np.pad(row.alt_outcome, ((0, 0), (0, extra)), constant_values=Outcome.UNTRIED),
         [[*answers, *([""] * extra)] for answers in row.alt_answer],

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--num-alternatives",
         type=_at_least_one,
         default=None,
-        help="K of the critical mask that colours; default 2, or 1 where the annotation holds one",
+        help="K of the critical mask that colors; default 2, or 1 where the annotation holds one",
     )
     parser.add_argument("--responses", type=int, default=2000, help="that the explorer holds; default 2000")
     return parser

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.console import console
-from cft.data.batches import Deal, GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
+from cft.data.batches import GlobalOrderSampler, MicroBatch, MicroBatchAssignment, RowDataset, TokenRow, loader
 from cft.data.pairing import other_prompts
-from cft.data.problem_rows import normalised
+from cft.data.problem_rows import normalized
 from cft.errors import BadValue
 from cft.files import sha256_json
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
@@ -25,14 +25,14 @@ from cft.scores.store import annotating_model, with_scores
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
 
 
-def to_token_row(row: AnnotatedResponse, *, mask: Mask, probe_mask: Mask, columns: Mapping[str, Column]) -> TokenRow:
+def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, columns: Mapping[str, Column]) -> TokenRow:
     """Prompt and response in one sequence; the prompt carries no weight whatever the mask says."""
     prompt_len = len(row.prompt_ids)
     length = prompt_len + len(row.response_ids)
     weight = np.zeros(length, dtype=np.float32)
     weight[prompt_len:] = mask_weights(mask, row)
     probe = np.full(length, -1, dtype=np.int8)
-    probe[prompt_len:] = mask_weights(probe_mask, row) > 0
+    probe[prompt_len:] = mask_weights(group_mask, row) > 0
     scores = {name: np.zeros(length, dtype=np.float32) for name in columns}
     for name, column in columns.items():
         scores[name][prompt_len:] = column(row)
@@ -63,12 +63,12 @@ ALL_CRITICAL = 0.95  # of response tokens
 class AnnotatedDataModule(pl.LightningDataModule):
     """Rows of one annotation under a mask.
 
-    mask: picks the tokens with loss. probe_mask: splits the metrics into critical and other tokens. columns: further
+    mask: picks the tokens with loss. group_mask: splits the metrics into critical and other tokens. columns: further
     scores of every token, by the name under which the objective asks for them (`cft/data/columns.py`).
     tokenizer_sha256: the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
-    exclude: normalised questions that must not be trained on: the benchmark's validation and test problems.
+    exclude: normalized questions that must not be trained on: the benchmark's validation and test problems.
     annotation: name or folder. dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
-    deal: of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
+    micro_batch_assignment: of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
     max_rows: -1 = all, else the first by order in the store. max_tokens: longer rows are dropped and counted.
     shuffle_responses: train on each response behind another problem's prompt, drawn by seed and ids
         (`cft/data/pairing.py`).
@@ -78,7 +78,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
     def __init__(
         self,
         mask: Mask,
-        probe_mask: Mask,
+        group_mask: Mask,
         columns: Mapping[str, Column],
         annotations_dir: str,
         tokenizer_sha256: str,
@@ -88,7 +88,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         annotation: Name,
         dir: str,
         batch_size: AtLeastOne,
-        deal: Deal,
+        micro_batch_assignment: MicroBatchAssignment,
         max_rows: CountOrAll,
         validation_fraction: FractionBelowOne,
         max_tokens: Annotated[int, Field(ge=2)],
@@ -107,13 +107,13 @@ class AnnotatedDataModule(pl.LightningDataModule):
         rows = self.store.rows()
         if max_rows >= 0:
             rows = rows[:max_rows]
-        apart = [row for row in rows if normalised(row.problem) not in exclude]
+        apart = [row for row in rows if normalized(row.problem) not in exclude]
         self.leaked = len(rows) - len(apart)
         if self.leaked:
             console.print(
                 f"Rows dropped: {self.leaked} of problems that stand in the benchmark's validation or test split"
             )
-        sources: dict[str, Column] = {"mask": mask, "probe_mask": probe_mask, **columns}
+        sources: dict[str, Column] = {"mask": mask, "group_mask": group_mask, **columns}
         wanted = {name for source in sources.values() for name in source.needs}
         # Before prompts are exchanged: a score is of a response behind its own prompt.
         rows, self.scores = with_scores(self.store, apart, names=wanted, annotations_dir=annotations_dir)
@@ -136,7 +136,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         try:
             for source in sources.values():
                 source.fit(trained)
-            token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask, columns=columns) for row in fitting]
+            token_rows = [to_token_row(row, mask=mask, group_mask=group_mask, columns=columns) for row in fitting]
         except TooLittleEvidence as error:
             if self.store.folder.resolve().parent != SHIPPED.resolve():
                 raise
@@ -145,7 +145,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         self.train_rows = [row for row, held in zip(token_rows, held_out, strict=True) if not held]
         self.validation_rows = [row for row, held in zip(token_rows, held_out, strict=True) if held]
         self.batch_size, self.seed = batch_size, seed
-        self.deal: Deal = deal
+        self.micro_batch_assignment: MicroBatchAssignment = micro_batch_assignment
         if not any((row.weight > 0).any() for row in self.train_rows):
             raise StoreError(
                 f"{self.store.folder}: nothing to train on: {len(rows)} rows, {len(self.train_rows)} for training, and "
@@ -156,7 +156,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
 
     def facts(self) -> dict[str, Any]:
         """Counts that belong in a run's results; fractions 0-1 of response tokens."""
-        response = sum(int((row.probe >= 0).sum()) for row in self.train_rows)
+        response = sum(int((row.token_group >= 0).sum()) for row in self.train_rows)
         eligible = sum(int((row.weight > 0).sum()) for row in self.train_rows)
         return {
             "train_rows": len(self.train_rows),
@@ -179,7 +179,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
                 f"{len(self.train_rows)} rows are few to train on (below {FEW_ROWS}): the result will say more of these rows "
                 "than of the method; annotate more problems (limit=...)"
             )
-        groups_N = np.concatenate([row.probe[row.probe >= 0] for row in self.train_rows])
+        groups_N = np.concatenate([row.token_group[row.token_group >= 0] for row in self.train_rows])
         if (groups_N > 0).mean() > ALL_CRITICAL:
             found.append(
                 f"{(groups_N > 0).mean():.0%} of the response tokens are critical: whatever is changed, the answer is wrong. "
@@ -214,7 +214,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
             seed=self.seed,
             shuffle=shuffle,
             lengths=[row.needed() for row in rows],
-            deal=self.deal,
+            micro_batch_assignment=self.micro_batch_assignment,
         )
         return loader(rows, sampler)
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cft.types import StepCounts, TokenBatch
 
-Deal = Literal["in_order", "by_length", "by_tokens"]
+MicroBatchAssignment = Literal["in_order", "by_length", "by_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class TokenRow:
     row_id: str
     ids: NDArray[np.int64]
     weight: NDArray[np.float32]
-    probe: NDArray[np.int8]
+    token_group: NDArray[np.int8]
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def counts(self) -> StepCounts:
         """What the row adds to its optimizer step. The first token is predicted by nothing and never counted."""
-        eligible, probe = int((self.weight[1:] > 0).sum()), self.probe[1:]
+        eligible, probe = int((self.weight[1:] > 0).sum()), self.token_group[1:]
         return StepCounts(
             eligible, int((probe >= 0).sum()), int((probe == 1).sum()), int((probe == 0).sum()), int(eligible > 0)
         )
@@ -65,13 +65,13 @@ def collate(rows: Sequence[TokenRow], *, step_counts: StepCounts, score_names: C
     size = max(len(rows), 1)
     ids_BT = np.zeros((size, width), dtype=np.int64)
     weight_BT = np.zeros((size, width), dtype=np.float32)
-    probe_BT = np.full((size, width), -1, dtype=np.int8)
+    token_group_BT = np.full((size, width), -1, dtype=np.int8)
     names = rows[0].scores.keys() if rows else score_names
     scores = {name: np.zeros((size, width), dtype=np.float32) for name in names}
     for b, row in enumerate(rows):
         ids_BT[b, : len(row.ids)] = row.ids
         weight_BT[b, : len(row.ids)] = row.weight
-        probe_BT[b, : len(row.ids)] = row.probe
+        token_group_BT[b, : len(row.ids)] = row.token_group
         for name in names:
             scores[name][b, : len(row.ids)] = row.scores[name]
     lengths = [len(row.ids) for row in rows] or [1]
@@ -79,7 +79,7 @@ def collate(rows: Sequence[TokenRow], *, step_counts: StepCounts, score_names: C
         torch.from_numpy(ids_BT),
         torch.tensor(lengths),
         torch.from_numpy(weight_BT),
-        torch.from_numpy(probe_BT),
+        torch.from_numpy(token_group_BT),
         tuple(row.row_id for row in rows),
         {name: torch.from_numpy(column) for name, column in scores.items()},
         step_counts,
@@ -120,11 +120,14 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
         seed: int,
         shuffle: bool,
         lengths: Sequence[int] = (),
-        deal: Deal = "in_order",
+        micro_batch_assignment: MicroBatchAssignment = "in_order",
     ) -> None:
-        if deal != "in_order" and len(lengths) != len(counts):
-            raise ValueError(f"deal={deal}: expected the lengths of all {len(counts)} rows, found {len(lengths)}")
-        self.lengths, self.deal = lengths, deal
+        if micro_batch_assignment != "in_order" and len(lengths) != len(counts):
+            raise ValueError(
+                f"data.micro_batch_assignment={micro_batch_assignment}: "
+                f"expected the lengths of all {len(counts)} rows, found {len(lengths)}"
+            )
+        self.lengths, self.micro_batch_assignment = lengths, micro_batch_assignment
         self.counts, self.batch_size, self.accumulate = counts, batch_size, accumulate
         self.rank, self.world = rank, world
         self.seed, self.shuffle = seed, shuffle
@@ -153,20 +156,20 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
         for step in range(done if epoch == self.epoch else 0, -(-len(order) // step_rows)):
             rows = order[step * step_rows : (step + 1) * step_rows].tolist()
             totals = sum((self.counts[i] for i in rows), StepCounts())
-            bins = self._dealt(rows, bins=-(-len(rows) // (self.batch_size * self.world)) * self.world)
+            bins = self._assigned(rows, bins=-(-len(rows) // (self.batch_size * self.world)) * self.world)
             for mine in bins[self.rank :: self.world]:
                 yield MicroBatch(tuple(mine), totals)
 
-    def _dealt(self, rows: list[int], *, bins: int) -> list[list[int]]:
+    def _assigned(self, rows: list[int], *, bins: int) -> list[list[int]]:
         """The rows of a step in `bins` micro-batches; consecutive ones go to different ranks and run at one time."""
-        if self.deal == "by_tokens":
-            return dealt_by_tokens(rows, [self.lengths[i] for i in rows], bins=bins)
-        if self.deal == "by_length":
+        if self.micro_batch_assignment == "by_tokens":
+            return assigned_by_tokens(rows, [self.lengths[i] for i in rows], bins=bins)
+        if self.micro_batch_assignment == "by_length":
             rows = sorted(rows, key=lambda i: -self.lengths[i])  # the longest first: memory runs short early or never
         return [rows[k * self.batch_size : (k + 1) * self.batch_size] for k in range(bins)]
 
 
-def dealt_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int) -> list[list[int]]:
+def assigned_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int) -> list[list[int]]:
     """`rows` in so many lots of about equal length in tokens, the largest first: the longest row left goes to the lot with
     the fewest tokens."""
     lots: list[list[int]] = [[] for _ in range(bins)]

@@ -163,7 +163,7 @@ def content_hash(*texts: str) -> str:
     return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:20]
 
 
-def normalised(question: str) -> str:
+def normalized(question: str) -> str:
     """Two questions that differ only in case, spaces, composition or typographic quotes are one question."""
     text = unicodedata.normalize("NFC", question).casefold()
     return " ".join(text.translate(_QUOTES).split())

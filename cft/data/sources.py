@@ -17,9 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cft.data import arithmetic as generator
+from cft.data import word_problems as generator
 from cft.data.hub_rows import hub_rows
-from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalised, to_problems
+from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalized, to_problems
 from cft.ranges import AtLeastOne, Count, Fraction, Name, in_range
 from cft.types import Problem, Verifier
 
@@ -67,7 +67,7 @@ def arithmetic(
     min_steps: AtLeastOne = 2,
     max_steps: AtLeastOne = 4,
 ) -> Splits:
-    """Generated word problems (`cft/data/arithmetic.py`), with a worked solution each."""
+    """Generated word problems (`cft/data/word_problems.py`), with a worked solution each."""
     if min_steps > max_steps:
         raise ProblemError(f"min_steps={min_steps}, max_steps={max_steps}: expected min_steps <= max_steps")
     found: dict[str, list[Problem]] = {}
@@ -277,18 +277,18 @@ def splits_of(
     dropped: Counter[str],
 ) -> Splits:
     """Drop leaks, sort, fingerprint."""
-    held_out: dict[str, str] = {}  # normalised question -> the split that has it
+    held_out: dict[str, str] = {}  # normalized question -> the split that has it
     kept: dict[str, list[Problem]] = {}
     for split, problems in (("test", test), ("validation", validation), ("train", train)):
         kept[split] = []
         for problem in problems:
-            other = held_out.get(normalised(problem.question), split)
+            other = held_out.get(normalized(problem.question), split)
             if other == split:
                 kept[split].append(problem)
             else:
                 dropped[f"{split} problem also in {other}"] += 1
         if split != "train":
-            held_out |= {normalised(problem.question): split for problem in kept[split]}
+            held_out |= {normalized(problem.question): split for problem in kept[split]}
     digest = hashlib.sha256()
     ordered: dict[str, tuple[Problem, ...]] = {}
     for split in NAMES:

@@ -1,6 +1,6 @@
-"""Attention of forks: over the trunk they share, and over what each decoded itself.
+"""Attention of forks: over the sequence they share, and over what each decoded itself.
 
-    prefix   [1, h, L, d]    keys of a trunk, stored once; every fork of it looks at them, up to its own cut
+    prefix   [1, h, L, d]    keys of a sequence, stored once; every fork of it looks at them, up to its own cut
     tails    [n, h, T, d]    keys of n forks' own tokens, of like length; a mask hides what a shorter one lacks
 
 Both parts are computed apart and joined exactly. With the scores s_m of part m,
@@ -46,7 +46,7 @@ def num_bytes(keys: Keys) -> int:
     return sum(part.numel() * part.element_size() for layer in keys for part in (layer.k, layer.v))
 
 
-class Tails(Generic[Row]):
+class KVBlock(Generic[Row]):
     """The own keys of some forks, a rectangle. rows: what the caller keeps of each fork, in the order of the batch.
 
     keys: by layer, [n, h, T, d]; seen: how many of the T columns each row has, the last ones.
@@ -111,7 +111,7 @@ class Tails(Generic[Row]):
         return _part(scores, keys.v[:n, :, :until])
 
 
-def joined(one: Tails[Row], other: Tails[Row]) -> Tails[Row]:
+def joined(one: KVBlock[Row], other: KVBlock[Row]) -> KVBlock[Row]:
     """Both as one rectangle, the shorter tails moved to the end of it."""
     columns = max(one.columns, other.columns)
     n = len(one) + len(other)
@@ -124,7 +124,7 @@ def joined(one: Tails[Row], other: Tails[Row]) -> Tails[Row]:
             new[len(one) :, :, columns - other.columns :] = y[: len(other), :, : other.columns]
             parts.append(new)
         keys.append(LayerKeys(*parts))
-    whole = Tails([*one.rows, *other.rows], keys, [one.columns] * len(one) + [other.columns] * len(other))
+    whole = KVBlock([*one.rows, *other.rows], keys, [one.columns] * len(one) + [other.columns] * len(other))
     for start, part in ((0, one), (len(one), other)):
         whole.mask_nT[start : start + len(part), columns - part.columns : columns] = part.mask_nT[
             : len(part), : part.columns
@@ -163,7 +163,7 @@ class Shared:
         return cls(prefix, torch.tensor(index, device=first.device), _additive(hidden_mL, dtype=first.dtype))
 
     def attend(self, layer: int, query_mhgd: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Tails.attend`. The point of it all: the queries of all forks are one matrix, and the keys exist once."""
+        """As `KVBlock.attend`. The point of it all: the queries of all forks are one matrix, and the keys exist once."""
         m, heads, groups, width = query_mhgd.shape
         longest = self.mask_mL.shape[1]
         keys = self.prefix[layer]
@@ -201,7 +201,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """A forward pass over whole trunks, [b, T] padded on the right; `keys` takes what each layer computes."""
+    """A forward pass over whole sequences, [b, T] padded on the right; `keys` takes what each layer computes."""
 
     keys: Keys
 
@@ -210,7 +210,7 @@ class Prefill:
 class Decode:
     """A forward pass over the newest token of every fork, [N, 1]: the rows of all tails, one after the other."""
 
-    tails: Sequence[Tails[Any]]
+    blocks: Sequence[KVBlock[Any]]
     shared: Sequence[Shared]
 
 
@@ -244,10 +244,10 @@ def fork_attention(
     count, heads, width = key_Nhd.shape
     query_Nhgd = (query[:, :, 0] * scaling).view(count, heads, -1, width)  # g query heads share a key head
     parts, start = [], 0
-    for tails in forks.tails:
-        rows = slice(start, start + len(tails))
-        parts.append(tails.attend(layer, query_Nhgd[rows], key_Nhd[rows], value_Nhd[rows]))
-        start += len(tails)
+    for block in forks.blocks:
+        rows = slice(start, start + len(block))
+        parts.append(block.attend(layer, query_Nhgd[rows], key_Nhd[rows], value_Nhd[rows]))
+        start += len(block)
     out_Nhgd, lse_Nhg1 = (torch.cat(part) for part in zip(*parts, strict=True))
     for shared in forks.shared:
         out, lse = shared.attend(layer, query_Nhgd[shared.index])

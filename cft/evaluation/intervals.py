@@ -6,7 +6,7 @@
                 variance leaves open instead: each draw takes a variance between seeds, in excess of the noise within
                 them, that the table is compatible with, and then a normal deviate of that size
 
-The second line is a parametric bootstrap with the generalised pivotal quantity of a two-way random model (Weerahandi 1993;
+The second line is a parametric bootstrap with the generalized pivotal quantity of a two-way random model (Weerahandi 1993;
 Krishnamoorthy and Mathew 2004); with one seed only the first is left, and the interval says nothing of new seeds.
 
     rates       0 of 100 right does not mean never: one more problem at each end of the range stands beside those that

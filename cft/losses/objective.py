@@ -6,7 +6,7 @@
         critical   eligible tokens (static weight > 0 under this arm's mask)
         response   all response tokens
         sequence   rows with an eligible token; each token then weighs 1 / (eligible tokens of its row)
-    count_k: the tokens that the regulariser speaks of.
+    count_k: the tokens that the regularizer speaks of.
 
 Counts are known before anything is computed (`TokenBatch.step_counts`); only the module divides. Logits exist for the
 tokens of a term only, `chunk_tokens` at a time; every chunk but the last is computed again in the backward pass, so
@@ -38,7 +38,7 @@ from cft.weightings.token import TokenWeighting
 Normalizer = Literal["critical", "response", "sequence"]
 Divisor = Literal["eligible", "response", "critical", "other", "sequence"]  # fields of StepCounts
 Projection = Callable[[Tensor], Tensor]
-MAIN = "loss"  # the name of the term that is no regulariser
+MAIN = "loss"  # the name of the term that is no regularizer
 
 
 class Regularizer:
@@ -94,7 +94,7 @@ def token_statistics(hidden_ND: Tensor, target_N: Tensor, project: Projection, *
 
 
 class Objective:
-    """Weighting x token loss x aggregation x normaliser, plus regularisers. Configured by conf/loss; the weighting is
+    """Weighting x token loss x aggregation x normaliser, plus regularizers. Configured by conf/loss; the weighting is
     handed in at run time."""
 
     @in_range
@@ -115,7 +115,7 @@ class Objective:
             )
         if MAIN in regularizers:
             raise BadValue(
-                f"loss.regularizers.{MAIN}: that is the name of the main term, found as the name of a regulariser; choose "
+                f"loss.regularizers.{MAIN}: that is the name of the main term, found as the name of a regularizer; choose "
                 "another, as in +regularizer@loss.regularizers.kl=kl_to_reference"
             )
         self.weighting = weighting

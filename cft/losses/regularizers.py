@@ -31,7 +31,7 @@ class KLFromReference:
 
 
 class KLToReference:
-    """sum_v p_v (log p_v - log r_v), r the reference: the direction that policy gradients penalise."""
+    """sum_v p_v (log p_v - log r_v), r the reference: the direction that policy gradients penalize."""
 
     needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
 

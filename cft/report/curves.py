@@ -101,6 +101,6 @@ def _number(text: object) -> float | None:
 
 
 def labels_of(comparisons: Sequence[Comparison]) -> list[str]:
-    """Labels of arms that have runs, in the order of the tables: the same colour everywhere."""
+    """Labels of arms that have runs, in the order of the tables: the same color everywhere."""
     arms: list[Arm] = [arm for comparison in comparisons for arm in comparison.arms if arm.runs]
     return list(dict.fromkeys(arm.label for arm in arms))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 DPI = 160
 INK, MUTED, ACCENT, BASE_COLOR = "#1f2933", "#7b8794", "#2166ac", "#b2182b"
-# Okabe and Ito's colours, which the colour-blind tell apart too; yellow left out.
+# Okabe and Ito's colors, which the color-blind tell apart too; yellow left out.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5c4b8a", "#4d4d4d")
 
 # Of a number that a line may cross.
@@ -22,7 +22,7 @@ BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
 
 
 def color_of(label: str, labels: Sequence[str]) -> str:
-    """The same arm has the same colour in every figure of a report."""
+    """The same arm has the same color in every figure of a report."""
     return COLORS[labels.index(label) % len(COLORS)] if label in labels else MUTED
 
 

@@ -94,7 +94,7 @@ def token_evidence(
 
 
 def _mask(rows: Sequence[AnnotatedResponse], *, alternatives: int | None) -> Critical:
-    """The one that colours: of so many alternatives, else of two, or of one where the rows hold no more. Raises MaskError
+    """The one that colors: of so many alternatives, else of two, or of one where the rows hold no more. Raises MaskError
     for rows that it cannot speak of."""
     held = min((row.alt_outcome.shape[1] for row in rows), default=USUAL_ALTERNATIVES)
     mask = Critical(num_alternatives=min(USUAL_ALTERNATIVES, max(held, 1)) if alternatives is None else alternatives)

@@ -3,7 +3,7 @@
     SFT   CFT   DFT   CFT + DFT   gem   CFT + gem   sft_go, groups=critical   probability, exponent=0.3
 
 A short name stands for an option with the values of its yaml; `cft/runs/arm.py` records every value that is not. SFT is every
-token, equal weights, plain -log p and no regulariser. What its loss is divided by, and a reference or groups that it does
+token, equal weights, plain -log p and no regularizer. What its loss is divided by, and a reference or groups that it does
 not use, are no part of its name.
 """
 

@@ -1,4 +1,4 @@
-"""Coloured transcripts: every response token on a background by how much the answer hangs on it.
+"""Colored transcripts: every response token on a background by how much the answer hangs on it.
 
     critical       the mask picks it: every alternative that it counts ended wrong or was cut off
     wavering       the first alternative did, another ended right or is undecided
@@ -66,7 +66,7 @@ def levels(row: AnnotatedResponse, mask: NDArray[np.float32]) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """A line break shows its sign, so that one can see its colour, and still breaks the line."""
+    """A line break shows its sign, so that one can see its color, and still breaks the line."""
     return printable(text).replace("\n", "⏎\n")
 
 

@@ -1,7 +1,7 @@
 """Cards: a README.md beside what others may use, an annotation or an exported model, in the form of the Hugging Face hub.
 
 A card repeats what the files hold (manifest, rows, results.json) and what follows from them; the same files give the same
-text. It says nothing of licences that nobody recorded, and holds no secrets.
+text. It says nothing of licenses that nobody recorded, and holds no secrets.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def annotation_card(store: AnnotationStore) -> str:
         "## Limits",
         f"Which tokens are critical is a fact about this model, this prompt, greedy continuations, {config['num_alternatives']}"
         " alternatives a position and this verifier; another of these may give others. Problems without a verified response "
-        "have no row. The licence of the problems is that of their source, and the model's may bind its responses; neither "
+        "have no row. The license of the problems is that of their source, and the model's may bind its responses; neither "
         "was recorded here.",
     ]
     return card(header, parts)
@@ -178,7 +178,7 @@ def model_card(folder: Path) -> str:
         "## All settings",
         code("yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip()),
         "## Limits",
-        "This is one run with one seed. The licences of the base model and of the data were not recorded here; both bind "
+        "This is one run with one seed. The licenses of the base model and of the data were not recorded here; both bind "
         "what may be done with these weights.",
     ]
     return card(header, parts)

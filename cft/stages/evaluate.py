@@ -21,7 +21,7 @@ from cft.evaluation.evaluation import (
     SampleRequest,
     Solver,
     accuracy_sentence,
-    summarise,
+    summarize,
     verdict_counts,
     write_samples,
 )
@@ -192,7 +192,7 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         solver = Solver(subject.engine, tokenizer, subject.prompt, grader, context)
         title = f"Evaluating {subject.spec.name} on {splits.name}"
         samples = solver.solve(room.run, request=subject.request, title=title)
-    intervals, per_problem = summarise(samples, seed=cfg.seed)
+    intervals, per_problem = summarize(samples, seed=cfg.seed)
     save_config(folder, cfg)
     write_samples(folder / "samples.parquet", samples, tokenizer)
     results = {

@@ -28,7 +28,7 @@ from cft.config.build import ConfigError, build, redacted
 from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.batches import TokenRow
-from cft.data.problem_rows import normalised
+from cft.data.problem_rows import normalized
 from cft.files import exclusive, sha256_file, write_atomically, write_json
 from cft.runs.cards import PAPER, card, code, commands, digests, size_category, table, write_card
 from cft.runs.lineage import annotation_link, lineage
@@ -50,7 +50,7 @@ def labels(cfg: DictConfig) -> Path:
         cfg.annotations_dir,
         store.manifest()["fingerprint"]["tokenizer"],
         cfg.seed,
-        frozenset(normalised(problem.question) for problem in (*benchmark.validation, *benchmark.test)),
+        frozenset(normalized(problem.question) for problem in (*benchmark.validation, *benchmark.test)),
     )
     config = redacted(cfg)
     request = {
@@ -152,7 +152,7 @@ def labels_card(manifest: dict[str, Any], annotation: dict[str, Any]) -> str:
         "Train the model whose tokenizer this is: the ids mean nothing to another one."
         + (" A trainer that does not read `weights` counts every label alike." if weighted else ""),
         "## Limits",
-        "The licence of the problems is that of their source, and the annotated model's may bind its responses; neither was "
+        "The license of the problems is that of their source, and the annotated model's may bind its responses; neither was "
         "recorded here.",
     ]
     return card(header, parts)

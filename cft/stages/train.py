@@ -20,14 +20,14 @@ from cft.config.schema import Split
 from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.columns import columns_for, needs_live
-from cft.data.problem_rows import normalised
+from cft.data.problem_rows import normalized
 from cft.data.sources import Splits
 from cft.evaluation.base import base_accuracy
 from cft.evaluation.evaluation import (
     SampleRequest,
     Solver,
     accuracy_sentence,
-    summarise,
+    summarize,
     verdict_counts,
     write_samples,
 )
@@ -122,7 +122,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
     judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     # Questions not to be trained on.
-    exclude = frozenset(normalised(problem.question) for problem in (*splits.validation, *splits.test))
+    exclude = frozenset(normalized(problem.question) for problem in (*splits.validation, *splits.test))
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),
         Critical(num_alternatives=cfg.probe.critical_alternatives),
@@ -304,7 +304,7 @@ def _evaluated(
         return {**entries, "verdicts": {}, "metrics": {}, "per_problem": {"id": [], "correct": []}}
     solver = make_solver()
     samples = solver.solve(problems, request=request, title="Evaluating")
-    intervals, per_problem = summarise(samples, seed=settings.seed)
+    intervals, per_problem = summarize(samples, seed=settings.seed)
     write_samples(folder / "samples.parquet", samples, solver.tokenizer)
     log_transcripts(trainer.loggers, samples, solver.tokenizer)
     for logger in trainer.loggers:

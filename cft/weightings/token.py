@@ -108,22 +108,22 @@ class Focal(Weighting):
 
 
 class TrimSFT(Weighting):
-    """w = exp(-(D - centre)^2 / (2 width^2)), D = logit of the target minus the best other logit (TrimSFT, arXiv
-    2609.09707; centre 1.5, width 0.8). Tokens already mastered and tokens out of reach both fade; weights are not
-    renormalised."""
+    """w = exp(-(D - center)^2 / (2 width^2)), D = logit of the target minus the best other logit (TrimSFT, arXiv
+    2609.09707; center 1.5, width 0.8). Tokens already mastered and tokens out of reach both fade; weights are not
+    renormalized."""
 
     needs: tuple[str, ...] = ("margin",)
 
     @in_range
-    def __init__(self, *, centre: Finite, width: AboveZero) -> None:
-        self.centre, self.width = centre, width
+    def __init__(self, *, center: Finite, width: AboveZero) -> None:
+        self.center, self.width = center, width
 
     def __call__(self, scores: TokenScores) -> Tensor:
-        return (-((scores.known["margin"] - self.centre) ** 2) / (2 * self.width**2)).exp()
+        return (-((scores.known["margin"] - self.center) ** 2) / (2 * self.width**2)).exp()
 
 
 class EAFT(Weighting):
-    """w = (H_20 / scale)^exponent, H_20 = entropy of the 20 most probable tokens, renormalised, nats (EAFT,
+    """w = (H_20 / scale)^exponent, H_20 = entropy of the 20 most probable tokens, renormalized, nats (EAFT,
     arXiv 2601.02151; exponent 1, scale 3.0, the constant of the authors' code for log 20)."""
 
     needs: tuple[str, ...] = ("top_entropy",)

@@ -51,7 +51,7 @@ def test_all_true_mask_is_the_cross_entropy_of_transformers() -> None:
     (loss,) = SelectiveLM(model, sft())(batch)
     (loss.sum / loss.count).backward()
     ours = gradients(model)
-    labels = batch.input_ids_BT.masked_fill(batch.probe_BT < 0, -100)
+    labels = batch.input_ids_BT.masked_fill(batch.token_group_BT < 0, -100)
     position = torch.arange(labels.shape[1])
     theirs = model(
         input_ids=batch.input_ids_BT, attention_mask=(position < batch.lengths_B[:, None]).long(), labels=labels
@@ -130,7 +130,7 @@ def test_counts_of_the_normalisers() -> None:
     losses = {n: on_logits(sft(normalizer=n), batch, hidden)[0] for n in ("critical", "response", "sequence")}
     eligible = batch.weight_BT > 0
     assert int(losses["critical"].count) == int(eligible.sum())
-    assert int(losses["response"].count) == int((batch.probe_BT >= 0).sum())
+    assert int(losses["response"].count) == int((batch.token_group_BT >= 0).sum())
     assert int(losses["sequence"].count) == 2  # the row without an eligible token does not count
     assert float(losses["critical"].sum) == float(losses["response"].sum)
     means = []

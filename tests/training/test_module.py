@@ -220,7 +220,11 @@ def test_a_share_that_decays_does_not_choose_the_best_epoch(tmp_path: Path) -> N
     """SFT-GO's share of the worse group falls to 0: what is validated is the mean of all tokens."""
     data = [
         TokenRow(
-            r.row_id, r.ids, (r.probe >= 0).astype(np.float32), r.probe, {"group": (r.probe > 0).astype(np.float32)}
+            r.row_id,
+            r.ids,
+            (r.token_group >= 0).astype(np.float32),
+            r.token_group,
+            {"group": (r.token_group > 0).astype(np.float32)},
         )
         for r in rows()
     ]
@@ -314,7 +318,7 @@ def test_batches_conserve_every_token_and_weight() -> None:
                         made.weight_BT[b, :length].tolist(),
                     )
                     assert (made.weight_BT[b, length:] == 0).all()
-                    assert (made.probe_BT[b, length:] == -1).all()
+                    assert (made.token_group_BT[b, length:] == -1).all()
         assert seen == {r.row_id: (r.ids.tolist(), r.weight.tolist()) for r in data}
 
 
