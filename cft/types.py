@@ -115,11 +115,13 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Continue `sequence.ids[:cut]`, after the token `first` where one is given (cut counts from the start of the prompt).
+    """Continue `sequence.ids[:prefix_len]`, after `first_token` where one is given.
 
-    Solving: cut = prompt_len, first None. Counterfactual at response position t: cut = prompt_len + t, first = the
-    alternative. `key` names the fork in the results and is unique within a run. max_new_tokens: its own limit, counted as
-    the budget's; None = the budget's alone, and the lower one holds.
+    prefix_len counts from the start of the prompt. Solving: prefix_len = prompt_len, first_token None. Counterfactual at
+    response position t: prefix_len = prompt_len + t, first_token = the alternative.
+
+    key: names the fork in the results, unique within a run. max_new_tokens: its own limit, counted as the budget's; None =
+    the budget's alone, and the lower one holds.
     """
 
     sequence: TokenSequence
@@ -137,12 +139,12 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole response after a fork: kept part, `first`, continuation. ids: [R] int32, EOS included if it ended so.
+    """A whole response after a fork: kept part, `first_token`, continuation. ids: [R] int32, EOS included if it ended so.
 
     finish: "stop" = ended by an EOS token, "length" = met the limit, "decided" = the source had seen enough, "memory" =
     even alone it did not fit.
-    num_decoded: tokens the model chose after `first`.
-    num_ties_rescored: choices among them that were near ties, so that the reference engine made them.
+    num_decoded: tokens the model chose after `first_token`.
+    num_ties_rescored: near ties among them, which the reference engine decided.
     """
 
     ids: NDArray[np.int32]
@@ -180,7 +182,7 @@ class ForkSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """max_new_tokens: limit of a whole response, counted from the end of the prompt, kept part and `first` included."""
+    """max_new_tokens: limit of a whole response, counted from the end of the prompt, kept part and `first_token` included."""
 
     max_new_tokens: int
 
@@ -220,7 +222,7 @@ class AnnotatedResponse:
 class StepCounts(NamedTuple):
     """What the whole optimizer step holds, over all its micro-batches and ranks: what its sums are divided by.
 
-    eligible: tokens with static weight > 0. response: response tokens. critical, other: response tokens by probe group.
+    eligible: tokens with static weight > 0. response: response tokens. critical, other: response tokens by token group.
     sequence: rows with an eligible token. The sampler knows them before anything is computed, since masks are static.
     """
 

@@ -3,7 +3,7 @@
     for each position t of a response, end-of-sequence included:
         the K most probable tokens other than y_t are put in its place, in order of rank;
         what followed is dropped, the model continues greedily, the final answer is verified.
-    y_t is critical iff every alternative ends wrong. The first right one settles the position (short-circuit).
+    y_t is critical iff every alternative ends wrong. The first right one decides the position (short-circuit).
 
 This module drives an engine and a verifier and records evidence; which tokens are critical is read off the evidence
 by `cft/masks/base.py`.
@@ -117,7 +117,7 @@ class Evidence:
 
 @dataclass(slots=True)
 class Tally:
-    """Work done: forks and tokens decoded, near ties that the reference settled, replays and those that flipped.
+    """Work done: forks and tokens decoded, near ties re-scored, replays and those that flipped.
 
     speculative_tokens: decoded for forks that turned out not to be needed; they are in no other count.
     """
@@ -134,7 +134,7 @@ class Tally:
 class CounterfactualSource:
     """Feeds an engine with the forks that are still needed, and judges what comes back.
 
-    The engine calls `take`; the caller hands every completion to `receive`. Verdicts are made in lots, when the queue
+    The engine calls `take`; the caller hands every completion to `receive`. Verdicts are made in groups, when the queue
     runs short, because the next rank of a position depends on them.
 
     Order: a few responses at a time, so that few prefixes are in memory, and of these the earliest positions first. They
@@ -152,7 +152,7 @@ class CounterfactualSource:
     _under_way: set[Cell] = field(default_factory=set)  # in the queue or in the engine
     _received: list[tuple[Cell, Completion]] = field(default_factory=list)
     _early: dict[Cell, Completion] = field(default_factory=dict)  # ended before the rank ahead of it was judged
-    _right: set[tuple[int, int]] = field(default_factory=set)  # positions that a right alternative has settled
+    _right: set[tuple[int, int]] = field(default_factory=set)  # positions that a right alternative has decided
 
     def __post_init__(self) -> None:
         for index, row in enumerate(self.rows):
@@ -184,7 +184,7 @@ class CounterfactualSource:
         return forks
 
     def decided(self, key: Key, ids: Sequence[int]) -> bool:
-        """The position is settled, or the verdict stands. Markers of an answer close with one of a few signs: only there
+        """The position is decided, or the verdict is final. Markers of an answer close with one of a few signs: only there
         is the text looked at."""
         index, t, rank = key  # type: ignore[misc]
         if rank != REPLAY and (index, t) in self._right:

@@ -110,9 +110,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         apart = [row for row in rows if normalized(row.problem) not in exclude]
         self.leaked = len(rows) - len(apart)
         if self.leaked:
-            console.print(
-                f"Rows dropped: {self.leaked} of problems that stand in the benchmark's validation or test split"
-            )
+            console.print(f"Rows dropped: {self.leaked} of problems of the benchmark's validation or test split")
         sources: dict[str, Column] = {"mask": mask, "group_mask": group_mask, **columns}
         wanted = {name for source in sources.values() for name in source.needs}
         # Before prompts are exchanged: a score is of a response behind its own prompt.

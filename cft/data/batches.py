@@ -1,7 +1,7 @@
 """Rows -> micro-batches: order, sharding over ranks, padding, and the counts of the optimizer step they belong to.
 
 Order: permutation(seed, epoch) of the rows, cut into optimizer steps of the same number of rows each, the last one short. So
-every step sees the same rows for any number of ranks and any split into micro-batches. How they are dealt within a step:
+every step sees the same rows for any number of ranks and any split into micro-batches. How they are assigned within a step:
 
     in_order     micro-batch m of rank r holds the step's positions [(m * world + r) * batch_size, ... + batch_size)
     by_length    the same, after sorting by length: little padding, and the ranks are busy with similar rows at one time
@@ -29,7 +29,7 @@ MicroBatchAssignment = Literal["in_order", "by_length", "by_tokens"]
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One row ready for training. ids: [L] int64; weight: [L] float32; probe: [L] int8; scores: [L] float32 each (see
+    """One row ready for training. ids: [L] int64; weight: [L] float32; token_group: [L] int8; scores: [L] float32 each (see
     TokenBatch)."""
 
     row_id: str
@@ -170,15 +170,17 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
 
 
 def assigned_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int) -> list[list[int]]:
-    """`rows` in so many lots of about equal length in tokens, the largest first: the longest row left goes to the lot with
-    the fewest tokens."""
-    lots: list[list[int]] = [[] for _ in range(bins)]
+    """`rows` in `bins` micro-batches of about equally many tokens, the largest first.
+
+    The longest row left goes to the micro-batch with the fewest tokens.
+    """
+    micro_batches: list[list[int]] = [[] for _ in range(bins)]
     heap = [(0, number) for number in range(bins)]
     for index in sorted(range(len(rows)), key=lambda i: (-lengths[i], i)):
         tokens, number = heapq.heappop(heap)
-        lots[number].append(rows[index])
+        micro_batches[number].append(rows[index])
         heapq.heappush(heap, (tokens + lengths[index], number))
-    return [lots[number] for _, number in sorted(heap, key=lambda item: (-item[0], item[1]))]
+    return [micro_batches[number] for _, number in sorted(heap, key=lambda item: (-item[0], item[1]))]
 
 
 def loader(rows: Sequence[TokenRow], sampler: GlobalOrderSampler) -> DataLoader[TokenBatch]:

@@ -1,13 +1,13 @@
 """Attention of forks: over the sequence they share, and over what each decoded itself.
 
-    prefix   [1, h, L, d]    keys of a sequence, stored once; every fork of it looks at them, up to its own cut
-    tails    [n, h, T, d]    keys of n forks' own tokens, of like length; a mask hides what a shorter one lacks
+    prefix   [1, h, L, d]    keys of a sequence, stored once; every fork of it looks at them, up to its own prefix_len
+    block    [n, h, T, d]    keys of n forks' own tokens, of similar length; a mask hides what a shorter one lacks
 
 Both parts are computed apart and joined exactly. With the scores s_m of part m,
 
     lse_m = log sum exp s_m        out = sum_m exp(lse_m) softmax(s_m) v_m / sum_m exp(lse_m)
 
-so of two parts the first has the weight sigmoid(lse_1 - lse_2). A fork that shares nothing has all its keys in its tail.
+so of two parts the first has the weight sigmoid(lse_1 - lse_2). A fork without a shared prefix has all its keys in its block.
 
 Scores, log-sum-exp and outputs are float32 in half precision too, as inside SDPA: a bfloat16 of 20 has steps of 0.125, and
 the difference of two of them would decide the weights.
@@ -27,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 ATTENTION = "cft_forks"  # its name in transformers' registry
 # What torch's attention calls on a CPU; it alone gives the log-sum-exp too. In float32 a fifth faster than product by product.
 FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-SPARE_COLUMNS = 32  # a tail is made with room for so many tokens, and doubled when full
+SPARE_COLUMNS = 32  # a block is made with room for so many tokens, and doubled when full
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,9 @@ def num_bytes(keys: Keys) -> int:
 
 
 class KVBlock(Generic[Row]):
-    """The own keys of some forks, a rectangle. rows: what the caller keeps of each fork, in the order of the batch.
+    """Keys and values of the tokens that some forks do not share.
+
+    rows: what the caller keeps of each fork, in the order of the batch.
 
     keys: by layer, [n, h, T, d]; seen: how many of the T columns each row has, the last ones.
     """
@@ -112,7 +114,7 @@ class KVBlock(Generic[Row]):
 
 
 def joined(one: KVBlock[Row], other: KVBlock[Row]) -> KVBlock[Row]:
-    """Both as one rectangle, the shorter tails moved to the end of it."""
+    """Both as one block, the shorter rows right-aligned."""
     columns = max(one.columns, other.columns)
     n = len(one) + len(other)
     keys = []
@@ -148,7 +150,7 @@ def _additive(hidden: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The rows of a batch that look at one prefix. index: [m] rows. mask: [m, L], minus infinity from a row's cut on."""
+    """The rows of a batch that look at one prefix. index: [m] rows. mask: [m, L], minus infinity from a row's prefix_len on."""
 
     prefix: Keys
     index: Tensor
@@ -208,7 +210,7 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """A forward pass over the newest token of every fork, [N, 1]: the rows of all tails, one after the other."""
+    """A forward pass over the newest token of every fork, [N, 1]: the rows of all blocks, one after the other."""
 
     blocks: Sequence[KVBlock[Any]]
     shared: Sequence[Shared]

@@ -1,10 +1,10 @@
 """The plain engine: one fork at a time, one token at a time. Slow and obviously right; the others are held against it.
 
-Prefill prompt + kept response + `first`, then choose a token, append, feed it, until an EOS or the limit.
+Prefill prompt + kept response + `first_token`, then choose a token, append, feed it, until an EOS or the limit.
 
 Near ties. Two computations of the same logits differ in the last bits (about 6e-5 between attention kernels), so where
 the best two tokens are nearer than `tie_margin`, the batch, the cache or the kernel would decide. There every engine,
-this one too, asks the same judge: `settle`, one pass without a cache over this row's ids alone. That pass takes the
+this one too, re-scores: `rescore` is one pass without a cache over this row's ids alone. That pass takes the
 packed linear layers (`cft/models/cpu/packed_linear.py`) where it can: they are the same for every engine, and faster.
 """
 
@@ -139,7 +139,7 @@ def fork_prefix(fork: Fork) -> list[int]:
 
 
 def already_finished(fork: Fork, *, eos_ids: Collection[int], budget: Budget) -> Finish | None:
-    """A fork that has nothing to decode: its `first` ends the text, or the kept part fills the limit."""
+    """A fork that has nothing to decode: its `first_token` ends the text, or the kept part fills the limit."""
     if fork.first_token in eos_ids:
         return "stop"
     kept = fork.prefix_len - fork.sequence.prompt_len + (fork.first_token is not None)

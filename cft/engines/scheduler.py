@@ -1,10 +1,11 @@
-"""Which forks are in the batch: those that wait, the prefixes and tails in memory, and what happens when it runs short.
+"""The scheduler: admits waiting forks, keeps their keys and values in blocks, preempts rows when memory runs short.
 
-Forks wait in line. Those of one sequence share its prefix; a lone one copies it into its tail. KVBlock that entered together
-form a rectangle; when there are too many rectangles, two of like length are joined. Keys and values beyond the budget,
-or an allocation that fails, send the youngest rows back to the front of the line; the batch is then no larger than what
-was left, and grows again once it has decoded for a while with room to spare. Only a fork that does not fit alone is given
-up.
+Forks that share a prefix read it from one stored copy. A fork that shares none copies its prefix into its own block.
+Forks admitted together form one KV block. When there are too many blocks, the two of most similar length are joined.
+
+If keys and values exceed the budget, or an allocation fails, the most recently admitted rows are preempted: they return
+to the front of the waiting queue and start again. The batch is then limited to what was left. It grows again after it has
+decoded for a while with memory to spare. Only a fork that does not fit alone is given up.
 """
 
 from __future__ import annotations
@@ -20,19 +21,22 @@ from torch import Tensor
 from cft.engines.attention import Decode, Keys, KVBlock, LayerKeys, Shared, joined, num_bytes
 from cft.types import Fork, TokenSequence
 
-MAX_BLOCKS = 6  # rectangles: each costs some small operations a layer ...
+MAX_BLOCKS = 6  # KV blocks: each costs some small operations a layer ...
 ROWS_PER_BLOCK = 20  # ... which a small batch feels more
-UNSHARED_ROWS = 64  # forks that share nothing enter by so many, of like length
-PREFILL_TOKENS = 1024  # of sequences that are computed in one pass
-REGROW_STEPS, REGROW_BELOW = 32, 0.75  # the batch grows by an eighth after so many steps below this share of the budget
-REFILL = 8  # the next forks enter when one row in so many is free
+UNSHARED_ROWS = 64  # forks without a shared prefix are admitted in groups of so many, of similar length
+PREFILL_TOKENS = 1024  # prefilled in one pass
+REGROW_STEPS, REGROW_BELOW = (
+    32,
+    0.75,
+)  # the batch grows by an eighth after so many steps below this fraction of the budget
+REFILL = 8  # the next forks are admitted when one row in so many is free
 
 
 class ScheduledRow(Protocol):
     fork: Fork
     ids: list[int]  # prompt included; the last one is fed next
     visible: int  # tokens of the sequence that the fork sees
-    shares_prefix: bool  # whether it looks at a shared prefix, or has all its keys in its tail
+    shares_prefix: bool  # whether it reads a shared prefix, or has all its keys in its own block
 
     def restarted(self) -> Self: ...
 
@@ -69,7 +73,7 @@ class Scheduler(Generic[Row]):
         return max(0, self._max_rows - len(self.waiting) - self.live())
 
     def wants_forks(self) -> bool:
-        """A few rows at a time would make many small rectangles, so it waits until some are free."""
+        """A few rows at a time would make many small KV blocks, so it waits until some are free."""
         if not self.blocks:
             return not self.waiting
         return self.room() >= max(self._max_rows // REFILL, self._free_before_asking, 1)
@@ -86,7 +90,7 @@ class Scheduler(Generic[Row]):
 
     @torch.inference_mode()
     def admit(self) -> list[Row]:
-        """Let in who waits, as far as there are free rows; returns rows whose sequence does not fit into memory alone."""
+        """Admit waiting forks, as far as there are free rows; returns rows whose sequence does not fit into memory alone."""
         given_up: list[Row] = []
         free = self._max_rows - self.live()
         if not self.waiting or (self.blocks and free < min(len(self.waiting), max(1, self._max_rows // REFILL))):
@@ -94,11 +98,11 @@ class Scheduler(Generic[Row]):
         self._plan = None
         for group in self._groups([self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]):
             try:
-                self.blocks.append(self._entered(group))
+                self.blocks.append(self._admitted(group))
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                self._forget_prefixes()
+                self._evict_prefixes()
                 if not self.blocks and len(group) == 1:
                     given_up += group
                 else:
@@ -109,7 +113,7 @@ class Scheduler(Generic[Row]):
         return given_up
 
     def _groups(self, rows: list[Row]) -> list[list[Row]]:
-        """Rows that enter as one rectangle: those that share their sequences' prefixes, and unshared of like length."""
+        """Rows admitted as one KV block: those that share prefixes, and those without a shared prefix, of similar length."""
         count: dict[int, int] = {}
         for row in rows:
             count[id(row.fork.sequence)] = count.get(id(row.fork.sequence), 0) + 1
@@ -121,7 +125,7 @@ class Scheduler(Generic[Row]):
         groups = [unshared[start : start + UNSHARED_ROWS] for start in range(0, len(unshared), UNSHARED_ROWS)]
         return [sharing, *groups] if sharing else groups
 
-    def _entered(self, rows: list[Row]) -> KVBlock[Row]:
+    def _admitted(self, rows: list[Row]) -> KVBlock[Row]:
         prefixes = self._prefixes_of(
             {id(row.fork.sequence): row.fork.sequence for row in rows}, keep=rows[0].shares_prefix
         )
@@ -147,7 +151,7 @@ class Scheduler(Generic[Row]):
         return found
 
     def _join(self) -> None:
-        """While there are too many rectangles: the two that make the one with the fewest empty cells become one."""
+        """While there are too many KV blocks: join the two that leave the fewest empty cells."""
         while len(self.blocks) > min(MAX_BLOCKS, 1 + self.live() // ROWS_PER_BLOCK):
             pairs = combinations(range(len(self.blocks)), 2)
             a, b = min(pairs, key=lambda pair: _empty_cells(*(self.blocks[i] for i in pair)))
@@ -183,9 +187,9 @@ class Scheduler(Generic[Row]):
                 for block in self.blocks:
                     block.make_room()
                 if self.bytes_held() > self._budget_bytes:
-                    self._forget_prefixes()
+                    self._evict_prefixes()
                     if self.bytes_held() > self._budget_bytes and self.live() > 1:
-                        self._back_off()
+                        self._preempt()
                         continue
                 logits = compute(self.rows, self.plan())
                 self._grow()
@@ -193,9 +197,9 @@ class Scheduler(Generic[Row]):
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                self._forget_prefixes()
+                self._evict_prefixes()
                 if self.live() > 1:
-                    self._back_off()
+                    self._preempt()
                 else:
                     given_up += self.blocks.pop().rows
                     self._plan = None
@@ -210,13 +214,13 @@ class Scheduler(Generic[Row]):
                 self._max_rows = min(self._most_rows, self._max_rows + max(1, self._max_rows // REFILL))
 
     def left(self) -> None:
-        """Rows have ended and were removed from their tails."""
+        """Evict empty blocks, after rows that ended were removed."""
         self.blocks = [block for block in self.blocks if len(block)]
         self._join()
         self._plan = None
 
-    def _back_off(self) -> None:
-        """Send the youngest rectangle, or half of the only one, back to the front of the line; they start again."""
+    def _preempt(self) -> None:
+        """Preempt the newest block, or half of the only one: its rows return to the front of the queue and start again."""
         self.back_offs += 1
         self._calm_steps = 0
         if len(self.blocks) > 1:
@@ -233,8 +237,8 @@ class Scheduler(Generic[Row]):
         self.waiting.extendleft(reversed([row.restarted() for row in rows]))
         self._plan = None
 
-    def _forget_prefixes(self) -> None:
-        """Those that nobody in the batch looks at."""
+    def _evict_prefixes(self) -> None:
+        """Evict the prefixes that no row of the batch reads."""
         used = {id(row.fork.sequence) for row in self.rows if row.shares_prefix}
         for key in [key for key in self._prefixes if key not in used]:
             del self._prefixes[key]
@@ -250,7 +254,7 @@ def _empty(like: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _copied(prefixes: Sequence[Keys], visible: Sequence[int]) -> Keys:
-    """What each row sees of its prefix, at the end of a rectangle."""
+    """What each row sees of its prefix, right-aligned in one KV block."""
     longest, copied = max(visible), []
     for layer, first in enumerate(prefixes[0]):
         k, v = (_empty(part, len(visible), longest) for part in (first.k, first.v))

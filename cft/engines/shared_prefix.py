@@ -1,20 +1,20 @@
 """The engine: all counterfactuals of a response share its prefix, so it is computed once and stored once.
 
-    sequence      p p p p r r r r r r r r            prompt and response: one forward pass, its keys kept once
-    fork 1             a . . . . .                sees p p p p, then its own tail
-    fork 2                 b . . . .              sees p p p p r r, then its own tail
-    fork 3                       c . . . . . .    sees p p p p r r r r r, then its own tail
+    sequence  p p p p r r r r r r r r            prompt and response: one forward pass, its keys kept once
+    fork 1             a . . . . .                sees p p p p, then its own suffix
+    fork 2                 b . . . .              sees p p p p r r, then its own suffix
+    fork 3                       c . . . . . .    sees p p p p r r r r r, then its own suffix
 
 A fork needs no prefill: its first token is fed in the next step. In a step the newest tokens of all forks are one matrix
 for the linear layers, as ever, and one matrix against the sequence's keys too (`cft/engines/attention.py`, an attention
-function registered with `transformers`; the model's code stays its own). Only the tails are read fork by fork.
+function registered with `transformers`; the model's code stays its own). Only the suffixes are read fork by fork.
 
     take forks -> prefill sequences that are new -> step, step, step ...        one token for every fork
         ^                                              |
-        '---- rows that ended leave at once; when enough are free, the next forks enter (`cft/engines/scheduler.py`)
+        '---- rows that ended leave at once; when enough are free, the next forks are admitted (`cft/engines/scheduler.py`)
 
-Solving is the same with one fork a sequence, sampling n answers with n forks that start at the end of one prompt. Where
-rounding could turn a choice, the reference engine makes it (`ReferenceEngine.rescore`): ids do not depend on the batch.
+Solving is the same with one fork a sequence, sampling n answers with n forks that start at the end of one prompt. A
+near tie is re-scored by the reference engine (`ReferenceEngine.rescore`), so ids do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class SharedPrefixEngine:
 
     @torch.inference_mode()
     def next_logits(self, rows: Sequence[Row], plan: Decode) -> Tensor:
-        """[N, V] float32 after every row's last id, whose keys are written but not kept until the tails `advance`."""
+        """[N, V] float32 after every row's last id, whose keys are written but not kept until the blocks `advance`."""
         token_N = torch.tensor([row.ids[-1] for row in rows], device=self.model.device)
         position_N = torch.tensor([len(row.ids) - 1 for row in rows], device=self.model.device)
         with self._attention():

@@ -2,7 +2,7 @@
 
     L = AGG( w_static * sg(w_dynamic) * f(p_t) ) / count  +  sum_k  lambda_k(step) * sum R_k / count_k
 
-    count, by the normaliser's name:
+    count, by the normalizer's name:
         critical   eligible tokens (static weight > 0 under this arm's mask)
         response   all response tokens
         sequence   rows with an eligible token; each token then weighs 1 / (eligible tokens of its row)
@@ -94,7 +94,7 @@ def token_statistics(hidden_ND: Tensor, target_N: Tensor, project: Projection, *
 
 
 class Objective:
-    """Weighting x token loss x aggregation x normaliser, plus regularizers. Configured by conf/loss; the weighting is
+    """Weighting x token loss x aggregation x normalizer, plus regularizers. Configured by conf/loss; the weighting is
     handed in at run time."""
 
     @in_range

@@ -151,7 +151,7 @@ class Critical(RowMask):
             verdict_R = fails_RK.all(1)
         if open_R.any():
             raise TooLittleEvidence(
-                f"response {row.response_id}: {int(open_R.sum())} positions are not settled for mask.rule={self.rule}, "
+                f"response {row.response_id}: {int(open_R.sum())} positions are undecided under mask.rule={self.rule}, "
                 "since annotation stopped at the first right alternative",
                 remedy="fill the gaps with: cft annotate annotation=<name> complete=true (and its other arguments "
                 "as before)",

@@ -1,4 +1,4 @@
-"""The objective against closed forms: cross-entropy of transformers, DFT, normalisers, zero gradient where the mask is."""
+"""The objective against closed forms: cross-entropy of transformers, DFT, normalizers, zero gradient where the mask is."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_labels_are_the_next_token() -> None:
     assert float(on_logits(sft(), batch, hidden)[0].sum) < 1e-6
 
 
-def test_counts_of_the_normalisers() -> None:
+def test_counts_of_the_normalizers() -> None:
     batch = batch_of([0.4, 0.0, 0.9])
     hidden = torch.randn(3, batch.input_ids_BT.shape[1], 60, dtype=torch.float64)
     losses = {n: on_logits(sft(normalizer=n), batch, hidden)[0] for n in ("critical", "response", "sequence")}

@@ -46,7 +46,7 @@ def budget(steps: int = 10, **more: Any) -> dict[str, Any]:
             {"data": {"rows_sha256": "b" * 64}},
             "training rows aaaaaaaaaaaa and bbb",
         ),
-        ({"normaliser": "response"}, {}, "normaliser: response and critical"),
+        ({"normalizer": "response"}, {}, "normalizer: response and critical"),
         ({"budget": {"steps": 10, "epochs": 1}}, {"budget": {"epochs": 1}}, "no record of the steps of SFT"),
         ({"budget": {"steps": 10}}, {"budget": {}}, "no record of the budget of SFT"),
         ({"budget": None}, {"budget": None}, "no record of the budget of CFT and SFT"),
@@ -58,7 +58,7 @@ def test_arms_that_differ_in_more_than_the_method_are_marked_or_refused(
     tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], mark: str
 ) -> None:
     for name, mask, facts in (("cft", "critical", dict(ours)), ("sft", "all", dict(theirs))):
-        key = arm(mask, **{"loss.normalizer": facts.pop("normaliser", "critical")})
+        key = arm(mask, **{"loss.normalizer": facts.pop("normalizer", "critical")})
         write_run(tmp_path, name, key, seed=0, correct=[1, 0, 1], **facts)
     runs = collect([tmp_path])
     (comparison,) = compare(runs)

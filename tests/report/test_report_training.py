@@ -77,11 +77,11 @@ def test_arms_without_sft_are_held_against_one_another(tmp_path: Path) -> None:
     write_run(tmp_path, "cft", arm("critical"), seed=0, correct=[1, 0], budget=SHORT)
     write_run(tmp_path, "dft", other, seed=0, correct=[1, 1], budget=LONG)
     (comparison,) = compare(collect([tmp_path]))
-    marks = ("budget: steps 20 and 10", "normaliser: response and critical")
+    marks = ("budget: steps 20 and 10", "normalizer: response and critical")
     assert marked(comparison) == {"CFT + DFT, normalizer=response": marks} or marked(comparison) == {"CFT + DFT": marks}
     _, rows = cells(comparison)
     assert [row[0].endswith(MARK) for row in rows] == [False, True]
-    assert any("differ in budget: steps 20 and 10; normaliser" in note for note in comparison.notes)
+    assert any("differ in budget: steps 20 and 10; normalizer" in note for note in comparison.notes)
     write_arms(tmp_path / "arms.csv", [comparison])
     with (tmp_path / "arms.csv").open(newline="", encoding="utf-8") as handle:
         assert [(r["marks"], r["marked_against"]) for r in csv.DictReader(handle)] == [
