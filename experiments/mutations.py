@@ -1,233 +1,237 @@
 """Do the tests bite? Typical mistakes are made one at a time in a copy of the project, and a named test must fail.
 
-python -m experiments.mutations            (about five minutes; exit 1 if a mistake goes unnoticed)
+python -m experiments.mutations            (minutes; exit status 1 if a mistake goes unnoticed; list in experiments/mutants/)
+python -m experiments.mutations --only grader --jobs 1
+
+First every named test runs on the untouched copy, where it must pass. Processes are forked from one that has imported the
+libraries, so that a run costs the test alone; each job has a copy of its own.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
+import compileall
+import importlib
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from py_compile import PycInvalidationMode
+from typing import Any
+
+import pytest
+
+from experiments.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("cft", "conf", "experiments", "tests", "pyproject.toml")
+LIBRARIES = ("torch", "transformers", "lightning.pytorch", "datasets", "hydra", "scipy.stats", "hypothesis", "tests")
+LIMIT_S = 120  # a test that takes longer has not noticed anything
+PASSED, FAILED, OTHERWISE = 0, 1, 3
+
+
+class MutantError(Exception):
+    """A mutant whose place is gone or no longer unique; the message names it."""
+
+
+def mutated(mutant: Mutant, source: str) -> str:
+    """`source`, the text of the mutant's module, with the mistake in it. Found by syntax, so that neither lines that move nor
+    another formatting matter.
+
+    Raises:
+        MutantError: the function, or `old` within it, is not there, or `old` is there more than once.
+    """
+    module, _, name = mutant.place.partition(":")
+    scope: Any = ast.parse(source)
+    for part in name.split("."):
+        inner = [node for node in ast.walk(scope) if isinstance(node, _SCOPES) and node is not scope]
+        scope = next((node for node in inner if node.name == part), None)
+        if scope is None:
+            raise MutantError(f"{mutant.name}: {module} has no {name} (looked for {part})")
+    wanted = ast.parse(textwrap.dedent(mutant.old)).body
+    if len(wanted) == 1 and isinstance(wanted[0], ast.Expr):
+        found = [[node] for node in ast.walk(scope) if isinstance(node, ast.expr) and _same([node], [wanted[0].value])]
+        new = f"({mutant.new})"
+    else:
+        found = [run for run in _runs(scope, len(wanted)) if _same(run, wanted)]
+        new = textwrap.dedent(mutant.new)
+    if len(found) != 1:
+        raise MutantError(f"{mutant.name}: {mutant.place} holds {mutant.old!r} {len(found)} times, expected once")
+    first, last = found[0][0], found[0][-1]
+    lines = source.encode().splitlines(keepends=True)
+    start = sum(map(len, lines[: first.lineno - 1])) + first.col_offset
+    end = sum(map(len, lines[: last.end_lineno - 1])) + last.end_col_offset
+    text = textwrap.indent(new, " " * first.col_offset).lstrip().encode()
+    return (source.encode()[:start] + text + source.encode()[end:]).decode()
+
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _same(found: Sequence[ast.AST], wanted: Sequence[ast.AST]) -> bool:
+    return [ast.dump(node) for node in found] == [ast.dump(node) for node in wanted]
+
+
+def _runs(scope: ast.AST, length: int) -> Iterator[list[Any]]:
+    """Every `length` statements that stand one after another in a block of `scope`."""
+    for node in ast.walk(scope):
+        for block in (getattr(node, field, None) for field in ("body", "orelse", "finalbody")):
+            if isinstance(block, list):
+                yield from (block[i : i + length] for i in range(len(block) - length + 1))
+
+
+def module_path(mutant: Mutant) -> str:
+    return mutant.place.partition(":")[0].replace(".", "/") + ".py"
+
+
+@dataclass(slots=True)
+class Watched:
+    """A pytest plugin: what became of the test itself, beside what may have gone wrong around it."""
+
+    passed: int = 0
+    failed: int = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.passed += report.passed
+            self.failed += report.failed
+
+
+def forked(test: str, copy: Path) -> int:
+    """Start a process that runs one test in `copy`; its id. It ends with PASSED, FAILED or OTHERWISE."""
+    child = os.fork()
+    if child:
+        return child
+    with (copy / "output.txt").open("wb") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    status = OTHERWISE
+    try:
+        os.setsid()  # what it starts ends with it
+        os.chdir(copy)
+        os.environ["PYTHONPATH"] = str(copy)
+        sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(ROOT), str(copy)))]
+        for name in [name for name in sys.modules if name.split(".")[0] in ("cft", "experiments", "tests")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        watched = Watched()
+        options = [
+            "-q",
+            "-x",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            "-W",
+            "ignore::pytest.PytestAssertRewriteWarning",
+        ]
+        pytest.main([*options, test], plugins=[watched])
+        status = FAILED if watched.failed else PASSED if watched.passed else OTHERWISE
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
 
 
 @dataclass(frozen=True, slots=True)
-class Mutation:
-    """Replace `old` by `new` in `file`; `test` must then fail."""
+class Task:
+    """A test to run in a copy: on the untouched source, or with a mutant in it."""
 
-    name: str
-    file: str
-    old: str
-    new: str
     test: str
+    mutant: Mutant | None = None
 
 
-MUTATIONS = (
-    Mutation(
-        "a resumed epoch that begins anew",
-        "cft/data/batches.py",
-        "range(done if epoch == self.epoch else 0,",
-        "range(0,",
-        "tests/training/test_resume.py",
-    ),
-    Mutation(
-        "labels shifted by one",
-        "cft/losses/eligible.py",
-        "return hidden_BTD[self.row_N, self.position_N - 1]",
-        "return hidden_BTD[self.row_N, self.position_N]",
-        "tests/losses/test_loss.py::test_labels_are_the_next_token",
-    ),
-    Mutation(
-        "a mean of means",
-        "cft/training/module.py",
-        "return torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * share",
-        "return terms[0].sum / max(1, terms[0].count)",
-        "tests/training/test_module.py::test_accumulation_equals_one_big_batch",
-    ),
-    Mutation(
-        "a dropped short window",
-        "cft/data/batches.py",
-        "return -(-len(self.counts) // (self.batch_size * self.world))",
-        "return len(self.counts) // (self.batch_size * self.world)",
-        "tests/training/test_module.py::test_batches_conserve_every_token_and_weight",
-    ),
-    Mutation(
-        "a short window divided by the full one's micro-batches",
-        "cft/training/module.py",
-        "share = self.trainer.accumulate_grad_batches * self.trainer.world_size",
-        "share = self.trainer.world_size * min(4, self.trainer.num_training_batches - batch_idx // 4 * 4)",
-        "tests/training/test_module.py::test_accumulation_equals_one_big_batch",
-    ),
-    Mutation(
-        "a random mask equal to the critical one",
-        "cft/masks/base.py",
-        "weights[chosen] = 1.0\n        return weights",
-        "return (self.inner(row) > 0).astype(np.float32)",
-        "tests/masks/test_masks.py::test_random_like_matches_the_count_row_by_row_and_differs_from_it",
-    ),
-    Mutation(
-        "a cut-off counted as right",
-        "cft/verifiers/grader.py",
-        "return Outcome.CUT_OFF",
-        "return Outcome.RIGHT",
-        "tests/annotation/test_counterfactual.py::test_ranks_are_tried_in_order_until_one_is_right",
-    ),
-    Mutation(
-        "a cut-off that never makes a token critical",
-        "cft/masks/base.py",
-        'if self.cut_off == "wrong":',
-        'if self.cut_off != "wrong":',
-        "tests/masks/test_masks.py::test_critical_truth_table",
-    ),
-    Mutation(
-        "undecided counted as wrong",
-        "cft/masks/base.py",
-        "fails_RK = outcome_RK == Outcome.WRONG",
-        "fails_RK = (outcome_RK == Outcome.WRONG) | (outcome_RK == Outcome.UNDECIDED)",
-        "tests/masks/test_masks.py::test_critical_truth_table",
-    ),
-    Mutation(
-        "zero gradients instead of none in a step without eligible tokens",
-        "cft/training/module.py",
-        "parameter.grad = None",
-        "parameter.grad = torch.zeros_like(parameter)",
-        "tests/training/test_module.py::test_a_step_without_eligible_tokens_moves_nothing",
-    ),
-    Mutation(
-        "the weighting lets gradient through",
-        "cft/losses/objective.py",
-        "logprob_N = logprob_N.detach()",
-        "pass",
-        "tests/losses/test_loss.py::test_dft_gradient_is_its_closed_form_at_the_logits",
-    ),
-    Mutation(
-        "a regularizer's schedule that stands still",
-        "cft/losses/objective.py",
-        "regularizer.coefficient(progress)",
-        "regularizer.coefficient(0.0)",
-        "tests/losses/test_oracle.py::test_the_gradient_is_p_minus_q",
-    ),
-    Mutation(
-        "progress that never begins",
-        "cft/training/module.py",
-        "return min(1.0, self.global_step / steps) if 0 < steps < math.inf else 0.0",
-        "return 0.0",
-        "tests/training/test_module.py::test_every_step_has_the_coefficients_of_its_progress",
-    ),
-    Mutation(
-        "a cosine that comes back to where it began",
-        "cft/losses/coefficient.py",
-        "math.cos(math.pi * progress)",
-        "math.cos(2 * math.pi * progress)",
-        "tests/losses/test_oracle.py::test_the_gradient_is_p_minus_q",
-    ),
-    Mutation(
-        "a decaying share validated as of now",
-        "cft/training/module.py",
-        "self.lm(batch, progress=_VALIDATED_AT)",
-        "self.lm(batch, progress=self._progress())",
-        "tests/training/test_module.py::test_a_share_that_decays_does_not_choose_the_best_epoch",
-    ),
-    Mutation(
-        "coefficients validated as of now",
-        "cft/training/module.py",
-        "progress=_VALIDATED_AT), prog_bar=True",
-        "progress=self._progress()), prog_bar=True",
-        "tests/training/test_module.py::test_every_validation_is_of_the_objective_that_training_ends_with",
-    ),
-    Mutation(
-        "a regularizer logged in another metric's place",
-        "cft/training/module.py",
-        "train/term/{name}",
-        "train/{name}",
-        "tests/training/test_module.py::test_a_regulariser_may_be_called_like_another_metric",
-    ),
-    Mutation(
-        "a sequence's ratio bounded before the temperature",
-        "cft/weightings/row.py",
-        "(self.temperature * mean_N).exp().clamp_max(self.largest)",
-        "mean_N.exp().clamp_max(self.largest).pow(self.temperature)",
-        "tests/losses/test_oracle.py::test_the_gradient_is_p_minus_q",
-    ),
-    Mutation(
-        "attention mixed in by half whatever its share",
-        "cft/weightings/row.py",
-        "(1 - self.gamma) * scores.known[ATTENTION]",
-        "0.5 * scores.known[ATTENTION]",
-        "tests/losses/test_oracle.py::test_the_gradient_is_p_minus_q",
-    ),
-    Mutation(
-        "a limit that does not count the kept part",
-        "cft/engines/reference.py",
-        'if len(ids) - fork.sequence.prompt_len >= budget.max_new_tokens:\n        return "length"',
-        'if len(ids) - fork.prefix_len >= budget.max_new_tokens:\n        return "length"',
-        "tests/engines/test_rollout.py::test_reference_equals_transformers_generate",
-    ),
-    Mutation(
-        "a fork that sees a token of its sequence beyond the cut",
-        "cft/engines/attention.py",
-        "hidden_mL = position_L[None] >= torch.tensor(visible",
-        "hidden_mL = position_L[None] > torch.tensor(visible",
-        "tests/engines/test_shared_prefix.py::test_ids_equal_the_references",
-    ),
-    Mutation(
-        "prefix and tail joined half and half",
-        "cft/engines/attention.py",
-        "weight = torch.sigmoid(lse - lse_Nhg1[shared.index])",
-        "weight = torch.full_like(lse, 0.5)",
-        "tests/engines/test_shared_prefix.py::test_ids_equal_the_references",
-    ),
-    Mutation(
-        "joined tails that look at each other's padding",
-        "cft/engines/attention.py",
-        "whole.ragged |= one.ragged or other.ragged",
-        "whole.ragged = one.ragged and other.ragged",
-        "tests/engines/test_shared_prefix.py::test_joined_tails_are_what_they_were_apart",
-    ),
-    Mutation(
-        "near ties left to the batch",
-        "cft/engines/shared_prefix.py",
-        "            if tie:\n",
-        "            if tie and False:\n",
-        "tests/engines/test_rollout.py::test_near_ties_are_settled_by_the_reference",
-    ),
-)
+def run_all(tasks: Sequence[Task], copies: Sequence[Path], *, done: Callable[[Task, int, float, str], None]) -> None:
+    """So many at a time as there are copies. done(task, status, seconds, output)."""
+    waiting, free = list(reversed(tasks)), list(copies)
+    running: dict[int, tuple[Task, Path, float]] = {}
+    while waiting or running:
+        while waiting and free:
+            task, copy = waiting.pop(), free.pop()
+            if task.mutant:
+                path = copy / module_path(task.mutant)
+                path.write_text(mutated(task.mutant, path.read_text(encoding="utf-8")), encoding="utf-8")
+            running[forked(task.test, copy)] = (task, copy, time.monotonic())
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child == 0:
+            late = [pid for pid, (_, _, since) in running.items() if time.monotonic() - since > LIMIT_S]
+            for pid in late:
+                os.killpg(pid, signal.SIGKILL)
+            time.sleep(0.02)
+            continue
+        task, copy, since = running.pop(child)
+        if task.mutant:
+            shutil.copyfile(ROOT / module_path(task.mutant), copy / module_path(task.mutant))
+        free.append(copy)
+        code = os.waitstatus_to_exitcode(status)
+        output = (copy / "output.txt").read_text(encoding="utf-8", errors="replace")
+        done(task, code, time.monotonic() - since, output)
 
 
-def noticed(mutation: Mutation, copy: Path) -> bool:
-    """Whether the named test fails (and not merely cannot be run) with the mistake in place."""
-    path = copy / mutation.file
-    original = path.read_text(encoding="utf-8")
-    if original.count(mutation.old) != 1:
-        raise SystemExit(
-            f"{mutation.name}: {mutation.file} holds the line {original.count(mutation.old)} times, expected 1"
-        )
-    path.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
-    try:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", mutation.test]
-        environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
-    finally:
-        path.write_text(original, encoding="utf-8")
-    return done.returncode == 1 and " failed" in done.stdout
+def copy_to(folder: Path) -> Path:
+    """What the tests need, its byte code checked by content: a mutant may be as long and as young as what it replaces."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "outputs", "results")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        else:
+            shutil.copyfile(ROOT / name, folder / name)
+    compileall.compile_dir(folder / "cft", quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+    return folder
 
 
 def main() -> None:
-    unnoticed = []
+    parser = argparse.ArgumentParser(description="Makes typical mistakes one at a time; a named test must notice each.")
+    parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose name, place or test holds the text")
+    parser.add_argument("--jobs", type=int, default=2, help="tests at a time (2)")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTANTS if arguments.only in f"{m.name} {m.place} {m.test}"]
+    lost, sound = [], []
+    for mutant in chosen:
+        try:
+            mutated(mutant, (ROOT / module_path(mutant)).read_text(encoding="utf-8"))
+            sound.append(mutant)
+        except (MutantError, OSError) as error:
+            print(f"LOST       {error}", flush=True)
+            lost.append(mutant)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.dont_write_bytecode = True
+    for library in LIBRARIES:
+        importlib.import_module(library)
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "project"
-        ignore = shutil.ignore_patterns(".venv", ".git", "outputs", "*.egg-info", "__pycache__")
-        shutil.copytree(ROOT, copy, ignore=ignore)
-        for mutation in MUTATIONS:
-            bites = noticed(mutation, copy)
-            print(f"{'noticed  ' if bites else 'UNNOTICED'}  {mutation.name}  <-  {mutation.test}", flush=True)
-            unnoticed += [] if bites else [mutation.name]
-    raise SystemExit(1 if unnoticed else 0)
+        copies = [copy_to(Path(folder) / str(job)) for job in range(max(1, arguments.jobs))]
+        failing: set[str] = set()
+        unnoticed: list[str] = []
+
+        def untouched(task: Task, status: int, seconds: float, output: str) -> None:
+            if status != PASSED:
+                failing.add(task.test)
+                print(f"FAILS ALONE  {task.test}\n{textwrap.indent(output[-2000:], '    ')}", flush=True)
+
+        def told(task: Task, status: int, seconds: float, output: str) -> None:
+            assert task.mutant is not None
+            noticed = status == FAILED
+            print(
+                f"{'noticed  ' if noticed else 'UNNOTICED'}  {task.mutant.name}  <-  {task.test}  {seconds:.1f} s",
+                flush=True,
+            )
+            if not noticed:
+                unnoticed.append(task.mutant.name)
+                print(textwrap.indent(output[-600:], "    "), flush=True)
+
+        began = time.monotonic()
+        run_all([Task(test) for test in dict.fromkeys(m.test for m in sound)], copies, done=untouched)
+        run_all([Task(m.test, m) for m in sound if m.test not in failing], copies, done=told)
+    good = len(chosen) - len(lost) - len(unnoticed) - sum(m.test in failing for m in sound)
+    print(f"{good} of {len(chosen)} noticed, in {(time.monotonic() - began) / 60:.1f} minutes")
+    raise SystemExit(0 if good == len(chosen) > 0 else 1)
 
 
 if __name__ == "__main__":

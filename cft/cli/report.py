@@ -23,18 +23,15 @@ def run(argv: Sequence[str]) -> int:
     # Heavy imports follow the arguments.
     from rich.console import Console
 
-    from cft.annotation.store import StoreError
-    from cft.masks.base import MaskError
-    from cft.report.arms import ReportError
+    from cft.errors import UserError
     from cft.report.build import build_report
     from cft.report.choice import choose
-    from cft.report.compare import collect, compare
-    from cft.report.evidence import facts_of, token_evidence
-    from cft.report.table import comparison_table
+    from cft.report.compare import compare
+    from cft.report.read import ReportError, collect
+    from cft.report.tables import print_tables
     from cft.report.text import printable
-    from cft.report.transcript import legend, terminal
+    from cft.report.tokens import legend, terminal, token_evidence
 
-    console = Console(soft_wrap=False)
     comparisons, choices, evidence = [], [], None
     try:
         if arguments.folders:
@@ -53,25 +50,16 @@ def run(argv: Sequence[str]) -> int:
                 num_alternatives=arguments.num_alternatives,
                 responses=arguments.responses,
             )
-    except (ReportError, StoreError, MaskError) as error:
+    except UserError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1
-    for comparison in comparisons:
-        console.print(comparison_table(comparison, width=console.width))
-        for note in comparison.notes:
-            console.print(printable(note), style="dim", markup=False)
+    print_tables(comparisons)
     if evidence is not None and evidence.rows:
+        console = Console(soft_wrap=False)
         console.print(legend())
         console.print(terminal(evidence.rows[0], evidence.mask(evidence.rows[0])))
-    page = build_report(
-        arguments.out,
-        comparisons=comparisons,
-        evidence=evidence,
-        title=arguments.title,
-        lead="",
-        facts=facts_of(comparisons),
-        choices=choices,
-    )
+    title, out = arguments.title, arguments.out
+    page = build_report(out, comparisons=comparisons, evidence=evidence, title=title, choices=choices)
     print(f"Report: {page}")
     return 0
 

@@ -6,37 +6,31 @@ arms.csv        a row an arm            pass_at_k.csv        pass@k for every k
 differences.csv a row a contrast        compute.csv          annotation beside training
 config_differences.csv                  critical_tokens.csv  which tokens are critical (with an annotation)
 
-A folder that holds a report gets this one instead: files of these names go, whatever else is there stays.
+A folder that holds a report gets this one instead: files of these names go, whatever else is there is kept.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from cft import __version__
 from cft.files import write_bytes
-from cft.report import compute, curves, pass_curve, profile
+from cft.report import figures, frames, tokens
 from cft.report.arms import ACCURACY, Comparison
 from cft.report.choice import Choice
-from cft.report.drawing import pdf_of, png_of
 from cft.report.explorer import explorer_json
-from cft.report.figure import accuracy_figure, forest_figure
 from cft.report.page import Explorer, PageFigure, PageTable, Section, write_page
-from cft.report.profile_figure import profile_figure
-from cft.report.settings import differing
-from cft.report.spreadsheet import write_arms, write_differences, write_records, write_runs
-from cft.report.table import MISSING, cells, heading, latex, markdown, shown
+from cft.report.tables import MISSING, cells, heading, latex, markdown, shown, write_csv
 from cft.report.text import one_line
-from cft.report.training_figures import compute_figure, groups_figure, learning_figure, pass_figure
-from cft.report.transcript import Decode
-from cft.types import AnnotatedResponse
+from cft.report.tokens import Evidence
+from cft.runs.lineage import annotation_contents
 
 PAGE = "report.html"
 # What a report writes beside its page; those of one comparison are numbered where there are several.
@@ -48,19 +42,15 @@ LEARNING = (
     "Mean over seeds, each seed thin behind it. A loss is over the tokens that its arm's mask picks: arms of different masks "
     "differ in it without being better or worse"
 )
+GROUPS = "Loss and entropy apart: points are validation rows at the end of an epoch, thin lines training batches"
+FOREST = "Differences, paired by problem; filled: p below 0.05 after Holm's correction over all contrasts of the metric"
+COMPUTE = "Tokens: decoded for the annotation, response tokens seen in training. Seconds: each on its own machine."
 SEEDS_ONLY = "* interval over seeds alone: the values of single problems are not recorded."
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """An annotation: its rows for the token explorer, its manifest for what it cost. decode: ids -> text, special tokens
-    shown. most: how many responses the explorer holds."""
-
-    rows: Sequence[AnnotatedResponse]
-    mask: Callable[[AnnotatedResponse], NDArray[np.float32]]
-    decode: Decode
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-    most: int = 2000
+INTERVALS = (
+    "95 %: problems resampled 2,000 times, the seeds' part drawn from a two-way random model (cft/evaluation/intervals.py); "
+    "differences are paired by problem, their p-values come from 10,000 such draws, from McNemar's exact test where each arm "
+    "has one seed, and are corrected by Holm's procedure over all contrasts of a metric"
+)
 
 
 def build_report(
@@ -69,24 +59,39 @@ def build_report(
     comparisons: Sequence[Comparison],
     evidence: Evidence | None,
     title: str,
-    lead: str,
-    facts: Mapping[str, str],
+    lead: str = "",
     choices: Sequence[Choice] = (),
 ) -> Path:
-    """Write the report into `out`; returns the page's path. evidence: None for a report without the token explorer."""
+    """Write the report.
+
+    Args:
+        out: Folder, made if it does not exist.
+        comparisons: Empty for a report on an annotation alone.
+        evidence: None for a report without the token explorer.
+        title: Of the page.
+        lead: A sentence below it, "" for none.
+        choices: Of `cft.report.choice.choose`.
+
+    Returns:
+        Path of the page.
+    """
     _remove_earlier(out)
-    draw = _Drawer(out)
-    labels = curves.labels_of(comparisons)
-    sections = [_results(comparison, i, comparisons, draw, labels) for i, comparison in enumerate(comparisons)]
+    write = _Writer(out, frames.labels_of(comparisons))
+    sections = [
+        _results(comparison, number, len(comparisons), write) for number, comparison in enumerate(comparisons, 1)
+    ]
     if choices:
         sections.append(_chosen(choices))
     if comparisons:
-        sections += [_training(comparisons, draw, labels, out), _spent(comparisons, evidence, draw, out)]
-        sections += _configurations(comparisons, out)
-        sections.append(_runs(comparisons))
-        write_runs(out / "comparison.csv", comparisons)
-        write_arms(out / "arms.csv", comparisons)
-        write_differences(out / "differences.csv", comparisons)
+        sections += [
+            _training(comparisons, write),
+            _spent(comparisons, evidence.manifest if evidence else {}, write),
+            _settings(comparisons, write),
+            _runs(comparisons),
+        ]
+        write.csv("comparison", frames.runs_frame(comparisons))
+        write.csv("arms", frames.arms_frame(comparisons))
+        write.csv("differences", frames.differences_frame(comparisons))
         write_bytes(out / "comparison.md", markdown(comparisons).encode())
         write_bytes(out / "comparison.tex", latex(comparisons).encode())
     page = out / PAGE
@@ -95,18 +100,10 @@ def build_report(
         title=title,
         lead=lead,
         sections=[s for s in sections if s.tables or s.figures or s.folded],
-        explorer=_explorer(evidence, draw, out) if evidence and evidence.rows else None,
-        facts=facts,
+        explorer=_explorer(evidence, write) if evidence and evidence.rows else None,
+        facts=facts_of(comparisons),
     )
     return page
-
-
-def _remove_earlier(out: Path) -> None:
-    """Files of the report that stands in the folder. Its page goes last, when it is replaced: it says that there is one
-    should this report be cut off."""
-    if (out / PAGE).is_file():
-        for path in [path for path in out.iterdir() if written_by_a_report(path.name) and path.is_file()]:
-            path.unlink()
 
 
 def written_by_a_report(name: str) -> bool:
@@ -114,133 +111,142 @@ def written_by_a_report(name: str) -> bool:
     return _WRITTEN.fullmatch(name) is not None
 
 
+def facts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """What the runs say of themselves: model, annotation, hyper-parameters shared by all arms, evaluation, budget."""
+    facts: dict[str, set[str]] = {}
+    keys = [(arm.named.key, run.results) for _, arm in frames.each_arm(comparisons) for run in arm.runs]
+    for key, results in keys:
+        data = results.data or {}
+        told = {f"arm: {name}": value for name, value in key.items()}
+        told |= {f"evaluation: {name}": value for name, value in results.evaluation.items()}
+        told |= {f"budget: {name}": value for name, value in (results.budget or {}).items()}
+        told |= {"annotation": data.get("annotation"), "annotation: conditions, SHA-256": data.get("fingerprint")}
+        told |= {"annotation: contents, SHA-256": annotation_contents(results.lineage) or None}
+        for name, value in told.items():
+            if value is not None:
+                facts.setdefault(name, set()).add(str(value))
+    joined = {name: " | ".join(sorted(values)) for name, values in facts.items()}
+    return {**joined, "cft": __version__, "intervals": INTERVALS}
+
+
+def _remove_earlier(out: Path) -> None:
+    """Files of the report that is in the folder. Its page goes last, when it is replaced: it says that there is one should
+    this report be cut off."""
+    if (out / PAGE).is_file():
+        for path in [path for path in out.iterdir() if written_by_a_report(path.name) and path.is_file()]:
+            path.unlink()
+
+
 @dataclass(frozen=True, slots=True)
-class _Drawer:
-    """Files of a figure, and the figure for the page."""
+class _Writer:
+    """Files of figures and tables. labels: of all arms, for their colors."""
 
     out: Path
+    labels: Sequence[str]
 
-    def __call__(self, name: str, figure: Figure | None, caption: str) -> list[PageFigure]:
+    def figure(self, name: str, figure: Figure | None, caption: str) -> list[PageFigure]:
         if figure is None:
             return []
-        png = png_of(figure)
+        png = figures.png_of(figure)
         write_bytes(self.out / f"{name}.png", png)
-        write_bytes(self.out / f"{name}.pdf", pdf_of(figure))
+        write_bytes(self.out / f"{name}.pdf", figures.pdf_of(figure))
         return [PageFigure(one_line(caption, limit=200), png)]
 
+    def csv(self, name: str, table: pd.DataFrame) -> None:
+        if not table.empty:
+            write_csv(self.out / f"{name}.csv", table)
 
-def _results(
-    comparison: Comparison, number: int, comparisons: Sequence[Comparison], draw: _Drawer, labels: Sequence[str]
-) -> Section:
-    suffix = "" if len(comparisons) == 1 else f"-{number + 1}"
+
+# ---- sections of the page
+
+
+def _results(comparison: Comparison, number: int, of: int, write: _Writer) -> Section:
+    suffix = "" if of == 1 else f"-{number}"
     where = one_line(f"{comparison.benchmark}, {comparison.split} split", limit=80)
-    titles, rows = cells(comparison)
+    table, passes = cells(comparison), frames.pass_curves(comparison)
     notes = list(comparison.notes)
-    if any(value.endswith("]*") for row in rows for value in row):
+    if table.map(lambda value: value.endswith("]*")).any(axis=None):
         notes.append(SEEDS_ONLY)
-    passes = pass_curve.pass_curves(comparison)
-    if passes:
-        write_records(draw.out / f"pass_at_k{suffix}.csv", pass_curve.records(comparison, passes))
-    figures = [
-        *draw(f"comparison{suffix}", accuracy_figure(comparison), f"Arms on {where}"),
-        *draw(
-            f"differences{suffix}",
-            forest_figure(comparison),
-            "Differences, paired by problem; filled: p below 0.05 after Holm's correction over all contrasts of the metric",
-        ),
-        *draw(f"pass_at_k{suffix}", pass_figure(passes, labels=labels, where=where), f"pass@k on {where}"),
+    write.csv(f"pass_at_k{suffix}", passes)
+    passed = figures.pass_figure(passes, labels=write.labels, where=where)
+    drawn = [
+        *write.figure(f"comparison{suffix}", figures.accuracy_figure(comparison), f"Arms on {where}"),
+        *write.figure(f"differences{suffix}", figures.forest_figure(comparison), FOREST),
+        *write.figure(f"pass_at_k{suffix}", passed, f"pass@k on {where}"),
     ]
-    return Section(heading(comparison), tables=[PageTable("", titles, rows, notes)], figures=figures)
+    return Section(heading(comparison), tables=[PageTable(table, notes=notes)], figures=drawn)
 
 
 def _chosen(choices: Sequence[Choice]) -> Section:
     """What was tried on validation problems, and what was taken."""
-    key, metric = choices[0].key, choices[0].metric
-    names = [
-        name
-        for name in dict.fromkeys(n for c in choices for n in c.arm)
-        if len({str(c.arm.get(name)) for c in choices}) > 1
+    key = choices[0].key
+    names = [n for n in choices[0].arm if len({str(c.arm.get(n)) for c in choices}) > 1] or ["mask"]
+    rows = [
+        {
+            **{name: str(choice.arm.get(name, MISSING)) for name in names},
+            key: value,
+            "metric": choice.metric,
+            "mean": f"{sum(scores) / len(scores):.4f}",
+            "each seed": " ".join(f"{score:.3f}" for score in scores),
+            "": "chosen" if value == choice.chosen else "",
+        }
+        for choice in choices
+        for value, scores in choice.scores.items()
     ]
-    names = names or ["mask"]
-    rows = []
-    for choice in choices:
-        for value, scores in choice.scores.items():
-            each = " ".join(f"{score:.3f}" for score in scores)
-            taken = "chosen" if value == choice.chosen else ""
-            rows.append(
-                [*(str(choice.arm.get(n, MISSING)) for n in names), value, f"{np.mean(scores):.4f}", each, taken]
-            )
-    titles = [*names, key, f"{metric}, mean", "each seed", ""]
     lead = f"{key} of each arm by its mean score on validation problems; test results play no part."
-    return Section(f"Choice of {key}", lead, [PageTable("", titles, rows)])
+    return Section(f"Choice of {key}", lead, [PageTable(pd.DataFrame(rows))])
 
 
-def _training(comparisons: Sequence[Comparison], draw: _Drawer, labels: Sequence[str], out: Path) -> Section:
-    found = curves.curves_of(comparisons)
-    if found:
-        write_records(out / "curves.csv", curves.records(found))
-    return Section(
-        "Training",
-        figures=[
-            *draw("learning_curves", learning_figure(found, labels=labels), LEARNING),
-            *draw(
-                "critical_and_other",
-                groups_figure(found, labels=labels),
-                "Loss and entropy apart: points are validation rows at the end of an epoch, thin lines training batches",
-            ),
-        ],
-    )
+def _training(comparisons: Sequence[Comparison], write: _Writer) -> Section:
+    curves = frames.learning_curves(comparisons)
+    write.csv("curves", curves.drop(columns="run"))
+    drawn = [
+        *write.figure("learning_curves", figures.learning_figure(curves, labels=write.labels), LEARNING),
+        *write.figure("critical_and_other", figures.groups_figure(curves, labels=write.labels), GROUPS),
+    ]
+    return Section("Training", figures=drawn)
 
 
-def _spent(comparisons: Sequence[Comparison], evidence: Evidence | None, draw: _Drawer, out: Path) -> Section:
-    manifest = evidence.manifest if evidence else {}
-    parts = [*compute.annotation_spent(manifest), *compute.training_spent(comparisons)]
-    if not parts:
-        return Section("Compute")
-    write_records(out / "compute.csv", compute.records(parts))
-    scale = compute.rl_steps(manifest)
-    caption = "Tokens: decoded for the annotation, response tokens seen in training. Seconds: each on its own machine."
-    return Section("Compute spent", figures=draw("compute", compute_figure(parts, rl_steps=scale), caption))
+def _spent(comparisons: Sequence[Comparison], manifest: Mapping[str, Any], write: _Writer) -> Section:
+    spent = frames.compute_spent(comparisons, manifest=manifest)
+    write.csv("compute", spent)
+    figure = figures.compute_figure(spent, rl_steps=frames.rl_steps(manifest))
+    return Section("Compute spent", figures=write.figure("compute", figure, COMPUTE))
 
 
-def _configurations(comparisons: Sequence[Comparison], out: Path) -> list[Section]:
-    """Settings that are not the same in all trained arms; an arm that stands in several comparisons once."""
-    arms = {arm.label: arm for c in comparisons for arm in c.arms if any("settings" in run.facts for run in arm.runs)}
-    trained = {label: arm for label, arm in arms.items() if "mask" in arm.key}
-    table = differing([[run.facts.get("settings") for run in arm.runs] for arm in trained.values()])
-    if not table:
-        return []
-    records = [{"setting": name, **dict(zip(trained, values, strict=True))} for name, values in table.items()]
-    write_records(out / "config_differences.csv", records)
-    rows = [[name, *(value or MISSING for value in values)] for name, values in table.items()]
-    page_table = PageTable("", ["setting", *trained], rows, left=True)
-    return [Section("What the arms' configurations differ in", tables=[page_table])]
+def _settings(comparisons: Sequence[Comparison], write: _Writer) -> Section:
+    """Settings that are not the same in all trained arms; an arm that is in several comparisons once."""
+    table = frames.settings_frame(comparisons)
+    write.csv("config_differences", table)
+    tables = [] if table.empty else [PageTable(table.replace("", MISSING), left=True)]
+    return Section("What the arms' configurations differ in", tables=tables)
 
 
 def _runs(comparisons: Sequence[Comparison]) -> Section:
-    titles = ["arm", "seed", "benchmark", "accuracy", "validation", "best epoch", "training, s", "folder"]
     rows = []
-    for comparison in comparisons:
-        for arm in comparison.arms:
-            for run in arm.runs:
-                accuracy = shown(run.metrics[ACCURACY]) if ACCURACY in run.metrics else MISSING
-                best, seconds = run.facts.get("best_epoch"), run.facts.get("train_seconds")
-                score = (run.facts.get("best_validation") or {}).get("value")
-                row = [arm.label, str(run.seed), comparison.benchmark, accuracy]
-                row.append(f"{score:.3f}" if isinstance(score, int | float) else MISSING)
-                row += [MISSING if best is None else str(best + 1), MISSING if seconds is None else f"{seconds:.0f}"]
-                rows.append([*row, run.folder.name])
-    return Section("Runs", folded=PageTable(f"{len(rows)} runs", titles, rows))
+    for comparison, arm in frames.each_arm(comparisons):
+        for run in arm.runs:
+            best, seconds, score = run.results.best_epoch, run.results.train_seconds, run.validation_score
+            rows.append(
+                {
+                    "arm": arm.label,
+                    "seed": str(run.seed),
+                    "benchmark": comparison.benchmark,
+                    "accuracy": shown(run.metrics[ACCURACY]) if ACCURACY in run.metrics else MISSING,
+                    "validation": MISSING if score is None else f"{score:.3f}",
+                    "best epoch": MISSING if best is None else str(best + 1),
+                    "training, s": MISSING if seconds is None else f"{seconds:.0f}",
+                    "folder": run.folder.name,
+                }
+            )
+    return Section("Runs", folded=PageTable(pd.DataFrame(rows), heading=f"{len(rows)} runs"))
 
 
-def _explorer(evidence: Evidence, draw: _Drawer, out: Path) -> Explorer:
-    found = profile.profile(evidence.rows, mask=evidence.mask)
-    write_records(out / "critical_tokens.csv", profile.records(found))
-    figures = draw("critical_tokens", profile_figure(found), f"Critical tokens of {len(evidence.rows):,} responses")
-    held = evidence.rows[: evidence.most]
-    note = (
-        ""
-        if len(held) == len(evidence.rows)
-        else f"The first {len(held):,} of {len(evidence.rows):,} responses are here."
-    )
-    return Explorer(explorer_json(held, mask=evidence.mask, decode=evidence.decode), figures, note)
+def _explorer(evidence: Evidence, write: _Writer) -> Explorer:
+    rows, held = evidence.rows, evidence.rows[: evidence.most]
+    profile, correlation = tokens.profile(rows, mask=evidence.mask)
+    write.csv("critical_tokens", profile)
+    figure = figures.profile_figure(profile, responses=len(rows), rank_correlation=correlation)
+    drawn = write.figure("critical_tokens", figure, f"Critical tokens of {len(rows):,} responses")
+    note = "" if len(held) == len(rows) else f"The first {len(held):,} of {len(rows):,} responses are here."
+    return Explorer(explorer_json(held, mask=evidence.mask, decode=evidence.decode), drawn, note)

@@ -1,21 +1,21 @@
 """Every arm against its reference: difference, p-value, Holm's correction, and what makes the two unlike beyond the method.
 
-The reference is plain SFT (`cft/report/names.py`) of the same model where there is just one such arm, else the untrained
-model. A difference between arms is put down to the method, so whatever else differs is marked: optimizer steps, epochs and
-rows a step (budget), what the loss is divided by (normaliser), which annotation and rows they trained on (data). Whatever
-the reference, trained arms are held against one another: against the one SFT arm, else the arm that most others are
-trained like. What was not recorded cannot be told to agree, and is marked as such.
+The reference is plain SFT of the same model where there is just one such arm, else the untrained model. A difference between
+arms is put down to the method, so whatever else differs is marked: optimizer steps, epochs and rows a step (budget), what
+the loss is divided by (normalizer), which annotation and rows they trained on (data). Whatever the reference, trained arms
+are held against one another: against the one SFT arm, else the arm that most others are trained like. What was not recorded
+cannot be shown to agree, and is marked as such.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cft.evaluation.paired_tests import holm, paired_difference
-from cft.report.arms import ACCURACY, Arm, Comparison, Contrast, ReportError, Run, is_base, values_table
-from cft.report.names import is_sft
+from cft.report.arms import ACCURACY, Arm, Comparison, Contrast, is_base, is_sft, is_trained, values_of
+from cft.report.read import ReportError, Run
 
 _UNKNOWN = "not recorded: "
 _WORDS = {"fingerprint": "fingerprint of the annotation", "rows_sha256": "training rows"}
@@ -34,7 +34,65 @@ def contrasted(comparisons: Sequence[Comparison], *, seed: int, strict: bool) ->
             + "\n  ".join(dict.fromkeys(marks))
             + "\nTrain them alike, or compare without --strict: the differences are then marked"
         )
-    return [_corrected(c, p_values=_p_values(whole)) for c in whole]
+    corrected = _corrected(whole)
+    return [
+        replace(
+            c,
+            arms=tuple(arms),
+            notes=(*c.notes, *(f"† {sentence}" for arm in arms for sentence in _sentences(arm))),
+        )
+        for c, arms in zip(whole, corrected, strict=True)
+    ]
+
+
+# ---- differences
+
+
+def _against_reference(arm: Arm, arms: Sequence[Arm], *, seed: int) -> Arm:
+    reference = _reference(arm, arms)
+    if reference is None:
+        return arm
+    found = {}
+    for name in contrast_metrics(arms):
+        ours, theirs = values_of(name, arm.runs), values_of(name, reference.runs)
+        if ours is not None and theirs is not None:
+            paired = [run.seed for run in arm.runs] == [run.seed for run in reference.runs]
+            tested = paired_difference(ours, theirs, pair_seeds=paired, seed=seed)
+            found[name] = Contrast(tested.interval, tested.p, tested.p, tested.test)
+    return replace(arm, reference=reference.label, contrasts=found) if found else arm
+
+
+def _reference(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+    same_model = [other for other in arms if _model(other) == _model(arm)]
+    candidates = ([other for other in same_model if kind(other.method)] for kind in (is_sft, is_base))
+    reference = next((group[0] for group in candidates if len(group) == 1), None)
+    return None if reference is arm or reference is None or not (reference.runs and arm.runs) else reference
+
+
+def contrast_metrics(arms: Sequence[Arm]) -> list[str]:
+    """Accuracy, and pass@k and maj@k of the largest k that every arm with runs has."""
+    with_runs = [arm for arm in arms if arm.runs]
+    shared = [name for name in with_runs[0].metrics if all(name in a.metrics for a in with_runs)] if with_runs else []
+    chosen = [ACCURACY]
+    for prefix in ("eval/pass_at_", "eval/maj_at_"):
+        of_kind = [name for name in shared if name.startswith(prefix) and name.removeprefix(prefix).isdecimal()]
+        chosen += sorted(of_kind, key=lambda name: int(name.rpartition("_")[2]))[-1:]
+    return chosen
+
+
+def _corrected(comparisons: Sequence[Comparison]) -> list[list[Arm]]:
+    """The arms of each with p-values corrected over all of them; a metric is a family of its own."""
+    found = [list(comparison.arms) for comparison in comparisons]
+    for metric in dict.fromkeys(name for arms in found for arm in arms for name in arm.contrasts):
+        places = [(arms, i) for arms in found for i, arm in enumerate(arms) if metric in arm.contrasts]
+        adjusted = holm([arms[i].contrasts[metric].p for arms, i in places])
+        for (arms, i), p in zip(places, adjusted, strict=True):
+            contrasts = arms[i].contrasts
+            arms[i] = replace(arms[i], contrasts=contrasts | {metric: replace(contrasts[metric], holm=p)})
+    return found
+
+
+# ---- marks
 
 
 def marks_between(arm: Arm, reference: Arm) -> tuple[str, ...]:
@@ -42,11 +100,11 @@ def marks_between(arm: Arm, reference: Arm) -> tuple[str, ...]:
     not record: `not recorded: budget of SFT`. The untrained model has no training to differ in."""
     if _is_untrained(arm) or _is_untrained(reference):
         return ()
-    if unknown := [side.label for side in (arm, reference) if "mask" not in side.key]:
+    if unknown := [side.label for side in (arm, reference) if not is_trained(side.method)]:
         return (f"{_UNKNOWN}training of {' and '.join(unknown)}",)
     found, sides = [], (arm, reference)
     for entry in ("budget", "data"):
-        facts = [arm_facts(side, entry) for side in sides]
+        facts = [_facts(side, entry) for side in sides]
         if lacking := [side.label for side, known in zip(sides, facts, strict=True) if not known]:
             found.append(f"{_UNKNOWN}{entry} of {' and '.join(lacking)}")
             continue
@@ -58,17 +116,17 @@ def marks_between(arm: Arm, reference: Arm) -> tuple[str, ...]:
             # Seeds of one arm may have other rows by design (data.shuffle_responses), but never another budget.
             elif ours != theirs or (entry == "budget" and len(ours) > 1):
                 found.append(f"{entry}: {words} {_both(ours, theirs)}")
-    normalisers = [_values(_normaliser(run) for run in side.runs) for side in sides]
-    if all(normalisers) and normalisers[0] != normalisers[1]:
-        found.append(f"normaliser: {_both(*normalisers)}")
+    normalizers = [_values(_normalizer(run) for run in side.runs) for side in sides]
+    if all(normalizers) and normalizers[0] != normalizers[1]:
+        found.append(f"normalizer: {_both(*normalizers)}")
     return tuple(found)
 
 
-def arm_facts(arm: Arm, entry: str) -> dict[str, list[str]]:
+def _facts(arm: Arm, entry: str) -> dict[str, list[str]]:
     """Values that the runs recorded under results.json's `entry`, by name; each value once."""
     found: dict[str, list[str]] = {}
     for run in arm.runs:
-        for name, value in (run.facts.get(entry) or {}).items():
+        for name, value in (getattr(run.results, entry) or {}).items():
             if not isinstance(value, dict | list):
                 found[name] = _values([*found.get(name, []), value])
     return found
@@ -81,7 +139,7 @@ def _marked(arms: Sequence[Arm]) -> list[Arm]:
     found = []
     for arm in arms:
         # What is not known to be trained like anything belongs to no model.
-        standard = standards.get(_model(arm)) if "mask" in arm.key else any_trained
+        standard = standards.get(_model(arm)) if is_trained(arm.method) else any_trained
         if _is_untrained(arm) or standard is None:
             found.append(arm)
             continue
@@ -95,11 +153,11 @@ def _standards(arms: Sequence[Arm]) -> dict[str, Arm]:
     several."""
     by_model: dict[str, list[Arm]] = {}
     for arm in arms:
-        if "mask" in arm.key and arm.runs:
+        if is_trained(arm.method) and arm.runs:
             by_model.setdefault(_model(arm), []).append(arm)
     found = {}
     for model, like in by_model.items():
-        sft = [arm for arm in like if is_sft(arm.key)]
+        sft = [arm for arm in like if is_sft(arm.method)]
         found[model] = sft[0] if len(sft) == 1 else max(like, key=lambda one: _number_like(one, like))
     return found
 
@@ -109,13 +167,12 @@ def _number_like(one: Arm, arms: Sequence[Arm]) -> int:
 
 
 def _model(arm: Arm) -> str:
-    return str(arm.key.get("model"))
+    return str(arm.method.get("model"))
 
 
 def _within(arm: Arm) -> tuple[str, ...]:
     """Budgets that the seeds of one arm do not share."""
-    facts = arm_facts(arm, "budget")
-    mixed = [(name, values) for name, values in sorted(facts.items()) if len(values) > 1]
+    mixed = [(name, values) for name, values in sorted(_facts(arm, "budget").items()) if len(values) > 1]
     return tuple(f"budget: {name.replace('_', ' ')} {'/'.join(values)}" for name, values in mixed)
 
 
@@ -132,79 +189,17 @@ def _both(ours: list[str], theirs: list[str]) -> str:
     return f"{'/'.join(_short(v) for v in ours)} and {'/'.join(_short(v) for v in theirs)}"
 
 
-def _normaliser(run: Run) -> Any:
-    settings = run.facts.get("settings") or {}
-    return run.arm.get("loss.normalizer", settings.get("loss.normalizer"))
+def _normalizer(run: Run) -> Any:
+    return run.results.settings.get("loss.normalizer", run.arm.get("loss.normalizer"))
 
 
 def _short(value: str) -> str:
     return value[:12] if len(value) == 64 else value  # a SHA-256
 
 
-def _values(values: Any) -> list[str]:
+def _values(values: Iterable[Any]) -> list[str]:
     return sorted({str(value) for value in values if value is not None})
 
 
 def _is_untrained(arm: Arm) -> bool:
-    return is_base(arm.key) or not arm.runs
-
-
-def _against_reference(arm: Arm, arms: Sequence[Arm], *, seed: int) -> Arm:
-    reference = _reference(arm, arms)
-    if reference is None:
-        return arm
-    found = {}
-    for name in contrast_metrics(arms):
-        ours, theirs = values_table(name, arm.runs), values_table(name, reference.runs)
-        if ours is not None and theirs is not None:
-            paired = _seeds(arm.runs) == _seeds(reference.runs)
-            tested = paired_difference(ours, theirs, pair_seeds=paired, seed=seed)
-            found[name] = Contrast(tested.interval, tested.p, tested.p, tested.test)
-    if not found:
-        return arm
-    return replace(arm, reference=reference.label, contrasts=found)
-
-
-def _reference(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    same_model = [other for other in arms if other.key.get("model") == arm.key.get("model")]
-    sft = [other for other in same_model if is_sft(other.key)]
-    base = [other for other in same_model if is_base(other.key)]
-    reference = next((group[0] for group in (sft, base) if len(group) == 1), None)
-    return None if reference is arm or reference is None or not (reference.runs and arm.runs) else reference
-
-
-def contrast_metrics(arms: Sequence[Arm]) -> list[str]:
-    """Accuracy, and pass@k and maj@k of the largest k that every arm with runs has."""
-    with_runs = [arm for arm in arms if arm.runs]
-    shared = (
-        [name for name in with_runs[0].metrics if all(name in arm.metrics for arm in with_runs)] if with_runs else []
-    )
-    chosen = [ACCURACY]
-    for prefix in ("eval/pass_at_", "eval/maj_at_"):
-        of_kind = [name for name in shared if name.startswith(prefix) and name.removeprefix(prefix).isdecimal()]
-        chosen += sorted(of_kind, key=lambda name: int(name.rpartition("_")[2]))[-1:]
-    return chosen
-
-
-def _seeds(runs: Sequence[Run]) -> list[int]:
-    return [run.seed for run in runs]
-
-
-def _p_values(comparisons: Sequence[Comparison]) -> dict[tuple[str, str, str, str], float]:
-    """Corrected p-values by (benchmark, split, arm, metric); a metric is a family of its own."""
-    found: dict[tuple[str, str, str, str], float] = {}
-    for metric in dict.fromkeys(name for c in comparisons for arm in c.arms for name in arm.contrasts):
-        keys = [(c, arm) for c in comparisons for arm in c.arms if metric in arm.contrasts]
-        adjusted = holm([arm.contrasts[metric].p for _, arm in keys])
-        found |= {(c.benchmark, c.split, a.label, metric): p for (c, a), p in zip(keys, adjusted, strict=True)}
-    return found
-
-
-def _corrected(comparison: Comparison, *, p_values: dict[tuple[str, str, str, str], float]) -> Comparison:
-    arms, notes = [], list(comparison.notes)
-    for arm in comparison.arms:
-        place = (comparison.benchmark, comparison.split, arm.label)
-        contrasts = {name: replace(c, holm=p_values[*place, name]) for name, c in arm.contrasts.items()}
-        arms.append(replace(arm, contrasts=contrasts))
-        notes += [f"† {sentence}" for sentence in _sentences(arm)]
-    return replace(comparison, arms=tuple(arms), notes=tuple(notes))
+    return is_base(arm.method) or not arm.runs

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,22 @@ from numpy.typing import NDArray
 
 from cft.annotation.kinds import KINDS, kind_of, token_texts
 from cft.report.text import one_line, printable
-from cft.report.transcript import OUTCOME_WORDS, Decode, levels, token_name, visible
+from cft.report.tokens import END, Decode, Mask, levels, visible
 from cft.types import AnnotatedResponse, Outcome
 
 LEVELS = ("plain", "wavering", "critical")
+OUTCOME_WORDS = {
+    Outcome.RIGHT: "right",
+    Outcome.WRONG: "wrong",
+    Outcome.UNTRIED: "not tried",
+    Outcome.CUT_OFF: "cut off",
+    Outcome.UNDECIDED: "undecided",
+}
 OUTCOMES = sorted(OUTCOME_WORDS)  # the codes; their index is stored
 MAX_PROBLEM_CHARS = 20_000
 
 
-class Table:
+class _Texts:
     """Distinct texts, each with its number in the order of first appearance."""
 
     def __init__(self) -> None:
@@ -38,24 +45,18 @@ class Table:
     def number(self, text: str) -> int:
         return self._numbers.setdefault(text, len(self._numbers))
 
-    @property
-    def texts(self) -> list[str]:
-        return list(self._numbers)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
 
 
-def explorer_json(
-    rows: Sequence[AnnotatedResponse],
-    *,
-    mask: Callable[[AnnotatedResponse], NDArray[np.float32]],
-    decode: Decode,
-) -> str:
-    """JSON that may stand inside a script element: it holds no "<". mask: > 0 is critical; rows have the same K."""
-    names, answers = Table(), Table()
+def explorer_json(rows: Sequence[AnnotatedResponse], *, mask: Mask, decode: Decode) -> str:
+    """JSON that may stand inside a script element: it holds no "<". rows have the same K."""
+    names, answers = _Texts(), _Texts()
     number_of: dict[int, int] = {}  # token id -> number of its name
 
     def name(token: int) -> int:
         if token not in number_of:
-            number_of[token] = names.number(token_name(decode, token))
+            number_of[token] = names.number(_token_name(decode([token])))
         return number_of[token]
 
     text: list[str] = []
@@ -83,14 +84,19 @@ def explorer_json(
         "gold": [one_line(row.answer, limit=200) for row in rows],
         "count": [len(row.response_ids) for row in rows],
         "text": "".join(text),
-        "name": names.texts,
-        "answers": answers.texts,
+        "name": list(names),
+        "answers": list(answers),
         **{key: packed(values) for key, values in columns.items()},
         **{key: packed(thousandths(parts)) for key, parts in floats.items()},
         "outcome": packed(outcomes),
     }
     # A "<" could end the script element or open a comment in it; inside a JSON string its escape means the same.
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _token_name(text: str) -> str:
+    """A token's own text on one line, spaces visible."""
+    return one_line(text, limit=40).replace(" ", "␣") if text else END
 
 
 def packed(values: Sequence[int] | NDArray[np.integer]) -> str:

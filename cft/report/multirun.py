@@ -7,10 +7,8 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from rich.console import Console
 
-from cft.report.compare import ReportError, collect, compare
-from cft.report.table import comparison_table
+from cft.errors import UserError
 from cft.report.text import printable
 
 
@@ -18,21 +16,18 @@ class CompareJobs(Callback):
     """Prints the table and writes comparison.csv, figures and report.html into the multirun's folder."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        # Tables and figures: only now, not at the start of every job.
+        from cft.report.build import build_report
+        from cft.report.compare import compare
+        from cft.report.read import collect
+        from cft.report.tables import print_tables
+
         folder = Path(config.hydra.sweep.dir)
-        console = Console(soft_wrap=False)
         try:
             comparisons = compare(collect([folder]))
-        except ReportError as error:
-            console.print(printable(f"No comparison: {error}"), markup=False)
+        except UserError as error:
+            print(printable(f"No comparison: {error}"))
             return
-        for comparison in comparisons:
-            console.print(comparison_table(comparison, width=console.width))
-            for note in comparison.notes:
-                console.print(printable(note), style="dim", markup=False)
-        from cft.report.build import build_report  # matplotlib follows: only now, not at the start of every job
-        from cft.report.evidence import facts_of
-
-        page = build_report(
-            folder, comparisons=comparisons, evidence=None, title=folder.name, lead="", facts=facts_of(comparisons)
-        )
-        console.print(f"Comparison of {sum(len(c.runs) for c in comparisons)} runs: {page}", markup=False)
+        print_tables(comparisons)
+        page = build_report(folder, comparisons=comparisons, evidence=None, title=folder.name)
+        print(f"Comparison of {sum(len(c.runs) for c in comparisons)} runs: {page}")

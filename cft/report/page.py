@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 
-from cft.files import write_atomically
-from cft.report.drawing import DPI
+from cft.files import write_bytes
+from cft.report.figures import DPI
 from cft.report.text import one_line, printable
-from cft.report.transcript import MEANINGS
+from cft.report.tokens import LEVELS
 
 ASSETS = Path(__file__).parent.parent / "assets" / "page"
 CSS_DPI = 96
@@ -34,11 +35,10 @@ class PageFigure:
 
 @dataclass(frozen=True, slots=True)
 class PageTable:
-    """Plain text. left: columns are words, not numbers."""
+    """cells: plain text. left: columns are words, not numbers."""
 
-    heading: str
-    titles: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    cells: pd.DataFrame
+    heading: str = ""
     notes: Sequence[str] = ()
     left: bool = False
 
@@ -82,13 +82,13 @@ def write_page(
         script=script,
         policy=_policy(style, script if explorer else ""),
         sections=[_shown(section) for section in sections],
-        legend=MEANINGS,
+        legend=LEVELS,
         explorer=explorer.data if explorer else "",
         explorer_note=explorer.note if explorer else "",
         explorer_figures=[_embedded(figure) for figure in explorer.figures] if explorer else [],
         facts={printable(name): printable(value) for name, value in facts.items()},
     )
-    write_atomically(path, lambda temporary: _write(temporary, page))
+    write_bytes(path, page.encode())
 
 
 def _policy(style: str, script: str) -> str:
@@ -116,17 +116,17 @@ def _shown(section: Section) -> dict[str, object]:
     }
 
 
-def _printable(table: PageTable) -> PageTable:
-    rows = [[one_line(value, limit=300) for value in row] for row in table.rows]
-    titles = [one_line(name, limit=120) for name in table.titles]
-    return PageTable(one_line(table.heading, limit=200), titles, rows, [printable(n) for n in table.notes], table.left)
+def _printable(table: PageTable) -> dict[str, object]:
+    return {
+        "heading": one_line(table.heading, limit=200),
+        "titles": [one_line(str(name), limit=120) for name in table.cells],
+        "rows": [[one_line(value, limit=300) for value in row] for row in table.cells.to_numpy().tolist()],
+        "notes": [printable(note) for note in table.notes],
+        "left": table.left,
+    }
 
 
 def _embedded(figure: PageFigure) -> dict[str, str | int]:
     """The image at the size it was drawn for: its pixels' width stands in bytes 16-19 of a PNG."""
     width = int.from_bytes(figure.png[16:20]) * CSS_DPI // DPI
     return {"caption": figure.caption, "width": width, "data": base64.b64encode(figure.png).decode()}
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

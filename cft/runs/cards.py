@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from huggingface_hub import CardData, DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from cft import __version__
 from cft.annotation.kinds import count_kinds
@@ -23,10 +24,13 @@ from cft.files import write_bytes
 from cft.masks.base import Critical
 from cft.runs.arm import METHOD, part_of
 from cft.runs.lineage import CARD, annotation_contents, annotation_link
-from cft.runs.run import EXPORT, read_results
+from cft.runs.results import RESULTS, RunResults
+from cft.runs.run import EXPORT
 from cft.types import AnnotatedResponse, Outcome
 
 PAPER = "[arXiv 2510.10974](https://arxiv.org/abs/2510.10974)"
+TAGS = ["critical-token-fine-tuning", "arxiv:2510.10974"]
+_TEMPLATE = "---\n{{ card_data }}\n---\n\n{{ text }}"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 
@@ -78,18 +82,18 @@ def annotation_card(store: AnnotationStore) -> str:
     manifest, rows = store.manifest(), store.rows()
     made, config = manifest["fingerprint"], manifest["config"]
     model, data = manifest["model_name"], made["data"]
-    header = {
-        "pretty_name": f"{manifest['name']}: critical tokens of {model} on {data['source']}",
-        "license": "unknown",
-        "task_categories": ["text-generation"],
-        "size_categories": [size_category(len(rows))],
-        "tags": ["critical-token-fine-tuning", "arxiv:2510.10974"],
-        "configs": [
-            {"config_name": kind, "data_files": [{"split": made["data"]["split"], "path": f"{kind}/*.parquet"}]}
-            for kind in ("rows", "problems")
+    split = data["split"]
+    header = DatasetCardData(
+        pretty_name=f"{manifest['name']}: critical tokens of {model} on {data['source']}",
+        license="unknown",
+        task_categories=["text-generation"],
+        size_categories=[size_category(len(rows))],
+        tags=TAGS,
+        configs=[
+            {"config_name": kind, "data_files": [{"split": split, "path": f"{kind}/*.parquet"}], **default}
+            for kind, default in (("rows", {"default": True}), ("problems", {}))
         ],
-    }
-    header["configs"][0]["default"] = True
+    )
     solved = "The model solved the problems greedily" if _greedy(made) else "The data's own solutions were taken"
     facts = {
         "model": f"{model}, `{made['model']['path']}` at `{made['model']['revision']}`, {made['model']['dtype']}",
@@ -102,7 +106,7 @@ def annotation_card(store: AnnotationStore) -> str:
         "versions": ", ".join(f"{name} {found}" for name, found in sorted(manifest["versions"].items())),
     }
     parts = [
-        f"# {header['pretty_name']}",
+        f"# {header.pretty_name}",
         f"Verified responses with counterfactual evidence about each of their tokens, made with Critical Token Fine-tuning "
         f"({PAPER}). {solved}; of each right response every token was replaced by the next most probable ones, and what "
         "the model then arrived at was judged. A token is *critical* if every such continuation ended wrong or was cut off.",
@@ -132,36 +136,49 @@ def annotation_card(store: AnnotationStore) -> str:
 
 def model_card(folder: Path) -> str:
     """folder: of a finished run of cft train."""
-    results = read_results(folder)
-    settings, data, arm = results["settings"], results["data"], results["arm"]
+    results = RunResults.read(folder / RESULTS)
+    settings, data, arm = results.settings, results.data or {}, results.arm
+    budget, chosen_by, best_epoch = results.budget or {}, results.best_validation or {}, results.best_epoch or 0
     base = settings["model.path"]
     title = f"{arm['model']}, fine-tuned on {arm['mask']} tokens of {data['annotation']}"
-    metrics = {name: found for name, found in results["metrics"].items() if found.get("value") is not None}
-    header: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "license": "unknown",
-        "tags": ["critical-token-fine-tuning", "arxiv:2510.10974"],
-    }
-    if _HUB_ID.fullmatch(base) and not Path(base).exists():
-        header["base_model"] = base
-    if metrics:
-        header["model-index"] = [{"name": title, "results": [_model_index(results, metrics)]}]
+    metrics = {name: found for name, found in results.metrics.items() if found.get("value") is not None}
+    published = _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
+    header = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license="unknown",
+        tags=TAGS,
+        base_model=base if published else None,
+        model_name=title if metrics else None,
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=results.benchmark,
+                dataset_name=results.benchmark,
+                dataset_split=results.split,
+                metric_type=name.removeprefix("eval/"),
+                metric_name=name.removeprefix("eval/"),
+                metric_value=metric["value"],
+            )
+            for name, metric in metrics.items()
+        ]
+        or None,
+    )
     method = {name: value for name, value in arm.items() if part_of(name) in METHOD and value not in (None, "none")}
     method = {**method, "loss.normalizer": settings["loss.normalizer"]}
     loss = ", ".join(f"{name} {value}" for name, value in method.items())
     facts = {
         "base model": f"`{base}` at `{settings['model.revision']}`",
         "annotation": data["annotation"],
-        **dict(digests(data["fingerprint"], annotation_contents(results.get("lineage") or {}), of="annotation's ")),
+        **dict(digests(data["fingerprint"], annotation_contents(results.lineage), of="annotation's ")),
         "rows": f"{data['train_rows']:,} for training, {data['validation_rows']:,} for validation, SHA-256 "
         f"{data['rows_sha256']}",
         "loss on": f"{data['eligible_tokens']:,} of {data['response_tokens']:,} response tokens "
-        f"({results['eligible_fraction']:.1%}): {loss}",
-        "training": f"epochs: {results['budget']['epochs']}, steps: {results['budget']['steps']} of "
-        f"{results['budget']['rows_per_step']} rows, learning rate: {settings['optimizer.lr']}, seed: {results['seed']}",
-        "these weights": f"epoch {results['best_epoch'] + 1}, chosen by {results['best_validation']['metric']}",
-        "settings (identity)": results["identity"],
+        f"({results.eligible_fraction:.1%}): {loss}",
+        "training": f"epochs: {budget['epochs']}, steps: {budget['steps']} of "
+        f"{budget['rows_per_step']} rows, learning rate: {settings['optimizer.lr']}, seed: {results.seed}",
+        "these weights": f"epoch {best_epoch + 1}, chosen by {chosen_by['metric']}",
+        "settings (identity)": results.identity,
     }
     parts = [
         f"# {title}",
@@ -169,7 +186,7 @@ def model_card(folder: Path) -> str:
         "responses of the annotation below.",
         "## Made from",
         table(("", ""), facts.items()),
-        commands(results.get("lineage", {})),
+        commands(results.lineage),
         "## Results",
         _numbers(results, metrics),
         "## Use",
@@ -207,10 +224,11 @@ def code(language: str, text: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def card(header: dict[str, Any], parts: Iterable[str]) -> str:
+def card(header: CardData, parts: Iterable[str]) -> str:
     """header: the hub's metadata. parts: Markdown; empty ones are left out."""
-    front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1000)
-    return hidden(f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
+    kind = DatasetCard if isinstance(header, DatasetCardData) else ModelCard
+    text = "\n\n".join(part for part in parts if part)
+    return hidden(kind.from_template(header, template_str=_TEMPLATE, text=text).content + "\n")
 
 
 def _cell(text: str) -> str:
@@ -284,29 +302,17 @@ def _mean(values: np.ndarray) -> str:
     return f"{values.mean():.3f}" if len(values) else "-"
 
 
-def _numbers(results: dict[str, Any], metrics: dict[str, dict[str, float]]) -> str:
+def _numbers(results: RunResults, metrics: dict[str, dict[str, float]]) -> str:
     if not metrics:
         return "The model was not tested after training."
-    evaluation = results["evaluation"]
+    evaluation = results.evaluation
     lines = [
         (f"`{name.removeprefix('eval/')}`", f"{m['value']:.4f}", f"[{m['low']:.4f}, {m['high']:.4f}]")
         for name, m in metrics.items()
     ]
     asked = ", ".join(f"{key} {value}" for key, value in evaluation.items() if key != "verifier")
     return (
-        f"{results['problems']:,} problems of {results['benchmark']}, split {results['split']}; {asked}; verifier "
+        f"{results.problems:,} problems of {results.benchmark}, split {results.split}; {asked}; verifier "
         f"`{evaluation['verifier']}`. Intervals are 95 % bootstrap intervals over problems, of this one run.\n\n"
         + table(("metric", "value", "interval"), lines)
     )
-
-
-def _model_index(results: dict[str, Any], metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
-    dataset = {"type": results["benchmark"], "name": results["benchmark"], "split": results["split"]}
-    return {
-        "task": {"type": "text-generation"},
-        "dataset": dataset,
-        "metrics": [
-            {"type": name.removeprefix("eval/"), "value": metric["value"], "name": name.removeprefix("eval/")}
-            for name, metric in metrics.items()
-        ],
-    }

@@ -25,7 +25,8 @@ from cft.config.redaction import redacted
 from cft.files import sha256_file, sha256_json
 from cft.models.export import SUMS
 from cft.runs.arm import spoken
-from cft.runs.run import CONFIG, EXPORT, RESULTS, read_results
+from cft.runs.results import RESULTS, RunResults
+from cft.runs.run import CONFIG, EXPORT
 
 CARD = "README.md"
 _LONGEST_NAME = 120  # of an artifact; W&B takes 128
@@ -89,24 +90,24 @@ def model_inputs(path: str) -> tuple[Link, ...]:
 
 def checkpoint_link(folder: Path) -> Link:
     """Of a run folder of cft train, or of any Hugging Face model folder."""
-    results = read_results(folder)
+    results = RunResults.find(folder)
     model = folder / EXPORT if (folder / EXPORT).is_dir() else folder
     weights = tuple(sorted((*model.glob("*.safetensors"), *model.glob("*.bin"))))
     fingerprint = sha256_json([[path.name, sha256_file(path)] for path in weights])
     described_by = _there(folder, RESULTS, CONFIG, f"{EXPORT}/{CARD}", f"{EXPORT}/config.json", f"{EXPORT}/{SUMS}")
-    if not results:
+    if results is None:
         return Link("checkpoint", _name("checkpoint", folder.name), fingerprint, {}, folder, described_by, weights)
-    came_from = {"run": results["run"], "identity": results["identity"], "seed": results["seed"]}
+    came_from = {"run": results.run, "identity": results.identity, "seed": results.seed}
     return Link(
         "checkpoint",
         _name(
             "checkpoint",
-            *map(str, spoken(results["arm"]).values()),
-            f"seed{results['seed']}",
-            end=f"-{results['identity']}",
+            *map(str, spoken(results.arm).values()),
+            f"seed{results.seed}",
+            end=f"-{results.identity}",
         ),
         fingerprint,
-        {**came_from, **results.get("lineage", {})},
+        {**came_from, **results.lineage},
         folder,
         described_by,
         (*weights, *sorted(path for path in model.iterdir() if path.suffix in (".json", ".jinja", ".model"))),

@@ -1,10 +1,9 @@
-"""A run's folder and facts: where its files go, its settings, and the results it leaves behind."""
+"""A run's folder: where its files go, its settings, and the rows it trains on (its results: `cft/runs/results.py`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cft.config.build import ConfigError, redacted
-from cft.errors import UserError
-from cft.evaluation.metrics import Interval
 from cft.files import write_atomically, write_json
 
-RESULTS = "results.json"
-_RUN_AGAIN = "Restore it from a copy, or delete it and run the job again"
 CONFIG = "config.yaml"
 DATA = "data.json"
 EXPORT = "export"
@@ -31,8 +26,6 @@ TRAINED_BY = (
     *("mask", "weighting", "loss", "reference", "groups"),
 )
 MEASURED_AS = ("model", "prompt")
-# Entries of a training's results.json that every evaluation of its checkpoint repeats: comparable trainings are told by them.
-TRAINING_FACTS = ("budget", "data", "eligible_fraction", "train_seconds", "best_epoch", "best_validation")
 # Below those parts, what says where files lie or what is shown.
 _NO_SETTING = frozenset(
     (
@@ -130,39 +123,3 @@ def _rows(facts: dict[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """results.json of a run (keys: docs in `cft/report/compare.py`). NaN becomes null: JSON has no NaN."""
-    write_json(folder / RESULTS, without_nan(results))
-
-
-class ResultsError(UserError, ValueError):
-    """A results.json that cannot be read; the message names it and the remedy."""
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """results.json of a run's folder; {} where there is none. Raises ResultsError where it is damaged."""
-    path = folder / RESULTS
-    if not path.is_file():
-        return {}
-    try:
-        results = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ResultsError(f"{path}: damaged, no valid JSON ({error}). {_RUN_AGAIN}") from error
-    if not isinstance(results, dict) or not {"stage", "metrics"} <= results.keys():
-        raise ResultsError(f"{path}: damaged, expected the results of a run of cft train or cft evaluate. {_RUN_AGAIN}")
-    return results
-
-
-def as_metrics(intervals: dict[str, Interval]) -> dict[str, dict[str, float]]:
-    return {name: interval.as_dict() for name, interval in intervals.items()}
-
-
-def without_nan(value: Any) -> Any:
-    """The value with null for every float that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -45,20 +45,15 @@ from cft.prompts.chat import Chat, Prompt, prompt_conflict, prompting
 from cft.quiet import quiet_libraries
 from cft.runs.arm import arm_of
 from cft.runs.lineage import Link, lineage
+from cft.runs.results import RESULTS, RunResults, as_metrics, without_nan
 from cft.runs.run import (
     EXPORT,
     MEASURED_AS,
-    RESULTS,
-    TRAINING_FACTS,
     RunContext,
-    as_metrics,
     identity_of,
-    read_results,
     run_context,
     save_config,
     settings_of,
-    without_nan,
-    write_results,
 )
 from cft.types import Engine, Problem
 from cft.verifiers import other_verifier_note, verifier_fingerprint
@@ -95,11 +90,12 @@ def _evaluate(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) ->
     subject = _load(cfg, context, inputs)
     rooms = {name: _room(subject, members[name], problems) for name, problems in chosen.items()}  # before any is solved
     in_suite = isinstance(benchmark, Suite)
-    results: dict[str, dict[str, Any]] = {}
+    found: dict[str, RunResults] = {}
     for name, splits in members.items():
         folder = context.folder / name if in_suite else context.folder
         folder.mkdir(parents=True, exist_ok=True)
-        results[name] = _evaluated(subject, splits, rooms[name], folder=folder)
+        found[name] = _evaluated(subject, splits, rooms[name], folder=folder)
+    results = {name: entry.as_dict() for name, entry in found.items()}
     averages = {}
     if in_suite:
         averages = macro_average(results, seed=cfg.seed)
@@ -122,7 +118,7 @@ def _evaluate(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) ->
     write_json(context.folder / LM_EVAL / f"results_{date}.json", without_nan(shaped))
     if in_suite:
         return averages["eval/accuracy"].value
-    return float(next(iter(results.values()))["metrics"]["eval/accuracy"]["value"])
+    return next(iter(found.values())).accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +145,7 @@ class _Subject:
 
 def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Subject:
     spec = build(cfg.model)
-    trained: dict[str, Any] = {}
+    trained: RunResults | None = None
     if cfg.checkpoint:
         folder, trained = _checkpoint(cfg.checkpoint)
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
@@ -159,7 +155,9 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
     require_plain_attention(model)
     place(model, device=cfg.device)
     engine = build(cfg.engine)(model, eos_ids(model, tokenizer))
-    identity = _identity(cfg, context, trained, weights=weights_hash(model) if cfg.checkpoint and not trained else "")
+    identity = _identity(
+        cfg, context, trained, weights=weights_hash(model) if cfg.checkpoint and trained is None else ""
+    )
     return _Subject(
         cfg,
         context,
@@ -170,12 +168,12 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
         model,
         engine,
         identity,
-        trained.get("seed", cfg.seed),
+        cfg.seed if trained is None else trained.seed,
         _judged(trained),
     )
 
 
-def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -> dict[str, Any]:
+def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -> RunResults:
     """The results of one benchmark, written to its folder; read from there where this very run has measured it before."""
     cfg, tokenizer = subject.cfg, subject.tokenizer
     if (known := same_evaluation(folder / RESULTS, cfg, inputs=subject.inputs)) is not None:
@@ -195,30 +193,30 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
     intervals, per_problem = summarize(samples, seed=cfg.seed)
     save_config(folder, cfg)
     write_samples(folder / "samples.parquet", samples, tokenizer)
-    results = {
+    results = RunResults(
         **_head(subject, benchmark=splits.name),
         **room.facts(),
-        "verdicts": verdict_counts(samples),
-        "metrics": as_metrics(intervals),
-        "per_problem": per_problem,
-        "evaluation": {**dataclasses.asdict(subject.request), "verifier": judged_by},
-        "problems_sha256": splits.fingerprint,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    write_results(folder, results)
+        verdicts=verdict_counts(samples),
+        metrics=as_metrics(intervals),
+        per_problem=per_problem,
+        evaluation={**dataclasses.asdict(subject.request), "verifier": judged_by},
+        problems_sha256=splits.fingerprint,
+        seconds=round(time.monotonic() - started, 1),
+    )
+    results.write(folder)
     context = dataclasses.replace(subject.context, folder=folder)
     log_evaluation(cfg, context, results, samples=samples, tokenizer=tokenizer, inputs=subject.inputs)
     console.print(
         metrics_table(f"{subject.spec.name} on {splits.name}/{cfg.split}, {len(room.run)} problems", intervals)
     )
-    console.print(accuracy_sentence(results["verdicts"], not_run=len(room.not_run)), markup=False)
+    console.print(accuracy_sentence(results.verdicts, not_run=len(room.not_run)), markup=False)
     console.print(f"Results: {folder / RESULTS}, every response: {folder / 'samples.parquet'}")
     return results
 
 
-def _judged(trained: dict[str, Any]) -> dict[str, str]:
-    verifier = (trained.get("evaluation") or {}).get("verifier")
-    return {trained["benchmark"]: verifier} if isinstance(verifier, str) else {}
+def _judged(trained: RunResults | None) -> dict[str, str]:
+    verifier = trained.evaluation.get("verifier") if trained else None
+    return {trained.benchmark: verifier} if trained and isinstance(verifier, str) else {}
 
 
 def _room(subject: _Subject, splits: Splits, problems: tuple[Problem, ...]) -> Room:
@@ -248,19 +246,16 @@ def _write_suite(
     save_config(folder, subject.cfg)
     verifiers = {name: entry["evaluation"]["verifier"] for name, entry in results.items()}
     total = sum(entry["problems"] for entry in results.values())
-    whole = {
+    RunResults(
         **_head(subject, benchmark=suite.name),
-        "problems": total,
-        "not_run": {name: entry["not_run"] for name, entry in results.items() if entry["not_run"]},
-        "metrics": as_metrics(averages),
-        "per_problem": {"id": [], "correct": []},
-        "evaluation": {**dataclasses.asdict(subject.request), "verifier": verifiers},
-        "suite": {
-            name: {"problems": entry["problems"], "metrics": entry["metrics"]} for name, entry in results.items()
-        },
-        "seconds": round(sum(entry["seconds"] for entry in results.values()), 1),
-    }
-    write_results(folder, whole)
+        problems=total,
+        not_run={name: entry["not_run"] for name, entry in results.items() if entry["not_run"]},
+        metrics=as_metrics(averages),
+        per_problem={"id": [], "correct": []},
+        evaluation={**dataclasses.asdict(subject.request), "verifier": verifiers},
+        suite={name: {"problems": entry["problems"], "metrics": entry["metrics"]} for name, entry in results.items()},
+        seconds=round(sum(entry["seconds"] for entry in results.values()), 1),
+    ).write(folder)
     write_summary(folder / SUMMARY, results, averages)
     console.print(suite_table(f"{subject.spec.name} on {suite.name}", results, averages))
     console.print(f"Results: {folder / RESULTS}, table: {folder / SUMMARY}")
@@ -268,7 +263,6 @@ def _write_suite(
 
 def _head(subject: _Subject, *, benchmark: str) -> dict[str, Any]:
     return {
-        "schema": 1,
         "stage": "evaluate",
         "run": subject.context.folder.name,
         **subject.identity,
@@ -293,19 +287,21 @@ def metrics_table(title: str, intervals: dict[str, Interval]) -> Table:
     return table
 
 
-def _identity(cfg: DictConfig, context: RunContext, trained: dict[str, Any], *, weights: str) -> dict[str, Any]:
+def _identity(cfg: DictConfig, context: RunContext, trained: RunResults | None, *, weights: str) -> dict[str, Any]:
     """arm, settings and identity: what training recorded wins over what this evaluation would say. Its budget, data and
-    further TRAINING_FACTS come along.
+    further facts come along.
 
     weights: hash of a checkpoint that says nothing of its training, else "". Its weights tell such a model from others.
     """
-    arm = {**arm_of(cfg, context, ARM_KEYS), **(trained.get("arm") or {})}
+    arm = {**arm_of(cfg, context, ARM_KEYS), **(trained.arm if trained else {})}
     # What it is measured on is no part of what it is.
     arm = {name: value for name, value in arm.items() if name != "checkpoint" and not is_benchmark_override(name)}
     if trained:
         return {
             "arm": arm,
-            **{key: trained[key] for key in ("settings", "identity", *TRAINING_FACTS) if key in trained},
+            "settings": trained.settings,
+            "identity": trained.identity,
+            **trained.training_facts(),
         }
     settings = settings_of(cfg, MEASURED_AS)
     if weights:
@@ -315,12 +311,12 @@ def _identity(cfg: DictConfig, context: RunContext, trained: dict[str, Any], *, 
     return {"arm": arm, "settings": settings, "identity": identity_of(settings)}
 
 
-def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
-    """(Hugging Face folder, results of the training run or {}) of a run folder or a model folder."""
+def _checkpoint(checkpoint: str) -> tuple[Path, RunResults | None]:
+    """(Hugging Face folder, results of the training run or None) of a run folder or a model folder."""
     path = Path(checkpoint)
     for folder in (path / EXPORT, path):
         if (folder / "config.json").is_file():
-            return folder, read_results(path)
+            return folder, RunResults.find(path)
     raise ConfigError(
         f"checkpoint={checkpoint}: neither a run folder of cft train (with {EXPORT}/config.json) nor a Hugging Face model "
         "folder (with config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"
@@ -328,16 +324,14 @@ def _checkpoint(checkpoint: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _require_same_prompt(
-    trained: dict[str, Any], now: dict[str, Any], checkpoint: str, prompt_config: DictConfig
+    trained: RunResults | None, now: dict[str, Any], checkpoint: str, prompt_config: DictConfig
 ) -> None:
     """A model trained under one prompt and tokenizer is not measured under another in silence."""
-    then = (trained.get("data") or {}).get("prompting")
-    if then is None:
+    then = (trained.data or {}).get("prompting") if trained else None
+    if trained is None or then is None:
         return
     settings = {
-        key.removeprefix("prompt."): value
-        for key, value in trained.get("settings", {}).items()
-        if key.startswith("prompt.")
+        key.removeprefix("prompt."): value for key, value in trained.settings.items() if key.startswith("prompt.")
     }
     if differing := prompt_conflict(then, now, then_config=settings, now_config=prompt_config):
         raise ConfigError(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import DatasetCardData
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -30,7 +31,7 @@ from cft.data.annotated import AnnotatedDataModule
 from cft.data.batches import TokenRow
 from cft.data.problem_rows import normalized
 from cft.files import exclusive, sha256_file, write_atomically, write_json
-from cft.runs.cards import PAPER, card, code, commands, digests, size_category, table, write_card
+from cft.runs.cards import PAPER, TAGS, card, code, commands, digests, size_category, table, write_card
 from cft.runs.lineage import annotation_link, lineage
 
 IGNORED = -100  # of labels, in torch and every trainer
@@ -100,19 +101,15 @@ def labels_card(manifest: dict[str, Any], annotation: dict[str, Any]) -> str:
     splits, facts, made = manifest["splits"], manifest["facts"], annotation["fingerprint"]
     title = f"{annotation['name']}: labels of mask {manifest['mask']}"
     weighted = any(split["weighted"] for split in splits.values())
-    header = {
-        "pretty_name": title,
-        "license": "unknown",
-        "task_categories": ["text-generation"],
-        "size_categories": [size_category(sum(split["rows"] for split in splits.values()))],
-        "tags": ["critical-token-fine-tuning", "arxiv:2510.10974"],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": name, "path": split["file"]} for name, split in splits.items()],
-            }
-        ],
-    }
+    files = [{"split": name, "path": split["file"]} for name, split in splits.items()]
+    header = DatasetCardData(
+        pretty_name=title,
+        license="unknown",
+        task_categories=["text-generation"],
+        size_categories=[size_category(sum(split["rows"] for split in splits.values()))],
+        tags=TAGS,
+        configs=[{"config_name": "default", "data_files": files}],
+    )
     (link,) = manifest["lineage"]["inputs"]
     origin = [
         ("annotation", annotation["name"]),

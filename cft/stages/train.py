@@ -54,16 +54,15 @@ from cft.references.models import starts_as_reference
 from cft.runs.arm import ARM_KEYS, arm_of
 from cft.runs.cards import write_model_card
 from cft.runs.lineage import annotation_link, checkpoint_link, lineage, model_inputs
+from cft.runs.results import RunResults, as_metrics
 from cft.runs.run import (
     ADAPTER,
     EXPORT,
     TRAINED_BY,
     RunContext,
-    as_metrics,
     identity_of,
     run_context,
     settings_of,
-    write_results,
 )
 from cft.training.calibration import calibrate
 from cft.training.callbacks.interruption import Interruption
@@ -232,8 +231,7 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
         if spec.lora is not None:
             export_adapter(model, folder=folder / ADAPTER, base=spec.path, revision=spec.revision)
         place(model, device=device)  # Lightning leaves it on the CPU
-        results: dict[str, Any] = {
-            "schema": 1,
+        facts_of_run: dict[str, Any] = {
             "stage": "train",
             "run": folder.name,
             "arm": arm_of(cfg, context, ARM_KEYS),
@@ -266,19 +264,20 @@ def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Int
             "base": base,
             "lineage": lineage((annotation_link(data.store.folder), *model_inputs(spec.path))),
         }
-        results |= interruption.unless_asked(
+        facts_of_run |= interruption.unless_asked(
             lambda: _evaluated(cfg, folder, lambda: make_solver(model), tested.run, trainer), otherwise={}
         )
         interruption.stop_if_asked()
-        results["evaluation"]["verifier"] = judged_by
-    write_results(folder, results)
+        facts_of_run["evaluation"]["verifier"] = judged_by
+    results = RunResults(**facts_of_run)
+    results.write(folder)
     write_model_card(folder)
     log_made(trainer.loggers, checkpoint_link(folder))
-    accuracy = results["metrics"].get("eval/accuracy", {}).get("value", float("nan"))
+    accuracy = results.accuracy
     before = f" (before training {base['metrics']['eval/accuracy']['value']:.3f})" if base else ""
     measured = f"test accuracy {accuracy:.3f}{before}" if tested.run else "not tested (evaluation.problems=0)"
     if tested.run:
-        console.print(accuracy_sentence(results["verdicts"], not_run=len(tested.not_run)), markup=False)
+        console.print(accuracy_sentence(results.verdicts, not_run=len(tested.not_run)), markup=False)
     console.print(
         f"Done: {seconds:.0f} s of training, {time.monotonic() - begun:.0f} s in all; best epoch {best_epoch + 1} of "
         f"{fitted.epochs():g} (best_epoch {best_epoch} in results.json and metrics.csv, which count from 0); {measured}; "

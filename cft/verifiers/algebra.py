@@ -8,33 +8,24 @@ equal_by_algebra  math-verify with its own time limits off: they rely on signals
 from __future__ import annotations
 
 import re
-from collections import Counter
 from fractions import Fraction
 from typing import Any, Literal
 
 from cft.verifiers.latex import balanced
 from cft.verifiers.numbers import MAX_ANSWER_CHARS, MAX_DIGITS, ROUNDED_PLACES
+from cft.verifiers.parsed import NO_LIMIT, parsed_by_library, unread
 from cft.verifiers.values import NoValueError, same_values, value
 
 Decided = Literal["right", "wrong", "undecided"]
 
 MAX_FUNCTIONS = 5  # in one another
 MAX_NESTING = 12  # deeper, the reader of LaTeX alone takes seconds
-NO_LIMIT = 0  # seconds: math-verify's own time limits are off
 _ONE_EXPONENT = r"(?:\\[A-Za-z]+|[0-9]+|[A-Za-z]|[{(\[][^{}()]*)"
 SIGNIFICANT = 6  # digits from which a decimal stands for the irrational number that it was rounded from
 _DECIMAL = re.compile(r"[-+.]")
 _PLAIN = re.compile(r"-?[0-9]{0,20}\.[0-9]{1,40}")
 _FACTOR = r"(?:\([^()]*\)|[0-9.]+|[A-Za-z]|\\pi)"
 _DIVIDED = re.compile(rf"({_FACTOR})\s*/\s*({_FACTOR})(\s*[A-Za-z({{\\])")  # a/b c: (a/b) c or a/(b c)
-MAX_TRIALS = 12  # of other tokens, of which each costs a parse
-_GREEK = frozenset(
-    ["alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "epsilon", "rho", "sigma", "pi"]
-)
-_TOKEN = re.compile(
-    r"\\(?:begin|end)\s*\{[^{}]*\}|\\(?P<command>[A-Za-z]+)|\\.|(?P<token>[A-Za-z]|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|')"
-)
-_AMBIGUOUS = frozenset(["1", "d", "e", "i", "'"])  # a tree may have these from elsewhere
 _CONSTANT = re.compile(r"\+\s*\{?[Cc]\}?\s*$")
 _BOUNDED = r"\\(?:sum|prod|int|bigcup|coprod)"
 
@@ -74,6 +65,8 @@ def too_hard(expression: str) -> str:
         return "a power modulo"
     if re.search(rf"[0-9]{{{MAX_DIGITS},}}", bare):
         return f"more than {MAX_DIGITS} digits in a row"
+    if re.search(r"\\lim(?![a-z])", bare):
+        return "a limit"  # compared as text alone: math-verify spends seconds, and nothing could confirm its "yes"
     if re.search(r"[\0\ud800-\udfff]", expression):
         return "characters that are no text"
     return ""
@@ -110,8 +103,8 @@ def _equal(gold: str, prediction: str) -> tuple[Decided, str]:
     try:
         decision, reason = _compared(gold, prediction, *parsed)
         if decision != "undecided":
-            for text, found in zip((gold, prediction), parsed, strict=True):
-                if token := unread(text, found):
+            for text in (gold, prediction):
+                if token := unread(text):
                     return "undecided", f"math-verify passes over {token!r} in {text[:60]!r}"
             if _cases(gold, prediction):
                 return "undecided", "a letter in both cases, which math-verify does not distinguish"
@@ -122,18 +115,18 @@ def _equal(gold: str, prediction: str) -> tuple[Decided, str]:
 
 def _compared(gold: str, prediction: str, golds: list[Any], predictions: list[Any]) -> tuple[Decided, str]:
     from math_verify import verify
-    from sympy import Derivative, Eq, Expr, Integral, Limit, Product, Sum
+    from sympy import Derivative, Eq, Expr, Integral, Product, Sum
 
     expected: Any = golds[0]
     given: Any = predictions[0]
-    if any(side.has(Derivative, Integral, Limit, Product, Sum) for side in (expected, given) if hasattr(side, "has")):
+    if any(side.has(Derivative, Integral, Product, Sum) for side in (expected, given) if hasattr(side, "has")):
         # sympy takes dy/dx for 0, and may spend minutes on a series: the same tree, or a sum that can be added up.
         if expected == given:
             return "right", "the same formula"
         both = isinstance(expected, Expr) and isinstance(given, Expr)
         agree = same_values(expected, given) if both else None
         if agree is None:
-            return "undecided", "derivatives, integrals, limits and series are compared by their form and values alone"
+            return "undecided", "derivatives, integrals and series are compared by their form and values alone"
         return ("right" if agree else "wrong"), "compared by values"
     if (same := _same_equation(expected, given)) is not None:
         return ("right" if same else "wrong"), "compared as equations"
@@ -180,74 +173,6 @@ def _same_rationals(gold: Any, prediction: Any) -> bool | None:
     """Whether two rational numbers are equal, None where one side is none."""
     sides = [side.doit() if side.is_number and side.is_rational else side for side in (gold, prediction)]
     return sides[0] == sides[1] if all(side.is_Rational for side in sides) else None
-
-
-def parsed_by_library(text: str) -> list[Any]:
-    """What math-verify makes of a LaTeX text, best reading first."""
-    import logging
-
-    from math_verify import LatexExtractionConfig, parse
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
-    # LaTeX extraction alone: math-verify's other one hands text to sympy's parse_expr, which evaluates it.
-    config: Any = [LatexExtractionConfig()]
-    found = parse(f"\\boxed{{{text.strip()}}}", config, parsing_timeout=NO_LIMIT, raise_on_error=True)
-    return [value for value in found if not isinstance(value, str)]
-
-
-def unread(text: str, parsed: list[Any]) -> str:
-    """The first number, letter or prime of a text that the parser passes over, "" where it heeds all of them.
-
-    Such a token can be changed without a change of what is parsed. That is tried, one token after the other; those that
-    stand in the parsed tree as often as in the text need no trial.
-    """
-    from sympy import srepr
-
-    tree, left = srepr(parsed[0]), _leaves(parsed[0])
-    trials = 0
-    for match in _TOKEN.finditer(text):
-        token = match["token"] or (match.group() if match["command"] in _GREEK else "")
-        if not token:
-            continue
-        if left[token.lower()] > 0 and token not in _AMBIGUOUS:
-            left[token.lower()] -= 1
-            continue
-        trials += 1
-        if trials > MAX_TRIALS:
-            return token
-        try:
-            other = parsed_by_library(text[: match.start()] + _another(token, text) + text[match.end() :])
-        except Exception:  # noqa: BLE001 - with another token there it is no formula, so this one matters
-            continue
-        if other and srepr(other[0]) == tree:
-            return token
-    return ""
-
-
-def _leaves(tree: Any) -> Counter[str]:
-    """Numbers and letters of a parsed tree."""
-    from sympy import preorder_traversal
-
-    found: Counter[str] = Counter()
-    node: Any
-    for node in preorder_traversal(tree):
-        if getattr(node, "is_Rational", False):
-            found.update({str(abs(int(node.p))): 1, str(int(node.q)): 1})
-        elif getattr(node, "is_Symbol", False):
-            found.update(re.findall(r"[0-9]+|[a-z]", str(node.name).lower()))
-    return found
-
-
-def _another(token: str, text: str) -> str:
-    """Something else of the same kind, which stands nowhere in the text; nothing for a prime."""
-    if token[0].isdigit():
-        return next(str(n) for n in range(7, 99) if str(n) not in text and str(n) != token)
-    if token == "'":
-        return ""
-    if token[0] == "\\":
-        return next(f"\\{name} " for name in ("zeta", "eta", "xi", "nu", "tau") if name not in text)
-    return next((letter for letter in "wvuzyxbk" if letter not in text.lower()), "w")
 
 
 def _cases(gold: str, prediction: str) -> bool:

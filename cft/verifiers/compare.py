@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cft.verifiers.algebra import Decided, too_hard
-from cft.verifiers.latex import Structure, assigned, one_spelling, readable, structure_of
-from cft.verifiers.measures import Unit, compound, in_one_unit, unit_of, without_noun, without_unit
-from cft.verifiers.numbers import ParsedNumber, agrees, is_near, is_word, read_number, tidy
-from cft.verifiers.words import compare_texts, compare_words, number_word, prose
+from cft.verifiers.latex import Structure, assigned, one_spelling, structure_of
+from cft.verifiers.letters import is_word
+from cft.verifiers.measures import compare_numbers, in_one_unit, without_noun
+from cft.verifiers.numbers import is_near, read_number
+from cft.verifiers.spelling import for_algebra, usual
+from cft.verifiers.words import compare_texts, compare_words, prose
 
 Lists = Literal["set", "sequence", "unknown"]
 Algebra = Callable[[str, str], tuple[Decided, str]]
@@ -24,21 +26,8 @@ Algebra = Callable[[str, str], tuple[Decided, str]]
 MAX_CALLS = 16  # of algebra for one answer
 MAX_DEPTH = 6
 _CHOICE = re.compile(r"\(?([A-H])\)(?!\s*[(,]|\s*(?:and|or)\b)\s*(.*)", re.DOTALL)
-_LABEL = re.compile(r"\b[Qq]uadrant\s+(?=[IV]+\b)|^\s*(?:[Oo]ption|[Cc]hoice)\s+(?=\(?[A-H]\)?\s*\.?$)")
 _BASED = re.compile(r"\(?\s*(?P<number>[0-9A-F]+)\s*\)?\s*_\s*(?:\{\s*(?P<base>\w+)\s*\}|(?P<digit>[0-9]))")
-# A number in front of a bracket multiplies it; math-verify adds them (3(4) is 7 there, as 3 1/2 is 3.5).
-_TIMES = re.compile(
-    r"(?:(?<![_^A-Za-z0-9.])(?P<braced>\{[0-9.]+\})|(?<![_^0-9.])(?P<bare>[0-9.]+)|(?P<bracket>(?<![A-Za-z])\([^()]*\)))"
-    r"\s*(?=\(|\[[^,\[\]]*\]|\\\{|\\binom)|(?P<alone>(?<![A-Za-z])\([0-9.]+\))\s*(?=[0-9])"
-)
-_ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*\{?\s*(?:th|st|nd|rd)\b\s*\}?")
-_EXPONENT = re.compile(r"(?<![A-Za-z0-9.])([0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,3})(?![0-9.A-Za-z^!])")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?<!begin\{)(?<!end\{)[A-Za-z]{4,}")
-_SPOKEN = {"over": "/", "divided by": "/", "plus": "+", "minus": "-", "times": "\\cdot ", "multiplied by": "\\cdot "}
-_SPOKEN |= {"squared": "^2", "cubed": "^3", "twice": "2\\cdot "}
-_IN_WORDS = re.compile(rf"\b(?:{'|'.join(_SPOKEN)})\b")
-_SPELT = re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|lambda|infinity|sin|cos|tan|ln|log)(?![A-Za-z])")
-_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9]+|[A-Za-z](?![A-Za-z])))")
 # What may stand left of "=" as a name: x, x_1, f(x), P(X = 2), f^{-1}(x), AB, |z|, \angle ABC, \cos A, words, (x, y), dy/dx.
 _LETTERS = r"(?:\\(?!ln|log|exp|sqrt|frac)[A-Za-z]+|[A-Za-z]|[A-Z]{2,4}|[A-Za-z]{3,}(?:\s+[A-Za-z]+)*)"
 _NAME = re.compile(
@@ -68,11 +57,11 @@ class _Comparison:
                 return "undecided", f"{what} refused: {danger}"
         if self.depth > MAX_DEPTH:
             return "undecided", "nested too deeply"
-        if decided := _numbers(gold, answer) or compare_texts(gold, answer):
+        if decided := compare_numbers(gold, answer) or compare_texts(gold, answer):
             return decided
         self.depth += 1
         try:
-            decision, reason = self._unlike(_plain(gold), _plain(answer))
+            decision, reason = self._unlike(usual(gold), usual(answer))
         finally:
             self.depth -= 1
         if decision == "wrong" and _in_degrees(gold) != _in_degrees(answer) and "\\pi" in gold + answer:
@@ -80,7 +69,7 @@ class _Comparison:
         return decision, reason
 
     def _unlike(self, gold: str, answer: str) -> tuple[Decided, str]:
-        """Two answers that are not the same text; both as `readable` gives them."""
+        """Two answers that are not the same text; both as `usual` gives them."""
         if not answer.strip():
             return "wrong", "an empty answer"
         if decided := _choices(gold, answer) or _bases(gold, answer) or self._approximate(gold, answer):
@@ -97,12 +86,12 @@ class _Comparison:
             return self.texts(gold_rest, rest)
         sides, gold_sides = equation_sides(answer), equation_sides(gold)
         if len(sides) > 1 and len(gold_sides) > 1:
-            return self._equations(gold, answer)
+            return self._algebra(gold, answer)
         if len(sides) > 1 or len(gold_sides) > 1:
             return self._against_equation(gold, answer, sides if len(sides) > 1 else gold_sides)
         if gold_name or name:  # x \in S
             return self.texts(gold_rest, rest)
-        if decided := _numbers(gold, answer):
+        if decided := compare_numbers(gold, answer):
             return decided
         if decided := compare_words(gold, answer):
             return decided
@@ -123,13 +112,6 @@ class _Comparison:
             return "undecided", "an exact value, and an approximation that is not near it"
         return decision, reason
 
-    def _equations(self, gold: str, answer: str) -> tuple[Decided, str]:
-        """Two that are not both a name and its value: x = 3 and x = 6/2 = 3, or 2x + y = 7 and y = 7 - 2x."""
-        (name, last), (other, end) = _chain(gold), _chain(answer)
-        if name and name == other:
-            return self.texts(last, end)
-        return self._algebra(gold, answer)
-
     def _against_equation(self, gold: str, answer: str, equation: list[str]) -> tuple[Decided, str]:
         """An expression and an equation: its right side counts where its left one is a name, or holds no letter."""
         left, last = equation[0], equation[-1]
@@ -149,31 +131,33 @@ class _Comparison:
             return self._algebra(gold_text, text)
         if "one" in kinds:
             return self._one_against_many(gold, answer, gold_text, text)
-        if kinds <= {"range", "tuple", "list"} and "range" in kinds:
+        if "range" in kinds:
+            if not kinds <= {"range", "tuple", "list"}:
+                decision, reason = self._algebra(gold_text, text)
+                return (
+                    ("undecided", f"a {gold.kind} and a {answer.kind}") if decision == "wrong" else (decision, reason)
+                )
+            names = {_bounded_name(side) for side in (gold_text, text)} - {""}
             decision, reason = self._ranges(gold, answer)
-            names = [_bounded_name(side) for side in (gold_text, text)]
-            if decision == "right" and all(names) and names[0] != names[1]:
-                return "undecided", f"bounds of {names[0]} and of {names[1]}"
-            return decision, reason
+            return (
+                ("undecided", "bounds of two variables")
+                if decision == "right" and len(names) == 2
+                else (decision, reason)
+            )
         if (named := self._named(gold, answer)) is not None:
             return named
-        if "matrix" in kinds and len(kinds) > 1:
-            return self._matrix_and_parts(gold, answer)
-        if kinds <= {"tuple", "matrix"}:
-            if kinds == {"matrix"} and gold.columns != answer.columns and len(gold.parts) == len(answer.parts):
-                return "undecided", "matrices of different shape"
-            return self._in_order(gold.parts, answer.parts)
         if kinds == {"list"}:
             return self._lists(gold.parts, answer.parts)
-        if kinds <= {"list", "tuple", "matrix"}:
-            decision, reason = self._in_order(gold.parts, answer.parts)
-            if decision == "wrong" and gold.kind == "list" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
-                return "undecided", "the same parts in another order, in brackets on one side"
-            return decision, reason
-        if kinds <= {"set", "either", "list", "union"}:
+        if not kinds & {"tuple", "matrix"}:
             return self._any_order(gold.parts, answer.parts)
-        decision, reason = self._algebra(gold_text, text)
-        return ("undecided", f"a {gold.kind} and a {answer.kind}") if decision == "wrong" else (decision, reason)
+        if not kinds <= {"tuple", "matrix", "list"}:
+            return "undecided", f"a {gold.kind} and a {answer.kind}"
+        decision, reason = self._in_order(gold.parts, answer.parts)
+        if decision == "wrong" and gold.kind == "list" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
+            return "undecided", "the same parts in another order, in brackets on one side"
+        if decision == "right" and "matrix" in kinds and not _same_shape(gold, answer):
+            return "undecided", "the entries of a matrix, in other places or without any"
+        return decision, reason
 
     def _named(self, gold: Structure, answer: Structure) -> tuple[Decided, str] | None:
         """Values of several unknowns: by name where both sides name them, else in the order of the names."""
@@ -190,16 +174,6 @@ class _Comparison:
         decision, reason = self._in_order(gold.parts, answer.parts)
         if decision == "wrong" and self._any_order(gold.parts, answer.parts)[0] != "wrong":
             return "undecided", "the same values in another order than that of the names"
-        return decision, reason
-
-    def _matrix_and_parts(self, gold: Structure, answer: Structure) -> tuple[Decided, str]:
-        if not {gold.kind, answer.kind} <= {"matrix", "tuple", "list"}:
-            return "undecided", f"a {gold.kind} and a {answer.kind}"
-        decision, reason = self._in_order(gold.parts, answer.parts)
-        matrix = gold if gold.kind == "matrix" else answer
-        vector = matrix.columns in (1, len(matrix.parts))
-        if decision == "right" and not (vector and "tuple" in (gold.kind, answer.kind)):
-            return "undecided", "a matrix, and its entries without their places"
         return decision, reason
 
     def _one_against_many(self, gold: Structure, answer: Structure, gold_text: str, text: str) -> tuple[Decided, str]:
@@ -264,7 +238,7 @@ class _Comparison:
         """Without algebra; "undecided" where that is not enough."""
         if _same(gold, answer):
             return "right"
-        decided = _numbers(gold, answer)
+        decided = compare_numbers(gold, answer)
         return decided[0] if decided else "undecided"
 
     def _algebra(self, gold: str, answer: str) -> tuple[Decided, str]:
@@ -274,7 +248,7 @@ class _Comparison:
         sides = in_one_unit(gold, answer)
         if sides is None:
             return "wrong", "units of different kinds"
-        one, two = (_for_algebra(without_noun(side)) for side in sides)
+        one, two = (for_algebra(without_noun(side)) for side in sides)
         if word := next((word for side in (one, two) for word in _WORD.findall(side) if is_word(word)), ""):
             return "undecided", f"a word in a formula: {word}"  # no product of its letters
         return self.algebra(one, two)
@@ -287,47 +261,6 @@ def _same(gold: str, answer: str) -> bool:
 
 def _collapsed(text: str) -> str:
     return " ".join(text.split())
-
-
-def _numbers(gold: str, answer: str) -> tuple[Decided, str] | None:
-    """The verdict where both are plain numbers, None where one is not."""
-    (gold_name, gold_rest), (name, rest) = assigned(gold), assigned(answer)
-    if gold_name and name and gold_name != name:
-        return None
-    if decided := _compounds(gold_rest, rest):
-        return decided
-    gold_rest, rest = number_word(gold_rest), number_word(rest)
-    read, expected = read_number(rest, whole=True), read_number(gold_rest, whole=True)
-    if read.value is None or expected.value is None:
-        return None
-    units = _unit(rest, read), _unit(gold_rest, expected)
-    ours, theirs = unit_of(units[0]), unit_of(units[1])
-    if ours and theirs and ours != theirs:
-        same = ours[0] == theirs[0] and read.value * ours[1] == expected.value * theirs[1]
-        return ("right" if same else "wrong"), f"compared as quantities ({ours[0]} and {theirs[0]})"
-    return ("right" if agrees(read, expected) else "wrong"), "compared as numbers"
-
-
-def _compounds(gold: str, answer: str) -> tuple[Decided, str] | None:
-    """2 hours 30 minutes and 150 minutes; None where neither has two units."""
-    one, two = compound(gold), compound(answer)
-    if one is None and two is None:
-        return None
-    expected, given = one or _amount(gold), two or _amount(answer)
-    if expected is None or given is None:
-        return "undecided", "several units on one side"
-    return ("right" if expected == given else "wrong"), f"compared as quantities ({given[0]} and {expected[0]})"
-
-
-def _amount(text: str) -> Unit | None:
-    read = read_number(text, whole=True)
-    unit = unit_of(_unit(text, read)) if read.value is not None else None
-    return (unit[0], read.value * unit[1]) if unit and read.value is not None else None
-
-
-def _unit(text: str, read: ParsedNumber) -> str:
-    """What stands behind the number, or the currency sign before it."""
-    return "$" if re.match(r"\s*[-+]?\s*\\\$", text) else tidy(text).rpartition(read.text)[2]
 
 
 def _choices(gold: str, answer: str) -> tuple[Decided, str] | None:
@@ -346,35 +279,11 @@ def _bases(gold: str, answer: str) -> tuple[Decided, str] | None:
     plain = re.fullmatch(r"[0-9A-F]+", answer.strip())
     if one is None or (two is None and plain is None):
         return ("undecided", "a base that the gold answer does not name") if two else None
-    bases = [number_word(match["base"] or match["digit"]) for match in (one, two) if match]
+    bases = [read_number(match["base"] or match["digit"], whole=True).value for match in (one, two) if match]
     if len(set(bases)) > 1:
         return "wrong", f"base {bases[1]}, where the gold answer has base {bases[0]}"
     digits = two["number"] if two else answer.strip()
     return ("right" if one["number"].lstrip("0") == digits.lstrip("0") else "wrong"), "compared in one base"
-
-
-def _plain(text: str) -> str:
-    """An answer as `readable` gives it, with `2*pi`, `sqrt(3)`, `1.5 x 10^3` and `7^{th}` in the usual spelling."""
-    text = re.sub(r"(?<=[0-9])\s*[xX*]\s*(?=10\s*\^)", r" \\times ", text)
-    if re.fullmatch(r"[-0-9.\s]+", _IN_WORDS.sub("", text)):  # 3 over 4
-        text = _IN_WORDS.sub(lambda match: _SPOKEN[match.group()], text)
-    text = readable(_as_commands(_ROOT.sub(lambda match: f"\\sqrt{{{match[1] or match[2] or match[3]}}}", text)))
-    text = _ORDINAL.sub("", text)
-    text = re.sub(r"\\mathbb\s*R(?![A-Za-z])", "R", _LABEL.sub("", text))
-    return re.sub(r"\\overline\s*\{\s*([A-Z]\s*[A-Z])\s*\}", r"\1", text)
-
-
-def _as_commands(text: str) -> str:
-    if re.search(r"[A-Za-z]{3,}\s+[A-Za-z]{3,}", re.sub(r"\\[A-Za-z]+", "", text)):
-        return text  # a sentence
-    text = re.sub(r"(?<![*\\])\*(?!\*)", r"\\cdot ", text)
-    return _SPELT.sub(lambda match: "\\infty " if match[1] == "infinity" else f"\\{match[1]} ", text)
-
-
-def _chain(text: str) -> tuple[str, str]:
-    """`x = 6/2 = 3` -> ("x", "3"); ("", ...) where no name stands at the start."""
-    first, *_, last = equation_sides(text)
-    return (re.sub(r"\s", "", first) if _NAME.fullmatch(first) else ""), last
 
 
 def _bounded_name(text: str) -> str:
@@ -411,6 +320,14 @@ def equation_sides(text: str) -> list[str]:
     return [*sides, text[start:].strip()]
 
 
+def _same_shape(gold: Structure, answer: Structure) -> bool:
+    """Two matrices of as many columns, or a vector and a tuple."""
+    if gold.kind == answer.kind:
+        return gold.columns == answer.columns
+    matrix, other = (gold, answer) if gold.kind == "matrix" else (answer, gold)
+    return other.kind == "tuple" and matrix.columns in (1, len(matrix.parts))
+
+
 def _both_functions(a: str, b: str) -> bool:
     """y and f(x)."""
     return ("(" in a) != ("(" in b) and "y" in (a, b)
@@ -418,18 +335,3 @@ def _both_functions(a: str, b: str) -> bool:
 
 def _best(verdicts: Sequence[Decided]) -> Decided:
     return "right" if "right" in verdicts else "undecided" if "undecided" in verdicts else "wrong"
-
-
-def _for_algebra(text: str) -> str:
-    """LaTeX again, with plain numbers as exact fractions (math-verify takes 1e5 for a product)."""
-    read = read_number(text, whole=True)
-    if re.fullmatch(r"-?[0-9]*\.[0-9]{5,}", text.strip()):
-        return text.strip()  # rounded, perhaps from something irrational: algebra compares the digits
-    if read.value is not None:
-        value = read.value * read.factor
-        sign = "-" if value < 0 else ""
-        above = f"{sign}{abs(value.numerator)}"
-        return above if value.denominator == 1 else f"{sign}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
-    text = _TIMES.sub(r"\g<0>\\cdot ", _EXPONENT.sub(r"\1 \\cdot 10^{\2}", without_unit(text)))
-    text = text.replace("\\endmatrix", "\\end{pmatrix}").replace("\\matrix", "\\begin{pmatrix}")
-    return re.sub(r"\s+", " ", text.replace("\\endrow", "\\\\ ").replace("\\'", "'")).strip().rstrip(".,;")

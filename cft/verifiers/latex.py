@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from cft.verifiers.numbers import ascii_digits
+from cft.verifiers.letters import ascii_digits
 from cft.verifiers.units import is_unit
 
 MAX_CHARS = 4096  # a longer text is compared as it stands
@@ -57,7 +57,6 @@ _DROPPED = re.compile(
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREE = r"(?:\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\degree(?![A-Za-z]))"
 _DEGREES = re.compile(rf"(?P<angle>(?<![0-9.])[0-9]+(?:\.[0-9]+)?|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+)\s*{_DEGREE}")
-_MINUTES = re.compile(r"(?<=[0-9])\s*(?:\^\s*\{?\s*\\prime(?![A-Za-z])\s*\}?|'|\\prime(?![A-Za-z]))")
 # What stands only in texts that algebra may see in any case: no powers, no factorials, no commands.
 _HARMLESS = re.compile(r"[^\^!*\\²³]*")
 _ROOT = re.compile(r"(\\sqrt\s*\[[^\[\]{}]*\])\s*([0-9A-Za-z])")  # \sqrt[3]4
@@ -156,11 +155,11 @@ class Structure:
     """An answer taken apart once.
 
     kind: "list" (no brackets: 1, 2), "either" (1 or 2; plus or minus), "tuple", "set", "range" (an interval or an
-    inequality of one variable; "(1, 2)" is a tuple), "union", "matrix" (rows of parts), "one" (nothing to take apart).
+    inequality of one variable; "(1, 2)" is a tuple), "matrix" (rows of parts), "one" (nothing to take apart).
     ends: the brackets of a tuple or range. parts: as LaTeX.
     """
 
-    kind: Literal["list", "either", "tuple", "set", "range", "union", "matrix", "one"]
+    kind: Literal["list", "either", "tuple", "set", "range", "matrix", "one"]
     parts: tuple[str, ...]
     ends: str = ""
     columns: int = 0
@@ -180,8 +179,6 @@ def structure_of(text: str) -> Structure:
     inside = _bracketed(text)
     if inside and inside.startswith("\\matrix"):
         return structure_of(inside)
-    if len(parts := _split(text, r"\\cup(?![A-Za-z])")) > 1:
-        return Structure("union", parts)
     if len(parts := _split(text, r"\bor\b|\band\b|\\vee(?![A-Za-z])")) > 1:
         return Structure(
             "either", tuple(inner for part in parts for inner in _split(part.strip(" ,;"), r"[,;]") if inner)
@@ -207,7 +204,7 @@ def structure_of(text: str) -> Structure:
 def assigned(text: str) -> tuple[str, str]:
     """`x = 5` -> ("x", "5"), `f(x) = 5` -> ("f(x)", "5"), `x \\in S` -> ("x", "S"); ("", text) where nothing is."""
     match = re.match(
-        r"\s*((?:[A-Za-z]|\\[a-z]+)(?:_(?:\{\w+\}|\w))?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?)\s*(?:=|\\in(?![a-z]))\s*(?=\S)",
+        r"\s*((?:[A-Za-z]|\\[a-z]+)(?:_(?:\{\w+\}|\w))?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?|\([A-Za-z](?:,\s*[A-Za-z])+\))\s*(?:=|\\in(?![a-z]))\s*(?=\S)",
         text,
     )
     if match is None or len(_split(text[match.end() :], "=")) > 1:
@@ -277,11 +274,11 @@ def _without_space(text: str) -> str:
 
 
 def _with_degrees(text: str) -> str:
-    r"""Degrees count in \sin 30^\circ, where a bare number means radians; alone, 30^\circ is 30. Minutes are kept apart."""
+    r"""Degrees count in \sin 30^\circ, where a bare number means radians; alone, 30^\circ is 30."""
     if start := _TRIGONOMETRY.search(text):
         rest = _DEGREES.sub(r"\\frac{\g<angle>\\pi}{180}", text[start.end() :])
         text = text[: start.end()] + re.sub(rf"(?<=[)}}\]])\s*{_DEGREE}", r"\\frac{\\pi}{180}", rest)
-    return _MINUTES.sub(r"\\arcminute ", text)
+    return text
 
 
 def _bracketed(text: str) -> str | None:

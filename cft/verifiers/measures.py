@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from cft.verifiers.numbers import changes_number, is_word, tidy
+from cft.verifiers.algebra import Decided
+from cft.verifiers.latex import assigned
+from cft.verifiers.letters import is_word
+from cft.verifiers.numbers import ParsedNumber, agrees, changes_number, read_number, tidy
 from cft.verifiers.units import quantity
 
 Unit = tuple[str, Fraction]
@@ -84,3 +87,43 @@ def _letter_unit(text: str) -> tuple[str, Unit | None]:
 def _one_letter(gold: str, answer: str) -> tuple[str, str]:
     """Braces around a last letter: without a unit on the other side it is a variable, but math-verify drops 4t's t."""
     return _LAST_LETTER.sub(r"\1{\2}", gold), _LAST_LETTER.sub(r"\1{\2}", answer)
+
+
+def compare_numbers(gold: str, answer: str) -> tuple[Decided, str] | None:
+    """The verdict where both are plain numbers, None where one is not."""
+    (gold_name, gold_rest), (name, rest) = assigned(gold), assigned(answer)
+    if gold_name and name and gold_name != name:
+        return None
+    if decided := _compounds(gold_rest, rest):
+        return decided
+    read, expected = read_number(rest, whole=True), read_number(gold_rest, whole=True)
+    if read.value is None or expected.value is None:
+        return None
+    units = _unit(rest, read), _unit(gold_rest, expected)
+    ours, theirs = unit_of(units[0]), unit_of(units[1])
+    if ours and theirs and ours != theirs:
+        same = ours[0] == theirs[0] and read.value * ours[1] == expected.value * theirs[1]
+        return ("right" if same else "wrong"), f"compared as quantities ({ours[0]} and {theirs[0]})"
+    return ("right" if agrees(read, expected) else "wrong"), "compared as numbers"
+
+
+def _compounds(gold: str, answer: str) -> tuple[Decided, str] | None:
+    """2 hours 30 minutes and 150 minutes; None where neither has two units."""
+    one, two = compound(gold), compound(answer)
+    if one is None and two is None:
+        return None
+    expected, given = one or _amount(gold), two or _amount(answer)
+    if expected is None or given is None:
+        return "undecided", "several units on one side"
+    return ("right" if expected == given else "wrong"), f"compared as quantities ({given[0]} and {expected[0]})"
+
+
+def _amount(text: str) -> Unit | None:
+    read = read_number(text, whole=True)
+    unit = unit_of(_unit(text, read)) if read.value is not None else None
+    return (unit[0], read.value * unit[1]) if unit and read.value is not None else None
+
+
+def _unit(text: str, read: ParsedNumber) -> str:
+    """What stands behind the number, or the currency sign before it."""
+    return "$" if re.match(r"\s*[-+]?\s*\\\$", text) else tidy(text).rpartition(read.text)[2]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from cft.verifiers.units import is_unit, quantity
+from cft.verifiers.letters import LATEX_TEXT, SPELLED, ascii_digits, is_product, spelled_number
 
 MAX_ANSWER_CHARS = 512  # a longer final answer is not parsed
 MAX_DIGITS = 1000  # a longer run of digits is compared as text only
@@ -50,7 +49,6 @@ _COMPOUND = re.compile(
 _FACTORS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _FACTOR = re.compile(rf"\s*(?:(?P<word>{'|'.join(_FACTORS)})s?\b|(?P<percent>%|per ?cent\b))", re.IGNORECASE)
 
-_LATEX_TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|textit|operatorname)\s*\{([^{}]*)\}")
 _FRAC = re.compile(r"(?P<whole>[0-9]*)\s*\\[dtc]?frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad|~")
 _POWER_OF_TEN = re.compile(
@@ -98,25 +96,10 @@ _COMPARED = re.compile(  # "at least 5" is not 5
     r"|under|over|above|below|between|exceed\w*|up to)\b",
     re.IGNORECASE,
 )
-# A word behind a number is its unit; products of letters are none: 6ab, 6abc (letters in the order of the alphabet), 6xyz.
-_LINKS = frozenset(["a", "of", "in", "is", "at", "by", "on", "to", "an", "as", "it", "he", "we", "us", "so", "per"])
-_SPACED_UNITS = frozenset(["V", "W", "N", "J"])  # 10 V, not 10V
-_SHORT_WORDS = frozenset(
-    ["act", "ant", "ants", "art", "bit", "bits", "box", "boy", "cent", "cost", "city", "dot", "most"]
-)
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-)
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_SMALL = {word: i for i, word in enumerate((_ONES + " eighteen nineteen").split())}
-_SMALL |= {word: 10 * i for i, word in enumerate(_TENS, 2)}
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-_SPELLED = rf"(?:{'|'.join(sorted(_SMALL | _SCALES, key=len, reverse=True))})"
 _IN_WORDS = re.compile(
-    rf"(?P<number>{_SPELLED}(?:(?:\s+and\s+|[\s-]+){_SPELLED}){{0,12}})(?P<unit>(?:\s+(?!{_ORDINALS})[a-z]{{3,}})?[\s.]*)",
+    rf"(?P<number>{SPELLED}(?:(?:\s+and\s+|[\s-]+){SPELLED}){{0,12}})(?P<unit>(?:\s+(?!{_ORDINALS})[a-z]{{3,}})?[\s.]*)",
     re.IGNORECASE,
 )
-_VULGAR = re.compile(r"\s*([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 _EXPLAINED = re.compile(r"[=≈]|\\approx|(?<=[A-Za-z]):")
 
 
@@ -149,7 +132,7 @@ def tidy(text: str) -> str:
     text = ascii_digits(text) if not text.isascii() else text
     text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
     text = re.sub(r"(?<=[0-9])\\[,!; ](?=[0-9]{3})|(?<=,)\\!\s*(?=[0-9]{3})", "", text)
-    text = _LATEX_TEXT.sub(r" \1", text)
+    text = LATEX_TEXT.sub(r" \1", text)
     text = re.sub(
         r"\\[()\[\]]|(?<![0-9)])\*\*|\*\*(?![0-9(])|__|\\left|\\right|\^\s*\{?\s*\\circ\s*\}?|\\displaystyle", "", text
     )
@@ -169,10 +152,10 @@ def read_number(text: str, *, whole: bool) -> ParsedNumber:
     """
     if len(text) > MAX_ANSWER_CHARS:
         reason = f"the answer has {len(text)} characters, more than {MAX_ANSWER_CHARS}"
-        return _none(reason, digits=_has_digit(text))
+        return _none(reason, digits=bool(re.search(r"[0-9]", text)))
     plain = tidy(text)
     if in_words := _IN_WORDS.fullmatch(plain):
-        plain = f"{_spelled_number(in_words['number'])}{in_words['unit']}"
+        plain = f"{spelled_number(in_words['number'])}{in_words['unit']}"
     exact, sign, near = plain.partition("≈" if "≈" in plain else "\\approx")
     if sign and (stated := read_number(exact, whole=True)).value is not None:
         return (
@@ -191,7 +174,7 @@ def read_number(text: str, *, whole: bool) -> ParsedNumber:
         named = any("," in left or ";" in left for left in before[1:])  # a = 2, b = 3
         match = (_LEADING.match(part) or _only_number(part)) if not named and all(map(_explains, before)) else None
     if match is None:
-        return _none("no plain number stands in the answer", digits=_has_digit(plain))
+        return _none("no plain number stands in the answer", digits=bool(re.search(r"[0-9]", plain)))
     number, rest, ahead = match.group("number"), part[match.end() :], part[: match.start("number")]
     if "," in number and re.search(r"[(\[][^$€£¥]*$", ahead) and "{,}" not in text and "\\!" not in text:
         return _none("numbers in brackets, which a comma separates", digits=True, open=True)
@@ -208,7 +191,7 @@ def read_number(text: str, *, whole: bool) -> ParsedNumber:
         return _none("brackets that hold more than the number", digits=True, open=True)
     if not whole and not _FOLLOWS.match(rest):
         return _none("the answer is an expression, not a plain number", digits=True, open=True)
-    if _OPERATOR.match(rest) or _is_product(rest, text, whole=whole):
+    if _OPERATOR.match(rest) or is_product(rest, text, whole=whole):
         return _none("the answer is an expression, not a plain number", digits=True, open=True)
     if _ANOTHER.match(rest) or _NAMED_VALUE.match(rest) or _COMPOUND.match(rest):
         return _none("several numbers stand in the answer", digits=True, open=True)
@@ -328,65 +311,6 @@ def _repeating_fraction(match: re.Match[str]) -> str:
     return f"{int(start + repeated) - int(start)}/{below}"
 
 
-def ascii_digits(text: str) -> str:
-    """Digits of any script as 0 to 9, and one-character fractions as 1/2."""
-    text = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in text)
-    return _VULGAR.sub(_vulgar_fraction, text)
-
-
-def _vulgar_fraction(match: re.Match[str]) -> str:
-    return " " + unicodedata.normalize("NFKC", match[1]).replace("\u2044", "/")
-
-
-def _spelled_number(words: str) -> int:
-    """`two hundred and twenty-three` -> 223; words that make no number (`two three`) are added up, as nobody means them."""
-    total = group = 0
-    for word in re.findall(r"[a-z]+", words.lower()):
-        if word in _SMALL:
-            group += _SMALL[word]
-        elif word == "hundred":
-            group = (group or 1) * 100
-        elif word != "and":
-            total, group = total + (group or 1) * _SCALES[word], 0
-    return total + group
-
-
-def _is_product(rest: str, text: str, *, whole: bool) -> bool:
-    """Whether the letters behind a number multiply it (6xy) and are no unit. text: the answer as it was written, in which
-    \\text{...} says that its letters are words. An explanation that may follow (not whole) is not looked at."""
-    if not whole and not re.match(r"[A-Za-z]|\s*[A-Za-z]{1,2}(?:\s*\^.*)?[\s.]*$", rest):
-        return False
-    words = re.findall(r"[A-Za-z]+", rest)
-    if not whole:
-        words = words[:1]
-    if not words:
-        return False
-    if re.fullmatch(r"\s*[ap]\.?\s?m\.?\s*", rest, re.IGNORECASE) or re.match(r"\s*(?:per ?cent\b|°)", rest):
-        return False
-    said = {word for inside in _LATEX_TEXT.findall(text) for word in re.findall("[A-Za-z]+", inside)}
-    if re.search(r"\\circ(?![a-z])|\\degree|°", text):
-        said |= {"C", "F", "K"}
-    if re.match(r"\s", rest):
-        said |= _SPACED_UNITS
-    elif len(words[0]) <= 3 and rest[0].isalpha() and not is_unit(words[0]) and words[0] not in said:
-        return True
-    unknown = [word for word in words if word not in said and not is_word(word)]
-    if unknown and (len(unknown) == len(words) or not _LINKS.issuperset(unknown)):
-        return True
-    # 4s^2 is no unit, 4 m^2 and 4 m/s^2 are.
-    power = re.fullmatch(r"\s*([A-Za-z])\s*\^.*", rest)
-    return power is not None and power[1] not in said and (quantity(power[1]) or ("",))[0] != "length"
-
-
-def is_word(word: str) -> bool:
-    """Whether letters are a word or a unit, and no product of variables."""
-    if is_unit(word) or word.lower() in _SHORT_WORDS:
-        return True
-    if len(word) < 3 or not re.search(r"[aeiouyAEIOUY]", word) or (word.isupper() and len(word) < 5):
-        return False
-    return any(a >= b for a, b in zip(word.lower(), word.lower()[1:], strict=False))
-
-
 def _plain_power(match: re.Match[str]) -> str:
     exponent = (match["braced"] or match["bare"]).replace(" ", "")
     return f"{match['digits'] or 1}e{exponent}"
@@ -423,7 +347,3 @@ def _explains(left: str) -> bool:
         return True
     left = re.sub(r"\\(?:times|cdot|div|approx)(?![A-Za-z])", "", left)
     return not re.search(r"[\\_{}|]", left) and not re.search(r"(?<![A-Za-z'’])[B-HJ-Zb-z](?![A-Za-z'’])", left)
-
-
-def _has_digit(text: str) -> bool:
-    return re.search(r"[0-9]", text) is not None

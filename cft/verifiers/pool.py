@@ -1,8 +1,10 @@
 """Verification in worker processes with a hard deadline: model text may hang, crash or bloat a worker, never a run.
 
-A worker that is silent for `timeout_s` on one item is killed and replaced; so is one that dies. The item is undecided,
-the rest goes on. Workers are started as fresh interpreters (not forked, and not by multiprocessing, which would import
-the user's `__main__` again), hold no more than 1 GiB, and see no variable of the environment that looks like a secret.
+A worker that spends more than `timeout_s` of processor time on one item is ended and replaced, so that a verdict does not
+depend on the machine's load; so is one that is silent for WAIT times as long by the clock (it may sleep), and one that dies.
+The item is undecided, the rest goes on. Workers are started as fresh interpreters (not forked, and not by multiprocessing,
+which would import the user's `__main__` again), hold no more than 1 GiB, and see no variable of the environment that looks
+like a secret.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import pickle
 import re
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,7 @@ import cft
 from cft.errors import UserError
 from cft.types import Decision, Verdict, Verifier
 
+WAIT = 10  # deadlines by the clock: a worker may get a tenth of a busy core
 START_UP_S = 120.0  # a worker's imports, on a busy machine
 CHUNK_ITEMS = 64
 CHUNK_CHARS = 1 << 20
@@ -121,11 +125,14 @@ class VerifierPool:
             for worker in self._readable():
                 if self._receive(worker, verdicts, items):
                     continue
-                reason = f"the verifier's process ended ({_how_it_ended(worker.process)})"
+                ending = _how_it_ended(worker.process)
+                reason = f"the verifier's process ended ({ending})"
+                if ending == f"signal {int(signal.SIGPROF)}":
+                    reason = f"no verdict within {self._timeout_s:g} s of processor time"
                 self._replace(worker, reason, verdicts, waiting)
             now = time.monotonic()
             for worker in [worker for worker in self._alive if worker.deadline <= now]:
-                self._replace(worker, f"no verdict within {self._timeout_s:g} s", verdicts, waiting)
+                self._replace(worker, f"no verdict within {WAIT * self._timeout_s:g} s by the clock", verdicts, waiting)
         done = cast(list[Verdict], verdicts)
         if len(done) >= SUSPICIOUS and all(verdict.failed for verdict in done):
             raise VerifierError(
@@ -161,7 +168,7 @@ class VerifierPool:
             chars += len(items[chunk[-1]][0])
         worker.pending.extend(chunk)
         _send(worker, json.dumps([items[i] for i in chunk]).encode() + b"\n")
-        worker.deadline = time.monotonic() + self._timeout_s
+        worker.deadline = time.monotonic() + WAIT * self._timeout_s
 
     def _readable(self) -> list[_Worker]:
         patience = max(0.0, min((worker.deadline for worker in self._alive), default=0.0) - time.monotonic())
@@ -193,7 +200,7 @@ class VerifierPool:
                 )
             else:
                 return False
-            worker.deadline = time.monotonic() + self._timeout_s if worker.pending else float("inf")
+            worker.deadline = time.monotonic() + WAIT * self._timeout_s if worker.pending else float("inf")
         return True
 
     def _replace(self, worker: _Worker, reason: str, verdicts: list[Verdict | None], waiting: deque[int]) -> None:

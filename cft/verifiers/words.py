@@ -21,9 +21,6 @@ _ARTICLES = frozenset(("a", "an", "the", "is", "are", "it"))
 _OPPOSITES = (frozenset(("yes", "no")), frozenset(("true", "false")), frozenset(("odd", "even", "neither")))
 _NEGATIONS = frozenset(("not", "no", "never", "neither", "non", "cannot", "isn't", "doesn't"))
 _ROMAN = frozenset(["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"])
-_COUNTED = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-eighteen nineteen twenty"""
-_NUMBERS = {word: str(i) for i, word in enumerate(_COUNTED.split())}
 _MEANINGS = {
     "every real number": "all real numbers|all reals|all real|real numbers|every real number|any real number|reals",
     "nothing": "no solution|no solutions|no real solution|no real solutions|none|empty set|dne|does not exist|undefined"
@@ -87,11 +84,6 @@ def meaning(text: str) -> str:
         return written
     words = _as_words(text)
     return "" if words is None else _SAID.get(" ".join(words), "")
-
-
-def number_word(text: str) -> str:
-    """`three` -> `3`; any other text as it is."""
-    return _NUMBERS.get(text.strip().strip(".").casefold(), text)
 
 
 def prose(text: str) -> bool:

@@ -3,8 +3,9 @@
 Standard input: one line with the pickled verifier, then one JSON line a chunk, [[response, answer], ...].
 Standard output: a "ready" line, then one JSON line an item as each is done, the fields of its verdict in their order:
 [decision, extracted, explicit, reason, failed]; or {"error": its traceback} where the verifier raised.
-Nothing that comes back is unpickled: a compromised worker can say only verdicts. It imports neither torch nor
-transformers, and never the user's `__main__`.
+An item that takes more processor time than the deadline ends the process (SIGPROF): a verdict does not depend on what else
+the machine does. Nothing that comes back is unpickled: a compromised worker can say only verdicts. It imports neither torch
+nor transformers, and never the user's `__main__`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import math
 import os
 import pickle
 import resource
+import signal
 import sys
 import traceback
 from typing import Any
@@ -24,7 +25,6 @@ from cft.types import Decision, Verdict, Verifier
 
 MEMORY_BYTES = 1 << 30
 TRACEBACK_CHARS = 4000
-CPU_SLACK_S = 2.0  # beyond the deadline: the parent's kill comes first, this one is for a parent that is gone
 
 
 def main() -> None:
@@ -40,12 +40,15 @@ def main() -> None:
     if sys.platform == "linux":  # elsewhere address space says little about memory, and the call may fail
         limit(resource.RLIMIT_AS, MEMORY_BYTES)
     limit(resource.RLIMIT_CORE, 0)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _reply(replies, "ready")
     for line in requests:
         for response, answer in json.loads(line):
-            limit_cpu(setup["timeout_s"] + CPU_SLACK_S)
+            # Its default action ends the process, also inside of a library that does not return to Python.
+            signal.setitimer(signal.ITIMER_PROF, setup["timeout_s"])
             try:
                 verdict = verdict_of(verifier, response, answer)
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 fields = (verdict.decision.value, verdict.extracted, verdict.explicit, verdict.reason, verdict.failed)
             except Exception:  # noqa: BLE001 - reported to the parent, which ends the run
                 _reply(replies, {"error": traceback.format_exc()[-TRACEBACK_CHARS:]})
@@ -61,12 +64,6 @@ def verdict_of(verifier: Verifier, response: str, answer: str) -> Verdict:
     except (MemoryError, RecursionError) as error:
         reason = f"the verifier failed: {type(error).__name__}: {str(error)[:200]}"
         return Verdict(decision=Decision.UNDECIDED, extracted="", explicit=False, reason=reason, failed=True)
-
-
-def limit_cpu(seconds: float) -> None:
-    """Let this process use that much more processor time (the limit itself counts from its start)."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    limit(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime + seconds))
 
 
 def limit(what: int, amount: int) -> None:

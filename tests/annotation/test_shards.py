@@ -327,7 +327,7 @@ def test_shards_extend_and_complete_what_is_there(whole: AnnotationStore, tmp_pa
     "wrong, message",
     [
         (["num_shards=3", "shard=3"], "shard: expected from 0 to below num_shards"),
-        (["num_shards=3", "shard=-1"], "shard: expected from 0 to below num_shards"),
+        (["num_shards=3", "shard=-1"], "shard: expected an integer of at least 0"),
         (["shard=1"], "shard: expected from 0 to below num_shards"),
         (["num_shards=0"], "num_shards: expected an integer of at least 1"),
         (["num_shards=2.5"], "num_shards: expected an integer"),

@@ -265,7 +265,10 @@ def test_a_unit_committed_again_replaces_its_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", range(1, 7))  # syncs of data and folder, of two shards and the record
-def test_a_full_disk_leaves_the_unit_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+@pytest.mark.parametrize("unit", [0, 2])  # one that is replaced and a new one
+def test_a_full_disk_leaves_the_unit_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: int, call: int
+) -> None:
     made = committed(tmp_path)
     fsync, calls = os.fsync, iter(range(1, 100))
 
@@ -277,13 +280,14 @@ def test_a_full_disk_leaves_the_unit_as_it_was(tmp_path: Path, monkeypatch: pyte
     with made.writing(fingerprint=FINGERPRINT, info={}):
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(WriteError, match=r"No space left on device.*Free some disk space"):
-            made.commit(2, rows=[row([5, 2], number=9)], problems=[problem(9)], facts={})
+            made.commit(unit, rows=[row([5, 2], number=9)], problems=[problem(9)], facts={})
         monkeypatch.undo()
     # The record is there once it is renamed, whether or not its folder could be synced after that.
-    assert [r.response_id for r in made.rows()] == ["r0", "r1", "r2", "r3", *(["r9"] if call == 6 else [])]
+    after = ["r9", "r2", "r3"] if unit == 0 else ["r0", "r1", "r2", "r3", "r9"]
+    assert [r.response_id for r in made.rows()] == (after if call == 6 else ["r0", "r1", "r2", "r3"])
     with made.writing(fingerprint=FINGERPRINT, info={}):
-        made.commit(2, rows=[row([5, 2], number=9)], problems=[problem(9)], facts={})
-    assert [r.response_id for r in made.rows()] == ["r0", "r1", "r2", "r3", "r9"]
+        made.commit(unit, rows=[row([5, 2], number=9)], problems=[problem(9)], facts={})
+    assert [r.response_id for r in made.rows()] == after
 
 
 def test_a_read_only_folder_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

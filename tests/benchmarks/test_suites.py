@@ -15,7 +15,8 @@ from scipy import stats
 from cft.benchmarks.sweep import is_benchmark_override
 from cft.evaluation.lm_eval_results import Measured, lm_eval_results
 from cft.evaluation.suites import macro_average, suite_table, write_summary
-from cft.report.compare import collect, compare
+from cft.report.compare import compare
+from cft.report.read import collect
 from tests.entry import Ended, run
 
 
@@ -142,8 +143,8 @@ def test_each_benchmark_has_results_of_its_own_and_the_whole_their_average(suite
         assert pq.read_table(folder / name / "samples.parquet").num_rows == 3 * 3
         assert part["identity"] == whole["identity"]
         assert not any(is_benchmark_override(key) for key in part["arm"])
-    assert "cft.verifiers.Math" in parts["college_math"]["evaluation"]["verifier"]
-    assert "cft.verifiers.Numeric" in parts["arithmetic"]["evaluation"]["verifier"]
+    assert json.loads(parts["college_math"]["evaluation"]["verifier"])["name"] == "math"
+    assert json.loads(parts["arithmetic"]["evaluation"]["verifier"])["name"] == "numeric"
     assert "macro average" in first.text
     (harness,) = (json.loads(path.read_text()) for path in sorted((folder / "lm_eval").glob("results_*.json"))[:1])
     assert harness["results"]["college_math"]["exact_match,none"] == accuracies[1]

@@ -98,6 +98,7 @@ TYPICAL: list[tuple[str, str, list[str], str, str]] = [
     ("null for a group", "train", ["logger=null"], "logger=null", "~logger leaves the group out"),
     ("a character that needs quotes", "train", ["data.dir=ü"], "data.dir", "needs quotes"),
     ("problems where an annotation is", "train", ["data=arithmetic"], "data._target_", "data=annotated"),
+    ("a reference that is not chosen", "train", ["weighting=excess_loss"], "reference", "compares the policy's log-probs"),
     ("a value where keys are", "train", ["schedule=cosine"], "schedule", "expected the keys shape, warmup_fraction"),
 ]  # fmt: skip
 

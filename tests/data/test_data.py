@@ -108,7 +108,13 @@ def annotation(folder: Path, *, rows: list[AnnotatedResponse]) -> None:
 
 
 def module(
-    tmp_path: Path, *, mask: Mask | None = None, columns: dict[str, Column] | None = None, seed: int = 0, **options: Any
+    tmp_path: Path,
+    *,
+    mask: Mask | None = None,
+    columns: dict[str, Column] | None = None,
+    seed: int = 0,
+    exclude: frozenset[str] = frozenset(),
+    **options: Any,
 ) -> AnnotatedDataModule:
     settings: dict[str, Any] = {
         "annotation": "mine",
@@ -121,9 +127,7 @@ def module(
         "shuffle_responses": False,
         **options,
     }
-    return AnnotatedDataModule(
-        mask or All(), Critical(), columns or {}, str(tmp_path), "t", seed, frozenset(), **settings
-    )
+    return AnnotatedDataModule(mask or All(), Critical(), columns or {}, str(tmp_path), "t", seed, exclude, **settings)
 
 
 @pytest.fixture
@@ -131,6 +135,17 @@ def mine(tmp_path: Path) -> list[AnnotatedResponse]:
     rows = [row([50 + n, 9, 2], prompt_ids=[n, 1], number=n) for n in range(30)]
     annotation(tmp_path / "mine", rows=rows)
     return rows
+
+
+def test_problems_of_the_benchmark_are_dropped_however_they_are_spelt(
+    tmp_path: Path, mine: list[AnnotatedResponse]
+) -> None:
+    problems = [dataclasses.replace(one, problem=f"  Question\n{n} ") for n, one in enumerate(mine)]
+    annotation(tmp_path / "spelt", rows=problems)
+    data = module(tmp_path, annotation="spelt", exclude=frozenset({"question 3", "question 7"}))
+    kept = {one.row_id for one in (*data.train_rows, *data.validation_rows)}
+    assert kept == {f"r{n}" for n in range(30)} - {"r3", "r7"}
+    assert data.facts()["rows_dropped_as_benchmark_problems"] == 2
 
 
 def test_shuffled_training_pairs_rows_within_their_split(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:

@@ -78,6 +78,15 @@ def test_near_ties_are_settled_by_the_reference() -> None:
     assert not any(c.num_ties_rescored for c in none.values())
 
 
+def test_what_the_reference_settles_is_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, forks = random_llama(), random_forks(10)
+    monkeypatch.setattr(ReferenceEngine, "settle", lambda self, ids, *, sampling, uniform: 7)
+    for kind in (ReferenceEngine, SharedPrefixEngine):
+        found = [c for _, c in kind(model, EOS, tie_margin=1e9).run(ListSource(forks), budget=BUDGET) if c.num_decoded]
+        assert len(found) > 5
+        assert all(set(c.ids[-c.num_ties_rescored :]) == {7} for c in found if c.num_ties_rescored)
+
+
 def test_what_settles_a_near_tie_is_the_same_in_both_engines() -> None:
     """Where every token is settled, ids are those of passes over the ids alone: plain ones too, by their logits."""
     model, forks = random_llama(), random_forks(30)

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from cft.annotation.kinds import kind_of, token_texts
-from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.masks.base import Critical
-from cft.report.explorer import OUTCOMES, explorer_json, packed, thousandths
+from cft.report.explorer import OUTCOME_WORDS, OUTCOMES, explorer_json, packed, thousandths
 from cft.report.text import printable
-from cft.report.transcript import END, OUTCOME_WORDS, levels
-from cft.types import Outcome
+from cft.report.tokens import END, levels
+from cft.types import AnnotatedResponse, Outcome
 from tests.fakes import row
 
 HOSTILE = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)>\u2028\ud800\x00"
@@ -89,8 +88,8 @@ def test_model_text_cannot_end_the_element_or_break_the_json() -> None:
     assert data["answers"] == [printable(HOSTILE).replace("\u2028", "⏎")[:39] + "…"]
 
 
-def test_the_shipped_annotation_fits_and_is_the_stored_one() -> None:
-    rows = AnnotationStore(SHIPPED / "tiny_arith").rows()
+def test_the_shipped_annotation_fits_and_is_the_stored_one(shipped_rows: list[AnnotatedResponse]) -> None:
+    rows = shipped_rows
     mask = Critical()
     text = explorer_json(rows, mask=mask, decode=lambda ids: f"t{ids[0]}")
     assert len(text) < 4e6
@@ -113,3 +112,7 @@ def test_a_token_without_text_shows_a_sign() -> None:
 
 def test_no_rows_are_valid_json() -> None:
     assert json.loads(explorer_json([], mask=Critical(), decode=decode))["count"] == []
+
+
+def test_every_outcome_has_a_word() -> None:
+    assert set(OUTCOMES) == set(Outcome)

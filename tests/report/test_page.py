@@ -10,10 +10,11 @@ import pytest
 
 from cft.cli.report import run as main
 from cft.masks.base import Critical
-from cft.report.build import Evidence, build_report
+from cft.report.build import build_report
+from cft.report.tokens import Evidence
 from tests.browser import Browser, executable
 from tests.fakes import row
-from tests.report.test_report import arm, draws, write_run
+from tests.results import arm, draws, write_run
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 OPENS_WITHIN_MS = 3000
@@ -191,9 +192,7 @@ def test_hostile_text_is_shown_as_text(browser: Browser, tmp_path: Path) -> None
     for position in one.alt_answer:
         position[:] = [HOSTILE, HOSTILE]
     evidence = Evidence([one], Critical(), lambda ids: HOSTILE if ids[0] else "<eos>")
-    path = build_report(
-        tmp_path, comparisons=[], evidence=evidence, title=HOSTILE, lead=HOSTILE, facts={HOSTILE: HOSTILE}
-    )
+    path = build_report(tmp_path, comparisons=[], evidence=evidence, title=HOSTILE, lead=HOSTILE)
     browser.open(path)
     browser.wait_for("document.querySelectorAll('.response').length")
     assert browser.evaluate("document.querySelector('.response').textContent") == HOSTILE + "<eos>"

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
 
-from cft.annotation.rows import ROW_SCHEMA, table_hash
+from cft.annotation.rows import ROW_SCHEMA
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.files import sha256_file
 from cft.masks.base import Critical
-from cft.report.compare import collect, compare
-from cft.report.evidence import facts_of
+from cft.report.build import facts_of
+from cft.report.compare import compare
+from cft.report.read import collect
 from cft.runs.cards import (
     COLUMNS,
     OUTCOMES,
@@ -34,33 +35,37 @@ from cft.runs.cards import (
 from cft.runs.lineage import annotation_link
 from cft.stages.labels import labels_card
 from cft.types import Outcome
-from tests.report.test_report import arm, write_run
+from tests.results import arm, write_run
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> AnnotationStore:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnnotationStore]:
+    """The shipped annotation, read once."""
     folder = tmp_path_factory.mktemp("annotations") / "tiny_arith"
     shutil.copytree(SHIPPED / "tiny_arith", folder)
-    return AnnotationStore(folder)
+    found = AnnotationStore(folder)
+    rows = found.rows()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AnnotationStore, "rows", lambda self: rows)
+        yield found
 
 
-def test_a_card_changes_nothing_of_the_annotation_and_is_the_same_again(store: AnnotationStore) -> None:
+@pytest.fixture(scope="module")
+def text(store: AnnotationStore) -> str:
+    """Of its card."""
+    return annotation_card(store)
+
+
+def test_a_card_changes_nothing_of_the_annotation_and_the_shipped_one_is_that_of_today(store: AnnotationStore) -> None:
+    shipped = (store.folder / "README.md").read_bytes()
     (store.folder / "README.md").unlink()
     before = {path: sha256_file(path) for path in store.folder.rglob("*") if path.is_file()}
-    rows = table_hash(store.rows())
     path = write_annotation_card(store)
-    first = path.read_bytes()
-    assert write_annotation_card(store).read_bytes() == first
+    assert path.read_bytes() == shipped
     assert {p: sha256_file(p) for p in store.folder.rglob("*") if p.is_file() and p != path} == before
-    assert table_hash(store.rows()) == rows
 
 
-def test_the_shipped_card_is_the_one_that_is_written_today(store: AnnotationStore) -> None:
-    assert (SHIPPED / "tiny_arith" / "README.md").read_text(encoding="utf-8") == annotation_card(store)
-
-
-def test_the_numbers_on_an_annotation_card_are_those_of_its_rows(store: AnnotationStore) -> None:
-    text = annotation_card(store)
+def test_the_numbers_on_an_annotation_card_are_those_of_its_rows(store: AnnotationStore, text: str) -> None:
     rows, manifest = store.rows(), store.manifest()
     assert manifest["fingerprint_sha256"] in text
     critical = np.concatenate([Critical()(row) for row in rows])
@@ -83,7 +88,6 @@ def test_every_column_and_outcome_is_explained() -> None:
 def test_the_hub_reads_the_card_and_datasets_opens_the_folder_by_it(store: AnnotationStore, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    write_annotation_card(store)
     read = DatasetCard.load(store.folder / "README.md")
     assert read.data.size_categories == ["1K<n<10K"]
     for kind in ("rows", "problems"):
@@ -109,8 +113,8 @@ def test_a_block_of_code_ends_where_it_is_meant_to() -> None:
 def test_headers_are_data_whatever_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_TOKEN", "planted0123456789")
     header = {"pretty_name": "a: b\n---\nlicense: mit # '\"", "tags": ["x: y"]}
-    text = card(header, ["# T", "", "made with planted0123456789 at https://me:hunter22@host"])
-    assert yaml.safe_load(text.split("\n---\n\n# T")[0].removeprefix("---\n")) == header
+    text = card(DatasetCardData(**header), ["# T", "", "made with planted0123456789 at https://me:hunter22@host"])
+    assert DatasetCard(text).data.to_dict() == header
     assert "planted" not in text
     assert "hunter22" not in text
     assert "\n\n\n" not in text
@@ -126,6 +130,10 @@ def test_sizes_are_the_hubs(rows: int, expected: str) -> None:
 
 def results(**changes: Any) -> dict[str, Any]:
     return {
+        "schema": 1,
+        "stage": "train",
+        "run": "a",
+        "per_problem": {"id": [], "correct": []},
         "arm": {"model": "qwen", "mask": "critical", "weighting": "uniform"},
         "settings": {
             "model.path": "Qwen/Qwen2.5-0.5B",
@@ -216,7 +224,7 @@ def test_a_model_card_says_each_part_of_the_method_once_and_no_part_that_there_i
 
 
 def test_every_card_and_the_page_tell_an_annotations_two_digests_apart_by_one_name_each(
-    store: AnnotationStore, tmp_path: Path
+    store: AnnotationStore, text: str, tmp_path: Path
 ) -> None:
     """Conditions: what it was made under, which stays while it grows. Contents: the rows that it holds."""
     manifest, link = store.manifest(), annotation_link(store.folder)
@@ -228,11 +236,11 @@ def test_every_card_and_the_page_tell_an_annotations_two_digests_apart_by_one_na
     split = {"rows": 1, "tokens": 1, "labels": 1, "weighted": False, "file": "data/x.parquet"}
     request = {"mask": {}, "seed": 0}
     exported = {"splits": {"train": split}, "facts": {"eligible_fraction": 0.5}, "mask": "all", "tokenizer": "t"}
-    texts = [annotation_card(store), trained, labels_card({**exported, "request": request, "lineage": line}, manifest)]
-    for text in texts:
-        assert re.findall(r"^\| (?:annotation's )?conditions, SHA-256 \| (\w+) \|$", text, re.M) == [conditions]
-        assert re.findall(r"^\| (?:annotation's )?contents, SHA-256 \| (\w+) \|$", text, re.M) == [contents]
-        assert "fingerprint" not in text.split("## Contents")[0].split("## Results")[0].lower()
+    texts = [text, trained, labels_card({**exported, "request": request, "lineage": line}, manifest)]
+    for one in texts:
+        assert re.findall(r"^\| (?:annotation's )?conditions, SHA-256 \| (\w+) \|$", one, re.M) == [conditions]
+        assert re.findall(r"^\| (?:annotation's )?contents, SHA-256 \| (\w+) \|$", one, re.M) == [contents]
+        assert "fingerprint" not in one.split("## Contents")[0].split("## Results")[0].lower()
     evaluated = {"inputs": [{"kind": "checkpoint", "fingerprint": "c" * 64, "came_from": line}]}
     for name, entry in (("trained", line), ("evaluated", evaluated)):
         write_run(tmp_path / name, "a", arm("critical"), seed=0, correct=[1, 0], data=data, lineage=entry)
@@ -245,7 +253,8 @@ def test_tokens_that_were_decoded_ahead_of_need_are_apart(
     store: AnnotationStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They depend on how far the engine was ahead, so that the same command gives other numbers of them."""
-    manifest = store.manifest()
+    manifest, rows = store.manifest(), store.rows()[:20]
+    monkeypatch.setattr(AnnotationStore, "rows", lambda self: rows)
     compute = {"solve_tokens": 1_000, "counterfactual_tokens": 20_000, "solve_seconds": 3.0}
     for more, told in (({}, "21,000"), ({"speculative_tokens": 300}, "21,000, and 300 ahead of need")):
         changed = {**manifest, "compute": {**compute, **more}}

@@ -13,19 +13,17 @@ import pytest
 from cft.config.build import ConfigError
 from cft.data.annotated import rows_hash
 from cft.runs.arm import arm_of
+from cft.runs.results import RunResults
 from cft.runs.run import (
     MEASURED_AS,
     TRAINED_BY,
-    ResultsError,
     RunContext,
     identity_of,
     keep_rows,
-    read_results,
     settings_of,
 )
 from cft.stages.evaluate import ARM_KEYS, _identity
-from experiments.learning_rates import best_rate, scores
-from tests.report.test_report import row_of
+from tests.fakes import row
 from tests.stage import composed
 
 
@@ -72,7 +70,7 @@ def test_seed_and_measurement_are_no_part_of_the_identity(overrides: tuple[str, 
 
 @pytest.mark.parametrize("model", ["tiny_arith", "smollm2"])
 def test_an_evaluated_run_stays_the_arm_it_was_trained_as_with_the_facts_of_its_training(model: str) -> None:
-    trained = {
+    kept = {
         "budget": {"epochs": 2, "steps": 10},
         "data": {"fingerprint": "f", "rows_sha256": "r"},
         "train_seconds": 3.0,
@@ -84,17 +82,18 @@ def test_an_evaluated_run_stays_the_arm_it_was_trained_as_with_the_facts_of_its_
     cfg = composed(
         "evaluate", "checkpoint=run", f"model={model}", *(["model.path=x/y"] if model != "tiny_arith" else [])
     )
-    measured = {"metrics": {}, "evaluation": {}, "benchmark": "a", "stage": "train"}  # of the training's own evaluation
-    found = _identity(cfg, context("checkpoint=run", model=model), trained | measured, weights="")
-    assert found == trained
+    measured = {"metrics": {}, "per_problem": {}, "benchmark": "a", "split": "test"}  # of the training's own evaluation
+    trained = RunResults(stage="train", run="run", seed=0, **measured, **kept)
+    found = _identity(cfg, context("checkpoint=run", model=model), trained, weights="")
+    assert found == kept
 
 
 def test_a_plain_folder_is_told_by_its_weights_and_a_model_by_its_name() -> None:
     cfg = composed("evaluate", "checkpoint=runs/3/export")
-    found = _identity(cfg, context("checkpoint=runs/3/export"), {}, weights="0123456789abcdef")
+    found = _identity(cfg, context("checkpoint=runs/3/export"), None, weights="0123456789abcdef")
     assert found["arm"] == {"model": "3/export", "weights": "0123456789ab"}
     cfg = composed("evaluate")
-    base = _identity(cfg, context(), {}, weights="")
+    base = _identity(cfg, context(), None, weights="")
     assert base["arm"] == arm_of(cfg, context(), ARM_KEYS) == {"model": "tiny_arith"}
     assert base["settings"] == settings_of(cfg, MEASURED_AS)
 
@@ -113,49 +112,12 @@ def test_a_run_is_not_continued_on_other_rows(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_rows_sees_tokens_outcomes_and_number() -> None:
-    row = row_of([1, 2], response="ab", spans=[[0, 1], [1, 2]], outcomes=[[0], [1]])
+    one = row([1, 2], response="ab", char_span=[[0, 1], [1, 2]], outcomes=[[0], [1]])
     others = [
         [],
-        [row, row],
-        [replace(row, response_ids=np.array([1, 3], np.int32))],
-        [replace(row, alt_outcome=np.array([[1], [1]], np.int8))],
+        [one, one],
+        [replace(one, response_ids=np.array([1, 3], np.int32))],
+        [replace(one, alt_outcome=np.array([[1], [1]], np.int8))],
     ]
-    assert len({rows_hash(rows) for rows in [[row], *others]}) == 5
-    assert rows_hash([replace(row, response_id="renamed")]) == rows_hash([row])
-
-
-# ---- the search for learning rates
-
-
-def searched(root: Path, i: int, *, metric: str, rate: float, value: float | None, **more: Any) -> None:
-    folder = root / str(i)
-    folder.mkdir()
-    arm = {"mask": "all", "weighting": "uniform", "loss.normalizer": "critical", "optimizer.lr": rate, **more}
-    result = {"stage": "train", "seed": 0, "arm": arm, "best_validation": {"metric": metric, "value": value}}
-    (folder / "results.json").write_text(json.dumps(result))
-
-
-@pytest.mark.parametrize("metric, best", [("val/loss", 0.1), ("val/accuracy", 0.2)])
-def test_the_best_rate_has_the_lowest_loss_or_the_highest_accuracy(tmp_path: Path, metric: str, best: float) -> None:
-    for i, (rate, value) in enumerate([(0.1, 0.3), (0.2, 0.9), (0.4, None)]):
-        searched(tmp_path, i, metric=metric, rate=rate, value=value)
-    found, [(_, rates)], _ = scores([tmp_path])
-    assert best_rate(rates, metric=found) == best
-
-
-def test_rates_are_searched_for_each_whole_arm_and_one_metric(tmp_path: Path) -> None:
-    searched(tmp_path, 0, metric="val/loss", rate=0.1, value=1.0, model="a")
-    searched(tmp_path, 1, metric="val/loss", rate=0.1, value=2.0, model="b")
-    _, arms, _ = scores([tmp_path])
-    assert [(arm["model"], rates) for arm, rates in arms] == [("a", {0.1: [1.0]}), ("b", {0.1: [2.0]})]
-    searched(tmp_path, 2, metric="val/accuracy", rate=0.1, value=0.5, model="b")
-    with pytest.raises(SystemExit, match="val/accuracy and val/loss"):
-        scores([tmp_path])
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
-def test_damaged_results_are_an_error_with_the_files_name(tmp_path: Path, text: str) -> None:
-    (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ResultsError, match=r"results\.json: damaged.*Restore it from a copy"):
-        read_results(tmp_path)
-    assert read_results(tmp_path / "none") == {}
+    assert len({rows_hash(rows) for rows in [[one], *others]}) == 5
+    assert rows_hash([replace(one, response_id="renamed")]) == rows_hash([one])

@@ -9,7 +9,8 @@ import pytest
 
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model
 from cft.runs.lineage import lineage
-from cft.runs.run import RunContext, save_config, write_results
+from cft.runs.results import RunResults
+from cft.runs.run import RunContext, save_config
 from tests.entry import FIT_ONLY, SHORT, Ended, run
 from tests.stage import composed
 
@@ -58,11 +59,13 @@ def test_an_evaluation_is_known_by_its_settings_and_by_the_weights_it_read(tmp_p
 
     done = composed("evaluate", f"checkpoint='{tiny_folder}'", "limit=7")
     save_config(tmp_path / "0", done)
-    results = {"lineage": lineage(evaluated_model(done)), "metrics": {"eval/accuracy": {"value": 0.25}}}
-    write_results(tmp_path / "0", results)
+    where = {"stage": "evaluate", "run": "0", "arm": {}, "seed": 0, "benchmark": "arithmetic", "split": "test"}
+    measured = {"metrics": {"eval/accuracy": {"value": 0.25}}, "per_problem": {}}
+    results = RunResults(**where, **measured, lineage=lineage(evaluated_model(done)))
+    results.write(tmp_path / "0")
     assert asked("limit=7") == 0.25
     assert asked("limit=8") is None
     assert asked("limit=7", multirun=False) is None
-    results["lineage"]["inputs"][0]["fingerprint"] = "of the checkpoint as it was"
-    write_results(tmp_path / "0", results)
+    results.lineage["inputs"][0]["fingerprint"] = "of the checkpoint as it was"
+    results.write(tmp_path / "0")
     assert asked("limit=7") is None

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
-from cft.config.build import ConfigError
+from cft.models.architecture import ModelError
 from cft.models.load import tokenizer_hash
 from cft.scores.methods import AttentionReceived, AttentionToPrompt, ReferenceLogprob, ScoreKind
 from cft.scores.store import (
@@ -350,7 +350,7 @@ def test_a_row_too_long_for_the_model_is_refused(tmp_path: Path, tiny_folder: Pa
     made = AnnotationStore(tmp_path / "mine")
     with made.writing(fingerprint={"tokenizer": tokenizer_hash(make_tokenizer())}, info={"model_name": "m"}):
         made.commit(0, rows=[row([5] * 80)], problems=[], facts={})
-    with pytest.raises(ConfigError, match="response r0 and its prompt have 83 tokens, the model takes 64"):
+    with pytest.raises(ModelError, match="response r0 and its prompt have 83 tokens, the model takes 64"):
         score(
             composed("score", "annotation=mine", f"annotations_dir={tmp_path}", "name=b", f"model.path='{tiny_folder}'")
         )

@@ -268,15 +268,15 @@ def test_a_mistake_in_the_verifier_inside_is_found_by_the_check(override: str, s
 @pytest.mark.parametrize(
     "text",
     [
-        "\\boxed{" * 75_000 + "}" * 75_000,
-        "\\boxed{" * 75_000 + " " + "}" * 75_000,
-        "\\boxed{" * 75_000 + "#### 5" + "}" * 75_000,
-        "\\boxed{ }" * 75_000,
-        "<answer>" * 75_000,
-        "<answer> </answer>" * 75_000,
-        "#### \n" * 75_000,
-        "#### 1. " + " " * 10**6 + "}",
-        "\\boxed{" * 1000 + "#### 1." + " " * 10**6 + "}" * 1000,
+        "\\boxed{" * 15_000 + "}" * 15_000,
+        "\\boxed{" * 15_000 + " " + "}" * 15_000,
+        "\\boxed{" * 15_000 + "#### 5" + "}" * 15_000,
+        "\\boxed{ }" * 15_000,
+        "<answer>" * 15_000,
+        "<answer> </answer>" * 15_000,
+        "#### \n" * 15_000,
+        "#### 1. " + " " * 10**5 * 2 + "}",
+        "\\boxed{" * 500 + "#### 1." + " " * 10**5 * 2 + "}" * 500,
     ],
     ids=lambda text: f"{text[:12]!r}",
 )
@@ -284,4 +284,4 @@ def test_it_takes_time_linear_in_the_text(text: str) -> None:
     started = time.process_time()
     first_answer_end(text)
     explicit_answer(text)
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 1

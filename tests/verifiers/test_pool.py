@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cft.types import Decision, Verdict
 from cft.verifiers import Math, Numeric
-from cft.verifiers.pool import START_UP_S, SUSPICIOUS, VerifierError, VerifierPool
+from cft.verifiers.pool import VerifierError, VerifierPool
 from tests.verifiers.hostile import HOSTILE, UNANSWERED
 from tests.verifiers.verifier_fakes import Introspective, Misbehaving, Unimportable
 
@@ -21,69 +22,70 @@ ROOT = Path(__file__).parent.parent.parent
 NUMERIC = Numeric(fallback_last_number=True)
 
 
+@pytest.fixture(scope="module")
+def misbehaving() -> Iterator[VerifierPool]:
+    """One pool for all faults: each worker that a fault ends is replaced."""
+    with VerifierPool(Misbehaving(), workers=2, timeout_s=0.2) as pool:
+        yield pool
+
+
 def test_verdicts_keep_the_order_and_equal_those_of_a_direct_call() -> None:
-    items = [(f"{i % 7} + {i} = {i + i % 7 + (i % 3 == 0)}", str(i + i % 7)) for i in range(1000)]
+    items = [(f"{i % 7} + {i} = {i + i % 7 + (i % 3 == 0)}", str(i + i % 7)) for i in range(300)]
     with VerifierPool(NUMERIC, workers=2, timeout_s=5.0) as pool:
         assert pool.verify_all(items) == [NUMERIC(*item) for item in items]
         assert pool.verify_all([]) == []
         assert pool.verify_all(items[:1]) == [NUMERIC(*items[0])]
 
 
-@pytest.mark.parametrize("fault", ["hang", "spin", "die", "segfault", "exit", "hoard", "recurse"])
-def test_a_fault_makes_its_own_item_undecided_and_no_other(fault: str) -> None:
-    responses = [str(i) for i in range(12)]
-    responses[3] = responses[8] = fault
-    with VerifierPool(Misbehaving(), workers=2, timeout_s=0.5) as pool:
-        started = time.monotonic()
-        verdicts = pool.verify_all([(response, "") for response in responses])
-        elapsed = time.monotonic() - started
-    undecided = [i for i, verdict in enumerate(verdicts) if verdict.decision is Decision.UNDECIDED]
-    assert undecided == [3, 8]
-    assert all(verdicts[i].reason for i in undecided)
-    # A text that was cut off is not told apart from one that nothing is known of without this.
-    assert [i for i, verdict in enumerate(verdicts) if verdict.failed] == undecided
-    assert [v.extracted for i, v in enumerate(verdicts) if i not in undecided] == [r for r in responses if r != fault]
-    assert elapsed < 20
+def test_a_fault_makes_its_own_item_undecided_and_no_other(misbehaving: VerifierPool) -> None:
+    reasons = {
+        "hang": "no verdict within 2 s by the clock",
+        "spin": "no verdict within 0.2 s of processor time",
+        "die": "signal 9",
+        "segfault": "signal 11",
+        "exit": "exit code 7",
+        "hoard": "MemoryError",
+        "recurse": "RecursionError",
+    }
+    responses = [response for i, fault in enumerate(reasons) for response in (str(i), fault, f"{i} again")]
+    verdicts = misbehaving.verify_all([(response, "") for response in responses])
+    for response, verdict in zip(responses, verdicts, strict=True):
+        # A text that was cut off is not told apart from one that nothing is known of without `failed`.
+        assert verdict.failed is (verdict.decision is Decision.UNDECIDED) is (response in reasons)
+        assert verdict.extracted == ("" if verdict.failed else response)
+        assert reasons.get(response, "fake") in verdict.reason
 
 
-def test_the_reason_of_an_undecided_item_says_what_happened() -> None:
-    with VerifierPool(Misbehaving(), workers=1, timeout_s=0.5) as pool:
-        hang, die, leave, fail = pool.verify_all([("hang", ""), ("die", ""), ("exit", ""), ("recurse", "")])
-    assert "within 0.5 s" in hang.reason
-    assert "signal 9" in die.reason
-    assert "exit code 7" in leave.reason
-    assert "RecursionError" in fail.reason
+def test_the_deadline_is_processor_time(misbehaving: VerifierPool) -> None:
+    """A busy machine changes no verdict: sleeping three deadlines long is no fault."""
+    (verdict,) = misbehaving.verify_all([("nap", "")])
+    assert verdict.decision is Decision.RIGHT
 
 
-def test_a_verifier_that_raises_ends_the_run_with_its_traceback() -> None:
-    with VerifierPool(Misbehaving(), workers=1, timeout_s=5.0) as pool:
-        with pytest.raises(VerifierError, match=r"response 'raise' \(gold answer '7'\)") as error:
-            pool.verify_all([("1", ""), ("raise", "7"), ("2", "")])
-        for part in ("Traceback", "verifier_fakes.py", "RuntimeError: as told", "nothing of these verdicts is kept"):
-            assert part in str(error.value)
-        assert [v.extracted for v in pool.verify_all([("3", "")])] == ["3"]  # not an answer to what was given up
+def test_a_verifier_that_raises_ends_the_run_with_its_traceback(misbehaving: VerifierPool) -> None:
+    with pytest.raises(VerifierError, match=r"response 'raise' \(gold answer '7'\)") as error:
+        misbehaving.verify_all([("1", ""), ("raise", "7"), ("2", "")])
+    for part in ("Traceback", "verifier_fakes.py", "RuntimeError: as told", "nothing of these verdicts is kept"):
+        assert part in str(error.value)
+    assert [v.extracted for v in misbehaving.verify_all([("3", "")])] == ["3"]  # not an answer to what was given up
 
 
-def test_a_verifier_that_never_comes_to_an_end_is_at_fault_itself() -> None:
-    with (
-        VerifierPool(Misbehaving(), workers=2, timeout_s=5.0) as pool,
-        pytest.raises(VerifierError, match="exit code 7"),
-    ):
-        pool.verify_all([("exit", str(i)) for i in range(SUSPICIOUS)])
+def test_a_verifier_that_never_comes_to_an_end_is_at_fault_itself(
+    misbehaving: VerifierPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cft.verifiers.pool.SUSPICIOUS", 3)
+    with pytest.raises(VerifierError, match="exit code 7"):
+        misbehaving.verify_all([("exit", str(i)) for i in range(3)])
 
 
-def test_what_a_verifier_prints_cannot_pass_for_a_verdict() -> None:
-    with VerifierPool(Misbehaving(), workers=1, timeout_s=5.0) as pool:
-        assert [v.extracted for v in pool.verify_all([("print", ""), ("next", "")])] == ["print", "next"]
+def test_what_a_verifier_prints_cannot_pass_for_a_verdict(misbehaving: VerifierPool) -> None:
+    assert [v.extracted for v in misbehaving.verify_all([("print", ""), ("next", "")])] == ["print", "next"]
 
 
-@pytest.mark.parametrize(
-    "text", ["\0", "😀", "\ud800 lone", "\udfff", "a\nb\r\n\u2028c", "\\boxed{\0\ud800}", "x" * 10**6]
-)
-def test_any_text_goes_through(text: str) -> None:
-    with VerifierPool(Misbehaving(), workers=1, timeout_s=10.0) as pool:
-        (verdict,) = pool.verify_all([(text, text)])
-    assert verdict == Verdict(Decision.RIGHT, text, True, "fake")
+def test_any_text_goes_through(misbehaving: VerifierPool) -> None:
+    texts = ["\0", "😀", "\ud800 lone", "\udfff", "a\nb\r\n\u2028c", "\\boxed{\0\ud800}", "x" * 10**6]
+    verdicts = misbehaving.verify_all([(text, text) for text in texts])
+    assert verdicts == [Verdict(Decision.RIGHT, text, True, "fake") for text in texts]
 
 
 def test_workers_import_no_deep_learning_and_not_the_users_main(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,28 +174,29 @@ def test_a_thousand_easy_answers_a_second() -> None:
     ids=["math", "numeric"],
 )
 def test_hostile_answers_neither_hang_nor_count_as_wrong(verifier: Math | Numeric, gold: str) -> None:
+    """The deadline is processor time, so that a busy machine changes no verdict; a slower one may leave undecided what a
+    faster one finds wrong, but nothing becomes right."""
     boxes = [f"So it is \\boxed{{{inside}}}." for inside in HOSTILE.values()]
-    with VerifierPool(verifier, workers=2, timeout_s=3.0) as pool:
-        slowest, verdicts = 0.0, []
-        for box in boxes:
-            started = time.monotonic()
-            verdicts += pool.verify_all([(box, gold)])
-            slowest = max(slowest, time.monotonic() - started)
-            assert all(kib < 1 << 20 for kib in _peak_memory_of_workers(pool))
+    with VerifierPool(verifier, workers=2, timeout_s=1.0) as pool:
+        verdicts = pool.verify_all([(box, gold) for box in boxes])
         as_gold = pool.verify_all([("\\boxed{x+17}", inside) for inside in HOSTILE.values()])
         themselves = pool.verify_all(list(zip(boxes, HOSTILE.values(), strict=True)))
         without_answer = pool.verify_all([(text, gold) for text in UNANSWERED.values()])
         easy = pool.verify_all([(f"\\boxed{{{gold}}}", gold)])
+        assert all(kib < 1 << 20 for kib in _peak_memory_of_workers(pool))
     found = {name: str(v.decision) for name, v in zip(HOSTILE, verdicts, strict=True)}
     # What plain Python can tell apart from a plain number without computing it is not undecided: no digit stands there.
-    known = {name: "wrong" for name in HOSTILE if verifier is NUMERIC and not re.search("[0-9]", HOSTILE[name])}
-    assert found == dict.fromkeys(HOSTILE, "undecided") | known
+    known = {name for name in HOSTILE if verifier is NUMERIC and not re.search("[0-9]", HOSTILE[name])}
+    # This one is read in about a second, and is another value.
+    slow = {"hundred unknowns"} if verifier is not NUMERIC else set()
+    assert {name: decision for name, decision in found.items() if name not in slow} == {
+        name: "wrong" if name in known else "undecided" for name in HOSTILE if name not in slow
+    }
+    assert "right" not in found.values()
     assert "right" not in {str(v.decision) for v in as_gold}
     assert {str(v.decision) for v in themselves} == {"right"}
     assert [str(v.decision) for v in without_answer] == ["wrong"] * len(UNANSWERED)
     assert easy[0].decision is Decision.RIGHT
-    # The deadline, and a second for a new worker's start on a busy machine to be noticed.
-    assert slowest < 3.0 + START_UP_S
 
 
 def _peak_memory_of_workers(pool: VerifierPool) -> list[int]:

@@ -18,7 +18,7 @@ def verdict(extracted: str) -> Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misbehaving:
-    """Does what the response says: hang, spin, die, segfault, exit, hoard, raise, recurse, print; else echoes the response."""
+    """Does what the response says: hang, nap, spin, die, segfault, exit, hoard, raise, recurse, print; else echoes it."""
 
     name: ClassVar[str] = "misbehaving"
     version: ClassVar[str] = "1"
@@ -28,6 +28,8 @@ class Misbehaving:
         match response:
             case "hang":
                 time.sleep(3600)
+            case "nap":
+                time.sleep(0.6)
             case "spin":
                 while True:
                     pass

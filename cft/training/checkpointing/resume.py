@@ -24,7 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from cft.config.build import ConfigError, config_hash, redacted
 from cft.console import console
 from cft.files import writing_errors
-from cft.runs.run import ADAPTER, CONFIG, DATA, EXPORT, RESULTS, RunContext, flat, keep_rows, read_results, save_config
+from cft.runs.results import RESULTS, RunResults
+from cft.runs.run import ADAPTER, CONFIG, DATA, EXPORT, RunContext, flat, keep_rows, save_config
 from cft.training.checkpointing.checkpoints import CHECKPOINTS, newest_checkpoint, newest_sound_checkpoint, set_aside
 from cft.training.checkpointing.position import Position
 
@@ -179,9 +180,9 @@ def _asked(cfg: DictConfig) -> tuple[int, int]:
 
 def _finished_at(folder: Path) -> tuple[int, int] | None:
     """What was asked for of the training that the results are of, None where there are none."""
-    if not (results := read_results(folder)):
+    if (results := RunResults.find(folder)) is None:
         return None
-    settings = results["settings"]
+    settings = results.settings
     return settings["trainer.max_epochs"], settings.get("trainer.max_steps", -1)
 
 
@@ -193,7 +194,7 @@ def _set_results_aside(folder: Path) -> None:
             for name in (EXPORT, ADAPTER):
                 shutil.rmtree(folder / name, ignore_errors=True)
             return
-        steps = read_results(folder)["budget"]["steps"]
+        steps = (RunResults.read(path).budget or {})["steps"]
         for name in (
             EXPORT,
             ADAPTER,
@@ -209,8 +210,7 @@ def _set_results_aside(folder: Path) -> None:
 
 def finished_accuracy(folder: Path) -> float:
     """What a finished run's training returned."""
-    metrics = read_results(folder)["metrics"]
-    return float(metrics.get("eval/accuracy", {}).get("value", "nan"))
+    return RunResults.read(folder / RESULTS).accuracy
 
 
 def _require_same_config(folder: Path, cfg: DictConfig) -> None:

@@ -1,0 +1,234 @@
+"""Tokens of the annotation behind the runs: which are critical, by kind, place, entropy and probability, and in color.
+
+    critical       the mask picks it: every alternative that it counts ended wrong or was cut off
+    wavering       the first alternative did, another ended right or is undecided
+    plain          the first alternative ended right, or nothing is known
+
+`cft/report/explorer.py` gives them to the page, with each token's alternatives; `terminal` shows them in a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tokenizers
+from numpy.typing import NDArray
+from rich.text import Text
+
+from cft.annotation.kinds import KINDS, kind_of, token_texts
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
+from cft.errors import UserError
+from cft.masks.base import Critical, MaskError
+from cft.models.smollm2 import DISTRIBUTION, converted_folder
+from cft.report.arms import Comparison
+from cft.report.read import ReportError
+from cft.report.text import printable
+from cft.types import AnnotatedResponse, Outcome
+
+Decode = Callable[[Sequence[int]], str]  # ids -> text, special tokens shown
+Mask = Callable[[AnnotatedResponse], NDArray[np.float32]]  # > 0 is critical
+
+USUAL_ALTERNATIVES = 2
+END = "⏹"
+LEVELS = {
+    "critical": "every alternative that the mask counts ends wrong or is cut off",
+    "wavering": "the first one does, not every one",
+}
+_TERMINAL_STYLES = {"critical": "bold white on red3", "wavering": "black on light_goldenrod2", "plain": ""}
+POSITION_BINS = 10
+# Nats; the entropy of a token that is all but certain is far below 0.01.
+ENTROPY_EDGES = (0.0, 0.001, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0, 1.5, np.inf)
+PROBABILITY_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 0.999, 1.0)
+
+
+# ---- which tokens are critical
+
+
+def profile(rows: Sequence[AnnotatedResponse], *, mask: Mask) -> tuple[pd.DataFrame, dict[str, float]]:
+    """(critical_tokens.csv, Spearman's rank correlation of being critical with entropy and with probability).
+
+    A row a bin: by (kind, position, entropy or probability), bin, tokens, critical, share. Each token is counted once in
+    each view. The correlation is NaN where all tokens are alike.
+    """
+    critical = pd.Series(np.concatenate([mask(row) > 0 for row in rows]))
+    entropy = np.concatenate([row.entropy for row in rows]).astype(float)
+    probability = np.exp(np.minimum(np.concatenate([row.logprob for row in rows]).astype(float), 0.0))
+    tenths = [f"{at / POSITION_BINS:.0%}-{(at + 1) / POSITION_BINS:.0%}" for at in range(POSITION_BINS)]
+    kinds = [kind_of(text) for row in rows for text in token_texts(row)]
+    views = {
+        "kind": pd.Categorical(kinds, KINDS),
+        "position": pd.Categorical.from_codes(np.concatenate([_tenths(len(r.response_ids)) for r in rows]), tenths),
+        "entropy": _binned(entropy, ENTROPY_EDGES),
+        "probability": _binned(probability, PROBABILITY_EDGES),
+    }
+    found = []
+    for by, bins in views.items():
+        counts = critical.groupby(bins, observed=False).agg(tokens="count", critical="sum").rename_axis("bin")
+        found.append(counts.reset_index().astype({"bin": str}).assign(by=by))
+    bins = pd.concat(found, ignore_index=True)[["by", "bin", "tokens", "critical"]]
+    values = {"entropy": entropy, "probability": probability}
+    correlations = {name: spearman(pd.Series(value), critical) for name, value in values.items()}
+    return bins.assign(share=bins["critical"] / bins["tokens"]), correlations
+
+
+def spearman(a: pd.Series, b: pd.Series) -> float:
+    """Rank correlation, equal values sharing their mean rank; NaN where a side has one value only."""
+    return float(a.rank().corr(b.rank())) if a.nunique() > 1 and b.nunique() > 1 else float("nan")
+
+
+def _tenths(tokens: int) -> NDArray[np.int_]:
+    """Of each token of a response of so many: token t of n lies in tenth floor(10 t / n). In whole numbers, since the
+    edge 0.6 of a float is not 6 / 10; the page's filter by place counts the same way."""
+    return POSITION_BINS * np.arange(tokens) // max(tokens, 1)
+
+
+def _binned(values: NDArray[np.float64], edges: Sequence[float]) -> pd.Categorical:
+    """Bin of each value, lower edge included; the last bin holds its upper edge too."""
+    places = np.clip(np.searchsorted(np.asarray(edges), values, side="right") - 1, 0, len(edges) - 2)
+    names = [f"{low:g}-{high:g}" if np.isfinite(high) else f"over {low:g}" for low, high in pairwise(edges)]
+    return pd.Categorical.from_codes(places, names)
+
+
+# ---- in color
+
+
+def levels(row: AnnotatedResponse, mask: NDArray[np.float32]) -> list[str]:
+    """Of each token: critical, wavering or plain. Raises ValueError if the mask does not belong to the row."""
+    if len(mask) != len(row.response_ids):
+        raise ValueError(f"response {row.response_id}: mask of {len(mask)} for {len(row.response_ids)} tokens")
+    if not row.alt_outcome.shape[1]:
+        return ["critical" if weight > 0 else "plain" for weight in mask]
+    first_fails = np.isin(row.alt_outcome[:, 0], [Outcome.WRONG, Outcome.CUT_OFF])
+    return [
+        "critical" if weight > 0 else "wavering" if fails else "plain"
+        for weight, fails in zip(mask, first_fails, strict=True)
+    ]
+
+
+def visible(text: str) -> str:
+    """A line break shows its sign, so that one can see its color, and still breaks the line."""
+    return printable(text).replace("\n", "⏎\n")
+
+
+def terminal(row: AnnotatedResponse, mask: NDArray[np.float32]) -> Text:
+    """The response with critical tokens on red and wavering ones on yellow; print it with a rich console."""
+    shown = Text()
+    for text, level in zip(token_texts(row), levels(row, mask), strict=True):
+        shown.append(visible(text) or END, style=_TERMINAL_STYLES[level])
+    return shown
+
+
+def legend() -> Text:
+    shown = Text()
+    for level, meaning in LEVELS.items():
+        shown.append(f" {level} ", style=_TERMINAL_STYLES[level])
+        shown.append(f" {meaning}   ")
+    return shown
+
+
+# ---- the annotation behind the runs
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """An annotation as a report shows it.
+
+    Args:
+        rows: Of the annotation.
+        mask: Which of their tokens are critical.
+        decode: Of its tokenizer.
+        manifest: What it cost.
+        most: Number of responses that the token explorer holds.
+    """
+
+    rows: Sequence[AnnotatedResponse]
+    mask: Mask
+    decode: Decode
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    most: int = 2000
+
+
+def token_evidence(
+    comparisons: Sequence[Comparison],
+    *,
+    annotation: str,
+    annotations_dir: str,
+    tokenizer: Path | None,
+    num_alternatives: int | None,
+    responses: int,
+) -> Evidence | None:
+    """What the token explorer shows: of the annotation that is asked for, else of the one that the runs say they were
+    trained on, if it is here.
+
+    Args:
+        comparisons: Of the runs.
+        annotation: Name or folder, "" to go by the runs.
+        annotations_dir: Where names are looked for.
+        tokenizer: Folder of tokenizer.json, None to look beside the annotating model and the exports.
+        num_alternatives: K of the critical mask that colors, None for two or what the rows hold.
+        responses: How many the explorer holds at most.
+
+    Raises:
+        ReportError, StoreError, MaskError: What was asked for cannot be shown.
+    """
+    trained_on = [run.results.data or {} for comparison in comparisons for run in comparison.runs]
+    name = annotation or next((data["annotation"] for data in trained_on if data.get("annotation")), "")
+    if not name:
+        return None
+    try:
+        store = AnnotationStore(find_annotation(name, annotations_dir=annotations_dir))
+        manifest = store.manifest()
+        if not annotation and manifest["fingerprint_sha256"] not in {data.get("fingerprint") for data in trained_on}:
+            raise ReportError(f"{store.folder} is not the annotation of that name that the runs were trained on")
+        decode = _decoder(tokenizer, manifest, comparisons)
+        rows: list[AnnotatedResponse] = store.rows()
+        mask = _mask(rows, alternatives=num_alternatives)
+    except (ReportError, StoreError, MaskError) as error:
+        if annotation:
+            raise
+        print(printable(f"No token explorer: {error}"), file=sys.stderr)
+        return None
+    return Evidence(rows, mask, decode, manifest, responses)
+
+
+def _mask(rows: Sequence[AnnotatedResponse], *, alternatives: int | None) -> Critical:
+    """The one that colors: of so many alternatives, else of two, or of one where the rows hold no more. Raises MaskError
+    for rows that it cannot speak of."""
+    held = min((row.alt_outcome.shape[1] for row in rows), default=USUAL_ALTERNATIVES)
+    mask = Critical(num_alternatives=min(USUAL_ALTERNATIVES, max(held, 1)) if alternatives is None else alternatives)
+    for row in rows:
+        mask(row)
+    return mask
+
+
+def _decoder(folder: Path | None, manifest: Mapping[str, Any], comparisons: Sequence[Comparison]) -> Decode:
+    """From a named folder, else the model that annotated, else the first run that exported its model: all of them share
+    the tokenizer."""
+    exports = [run.folder / "export" for comparison in comparisons for run in comparison.runs]
+    path = str((((manifest.get("config") or {}).get("model")) or {}).get("path") or "")
+    candidates = [folder] if folder else [_folder_of(path), *exports]
+    found = next((f / "tokenizer.json" for f in candidates if (f / "tokenizer.json").is_file()), None)
+    if found is None:
+        raise ReportError("no tokenizer.json beside the runs' exports; give its folder with --tokenizer <model folder>")
+    tokenizer = tokenizers.Tokenizer.from_file(str(found))
+    return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+def _folder_of(path: str) -> Path:
+    """Of the model that annotated, if it is on this machine; a model of the hub is not looked for."""
+    package, _, name = path.partition(":")
+    if package != "package":
+        return Path(path or "nowhere")
+    if name != DISTRIBUTION:
+        return SHIPPED.parent / name
+    try:
+        return converted_folder()
+    except UserError as error:
+        raise ReportError(str(error)) from error
