@@ -238,7 +238,7 @@ class StepCounts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Rows padded on the right. Every column stands at the token it speaks of; the shift happens in `cft/losses/eligible.py`.
+    """Rows padded on the right. Each column is aligned with the token it describes; the shift is in `cft/losses/eligible.py`.
 
     input_ids_BT: int64. lengths_B: int64, real tokens of a row.
     weight_BT: float32, static weight of the token's loss, 0 on prompt and padding.

@@ -314,7 +314,7 @@ def stored_evidence(row: AnnotatedResponse, *, alt_ids_RK: NDArray[np.int32]) ->
     if not np.array_equal(row.alt_ids, alt_ids_RK[:, :stored_k]):
         raise BadValue(
             f"response {row.response_id}: the model ranks other alternatives than the stored ones; the annotation was "
-            "made with other weights, precision or tokenizer. Annotate anew under another name."
+            "made with other weights, precision or tokenizer. Annotate again under another name."
         )
     extra = k - stored_k
     return Evidence(

@@ -63,15 +63,25 @@ ALL_CRITICAL = 0.95  # of response tokens
 class AnnotatedDataModule(pl.LightningDataModule):
     """Rows of one annotation under a mask.
 
-    mask: picks the tokens with loss. group_mask: splits the metrics into critical and other tokens. columns: further
-    scores of every token, by the name under which the objective asks for them (`cft/data/columns.py`).
-    tokenizer_sha256: the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
-    exclude: normalized questions that must not be trained on: the benchmark's validation and test problems.
-    annotation: name or folder. dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
-    micro_batch_assignment: of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
-    max_rows: -1 = all, else the first by order in the store. max_tokens: longer rows are dropped and counted.
-    shuffle_responses: train on each response behind another problem's prompt, drawn by seed and ids
-        (`cft/data/pairing.py`).
+    Args:
+        mask: picks the tokens with loss.
+        group_mask: splits the metrics into critical and other tokens.
+        columns: further scores of every token, by the name under which the objective asks for them (`cft/data/columns.py`).
+        tokenizer_sha256: the model's tokenizer. Another than the annotation's is refused, since ids would mean other text.
+        exclude: normalized questions that must not be trained on: the benchmark's validation and test problems.
+        annotation: name or folder.
+        dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
+        batch_size: rows of a micro-batch, at least 1.
+        micro_batch_assignment: of the rows of an optimizer step, see `cft/data/batches.py`.
+        max_rows: -1 = all, else the first by order in the store.
+        validation_fraction: fraction of the problems that is held out, at least 0 and below 1.
+        max_tokens: prompt and response; longer rows are dropped and counted.
+        shuffle_responses: train on each response behind another problem's prompt, drawn by seed and ids
+            (`cft/data/pairing.py`).
+
+    Raises:
+        StoreError: no such annotation, another tokenizer, or nothing to train on.
+        MaskError: the annotation lacks the evidence that the mask asks for.
     """
 
     @in_range

@@ -2,7 +2,7 @@
 
 Each builder below is the `_target_` of a file in conf/data and gives `Splits`. A source that has no test set of its
 own is split by a hash of the seed and the problem's id, never by order: a file that grows moves no problem from one
-split to another. Training and validation problems whose question also stands in the test set are dropped and counted.
+split to another. Training and validation problems whose question is also in the test set are dropped and counted.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def reasoning_gym(
         Row(f"{task}[{i}]", {"question": dataset[i]["question"], "answer": dataset[i]["answer"]}) for i in range(size)
     )
     fields_ = Fields(id="", question="question", answer="answer", solution="")
-    # All may be put aside: repeated draws are no one's mistake, and a task that has nothing else fails in `splits_of`.
+    # All may be skipped: repeated draws are no one's error, and a task that has nothing else fails in `splits_of`.
     part = to_problems(rows, source=f"reasoning-gym {task}", fields=fields_, id_prefix=f"{task}-", max_bad_rows=1.0)
     return _from_parts(
         name=name,
@@ -235,7 +235,7 @@ def hub(
 
 
 def place_of(problem_id: str, *, seed: int) -> float:
-    """Where a problem stands between 0 and 1: decides its split and its order."""
+    """Where a problem lies between 0 and 1: decides its split and its order."""
     digest = hashlib.sha256(f"{seed}\x1f{problem_id}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
 

@@ -117,7 +117,7 @@ def ask(chain: Chain, words: dict[str, str], *, rng: random.Random) -> str:
 
 
 def solve(chain: Chain, words: dict[str, str], *, rng: random.Random) -> str:
-    """A worked solution in words; the answer stands on the last line after `####`."""
+    """A worked solution in words; the answer is on the last line after `####`."""
     value = chain.first
     sentences: list[str] = []
     for i, (operator, operand) in enumerate(chain.steps):

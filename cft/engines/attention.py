@@ -236,7 +236,7 @@ def fork_attention(
         raise TypeError("its attention has soft-capped scores or attention sinks")
     if isinstance(forks, Prefill):
         forks.keys.append(LayerKeys(key, value))
-        # Padding on the right is never looked at by what stands before it.
+        # Padding on the right is never looked at by what is before it.
         attended = nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=True
         )

@@ -34,10 +34,13 @@ def never_decided(key: Key, ids: Sequence[int]) -> bool:
 
 
 class ReferenceEngine:
-    """model: a causal language model in eval mode. eos_ids: every token that ends a response. tie_margin: logits, see
-    `tie_margin_for`.
+    """Decodes one fork at a time, one token at a time.
 
-    packed_linears: for near ties, as in the engine that is held against this one.
+    Args:
+        model: a causal language model in eval mode.
+        eos_ids: every token that ends a response.
+        tie_margin: logits; None: see `tie_margin_for`.
+        packed_linears: for near ties, as in the engine that is compared with this one.
     """
 
     @in_range

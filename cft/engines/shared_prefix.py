@@ -75,12 +75,19 @@ class Row:
 
 
 class SharedPrefixEngine:
-    """model: a causal language model in eval mode that takes its attention from `transformers`' registry.
+    """Decodes many forks together; a prefix that forks share is computed and stored once.
 
-    eos_ids: every token that ends a response. max_rows: forks decoded together. kv_budget_mb: memory for keys and values,
-    in 10^6 bytes, None: see `memory_for_keys`; where it, or the machine's memory, runs out, forks wait (`back_offs` counts
-    over all runs). tie_margin: logits, see `tie_margin_for`.
-    packed_linears: keep a second copy of the linear layers in the CPU kernel's own layout (float32 on a CPU only).
+    Args:
+        model: a causal language model in eval mode that takes its attention from `transformers`' registry.
+        eos_ids: every token that ends a response.
+        max_rows: forks decoded together, at least 1.
+        kv_budget_mb: memory for keys and values, in 10^6 bytes; None: see `memory_for_keys`. Where it, or the machine's
+            memory, runs out, rows are preempted (`back_offs` counts over all runs).
+        tie_margin: logits; None: see `tie_margin_for`.
+        packed_linears: keep a second copy of the linear layers in the CPU kernel's own layout (float32 on a CPU only).
+
+    Raises:
+        EngineError: the model's attention cannot be decoded this way, or does not compute what a plain pass computes.
     """
 
     @in_range

@@ -1,4 +1,4 @@
-"""Greedy accuracy of the model as it was before training, for the table that the trained one stands in.
+"""Greedy accuracy of the model as it was before training, for the table that lists the trained one.
 
 It is measured on the same problems under the same settings, once: what it was measured to is kept under CFT_CACHE (default
 ~/.cache/cft), named after the hash of all that decides it.

@@ -65,8 +65,16 @@ class TokenMean:
 
 
 class WorstGroup:
-    """Of each row (1 - s) mean of all tokens + s mean of the group that fares worse: SFT-GO (arXiv 2506.15021; s = 0.9 with
-    a decay). The gradient is that of the group that is worse now. The decay's shape is a reconstruction: linear to 0."""
+    """Of each row (1 - s) mean of all tokens + s mean of the group that fares worse (SFT-GO, arXiv 2506.15021).
+
+    The gradient is that of the group that is worse now.
+
+    Args:
+        share: s over the training, 0 to 1; the paper starts at 0.9. The decay's shape is a reconstruction: linear to 0.
+
+    Raises:
+        BadValue: `share` leaves 0 to 1.
+    """
 
     needs: tuple[str, ...] = ("group",)
     per_sequence: bool = True
@@ -88,8 +96,12 @@ class WorstGroup:
 
 class SoftmaxGroups:
     """Of each row sum_g softmax([L_0, L_1] / temperature)_g L_g: the reasoning-highlighted fine-tuning of SHAD (arXiv
-    2412.14780; 1 / temperature 0.2 to 0.5). detached: whether the two weights are constants to the gradient; not stated in
-    what we read of the paper, true is ours."""
+    2412.14780).
+
+    Args:
+        temperature: nats, above 0; the paper's 1 / temperature is 0.2 to 0.5.
+        detached: whether the two weights are constants to the gradient. Not stated in what we read of the paper; true is ours.
+    """
 
     needs: tuple[str, ...] = ("group",)
     per_sequence: bool = True

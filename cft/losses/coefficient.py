@@ -1,4 +1,4 @@
-"""A coefficient that may change while training goes on."""
+"""A coefficient that may change during training."""
 
 from __future__ import annotations
 

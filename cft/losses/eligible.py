@@ -18,7 +18,7 @@ On = Literal["eligible", "response", "critical", "other"]
 
 @dataclass(frozen=True, slots=True)
 class EligibleTokens:
-    """Flattened [N], by row and then position. row_N, position_N: where the token stands; target_N: its id; weight_N:
+    """Flattened [N], by row and then position. row_N, position_N: where the token is; target_N: its id; weight_N:
     its static weight (0 where only a regularizer looks); token_group_N: 1 critical, 0 other; stored: scores by name, [N]."""
 
     row_N: Tensor

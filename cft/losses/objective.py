@@ -44,8 +44,11 @@ MAIN = "loss"  # the name of the term that is no regularizer
 class Regularizer:
     """A further term: its own tokens, its own count, its own coefficient.
 
-    where: eligible (the mask's tokens) | response | critical | other (by the probe's critical mask). Not "on", which yaml
-    reads as true.
+    Args:
+        where: the tokens it acts on: eligible (the mask's tokens), response, or critical or other (by token group). Not "on",
+            which yaml reads as true.
+        token_loss: what is added for each of them, nats.
+        coefficient: its factor over the training.
     """
 
     def __init__(self, *, where: On, token_loss: TokenLoss, coefficient: Coefficient) -> None:

@@ -26,7 +26,7 @@ def project(
 ) -> Weights:
     """[R] weights of the target's tokens. weight_S: of the source's. Spans: [S, 2] and [R, 2] of the same text, end exclusive.
 
-    ends: both responses end with an end token, which stands for the other's.
+    ends: both responses end with an end token, which is matched with the other's.
     """
     if not len(weight_S) or not len(target_span):
         return np.zeros(len(target_span), dtype=np.float32)

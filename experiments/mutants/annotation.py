@@ -38,7 +38,7 @@ ENGINES = (
     ),
     Mutant(
         "a fork taken out together with its neighbor's keys",
-        "cft.engines.attention:Tails.remove",
+        "cft.engines.attention:KVBlock.remove",
         "self.mask_nT[index] = self.mask_nT[last]",
         "pass",
         f"{_ENGINE}test_joined_tails_are_what_they_were_apart[1]",
@@ -59,14 +59,14 @@ ENGINES = (
     ),
     Mutant(
         "a fork sent back that is forgotten",
-        "cft.engines.scheduler:Scheduler._back_off",
+        "cft.engines.scheduler:Scheduler._preempt",
         "self._wait(only.rows[half:])",
         "self._wait(only.rows[half + 1 :])",
         f"{_ENGINE}test_out_of_memory_halves_the_batch_and_goes_on[cpu]",
     ),
     Mutant(
         "a prefix let go that is still looked at",
-        "cft.engines.scheduler:Scheduler._forget_prefixes",
+        "cft.engines.scheduler:Scheduler._evict_prefixes",
         "key not in used",
         "True",
         f"{_ENGINE}test_memory_beyond_the_budget_makes_forks_wait_and_changes_nothing",
