@@ -67,7 +67,18 @@ def arithmetic(
     min_steps: AtLeastOne = 2,
     max_steps: AtLeastOne = 4,
 ) -> Splits:
-    """Generated word problems (`cft/data/word_problems.py`), with a worked solution each."""
+    """Generated word problems (`cft/data/word_problems.py`), with a worked solution each.
+
+    Args:
+        name: of the source, the beginning of every problem's id.
+        seed: of the numbers and the words.
+        num_train: problems to train on; num_validation and num_test likewise, at least 0.
+        min_steps: operations a problem, at least 1.
+        max_steps: at least `min_steps`.
+
+    Raises:
+        ProblemError: `min_steps` is above `max_steps`.
+    """
     if min_steps > max_steps:
         raise ProblemError(f"min_steps={min_steps}, max_steps={max_steps}: expected min_steps <= max_steps")
     found: dict[str, list[Problem]] = {}
@@ -93,9 +104,18 @@ def gsm8k(
     seed: int,
     max_bad_rows: Fraction = 0.001,
 ) -> Splits:
-    """GSM8K: train.jsonl and test.jsonl of `dir` (or of `dir`/gsm8k), or the hub's where `dir` is "".
+    """GSM8K: the gold answer is what follows the last `####`, without thousands separators; the solution is the whole text.
 
-    The gold answer is what follows the last `####`, without thousands separators; the solution is the whole text.
+    Args:
+        dir: folder with train.jsonl and test.jsonl, or with a folder gsm8k that holds them; "" = the hub.
+        hub_id: data set on the hub, read where `dir` is "".
+        revision: of the data set on the hub.
+        validation_fraction: fraction of the training problems that is held out, 0 to 1.
+        seed: of that choice.
+        max_bad_rows: fraction of the rows that may be skipped, 0 to 1; they are counted and named.
+
+    Raises:
+        ProblemError: no such file or data set, or more bad rows than that.
     """
     sources = {}
     for part in ("train", "test"):
@@ -127,10 +147,17 @@ def reasoning_gym(
     validation_fraction: Fraction,
     test_fraction: Fraction,
 ) -> Splits:
-    """A procedural task of reasoning-gym by name; `config` holds the task's own settings.
+    """A procedural task of reasoning-gym.
 
     Answers are judged by the run's verifier, not by the task's scorer: take tasks with one right answer. Entries drawn
     twice and entries without an answer are dropped and counted.
+
+    Args:
+        task: its name in reasoning-gym.
+        size: entries to draw, at least 1.
+        seed: of the draw.
+        config: the task's own settings.
+        validation_fraction: fraction of the problems, 0 to 1; test_fraction likewise.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ProblemError(
@@ -181,7 +208,19 @@ def jsonl(
     test_fraction: Fraction,
     seed: int,
 ) -> Splits:
-    """Any file of one JSON object a line. `*_field`: see `problem_rows.Fields`. test_path "": a share of `path`."""
+    """Any file of one JSON object a line.
+
+    Args:
+        path: the file.
+        test_path: a file of test problems; "" = `test_fraction` of `path`.
+        id_field: name or template of a field; so are the other `*_field`, see `problem_rows.Fields`.
+        max_bad_rows: fraction of a file's rows that may be skipped, 0 to 1; they are counted and named.
+        validation_fraction: fraction of the problems, 0 to 1; test_fraction likewise.
+        seed: of the split.
+
+    Raises:
+        ProblemError: no such file, or more bad rows than that.
+    """
     fields_ = Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field)
     parts = {}
     for part, file in (("train", path), ("test", test_path)):

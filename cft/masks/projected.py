@@ -38,13 +38,20 @@ def project(
 
 
 class Projected(RowMask):
-    """The mask `inner` of another annotation of the same responses, carried over by characters (CFT, arXiv 2510.10974,
-    masks of another model family).
+    """A mask of another annotation of the same responses, carried over by characters (CFT, arXiv 2510.10974, masks of
+    another model family).
 
-    from_annotation: a name or folder; make one with the other model by cft annotate responses=given. Its rows are matched by
-    problem id and exact response text. A row without a partner has no eligible token, in the mask's complement neither; they
-    are counted.
-    inner: reads the other annotation's evidence and stored scores.
+    Rows are matched by problem id and exact response text. A row without a partner has no eligible token, in the mask's
+    complement neither; such rows are counted.
+
+    Args:
+        from_annotation: name or folder; make one with the other model by cft annotate responses=given.
+        annotations_dir: where named annotations are.
+        inner: the mask, which reads the other annotation's evidence and stored scores.
+
+    Raises:
+        StoreError: no such annotation.
+        MaskError: none of its responses is trained on (in `fit`).
     """
 
     def __init__(self, *, from_annotation: str, annotations_dir: str, inner: Mask) -> None:
