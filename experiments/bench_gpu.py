@@ -80,9 +80,12 @@ def all_sections(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     ends = began + 60 * arguments.minutes
     status: dict[str, dict[str, Any]] = {}
-    for name in arguments.sections.split(","):
+    names = arguments.sections.split(",")
+    for i, name in enumerate(names):
         own = 60 * SECTIONS[name][1] * (10 if arguments.tiny else 1)  # trying the code may take a busy machine long
-        limit = min(own, ends - time.monotonic() - END_S)
+        # Those to come keep their share of what is left, so that one that hangs does not take it.
+        share = SECTIONS[name][1] / sum(SECTIONS[other][1] for other in names[i:])
+        limit = min(own, share * (ends - time.monotonic() - END_S))
         if limit < 15:
             status[name] = {"status": "left out: no time", "seconds": 0.0}
             continue
