@@ -90,7 +90,7 @@ class Verifier(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Trunk:
+class TokenSequence:
     """A token sequence that forks start from: prompt and, where there is one, a response. ids: [L] int32."""
 
     ids: NDArray[np.int32]
@@ -115,16 +115,18 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Continue `trunk.ids[:cut]`, after the token `first` where one is given (cut counts from the start of the prompt).
+    """Continue `sequence.ids[:prefix_len]`, after `first_token` where one is given.
 
-    Solving: cut = prompt_len, first None. Counterfactual at response position t: cut = prompt_len + t, first = the
-    alternative. `key` names the fork in the results and is unique within a run. max_new_tokens: its own limit, counted as
-    the budget's; None = the budget's alone, and the lower one holds.
+    prefix_len counts from the start of the prompt. Solving: prefix_len = prompt_len, first_token None. Counterfactual at
+    response position t: prefix_len = prompt_len + t, first_token = the alternative.
+
+    key: names the fork in the results, unique within a run. max_new_tokens: its own limit, counted as the budget's; None =
+    the budget's alone, and the lower one holds.
     """
 
-    trunk: Trunk
-    cut: int
-    first: int | None
+    sequence: TokenSequence
+    prefix_len: int
+    first_token: int | None
     sampling: Sampling
     key: Key
     max_new_tokens: int | None = None
@@ -137,23 +139,23 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole response after a fork: kept part, `first`, continuation. ids: [R] int32, EOS included if it ended so.
+    """A whole response after a fork: kept part, `first_token`, continuation. ids: [R] int32, EOS included if it ended so.
 
     finish: "stop" = ended by an EOS token, "length" = met the limit, "decided" = the source had seen enough, "memory" =
     even alone it did not fit.
-    num_decoded: tokens the model chose after `first`.
-    settled_by_reference: choices among them that were near ties, so that the reference engine made them.
+    num_decoded: tokens the model chose after `first_token`.
+    num_ties_rescored: near ties among them, which the reference engine decided.
     """
 
     ids: NDArray[np.int32]
     finish: Finish
     num_decoded: int
-    settled_by_reference: int = 0
+    num_ties_rescored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TopTokens:
-    """Teacher-forced statistics of every response position of one trunk (float32, nats).
+    """Teacher-forced statistics of every response position of one sequence (float32, nats).
 
     logprob_R: of the response's own token. entropy_R: of the next-token distribution.
     top_ids_RK, top_logprob_RK: the k most probable tokens, by falling logit, equal logits by rising id.
@@ -180,7 +182,7 @@ class ForkSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """max_new_tokens: limit of a whole response, counted from the end of the prompt, kept part and `first` included."""
+    """max_new_tokens: limit of a whole response, counted from the end of the prompt, kept part and `first_token` included."""
 
     max_new_tokens: int
 
@@ -190,7 +192,7 @@ class Engine(Protocol):
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]: ...
 
-    def score(self, trunk: Trunk, *, k: int) -> TopTokens: ...
+    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,7 @@ class AnnotatedResponse:
 class StepCounts(NamedTuple):
     """What the whole optimizer step holds, over all its micro-batches and ranks: what its sums are divided by.
 
-    eligible: tokens with static weight > 0. response: response tokens. critical, other: response tokens by probe group.
+    eligible: tokens with static weight > 0. response: response tokens. critical, other: response tokens by token group.
     sequence: rows with an eligible token. The sampler knows them before anything is computed, since masks are static.
     """
 
@@ -236,11 +238,11 @@ class StepCounts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Rows padded on the right. Every column stands at the token it speaks of; the shift happens in `cft/losses/eligible.py`.
+    """Rows padded on the right. Each column is aligned with the token it describes; the shift is in `cft/losses/eligible.py`.
 
     input_ids_BT: int64. lengths_B: int64, real tokens of a row.
     weight_BT: float32, static weight of the token's loss, 0 on prompt and padding.
-    probe_BT: int8, 1 critical, 0 other response token, -1 prompt or padding.
+    token_group_BT: int8, 1 critical, 0 other response token, -1 prompt or padding.
     row_ids: response ids, for messages.
     scores: float32 [B, T] each, by name: stored scores that a method declared to need; 0 outside the response.
     step_counts: of the optimizer step that the batch belongs to.
@@ -249,7 +251,7 @@ class TokenBatch:
     input_ids_BT: torch.Tensor
     lengths_B: torch.Tensor
     weight_BT: torch.Tensor
-    probe_BT: torch.Tensor
+    token_group_BT: torch.Tensor
     row_ids: tuple[str, ...]
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     step_counts: StepCounts = field(default_factory=StepCounts)
@@ -264,7 +266,7 @@ class TokenBatch:
             moved(self.input_ids_BT),
             moved(self.lengths_B),
             moved(self.weight_BT),
-            moved(self.probe_BT),
+            moved(self.token_group_BT),
             self.row_ids,
             {name: moved(tensor) for name, tensor in self.scores.items()},
             self.step_counts,

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from cft.annotation.counterfactual import Evidence, ListSource, fresh_evidence, run_counterfactuals
 from cft.engines.reference import response_of
 from cft.engines.shared_prefix import SharedPrefixEngine
-from cft.types import GREEDY, Budget, Completion, Fork, Outcome, Trunk
+from cft.types import GREEDY, Budget, Completion, Fork, Outcome, TokenSequence
 from cft.verifiers.grader import Grader
 
 Cell = tuple[int, int, int]  # response, position, rank
@@ -29,13 +29,13 @@ Cell = tuple[int, int, int]  # response, position, rank
 class Response:
     """A response to annotate: alt_ids [R, K], gold = the answer that counts as right."""
 
-    trunk: Trunk
+    sequence: TokenSequence
     alt_ids_RK: NDArray[np.int32]
     gold: str
 
     def fork(self, cell: Cell) -> Fork:
         _, t, rank = cell
-        return Fork(self.trunk, self.trunk.prompt_len + t, int(self.alt_ids_RK[t, rank]), GREEDY, cell)
+        return Fork(self.sequence, self.sequence.prompt_len + t, int(self.alt_ids_RK[t, rank]), GREEDY, cell)
 
 
 @dataclass(slots=True)
@@ -65,7 +65,9 @@ def ours(
 ) -> Arm:
     """Prefill, decoding and verification of all positions by the engine."""
     evidence: list[Evidence] = [
-        fresh_evidence(response_id=str(i), answer=r.gold, trunk=r.trunk, alt_ids_RK=r.alt_ids_RK, replay_fraction=0.0)
+        fresh_evidence(
+            response_id=str(i), answer=r.gold, sequence=r.sequence, alt_ids_RK=r.alt_ids_RK, replay_fraction=0.0
+        )
         for i, r in enumerate(responses)
     ]
     started = time.perf_counter()
@@ -92,7 +94,7 @@ def generated(
     gets more than `max_steps` tokens."""
     arm = Arm()
     started = time.perf_counter()
-    forks = sorted((responses[cell[0]].fork(cell) for cell in wanted), key=lambda fork: fork.cut)
+    forks = sorted((responses[cell[0]].fork(cell) for cell in wanted), key=lambda fork: fork.prefix_len)
     done: list[tuple[Fork, Completion]] = []
     for start in range(0, len(forks), batch_size):
         done += generate_batch(model, eos_ids, forks[start : start + batch_size], budget=budget, max_steps=max_steps)
@@ -112,11 +114,11 @@ def generate_batch(
     """One call of `generate`. A continuation that begins with EOS has nothing to decode; each is cut at its own limit."""
     done, rows = [], []
     for fork in forks:
-        ids = [*fork.trunk.ids[: fork.cut].tolist(), fork.first]
-        if fork.first in eos_ids:
+        ids = [*fork.sequence.ids[: fork.prefix_len].tolist(), fork.first_token]
+        if fork.first_token in eos_ids:
             done.append((fork, Completion(response_of(ids, fork), "stop", 0)))
         else:
-            rows.append((fork, ids, min(max_steps, budget.max_new_tokens - (len(ids) - fork.trunk.prompt_len))))
+            rows.append((fork, ids, min(max_steps, budget.max_new_tokens - (len(ids) - fork.sequence.prompt_len))))
     if not rows:
         return done
     width = max(len(ids) for _, ids, _ in rows)

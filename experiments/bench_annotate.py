@@ -34,13 +34,13 @@ from transformers import PreTrainedModel
 
 from cft.annotation.counterfactual import ListSource, alternatives
 from cft.config.build import build, checked
-from cft.engines.scheduler import Residency
+from cft.engines.scheduler import Scheduler
 from cft.engines.shared_prefix import Row, SharedPrefixEngine
 from cft.models.cpu.packed_linear import PackedLinears
 from cft.models.kernels import keep_freed_memory
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.quiet import quiet_libraries
-from cft.types import GREEDY, Budget, Fork, Outcome, Trunk
+from cft.types import GREEDY, Budget, Fork, Outcome, TokenSequence
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
 from experiments.annotation_arms import Arm, Cell, Response, cells, collected, generated, ours
@@ -64,9 +64,9 @@ class Stopwatch:
         self._inner = engine._step
         engine._step = self  # type: ignore[method-assign]
 
-    def __call__(self, residency: Residency[Row], **options: Any) -> Any:
+    def __call__(self, scheduler: Scheduler[Row], **options: Any) -> Any:
         started = time.perf_counter()
-        ended = self._inner(residency, **options)
+        ended = self._inner(scheduler, **options)
         self.seconds += time.perf_counter() - started
         self.steps += 1
         return ended
@@ -114,9 +114,9 @@ def main() -> None:
         first, second = (cells(responses, rank=rank) for rank in range(K))
         options: dict[str, Any] = {"grader": whole, "budget": BUDGET}
         trial: dict[int, Arm] = {}
-        lot = sorted(stratified(first, count=BATCH_SIZES[-1]))
+        group = sorted(stratified(first, count=BATCH_SIZES[-1]))
         for size in BATCH_SIZES:  # one batch each, of continuations spread alike over the positions
-            tried = stratified(lot, count=size)
+            tried = stratified(group, count=size)
             trial[size] = generated(model, eos, responses, tried, batch_size=size, max_steps=TRIAL_STEPS, **options)
             describe(f"generate, a batch of {size}", trial[size])
         best = max(trial, key=lambda size: trial[size].tokens / trial[size].seconds)
@@ -195,22 +195,22 @@ def solved(engine: SharedPrefixEngine, cfg: Any, tokenizer: Any, verifier: Any, 
     """Greedy responses of the wanted length that ended by themselves and state an answer, in the order of the data."""
     problems, prompt = build(cfg.data).of("train"), build(cfg.prompt)
     found: list[Response] = []
-    lot = 64
-    for start in range(0, len(problems), lot):
-        trunks = []
-        for problem in problems[start : start + lot]:
+    group = 64
+    for start in range(0, len(problems), group):
+        sequences = []
+        for problem in problems[start : start + group]:
             ids = np.asarray(prompt.ids(tokenizer, problem.question), dtype=np.int32)
-            trunks.append(Trunk(ids, len(ids)))
-        forks = [Fork(trunk, trunk.prompt_len, None, GREEDY, i) for i, trunk in enumerate(trunks)]
+            sequences.append(TokenSequence(ids, len(ids)))
+        forks = [Fork(sequence, sequence.prompt_len, None, GREEDY, i) for i, sequence in enumerate(sequences)]
         for i, completion in sorted(engine.run(ListSource(forks), budget=BUDGET), key=lambda pair: pair[0]):  # type: ignore[arg-type, return-value]
             text = tokenizer.decode(completion.ids, skip_special_tokens=True)
             gold = verifier(text, "0").extracted
             if completion.finish == "stop" and gold and MIN_TOKENS <= len(completion.ids) <= MAX_TOKENS:
-                prompt_ids = trunks[i].ids  # type: ignore[index]
-                trunk = Trunk(np.concatenate([prompt_ids, completion.ids]), len(prompt_ids))
-                top = engine.score(trunk, k=K + len(engine.eos_ids))
+                prompt_ids = sequences[i].ids  # type: ignore[index]
+                sequence = TokenSequence(np.concatenate([prompt_ids, completion.ids]), len(prompt_ids))
+                top = engine.score(sequence, k=K + len(engine.eos_ids))
                 alt_ids, _ = alternatives(completion.ids, top, k=K, eos_ids=engine.eos_ids)
-                found.append(Response(trunk, alt_ids, gold))
+                found.append(Response(sequence, alt_ids, gold))
         if len(found) >= count:
             return found[:count]
     raise SystemExit(

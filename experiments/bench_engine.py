@@ -33,7 +33,7 @@ from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.models.kernels import keep_freed_memory
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.quiet import quiet_libraries
-from cft.types import GREEDY, Budget, Fork, Sampling, Trunk
+from cft.types import GREEDY, Budget, Fork, Sampling, TokenSequence
 from experiments.annotation_arms import generate_batch
 
 PARTS = ("growth", "sampling", "drafting")
@@ -81,11 +81,11 @@ def growth_at(model: PreTrainedModel, prompt_ids: np.ndarray, length: int) -> di
     """Seconds to decode a continuation from each of `length` positions of the model's own endless text."""
     engine = SharedPrefixEngine(model, ())
     budget = Budget(length)
-    start = Fork(Trunk(prompt_ids, len(prompt_ids)), len(prompt_ids), None, GREEDY, 0)
+    start = Fork(TokenSequence(prompt_ids, len(prompt_ids)), len(prompt_ids), None, GREEDY, 0)
     ((_, text),) = engine.run(ListSource([start]), budget=budget)
-    trunk = Trunk(np.concatenate([prompt_ids, text.ids]), len(prompt_ids))
-    second = engine.score(trunk, k=2).top_ids_RK[:, 1]
-    forks = [Fork(trunk, len(prompt_ids) + t, int(second[t]), GREEDY, t) for t in range(length)]
+    sequence = TokenSequence(np.concatenate([prompt_ids, text.ids]), len(prompt_ids))
+    second = engine.score(sequence, k=2).top_ids_RK[:, 1]
+    forks = [Fork(sequence, len(prompt_ids) + t, int(second[t]), GREEDY, t) for t in range(length)]
     started = time.perf_counter()
     for _ in engine.run(ListSource(forks), budget=budget):
         pass
@@ -106,10 +106,10 @@ def exponent(seconds: dict[int, float]) -> float:
 def sampling(model: PreTrainedModel, eos: tuple[int, ...], prompts: list[np.ndarray]) -> dict[str, Any]:
     """Tokens/s of SAMPLES samples a prompt; ours all at once, generate with 4 and 8 prompts a call."""
     engine = SharedPrefixEngine(model, eos)
-    trunks = [Trunk(ids, len(ids)) for ids in prompts]
+    sequences = [TokenSequence(ids, len(ids)) for ids in prompts]
     forks = [
-        Fork(trunk, trunk.prompt_len, None, Sampling(TEMPERATURE, TOP_P, 0, f"{i} {n}"), (i, n))
-        for i, trunk in enumerate(trunks)
+        Fork(sequence, sequence.prompt_len, None, Sampling(TEMPERATURE, TOP_P, 0, f"{i} {n}"), (i, n))
+        for i, sequence in enumerate(sequences)
         for n in range(SAMPLES)
     ]
     started = time.perf_counter()
@@ -128,7 +128,7 @@ def sampling(model: PreTrainedModel, eos: tuple[int, ...], prompts: list[np.ndar
     return {
         "sampling_speedup": ours / max(rates.values()),
         "sampling_tokens_per_s": {"ours": ours, **{f"generate_{n}_prompts": rate for n, rate in rates.items()}},
-        "sampling_near_ties": sum(c.settled_by_reference for c in done),
+        "sampling_near_ties": sum(c.num_ties_rescored for c in done),
     }
 
 
@@ -161,11 +161,11 @@ def drafting(model: PreTrainedModel, eos: tuple[int, ...], prompts: list[np.ndar
     budget = Budget(128)
     steps = drafted = accepted = 0
     for ids in prompts[:4]:
-        solve = Fork(Trunk(ids, len(ids)), len(ids), None, GREEDY, 0)
+        solve = Fork(TokenSequence(ids, len(ids)), len(ids), None, GREEDY, 0)
         ((_, text),) = engine.run(ListSource([solve]), budget=budget)
-        trunk = Trunk(np.concatenate([ids, text.ids]), len(ids))
-        second = engine.score(trunk, k=2).top_ids_RK[:, 1]
-        forks = [Fork(trunk, len(ids) + t, int(second[t]), GREEDY, t) for t in range(len(text.ids))]
+        sequence = TokenSequence(np.concatenate([ids, text.ids]), len(ids))
+        second = engine.score(sequence, k=2).top_ids_RK[:, 1]
+        forks = [Fork(sequence, len(ids) + t, int(second[t]), GREEDY, t) for t in range(len(text.ids))]
         for t, completion in engine.run(ListSource(forks), budget=budget):
             counts = drafted_tokens(text.ids.tolist(), completion.ids.tolist(), start=int(t) + 1)  # type: ignore[arg-type]
             steps, drafted, accepted = (a + b for a, b in zip((steps, drafted, accepted), counts, strict=True))
@@ -204,9 +204,9 @@ def drafted_tokens(original: list[int], tokens: list[int], *, start: int) -> tup
 
 def step_seconds(engine: SharedPrefixEngine, prompt_ids: np.ndarray, rows: int) -> float:
     """Of one step with so many forks of one prompt."""
-    trunk = Trunk(prompt_ids, len(prompt_ids))
+    sequence = TokenSequence(prompt_ids, len(prompt_ids))
     wide = SharedPrefixEngine(engine.model, (), max_rows=rows)
-    forks = [Fork(trunk, trunk.prompt_len, 100 + i, GREEDY, i) for i in range(rows)]
+    forks = [Fork(sequence, sequence.prompt_len, 100 + i, GREEDY, i) for i in range(rows)]
     limit = 12
     started = time.perf_counter()
     for _ in wide.run(ListSource(forks), budget=Budget(limit)):

@@ -135,7 +135,7 @@ def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tupl
         seed=0,
         shuffle=False,
         lengths=[row.needed() for row in token_rows],
-        deal=cfg.data.deal,
+        micro_batch_assignment=cfg.data.micro_batch_assignment,
     )
     trainer: pl.Trainer = build(cfg.trainer)(logger=False, callbacks=[Watch()], enable_checkpointing=False)
     trainer.fit(module, train_dataloaders=loader(token_rows, sampler))

@@ -3,7 +3,7 @@
     1. annotate   new problems are solved live and every token of the right solutions is put to the test
     2. train      SFT, CFT and a random mask of the same density, 3 seeds each, on the shipped annotation
     3. evaluate   every model on the same unseen test problems, beside the untrained one
-    4. report     table, figure, coloured transcripts: outputs/demo/report.html
+    4. report     table, figure, colored transcripts: outputs/demo/report.html
 
 Every step is one of the commands that a user would type; they are printed as they run. Two processes share the nine
 trainings, so that two cores are busy.

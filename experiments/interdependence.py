@@ -35,7 +35,7 @@ from cft.console import progress
 from cft.evaluation.intervals import RATE, Interval, interval_of, pull
 from cft.files import write_json
 from cft.masks.base import Critical
-from cft.types import GREEDY, AnnotatedResponse, Budget, Engine, Fork, Outcome, Trunk
+from cft.types import GREEDY, AnnotatedResponse, Budget, Engine, Fork, Outcome, TokenSequence
 from cft.verifiers.grader import Grader
 
 Kind = Literal["joint", "kept"]
@@ -64,16 +64,16 @@ def pairs_of(
 
 
 def forks_of(row: AnnotatedResponse, pairs: Sequence[Pair]) -> list[Fork]:
-    """Both forks of each pair, from a trunk that holds the first replacement and the original's words after it."""
-    prompt, trunks = len(row.prompt_ids), {}
+    """Both forks of each pair, from a sequence that holds the first replacement and the original's words after it."""
+    prompt, sequences = len(row.prompt_ids), {}
     forks = []
     for pair in pairs:
-        if pair.s not in trunks:
+        if pair.s not in sequences:
             ids = np.concatenate([row.prompt_ids, row.response_ids])
             ids[prompt + pair.s] = row.alt_ids[pair.s, 0]
-            trunks[pair.s] = Trunk(ids, prompt)
+            sequences[pair.s] = TokenSequence(ids, prompt)
         for kind, token in (("joint", row.alt_ids[pair.t, 0]), ("kept", row.response_ids[pair.t])):
-            forks.append(Fork(trunks[pair.s], prompt + pair.t, int(token), GREEDY, (pair, kind)))
+            forks.append(Fork(sequences[pair.s], prompt + pair.t, int(token), GREEDY, (pair, kind)))
     return forks
 
 

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python experiments/make_tiny_arith.py [folder]       # default: cft/assets/tiny_arith
 
-A 4-layer Llama learns generated problems (`cft/data/arithmetic.py`, training split only, another seed than the data sets)
+A 4-layer Llama learns generated problems (`cft/data/word_problems.py`, training split only, another seed than the data sets)
 from random weights, with the loss on the solution. It is under-trained on purpose: stopped after `--problems`, when it
 has the format and most of the arithmetic but is right only part of the time, so that its own verified solutions still
 have something to teach. The last lines printed are its accuracies on test problems. Fixed seed; other hardware or
@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cft.data import arithmetic
+from cft.data import word_problems as arithmetic
 from cft.types import Problem
 
 SEED = 20_251_010

@@ -26,7 +26,7 @@ from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.losses.objective import FrozenPrediction
 from cft.training import layout, selective_lm
 from cft.training.selective_lm import SelectiveLM
-from cft.types import GREEDY, Budget, Completion, Fork, Sampling, Trunk
+from cft.types import GREEDY, Budget, Completion, Fork, Sampling, TokenSequence
 from tests.fake_accelerator import DeviceMismatch, install, watching
 from tests.fakes import random_llama
 from tests.methods import OPTIONS, VOCABULARY, batch_of, objective, token_rows
@@ -46,11 +46,11 @@ def on_device(model: Any) -> Any:
 
 def forks(*, sampled: bool, lone: int = 6) -> list[Fork]:
     rng = np.random.default_rng(0)
-    trunk = Trunk(rng.integers(3, 60, 20).astype(np.int32), 2)
+    sequence = TokenSequence(rng.integers(3, 60, 20).astype(np.int32), 2)
     how = SAMPLED if sampled else (GREEDY,)
-    made = [Fork(trunk, 3 + i, 5 + i, how[i % len(how)], i) for i in range(8)]
+    made = [Fork(sequence, 3 + i, 5 + i, how[i % len(how)], i) for i in range(8)]
     for i in range(lone):
-        own = Trunk(rng.integers(3, 60, 5 + i).astype(np.int32), 1)
+        own = TokenSequence(rng.integers(3, 60, 5 + i).astype(np.int32), 1)
         made.append(Fork(own, len(own.ids), None, how[i % len(how)], 100 + i))
     return made
 
@@ -70,10 +70,10 @@ def same_ids(sampled: bool) -> dict[str, Any]:
 
 
 def scores() -> dict[str, Any]:
-    model, trunk = random_llama(), forks(sampled=False)[0].trunk
-    expected = ReferenceEngine(model, EOS).score(trunk, k=3)
+    model, sequence = random_llama(), forks(sampled=False)[0].sequence
+    expected = ReferenceEngine(model, EOS).score(sequence, k=3)
     with watching() as counts:
-        found = ReferenceEngine(on_device(model), EOS).score(trunk, k=3)
+        found = ReferenceEngine(on_device(model), EOS).score(sequence, k=3)
     difference = max(
         float(np.abs(getattr(found, name) - getattr(expected, name)).max()) for name in ("logprob_R", "entropy_R")
     )
@@ -94,9 +94,18 @@ def decode_step(*, sampled: bool, shared: int) -> dict[str, int]:
             engine = SharedPrefixEngine(on_device(model), (), tie_margin=0.0)
             for counter in (counts.kernels, counts.syncs, counts.copies):
                 counter.clear()
-            whole = [Fork(Trunk(f.trunk.ids[: f.cut], f.cut), f.cut, f.first, f.sampling, f.key) for f in work]
+            whole = [
+                Fork(
+                    TokenSequence(f.sequence.ids[: f.prefix_len], f.prefix_len),
+                    f.prefix_len,
+                    f.first_token,
+                    f.sampling,
+                    f.key,
+                )
+                for f in work
+            ]
             if shared:  # of one prompt, so that all end at the same step
-                whole = [Fork(work[0].trunk, 20, 5 + i, f.sampling, i) for i, f in enumerate(work)]
+                whole = [Fork(work[0].sequence, 20, 5 + i, f.sampling, i) for i, f in enumerate(work)]
             dict(engine.run(ListSource(whole), budget=Budget(limit)))
             totals.append(counts.totals())
     return {name: totals[1][name] - totals[0][name] for name in totals[0]}

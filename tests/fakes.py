@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cft.types import AnnotatedResponse, Budget, Completion, Fork, ForkSource, Key, TopTokens, Trunk
+from cft.types import AnnotatedResponse, Budget, Completion, Fork, ForkSource, Key, TokenSequence, TopTokens
 
 
 def random_llama(*, vocab: int = 60, seed: int = 0, spread: float = 0.4, **config: Any) -> LlamaForCausalLM:
@@ -81,5 +81,5 @@ class ScriptedEngine:
             self.forks += forks
             yield from [(fork.key, self.answer(fork)) for fork in forks]
 
-    def score(self, trunk: Trunk, *, k: int) -> TopTokens:
+    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
         raise AssertionError("not scripted")

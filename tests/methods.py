@@ -1,7 +1,7 @@
 """Every method of conf/weighting, conf/loss and conf/regularizer as an objective, and tokens to try it on.
 
 A method is named as on the command line, with overrides behind it where the test wants other settings:
-"weighting=focal weighting.detached=true". A regulariser is added to the plain loss under the name `extra`.
+"weighting=focal weighting.detached=true". A regularizer is added to the plain loss under the name `extra`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def on_logits(
         tokens,
         logits_BTV[before],
         lambda h: h,
-        response_tokens=int((batch.probe_BT >= 0).sum()),
+        response_tokens=int((batch.token_group_BT >= 0).sum()),
         reference=frozen,
         progress=progress,
     )

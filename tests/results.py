@@ -16,7 +16,7 @@ from cft.report.read import collect
 from cft.report.tables import cells
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\x07\u202e{{ 7*7 }}"
-TARGETS = {"all": "cft.masks.base.All", "critical": "cft.masks.base.Critical"}
+TARGETS = {"all": "cft.masks.All", "critical": "cft.masks.Critical"}
 
 
 def write_run(root: Path, name: str, arm: dict[str, Any], *, seed: int, correct: list[int], **more: Any) -> Path:

@@ -23,7 +23,7 @@ from cft.models.fused_head import has_fused_head
 from cft.models.kernels import prepare_for_training
 from cft.training.layout import Layout
 from cft.training.selective_lm import SelectiveLM
-from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, Trunk
+from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, TokenSequence
 from experiments.gpu.attention import errors
 from tests.fakes import random_llama
 from tests.methods import VOCABULARY, batch_of, objective, token_rows
@@ -83,16 +83,16 @@ def on_device(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def forks_of(count: int, *, seed: int = 0, vocabulary: int = 60) -> list[Fork]:
-    """Forks of a few trunks, some alone on theirs; three of four greedy; with and without a first token."""
+    """Forks of a few sequences, some alone on theirs; three of four greedy; with and without a first token."""
     rng = np.random.default_rng(seed)
     forks: list[Fork] = []
     while len(forks) < count:
-        trunk = Trunk(rng.integers(3, vocabulary, int(rng.integers(2, 40))).astype(np.int32), 1)
+        sequence = TokenSequence(rng.integers(3, vocabulary, int(rng.integers(2, 40))).astype(np.int32), 1)
         for j in range(int(rng.integers(1, 30)) if len(forks) % 3 else 1):
-            cut = int(rng.integers(1, len(trunk.ids) + 1))
+            cut = int(rng.integers(1, len(sequence.ids) + 1))
             first = int(rng.integers(3, vocabulary)) if j % 3 else None
             sampling = GREEDY if j % 4 else Sampling(1.0, 0.9 if j % 8 else 1.0, 7, f"{len(forks)}")
-            forks.append(Fork(trunk, cut, first, sampling, len(forks)))
+            forks.append(Fork(sequence, cut, first, sampling, len(forks)))
     return forks[:count]
 
 
@@ -133,8 +133,8 @@ def test_scores_equal_the_cpus() -> None:
     model = random_llama()
     there = on_device(model)
     for fork in forks_of(12, seed=5):
-        trunk = Trunk(np.concatenate([fork.trunk.ids, [7, 11]]).astype(np.int32), 1)
-        found, expected = (ReferenceEngine(m, EOS).score(trunk, k=4) for m in (there, model))
+        sequence = TokenSequence(np.concatenate([fork.sequence.ids, [7, 11]]).astype(np.int32), 1)
+        found, expected = (ReferenceEngine(m, EOS).score(sequence, k=4) for m in (there, model))
         np.testing.assert_allclose(found.logprob_R, expected.logprob_R, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(found.entropy_R, expected.entropy_R, rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(found.top_ids_RK, expected.top_ids_RK)

@@ -26,7 +26,18 @@ from cft.annotation.store import ProblemRecord
 from cft.files import sha256_json
 from cft.models.text import char_spans, decode
 from cft.prompts.chat import TextError, response_ids
-from cft.types import GREEDY, AnnotatedResponse, Budget, Completion, Engine, Fork, Outcome, Problem, TopTokens, Trunk
+from cft.types import (
+    GREEDY,
+    AnnotatedResponse,
+    Budget,
+    Completion,
+    Engine,
+    Fork,
+    Outcome,
+    Problem,
+    TokenSequence,
+    TopTokens,
+)
 from cft.verifiers.grader import Grader
 
 if TYPE_CHECKING:
@@ -57,7 +68,7 @@ class Solved:
     """A problem with the response to annotate, or the status that says why there is none."""
 
     problem: Problem
-    trunk: Trunk
+    sequence: TokenSequence
     completion: Completion | None
     status: str
     extracted: str
@@ -97,7 +108,7 @@ class Annotator:
             fresh_evidence(
                 response_id=_response_id(s),
                 answer=s.problem.answer,
-                trunk=s.trunk,
+                sequence=s.sequence,
                 alt_ids_RK=alt_ids,
                 # A given token is not the model's choice: replaying it controls nothing.
                 replay_fraction=self.replay_fraction if self.responses == "solve" else 0.0,
@@ -152,7 +163,7 @@ class Annotator:
 
     def _solve(self, problems: Sequence[Problem]) -> list[Solved]:
         skipped: dict[int, str] = {}  # why a problem has no response
-        trunks = [self._prompt_trunk(problem, i, skipped) for i, problem in enumerate(problems)]
+        sequences = [self._prompt_sequence(problem, i, skipped) for i, problem in enumerate(problems)]
         completions: dict[int, Completion] = {}
         if self.responses == "given":
             for i, problem in enumerate(problems):
@@ -162,25 +173,25 @@ class Annotator:
                     except TextError as error:
                         skipped[i] = str(error)
         else:
-            forks = [Fork(t, t.prompt_len, None, GREEDY, i) for i, t in enumerate(trunks) if i not in skipped]
+            forks = [Fork(t, t.prompt_len, None, GREEDY, i) for i, t in enumerate(sequences) if i not in skipped]
             # By length, so that a batch pads little.
-            forks.sort(key=lambda fork: len(fork.trunk.ids))
+            forks.sort(key=lambda fork: len(fork.sequence.ids))
             for key, completion in self.engine.run(ListSource(forks), budget=self.budget):
                 completions[key] = completion  # type: ignore[index]
                 self.on_solved(completion)
         order = sorted(completions)
         verdicts = dict(zip(order, self.grader([(completions[i], problems[i].answer) for i in order]), strict=True))
         return [
-            self._classified(problem, trunk, completions[i], verdicts[i])
+            self._classified(problem, sequence, completions[i], verdicts[i])
             if i in completions
-            else Solved(problem, trunk, None, skipped[i], "")
-            for i, (problem, trunk) in enumerate(zip(problems, trunks, strict=True))
+            else Solved(problem, sequence, None, skipped[i], "")
+            for i, (problem, sequence) in enumerate(zip(problems, sequences, strict=True))
         ]
 
     def _classified(
         self,
         problem: Problem,
-        trunk: Trunk,
+        sequence: TokenSequence,
         completion: Completion,
         verdict: tuple[Outcome, str],
     ) -> Solved:
@@ -193,17 +204,17 @@ class Annotator:
             status = "near limit"
         else:
             status = "annotated"
-        whole = Trunk(np.concatenate([trunk.ids, completion.ids]), trunk.prompt_len)
+        whole = TokenSequence(np.concatenate([sequence.ids, completion.ids]), sequence.prompt_len)
         return Solved(problem, whole, completion, status, extracted)
 
-    def _prompt_trunk(self, problem: Problem, index: int, skipped: dict[int, str]) -> Trunk:
+    def _prompt_sequence(self, problem: Problem, index: int, skipped: dict[int, str]) -> TokenSequence:
         try:
             ids = np.asarray(self.prompt.ids(self.tokenizer, problem.question), dtype=np.int32)
         except TextError:
             ids, skipped[index] = np.zeros(0, dtype=np.int32), "question not encodable"
         if len(ids) > self.max_positions - self.budget.max_new_tokens:
             skipped[index] = "prompt too long"
-        return Trunk(ids, len(ids))
+        return TokenSequence(ids, len(ids))
 
     def _given(self, problem: Problem) -> Completion:
         """The data's own solution as a response, closed as the prompt says. Raises TextError with the status."""
@@ -220,16 +231,16 @@ class Annotator:
 
     def _score(self, solved: Solved) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
         assert solved.completion is not None
-        return self._ranked(solved.trunk)
+        return self._ranked(solved.sequence)
 
-    def _ranked(self, trunk: Trunk) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
+    def _ranked(self, sequence: TokenSequence) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
         """The model's scores of a response, and its alternatives: ids and log-probs [R, K]."""
         k = self.num_alternatives + len(self.eos_ids)
-        top = self.engine.score(trunk, k=k)
+        top = self.engine.score(sequence, k=k)
         if self.padding_ids and np.isin(top.top_ids_RK, list(self.padding_ids)).any():
-            top = self.engine.score(trunk, k=k + len(self.padding_ids))
+            top = self.engine.score(sequence, k=k + len(self.padding_ids))
         ids, logprob = alternatives(
-            trunk.ids[trunk.prompt_len :],
+            sequence.ids[sequence.prompt_len :],
             top,
             k=self.num_alternatives,
             eos_ids=self.eos_ids,
@@ -241,8 +252,8 @@ class Annotator:
         """Alternatives of a stored row; scored again only where more of them are wanted than are stored."""
         if self.num_alternatives <= row.alt_ids.shape[1]:
             return row.alt_ids, row.alt_logprob
-        trunk = Trunk(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids))
-        _, ids_RK, logprob_RK = self._ranked(trunk)
+        sequence = TokenSequence(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids))
+        _, ids_RK, logprob_RK = self._ranked(sequence)
         if self.exact_ranks:
             return ids_RK, logprob_RK
         return _stored_first(row, ids_RK, logprob_RK)
@@ -259,7 +270,7 @@ class Annotator:
             answer=solved.problem.answer,
             response=text,
             finish=solved.completion.finish,
-            prompt_ids=solved.trunk.ids[: solved.trunk.prompt_len],
+            prompt_ids=solved.sequence.ids[: solved.sequence.prompt_len],
             response_ids=solved.completion.ids,
             char_span=spans,
             logprob=top.logprob_R,
@@ -296,16 +307,16 @@ def _counts(solved: Sequence[Solved], tally: Tally) -> dict[str, int]:
     statuses: dict[str, int] = {}
     for s in solved:
         statuses[s.status] = statuses.get(s.status, 0) + 1
-    settled = sum(s.completion.settled_by_reference for s in solved if s.completion)
-    return {"problems": len(solved), **statuses, **tally_counts(tally, settled_in_solving=settled)}
+    settled = sum(s.completion.num_ties_rescored for s in solved if s.completion)
+    return {"problems": len(solved), **statuses, **tally_counts(tally, ties_in_solving=settled)}
 
 
-def tally_counts(tally: Tally, *, settled_in_solving: int = 0) -> dict[str, int]:
+def tally_counts(tally: Tally, *, ties_in_solving: int = 0) -> dict[str, int]:
     return {
         "forks": tally.forks,
         "replays": tally.replays,
         "replay_flips": tally.replay_flips,
-        "settled_by_reference": tally.settled_by_reference + settled_in_solving,
+        "num_ties_rescored": tally.num_ties_rescored + ties_in_solving,
     }
 
 

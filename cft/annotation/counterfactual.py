@@ -3,7 +3,7 @@
     for each position t of a response, end-of-sequence included:
         the K most probable tokens other than y_t are put in its place, in order of rank;
         what followed is dropped, the model continues greedily, the final answer is verified.
-    y_t is critical iff every alternative ends wrong. The first right one settles the position (short-circuit).
+    y_t is critical iff every alternative ends wrong. The first right one decides the position (short-circuit).
 
 This module drives an engine and a verifier and records evidence; which tokens are critical is read off the evidence
 by `cft/masks/base.py`.
@@ -30,8 +30,8 @@ from cft.types import (
     Fork,
     Key,
     Outcome,
+    TokenSequence,
     TopTokens,
-    Trunk,
 )
 from cft.verifiers.grader import Grader
 
@@ -99,7 +99,7 @@ class Evidence:
 
     response_id: str
     answer: str
-    trunk: Trunk
+    sequence: TokenSequence
     alt_ids_RK: NDArray[np.int32]
     outcome_RK: NDArray[np.int8]
     answer_RK: list[list[str]]
@@ -117,14 +117,14 @@ class Evidence:
 
 @dataclass(slots=True)
 class Tally:
-    """Work done: forks and tokens decoded, near ties that the reference settled, replays and those that flipped.
+    """Work done: forks and tokens decoded, near ties re-scored, replays and those that flipped.
 
     speculative_tokens: decoded for forks that turned out not to be needed; they are in no other count.
     """
 
     forks: int = 0
     tokens: int = 0
-    settled_by_reference: int = 0
+    num_ties_rescored: int = 0
     replays: int = 0
     replay_flips: int = 0
     speculative_tokens: int = 0
@@ -134,7 +134,7 @@ class Tally:
 class CounterfactualSource:
     """Feeds an engine with the forks that are still needed, and judges what comes back.
 
-    The engine calls `take`; the caller hands every completion to `receive`. Verdicts are made in lots, when the queue
+    The engine calls `take`; the caller hands every completion to `receive`. Verdicts are made in groups, when the queue
     runs short, because the next rank of a position depends on them.
 
     Order: a few responses at a time, so that few prefixes are in memory, and of these the earliest positions first. They
@@ -152,14 +152,14 @@ class CounterfactualSource:
     _under_way: set[Cell] = field(default_factory=set)  # in the queue or in the engine
     _received: list[tuple[Cell, Completion]] = field(default_factory=list)
     _early: dict[Cell, Completion] = field(default_factory=dict)  # ended before the rank ahead of it was judged
-    _right: set[tuple[int, int]] = field(default_factory=set)  # positions that a right alternative has settled
+    _right: set[tuple[int, int]] = field(default_factory=set)  # positions that a right alternative has decided
 
     def __post_init__(self) -> None:
         for index, row in enumerate(self.rows):
             for t in range(len(row.alt_ids_RK)):
                 self._push_next(index, t)
                 if row.replay_wanted_R[t] and row.replay_R[t] == Outcome.UNTRIED:
-                    self._push((index, t, REPLAY), int(row.trunk.ids[row.trunk.prompt_len + t]))
+                    self._push((index, t, REPLAY), int(row.sequence.ids[row.sequence.prompt_len + t]))
 
     def take(self, n: int) -> list[Fork]:
         if len(self._queue) < n or len(self._received) >= n:
@@ -184,7 +184,7 @@ class CounterfactualSource:
         return forks
 
     def decided(self, key: Key, ids: Sequence[int]) -> bool:
-        """The position is settled, or the verdict stands. Markers of an answer close with one of a few signs: only there
+        """The position is decided, or the verdict is final. Markers of an answer close with one of a few signs: only there
         is the text looked at."""
         index, t, rank = key  # type: ignore[misc]
         if rank != REPLAY and (index, t) in self._right:
@@ -217,10 +217,10 @@ class CounterfactualSource:
 
     def _push(self, cell: Cell, first: int) -> None:
         index, t, _ = cell
-        trunk = self.rows[index].trunk
+        sequence = self.rows[index].sequence
         self._pushed += 1
         self._under_way.add(cell)
-        fork = Fork(trunk, trunk.prompt_len + t, first, GREEDY, cell)
+        fork = Fork(sequence, sequence.prompt_len + t, first, GREEDY, cell)
         heapq.heappush(self._queue, (index // RESPONSES_AT_A_TIME, t, self._pushed, fork))
 
     def _speculate(self) -> None:
@@ -245,7 +245,7 @@ class CounterfactualSource:
         row = self.rows[index]
         self.tally.forks += 1
         self.tally.tokens += completion.num_decoded
-        self.tally.settled_by_reference += completion.settled_by_reference
+        self.tally.num_ties_rescored += completion.num_ties_rescored
         if rank == REPLAY:
             row.replay_R[t] = outcome
             self.tally.replays += 1
@@ -286,7 +286,7 @@ def fresh_evidence(
     *,
     response_id: str,
     answer: str,
-    trunk: Trunk,
+    sequence: TokenSequence,
     alt_ids_RK: NDArray[np.int32],
     replay_fraction: float,
 ) -> Evidence:
@@ -295,7 +295,7 @@ def fresh_evidence(
     return Evidence(
         response_id,
         answer,
-        trunk,
+        sequence,
         alt_ids_RK,
         np.full((length, k), Outcome.UNTRIED, dtype=np.int8),
         [[""] * k for _ in range(length)],
@@ -314,13 +314,13 @@ def stored_evidence(row: AnnotatedResponse, *, alt_ids_RK: NDArray[np.int32]) ->
     if not np.array_equal(row.alt_ids, alt_ids_RK[:, :stored_k]):
         raise BadValue(
             f"response {row.response_id}: the model ranks other alternatives than the stored ones; the annotation was "
-            "made with other weights, precision or tokenizer. Annotate anew under another name."
+            "made with other weights, precision or tokenizer. Annotate again under another name."
         )
     extra = k - stored_k
     return Evidence(
         row.response_id,
         row.answer,
-        Trunk(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids)),
+        TokenSequence(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids)),
         alt_ids_RK,
         np.pad(row.alt_outcome, ((0, 0), (0, extra)), constant_values=Outcome.UNTRIED),
         [[*answers, *([""] * extra)] for answers in row.alt_answer],

@@ -63,7 +63,7 @@ class Plan:
         return {*self.to_annotate(records), *self.to_fill(records)}
 
     def _holds(self, record: dict[str, Any], u: int, *, unit: Sequence[Problem]) -> bool:
-        """Whether a committed unit is `unit`, or goes on from it in the order of the split: nothing is undone."""
+        """Whether a committed unit is `unit`, or continues it in the order of the split: nothing is undone."""
         count = record["counts"]["problems"]
         start = u * self.unit_size
         following = self.problems[start : start + self.unit_size]

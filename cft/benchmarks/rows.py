@@ -1,4 +1,4 @@
-r"""Rows of the field's benchmarks to (question, gold answer, worked solution): one function a layout, answers normalised.
+r"""Rows of the field's benchmarks to (question, gold answer, worked solution): one function a layout, answers normalized.
 
 A gold answer loses what is no part of it: dollar signs around it, `\boxed`, a trailing full stop, the unit that ASDiv
 puts in brackets, ".0" and thousands separators of a number. It is otherwise left as it was written: what is equal to it

@@ -93,7 +93,7 @@ def benchmark(
 
 
 def suite(*, name: str, members: dict[str, Splits]) -> Suite:
-    """Several benchmarks in one run: `benchmark=cft11`, or `benchmark=gsm8k,math`. A suite in it stands for its members."""
+    """Several benchmarks in one run: `benchmark=cft11`, or `benchmark=gsm8k,math`. A suite in it counts as its members."""
     found: dict[str, Splits] = {}
     for key, member in members.items():
         found |= member.members if isinstance(member, Suite) else {key: member}

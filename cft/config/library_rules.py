@@ -16,7 +16,7 @@ from cft.ranges import AboveZero, AtLeastOne, AtLeastZero, Count, CountOrAll, Fr
 
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 _PRECISION = {
-    "16": "float16 needs a gradient scaler, which the global normalisation does not support",
+    "16": "float16 needs a gradient scaler, which the global normalization does not support",
     "bf16-true": "bfloat16 master weights round small learning rates to zero",
     "64": "models are loaded in float32, and kernels and exports are made for it",
 }

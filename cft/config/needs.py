@@ -150,8 +150,17 @@ _ELSEWHERE = "cft.masks.projected.Projected"
 
 
 def _target(node: object) -> str | None:
+    """Where a node's target is defined, whichever re-export the node names."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
-    return target if isinstance(target, str) else None
+    return _defined_at(target) if isinstance(target, str) else None
+
+
+@cache
+def _defined_at(target: str) -> str:
+    try:
+        return resolve(target).full_name
+    except TargetError:
+        return target
 
 
 @cache

@@ -218,7 +218,7 @@ def broken_rules(tree: Mapping[str, object], *, rules: Sequence[Rule]) -> list[t
 
 
 def _selections(node: object, path: str) -> Iterator[str]:
-    """Paths of the weightings in a tree that keep a share of each row (`cft.weightings.token.Weighting.selects`)."""
+    """Paths of the weightings in a tree that keep a share of each row (`cft.weightings.Weighting.selects`)."""
     if not isinstance(node, Mapping):
         return
     target = node.get("_target_")

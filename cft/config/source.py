@@ -71,7 +71,7 @@ def resolve(target: str) -> Definition:
         return _explain_missing_module(module, name)
     found = _in_module(source, name)
     if found is None:
-        names = tuple(f"{module}.{n}" for n, m in source.members.items() if not m.is_alias and _public(m))
+        names = tuple(f"{module}.{n}" for n, m in source.members.items() if _public(m, module=module))
         raise TargetError(f"module {module} has no '{name}'", candidates=names)
     return found
 
@@ -253,8 +253,13 @@ def _is_dataclass(decorator: griffe.Decorator) -> bool:
     return path == "dataclasses.dataclass"
 
 
-def _public(member: Any) -> bool:
-    return not member.name.startswith("_") and (member.is_class or member.is_function)
+def _public(member: Any, *, module: str) -> bool:
+    """Whether a target may be meant: a module's own class or function, or what a package re-exports of its modules."""
+    if member.name.startswith("_"):
+        return False
+    if member.is_alias:
+        return member.target_path.startswith(f"{module}.")
+    return member.is_class or member.is_function
 
 
 def _explain_missing_module(module: str, name: str) -> Definition:

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.console import console
-from cft.data.batches import Deal, GlobalOrderSampler, MicroBatch, RowDataset, TokenRow, loader
+from cft.data.batches import GlobalOrderSampler, MicroBatch, MicroBatchAssignment, RowDataset, TokenRow, loader
 from cft.data.pairing import other_prompts
-from cft.data.problem_rows import normalised
+from cft.data.problem_rows import normalized
 from cft.errors import BadValue
 from cft.files import sha256_json
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
@@ -25,14 +25,14 @@ from cft.scores.store import annotating_model, with_scores
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
 
 
-def to_token_row(row: AnnotatedResponse, *, mask: Mask, probe_mask: Mask, columns: Mapping[str, Column]) -> TokenRow:
+def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, columns: Mapping[str, Column]) -> TokenRow:
     """Prompt and response in one sequence; the prompt carries no weight whatever the mask says."""
     prompt_len = len(row.prompt_ids)
     length = prompt_len + len(row.response_ids)
     weight = np.zeros(length, dtype=np.float32)
     weight[prompt_len:] = mask_weights(mask, row)
     probe = np.full(length, -1, dtype=np.int8)
-    probe[prompt_len:] = mask_weights(probe_mask, row) > 0
+    probe[prompt_len:] = mask_weights(group_mask, row) > 0
     scores = {name: np.zeros(length, dtype=np.float32) for name in columns}
     for name, column in columns.items():
         scores[name][prompt_len:] = column(row)
@@ -63,7 +63,7 @@ ALL_CRITICAL = 0.95  # of response tokens
 @in_range
 def annotated_rows(
     mask: Mask,
-    probe_mask: Mask,
+    group_mask: Mask,
     columns: Mapping[str, Column],
     annotations_dir: str,
     tokenizer_sha256: str,
@@ -73,7 +73,7 @@ def annotated_rows(
     annotation: Name,
     dir: str,
     batch_size: AtLeastOne,
-    deal: Deal,
+    micro_batch_assignment: MicroBatchAssignment,
     max_rows: CountOrAll,
     validation_fraction: FractionBelowOne,
     max_tokens: Annotated[int, Field(ge=2)],
@@ -83,7 +83,7 @@ def annotated_rows(
 
     Args:
         mask: Picks the tokens with loss.
-        probe_mask: Splits the metrics into critical and other tokens.
+        group_mask: Splits the metrics into critical and other tokens.
         columns: Further scores of every token, by the name under which the objective asks for them (`cft/data/columns.py`).
         annotations_dir: Where an annotation is looked for by its name.
         tokenizer_sha256: Of the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
@@ -92,9 +92,9 @@ def annotated_rows(
         annotation: Name or folder.
         dir: Folder of the benchmark's files (read by the benchmark, kept here for its key).
         batch_size: Rows of a micro-batch, per process.
-        deal: Of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
+        micro_batch_assignment: Of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
         max_rows: -1 = all, else the first by order in the store.
-        validation_fraction: Share of the problems whose rows are held out, 0 to below 1.
+        validation_fraction: Fraction of the problems whose rows are held out, 0 to below 1.
         max_tokens: Longer rows are dropped and counted.
         shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
             (`cft/data/pairing.py`).
@@ -108,7 +108,7 @@ def annotated_rows(
     _require_tokenizer(store, manifest, tokenizer_sha256)
     every = store.rows()[: max_rows if max_rows >= 0 else None]
     apart = _apart_from_benchmark(every, exclude)
-    sources: dict[str, Column] = {"mask": mask, "probe_mask": probe_mask, **columns}
+    sources: dict[str, Column] = {"mask": mask, "group_mask": group_mask, **columns}
     wanted = {name for source in sources.values() for name in source.needs}
     # Before prompts are exchanged: a score is of a response behind its own prompt.
     rows, scores = with_scores(store, apart, names=wanted, annotations_dir=annotations_dir)
@@ -123,7 +123,7 @@ def annotated_rows(
     try:
         for source in sources.values():
             source.fit([row for row in rows if not is_held_out(row)])
-        token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask, columns=columns) for row in rows]
+        token_rows = [to_token_row(row, mask=mask, group_mask=group_mask, columns=columns) for row in rows]
     except TooLittleEvidence as error:
         if store.folder.resolve().parent != SHIPPED.resolve():
             raise
@@ -142,7 +142,7 @@ def annotated_rows(
         scores=scores,
         learnt={name: facts for name, source in sources.items() if (facts := source.facts())},
         batch_size=batch_size,
-        deal=deal,
+        micro_batch_assignment=micro_batch_assignment,
         seed=seed,
     )
 
@@ -158,7 +158,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         leaked: Rows that were dropped as problems of the benchmark.
         scores: Name -> fingerprint of the stored scores that were read.
         learnt: Name -> what a mask or column learnt from the training rows.
-        batch_size: As above; so are `deal` and `seed`.
+        batch_size: As above; so are `micro_batch_assignment` and `seed`.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
         scores: dict[str, str],
         learnt: dict[str, dict[str, Any]],
         batch_size: int,
-        deal: Deal,
+        micro_batch_assignment: MicroBatchAssignment,
         seed: int,
     ) -> None:
         super().__init__()
@@ -182,11 +182,11 @@ class AnnotatedDataModule(pl.LightningDataModule):
         self.rows_sha256, self.leaked = rows_sha256, leaked
         self.scores, self.learnt = scores, learnt
         self.batch_size, self.seed = batch_size, seed
-        self.deal: Deal = deal
+        self.micro_batch_assignment: MicroBatchAssignment = micro_batch_assignment
 
     def facts(self) -> dict[str, Any]:
         """Counts that belong in a run's results; fractions 0-1 of response tokens."""
-        response = sum(int((row.probe >= 0).sum()) for row in self.train_rows)
+        response = sum(int((row.token_group >= 0).sum()) for row in self.train_rows)
         eligible = sum(int((row.weight > 0).sum()) for row in self.train_rows)
         return {
             "train_rows": len(self.train_rows),
@@ -209,7 +209,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
                 f"{len(self.train_rows)} rows are few to train on (below {FEW_ROWS}): the result will say more of these rows "
                 "than of the method; annotate more problems (limit=...)"
             )
-        groups_N = np.concatenate([row.probe[row.probe >= 0] for row in self.train_rows])
+        groups_N = np.concatenate([row.token_group[row.token_group >= 0] for row in self.train_rows])
         if (groups_N > 0).mean() > ALL_CRITICAL:
             found.append(
                 f"{(groups_N > 0).mean():.0%} of the response tokens are critical: whatever is changed, the answer is wrong. "
@@ -244,7 +244,7 @@ class AnnotatedDataModule(pl.LightningDataModule):
             seed=self.seed,
             shuffle=shuffle,
             lengths=[row.needed() for row in rows],
-            deal=self.deal,
+            micro_batch_assignment=self.micro_batch_assignment,
         )
         return loader(rows, sampler)
 
@@ -260,9 +260,9 @@ def _require_tokenizer(store: AnnotationStore, manifest: Mapping[str, Any], toke
 
 
 def _apart_from_benchmark(rows: Sequence[AnnotatedResponse], exclude: frozenset[str]) -> list[AnnotatedResponse]:
-    apart = [row for row in rows if normalised(row.problem) not in exclude]
+    apart = [row for row in rows if normalized(row.problem) not in exclude]
     if leaked := len(rows) - len(apart):
-        console.print(f"Rows dropped: {leaked} of problems that stand in the benchmark's validation or test split")
+        console.print(f"Rows dropped: {leaked} of problems of the benchmark's validation or test split")
     return apart
 
 

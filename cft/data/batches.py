@@ -1,7 +1,7 @@
 """Rows -> micro-batches: order, sharding over ranks, padding, and the counts of the optimizer step they belong to.
 
 Order: permutation(seed, epoch) of the rows, cut into optimizer steps of the same number of rows each, the last one short. So
-every step sees the same rows for any number of ranks and any split into micro-batches. How they are dealt within a step:
+every step sees the same rows for any number of ranks and any split into micro-batches. How they are assigned within a step:
 
     in_order     micro-batch m of rank r holds the step's positions [(m * world + r) * batch_size, ... + batch_size)
     by_length    the same, after sorting by length: little padding, and the ranks are busy with similar rows at one time
@@ -24,23 +24,23 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cft.types import StepCounts, TokenBatch
 
-Deal = Literal["in_order", "by_length", "by_tokens"]
+MicroBatchAssignment = Literal["in_order", "by_length", "by_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One row ready for training. ids: [L] int64; weight: [L] float32; probe: [L] int8; scores: [L] float32 each (see
+    """One row ready for training. ids: [L] int64; weight: [L] float32; token_group: [L] int8; scores: [L] float32 each (see
     TokenBatch)."""
 
     row_id: str
     ids: NDArray[np.int64]
     weight: NDArray[np.float32]
-    probe: NDArray[np.int8]
+    token_group: NDArray[np.int8]
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def counts(self) -> StepCounts:
         """What the row adds to its optimizer step. The first token is predicted by nothing and never counted."""
-        eligible, probe = int((self.weight[1:] > 0).sum()), self.probe[1:]
+        eligible, probe = int((self.weight[1:] > 0).sum()), self.token_group[1:]
         return StepCounts(
             eligible, int((probe >= 0).sum()), int((probe == 1).sum()), int((probe == 0).sum()), int(eligible > 0)
         )
@@ -65,13 +65,13 @@ def collate(rows: Sequence[TokenRow], *, step_counts: StepCounts, score_names: C
     size = max(len(rows), 1)
     ids_BT = np.zeros((size, width), dtype=np.int64)
     weight_BT = np.zeros((size, width), dtype=np.float32)
-    probe_BT = np.full((size, width), -1, dtype=np.int8)
+    token_group_BT = np.full((size, width), -1, dtype=np.int8)
     names = rows[0].scores.keys() if rows else score_names
     scores = {name: np.zeros((size, width), dtype=np.float32) for name in names}
     for b, row in enumerate(rows):
         ids_BT[b, : len(row.ids)] = row.ids
         weight_BT[b, : len(row.ids)] = row.weight
-        probe_BT[b, : len(row.ids)] = row.probe
+        token_group_BT[b, : len(row.ids)] = row.token_group
         for name in names:
             scores[name][b, : len(row.ids)] = row.scores[name]
     lengths = [len(row.ids) for row in rows] or [1]
@@ -79,7 +79,7 @@ def collate(rows: Sequence[TokenRow], *, step_counts: StepCounts, score_names: C
         torch.from_numpy(ids_BT),
         torch.tensor(lengths),
         torch.from_numpy(weight_BT),
-        torch.from_numpy(probe_BT),
+        torch.from_numpy(token_group_BT),
         tuple(row.row_id for row in rows),
         {name: torch.from_numpy(column) for name, column in scores.items()},
         step_counts,
@@ -120,11 +120,14 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
         seed: int,
         shuffle: bool,
         lengths: Sequence[int] = (),
-        deal: Deal = "in_order",
+        micro_batch_assignment: MicroBatchAssignment = "in_order",
     ) -> None:
-        if deal != "in_order" and len(lengths) != len(counts):
-            raise ValueError(f"deal={deal}: expected the lengths of all {len(counts)} rows, found {len(lengths)}")
-        self.lengths, self.deal = lengths, deal
+        if micro_batch_assignment != "in_order" and len(lengths) != len(counts):
+            raise ValueError(
+                f"data.micro_batch_assignment={micro_batch_assignment}: "
+                f"expected the lengths of all {len(counts)} rows, found {len(lengths)}"
+            )
+        self.lengths, self.micro_batch_assignment = lengths, micro_batch_assignment
         self.counts, self.batch_size, self.accumulate = counts, batch_size, accumulate
         self.rank, self.world = rank, world
         self.seed, self.shuffle = seed, shuffle
@@ -153,29 +156,31 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
         for step in range(done if epoch == self.epoch else 0, -(-len(order) // step_rows)):
             rows = order[step * step_rows : (step + 1) * step_rows].tolist()
             totals = sum((self.counts[i] for i in rows), StepCounts())
-            bins = self._dealt(rows, bins=-(-len(rows) // (self.batch_size * self.world)) * self.world)
+            bins = self._assigned(rows, bins=-(-len(rows) // (self.batch_size * self.world)) * self.world)
             for mine in bins[self.rank :: self.world]:
                 yield MicroBatch(tuple(mine), totals)
 
-    def _dealt(self, rows: list[int], *, bins: int) -> list[list[int]]:
+    def _assigned(self, rows: list[int], *, bins: int) -> list[list[int]]:
         """The rows of a step in `bins` micro-batches; consecutive ones go to different ranks and run at one time."""
-        if self.deal == "by_tokens":
-            return dealt_by_tokens(rows, [self.lengths[i] for i in rows], bins=bins)
-        if self.deal == "by_length":
+        if self.micro_batch_assignment == "by_tokens":
+            return assigned_by_tokens(rows, [self.lengths[i] for i in rows], bins=bins)
+        if self.micro_batch_assignment == "by_length":
             rows = sorted(rows, key=lambda i: -self.lengths[i])  # the longest first: memory runs short early or never
         return [rows[k * self.batch_size : (k + 1) * self.batch_size] for k in range(bins)]
 
 
-def dealt_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int) -> list[list[int]]:
-    """`rows` in so many lots of about equal length in tokens, the largest first: the longest row left goes to the lot with
-    the fewest tokens."""
-    lots: list[list[int]] = [[] for _ in range(bins)]
+def assigned_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int) -> list[list[int]]:
+    """`rows` in `bins` micro-batches of about equally many tokens, the largest first.
+
+    The longest row left goes to the micro-batch with the fewest tokens.
+    """
+    micro_batches: list[list[int]] = [[] for _ in range(bins)]
     heap = [(0, number) for number in range(bins)]
     for index in sorted(range(len(rows)), key=lambda i: (-lengths[i], i)):
         tokens, number = heapq.heappop(heap)
-        lots[number].append(rows[index])
+        micro_batches[number].append(rows[index])
         heapq.heappush(heap, (tokens + lengths[index], number))
-    return [lots[number] for _, number in sorted(heap, key=lambda item: (-item[0], item[1]))]
+    return [micro_batches[number] for _, number in sorted(heap, key=lambda item: (-item[0], item[1]))]
 
 
 def loader(rows: Sequence[TokenRow], sampler: GlobalOrderSampler) -> DataLoader[TokenBatch]:

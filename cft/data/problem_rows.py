@@ -1,7 +1,7 @@
 """Raw rows to problems: every row that cannot be used is quarantined with its place and reason, and a budget is kept.
 
 A source yields `Row`s (a JSON object or the reason why there is none). `to_problems` reads the fields; `Quarantine`
-counts what was put aside, names the first five, and fails the run when there are too many of them.
+counts what was skipped, names the first five, and fails the run when there are too many of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Number(str):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """place: where it stands, for people (`train.jsonl:17`). value: None = unreadable, and `reason` says why."""
+    """place: where it is, for people (`train.jsonl:17`). value: None = unreadable, and `reason` says why."""
 
     place: str
     value: Mapping[str, Any] | None
@@ -64,7 +64,7 @@ class Fields:
 
 @dataclass(slots=True)
 class Quarantine:
-    """Rows put aside while one source is read. remedy: what a reader of the message can do about them. key: that sets
+    """Rows skipped while one source is read. remedy: what a reader of the message can do about them. key: that sets
     the limit."""
 
     source: str
@@ -86,7 +86,7 @@ class Quarantine:
             self.offenders.append(f"{row.place}: {reason}")
 
     def settle(self, *, rows: int) -> None:
-        """Fail if the rows put aside are over the budget, else warn of them. rows: how many were read."""
+        """Fail if the rows skipped are over the budget, else warn of them. rows: how many were read."""
         bad = sum(self.counts.values())
         if rows == 0:
             raise ProblemError(
@@ -98,13 +98,13 @@ class Quarantine:
         if bad > self.max_bad_rows * rows:
             allowed = f"That is {bad / rows:.2%}, and at most {self.max_bad_rows:.2%} may be skipped ({self.key})"
             raise ProblemError(f"{found}. {allowed}. {self.remedy}.")
-        warnings.warn(f"{found}. They were put aside.", stacklevel=2)
+        warnings.warn(f"{found}. They were skipped.", stacklevel=2)
 
 
 def to_problems(
     rows: Iterable[Row], *, source: str, fields: Fields, id_prefix: str, max_bad_rows: float
 ) -> tuple[list[Problem], Counter[str]]:
-    """(problems in the order of the rows, reason -> number of rows put aside)."""
+    """(problems in the order of the rows, reason -> number of rows skipped)."""
     for name in (fields.id, fields.question, fields.answer, fields.solution):
         template_parts(name)
     quarantine = Quarantine(source, max_bad_rows)
@@ -163,7 +163,7 @@ def content_hash(*texts: str) -> str:
     return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()[:20]
 
 
-def normalised(question: str) -> str:
+def normalized(question: str) -> str:
     """Two questions that differ only in case, spaces, composition or typographic quotes are one question."""
     text = unicodedata.normalize("NFC", question).casefold()
     return " ".join(text.translate(_QUOTES).split())

@@ -2,7 +2,7 @@
 
 Each builder below is the `_target_` of a file in conf/data and gives `Splits`. A source that has no test set of its
 own is split by a hash of the seed and the problem's id, never by order: a file that grows moves no problem from one
-split to another. Training and validation problems whose question also stands in the test set are dropped and counted.
+split to another. Training and validation problems whose question is also in the test set are dropped and counted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cft.data import arithmetic as generator
+from cft.data import word_problems as generator
 from cft.data.hub_rows import hub_rows
-from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalised, to_problems
+from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalized, to_problems
 from cft.ranges import AtLeastOne, Count, Fraction, Name, in_range
 from cft.types import Problem, Verifier
 
@@ -57,7 +57,7 @@ class Splits:
 
     def held_out_questions(self) -> frozenset[str]:
         """Normalized questions of validation and test, which must not be trained on."""
-        return frozenset(normalised(problem.question) for problem in (*self.validation, *self.test))
+        return frozenset(normalized(problem.question) for problem in (*self.validation, *self.test))
 
 
 @in_range
@@ -71,7 +71,18 @@ def arithmetic(
     min_steps: AtLeastOne = 2,
     max_steps: AtLeastOne = 4,
 ) -> Splits:
-    """Generated word problems (`cft/data/arithmetic.py`), with a worked solution each."""
+    """Generated word problems (`cft/data/word_problems.py`), with a worked solution each.
+
+    Args:
+        name: of the source, the beginning of every problem's id.
+        seed: of the numbers and the words.
+        num_train: problems to train on; num_validation and num_test likewise, at least 0.
+        min_steps: operations a problem, at least 1.
+        max_steps: at least `min_steps`.
+
+    Raises:
+        ProblemError: `min_steps` is above `max_steps`.
+    """
     if min_steps > max_steps:
         raise ProblemError(f"min_steps={min_steps}, max_steps={max_steps}: expected min_steps <= max_steps")
     found: dict[str, list[Problem]] = {}
@@ -97,9 +108,18 @@ def gsm8k(
     seed: int,
     max_bad_rows: Fraction = 0.001,
 ) -> Splits:
-    """GSM8K: train.jsonl and test.jsonl of `dir` (or of `dir`/gsm8k), or the hub's where `dir` is "".
+    """GSM8K: the gold answer is what follows the last `####`, without thousands separators; the solution is the whole text.
 
-    The gold answer is what follows the last `####`, without thousands separators; the solution is the whole text.
+    Args:
+        dir: folder with train.jsonl and test.jsonl, or with a folder gsm8k that holds them; "" = the hub.
+        hub_id: data set on the hub, read where `dir` is "".
+        revision: of the data set on the hub.
+        validation_fraction: fraction of the training problems that is held out, 0 to 1.
+        seed: of that choice.
+        max_bad_rows: fraction of the rows that may be skipped, 0 to 1; they are counted and named.
+
+    Raises:
+        ProblemError: no such file or data set, or more bad rows than that.
     """
     sources = {}
     for part in ("train", "test"):
@@ -131,10 +151,17 @@ def reasoning_gym(
     validation_fraction: Fraction,
     test_fraction: Fraction,
 ) -> Splits:
-    """A procedural task of reasoning-gym by name; `config` holds the task's own settings.
+    """A procedural task of reasoning-gym.
 
     Answers are judged by the run's verifier, not by the task's scorer: take tasks with one right answer. Entries drawn
     twice and entries without an answer are dropped and counted.
+
+    Args:
+        task: its name in reasoning-gym.
+        size: entries to draw, at least 1.
+        seed: of the draw.
+        config: the task's own settings.
+        validation_fraction: fraction of the problems, 0 to 1; test_fraction likewise.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ProblemError(
@@ -159,7 +186,7 @@ def reasoning_gym(
         Row(f"{task}[{i}]", {"question": dataset[i]["question"], "answer": dataset[i]["answer"]}) for i in range(size)
     )
     fields_ = Fields(id="", question="question", answer="answer", solution="")
-    # All may be put aside: repeated draws are no one's mistake, and a task that has nothing else fails in `splits_of`.
+    # All may be skipped: repeated draws are no one's error, and a task that has nothing else fails in `splits_of`.
     part = to_problems(rows, source=f"reasoning-gym {task}", fields=fields_, id_prefix=f"{task}-", max_bad_rows=1.0)
     return _from_parts(
         name=name,
@@ -185,7 +212,19 @@ def jsonl(
     test_fraction: Fraction,
     seed: int,
 ) -> Splits:
-    """Any file of one JSON object a line. `*_field`: see `problem_rows.Fields`. test_path "": a share of `path`."""
+    """Any file of one JSON object a line.
+
+    Args:
+        path: the file.
+        test_path: a file of test problems; "" = `test_fraction` of `path`.
+        id_field: name or template of a field; so are the other `*_field`, see `problem_rows.Fields`.
+        max_bad_rows: fraction of a file's rows that may be skipped, 0 to 1; they are counted and named.
+        validation_fraction: fraction of the problems, 0 to 1; test_fraction likewise.
+        seed: of the split.
+
+    Raises:
+        ProblemError: no such file, or more bad rows than that.
+    """
     fields_ = Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field)
     parts = {}
     for part, file in (("train", path), ("test", test_path)):
@@ -239,7 +278,7 @@ def hub(
 
 
 def place_of(problem_id: str, *, seed: int) -> float:
-    """Where a problem stands between 0 and 1: decides its split and its order."""
+    """Where a problem lies between 0 and 1: decides its split and its order."""
     digest = hashlib.sha256(f"{seed}\x1f{problem_id}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
@@ -281,18 +320,18 @@ def splits_of(
     dropped: Counter[str],
 ) -> Splits:
     """Drop leaks, sort, fingerprint."""
-    held_out: dict[str, str] = {}  # normalised question -> the split that has it
+    held_out: dict[str, str] = {}  # normalized question -> the split that has it
     kept: dict[str, list[Problem]] = {}
     for split, problems in (("test", test), ("validation", validation), ("train", train)):
         kept[split] = []
         for problem in problems:
-            other = held_out.get(normalised(problem.question), split)
+            other = held_out.get(normalized(problem.question), split)
             if other == split:
                 kept[split].append(problem)
             else:
                 dropped[f"{split} problem also in {other}"] += 1
         if split != "train":
-            held_out |= {normalised(problem.question): split for problem in kept[split]}
+            held_out |= {normalized(problem.question): split for problem in kept[split]}
     digest = hashlib.sha256()
     ordered: dict[str, tuple[Problem, ...]] = {}
     for split in NAMES:

@@ -1,13 +1,13 @@
-"""Attention of forks: over the trunk they share, and over what each decoded itself.
+"""Attention of forks: over the sequence they share, and over what each decoded itself.
 
-    prefix   [1, h, L, d]    keys of a trunk, stored once; every fork of it looks at them, up to its own cut
-    tails    [n, h, T, d]    keys of n forks' own tokens, of like length; a mask hides what a shorter one lacks
+    prefix   [1, h, L, d]    keys of a sequence, stored once; every fork of it looks at them, up to its own prefix_len
+    block    [n, h, T, d]    keys of n forks' own tokens, of similar length; a mask hides what a shorter one lacks
 
 Both parts are computed apart and joined exactly. With the scores s_m of part m,
 
     lse_m = log sum exp s_m        out = sum_m exp(lse_m) softmax(s_m) v_m / sum_m exp(lse_m)
 
-so of two parts the first has the weight sigmoid(lse_1 - lse_2). A fork that shares nothing has all its keys in its tail.
+so of two parts the first has the weight sigmoid(lse_1 - lse_2). A fork without a shared prefix has all its keys in its block.
 
 Scores, log-sum-exp and outputs are float32 in half precision too, as inside SDPA: a bfloat16 of 20 has steps of 0.125, and
 the difference of two of them would decide the weights.
@@ -27,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 ATTENTION = "cft_forks"  # its name in transformers' registry
 # What torch's attention calls on a CPU; it alone gives the log-sum-exp too. In float32 a fifth faster than product by product.
 FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-SPARE_COLUMNS = 32  # a tail is made with room for so many tokens, and doubled when full
+SPARE_COLUMNS = 32  # a block is made with room for so many tokens, and doubled when full
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,10 @@ def num_bytes(keys: Keys) -> int:
     return sum(part.numel() * part.element_size() for layer in keys for part in (layer.k, layer.v))
 
 
-class Tails(Generic[Row]):
-    """The own keys of some forks, a rectangle. rows: what the caller keeps of each fork, in the order of the batch.
+class KVBlock(Generic[Row]):
+    """Keys and values of the tokens that some forks do not share.
+
+    rows: what the caller keeps of each fork, in the order of the batch.
 
     keys: by layer, [n, h, T, d]; seen: how many of the T columns each row has, the last ones.
     """
@@ -111,8 +113,8 @@ class Tails(Generic[Row]):
         return _part(scores, keys.v[:n, :, :until])
 
 
-def joined(one: Tails[Row], other: Tails[Row]) -> Tails[Row]:
-    """Both as one rectangle, the shorter tails moved to the end of it."""
+def joined(one: KVBlock[Row], other: KVBlock[Row]) -> KVBlock[Row]:
+    """Both as one block, the shorter rows right-aligned."""
     columns = max(one.columns, other.columns)
     n = len(one) + len(other)
     keys = []
@@ -124,7 +126,7 @@ def joined(one: Tails[Row], other: Tails[Row]) -> Tails[Row]:
             new[len(one) :, :, columns - other.columns :] = y[: len(other), :, : other.columns]
             parts.append(new)
         keys.append(LayerKeys(*parts))
-    whole = Tails([*one.rows, *other.rows], keys, [one.columns] * len(one) + [other.columns] * len(other))
+    whole = KVBlock([*one.rows, *other.rows], keys, [one.columns] * len(one) + [other.columns] * len(other))
     for start, part in ((0, one), (len(one), other)):
         whole.mask_nT[start : start + len(part), columns - part.columns : columns] = part.mask_nT[
             : len(part), : part.columns
@@ -148,7 +150,7 @@ def _additive(hidden: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The rows of a batch that look at one prefix. index: [m] rows. mask: [m, L], minus infinity from a row's cut on."""
+    """The rows of a batch that look at one prefix. index: [m] rows. mask: [m, L], minus infinity from a row's prefix_len on."""
 
     prefix: Keys
     index: Tensor
@@ -163,7 +165,7 @@ class Shared:
         return cls(prefix, torch.tensor(index, device=first.device), _additive(hidden_mL, dtype=first.dtype))
 
     def attend(self, layer: int, query_mhgd: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Tails.attend`. The point of it all: the queries of all forks are one matrix, and the keys exist once."""
+        """As `KVBlock.attend`. The point of it all: the queries of all forks are one matrix, and the keys exist once."""
         m, heads, groups, width = query_mhgd.shape
         longest = self.mask_mL.shape[1]
         keys = self.prefix[layer]
@@ -201,16 +203,16 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """A forward pass over whole trunks, [b, T] padded on the right; `keys` takes what each layer computes."""
+    """A forward pass over whole sequences, [b, T] padded on the right; `keys` takes what each layer computes."""
 
     keys: Keys
 
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """A forward pass over the newest token of every fork, [N, 1]: the rows of all tails, one after the other."""
+    """A forward pass over the newest token of every fork, [N, 1]: the rows of all blocks, one after the other."""
 
-    tails: Sequence[Tails[Any]]
+    blocks: Sequence[KVBlock[Any]]
     shared: Sequence[Shared]
 
 
@@ -234,7 +236,7 @@ def fork_attention(
         raise TypeError("its attention has soft-capped scores or attention sinks")
     if isinstance(forks, Prefill):
         forks.keys.append(LayerKeys(key, value))
-        # Padding on the right is never looked at by what stands before it.
+        # Padding on the right is never looked at by what is before it.
         attended = nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=True
         )
@@ -244,10 +246,10 @@ def fork_attention(
     count, heads, width = key_Nhd.shape
     query_Nhgd = (query[:, :, 0] * scaling).view(count, heads, -1, width)  # g query heads share a key head
     parts, start = [], 0
-    for tails in forks.tails:
-        rows = slice(start, start + len(tails))
-        parts.append(tails.attend(layer, query_Nhgd[rows], key_Nhd[rows], value_Nhd[rows]))
-        start += len(tails)
+    for block in forks.blocks:
+        rows = slice(start, start + len(block))
+        parts.append(block.attend(layer, query_Nhgd[rows], key_Nhd[rows], value_Nhd[rows]))
+        start += len(block)
     out_Nhgd, lse_Nhg1 = (torch.cat(part) for part in zip(*parts, strict=True))
     for shared in forks.shared:
         out, lse = shared.attend(layer, query_Nhgd[shared.index])

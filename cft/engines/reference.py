@@ -1,10 +1,10 @@
 """The plain engine: one fork at a time, one token at a time. Slow and obviously right; the others are held against it.
 
-Prefill prompt + kept response + `first`, then choose a token, append, feed it, until an EOS or the limit.
+Prefill prompt + kept response + `first_token`, then choose a token, append, feed it, until an EOS or the limit.
 
 Near ties. Two computations of the same logits differ in the last bits (about 6e-5 between attention kernels), so where
 the best two tokens are nearer than `tie_margin`, the batch, the cache or the kernel would decide. There every engine,
-this one too, asks the same judge: `settle`, one pass without a cache over this row's ids alone. That pass takes the
+this one too, re-scores: `rescore` is one pass without a cache over this row's ids alone. That pass takes the
 packed linear layers (`cft/models/kernels.py`) where it can: they are the same for every engine, and faster.
 """
 
@@ -25,7 +25,7 @@ from cft.models.attention import usable_attention
 from cft.models.head import project_exactly
 from cft.models.kernels import DecodingKernels, prepare_for_decoding
 from cft.ranges import AtLeastZero, in_range
-from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TopTokens, Trunk
+from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TokenSequence, TopTokens
 
 
 def never_decided(key: Key, ids: Sequence[int]) -> bool:
@@ -34,10 +34,13 @@ def never_decided(key: Key, ids: Sequence[int]) -> bool:
 
 
 class ReferenceEngine:
-    """model: a causal language model in eval mode. eos_ids: every token that ends a response. tie_margin: logits, see
-    `tie_margin_for`.
+    """Decodes one fork at a time, one token at a time.
 
-    packed_linears: for near ties, as in the engine that is held against this one.
+    Args:
+        model: a causal language model in eval mode.
+        eos_ids: every token that ends a response.
+        tie_margin: logits; None: see `tie_margin_for`.
+        packed_linears: for near ties, as in the engine that is compared with this one.
     """
 
     @in_range
@@ -68,7 +71,7 @@ class ReferenceEngine:
         self, fork: Fork, *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool] = never_decided
     ) -> Completion:
         ids = fork_prefix(fork)
-        require_steady_rotary(self.model, length=fork.trunk.prompt_len + budget.max_new_tokens)
+        require_steady_rotary(self.model, length=fork.sequence.prompt_len + budget.max_new_tokens)
         finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
         if finish is not None:
             return Completion(response_of(ids, fork), finish, 0)
@@ -79,20 +82,20 @@ class ReferenceEngine:
             input_ids_BT = torch.tensor([feed], device=self.model.device)
             with usable_attention(self.model):
                 output = self.model(input_ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            position = len(ids) - fork.trunk.prompt_len
+            position = len(ids) - fork.sequence.prompt_len
             uniform = float(random[position]) if len(random) else 0.0
             (token,), (near,) = choose(
                 output.logits[:, -1].float(), sampling=[fork.sampling], uniform=[uniform], tie_margin=self.tie_margin
             )
             if near:
-                token, ties = self.settle(ids, sampling=fork.sampling, uniform=uniform), ties + 1
+                token, ties = self.rescore(ids, sampling=fork.sampling, uniform=uniform), ties + 1
             ids = [*ids, token]
             if end := finish_of(ids, fork, eos_ids=self.eos_ids, budget=budget, decided=decided):
                 return Completion(response_of(ids, fork), end, len(ids) - kept, ties)
             feed = [token]
 
     @torch.inference_mode()
-    def settle(self, ids: list[int], *, sampling: Sampling, uniform: float) -> int:
+    def rescore(self, ids: list[int], *, sampling: Sampling, uniform: float) -> int:
         """The token after `ids`, prompt included, by one pass without a cache over them alone: no batch, no history."""
         ids_BT = torch.tensor([ids], device=self.model.device)
         with self.packed.active(), usable_attention(self.model):
@@ -101,16 +104,18 @@ class ReferenceEngine:
         return token
 
     @torch.inference_mode()
-    def score(self, trunk: Trunk, *, k: int) -> TopTokens:
+    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
         """One teacher-forced pass without padding. k: how many of the most probable tokens to return a position."""
-        input_ids_BT = torch.tensor(trunk.ids[None].astype(np.int64), device=self.model.device)
-        response_len = len(trunk.ids) - trunk.prompt_len
+        input_ids_BT = torch.tensor(sequence.ids[None].astype(np.int64), device=self.model.device)
+        response_len = len(sequence.ids) - sequence.prompt_len
         if response_len < 1:
-            raise ValueError(f"score needs a response: trunk of {len(trunk.ids)} tokens, prompt of {trunk.prompt_len}")
+            raise ValueError(
+                f"score needs a response: sequence of {len(sequence.ids)} tokens, prompt of {sequence.prompt_len}"
+            )
         logits_RV = self._logits(input_ids_BT, last=response_len + 1)[:-1]
         require_finite(logits_RV.amax(-1))
         logprob_RV = torch.log_softmax(logits_RV, dim=-1)
-        own_R = logprob_RV.gather(1, input_ids_BT[0, trunk.prompt_len :, None])[:, 0]
+        own_R = logprob_RV.gather(1, input_ids_BT[0, sequence.prompt_len :, None])[:, 0]
         entropy_R = torch.special.entr(logprob_RV.exp()).sum(-1)
         ids_RK, top_RK = top_tokens(logprob_RV, k=k)
         return TopTokens(own_R.cpu().numpy(), entropy_R.cpu().numpy(), ids_RK, top_RK)
@@ -127,20 +132,20 @@ class ReferenceEngine:
 
 def fork_prefix(fork: Fork) -> list[int]:
     """Every id the continuation is conditioned on, prompt included."""
-    if not fork.trunk.prompt_len <= fork.cut <= len(fork.trunk.ids):
+    if not fork.sequence.prompt_len <= fork.prefix_len <= len(fork.sequence.ids):
         raise ValueError(
-            f"fork {fork.key}: cut {fork.cut} is outside [{fork.trunk.prompt_len}, {len(fork.trunk.ids)}], "
-            "the end of the prompt and the end of the trunk"
+            f"fork {fork.key}: prefix_len {fork.prefix_len} is outside [{fork.sequence.prompt_len}, {len(fork.sequence.ids)}], "
+            "the end of the prompt and the end of the sequence"
         )
-    kept = fork.trunk.ids[: fork.cut].tolist()
-    return kept if fork.first is None else [*kept, fork.first]
+    kept = fork.sequence.ids[: fork.prefix_len].tolist()
+    return kept if fork.first_token is None else [*kept, fork.first_token]
 
 
 def already_finished(fork: Fork, *, eos_ids: Collection[int], budget: Budget) -> Finish | None:
-    """A fork that has nothing to decode: its `first` ends the text, or the kept part fills the limit."""
-    if fork.first in eos_ids:
+    """A fork that has nothing to decode: its `first_token` ends the text, or the kept part fills the limit."""
+    if fork.first_token in eos_ids:
         return "stop"
-    kept = fork.cut - fork.trunk.prompt_len + (fork.first is not None)
+    kept = fork.prefix_len - fork.sequence.prompt_len + (fork.first_token is not None)
     return "length" if kept >= fork.limit(budget) else None
 
 
@@ -155,13 +160,13 @@ def finish_of(
     """Whether a response ends with the last of `ids`, prompt included, and why."""
     if ids[-1] in eos_ids:
         return "stop"
-    if len(ids) - fork.trunk.prompt_len >= fork.limit(budget):
+    if len(ids) - fork.sequence.prompt_len >= fork.limit(budget):
         return "length"
-    return "decided" if decided(fork.key, ids[fork.trunk.prompt_len :]) else None
+    return "decided" if decided(fork.key, ids[fork.sequence.prompt_len :]) else None
 
 
 def response_of(ids: list[int], fork: Fork) -> NDArray[np.int32]:
-    return np.asarray(ids[fork.trunk.prompt_len :], dtype=np.int32)
+    return np.asarray(ids[fork.sequence.prompt_len :], dtype=np.int32)
 
 
 def top_tokens(logprob_RV: Tensor, *, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

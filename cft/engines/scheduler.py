@@ -1,10 +1,11 @@
-"""Which forks are in the batch: those that wait, the prefixes and tails in memory, and what happens when it runs short.
+"""The scheduler: admits waiting forks, keeps their keys and values in blocks, preempts rows when memory runs short.
 
-Forks wait in line. Those of one trunk share its prefix; a lone one copies it into its tail. Tails that entered together
-form a rectangle; when there are too many rectangles, two of like length are joined. Keys and values beyond the budget,
-or an allocation that fails, send the youngest rows back to the front of the line; the batch is then no larger than what
-was left, and grows again once it has decoded for a while with room to spare. Only a fork that does not fit alone is given
-up.
+Forks that share a prefix read it from one stored copy. A fork that shares none copies its prefix into its own block.
+Forks admitted together form one KV block. When there are too many blocks, the two of most similar length are joined.
+
+If keys and values exceed the budget, or an allocation fails, the most recently admitted rows are preempted: they return
+to the front of the waiting queue and start again. The batch is then limited to what was left. It grows again after it has
+decoded for a while with memory to spare. Only a fork that does not fit alone is given up.
 """
 
 from __future__ import annotations
@@ -17,58 +18,63 @@ from typing import Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from cft.engines.attention import Decode, Keys, LayerKeys, Shared, Tails, joined, num_bytes
-from cft.types import Fork, Trunk
+from cft.engines.attention import Decode, Keys, KVBlock, LayerKeys, Shared, joined, num_bytes
+from cft.types import Fork, TokenSequence
 
-MAX_TAILS = 6  # rectangles: each costs some small operations a layer ...
-ROWS_A_TAIL = 20  # ... which a small batch feels more
-STRANGERS = 64  # forks that share nothing enter by so many, of like length
-PREFILL_TOKENS = 1024  # of trunks that are computed in one pass
-REGROW_STEPS, REGROW_BELOW = 32, 0.75  # the batch grows by an eighth after so many steps below this share of the budget
-REFILL = 8  # the next forks enter when one row in so many is free
+MAX_BLOCKS = 6  # KV blocks: each costs some small operations a layer ...
+ROWS_PER_BLOCK = 20  # ... which a small batch feels more
+UNSHARED_ROWS = 64  # forks without a shared prefix are admitted in groups of so many, of similar length
+PREFILL_TOKENS = 1024  # prefilled in one pass
+REGROW_STEPS, REGROW_BELOW = (
+    32,
+    0.75,
+)  # the batch grows by an eighth after so many steps below this fraction of the budget
+REFILL = 8  # the next forks are admitted when one row in so many is free
 
 
-class Resident(Protocol):
+class ScheduledRow(Protocol):
     fork: Fork
     ids: list[int]  # prompt included; the last one is fed next
-    visible: int  # tokens of the trunk that the fork sees
-    shares: bool  # whether it looks at a shared prefix, or has all its keys in its tail
+    visible: int  # tokens of the sequence that the fork sees
+    shares_prefix: bool  # whether it reads a shared prefix, or has all its keys in its own block
 
     def restarted(self) -> Self: ...
 
 
-Row = TypeVar("Row", bound=Resident)
+Row = TypeVar("Row", bound=ScheduledRow)
 
 
-class Residency(Generic[Row]):
-    """prefill: keys and values of whole trunks. max_rows: forks in the batch. budget_bytes: for keys and values."""
+class Scheduler(Generic[Row]):
+    """prefill: keys and values of whole sequences. max_rows: forks in the batch. budget_bytes: for keys and values."""
 
-    def __init__(self, prefill: Callable[[list[Trunk]], list[Keys]], *, max_rows: int, budget_bytes: int) -> None:
-        self.tails: list[Tails[Row]] = []  # the youngest last
+    def __init__(
+        self, prefill: Callable[[list[TokenSequence]], list[Keys]], *, max_rows: int, budget_bytes: int
+    ) -> None:
+        self.blocks: list[KVBlock[Row]] = []  # the youngest last
         self.waiting: deque[Row] = deque()
         self.back_offs = 0
         self._prefill = prefill
         self._most_rows = self._max_rows = max_rows
         self._calm_steps = 0  # since the last time that memory ran short
         self._budget_bytes = budget_bytes
-        self._prefixes: OrderedDict[int, tuple[Trunk, Keys]] = OrderedDict()  # by identity, the oldest first
+        self._prefixes: OrderedDict[int, tuple[TokenSequence, Keys]] = OrderedDict()  # by identity, the oldest first
         self._free_before_asking = 0
         self._plan: Decode | None = None
 
     @property
     def rows(self) -> list[Row]:
         """The batch, in its order."""
-        return [row for tails in self.tails for row in tails.rows]
+        return [row for block in self.blocks for row in block.rows]
 
     def live(self) -> int:
-        return sum(map(len, self.tails))
+        return sum(map(len, self.blocks))
 
     def room(self) -> int:
         return max(0, self._max_rows - len(self.waiting) - self.live())
 
     def wants_forks(self) -> bool:
-        """A few rows at a time would make many small rectangles, so it waits until some are free."""
-        if not self.tails:
+        """A few rows at a time would make many small KV blocks, so it waits until some are free."""
+        if not self.blocks:
             return not self.waiting
         return self.room() >= max(self._max_rows // REFILL, self._free_before_asking, 1)
 
@@ -80,108 +86,110 @@ class Residency(Generic[Row]):
 
     def bytes_held(self) -> int:
         prefixes = sum(num_bytes(prefix) for _, prefix in self._prefixes.values())
-        return prefixes + sum(tails.bytes_held() for tails in self.tails)
+        return prefixes + sum(block.bytes_held() for block in self.blocks)
 
     @torch.inference_mode()
     def admit(self) -> list[Row]:
-        """Let in who waits, as far as there are free rows; returns rows whose trunk does not fit into memory alone."""
+        """Admit waiting forks, as far as there are free rows; returns rows whose sequence does not fit into memory alone."""
         given_up: list[Row] = []
         free = self._max_rows - self.live()
-        if not self.waiting or (self.tails and free < min(len(self.waiting), max(1, self._max_rows // REFILL))):
+        if not self.waiting or (self.blocks and free < min(len(self.waiting), max(1, self._max_rows // REFILL))):
             return given_up
         self._plan = None
-        for lot in self._lots([self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]):
+        for group in self._groups([self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]):
             try:
-                self.tails.append(self._entered(lot))
+                self.blocks.append(self._admitted(group))
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                self._forget_prefixes()
-                if not self.tails and len(lot) == 1:
-                    given_up += lot
+                self._evict_prefixes()
+                if not self.blocks and len(group) == 1:
+                    given_up += group
                 else:
-                    self._wait(lot)
-                    self._max_rows = self.live() or len(lot) // 2
+                    self._wait(group)
+                    self._max_rows = self.live() or len(group) // 2
                     self._calm_steps = 0
         self._join()
         return given_up
 
-    def _lots(self, rows: list[Row]) -> list[list[Row]]:
-        """Rows that enter as one rectangle: those that share their trunks' prefixes, and strangers of like length."""
+    def _groups(self, rows: list[Row]) -> list[list[Row]]:
+        """Rows admitted as one KV block: those that share prefixes, and those without a shared prefix, of similar length."""
         count: dict[int, int] = {}
         for row in rows:
-            count[id(row.fork.trunk)] = count.get(id(row.fork.trunk), 0) + 1
+            count[id(row.fork.sequence)] = count.get(id(row.fork.sequence), 0) + 1
         for row in rows:
-            key = id(row.fork.trunk)
-            row.shares = row.visible > 0 and (count[key] > 1 or key in self._prefixes)
-        sharing = [row for row in rows if row.shares]
-        strangers = sorted((row for row in rows if not row.shares), key=lambda row: row.visible)
-        lots = [strangers[start : start + STRANGERS] for start in range(0, len(strangers), STRANGERS)]
-        return [sharing, *lots] if sharing else lots
+            key = id(row.fork.sequence)
+            row.shares_prefix = row.visible > 0 and (count[key] > 1 or key in self._prefixes)
+        sharing = [row for row in rows if row.shares_prefix]
+        unshared = sorted((row for row in rows if not row.shares_prefix), key=lambda row: row.visible)
+        groups = [unshared[start : start + UNSHARED_ROWS] for start in range(0, len(unshared), UNSHARED_ROWS)]
+        return [sharing, *groups] if sharing else groups
 
-    def _entered(self, rows: list[Row]) -> Tails[Row]:
-        prefixes = self._prefixes_of({id(row.fork.trunk): row.fork.trunk for row in rows}, keep=rows[0].shares)
-        if rows[0].shares:
+    def _admitted(self, rows: list[Row]) -> KVBlock[Row]:
+        prefixes = self._prefixes_of(
+            {id(row.fork.sequence): row.fork.sequence for row in rows}, keep=rows[0].shares_prefix
+        )
+        if rows[0].shares_prefix:
             any_prefix = next(iter(prefixes.values()))
             empty = [LayerKeys(*(_empty(part, len(rows), 0) for part in (layer.k, layer.v))) for layer in any_prefix]
-            return Tails(rows, empty, [0] * len(rows))
+            return KVBlock(rows, empty, [0] * len(rows))
         visible = [row.visible for row in rows]
-        return Tails(rows, _copied([prefixes[id(row.fork.trunk)] for row in rows], visible), visible)
+        return KVBlock(rows, _copied([prefixes[id(row.fork.sequence)] for row in rows], visible), visible)
 
-    def _prefixes_of(self, trunks: dict[int, Trunk], *, keep: bool) -> dict[int, Keys]:
+    def _prefixes_of(self, sequences: dict[int, TokenSequence], *, keep: bool) -> dict[int, Keys]:
         """Those at hand, and the others computed a few at a time; `keep` them for this batch and forks to come."""
-        found = {key: self._prefixes[key][1] for key in trunks if key in self._prefixes}
-        missing = sorted((key for key in trunks if key not in found), key=lambda key: len(trunks[key].ids))
+        found = {key: self._prefixes[key][1] for key in sequences if key in self._prefixes}
+        missing = sorted((key for key in sequences if key not in found), key=lambda key: len(sequences[key].ids))
         while missing:
-            longest = len(trunks[missing[-1]].ids)
+            longest = len(sequences[missing[-1]].ids)
             chunk = missing[-max(1, PREFILL_TOKENS // longest) :]
             del missing[-len(chunk) :]
-            found |= zip(chunk, self._prefill([trunks[key] for key in chunk]), strict=True)
-        for key in trunks if keep else ():
-            self._prefixes[key] = (trunks[key], found[key])
+            found |= zip(chunk, self._prefill([sequences[key] for key in chunk]), strict=True)
+        for key in sequences if keep else ():
+            self._prefixes[key] = (sequences[key], found[key])
             self._prefixes.move_to_end(key)
         return found
 
     def _join(self) -> None:
-        """While there are too many rectangles: the two that make the one with the fewest empty cells become one."""
-        while len(self.tails) > min(MAX_TAILS, 1 + self.live() // ROWS_A_TAIL):
-            pairs = combinations(range(len(self.tails)), 2)
-            a, b = min(pairs, key=lambda pair: _empty_cells(*(self.tails[i] for i in pair)))
+        """While there are too many KV blocks: join the two that leave the fewest empty cells."""
+        while len(self.blocks) > min(MAX_BLOCKS, 1 + self.live() // ROWS_PER_BLOCK):
+            pairs = combinations(range(len(self.blocks)), 2)
+            a, b = min(pairs, key=lambda pair: _empty_cells(*(self.blocks[i] for i in pair)))
             try:
-                whole = joined(self.tails[a], self.tails[b])
+                whole = joined(self.blocks[a], self.blocks[b])
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 return  # they work apart as well
-            self.tails[a] = whole
-            del self.tails[b]
+            self.blocks[a] = whole
+            del self.blocks[b]
 
     def plan(self) -> Decode:
         """Who looks at what, for the next forward pass."""
         if self._plan is None:
-            by_trunk: dict[int, list[int]] = {}
+            by_sequence: dict[int, list[int]] = {}
             rows = self.rows
             for index, row in enumerate(rows):
-                if row.shares:
-                    by_trunk.setdefault(id(row.fork.trunk), []).append(index)
+                if row.shares_prefix:
+                    by_sequence.setdefault(id(row.fork.sequence), []).append(index)
             shared = [
                 Shared.of(self._prefixes[key][1], index=index, visible=[rows[i].visible for i in index])
-                for key, index in by_trunk.items()
+                for key, index in by_sequence.items()
             ]
-            self._plan = Decode(self.tails, shared)
+            self._plan = Decode(self.blocks, shared)
         return self._plan
 
     def fitting(self, compute: Callable[[list[Row], Decode], Tensor]) -> tuple[Tensor | None, list[Row]]:
         """compute(rows, plan) within memory, and the rows that were given up because they do not fit alone."""
         given_up: list[Row] = []
-        while self.tails:
+        while self.blocks:
             try:
-                for tails in self.tails:
-                    tails.make_room()
+                for block in self.blocks:
+                    block.make_room()
                 if self.bytes_held() > self._budget_bytes:
-                    self._forget_prefixes()
+                    self._evict_prefixes()
                     if self.bytes_held() > self._budget_bytes and self.live() > 1:
-                        self._back_off()
+                        self._preempt()
                         continue
                 logits = compute(self.rows, self.plan())
                 self._grow()
@@ -189,11 +197,11 @@ class Residency(Generic[Row]):
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                self._forget_prefixes()
+                self._evict_prefixes()
                 if self.live() > 1:
-                    self._back_off()
+                    self._preempt()
                 else:
-                    given_up += self.tails.pop().rows
+                    given_up += self.blocks.pop().rows
                     self._plan = None
         return None, given_up
 
@@ -206,19 +214,19 @@ class Residency(Generic[Row]):
                 self._max_rows = min(self._most_rows, self._max_rows + max(1, self._max_rows // REFILL))
 
     def left(self) -> None:
-        """Rows have ended and were removed from their tails."""
-        self.tails = [tails for tails in self.tails if len(tails)]
+        """Evict empty blocks, after rows that ended were removed."""
+        self.blocks = [block for block in self.blocks if len(block)]
         self._join()
         self._plan = None
 
-    def _back_off(self) -> None:
-        """Send the youngest rectangle, or half of the only one, back to the front of the line; they start again."""
+    def _preempt(self) -> None:
+        """Preempt the newest block, or half of the only one: its rows return to the front of the queue and start again."""
         self.back_offs += 1
         self._calm_steps = 0
-        if len(self.tails) > 1:
-            self._wait(self.tails.pop().rows)
+        if len(self.blocks) > 1:
+            self._wait(self.blocks.pop().rows)
         else:
-            only = self.tails[0]
+            only = self.blocks[0]
             half = len(only) // 2
             self._wait(only.rows[half:])
             while len(only) > half:
@@ -229,15 +237,15 @@ class Residency(Generic[Row]):
         self.waiting.extendleft(reversed([row.restarted() for row in rows]))
         self._plan = None
 
-    def _forget_prefixes(self) -> None:
-        """Those that nobody in the batch looks at."""
-        used = {id(row.fork.trunk) for row in self.rows if row.shares}
+    def _evict_prefixes(self) -> None:
+        """Evict the prefixes that no row of the batch reads."""
+        used = {id(row.fork.sequence) for row in self.rows if row.shares_prefix}
         for key in [key for key in self._prefixes if key not in used]:
             del self._prefixes[key]
 
 
-def _empty_cells(a: Tails[Row], b: Tails[Row]) -> int:
-    shorter, longer = sorted((a, b), key=lambda tails: tails.columns)
+def _empty_cells(a: KVBlock[Row], b: KVBlock[Row]) -> int:
+    shorter, longer = sorted((a, b), key=lambda block: block.columns)
     return (longer.columns - shorter.columns) * len(shorter)
 
 
@@ -246,7 +254,7 @@ def _empty(like: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _copied(prefixes: Sequence[Keys], visible: Sequence[int]) -> Keys:
-    """What each row sees of its prefix, at the end of a rectangle."""
+    """What each row sees of its prefix, right-aligned in one KV block."""
     longest, copied = max(visible), []
     for layer, first in enumerate(prefixes[0]):
         k, v = (_empty(part, len(visible), longest) for part in (first.k, first.v))

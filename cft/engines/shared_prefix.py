@@ -1,20 +1,20 @@
 """The engine: all counterfactuals of a response share its prefix, so it is computed once and stored once.
 
-    trunk      p p p p r r r r r r r r            prompt and response: one forward pass, its keys kept once
-    fork 1             a . . . . .                sees p p p p, then its own tail
-    fork 2                 b . . . .              sees p p p p r r, then its own tail
-    fork 3                       c . . . . . .    sees p p p p r r r r r, then its own tail
+    sequence  p p p p r r r r r r r r            prompt and response: one forward pass, its keys kept once
+    fork 1             a . . . . .                sees p p p p, then its own suffix
+    fork 2                 b . . . .              sees p p p p r r, then its own suffix
+    fork 3                       c . . . . . .    sees p p p p r r r r r, then its own suffix
 
 A fork needs no prefill: its first token is fed in the next step. In a step the newest tokens of all forks are one matrix
-for the linear layers, as ever, and one matrix against the trunk's keys too (`cft/engines/attention.py`, an attention
-function registered with `transformers`; the model's code stays its own). Only the tails are read fork by fork.
+for the linear layers, as ever, and one matrix against the sequence's keys too (`cft/engines/attention.py`, an attention
+function registered with `transformers`; the model's code stays its own). Only the suffixes are read fork by fork.
 
-    take forks -> prefill trunks that are new -> step, step, step ...        one token for every fork
+    take forks -> prefill sequences that are new -> step, step, step ...        one token for every fork
         ^                                              |
-        '---- rows that ended leave at once; when enough are free, the next forks enter (`cft/engines/scheduler.py`)
+        '---- rows that ended leave at once; when enough are free, the next forks are admitted (`cft/engines/scheduler.py`)
 
-Solving is the same with one fork a trunk, sampling n answers with n forks that start at the end of one prompt. Where
-rounding could turn a choice, the reference engine makes it (`ReferenceEngine.settle`): ids do not depend on the batch.
+Solving is the same with one fork a sequence, sampling n answers with n forks that start at the end of one prompt. A
+near tie is re-scored by the reference engine (`ReferenceEngine.rescore`), so ids do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from transformers import PreTrainedModel
 from cft.engines.attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
 from cft.engines.reference import ReferenceEngine, already_finished, finish_of, fork_prefix, response_of
 from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
-from cft.engines.scheduler import Residency
+from cft.engines.scheduler import Scheduler
 from cft.errors import UserError
 from cft.models.architecture import fork_obstacles, require_plain_attention, require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.device import memory_for_keys
 from cft.models.rounding import half_of_the_digits
 from cft.ranges import AtLeastOne, AtLeastZero, in_range
-from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TopTokens, Trunk
+from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TokenSequence, TopTokens
 
 
 class EngineError(UserError, RuntimeError):
@@ -55,7 +55,7 @@ class Row:
     ids: list[int]
     random: NDArray[np.float64]
     visible: int
-    shares: bool = False
+    shares_prefix: bool = False
     ties: int = 0
 
     @classmethod
@@ -67,7 +67,7 @@ class Row:
         return Row.start(self.fork, random=self.random)
 
     def uniform(self) -> float:
-        return float(self.random[len(self.ids) - self.fork.trunk.prompt_len]) if len(self.random) else 0.0
+        return float(self.random[len(self.ids) - self.fork.sequence.prompt_len]) if len(self.random) else 0.0
 
     def completion(self, finish: Finish) -> Completion:
         decoded = len(self.ids) - len(fork_prefix(self.fork))
@@ -75,12 +75,19 @@ class Row:
 
 
 class SharedPrefixEngine:
-    """model: a causal language model in eval mode that takes its attention from `transformers`' registry.
+    """Decodes many forks together; a prefix that forks share is computed and stored once.
 
-    eos_ids: every token that ends a response. max_rows: forks decoded together. kv_budget_mb: memory for keys and values,
-    in 10^6 bytes, None: see `memory_for_keys`; where it, or the machine's memory, runs out, forks wait (`back_offs` counts
-    over all runs). tie_margin: logits, see `tie_margin_for`.
-    packed_linears: keep a second copy of the linear layers in the CPU kernel's own layout (float32 on a CPU only).
+    Args:
+        model: a causal language model in eval mode that takes its attention from `transformers`' registry.
+        eos_ids: every token that ends a response.
+        max_rows: forks decoded together, at least 1.
+        kv_budget_mb: memory for keys and values, in 10^6 bytes; None: see `memory_for_keys`. Where it, or the machine's
+            memory, runs out, rows are preempted (`back_offs` counts over all runs).
+        tie_margin: logits; None: see `tie_margin_for`.
+        packed_linears: keep a second copy of the linear layers in the CPU kernel's own layout (float32 on a CPU only).
+
+    Raises:
+        EngineError: the model's attention cannot be decoded this way, or does not compute what a plain pass computes.
     """
 
     @in_range
@@ -110,62 +117,62 @@ class SharedPrefixEngine:
         self.back_offs = 0
         self._self_check()
 
-    def score(self, trunk: Trunk, *, k: int) -> TopTokens:
-        return self.reference.score(trunk, k=k)
+    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
+        return self.reference.score(sequence, k=k)
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
-        residency = Residency(self.prefill, max_rows=self.max_rows, budget_bytes=self.kv_budget_bytes)
+        scheduler = Scheduler(self.prefill, max_rows=self.max_rows, budget_bytes=self.kv_budget_bytes)
         while True:
-            if residency.wants_forks():
-                forks = source.take(residency.room())
-                residency.asked(got=len(forks))
+            if scheduler.wants_forks():
+                forks = source.take(scheduler.room())
+                scheduler.asked(got=len(forks))
                 for fork in forks:
-                    require_steady_rotary(self.model, length=fork.trunk.prompt_len + budget.max_new_tokens)
+                    require_steady_rotary(self.model, length=fork.sequence.prompt_len + budget.max_new_tokens)
                     finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
                     if finish is not None:
                         yield fork.key, Completion(response_of(fork_prefix(fork), fork), finish, 0)
                     else:
                         random = uniforms(fork.sampling, budget.max_new_tokens)
-                        residency.waiting.append(Row.start(fork, random=random))
-                if not forks and not residency.waiting and not residency.tails:
+                        scheduler.waiting.append(Row.start(fork, random=random))
+                if not forks and not scheduler.waiting and not scheduler.blocks:
                     return
-            for row in residency.admit():
+            for row in scheduler.admit():
                 yield row.fork.key, row.completion("memory")
-            for row, finish in self._step(residency, budget=budget, decided=source.decided):
+            for row, finish in self._step(scheduler, budget=budget, decided=source.decided):
                 yield row.fork.key, row.completion(finish)
 
     @torch.inference_mode()
     def _step(
-        self, residency: Residency[Row], *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool]
+        self, scheduler: Scheduler[Row], *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool]
     ) -> list[tuple[Row, Finish]]:
         """One token for every fork; those that ended, which have left the batch."""
-        logits_NV, too_large = residency.fitting(self.next_logits)
-        self.back_offs += residency.back_offs
-        residency.back_offs = 0
+        logits_NV, too_large = scheduler.fitting(self.next_logits)
+        self.back_offs += scheduler.back_offs
+        scheduler.back_offs = 0
         ended: list[tuple[Row, Finish]] = [(row, "memory") for row in too_large]
         if logits_NV is None:
             return ended
-        rows = residency.rows
+        rows = scheduler.rows
         tokens, near = choose(
             logits_NV,
             sampling=[row.fork.sampling for row in rows],
             uniform=[row.uniform() for row in rows],
             tie_margin=self.tie_margin,
         )
-        for row, token, settle in zip(rows, tokens, near, strict=True):
-            if settle:
-                token = self.reference.settle(row.ids, sampling=row.fork.sampling, uniform=row.uniform())
+        for row, token, tie in zip(rows, tokens, near, strict=True):
+            if tie:
+                token = self.reference.rescore(row.ids, sampling=row.fork.sampling, uniform=row.uniform())
                 row.ties += 1
             row.ids.append(token)
-        for tails in residency.tails:
-            tails.advance()
-            for index in reversed(range(len(tails))):
-                row = tails.rows[index]
+        for block in scheduler.blocks:
+            block.advance()
+            for index in reversed(range(len(block))):
+                row = block.rows[index]
                 if end := finish_of(row.ids, row.fork, eos_ids=self.eos_ids, budget=budget, decided=decided):
-                    tails.remove(index)
+                    block.remove(index)
                     ended.append((row, end))
         if ended:
-            residency.left()
+            scheduler.left()
         return ended
 
     @contextmanager
@@ -181,23 +188,23 @@ class SharedPrefixEngine:
             config._attn_implementation = before
 
     @torch.inference_mode()
-    def prefill(self, trunks: list[Trunk]) -> list[Keys]:
-        """Keys and values of whole trunks, by trunk, [1, h, len, d] a layer."""
-        width = max(len(trunk.ids) for trunk in trunks)
-        ids_BT = torch.zeros(len(trunks), width, dtype=torch.long)
-        for row, trunk in enumerate(trunks):
-            ids_BT[row, : len(trunk.ids)] = torch.from_numpy(trunk.ids)
+    def prefill(self, sequences: list[TokenSequence]) -> list[Keys]:
+        """Keys and values of whole sequences, by sequence, [1, h, len, d] a layer."""
+        width = max(len(sequence.ids) for sequence in sequences)
+        ids_BT = torch.zeros(len(sequences), width, dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids_BT[row, : len(sequence.ids)] = torch.from_numpy(sequence.ids)
         record = Prefill([])
         with self._attention():
             self.model(ids_BT.to(self.model.device), use_cache=False, logits_to_keep=1, forks=record)
         return [
             [LayerKeys(*(part[i : i + 1, :, : len(t.ids)] for part in (layer.k, layer.v))) for layer in record.keys]
-            for i, t in enumerate(trunks)
+            for i, t in enumerate(sequences)
         ]
 
     @torch.inference_mode()
     def next_logits(self, rows: Sequence[Row], plan: Decode) -> Tensor:
-        """[N, V] float32 after every row's last id, whose keys are written but not kept until the tails `advance`."""
+        """[N, V] float32 after every row's last id, whose keys are written but not kept until the blocks `advance`."""
         token_N = torch.tensor([row.ids[-1] for row in rows], device=self.model.device)
         position_N = torch.tensor([len(row.ids) - 1 for row in rows], device=self.model.device)
         with self._attention():
@@ -216,24 +223,25 @@ class SharedPrefixEngine:
         with usable_attention(self.model):
             expected = self.model(torch.tensor([ids], device=self.model.device), use_cache=False).logits[0].float()
         require_finite(expected.amax(-1))
-        trunks = [Trunk(np.asarray(ids, dtype=np.int32), 1) for _ in range(3)]
+        sequences = [TokenSequence(np.asarray(ids, dtype=np.int32), 1) for _ in range(3)]
         forks = [
-            Fork(trunk, cut, None, GREEDY, cut) for trunk, cut in zip((*trunks, trunks[0]), (4, 7, 1, 8), strict=True)
+            Fork(sequence, length, None, GREEDY, length)
+            for sequence, length in zip((*sequences, sequences[0]), (4, 7, 1, 8), strict=True)
         ]
-        residency = Residency[Row](self.prefill, max_rows=len(forks), budget_bytes=self.kv_budget_bytes)
-        residency.waiting.extend(Row.start(fork, random=np.zeros(0)) for fork in forks)
+        scheduler = Scheduler[Row](self.prefill, max_rows=len(forks), budget_bytes=self.kv_budget_bytes)
+        scheduler.waiting.extend(Row.start(fork, random=np.zeros(0)) for fork in forks)
         wrong = 0.0
         try:
-            residency.admit()
+            scheduler.admit()
             for _ in range(2):
-                rows = residency.rows
-                found = self.next_logits(rows, residency.plan())
+                rows = scheduler.rows
+                found = self.next_logits(rows, scheduler.plan())
                 wanted = torch.stack([expected[len(row.ids) - 1] for row in rows])
                 wrong = max(wrong, float((found - wanted).abs().max() / expected.abs().max()))
                 for row in rows:
                     row.ids.append(ids[len(row.ids)])
-                for tails in residency.tails:
-                    tails.advance()
+                for block in scheduler.blocks:
+                    block.advance()
         except (TypeError, AttributeError, IndexError, RuntimeError) as error:
             reason = str(error)
             if not self.model._supports_attention_backend:

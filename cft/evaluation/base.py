@@ -1,4 +1,4 @@
-"""Greedy accuracy of the model as it was before training, for the table that the trained one stands in.
+"""Greedy accuracy of the model as it was before training, for the table that lists the trained one.
 
 It is measured on the same problems under the same settings, once: what it was measured to is kept under CFT_CACHE (default
 ~/.cache/cft), named after the hash of all that decides it.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cft import __version__
-from cft.evaluation.evaluation import SampleRequest, Solver, summarise, verdict_counts
+from cft.evaluation.evaluation import SampleRequest, Solver, summarize, verdict_counts
 from cft.files import sha256_json, write_json
 from cft.types import Problem
 
@@ -40,7 +40,7 @@ def base_accuracy(
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: measured again
     samples = make_solver().solve(problems, request=SampleRequest(0, 0.0, 1.0, 0, max_new_tokens), title="Base model")
-    intervals, per_problem = summarise(samples, seed=0)
+    intervals, per_problem = summarize(samples, seed=0)
     base = {
         "metrics": {name: interval.as_dict() for name, interval in intervals.items() if math.isfinite(interval.value)},
         "per_problem": per_problem,

@@ -21,7 +21,7 @@ from cft.evaluation.intervals import is_unbounded
 from cft.evaluation.metrics import Interval, bootstrap_interval, distinct_n, maj_at_k, pass_at_k, self_bleu
 from cft.files import write_atomically
 from cft.models.text import decode
-from cft.types import GREEDY, Budget, Completion, Engine, Fork, Outcome, Problem, Sampling, Trunk
+from cft.types import GREEDY, Budget, Completion, Engine, Fork, Outcome, Problem, Sampling, TokenSequence
 from cft.verifiers.grader import Grader
 
 if TYPE_CHECKING:
@@ -90,14 +90,14 @@ class Solver:
         forks = []
         done: dict[tuple[int, int], Completion] = {}
         for i, ids in enumerate(prompts):
-            trunk = Trunk(ids, len(ids))  # one object: engines compute a shared prompt once
+            sequence = TokenSequence(ids, len(ids))  # one object: engines compute a shared prompt once
             for sample in range(GREEDY_SAMPLE, request.num_samples):
                 sampling = GREEDY
                 if sample != GREEDY_SAMPLE:
                     purpose = f"sample\x1f{problems[i].id}\x1f{sample}"
                     sampling = Sampling(request.temperature, request.top_p, request.seed, purpose)
-                forks.append(Fork(trunk, len(ids), None, sampling, (i, sample), self.max_positions - len(ids)))
-        forks.sort(key=lambda fork: fork.cut)
+                forks.append(Fork(sequence, len(ids), None, sampling, (i, sample), self.max_positions - len(ids)))
+        forks.sort(key=lambda fork: fork.prefix_len)
         with progress(title, total=len(forks)) as bar:
             for key, completion in self.engine.run(ListSource(forks), budget=Budget(request.max_new_tokens)):
                 done[key] = completion  # type: ignore[index]
@@ -119,11 +119,11 @@ class Solver:
     def _entropy(self, prompt_ids: np.ndarray, completion: Completion, sample: int) -> float:
         if sample != GREEDY_SAMPLE or not len(completion.ids):
             return float("nan")
-        trunk = Trunk(np.concatenate([prompt_ids, completion.ids]), len(prompt_ids))
-        return float(self.engine.score(trunk, k=1).entropy_R.mean())
+        sequence = TokenSequence(np.concatenate([prompt_ids, completion.ids]), len(prompt_ids))
+        return float(self.engine.score(sequence, k=1).entropy_R.mean())
 
 
-def summarise(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interval], dict[str, list[Any]]]:
+def summarize(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interval], dict[str, list[Any]]]:
     """(metric -> mean and 95 % bootstrap interval over problems, per-problem values in the order of problem ids).
 
     accuracy, response_tokens, entropy, cut_off_rate, undecided_rate are of the greedy response; pass_at_k, maj_at_k,

@@ -6,10 +6,10 @@
                 variance leaves open instead: each draw takes a variance between seeds, in excess of the noise within
                 them, that the table is compatible with, and then a normal deviate of that size
 
-The second line is a parametric bootstrap with the generalised pivotal quantity of a two-way random model (Weerahandi 1993;
+The second line is a parametric bootstrap with the generalized pivotal quantity of a two-way random model (Weerahandi 1993;
 Krishnamoorthy and Mathew 2004); with one seed only the first is left, and the interval says nothing of new seeds.
 
-    rates       0 of 100 right does not mean never: one more problem at each end of the range stands beside those that
+    rates       0 of 100 right does not mean never: one more problem at each end of the range is added to those that
                 were measured (as in Agresti and Coull 1998), with a weight drawn from Exp(1). At 118 of 200 that moves
                 the limits by 0.001, at 0 of 100 the upper one from 0 to 0.035. A difference of two arms gets one
                 where no problem was seen to differ in that direction, and is else left alone
@@ -153,7 +153,7 @@ def problem_deviations(
 def pull(
     means: NDArray[np.float64], *, problems: int, ends: Sequence[float], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """How far the means move if one problem more stands at each of `ends`, its weight drawn from Exp(1): [resamples].
+    """How far the means move if one more problem is added at each of `ends`, its weight drawn from Exp(1): [resamples].
 
     The weights come from a generator of their own, so that what is drawn after them stays as it is.
     """

@@ -3,7 +3,7 @@
     room of a problem = context of the model - tokens of its prompt
 
 A problem with room for fewer than max_new_tokens is run with the room there is, and may end cut off, as at any limit. One
-without room for a single token is not run: it is in no denominator, and its id stands in the results. A measurement that
+without room for a single token is not run: it is in no denominator, and its id is in the results. A measurement that
 would leave out more than `max_not_run` of its problems is refused before it begins.
 """
 

@@ -1,1 +1,31 @@
 """The training objective: token losses, regularizers, aggregation, eligible tokens."""
+
+from cft.losses.aggregation import Aggregation, SoftmaxGroups, TokenMean, WorstGroup
+from cft.losses.coefficient import Coefficient
+from cft.losses.objective import Objective, Regularizer
+from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy
+from cft.losses.target import GEM, Distillation, LabelSmoothing, TargetSFT
+from cft.losses.token import NLL, ClippedRatio, Power, Prediction, TokenLoss
+
+__all__ = [
+    "GEM",
+    "NLL",
+    "Aggregation",
+    "ClippedRatio",
+    "Coefficient",
+    "Distillation",
+    "KLFromReference",
+    "KLToReference",
+    "LabelSmoothing",
+    "MaskedQuadratic",
+    "NegativeEntropy",
+    "Objective",
+    "Power",
+    "Prediction",
+    "Regularizer",
+    "SoftmaxGroups",
+    "TargetSFT",
+    "TokenLoss",
+    "TokenMean",
+    "WorstGroup",
+]

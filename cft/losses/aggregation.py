@@ -1,4 +1,4 @@
-"""Aggregation: token losses of whole rows -> one sum. What the sum is divided by is the normaliser's business.
+"""Aggregation: token losses of whole rows -> one sum. What the sum is divided by is the normalizer's business.
 
     TokenMean       sum_n w_n l_n             divided by tokens, or, per sequence, by the row's tokens and by rows
     WorstGroup      sum over rows of (1 - s) L_all + s max(L_0, L_1)               SFT-GO
@@ -23,7 +23,7 @@ from cft.ranges import AboveZero, in_range
 
 @dataclass(frozen=True, slots=True)
 class WeightedLosses:
-    """loss_N: token losses with gradient. weight_N: static times dynamic weight; under the `sequence` normaliser already
+    """loss_N: token losses with gradient. weight_N: static times dynamic weight; under the `sequence` normalizer already
     divided by the eligible tokens of the token's row. row_N, num_rows: as in TokenScores. group_N: int64, 0 or 1; None
     where no groups were asked for."""
 
@@ -35,7 +35,7 @@ class WeightedLosses:
 
     def group_means(self) -> tuple[Tensor, Tensor]:
         """([B, 2] mean of weight times loss by row and group, 0 for an empty one; [B, 2] tokens of each). For weights that
-        the `sequence` normaliser has divided by the tokens of the row."""
+        the `sequence` normalizer has divided by the tokens of the row."""
         assert self.group_N is not None, "groups are needed"
         cell_N = 2 * self.row_N + self.group_N
         tokens_C = cell_N.bincount(minlength=2 * self.num_rows)
@@ -65,8 +65,16 @@ class TokenMean:
 
 
 class WorstGroup:
-    """Of each row (1 - s) mean of all tokens + s mean of the group that fares worse: SFT-GO (arXiv 2506.15021; s = 0.9 with
-    a decay). The gradient is that of the group that is worse now. The decay's shape is a reconstruction: linear to 0."""
+    """Of each row (1 - s) mean of all tokens + s mean of the group that fares worse (SFT-GO, arXiv 2506.15021).
+
+    The gradient is that of the group that is worse now.
+
+    Args:
+        share: s over the training, 0 to 1; the paper starts at 0.9. The decay's shape is a reconstruction: linear to 0.
+
+    Raises:
+        BadValue: `share` leaves 0 to 1.
+    """
 
     needs: tuple[str, ...] = ("group",)
     per_sequence: bool = True
@@ -88,8 +96,12 @@ class WorstGroup:
 
 class SoftmaxGroups:
     """Of each row sum_g softmax([L_0, L_1] / temperature)_g L_g: the reasoning-highlighted fine-tuning of SHAD (arXiv
-    2412.14780; 1 / temperature 0.2 to 0.5). detached: whether the two weights are constants to the gradient; not stated in
-    what we read of the paper, true is ours."""
+    2412.14780).
+
+    Args:
+        temperature: nats, above 0; the paper's 1 / temperature is 0.2 to 0.5.
+        detached: whether the two weights are constants to the gradient. Not stated in what we read of the paper; true is ours.
+    """
 
     needs: tuple[str, ...] = ("group",)
     per_sequence: bool = True

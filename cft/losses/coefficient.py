@@ -1,4 +1,4 @@
-"""A coefficient that may change while training goes on."""
+"""A coefficient that may change during training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from cft.ranges import AtLeastZero, in_range
 
 
 class Coefficient:
-    """From `initial` to `final` over the whole run. shape: constant (`final` is not looked at), linear or cosine. Never
-    negative: a term that is to be pushed the other way is another term."""
+    """A factor that goes from `initial` to `final` over the whole run.
+
+    Args:
+        initial: at the first optimizer step, at least 0. A term that is to be pushed the other way is another term.
+        final: at the last one, at least 0; not read where `shape` is constant.
+        shape: constant, linear or cosine, in the fraction of optimizer steps done.
+    """
 
     @in_range
     def __init__(

@@ -18,14 +18,14 @@ On = Literal["eligible", "response", "critical", "other"]
 
 @dataclass(frozen=True, slots=True)
 class EligibleTokens:
-    """Flattened [N], by row and then position. row_N, position_N: where the token stands; target_N: its id; weight_N:
-    its static weight (0 where only a regulariser looks); probe_N: 1 critical, 0 other; stored: scores by name, [N]."""
+    """Flattened [N], by row and then position. row_N, position_N: where the token is; target_N: its id; weight_N:
+    its static weight (0 where only a regularizer looks); token_group_N: 1 critical, 0 other; stored: scores by name, [N]."""
 
     row_N: Tensor
     position_N: Tensor
     target_N: Tensor
     weight_N: Tensor
-    probe_N: Tensor
+    token_group_N: Tensor
     stored: Mapping[str, Tensor]
     num_rows: int
 
@@ -34,8 +34,8 @@ class EligibleTokens:
         if where == "eligible":
             return self.weight_N > 0
         if where == "response":
-            return self.probe_N >= 0
-        return self.probe_N == (1 if where == "critical" else 0)
+            return self.token_group_N >= 0
+        return self.token_group_N == (1 if where == "critical" else 0)
 
 
 def eligible_tokens(batch: TokenBatch, chosen_BT: Tensor) -> EligibleTokens:
@@ -47,7 +47,7 @@ def eligible_tokens(batch: TokenBatch, chosen_BT: Tensor) -> EligibleTokens:
         position_N,
         batch.input_ids_BT[row_N, position_N],
         batch.weight_BT[row_N, position_N],
-        batch.probe_BT[row_N, position_N],
+        batch.token_group_BT[row_N, position_N],
         {name: column_BT[row_N, position_N] for name, column_BT in batch.scores.items()},
         len(batch.lengths_B),
     )
@@ -59,9 +59,9 @@ def tokens_on(batch: TokenBatch, where: Collection[On]) -> EligibleTokens:
     if "eligible" not in where:
         chosen_BT = chosen_BT & False
     if "response" in where:
-        chosen_BT = chosen_BT | (batch.probe_BT >= 0)
+        chosen_BT = chosen_BT | (batch.token_group_BT >= 0)
     if "critical" in where:
-        chosen_BT = chosen_BT | (batch.probe_BT == 1)
+        chosen_BT = chosen_BT | (batch.token_group_BT == 1)
     if "other" in where:
-        chosen_BT = chosen_BT | (batch.probe_BT == 0)
+        chosen_BT = chosen_BT | (batch.token_group_BT == 0)
     return eligible_tokens(batch, chosen_BT)

@@ -2,11 +2,11 @@
 
     L = AGG( w_static * sg(w_dynamic) * f(p_t) ) / count  +  sum_k  lambda_k(step) * sum R_k / count_k
 
-    count, by the normaliser's name:
+    count, by the normalizer's name:
         critical   eligible tokens (static weight > 0 under this arm's mask)
         response   all response tokens
         sequence   rows with an eligible token; each token then weighs 1 / (eligible tokens of its row)
-    count_k: the tokens that the regulariser speaks of.
+    count_k: the tokens that the regularizer speaks of.
 
 Counts are known before anything is computed (`TokenBatch.step_counts`); only the module divides. Logits exist for the
 tokens of a term only, `chunk_tokens` at a time; every chunk but the last is computed again in the backward pass, so
@@ -39,14 +39,17 @@ Normalizer = Literal["critical", "response", "sequence"]
 Divisor = Literal["eligible", "response", "critical", "other", "sequence"]  # fields of StepCounts
 Projection = Callable[[Tensor], Tensor]
 FusedLogProbs = Callable[[Tensor, Tensor], Tensor]  # hidden [N, D], target [N] -> log p [N] with gradient
-MAIN = "loss"  # the name of the term that is no regulariser
+MAIN = "loss"  # the name of the term that is no regularizer
 
 
 class Regularizer:
     """A further term: its own tokens, its own count, its own coefficient.
 
-    where: eligible (the mask's tokens) | response | critical | other (by the probe's critical mask). Not "on", which yaml
-    reads as true.
+    Args:
+        where: the tokens it acts on: eligible (the mask's tokens), response, or critical or other (by token group). Not "on",
+            which yaml reads as true.
+        token_loss: what is added for each of them, nats.
+        coefficient: its factor over the training.
     """
 
     def __init__(self, *, where: On, token_loss: TokenLoss, coefficient: Coefficient) -> None:
@@ -95,7 +98,7 @@ def token_statistics(hidden_ND: Tensor, target_N: Tensor, project: Projection, *
 
 
 class Objective:
-    """Weighting x token loss x aggregation x normaliser, plus regularisers. Configured by conf/loss; the weighting is
+    """Weighting x token loss x aggregation x normalizer, plus regularizers. Configured by conf/loss; the weighting is
     handed in at run time."""
 
     @in_range
@@ -116,7 +119,7 @@ class Objective:
             )
         if MAIN in regularizers:
             raise BadValue(
-                f"loss.regularizers.{MAIN}: that is the name of the main term, found as the name of a regulariser; choose "
+                f"loss.regularizers.{MAIN}: that is the name of the main term, found as the name of a regularizer; choose "
                 "another, as in +regularizer@loss.regularizers.kl=kl_to_reference"
             )
         self.weighting = weighting

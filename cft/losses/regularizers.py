@@ -31,7 +31,7 @@ class KLFromReference:
 
 
 class KLToReference:
-    """sum_v p_v (log p_v - log r_v), r the reference: the direction that policy gradients penalise."""
+    """sum_v p_v (log p_v - log r_v), r the reference: the direction that policy gradients penalize."""
 
     needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
 
@@ -40,11 +40,16 @@ class KLToReference:
 
 
 class MaskedQuadratic:
-    """M (p_t - 1/2)^2, M = 1 where the k most probable tokens together have less than tau: SED-SFT (arXiv 2602.07464; k 2,
-    coefficient 1). It acts where the model is not confident, and gradient flows through p_t.
+    """M (p_t - 1/2)^2, M = 1 where the k most probable tokens together have less than tau (SED-SFT, arXiv 2602.07464).
 
-    tau: a probability, or "calibrated": fixed once before training so that the share `masked_out` (0.7) of the tokens of
-    about `calibration_rows` (100) rows has M = 0 (`cft/training/calibration.py`).
+    It acts where the model is not confident, and gradient flows through p_t. The paper's coefficient is 1.
+
+    Args:
+        k: tokens, at least 1; the paper's is 2.
+        tau: a probability, or "calibrated": fixed once before training so that the fraction `masked_out` of the tokens has
+            M = 0 (`cft/training/calibration.py`).
+        masked_out: fraction of the tokens with M = 0, above 0 and at most 1; the yaml's is 0.7.
+        calibration_rows: about how many rows are read for it, at least 1; the yaml's is 100.
     """
 
     needs: tuple[str, ...] = ()

@@ -23,7 +23,11 @@ from cft.scores.column import REFERENCE_DISTRIBUTION
 
 
 class LabelSmoothing:
-    """Q = (1 - share) onehot + share / V (arXiv 1512.00567; share 0.1)."""
+    """Q = (1 - share) onehot + share / V (arXiv 1512.00567).
+
+    Args:
+        share: probability that is spread over the vocabulary, 0 to 1; the paper's is 0.1.
+    """
 
     needs: tuple[str, ...] = ()
 
@@ -36,7 +40,11 @@ class LabelSmoothing:
 
 
 class Distillation:
-    """Q = (1 - share) onehot + share teacher: knowledge distillation at temperature 1 (arXiv 1503.02531; share 0.5)."""
+    """Q = (1 - share) onehot + share teacher: knowledge distillation at temperature 1 (arXiv 1503.02531).
+
+    Args:
+        share: weight of the teacher, 0 to 1; 0.5 is ours.
+    """
 
     needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
 
@@ -50,10 +58,13 @@ class Distillation:
 
 
 class TargetSFT:
-    """Q = sg(p_t) onehot + (1 - sg(p_t)) blend, blend proportional to sg(p)^(1 - eta) teacher^eta over the vocabulary:
-    Target-SFT (arXiv 2606.11189).
+    """Q = sg(p_t) onehot + (1 - sg(p_t)) blend, blend proportional to sg(p)^(1 - eta) teacher^eta (Target-SFT, arXiv
+    2606.11189).
 
-    A reconstruction from a summary of the paper. eta is swept there; 0.5 is ours. eta 0 has DFT's gradient.
+    A reconstruction from a summary of the paper.
+
+    Args:
+        eta: weight of the teacher in the blend, 0 to 1. The paper sweeps it; 0.5 is ours. 0 has DFT's gradient.
     """
 
     needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
@@ -71,10 +82,12 @@ class TargetSFT:
 
 
 class GEM:
-    """f = -sum_v q_v h_v (log p_t - log p_v), q = sg(softmax(logits / beta)) (GEM, arXiv 2408.16673; beta 0.7).
+    """f = -sum_v q_v h_v (log p_t - log p_v), q = sg(softmax(logits / beta)) (GEM, arXiv 2408.16673).
 
-    h: linear (h = 1, for which f = cross-entropy plus sum_v q_v log p_v) or log_sigmoid (h_v = sg(sigmoid(0.01 (z_v -
-    z_t))), z the logits), the two of the authors' code. beta 1 and linear has the gradient of -log p_t.
+    Args:
+        beta: temperature, above 0; the paper's is 0.7. beta 1 with h linear has the gradient of -log p_t.
+        h: one of the two of the authors' code. "linear": h = 1, for which f = cross-entropy plus sum_v q_v log p_v.
+            "log_sigmoid": h_v = sg(sigmoid(0.01 (z_v - z_t))), z the logits.
     """
 
     needs: tuple[str, ...] = ()

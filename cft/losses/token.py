@@ -60,8 +60,13 @@ class NLL:
 
 
 class Power:
-    """f = (1 - p_t^exponent) / exponent (Beyond Log Likelihood, arXiv 2510.00526; exponent 0.5 or 1). Exponent 0 is its
-    limit -log p_t. The gradient is p_t^exponent times that of -log p_t."""
+    """f = (1 - p_t^exponent) / exponent (Beyond Log Likelihood, arXiv 2510.00526).
+
+    The gradient is p_t^exponent times that of -log p_t.
+
+    Args:
+        exponent: at least 0; the paper uses 0.5 or 1. 0 is the limit -log p_t.
+    """
 
     needs: tuple[str, ...] = ()
     log_prob_alone = True
@@ -77,12 +82,15 @@ class Power:
 
 
 class ClippedRatio:
-    """f = -min(r, clip(r, 1 - eps_low, 1 + eps_high)), r = p_t / p_old: Proximal SFT (PSFT, arXiv 2508.17784; eps 0.2 and
-    0.28).
+    """f = -min(r, clip(r, 1 - eps_low, 1 + eps_high)), r = p_t / p_old (Proximal SFT, PSFT, arXiv 2508.17784).
 
     A token stops pulling once its probability has grown by eps_high. Demonstrations are all good, so the lower bound never
     decides anything; it is there as in the paper. p_old is the reference: the model before training, where the paper
     renews it with every batch of steps.
+
+    Args:
+        eps_low: 0 to 1; the paper's is 0.2.
+        eps_high: at least 0; the paper's is 0.28.
     """
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)

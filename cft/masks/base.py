@@ -102,14 +102,18 @@ class All(RowMask):
 
 
 class Critical(RowMask):
-    """Tokens whose every alternative ends wrong (CFT, arXiv 2510.10974).
+    """Tokens whose every alternative ends wrong (CFT, arXiv 2510.10974, section 3).
 
-    num_alternatives: how many of the stored alternatives count, by rank.
-    rule: "all" alternatives must end wrong (the paper), or "any" one of them, or "share": the weight is the share of
-        them that end wrong, and tokens whose every alternative ends right are not eligible. "any" and "share" need
-        every cell tried.
-    cut_off: whether a continuation that met the token limit without an explicit answer counts as "wrong" (the paper) or
-        "not_wrong". Undecided verdicts never count as wrong.
+    Args:
+        num_alternatives: how many of the stored alternatives count, in order of rank; at least 1. The paper's default is 2.
+        rule: "all" alternatives must end wrong (the paper), or "any" one of them, or "share": the weight is the fraction of
+            them that end wrong, so tokens whose every alternative ends right are not eligible. "any" and "share" need an
+            annotation in which every alternative was tried.
+        cut_off: whether a continuation that met the token limit without an explicit answer counts as "wrong" (the paper) or
+            "not_wrong". Undecided verdicts never count as wrong.
+
+    Raises:
+        TooLittleEvidence: the annotation holds fewer alternatives, or left some untried that decide.
     """
 
     @in_range
@@ -151,7 +155,7 @@ class Critical(RowMask):
             verdict_R = fails_RK.all(1)
         if open_R.any():
             raise TooLittleEvidence(
-                f"response {row.response_id}: {int(open_R.sum())} positions are not settled for mask.rule={self.rule}, "
+                f"response {row.response_id}: {int(open_R.sum())} positions are undecided under mask.rule={self.rule}, "
                 "since annotation stopped at the first right alternative",
                 remedy="fill the gaps with: cft annotate annotation=<name> complete=true (and its other arguments "
                 "as before)",
@@ -163,7 +167,9 @@ class Critical(RowMask):
 class RandomLike(MaskOf):
     """As many tokens of each row as `like` picks, drawn at random: the control for "fewer tokens" alone.
 
-    The draw is a function of (seed, response id): the same on any rank, in any order.
+    Args:
+        like: the mask whose number of tokens is matched, row by row.
+        seed: the draw is a function of (seed, response id): the same on any rank, in any order.
     """
 
     def __init__(self, *, like: Mask, seed: int) -> None:
@@ -199,9 +205,11 @@ class Numeric(RowMask):
 
 
 class Prefix(RowMask):
-    """The first num_tokens tokens; the EOS of a shorter response is not learnt (UPFT, arXiv 2503.02875).
+    """The first tokens of a response (UPFT, arXiv 2503.02875). The EOS of a shorter response is not learned.
 
-    full_fraction: share of the responses (0-1) that count whole, EOS included, chosen by a hash of their ids.
+    Args:
+        num_tokens: tokens from the start of the response, at least 1. The paper uses 8, 32 or 128, by model.
+        full_fraction: fraction of the responses, 0 to 1, that count whole, EOS included; chosen by a hash of their ids.
     """
 
     @in_range
@@ -220,7 +228,12 @@ class Prefix(RowMask):
 class AnswerSpan(RowMask):
     """Tokens that overlap the final answer: the first matching group of the pattern's last match.
 
-    with_end: the EOS that ends such a response counts, too (SFTKey's second stage, arXiv 2512.21017).
+    Args:
+        pattern: a regular expression, searched in the response's text.
+        with_end: whether the EOS that ends such a response counts too (SFTKey's second stage, arXiv 2512.21017).
+
+    Raises:
+        MaskError: `pattern` is not a regular expression.
     """
 
     def __init__(self, *, pattern: str, with_end: bool = False) -> None:

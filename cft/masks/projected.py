@@ -26,7 +26,7 @@ def project(
 ) -> Weights:
     """[R] weights of the target's tokens. weight_S: of the source's. Spans: [S, 2] and [R, 2] of the same text, end exclusive.
 
-    ends: both responses end with an end token, which stands for the other's.
+    ends: both responses end with an end token, which is matched with the other's.
     """
     if not len(weight_S) or not len(target_span):
         return np.zeros(len(target_span), dtype=np.float32)
@@ -38,13 +38,20 @@ def project(
 
 
 class Projected(RowMask):
-    """The mask `inner` of another annotation of the same responses, carried over by characters (CFT, arXiv 2510.10974,
-    masks of another model family).
+    """A mask of another annotation of the same responses, carried over by characters (CFT, arXiv 2510.10974, masks of
+    another model family).
 
-    from_annotation: a name or folder; make one with the other model by cft annotate responses=given. Its rows are matched by
-    problem id and exact response text. A row without a partner has no eligible token, in the mask's complement neither; they
-    are counted.
-    inner: reads the other annotation's evidence and stored scores.
+    Rows are matched by problem id and exact response text. A row without a partner has no eligible token, in the mask's
+    complement neither; such rows are counted.
+
+    Args:
+        from_annotation: name or folder; make one with the other model by cft annotate responses=given.
+        annotations_dir: where named annotations are.
+        inner: the mask, which reads the other annotation's evidence and stored scores.
+
+    Raises:
+        StoreError: no such annotation.
+        MaskError: none of its responses is trained on (in `fit`).
     """
 
     def __init__(self, *, from_annotation: str, annotations_dir: str, inner: Mask) -> None:

@@ -36,9 +36,12 @@ def top_of_row(values_R: NDArray[np.floating], *, share: float) -> Weights:
 
 
 class HighEntropy(RowMask):
-    """The most uncertain share of a response's tokens, by the annotating model's entropy (arXiv 2506.01939).
+    """The most uncertain tokens of a response, by the annotating model's entropy (arXiv 2506.01939).
 
     The paper ranks within a batch of roll-outs and by the live model; weighting=high_entropy is the live form.
+
+    Args:
+        share: fraction of the response's tokens that is picked, above 0 and at most 1. The paper's is 0.2.
     """
 
     @in_range
@@ -50,7 +53,12 @@ class HighEntropy(RowMask):
 
 
 class TopScore(RowMask):
-    """The share of a response's tokens with the largest values of a stored score."""
+    """The tokens of a response with the largest values of a stored score.
+
+    Args:
+        score: name of the stored score (`cft score`).
+        share: fraction of the response's tokens that is picked, above 0 and at most 1.
+    """
 
     score_arguments = ("score",)
 
@@ -65,11 +73,14 @@ class TopScore(RowMask):
 
 
 class TfIdf(RowMask):
-    """The share of a response's tokens that are frequent in it and rare elsewhere (SFT-GO, arXiv 2506.15021).
+    """The tokens of a response that are frequent in it and rare elsewhere (SFT-GO, arXiv 2506.15021).
 
     tf-idf = (count in the response / its length) * (log((1 + N) / (1 + df)) + 1), over token ids; N responses to train on,
     df of them hold the token. The paper's exact smoothing is unknown; this one leaves a token that occurs everywhere a
     weight by its frequency.
+
+    Args:
+        share: fraction of the response's tokens that is picked, above 0 and at most 1.
     """
 
     @in_range
@@ -91,11 +102,18 @@ class TfIdf(RowMask):
 
 
 class TokenCleaning(RowMask):
-    """The tokens of which a reference model knows most more than the base: the top share of the whole data set by
-    base loss - reference loss, both frozen (Token Cleaning, arXiv 2502.01968, fixed-model form).
+    """The tokens with the largest base loss - reference loss in the whole data set (Token Cleaning, arXiv 2502.01968).
 
-    base, reference: stored scores of the kind reference_logprob; "logprob" is the annotating model's own. The threshold is
-    the value of the last token within the share, and all tokens with that value are picked.
+    This is the paper's fixed-model form: both models are frozen. The threshold is the value of the last token within the
+    share, and all tokens with that value are picked.
+
+    Args:
+        base: stored score of kind reference_logprob, of the base model; "logprob" is the annotating model's own.
+        reference: the same, of the reference model.
+        share: fraction of the data set's response tokens that is picked, above 0 and at most 1.
+
+    Raises:
+        MaskError: `base` and `reference` are the same score.
     """
 
     logprob_arguments = ("base", "reference")
@@ -128,11 +146,18 @@ class TokenCleaning(RowMask):
 
 
 class Reasoning(RowMask):
-    """The tokens that are no boilerplate: their loss does not fall from `base` to `shuffled`, a model trained briefly on
-    prompts paired with other prompts' responses, which teach nothing but form (SHAD, arXiv 2412.14780).
+    """The tokens that are not boilerplate (SHAD, arXiv 2412.14780).
 
-    base, shuffled: stored scores of the kind reference_logprob; "logprob" is the annotating model's own.
-    margin_nats: a loss that falls by no more than this does not make a token boilerplate.
+    A token is boilerplate if its loss falls from `base` to `shuffled`, a model trained briefly on prompts paired with other
+    prompts' responses, which teach nothing but form.
+
+    Args:
+        base: stored score of kind reference_logprob, of the model before; "logprob" is the annotating model's own.
+        shuffled: the same, of the model trained on shuffled pairs.
+        margin_nats: a loss that falls by no more than this, in nats, does not make a token boilerplate.
+
+    Raises:
+        MaskError: `base` and `shuffled` are the same score.
     """
 
     logprob_arguments = ("base", "shuffled")

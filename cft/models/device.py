@@ -30,7 +30,7 @@ class DeviceError(UserError, ValueError):
 def place(model: PreTrainedModel, *, device: str, shard: int = 0, num_shards: int = 1) -> None:
     """Move the model to auto, cpu, cuda or cuda:N. auto: a CUDA device where there is one, else the CPU; of several CUDA
     devices each of several shards takes one in turn. On the CPU freed memory is kept for the next tensor, and a small model
-    gets one thread; for others torch's own choice stands (OMP_NUM_THREADS). Raises DeviceError."""
+    gets one thread; for others torch's own choice is kept (OMP_NUM_THREADS). Raises DeviceError."""
     import torch
 
     from cft.models.kernels import keep_freed_memory

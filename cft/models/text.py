@@ -1,4 +1,4 @@
-"""Where each token of a response stands in its text, from token ids alone (nothing is encoded again)."""
+"""Where each token of a response is in its text, from token ids alone (nothing is encoded again)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,10 @@
 """Questions -> prompt token ids."""
+
+from cft.prompts.chat import Chat, Plain, Prompt, PromptError
+
+__all__ = [
+    "Chat",
+    "Plain",
+    "Prompt",
+    "PromptError",
+]

@@ -1,6 +1,6 @@
 """From a question to prompt ids: by the tokenizer's chat template, or as plain text; and how a response ends.
 
-Ids are made once, here, and travel as ids. The beginning-of-sequence token stands at the front once, where the template
+Ids are made once, here, and travel as ids. The beginning-of-sequence token is at the front once, where the template
 or the tokenizer puts it. Control tokens (beginning, end, padding, and what a template writes around turns) come from
 templates alone: where the text of a problem spells one, it is encoded as text.
 
@@ -129,7 +129,7 @@ class Chat:
 
 
 class Plain:
-    """The text of `template` with the question in place of `{question}`, encoded as it stands, with BOS where the
+    """The text of `template` with the question in place of `{question}`, encoded as it is, with BOS where the
     tokenizer adds one. For base models.
 
     Args:
@@ -229,7 +229,7 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collect
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
-    """Ids of a text as it stands, nothing added. special: whether what is spelt like a special token becomes one."""
+    """Ids of a text as it is, nothing added. special: whether what is spelt like a special token becomes one."""
     further: dict[str, Any] = {} if special else {"split_special_tokens": True}
     return [int(token) for token in tokenizer(text, add_special_tokens=False, **further)["input_ids"]]
 
@@ -293,7 +293,7 @@ def _template_problem(error: Exception, tokenizer: PreTrainedTokenizerBase, *, s
 def _checked(template: str) -> str:
     if template.count(SLOT) != 1:
         raise PromptError(
-            f"prompt.template={template!r}: {SLOT} stands there {template.count(SLOT)} times; expected once, where the "
+            f"prompt.template={template!r}: {SLOT} is there {template.count(SLOT)} times; expected once, where the "
             "question goes"
         )
     return template

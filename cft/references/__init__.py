@@ -1,1 +1,13 @@
 """Models that the policy is compared with."""
+
+from cft.references.models import AdapterOff, Annotation, Initial, NoReference, Reference, Score, Teacher
+
+__all__ = [
+    "AdapterOff",
+    "Annotation",
+    "Initial",
+    "NoReference",
+    "Reference",
+    "Score",
+    "Teacher",
+]

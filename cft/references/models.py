@@ -102,7 +102,11 @@ def starts_as_reference(
 
 
 class Score:
-    """Log-probs of another frozen model over the same tokens, stored under `name` by `cft score`."""
+    """Log-probs of another frozen model over the same tokens.
+
+    Args:
+        name: of the stored score, made by `cft score`.
+    """
 
     gives = frozenset({REFERENCE_LOGPROB})
 
@@ -125,7 +129,11 @@ class Initial:
 
 
 class AdapterOff:
-    """The policy without its low-rank adapters: the same weights, no copy. Needs model.lora."""
+    """The policy without its low-rank adapters: the same weights, no copy.
+
+    Raises:
+        BadValue: the model has no adapters, or weights outside them are trained (when it is attached).
+    """
 
     gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
     stored = ""
@@ -161,7 +169,14 @@ class AdapterOff:
 
 
 class Teacher:
-    """Another model with the same vocabulary. model: as in conf/model."""
+    """Another model with the same vocabulary, loaded beside the trained one.
+
+    Args:
+        model: as in conf/model.
+
+    Raises:
+        BadValue: its vocabulary has another size (when it is attached).
+    """
 
     gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
     stored = ""

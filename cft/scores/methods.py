@@ -66,8 +66,11 @@ class ReferenceLogprob:
 class AttentionReceived:
     """Mean attention that a response token receives from the later tokens of its response; 0 for the last token.
 
-    Mean over heads and the last `layers` layers, and over the later tokens, so that early tokens do not win by number. Our
+    The mean runs over heads and layers, and over the later tokens, so that early tokens do not win by number. It is our
     reconstruction of the attention baseline: its source does not say which layers, heads or sum it takes.
+
+    Args:
+        layers: how many of the last layers, at least 1.
     """
 
     eager = True
@@ -92,7 +95,10 @@ class AttentionReceived:
 class AttentionToPrompt:
     """Attention that a response token pays to its prompt, summed over the prompt's tokens (ssToken, arXiv 2510.18250).
 
-    Mean over heads and the last `layers` layers; the query is the token itself. 0-1.
+    Mean over heads and layers; the query is the token itself. 0-1.
+
+    Args:
+        layers: how many of the last layers, at least 1.
     """
 
     eager = True

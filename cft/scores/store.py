@@ -88,7 +88,7 @@ def with_scores(
         if lacking:
             raise StoreError(
                 f"{folder / lacking[0]}: no values for response {row.response_id} with its present tokens; the annotation "
-                f"grew or was made anew after the score. Compute what is missing: {scores[lacking[0]].manifest['command']}"
+                f"grew or was made again after the score. Compute what is missing: {scores[lacking[0]].manifest['command']}"
             )
         filled.append(dataclasses.replace(row, scores={k: v for k, v in values.items() if v is not None}))
     return filled, {name: score.fingerprint for name, score in scores.items()}
@@ -103,22 +103,22 @@ def read_score(folder: Path, *, name: str, annotation: str, model: str) -> Store
     if not path.is_file():
         command = command_for(name, annotation, model=model)
         raise StoreError(f"{path.parent}: no stored score of that name; make it with: {command}")
-    anew = f"Make it again: {command_for(name, annotation, model=model)} replace=true"
+    again = f"Make it again: {command_for(name, annotation, model=model)} replace=true"
     try:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:
-        raise StoreError(f"{path}: damaged ({error}). {anew}") from error
+        raise StoreError(f"{path}: damaged ({error}). {again}") from error
     if not (isinstance(manifest, dict) and manifest.keys() >= _MANIFEST):
-        raise StoreError(f"{path}: damaged, expected the keys {', '.join(sorted(_MANIFEST))}. {anew}")
+        raise StoreError(f"{path}: damaged, expected the keys {', '.join(sorted(_MANIFEST))}. {again}")
     if manifest["schema"] != SCHEMA_VERSION:
-        raise StoreError(f"{path}: schema {manifest['schema']}, but this version reads {SCHEMA_VERSION}. {anew}")
-    anew = f"Make it again: {manifest['command']} replace=true"
+        raise StoreError(f"{path}: schema {manifest['schema']}, but this version reads {SCHEMA_VERSION}. {again}")
+    again = f"Make it again: {manifest['command']} replace=true"
     table = path.parent / str(manifest["file"])
     if not table.is_file():
-        raise StoreError(f"{table}: missing, though {path} names it. {anew}")
+        raise StoreError(f"{table}: missing, though {path} names it. {again}")
     found = sha256_file(table)
     if found != manifest["sha256"]:
-        raise StoreError(f"{table}: damaged, SHA-256 {found}, expected {manifest['sha256']}. {anew}")
+        raise StoreError(f"{table}: damaged, SHA-256 {found}, expected {manifest['sha256']}. {again}")
     return StoredScore(path.parent, manifest, _values(read_parquet(table)))
 
 

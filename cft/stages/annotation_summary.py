@@ -29,7 +29,7 @@ def print_summary(store: AnnotationStore, job: Job, *, max_new_tokens: int) -> N
         table.add_row("response tokens", f"{sum(len(row.response_ids) for row in rows):,}")
         table.add_row("critical", f"{fraction:.1%}")
     table.add_row("continuations", f"{counts.get('forks', 0):,}")
-    table.add_row("settled by the reference", f"{counts.get('settled_by_reference', 0):,} (near ties)")
+    table.add_row("ties re-scored", f"{counts.get('num_ties_rescored', 0):,} (near ties)")
     table.add_row("self-replay flips", f"{counts.get('replay_flips', 0)} of {counts.get('replays', 0)}")
     spent = sum(compute.get(f"{part}_tokens", 0) for part in ("solve", "counterfactual", "speculative"))
     seconds = compute.get("solve_seconds", 0) + compute.get("counterfactual_seconds", 0)

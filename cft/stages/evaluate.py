@@ -22,7 +22,7 @@ from cft.evaluation.evaluation import (
     SampleRequest,
     Solver,
     accuracy_sentence,
-    summarise,
+    summarize,
     verdict_counts,
     write_samples,
 )
@@ -174,7 +174,7 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         solver = Solver(subject.engine, loaded.tokenizer, subject.prompt, grader, loaded.context)
         title = f"Evaluating {loaded.spec.name} on {splits.name}"
         samples = solver.solve(room.run, request=subject.request, title=title)
-    intervals, per_problem = summarise(samples, seed=cfg.seed)
+    intervals, per_problem = summarize(samples, seed=cfg.seed)
     save_config(folder, subject.job)
     write_samples(folder / "samples.parquet", samples, loaded.tokenizer)
     results = RunResults(

@@ -22,7 +22,7 @@ from cft.evaluation.evaluation import (
     SampleRequest,
     Solver,
     accuracy_sentence,
-    summarise,
+    summarize,
     verdict_counts,
     write_samples,
 )
@@ -242,7 +242,7 @@ def _evaluated(
         return {"evaluation": evaluation, "metrics": {}, "per_problem": {"id": [], "correct": []}}
     solver = make_solver()
     samples = solver.solve(run.tested.run, request=request, title="Evaluating")
-    intervals, per_problem = summarise(samples, seed=settings.seed)
+    intervals, per_problem = summarize(samples, seed=settings.seed)
     write_samples(folder / "samples.parquet", samples, solver.tokenizer)
     log_transcripts(trainer.loggers, samples, solver.tokenizer)
     for logger in trainer.loggers:

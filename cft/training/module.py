@@ -193,7 +193,7 @@ class CausalLMModule(pl.LightningModule):
         self.log("train/loss_tokens", float(counts[0]))
         self.log("train/gradient_norm", float(self._norm))
         for name, total, count in zip(self.lm.objective.names[1:], sums[1:], counts[1:], strict=True):
-            # In a place of their own: whatever a regulariser is called, no other metric has that name.
+            # In a place of their own: whatever a regularizer is called, no other metric has that name.
             self.log(f"train/term/{name}", total / max(1, count))
 
     def configure_gradient_clipping(

@@ -60,7 +60,7 @@ class SelectiveLM(nn.Module):
                 tokens,
                 hidden_ND,
                 self.project,
-                response_tokens=int((batch.probe_BT >= 0).sum()),
+                response_tokens=int((batch.token_group_BT >= 0).sum()),
                 reference=self._reference_of(placement),
                 progress=progress,
                 fused=self._fused(hidden_ND),
@@ -68,7 +68,7 @@ class SelectiveLM(nn.Module):
 
     def probe(self, batch: TokenBatch) -> Tensor:
         """[6] float64 sums over response tokens (order: PROBE_NAMES). Call it without gradient."""
-        tokens = eligible_tokens(batch, batch.probe_BT >= 0)
+        tokens = eligible_tokens(batch, batch.token_group_BT >= 0)
         with training_pass():
             statistics = token_statistics(
                 self._hidden(self._placed(batch, tokens)),
@@ -78,7 +78,7 @@ class SelectiveLM(nn.Module):
             )
         sums = []
         for group in (1, 0):
-            chosen = tokens.probe_N == group
+            chosen = tokens.token_group_N == group
             sums += [statistics.nll_N[chosen].sum(), statistics.entropy_N[chosen].sum(), chosen.sum()]
         return torch.stack([s.double() for s in sums])
 
@@ -137,7 +137,7 @@ class SelectiveLM(nn.Module):
         if not difference <= self._rounding() * float(theirs.abs().max()):
             raise BadValue(
                 f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from what cft/models/head.py makes "
-                "of its hidden states, so it scales or caps them in a way of its own; training it here would optimise "
+                "of its hidden states, so it scales or caps them in a way of its own; training it here would optimize "
                 "something else. Use another model, or add that step to cft/models/head.py."
             )
 

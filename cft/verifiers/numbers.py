@@ -291,7 +291,7 @@ def normalized_text(text: str, *, case_sensitive: bool) -> str:
 
 
 def canonical(answer: str) -> Hashable:
-    """What two equal answers share: the exact number where it is one, else the normalised text."""
+    """What two equal answers share: the exact number where it is one, else the normalized text."""
     value = read_number(answer, whole=True).value
     return normalized_text(answer[:MAX_ANSWER_CHARS], case_sensitive=False) if value is None else value
 

@@ -36,9 +36,14 @@ class TopOfRow(Weighting):
 
 
 class HighEntropy(TopOfRow):
-    """w = 1 for the tokens of highest predictive entropy, else 0 (arXiv 2506.01939; fraction 0.2). Proposed for policy
-    gradients and used here on -log p_t. Divided by all tokens, as there. The paper ranks within the batch, we within the
-    row."""
+    """w = 1 for the tokens of highest predictive entropy, else 0 (arXiv 2506.01939).
+
+    Proposed for policy gradients and used here on -log p_t. Divided by all tokens, as there. The paper ranks within the
+    batch, we within the row.
+
+    Args:
+        fraction: of the row's eligible tokens, above 0 and at most 1; the paper's is 0.2.
+    """
 
     needs: tuple[str, ...] = ("entropy",)
 
@@ -47,9 +52,14 @@ class HighEntropy(TopOfRow):
 
 
 class ExcessLoss(TopOfRow):
-    """The tokens of highest excess loss e_t = log p_ref - log p_t, mean over the selected: Rho-1 (arXiv 2404.07965;
-    fraction 0.6, up to 0.7). The paper ranks within the batch and trains its reference on curated data; we rank within
-    the row, and the reference is whatever reference=... names."""
+    """The tokens of highest excess loss e_t = log p_ref - log p_t, mean over the selected (Rho-1, arXiv 2404.07965).
+
+    The paper ranks within the batch and trains its reference on curated data. We rank within the row, and the reference is
+    the one that reference=... names.
+
+    Args:
+        fraction: of the row's eligible tokens, above 0 and at most 1; the paper's is 0.6, up to 0.7.
+    """
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
 
@@ -59,10 +69,17 @@ class ExcessLoss(TopOfRow):
 
 
 class SSToken(TopOfRow):
-    """The tokens of highest gamma minmax(log p_t - log p_hist) + (1 - gamma) a_t, mean over the selected: ssToken (arXiv
-    2510.18250; gamma 0.5, fraction 0.6). minmax maps a row's values to 0-1; p_hist is the reference, by the paper's
-    default the model before training; a_t is the stored score attention_to_prompt, taken as it is stored. Ranked within
-    the row, as in the paper. Until the policy has moved away from p_hist, a_t alone decides."""
+    """The tokens of highest gamma minmax(log p_t - log p_hist) + (1 - gamma) a_t, mean over the selected (ssToken, arXiv
+    2510.18250).
+
+    minmax maps a row's values to 0-1. p_hist is the reference, by the paper's default the model before training. a_t is the
+    stored score attention_to_prompt, taken as it is stored. Ranked within the row, as in the paper. Until the policy has
+    moved away from p_hist, a_t alone decides.
+
+    Args:
+        gamma: 0 to 1; the paper's is 0.5.
+        fraction: of the row's eligible tokens, above 0 and at most 1; the paper's is 0.6.
+    """
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB, ATTENTION)
 
@@ -78,11 +95,14 @@ class SSToken(TopOfRow):
 
 
 class Propagation(Weighting):
-    """w_t = n s_t / sum s, s_t = sum over i >= t of gamma^(i - t) (-log p_i): how much of the row's later loss hangs on
-    token t. The propagation of Intuitive Fine-Tuning (IFT, arXiv 2405.11870; gamma 0.95), without its mixed inputs.
+    """w_t = n s_t / sum s, s_t = sum over i >= t of gamma^(i - t) (-log p_i).
 
-    detached: false as in the authors' code, where the gradient flows through the weights. gamma 0 is plain fine-tuning by
-    their convention. Tokens without loss add nothing to the sum and one step to the distance i - t.
+    It says how much of the row's later loss depends on token t. The propagation of Intuitive Fine-Tuning (IFT, arXiv
+    2405.11870), without its mixed inputs. Tokens without loss add nothing to the sum and one step to the distance i - t.
+
+    Args:
+        gamma: 0 to 1; the paper's is 0.95. 0 is plain fine-tuning by the authors' convention.
+        detached: false as in the authors' code, where the gradient flows through the weights.
     """
 
     @in_range
@@ -105,9 +125,15 @@ class Propagation(Weighting):
 
 
 class SequenceRatio(Weighting):
-    """w = min(exp(temperature mean_row(log p_t - log p_ref)), largest), one weight for all tokens of a row, detached:
-    importance-weighted SFT (iw-SFT, arXiv 2507.12856; temperature 1, largest 16). The mean runs over the row's eligible
-    tokens. Starts at 1 where the reference is the model before training."""
+    """w = min(exp(temperature mean_row(log p_t - log p_ref)), largest), one weight for all tokens of a row, detached.
+
+    Importance-weighted SFT (iw-SFT, arXiv 2507.12856). The mean runs over the row's eligible tokens. The weight starts at 1
+    where the reference is the model before training.
+
+    Args:
+        temperature: at least 0; the paper's is 1.
+        largest: upper bound of the weight, above 0; the yaml's is 16.
+    """
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
 

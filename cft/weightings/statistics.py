@@ -70,7 +70,7 @@ def entropy(logprob_NV: Tensor, target_N: Tensor) -> Tensor:
 
 
 def top_entropy(logprob_NV: Tensor, target_N: Tensor) -> Tensor:
-    """H of the 20 most probable tokens, renormalised, nats."""
+    """H of the 20 most probable tokens, renormalized, nats."""
     top_NK = logprob_NV.topk(min(TOP_ENTROPY_TOKENS, logprob_NV.shape[-1]), dim=-1).values
     return entropy(top_NK.log_softmax(-1), target_N)
 

@@ -54,9 +54,14 @@ class Uniform(Weighting):
 
 
 class Probability(Weighting):
-    """w = sg(p_t)^exponent. Exponent 1: Dynamic Fine-Tuning (DFT, arXiv 2508.05629), whose loss becomes -sg(p_t) log p_t.
-    Any exponent: the gradient of (1 - p_t^exponent) / exponent (Beyond Log Likelihood, arXiv 2510.00526). 0: plain
-    fine-tuning."""
+    """w = sg(p_t)^exponent.
+
+    Exponent 1 is Dynamic Fine-Tuning (DFT, arXiv 2508.05629), whose loss becomes -sg(p_t) log p_t. Any exponent has the
+    gradient of (1 - p_t^exponent) / exponent (Beyond Log Likelihood, arXiv 2510.00526).
+
+    Args:
+        exponent: at least 0; 0 is plain fine-tuning.
+    """
 
     @in_range
     def __init__(self, *, exponent: AtLeastZero = 1.0) -> None:
@@ -67,8 +72,16 @@ class Probability(Weighting):
 
 
 class ThresholdedProbability(Weighting):
-    """w = 1[lowest <= p_t <= highest] sg(p_t)^exponent: the thresholded objectives of Beyond Log Likelihood (arXiv
-    2510.00526). The paper compares several thresholds; those of the yaml are ours."""
+    """w = 1[lowest <= p_t <= highest] sg(p_t)^exponent (Beyond Log Likelihood, arXiv 2510.00526).
+
+    Args:
+        exponent: at least 0.
+        lowest: probability, 0 to 1. The paper compares several thresholds; those of the yaml are ours.
+        highest: probability, at least `lowest`.
+
+    Raises:
+        BadValue: `lowest` is above `highest`.
+    """
 
     @in_range
     def __init__(self, *, exponent: AtLeastZero, lowest: Fraction, highest: Fraction) -> None:
@@ -83,8 +96,13 @@ class ThresholdedProbability(Weighting):
 
 
 class ProFiT(Weighting):
-    """w = 1[sg(p_t) > threshold] (ProFiT, arXiv 2601.09195; threshold 0.1 or 0.5). As in the paper the sum is divided by
-    the full length, not by the number of tokens that pass."""
+    """w = 1[sg(p_t) > threshold] (ProFiT, arXiv 2601.09195).
+
+    As in the paper the sum is divided by the full length, not by the number of tokens that pass.
+
+    Args:
+        threshold: probability, at least 0 and below 1. The paper uses 0.1 or 0.5.
+    """
 
     @in_range
     def __init__(self, *, threshold: FractionBelowOne) -> None:
@@ -95,8 +113,13 @@ class ProFiT(Weighting):
 
 
 class Focal(Weighting):
-    """w = (1 - p_t)^gamma, gamma 2 (focal loss, arXiv 1708.02002). detached: false is the published loss; true keeps the
-    weights constant, so that the gradient is (1 - p_t)^gamma times that of plain fine-tuning."""
+    """w = (1 - p_t)^gamma (focal loss, arXiv 1708.02002).
+
+    Args:
+        gamma: at least 0; the paper's is 2.
+        detached: false is the published loss. true keeps the weights constant, so that the gradient is (1 - p_t)^gamma times
+            that of plain fine-tuning.
+    """
 
     @in_range
     def __init__(self, *, gamma: AtLeastZero, detached: bool) -> None:
@@ -108,23 +131,32 @@ class Focal(Weighting):
 
 
 class TrimSFT(Weighting):
-    """w = exp(-(D - centre)^2 / (2 width^2)), D = logit of the target minus the best other logit (TrimSFT, arXiv
-    2609.09707; centre 1.5, width 0.8). Tokens already mastered and tokens out of reach both fade; weights are not
-    renormalised."""
+    """w = exp(-(D - center)^2 / (2 width^2)), D = logit of the target minus the best other logit (TrimSFT, arXiv 2609.09707).
+
+    Tokens already mastered and tokens out of reach both fade; weights are not renormalized.
+
+    Args:
+        center: logits; the paper's is 1.5.
+        width: logits, above 0; the paper's is 0.8.
+    """
 
     needs: tuple[str, ...] = ("margin",)
 
     @in_range
-    def __init__(self, *, centre: Finite, width: AboveZero) -> None:
-        self.centre, self.width = centre, width
+    def __init__(self, *, center: Finite, width: AboveZero) -> None:
+        self.center, self.width = center, width
 
     def __call__(self, scores: TokenScores) -> Tensor:
-        return (-((scores.known["margin"] - self.centre) ** 2) / (2 * self.width**2)).exp()
+        return (-((scores.known["margin"] - self.center) ** 2) / (2 * self.width**2)).exp()
 
 
 class EAFT(Weighting):
-    """w = (H_20 / scale)^exponent, H_20 = entropy of the 20 most probable tokens, renormalised, nats (EAFT,
-    arXiv 2601.02151; exponent 1, scale 3.0, the constant of the authors' code for log 20)."""
+    """w = (H_20 / scale)^exponent, H_20 = entropy of the 20 most probable tokens, renormalized (EAFT, arXiv 2601.02151).
+
+    Args:
+        exponent: at least 0; the paper's is 1.
+        scale: nats, above 0; 3.0 is the constant of the authors' code for log 20.
+    """
 
     needs: tuple[str, ...] = ("top_entropy",)
 

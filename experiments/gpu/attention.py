@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cft.engines.attention import LayerKeys, Shared, Tails
+from cft.engines.attention import KVBlock, LayerKeys, Shared
 from experiments.gpu.record import Record, milliseconds
 
 HEADS, GROUPS, WIDTH = 4, 7, 128  # of Qwen2.5-7B
@@ -55,10 +55,10 @@ def _forks(query: Tensor, keys: Tensor, values: Tensor, prefix: int) -> Tensor:
     """As `fork_attention` does it for one layer: the newest token of each fork is written into its tail."""
     rows = len(query)
     own = LayerKeys(keys[:, :, prefix:-1].contiguous(), values[:, :, prefix:-1].contiguous())
-    tails = Tails(list(range(rows)), [own], [own.k.shape[2]] * rows)
-    trunk = [LayerKeys(keys[:1, :, :prefix], values[:1, :, :prefix])]
-    shared = Shared.of(trunk, index=range(rows), visible=[prefix] * rows)
-    out, lse = tails.attend(0, query, keys[:, :, -1], values[:, :, -1])
+    block = KVBlock(list(range(rows)), [own], [own.k.shape[2]] * rows)
+    sequence = [LayerKeys(keys[:1, :, :prefix], values[:1, :, :prefix])]
+    shared = Shared.of(sequence, index=range(rows), visible=[prefix] * rows)
+    out, lse = block.attend(0, query, keys[:, :, -1], values[:, :, -1])
     of_prefix, lse_prefix = shared.attend(0, query)
     return torch.lerp(out, of_prefix, torch.sigmoid(lse_prefix - lse)).to(query.dtype)
 
@@ -77,9 +77,9 @@ def times(rows: int, prefix: int, tail: int, *, device: torch.device) -> dict[st
     query = torch.randn(rows, HEADS, GROUPS, WIDTH, device=device).to(torch.bfloat16)
     keys, values = made
     own = LayerKeys(keys[:, :, prefix:-1].contiguous(), values[:, :, prefix:-1].contiguous())
-    tails = Tails(list(range(rows)), [own], [own.k.shape[2]] * rows)
-    trunk = [LayerKeys(keys[:1, :, :prefix].contiguous(), values[:1, :, :prefix].contiguous())]
-    shared = Shared.of(trunk, index=range(rows), visible=[prefix] * rows)
+    block = KVBlock(list(range(rows)), [own], [own.k.shape[2]] * rows)
+    sequence = [LayerKeys(keys[:1, :, :prefix].contiguous(), values[:1, :, :prefix].contiguous())]
+    shared = Shared.of(sequence, index=range(rows), visible=[prefix] * rows)
     newest = keys[:, :, -1], values[:, :, -1]
     folded = query.flatten(1, 2)[:, :, None]
 
@@ -87,7 +87,7 @@ def times(rows: int, prefix: int, tail: int, *, device: torch.device) -> dict[st
         return milliseconds(work, device=device, times=20)  # type: ignore[arg-type]
 
     return {
-        "tails": ms(lambda: tails.attend(0, query, *newest)),
+        "tails": ms(lambda: block.attend(0, query, *newest)),
         "prefix": ms(lambda: shared.attend(0, query)),
         "tails, scores in bfloat16": ms(lambda: _bfloat16_part(query, own.k, own.v)),
         "sdpa over both, nothing shared": ms(

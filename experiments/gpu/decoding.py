@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from cft.annotation.counterfactual import ListSource
 from cft.engines.reference import fork_prefix
 from cft.engines.sampling import choose
-from cft.engines.scheduler import Residency
+from cft.engines.scheduler import Scheduler
 from cft.engines.shared_prefix import Row, SharedPrefixEngine
 from cft.models.load import ModelSpec, load_causal_lm
-from cft.types import GREEDY, Budget, Fork, Key, Trunk
+from cft.types import GREEDY, Budget, Fork, Key, TokenSequence
 from experiments.gpu.record import Record, kernels, milliseconds, wait
 
 QWEN_7B: dict[str, int] = {
@@ -66,16 +66,16 @@ def engine(record: Record) -> None:
     budget_mb = 100 if tiny else 24_000
     model = random_model(sizes, device=device, dtype=torch.bfloat16)
     made = SharedPrefixEngine(model, (0,), max_rows=1024, kv_budget_mb=budget_mb, tie_margin=0.0)
-    names = [f"bfloat16, {t} rectangles, {s} trunks, {rows} rows" for t, s, rows in shapes]
+    names = [f"bfloat16, {t} rectangles, {s} sequences, {rows} rows" for t, s, rows in shapes]
     parts = [
         (name, partial(decode_step, made, *shape, prefix=prefix)) for name, shape in zip(names, shapes, strict=True)
     ]
     record.each(parts, needs=15)
-    forks = many_forks(8 if tiny else 512, trunks=4, prefix=prefix, vocabulary=sizes["vocab_size"])
+    forks = many_forks(8 if tiny else 512, sequences=4, prefix=prefix, vocabulary=sizes["vocab_size"])
     budget = Budget(6 if tiny else 128)
     record.each([(f"{len(forks)} forks end to end", partial(end_to_end, made, forks, budget=budget))], needs=30)
     record.each([("a row scored again without a cache", partial(rescored, made, prefix=prefix))])
-    record.each([("prefill of 8 trunks", partial(prefilled, made, prefix=prefix))])
+    record.each([("prefill of 8 sequences", partial(prefilled, made, prefix=prefix))])
     del made, model, parts
     torch.cuda.empty_cache()
 
@@ -87,56 +87,58 @@ def engine(record: Record) -> None:
     record.each([("float32, " + names[-2].split(", ", 1)[1], in_float32)], needs=40)
 
 
-def many_forks(count: int, *, trunks: int, prefix: int, vocabulary: int) -> list[Fork]:
-    """Greedy forks, equally many of each trunk, cut in its second half."""
+def many_forks(count: int, *, sequences: int, prefix: int, vocabulary: int) -> list[Fork]:
+    """Greedy forks, equally many of each sequence, cut in its second half."""
     rng = np.random.default_rng(0)
-    made = [Trunk(rng.integers(3, vocabulary, prefix).astype(np.int32), prefix // 4) for _ in range(trunks)]
+    made = [TokenSequence(rng.integers(3, vocabulary, prefix).astype(np.int32), prefix // 4) for _ in range(sequences)]
     cuts = rng.integers(prefix // 2, prefix, count)
-    return [Fork(made[i % trunks], int(cut), int(rng.integers(3, vocabulary)), GREEDY, i) for i, cut in enumerate(cuts)]
+    return [
+        Fork(made[i % sequences], int(cut), int(rng.integers(3, vocabulary)), GREEDY, i) for i, cut in enumerate(cuts)
+    ]
 
 
 def decode_step(
-    engine: SharedPrefixEngine, rectangles: int, trunks: int, rows: int, *, prefix: int
+    engine: SharedPrefixEngine, rectangles: int, sequences: int, rows: int, *, prefix: int
 ) -> dict[str, float]:
-    """One token for so many rows in so many rectangles; trunks: prefixes that rows share, 0 = each row has its own."""
+    """One token for so many rows in so many rectangles; sequences: prefixes that rows share, 0 = each row has its own."""
     vocabulary = int(engine.model.config.vocab_size)
-    forks = many_forks(rows, trunks=trunks or rows, prefix=prefix, vocabulary=vocabulary)
-    # No fork of a trunk may stand alone in its group, or it would copy the prefix.
-    forks.sort(key=lambda fork: int(fork.key) % max(1, trunks))  # type: ignore[call-overload]
-    residency = Residency[Row](engine.prefill, max_rows=rows, budget_bytes=engine.kv_budget_bytes)
+    forks = many_forks(rows, sequences=sequences or rows, prefix=prefix, vocabulary=vocabulary)
+    # No fork of a sequence may stand alone in its group, or it would copy the prefix.
+    forks.sort(key=lambda fork: int(fork.key) % max(1, sequences))  # type: ignore[call-overload]
+    scheduler = Scheduler[Row](engine.prefill, max_rows=rows, budget_bytes=engine.kv_budget_bytes)
     for group in np.array_split(np.arange(rows), rectangles):
-        residency.waiting.extend(Row.start(forks[i], random=np.zeros(0)) for i in group)
-        residency.admit()
+        scheduler.waiting.extend(Row.start(forks[i], random=np.zeros(0)) for i in group)
+        scheduler.admit()
 
     @torch.inference_mode()
     def step() -> None:
-        logits_NV, _ = residency.fitting(engine.next_logits)
+        logits_NV, _ = scheduler.fitting(engine.next_logits)
         assert logits_NV is not None
-        batch = residency.rows
+        batch = scheduler.rows
         tokens, _ = choose(logits_NV, sampling=[GREEDY] * len(batch), uniform=[0.0] * len(batch), tie_margin=0.0)
         for row, token in zip(batch, tokens, strict=True):
             row.ids.append(token)
-        for tails in residency.tails:
-            tails.advance()
+        for block in scheduler.blocks:
+            block.advance()
 
     device = engine.model.device
     ms = milliseconds(step, device=device, times=20, warm=5)
-    plan = residency.plan()
+    plan = scheduler.plan()
     return {
         "ms": ms,
-        "tokens_per_s": 1000 * residency.live() / ms,
-        "rows": residency.live(),
-        "rectangles": len(plan.tails),
+        "tokens_per_s": 1000 * scheduler.live() / ms,
+        "rows": scheduler.live(),
+        "rectangles": len(plan.blocks),
         "shared": len(plan.shared),
-        "cache_mb": residency.bytes_held() / 1e6,
+        "cache_mb": scheduler.bytes_held() / 1e6,
         "memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0,
         **kernels(step, device=device),
     }
 
 
 def end_to_end(engine: SharedPrefixEngine, forks: Sequence[Fork], *, budget: Budget) -> dict[str, float]:
-    """All forks, from the prefill of their trunks to the last token."""
-    whole = Budget(budget.max_new_tokens + max(fork.cut - fork.trunk.prompt_len for fork in forks))
+    """All forks, from the prefill of their sequences to the last token."""
+    whole = Budget(budget.max_new_tokens + max(fork.prefix_len - fork.sequence.prompt_len for fork in forks))
     began = time.perf_counter()
     found = dict(engine.run(ListSource(forks), budget=whole))
     wait(engine.model.device)
@@ -148,13 +150,13 @@ def end_to_end(engine: SharedPrefixEngine, forks: Sequence[Fork], *, budget: Bud
 def rescored(engine: SharedPrefixEngine, *, prefix: int) -> dict[str, float]:
     """What a near tie costs."""
     ids = list(range(3, 3 + prefix + prefix // 2))
-    settle = partial(engine.reference.settle, ids, sampling=GREEDY, uniform=0.0)
+    settle = partial(engine.reference.rescore, ids, sampling=GREEDY, uniform=0.0)
     return {"tokens": len(ids), "ms": milliseconds(settle, device=engine.model.device, times=5)}
 
 
 def prefilled(engine: SharedPrefixEngine, *, prefix: int) -> dict[str, float]:
-    trunks = [fork.trunk for fork in many_forks(8, trunks=8, prefix=prefix, vocabulary=500)]
-    ms = milliseconds(lambda: engine.prefill(trunks), device=engine.model.device, times=5)
+    sequences = [fork.sequence for fork in many_forks(8, sequences=8, prefix=prefix, vocabulary=500)]
+    ms = milliseconds(lambda: engine.prefill(sequences), device=engine.model.device, times=5)
     return {"tokens": 8 * prefix, "ms": ms, "tokens_per_s": 8000 * prefix / ms}
 
 
@@ -166,7 +168,7 @@ def continuous(record: Record) -> None:
     record.each([("ids beside the shared-prefix engine", partial(same_ids, device=device))], needs=20)
     sizes, prefix = (TINY, 20) if tiny else (QWEN_7B, PREFIX)
     model = random_model(sizes, device=device, dtype=torch.bfloat16)
-    forks = many_forks(8 if tiny else 512, trunks=4, prefix=prefix, vocabulary=sizes["vocab_size"])
+    forks = many_forks(8 if tiny else 512, sequences=4, prefix=prefix, vocabulary=sizes["vocab_size"])
     budget = Budget(6 if tiny else 128)
     for block, graphs in ((256, True), (256, False), (16, True), (32, False)):
         name = f"blocks of {block}, {'with' if graphs else 'without'} CUDA graphs"
@@ -238,7 +240,7 @@ def same_ids(*, device: torch.device) -> dict[str, int]:
     model = load_causal_lm(ModelSpec(name="tiny_arith", path="package:tiny_arith")).to(device)  # type: ignore[arg-type]
     eos = model.generation_config.eos_token_id if model.generation_config else 0
     eos = eos[0] if isinstance(eos, list) else int(eos or 0)
-    forks = many_forks(40, trunks=4, prefix=30, vocabulary=int(model.config.vocab_size))
+    forks = many_forks(40, sequences=4, prefix=30, vocabulary=int(model.config.vocab_size))
     limit = 40
     ours: dict[Key, list[int]] = {}
     for key, completion in SharedPrefixEngine(model, (eos,)).run(ListSource(forks), budget=Budget(limit + 30)):

@@ -11,12 +11,12 @@ ENGINES = (
     Mutant(
         "a limit that does not count the kept part",
         "cft.engines.reference:finish_of",
-        "len(ids) - fork.trunk.prompt_len >= fork.limit(budget)",
-        "len(ids) - fork.cut >= fork.limit(budget)",
+        "len(ids) - fork.sequence.prompt_len >= fork.limit(budget)",
+        "len(ids) - fork.prefix_len >= fork.limit(budget)",
         "tests/engines/test_rollout.py::test_reference_equals_transformers_generate",
     ),
     Mutant(
-        "a fork that sees a token of its trunk beyond the cut",
+        "a fork that sees a token of its sequence beyond the cut",
         "cft.engines.attention:Shared.of",
         "position_L[None] >= torch.tensor(visible, device=first.device)[:, None]",
         "position_L[None] > torch.tensor(visible, device=first.device)[:, None]",
@@ -38,7 +38,7 @@ ENGINES = (
     ),
     Mutant(
         "a fork taken out together with its neighbor's keys",
-        "cft.engines.attention:Tails.remove",
+        "cft.engines.attention:KVBlock.remove",
         "self.mask_nT[index] = self.mask_nT[last]",
         "pass",
         f"{_ENGINE}test_joined_tails_are_what_they_were_apart[1]",
@@ -46,7 +46,7 @@ ENGINES = (
     Mutant(
         "near ties left to the batch",
         "cft.engines.shared_prefix:SharedPrefixEngine._step",
-        "token = self.reference.settle(row.ids, sampling=row.fork.sampling, uniform=row.uniform())",
+        "token = self.reference.rescore(row.ids, sampling=row.fork.sampling, uniform=row.uniform())",
         "pass",
         "tests/engines/test_rollout.py::test_what_the_reference_settles_is_what_is_taken",
     ),
@@ -59,21 +59,21 @@ ENGINES = (
     ),
     Mutant(
         "a fork sent back that is forgotten",
-        "cft.engines.scheduler:Residency._back_off",
+        "cft.engines.scheduler:Scheduler._preempt",
         "self._wait(only.rows[half:])",
         "self._wait(only.rows[half + 1 :])",
         f"{_ENGINE}test_out_of_memory_halves_the_batch_and_goes_on[cpu]",
     ),
     Mutant(
         "a prefix let go that is still looked at",
-        "cft.engines.scheduler:Residency._forget_prefixes",
+        "cft.engines.scheduler:Scheduler._evict_prefixes",
         "key not in used",
         "True",
         f"{_ENGINE}test_memory_beyond_the_budget_makes_forks_wait_and_changes_nothing",
     ),
     Mutant(
         "a plan of rows that have left",
-        "cft.engines.scheduler:Residency.left",
+        "cft.engines.scheduler:Scheduler.left",
         "self._plan = None",
         "pass",
         f"{_ENGINE}test_a_source_that_has_seen_enough_ends_a_fork",

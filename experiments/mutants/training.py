@@ -163,7 +163,7 @@ DATA = (
     Mutant(
         "test problems trained on",
         "cft.data.annotated:AnnotatedDataModule.__init__",
-        "normalised(row.problem) not in exclude",
+        "normalized(row.problem) not in exclude",
         "row.problem not in exclude",
         "tests/data/test_data.py::test_problems_of_the_benchmark_are_dropped_however_they_are_spelt",
     ),

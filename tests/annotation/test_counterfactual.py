@@ -18,7 +18,7 @@ from cft.annotation.counterfactual import (
     run_counterfactuals,
 )
 from cft.models.text import char_spans
-from cft.types import Budget, Completion, Decision, Fork, ForkSource, Key, Outcome, TopTokens, Trunk, Verdict
+from cft.types import Budget, Completion, Decision, Fork, ForkSource, Key, Outcome, TokenSequence, TopTokens, Verdict
 from cft.verifiers import FirstAnswer, Numeric
 from cft.verifiers.grader import Grader, outcome_of
 from tests.fakes import ScriptedEngine
@@ -55,15 +55,15 @@ def judge_by_last_token(items: Sequence[tuple[str, str]]) -> list[Verdict]:
 
 def run(script: dict[tuple[int, int], tuple[int, str]], *, k: int, short_circuit: bool, length: int = 1):
     """script[(t, rank)] = (last token, finish). Returns the evidence and the keys in the order they were tried."""
-    trunk = Trunk(np.arange(3 + length, dtype=np.int32), 3)
+    sequence = TokenSequence(np.arange(3 + length, dtype=np.int32), 3)
     alt = np.arange(50, 50 + length * k, dtype=np.int32).reshape(length, k)
-    evidence = fresh_evidence(response_id="r", answer="1", trunk=trunk, alt_ids_RK=alt, replay_fraction=0.0)
+    evidence = fresh_evidence(response_id="r", answer="1", sequence=sequence, alt_ids_RK=alt, replay_fraction=0.0)
 
     def answer(fork: Fork) -> Completion:
         _, t, rank = fork.key  # type: ignore[misc]
         last, finish = script[t, rank]
-        assert fork.first == alt[t, rank]
-        assert fork.cut == 3 + t
+        assert fork.first_token == alt[t, rank]
+        assert fork.prefix_len == 3 + t
         return Completion(np.array([last], np.int32), finish, 5)  # type: ignore[arg-type]
 
     engine = ScriptedEngine(answer)
@@ -142,14 +142,14 @@ def test_replay_positions_are_a_function_of_the_response() -> None:
 
 
 def test_replay_control_is_recorded_and_flips_are_counted() -> None:
-    trunk = Trunk(np.arange(7, dtype=np.int32), 3)
+    sequence = TokenSequence(np.arange(7, dtype=np.int32), 3)
     evidence = fresh_evidence(
-        response_id="r", answer="1", trunk=trunk, alt_ids_RK=np.full((4, 1), 99, np.int32), replay_fraction=1.0
+        response_id="r", answer="1", sequence=sequence, alt_ids_RK=np.full((4, 1), 99, np.int32), replay_fraction=1.0
     )
 
     def answer(fork: Fork) -> Completion:
-        own = fork.first == trunk.ids[fork.cut]
-        right = own and fork.cut != 5
+        own = fork.first_token == sequence.ids[fork.prefix_len]
+        right = own and fork.prefix_len != 5
         return Completion(np.array([100 if right else 101], np.int32), "stop", 1)
 
     grader = Grader(NumberTokenizer(), judge_by_last_token)  # type: ignore[arg-type]
@@ -194,7 +194,7 @@ class DawdlingEngine:
     def __init__(self, answer: Callable[[Fork], Completion], *, seed: int, rows: int = 64) -> None:
         self.answer, self.rng, self.rows = answer, np.random.default_rng(seed), rows
         self.begun: list[tuple[int, int, int]] = []
-        self.cancelled = 0
+        self.canceled = 0
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
         live: list[Fork] = []
@@ -207,12 +207,12 @@ class DawdlingEngine:
                 return
             fork = live.pop(int(self.rng.integers(len(live))))
             if source.decided(fork.key, [7]):
-                self.cancelled += 1
+                self.canceled += 1
                 yield fork.key, Completion(np.array([101], np.int32), "decided", 1)
             else:
                 yield fork.key, self.answer(fork)
 
-    def score(self, trunk: Trunk, *, k: int) -> TopTokens:
+    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
         raise AssertionError("not scripted")
 
 
@@ -223,14 +223,14 @@ def test_starting_the_next_rank_early_changes_no_evidence(seed: int, rows: int) 
     rng = np.random.default_rng(seed)
     length, k = 12, 3
     finals = rng.choice([100, 101, 102], (2, length, k), p=[0.4, 0.5, 0.1])
-    trunk = Trunk(np.arange(3 + length, dtype=np.int32), 3)
+    sequence = TokenSequence(np.arange(3 + length, dtype=np.int32), 3)
 
     def fresh() -> list[Evidence]:
         return [
             fresh_evidence(
                 response_id=f"r{i}",
                 answer="1",
-                trunk=trunk,
+                sequence=sequence,
                 alt_ids_RK=np.tile(np.arange(50, 50 + k, dtype=np.int32), (length, 1)),
                 replay_fraction=0.5,
             )
@@ -259,7 +259,7 @@ def test_starting_the_next_rank_early_changes_no_evidence(seed: int, rows: int) 
     if rows == 64:
         assert len(engine.begun) > one.forks
         assert other.speculative_tokens > 0
-        assert engine.cancelled > 0
+        assert engine.canceled > 0
 
 
 @pytest.mark.parametrize(("final", "begun"), [(101, 200), (100, 0)], ids=["wrong so far", "right so far"])
@@ -268,7 +268,7 @@ def test_idle_rows_begin_the_next_rank_where_it_is_likely_to_be_needed(final: in
     evidence = fresh_evidence(
         response_id="r",
         answer="1",
-        trunk=Trunk(np.arange(3 + length, dtype=np.int32), 3),
+        sequence=TokenSequence(np.arange(3 + length, dtype=np.int32), 3),
         alt_ids_RK=np.tile(np.array([50, 51], np.int32), (length, 1)),
         replay_fraction=0.0,
     )

@@ -143,14 +143,14 @@ def test_a_shard_does_not_touch_what_another_is_writing(tmp_path: Path) -> None:
     begun = [store.folder / name for name in ("rows/00001.ab.parquet", "problems/.00001.ab.parquet.7.tmp")]
     others = [store.folder / name for name in ("rows/00000.ab.parquet", "units/.00003.json.7.tmp")]
 
-    def neighbour() -> None:
+    def neighbor() -> None:
         for path in (*begun, *others):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"half")
         write(store.folder, THREE[0])
         assert [path.exists() for path in (*begun, *others)] == [True, True, False, False]
 
-    write(store.folder, THREE[1], meet=neighbour)
+    write(store.folder, THREE[1], meet=neighbor)
     write(store.folder, THREE[2])
     is_the_whole(store)  # the last to leave cleared up
 

@@ -198,7 +198,7 @@ def test_configs_of_ones_own_are_found(
 ) -> None:
     """From --config-dir, and a --config-path that is meant from the current folder."""
     (tmp_path / "mine" / "mask").mkdir(parents=True)
-    (tmp_path / "mine" / "mask" / "own.yaml").write_text("_target_: cft.masks.base.Prefix\nnum_tokens: 3\n")
+    (tmp_path / "mine" / "mask" / "own.yaml").write_text("_target_: cft.masks.Prefix\nnum_tokens: 3\n")
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "labels.yaml").write_text("defaults:\n  - labels_schema\n  - _self_\nout: here\n")
     monkeypatch.chdir(tmp_path)

@@ -311,7 +311,7 @@ def test_a_saved_config_passes_as_the_whole_config(tmp_path: Path) -> None:
 
 def test_a_further_config_folder_is_searched(tmp_path: Path) -> None:
     (tmp_path / "mask").mkdir()
-    (tmp_path / "mask" / "mine.yaml").write_text("_target_: cft.masks.base.Prefix\nnum_token: 3\n")
+    (tmp_path / "mask" / "mine.yaml").write_text("_target_: cft.masks.Prefix\nnum_token: 3\n")
     found = mistakes("train", "--config-dir", str(tmp_path), "mask=mine")
     assert [m.split(":")[0] for m in found] == ["mask.num_token", "mask.num_tokens"]
     assert mistakes("train", "--config-dir", str(tmp_path / "none"))[0].endswith("there is no such config folder")
@@ -335,7 +335,7 @@ def test_every_value_of_every_axis_is_checked() -> None:
 def test_a_value_that_suits_one_option_only_is_found() -> None:
     found = mistakes("train", "-m", "mask=prefix,critical", "mask.num_tokens=4")
     assert len(found) == 1
-    assert found[0].startswith("mask.num_tokens: cft.masks.base.Critical has no 'num_tokens'")
+    assert found[0].startswith("mask.num_tokens: cft.masks.Critical has no 'num_tokens'")
     assert "[with mask=critical]" in found[0]
 
 
@@ -406,10 +406,10 @@ def test_a_dangerous_target_is_refused_by_name_and_never_built(target: str, monk
         {"_target_": target},
         {"_target_": target, "_args_": ["x"]},
         {"_target_": target, "_partial_": True},
-        {"_target_": "cft.masks.base.Complement", "of": {"_target_": target}},
-        {"_target_": "cft.masks.base.Complement", "_args_": [{"_target_": target}]},
-        {"_target_": "cft.masks.base.Prefix", "_partial_": True, "num_tokens": [[{"_target_": target}]]},
-        {"a": {"b": [{"_target_": "cft.masks.base.All"}, {"_target_": target}]}},
+        {"_target_": "cft.masks.Complement", "of": {"_target_": target}},
+        {"_target_": "cft.masks.Complement", "_args_": [{"_target_": target}]},
+        {"_target_": "cft.masks.Prefix", "_partial_": True, "num_tokens": [[{"_target_": target}]]},
+        {"a": {"b": [{"_target_": "cft.masks.All"}, {"_target_": target}]}},
     ]
     for node in nested:
         with pytest.raises(ConfigError, match="_target_"):
@@ -512,8 +512,8 @@ def test_a_partial_node_waits_for_what_the_program_gives() -> None:
 
 
 def test_a_partial_node_may_not_leave_out_what_the_config_must_give() -> None:
-    with pytest.raises(ConfigError, match=r"num_tokens: cft\.masks\.base\.Prefix needs it"):
-        build({"_target_": "cft.masks.base.Prefix", "_partial_": True})
+    with pytest.raises(ConfigError, match=r"num_tokens: cft\.masks\.Prefix needs it"):
+        build({"_target_": "cft.masks.Prefix", "_partial_": True})
 
 
 def test_constructors_get_plain_containers() -> None:

@@ -41,7 +41,7 @@ def methods() -> dict[str, dict[str, Any]]:
                 tree = OmegaConf.to_container(compose("train", [chosen]), resolve=False)
                 assert isinstance(tree, dict)
                 found |= {node["_target_"]: node for part in ("weighting", "loss") for node in nodes_of(tree[part])}
-    return {target: node for target, node in found.items() if target != "cft.losses.objective.Objective"}
+    return {target: node for target, node in found.items() if target != "cft.losses.Objective"}
 
 
 def numbers_of(target: str) -> dict[str, Any]:

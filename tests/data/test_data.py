@@ -38,10 +38,10 @@ def test_weights_probe_and_columns_stand_at_their_tokens() -> None:
         scores={"x": np.array([0.1, 0.2, 0.3], np.float32)},
     )
     columns: dict[str, Column] = {"x": StoredColumn("x"), GROUP: GroupColumn(Critical())}
-    found = to_token_row(one, mask=Position(), probe_mask=Critical(), columns=columns)
+    found = to_token_row(one, mask=Position(), group_mask=Critical(), columns=columns)
     assert found.ids.tolist() == [1, 2, 7, 8, 9]
     assert found.weight.tolist() == [0, 0, 1, 2, 3]
-    assert found.probe.tolist() == [-1, -1, 1, 0, 1]
+    assert found.token_group.tolist() == [-1, -1, 1, 0, 1]
     np.testing.assert_array_equal(found.scores["x"], np.array([0, 0, 0.1, 0.2, 0.3], np.float32))
     assert found.scores[GROUP].tolist() == [0, 0, 1, 0, 1]
 
@@ -120,7 +120,7 @@ def module(
         "annotation": "mine",
         "dir": "",
         "batch_size": 4,
-        "deal": "in_order",
+        "micro_batch_assignment": "in_order",
         "max_rows": -1,
         "validation_fraction": 0.2,
         "max_tokens": 64,
@@ -275,7 +275,7 @@ def shipped(mask: Mask, **options: Any) -> AnnotatedDataModule:
         "annotation": "tiny_arith",
         "dir": "",
         "batch_size": 4,
-        "deal": "in_order",
+        "micro_batch_assignment": "in_order",
         "max_rows": 20,
         "validation_fraction": 0.0,
         "max_tokens": 512,

@@ -52,14 +52,14 @@ def with_own_logprobs(rows: list[TokenRow]) -> list[TokenRow]:
         own = logits.log_softmax(-1)[torch.arange(len(row.ids) - 1), torch.from_numpy(row.ids[1:])]
         column = np.r_[0.0, own.numpy()].astype(np.float32)
         changed.append(
-            TokenRow(row.row_id, row.ids, row.weight, row.probe, {**row.scores, "reference_logprob": column})
+            TokenRow(row.row_id, row.ids, row.weight, row.token_group, {**row.scores, "reference_logprob": column})
         )
     return changed
 
 
 def in_one_group(rows: list[TokenRow]) -> list[TokenRow]:
     return [
-        TokenRow(r.row_id, r.ids, r.weight, r.probe, {**r.scores, "group": np.zeros(len(r.ids), np.float32)})
+        TokenRow(r.row_id, r.ids, r.weight, r.token_group, {**r.scores, "group": np.zeros(len(r.ids), np.float32)})
         for r in rows
     ]
 
@@ -102,7 +102,7 @@ def test_sft_go_ends_as_plain_fine_tuning() -> None:
 def test_the_masks_weights_multiply_the_methods() -> None:
     """Weights of one leave the method alone (the table above), weights of two double it."""
     for method in ("weighting=uniform", "weighting=focal", "weighting=excess_loss"):
-        rows = [TokenRow(r.row_id, r.ids, 2 * r.weight, r.probe, r.scores) for r in ROWS]
+        rows = [TokenRow(r.row_id, r.ids, 2 * r.weight, r.token_group, r.scores) for r in ROWS]
         value, gradient = measured(method)
         assert_same(measured(method, rows), (2 * value, 2 * gradient))
 

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cft.data import arithmetic as generator
 from cft.data import sources as problems
+from cft.data import word_problems as generator
 from cft.data.hub_rows import hub_rows
-from cft.data.problem_rows import normalised
+from cft.data.problem_rows import normalized
 from cft.data.sources import ProblemError, Splits
 from cft.errors import BadValue
 
@@ -131,7 +131,7 @@ def test_arithmetic_answers_and_every_step_of_the_solutions_are_right() -> None:
 def test_arithmetic_has_the_numbers_asked_for_and_no_question_twice() -> None:
     splits = made()
     assert [len(splits.of(split)) for split in SPLITS] == [300, 40, 60]
-    questions = [normalised(question) for question, _, _ in everything(splits).values()]
+    questions = [normalized(question) for question, _, _ in everything(splits).values()]
     assert len(set(questions)) == len(questions) == 400
     assert splits.dropped == {}
 
@@ -486,7 +486,7 @@ def test_reasoning_gym_drops_repeated_draws() -> None:
     with pytest.warns(UserWarning, match="duplicate row"):
         splits = made_in_gym(config={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=300)
     assert splits.dropped["duplicate row"] == 300 - len(everything(splits))
-    assert len({normalised(question) for question, _, _ in everything(splits).values()}) == len(everything(splits))
+    assert len({normalized(question) for question, _, _ in everything(splits).values()}) == len(everything(splits))
 
 
 @pytest.mark.parametrize(

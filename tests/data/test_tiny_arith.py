@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cft.data import arithmetic
+from cft.data import word_problems as arithmetic
 from cft.types import Problem
 
 if TYPE_CHECKING:

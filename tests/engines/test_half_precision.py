@@ -17,7 +17,7 @@ from cft.models import device as devices
 from cft.models.attention import usable_attention, uses_flash
 from cft.models.device import DeviceError, chosen_device, memory_for_keys
 from cft.models.head import project, project_exactly
-from cft.types import GREEDY, Budget, Fork, Trunk
+from cft.types import GREEDY, Budget, Fork, TokenSequence
 from experiments.gpu.attention import errors
 from tests.fakes import random_llama
 
@@ -52,20 +52,20 @@ def test_alternatives_in_bfloat16_are_ranked_by_unrounded_logits() -> None:
     torch.testing.assert_close(project_exactly(model, states).double(), exact, rtol=0, atol=1e-5)
     rounded = project(model, states).double()
     assert (rounded.topk(4).indices != exact.topk(4).indices).any()
-    trunk = Trunk(np.arange(3, 43, dtype=np.int32), 1)
-    found = ReferenceEngine(model, (1,)).score(trunk, k=4)
+    sequence = TokenSequence(np.arange(3, 43, dtype=np.int32), 1)
+    found = ReferenceEngine(model, (1,)).score(sequence, k=4)
     np.testing.assert_array_equal(found.top_ids_RK, exact[:-1].topk(4).indices.numpy())
 
 
 def test_flash_attention_steps_aside_where_it_cannot_work() -> None:
     """float32 masters and CPUs: engines are built and asked before mixed training puts the model on its device."""
-    model, forks = random_llama(), [Fork(Trunk(np.arange(3, 20, dtype=np.int32), 1), 9, 4, GREEDY, 0)]
+    model, forks = random_llama(), [Fork(TokenSequence(np.arange(3, 20, dtype=np.int32), 1), 9, 4, GREEDY, 0)]
     expected = dict(SharedPrefixEngine(model, (1,)).run(ListSource(forks), budget=Budget(30)))
     model.config._attn_implementation = "flash_attention_2"
     for kind in (ReferenceEngine, SharedPrefixEngine):
         found = dict(kind(model, (1,)).run(ListSource(forks), budget=Budget(30)))
         np.testing.assert_array_equal(found[0].ids, expected[0].ids)
-    ReferenceEngine(model, (1,)).score(forks[0].trunk, k=2)
+    ReferenceEngine(model, (1,)).score(forks[0].sequence, k=2)
     assert uses_flash(model)
     with usable_attention(model):
         assert not uses_flash(model)
@@ -77,8 +77,8 @@ def test_the_batch_grows_again_after_memory_ran_short() -> None:
     rng = np.random.default_rng(0)
 
     def forks(count: int, length: int, start: int) -> list[Fork]:
-        trunks = [Trunk(rng.integers(3, 60, length).astype(np.int32), length) for _ in range(count)]
-        return [Fork(trunk, length, None, GREEDY, start + i) for i, trunk in enumerate(trunks)]
+        sequences = [TokenSequence(rng.integers(3, 60, length).astype(np.int32), length) for _ in range(count)]
+        return [Fork(sequence, length, None, GREEDY, start + i) for i, sequence in enumerate(sequences)]
 
     engine = SharedPrefixEngine(random_llama(), (), max_rows=32, tie_margin=0.0)
     seen: list[int] = []

@@ -12,7 +12,7 @@ from cft.annotation.counterfactual import ListSource
 from cft.engines.reference import ReferenceEngine, top_tokens
 from cft.engines.sampling import TIE_MARGIN_PROBABILITY, greedy, sampled, uniforms
 from cft.engines.shared_prefix import SharedPrefixEngine
-from cft.types import GREEDY, Budget, Fork, Sampling, Trunk
+from cft.types import GREEDY, Budget, Fork, Sampling, TokenSequence
 from tests.fakes import exact_llama, random_llama
 from tests.precision import ROUNDING, STORED
 
@@ -30,7 +30,7 @@ def random_forks(count: int, *, seed: int = 0) -> list[Fork]:
         cut = int(rng.integers(prompt_len, length + 1))
         first = int(rng.integers(0, 60)) if i % 3 else None
         sampling = GREEDY if i % 2 else Sampling(1.0, 0.9 if i % 4 else 1.0, 7, f"fork{i}")
-        forks.append(Fork(Trunk(ids, prompt_len), cut, first, sampling, i))
+        forks.append(Fork(TokenSequence(ids, prompt_len), cut, first, sampling, i))
     return forks
 
 
@@ -49,18 +49,21 @@ def test_the_engine_equals_the_reference(max_rows: int) -> None:
 def test_reference_equals_transformers_generate() -> None:
     model, budget, limited = random_llama(), Budget(12), 0
     for fork in random_forks(60, seed=1):
-        if fork.sampling is not GREEDY or fork.first in EOS:
+        if fork.sampling is not GREEDY or fork.first_token in EOS:
             continue
-        prefix = [*fork.trunk.ids[: fork.cut].tolist(), *([] if fork.first is None else [fork.first])]
-        room = budget.max_new_tokens - (len(prefix) - fork.trunk.prompt_len)
+        prefix = [
+            *fork.sequence.ids[: fork.prefix_len].tolist(),
+            *([] if fork.first_token is None else [fork.first_token]),
+        ]
+        room = budget.max_new_tokens - (len(prefix) - fork.sequence.prompt_len)
         if room < 1:
             continue
         ids = model.generate(
             torch.tensor([prefix]), max_new_tokens=room, do_sample=False, eos_token_id=list(EOS), pad_token_id=0
         )
         completion = ReferenceEngine(model, EOS).complete(fork, budget=budget)
-        assert ids[0, fork.trunk.prompt_len :].tolist() == completion.ids.tolist()
-        limited += completion.finish == "length" and fork.cut > fork.trunk.prompt_len
+        assert ids[0, fork.sequence.prompt_len :].tolist() == completion.ids.tolist()
+        limited += completion.finish == "length" and fork.prefix_len > fork.sequence.prompt_len
     assert limited > 3
 
 
@@ -70,18 +73,18 @@ def test_near_ties_are_settled_by_the_reference() -> None:
     found = dict(engine.run(ListSource(forks), budget=BUDGET))
     decoded = [f for f in forks if f.sampling is GREEDY and found[f.key].num_decoded]
     assert len(decoded) > 5
-    assert all(found[f.key].settled_by_reference for f in decoded)
+    assert all(found[f.key].num_ties_rescored for f in decoded)
     none = dict(SharedPrefixEngine(model, EOS, tie_margin=0).run(ListSource(forks), budget=BUDGET))
-    assert not any(c.settled_by_reference for c in none.values())
+    assert not any(c.num_ties_rescored for c in none.values())
 
 
 def test_what_the_reference_settles_is_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     model, forks = random_llama(), random_forks(10)
-    monkeypatch.setattr(ReferenceEngine, "settle", lambda self, ids, *, sampling, uniform: 7)
+    monkeypatch.setattr(ReferenceEngine, "rescore", lambda self, ids, *, sampling, uniform: 7)
     for kind in (ReferenceEngine, SharedPrefixEngine):
         found = [c for _, c in kind(model, EOS, tie_margin=1e9).run(ListSource(forks), budget=BUDGET) if c.num_decoded]
         assert len(found) > 5
-        assert all(set(c.ids[-c.settled_by_reference :]) == {7} for c in found if c.settled_by_reference)
+        assert all(set(c.ids[-c.num_ties_rescored :]) == {7} for c in found if c.num_ties_rescored)
 
 
 def test_what_settles_a_near_tie_is_the_same_in_both_engines() -> None:
@@ -95,7 +98,7 @@ def test_what_settles_a_near_tie_is_the_same_in_both_engines() -> None:
         for key, completion in one.items():
             np.testing.assert_array_equal(other[key].ids, completion.ids)
         fork = next(f for f in forks if f.sampling is GREEDY and one[f.key].num_decoded > 5)
-        ids = [*fork.trunk.ids[: fork.trunk.prompt_len].tolist(), *one[fork.key].ids.tolist()]
+        ids = [*fork.sequence.ids[: fork.sequence.prompt_len].tolist(), *one[fork.key].ids.tolist()]
         with torch.inference_mode():
             logits = model(torch.tensor([ids])).logits[0]
         decoded = one[fork.key].num_decoded
@@ -106,9 +109,9 @@ def test_first_eos_ends_the_text_and_the_limit_counts_the_kept_part() -> None:
     model = random_llama()
     ids = np.arange(3, 23, dtype=np.int32)
     forks = [
-        Fork(Trunk(ids, 4), 10, 2, GREEDY, "eos"),
-        Fork(Trunk(ids, 4), 10, 5, GREEDY, "full"),
-        Fork(Trunk(ids, 4), 4, None, GREEDY, "fresh"),
+        Fork(TokenSequence(ids, 4), 10, 2, GREEDY, "eos"),
+        Fork(TokenSequence(ids, 4), 10, 5, GREEDY, "full"),
+        Fork(TokenSequence(ids, 4), 4, None, GREEDY, "fresh"),
     ]
     for engine in (ReferenceEngine(model, EOS), SharedPrefixEngine(model, EOS)):
         found = dict(engine.run(ListSource(forks), budget=Budget(7)))
@@ -120,8 +123,8 @@ def test_first_eos_ends_the_text_and_the_limit_counts_the_kept_part() -> None:
 
 
 def test_cut_outside_the_response_is_refused() -> None:
-    fork = Fork(Trunk(np.arange(5, dtype=np.int32), 3), 2, None, GREEDY, 0)
-    with pytest.raises(ValueError, match=r"cut 2 is outside \[3, 5\]"):
+    fork = Fork(TokenSequence(np.arange(5, dtype=np.int32), 3), 2, None, GREEDY, 0)
+    with pytest.raises(ValueError, match=r"prefix_len 2 is outside \[3, 5\]"):
         ReferenceEngine(random_llama(), EOS).complete(fork, budget=BUDGET)
 
 
@@ -130,13 +133,13 @@ def test_cut_outside_the_response_is_refused() -> None:
 def test_score_equals_a_plain_forward_pass() -> None:
     """The table holds float32."""
     model = exact_llama()
-    trunk = Trunk(np.arange(3, 20, dtype=np.int32), 5)
-    top = ReferenceEngine(model, EOS).score(trunk, k=4)
+    sequence = TokenSequence(np.arange(3, 20, dtype=np.int32), 5)
+    top = ReferenceEngine(model, EOS).score(sequence, k=4)
     with torch.inference_mode():
         logprob = model(torch.arange(3, 20)[None]).logits[0].log_softmax(-1)
     for t in range(12):
         before = logprob[5 + t - 1]
-        assert top.logprob_R[t] == pytest.approx(float(before[trunk.ids[5 + t]]), rel=STORED, abs=ROUNDING)
+        assert top.logprob_R[t] == pytest.approx(float(before[sequence.ids[5 + t]]), rel=STORED, abs=ROUNDING)
         assert top.entropy_R[t] == pytest.approx(float(-(before.exp() * before).sum()), rel=STORED, abs=ROUNDING)
         assert top.top_ids_RK[t].tolist() == before.argsort(descending=True)[:4].tolist()
 

@@ -21,13 +21,13 @@ from transformers import (
 
 from cft.annotation.counterfactual import ListSource
 from cft.engines import attention as fork_attention
-from cft.engines import scheduler as residency
+from cft.engines import scheduler as scheduler
 from cft.engines.attention import LayerKeys, Shared
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import EngineError, SharedPrefixEngine
 from cft.models.cpu.packed_linear import PackedLinears
 from cft.models.load import Lora, ModelError, apply_lora
-from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, Trunk
+from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, TokenSequence
 from tests.fakes import random_llama
 from tests.precision import Measured, assert_as_exact_as_torch, assert_same, float64
 
@@ -51,18 +51,18 @@ def random_model(config: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-def forks_of(trunks: int, *, seed: int = 0) -> list[Fork]:
-    """Many forks of a few trunks, some of trunks of their own; greedy and sampled; with and without a first token."""
+def forks_of(sequences: int, *, seed: int = 0) -> list[Fork]:
+    """Many forks of a few sequences, some of sequences of their own; greedy and sampled; with and without a first token."""
     rng = np.random.default_rng(seed)
     forks = []
-    for i in range(trunks):
-        trunk = Trunk(rng.integers(3, 60, int(rng.integers(1, 30))).astype(np.int32), 1)
+    for i in range(sequences):
+        sequence = TokenSequence(rng.integers(3, 60, int(rng.integers(1, 30))).astype(np.int32), 1)
         count = int(rng.integers(1, 25)) if i % 3 else 1
         for j in range(count):
-            cut = int(rng.integers(1, len(trunk.ids) + 1))
+            cut = int(rng.integers(1, len(sequence.ids) + 1))
             first = int(rng.integers(0, 60)) if j % 3 else None
             sampling = GREEDY if j % 4 else Sampling(1.0, 0.9 if j % 8 else 1.0, 7, f"{i} {j}")
-            forks.append(Fork(trunk, cut, first, sampling, (i, j)))
+            forks.append(Fork(sequence, cut, first, sampling, (i, j)))
     return forks
 
 
@@ -113,7 +113,7 @@ def test_adapters_on_the_embeddings_change_nothing() -> None:
 def test_joined_tails_are_what_they_were_apart(max_tails: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, forks = random_llama(), forks_of(20, seed=1)
     expected = run(ReferenceEngine(model, EOS), forks)
-    monkeypatch.setattr(residency, "MAX_TAILS", max_tails)
+    monkeypatch.setattr(scheduler, "MAX_BLOCKS", max_tails)
     assert_equal(run(SharedPrefixEngine(model, EOS, max_rows=24), forks), expected)
 
 
@@ -226,8 +226,8 @@ def test_a_fork_that_does_not_fit_alone_is_given_up_and_the_others_go_on() -> No
     model, forks = random_llama(), forks_of(14)
     expected = run(ReferenceEngine(model, EOS), forks)
     engine = SharedPrefixEngine(model, EOS, max_rows=64)
-    victim = next(f for f in forks if f.first is not None and len(expected[f.key].ids) > f.cut + 3)
-    poison = int(expected[victim.key].ids[victim.cut + 1])
+    victim = next(f for f in forks if f.first_token is not None and len(expected[f.key].ids) > f.prefix_len + 3)
+    poison = int(expected[victim.key].ids[victim.prefix_len + 1])
     Full(model, lambda ids: ids.shape[1] == 1 and poison in ids.flatten().tolist(), torch.OutOfMemoryError("full"))
     found = run(engine, forks)
     lost = {key for key, completion in found.items() if completion.finish == "memory"}

@@ -21,7 +21,7 @@ from cft.evaluation.evaluation import (
     SampleRequest,
     Solver,
     accuracy_sentence,
-    summarise,
+    summarize,
     verdict_counts,
     write_samples,
 )
@@ -82,7 +82,7 @@ def test_metrics_of_counted_samples() -> None:
         sample("b", GREEDY_SAMPLE, right=False, extracted="3", length=10, entropy=float("nan")),
         *(sample("b", i, right=i < 3, extracted="1" if i < 3 else "2") for i in range(4)),
     ]
-    intervals, per_problem = summarise(samples, seed=0)
+    intervals, per_problem = summarize(samples, seed=0)
     value = {name: interval.value for name, interval in intervals.items()}
     assert value["eval/accuracy"] == 0.5
     assert value["eval/response_tokens"] == 8.0
@@ -110,7 +110,7 @@ def test_metrics_of_counted_samples() -> None:
 def test_k_runs_over_powers_of_two_and_the_number_of_samples(n: int, pass_at: list[int], maj_at: list[int]) -> None:
     samples = [sample("a", GREEDY_SAMPLE, right=True, extracted="1")]
     samples += [sample("a", i, right=i < 2, extracted="1", length=9 if i == 0 else 4) for i in range(n)]
-    value = {name: interval.value for name, interval in summarise(samples, seed=0)[0].items()}
+    value = {name: interval.value for name, interval in summarize(samples, seed=0)[0].items()}
     assert [name for name in value if "pass_at" in name] == [f"eval/pass_at_{k}" for k in pass_at]
     assert [name for name in value if "maj_at" in name] == [f"eval/maj_at_{k}" for k in maj_at]
     assert value.get("eval/sampled_cut_off_rate", 0.0) == pytest.approx(1 / n if n else 0.0)
@@ -205,7 +205,7 @@ def test_undecided_is_counted_apart() -> None:
 
 def test_lengths_that_are_all_zero_are_no_rate() -> None:
     samples = [sample(f"p{i}", GREEDY_SAMPLE, right=False, extracted="", length=0) for i in range(10)]
-    intervals, _ = summarise(samples, seed=0)
+    intervals, _ = summarize(samples, seed=0)
     assert intervals["eval/response_tokens"] == Interval(0.0, 0.0, 0.0)
     assert intervals["eval/accuracy"].high > 0.1  # 0 of 10 right does not mean never
 

@@ -34,8 +34,8 @@ def test_the_first_replacement_and_the_originals_words_stand_before_the_second()
     one.alt_ids[:, 0] = [20, 21, 22, 23, 24, 25]
     joint, kept = forks_of(one, [Pair(0, 1, 4)])
     for fork, first in ((joint, 24), (kept, 9)):
-        assert fork.trunk.ids[: fork.cut].tolist() == [1, 2, 3, 5, 21, 7, 8]
-        assert fork.first == first
+        assert fork.sequence.ids[: fork.prefix_len].tolist() == [1, 2, 3, 5, 21, 7, 8]
+        assert fork.first_token == first
     assert one.response_ids.tolist() == [5, 6, 7, 8, 9, 0]  # the stored row is left alone
 
 
@@ -46,7 +46,7 @@ def test_shares_by_hand() -> None:
     pairs = [Pair(0, 0, 1), Pair(0, 0, 3), Pair(1, 0, 4)]
 
     def answer(fork: Fork) -> Completion:
-        return Completion(np.array([fork.first], np.int32), "length" if fork.first == 98 else "stop", 1)
+        return Completion(np.array([fork.first_token], np.int32), "length" if fork.first_token == 98 else "stop", 1)
 
     class Tokenizer:
         @staticmethod

@@ -21,7 +21,7 @@ def constant(value: float) -> Coefficient:
 def losses(
     loss: list[float], *, rows: list[int], groups: list[int], weights: list[float] | None = None, num_rows: int = 3
 ) -> WeightedLosses:
-    """Weights as the `sequence` normaliser leaves them: divided by the tokens of the row."""
+    """Weights as the `sequence` normalizer leaves them: divided by the tokens of the row."""
     row_N = torch.tensor(rows, dtype=torch.long)
     tokens_N = row_N.bincount(minlength=num_rows)[row_N]
     weight_N = torch.tensor(weights if weights is not None else [1.0] * len(loss), dtype=torch.float64) / tokens_N

@@ -1,4 +1,4 @@
-"""The objective against closed forms: cross-entropy of transformers, DFT, normalisers, zero gradient where the mask is."""
+"""The objective against closed forms: cross-entropy of transformers, DFT, normalizers, zero gradient where the mask is."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_all_true_mask_is_the_cross_entropy_of_transformers() -> None:
     (loss,) = SelectiveLM(model, sft())(batch)
     (loss.sum / loss.count).backward()
     ours = gradients(model)
-    labels = batch.input_ids_BT.masked_fill(batch.probe_BT < 0, -100)
+    labels = batch.input_ids_BT.masked_fill(batch.token_group_BT < 0, -100)
     position = torch.arange(labels.shape[1])
     theirs = model(
         input_ids=batch.input_ids_BT, attention_mask=(position < batch.lengths_B[:, None]).long(), labels=labels
@@ -124,13 +124,13 @@ def test_labels_are_the_next_token() -> None:
     assert float(on_logits(sft(), batch, hidden)[0].sum) < 1e-6
 
 
-def test_counts_of_the_normalisers() -> None:
+def test_counts_of_the_normalizers() -> None:
     batch = batch_of([0.4, 0.0, 0.9])
     hidden = torch.randn(3, batch.input_ids_BT.shape[1], 60, dtype=torch.float64)
     losses = {n: on_logits(sft(normalizer=n), batch, hidden)[0] for n in ("critical", "response", "sequence")}
     eligible = batch.weight_BT > 0
     assert int(losses["critical"].count) == int(eligible.sum())
-    assert int(losses["response"].count) == int((batch.probe_BT >= 0).sum())
+    assert int(losses["response"].count) == int((batch.token_group_BT >= 0).sum())
     assert int(losses["sequence"].count) == 2  # the row without an eligible token does not count
     assert float(losses["critical"].sum) == float(losses["response"].sum)
     means = []

@@ -134,7 +134,7 @@ def propagation(k: Known, *, detached: bool) -> Array:
 
 
 def gem(k: Known, h: Callable[[Array], Array]) -> Array:
-    """Q = p + (sum of a) onehot - a, a_v = q_v h_v, q = p^(1 / 0.7) normalised, h of the logit over the target's."""
+    """Q = p + (sum of a) onehot - a, a_v = q_v h_v, q = p^(1 / 0.7) normalized, h of the logit over the target's."""
     q = k.p ** (1 / 0.7)
     a = q / q.sum(1, keepdims=True) * h(np.log(k.p) - np.log(k.py)[:, None])
     return k.p + a.sum(1, keepdims=True) * k.hot - a
@@ -333,8 +333,12 @@ def known(where: str) -> Known:
     for b, (row, z, z_ref) in enumerate(zip(ROWS, LOGITS, REFERENCE, strict=True)):
         p, r = (np.exp(x.numpy()) / np.exp(x.numpy()).sum(1, keepdims=True) for x in (z, z_ref))
         for t in range(1, len(row.ids)):
-            there = {"eligible": row.weight[t] > 0, "response": row.probe[t] >= 0, "other": row.probe[t] == 0}
-            if {**there, "critical": row.probe[t] == 1}[where]:
+            there = {
+                "eligible": row.weight[t] > 0,
+                "response": row.token_group[t] >= 0,
+                "other": row.token_group[t] == 0,
+            }
+            if {**there, "critical": row.token_group[t] == 1}[where]:
                 stored = row.scores
                 values = (p[t - 1], r[t - 1], np.eye(p.shape[1])[row.ids[t]], row.weight[t], b, t)
                 values += (stored["reference_logprob"][t], stored["attention_to_prompt"][t], stored["group"][t])

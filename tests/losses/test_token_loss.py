@@ -101,7 +101,7 @@ def test_extreme_logits_stay_finite_in_float32(loss: TokenLoss) -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-def regularised(*, fraction: float, count: int) -> SelectiveLM:
+def regularized(*, fraction: float, count: int) -> SelectiveLM:
     loss = MaskedQuadratic(k=2, tau="calibrated", masked_out=fraction, calibration_rows=count)
     term = Regularizer(
         where="response", token_loss=loss, coefficient=Coefficient(initial=1.0, final=0.0, shape="constant")
@@ -113,12 +113,12 @@ def regularised(*, fraction: float, count: int) -> SelectiveLM:
 @pytest.mark.parametrize("fraction", [0.3, 0.7, 1.0])
 def test_calibration_masks_out_the_share_it_was_asked_for(fraction: float) -> None:
     """Against the top-2 mass of every response token, from the model's logits."""
-    lm, data = regularised(fraction=fraction, count=100).double(), rows()
+    lm, data = regularized(fraction=fraction, count=100).double(), rows()
     fixed = calibrate(lm, data)
     masses = []
     for row in data:
         p = lm.model(input_ids=torch.from_numpy(row.ids)[None]).logits[0].softmax(-1).detach()
-        masses += [float(p[t - 1].topk(2).values.sum()) for t in range(1, len(row.ids)) if row.probe[t] >= 0]
+        masses += [float(p[t - 1].topk(2).values.sum()) for t in range(1, len(row.ids)) if row.token_group[t] >= 0]
     left_alone = sum(mass >= fixed["sed.tau"] - ROUNDING for mass in masses) / len(masses)
     assert left_alone == pytest.approx(fraction, abs=1 / len(masses))
     (loss,) = (r.token_loss for r in lm.objective.regularizers.values())
@@ -128,14 +128,14 @@ def test_calibration_masks_out_the_share_it_was_asked_for(fraction: float) -> No
 
 
 def test_calibration_looks_at_as_many_rows_as_it_was_told_to() -> None:
-    lm = regularised(fraction=0.5, count=2)
+    lm = regularized(fraction=0.5, count=2)
     expected = calibrated_threshold(lm, rows()[:2], k=2, fraction=0.5, where="response")
     assert calibrate(lm, rows()) == {"sed.tau": expected}
     assert calibrated_threshold(lm, rows(), k=2, fraction=0.5, where="response") != expected
 
 
 def test_calibration_leaves_the_model_in_its_mode() -> None:
-    lm = regularised(fraction=0.5, count=3)
+    lm = regularized(fraction=0.5, count=3)
     for training in (True, False):
         lm.model.train(training)
         calibrated_threshold(lm, rows()[:1], k=2, fraction=0.5, where="response")
@@ -143,7 +143,7 @@ def test_calibration_leaves_the_model_in_its_mode() -> None:
 
 
 def test_calibration_without_tokens_and_use_without_calibration_are_refused() -> None:
-    lm = regularised(fraction=0.5, count=3)
+    lm = regularized(fraction=0.5, count=3)
     with pytest.raises(ValueError, match="none of their tokens counts"):
         calibrated_threshold(lm, [], k=2, fraction=0.5, where="response")
     with pytest.raises(RuntimeError, match="calibrated before the first step"):

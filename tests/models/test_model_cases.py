@@ -33,7 +33,7 @@ from cft.models.load import (
 )
 from cft.models.text import decode
 from cft.prompts.chat import Chat, Plain, PromptError, TextError, encoded, prompting, response_ids
-from cft.types import GREEDY, Budget, Completion, Decision, Engine, Fork, Problem, TopTokens, Trunk, Verdict
+from cft.types import GREEDY, Budget, Completion, Decision, Engine, Fork, Problem, TokenSequence, TopTokens, Verdict
 from cft.verifiers.grader import Grader
 from tests.conftest import CHAT_TEMPLATE, WORDS, make_llama, make_tokenizer
 from tests.fakes import ScriptedEngine, random_llama
@@ -199,9 +199,9 @@ class Scored(ScriptedEngine):
         super().__init__(lambda fork: Completion(np.array([0], np.int32), "stop", 0))
         self.vocabulary, self.asked = vocabulary, []
 
-    def score(self, trunk: Trunk, *, k: int) -> TopTokens:
+    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
         self.asked.append(k)
-        length = len(trunk.ids) - trunk.prompt_len
+        length = len(sequence.ids) - sequence.prompt_len
         ids = np.tile(np.arange(self.vocabulary - 1, self.vocabulary - 1 - k, -1, dtype=np.int32), (length, 1))
         zeros = np.zeros(length, np.float32)
         return TopTokens(zeros, zeros, ids, np.zeros((length, k), np.float32))
@@ -446,8 +446,8 @@ def long_rope(kind: str) -> Any:
 
 
 def greedy(engine: Engine, prompts: Sequence[list[int]], *, new: int) -> list[list[int]]:
-    trunks = [Trunk(np.array(prompt, np.int32), len(prompt)) for prompt in prompts]
-    forks = [Fork(trunk, trunk.prompt_len, None, GREEDY, i) for i, trunk in enumerate(trunks)]
+    sequences = [TokenSequence(np.array(prompt, np.int32), len(prompt)) for prompt in prompts]
+    forks = [Fork(sequence, sequence.prompt_len, None, GREEDY, i) for i, sequence in enumerate(sequences)]
     found = dict(engine.run(ListSource(forks), budget=Budget(new)))
     return [found[i].ids.tolist() for i in range(len(prompts))]
 

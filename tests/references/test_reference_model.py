@@ -50,7 +50,7 @@ def batch(*, stored: LlamaForCausalLM | None = None) -> TokenBatch:
         made = [_with(one, values[one.response_id]) for one in made]
         columns = {REFERENCE_LOGPROB: StoredColumn("base")}
     return collate(
-        [to_token_row(one, mask=All(), probe_mask=All(), columns=columns) for one in made], step_counts=StepCounts()
+        [to_token_row(one, mask=All(), group_mask=All(), columns=columns) for one in made], step_counts=StepCounts()
     )
 
 

@@ -60,13 +60,13 @@ NAMES: list[tuple[dict[str, Any], str]] = [
         method(
             "all",
             "uniform",
-            ("loss.regularizers.kl._target_", "cft.losses.objective.Regularizer"),
-            ("loss.regularizers.kl.token_loss._target_", "cft.losses.regularizers.KLToReference"),
+            ("loss.regularizers.kl._target_", "cft.losses.Regularizer"),
+            ("loss.regularizers.kl.token_loss._target_", "cft.losses.KLToReference"),
             ("loss.regularizers.kl.coefficient.initial", 0.1),
         ),
         "SFT + KLToReference",
     ),
-    (method(**{"loss.token_loss._target_": "cft.losses.target.GEM"}), "nll, token_loss=GEM"),
+    (method(**{"loss.token_loss._target_": "cft.losses.GEM"}), "nll, token_loss=GEM"),
     (method(**{"mask._target_": "mine.Mask"}), "all, mask=Mask"),
 ]
 

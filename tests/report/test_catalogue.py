@@ -79,7 +79,7 @@ def test_published_methods_have_their_experiment() -> None:
 def test_what_rho1_compares_with_is_no_copy_of_the_policy() -> None:
     """With reference=annotation, the model before training, nearly all excess losses would be 0."""
     reference = composed("experiment=rho1").reference
-    assert (reference._target_, reference.name) == ("cft.references.models.Score", "reference")
+    assert (reference._target_, reference.name) == ("cft.references.Score", "reference")
 
 
 def test_graded_labels_ask_for_a_complete_annotation() -> None:

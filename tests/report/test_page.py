@@ -162,7 +162,7 @@ def test_the_order_can_be_by_share_of_critical_tokens(page: Browser) -> None:
 
 @pytest.mark.parametrize("scheme, light", [("light", True), ("dark", False)])
 def test_text_is_readable_in_both_schemes(page: Browser, scheme: str, light: bool) -> None:
-    """Contrast of at least 4.5 (WCAG AA) for text on paper and on both token colours."""
+    """Contrast of at least 4.5 (WCAG AA) for text on paper and on both token colors."""
     page.prefer(scheme)
     ratios = page.evaluate(
         """(() => {

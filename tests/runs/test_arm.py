@@ -74,7 +74,7 @@ def test_an_option_within_an_option_within_an_option() -> None:
 
 def test_options_of_another_folder_are_composed_from_there(tmp_path: Path) -> None:
     (tmp_path / "weighting").mkdir()
-    (tmp_path / "weighting" / "mild.yaml").write_text("_target_: cft.weightings.token.Probability\nexponent: 0.3\n")
+    (tmp_path / "weighting" / "mild.yaml").write_text("_target_: cft.weightings.Probability\nexponent: 0.3\n")
     elsewhere = f"hydra.searchpath=['file://{tmp_path}']"
     found = arm(elsewhere, "mask=all", "weighting=mild")
     assert found == PLAIN | {"weighting": "mild"}

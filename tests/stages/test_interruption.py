@@ -227,7 +227,7 @@ def test_a_run_is_not_resumed_under_another_configuration(copied_run: Path) -> N
     assert ended.status == 2
     assert "Traceback" not in ended.text
     assert "optimizer.lr: then 0.0001, now 0.5" in ended.text
-    assert "mask._target_: then 'cft.masks.base.Critical', now 'cft.masks.base.All'" in ended.text
+    assert "mask._target_: then 'cft.masks.Critical', now 'cft.masks.All'" in ended.text
     assert "seed:" not in ended.text
 
 

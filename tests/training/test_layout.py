@@ -151,9 +151,9 @@ def test_nothing_is_computed_after_the_last_wanted_token() -> None:
     last = [int(w.nonzero()[-1]) if (w > 0).any() else 0 for w in batch.weight_BT]  # token p needs p states
     assert computed(batch, layout="packed", wanted=lambda b: b.weight_BT > 0) == (1, sum(last))
     assert computed(batch, layout="padded", wanted=lambda b: b.weight_BT > 0) == (4, max(last))
-    # A probe or a regulariser asks for all response tokens.
+    # A probe or a regularizer asks for all response tokens.
     whole = [length - 1 for length in batch.lengths_B.tolist()]
-    assert computed(batch, layout="packed", wanted=lambda b: b.probe_BT >= 0) == (1, sum(whole))
+    assert computed(batch, layout="packed", wanted=lambda b: b.token_group_BT >= 0) == (1, sum(whole))
     # Nothing wanted: one position, so that all parameters take part.
     for layout in ("padded", "packed"):
         assert computed(batch, layout=layout, wanted=lambda b: b.weight_BT < 0) == (1, 1)

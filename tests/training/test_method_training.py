@@ -220,8 +220,10 @@ def rows_of(mask_option: str, *, needs: frozenset[str] = frozenset()) -> list[To
     given = {REFERENCE_LOGPROB, REFERENCE_DISTRIBUTION}
     columns = columns_for(needs, given=given, stored_logprob=OWN_LOGPROB, grouping=Critical())
     mask.fit(rows)
-    made = [to_token_row(row, mask=mask, probe_mask=Critical(), columns=columns) for row in rows]
-    return [TokenRow(r.row_id, r.ids, r.weight * (i not in (0, 5)), r.probe, r.scores) for i, r in enumerate(made)]
+    made = [to_token_row(row, mask=mask, group_mask=Critical(), columns=columns) for row in rows]
+    return [
+        TokenRow(r.row_id, r.ids, r.weight * (i not in (0, 5)), r.token_group, r.scores) for i, r in enumerate(made)
+    ]
 
 
 def mask_of(option: str) -> Any:

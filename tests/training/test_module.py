@@ -62,7 +62,7 @@ def test_two_processes_equal_one_big_batch(one_big_batch: list[torch.Tensor | No
 
 
 @pytest.mark.parametrize("normalizer", ["response", "sequence"])
-def test_other_normalisers_do_not_depend_on_the_split_either(normalizer: Normalizer) -> None:
+def test_other_normalizers_do_not_depend_on_the_split_either(normalizer: Normalizer) -> None:
     whole = run(world=1, accumulate=1, batch=8, normalizer=normalizer)[0]
     assert_equal_gradients(run(world=1, accumulate=4, batch=2, normalizer=normalizer)[0], whole)
 
@@ -220,7 +220,11 @@ def test_a_share_that_decays_does_not_choose_the_best_epoch(tmp_path: Path) -> N
     """SFT-GO's share of the worse group falls to 0: what is validated is the mean of all tokens."""
     data = [
         TokenRow(
-            r.row_id, r.ids, (r.probe >= 0).astype(np.float32), r.probe, {"group": (r.probe > 0).astype(np.float32)}
+            r.row_id,
+            r.ids,
+            (r.token_group >= 0).astype(np.float32),
+            r.token_group,
+            {"group": (r.token_group > 0).astype(np.float32)},
         )
         for r in rows()
     ]
@@ -234,13 +238,13 @@ def test_a_share_that_decays_does_not_choose_the_best_epoch(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["loss_critical", "gradient_norm"])
-def test_a_regulariser_may_be_called_like_another_metric(name: str, tmp_path: Path) -> None:
+def test_a_regularizer_may_be_called_like_another_metric(name: str, tmp_path: Path) -> None:
     plain = standing_still(scheduled(), tmp_path / "plain")[1]
     found = standing_still(scheduled(name), tmp_path / "found")[1]
     assert {key.replace(f"term/{name}", "term/others"): values for key, values in found.items()} == plain
 
 
-def test_a_regulariser_is_not_called_loss() -> None:
+def test_a_regularizer_is_not_called_loss() -> None:
     """The main term's name: results would hold one of the two."""
     with pytest.raises(BadValue, match=r"loss\.regularizers\.loss: .* choose another"):
         scheduled("loss")
@@ -314,7 +318,7 @@ def test_batches_conserve_every_token_and_weight() -> None:
                         made.weight_BT[b, :length].tolist(),
                     )
                     assert (made.weight_BT[b, length:] == 0).all()
-                    assert (made.probe_BT[b, length:] == -1).all()
+                    assert (made.token_group_BT[b, length:] == -1).all()
         assert seen == {r.row_id: (r.ids.tolist(), r.weight.tolist()) for r in data}
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.numerics
 def scores(
     logprob: list[float], *, rows: list[int] | None = None, positions: list[int] | None = None, **known: list[float]
 ) -> TokenScores:
-    """float64; one row of neighbouring tokens where nothing else is said."""
+    """float64; one row of neighboring tokens where nothing else is said."""
     count = len(logprob)
     return TokenScores(
         torch.tensor(logprob, dtype=torch.float64),
@@ -118,7 +118,7 @@ def test_profits_threshold_is_not_passed_by_itself() -> None:
 
 def test_trimsft_and_eaft_at_their_centres() -> None:
     one = scores([-1.0, -1.0], margin=[1.5, 2.3], top_entropy=[3.0, 1.5])
-    close(TrimSFT(centre=1.5, width=0.8)(one), [1.0, math.exp(-0.5)])
+    close(TrimSFT(center=1.5, width=0.8)(one), [1.0, math.exp(-0.5)])
     close(EAFT(exponent=2.0, scale=3.0)(one), [1.0, 0.25])
 
 
@@ -175,4 +175,4 @@ def test_a_gamma_or_width_that_means_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Propagation\.gamma"):
         Propagation(gamma=1.5, detached=False)
     with pytest.raises(ValueError, match=r"TrimSFT\.width"):
-        TrimSFT(centre=1.0, width=0.0)
+        TrimSFT(center=1.0, width=0.0)

@@ -2,7 +2,7 @@
 memory: what is cheap is computed again instead.
 
     gated feed-forward   keeps gate and up; silu(gate) and its product with up are made again
-    RMS norm             keeps its input and one number a token; the normalised values are made again, also by the layers
+    RMS norm             keeps its input and one number a token; the normalized values are made again, also by the layers
                          of `cft/models/cpu/onednn_linear.py` that read them
 
 For a Llama of SmolLM2's size that is nearly half of the activations (264 of 504 MB at 375 tokens). Layers are found by their

@@ -44,7 +44,7 @@ ASK = (
     "What is the final number of {items}?",
 )
 
-# Synonyms of the solutions. The weights are uneven on purpose: a model that learns them has a clear favourite, hence
+# Synonyms of the solutions. The weights are uneven on purpose: a model that learns them has a clear favorite, hence
 # few near ties when it decodes greedily, and others beside it that lead to the same answer.
 OPENERS = ("First", "Start:", "To begin,")
 CONNECTIVES = ("Then", "Next", "Now", "After that")
@@ -117,7 +117,7 @@ def ask(chain: Chain, words: dict[str, str], *, rng: random.Random) -> str:
 
 
 def solve(chain: Chain, words: dict[str, str], *, rng: random.Random) -> str:
-    """A worked solution in words; the answer stands on the last line after `####`."""
+    """A worked solution in words; the answer is on the last line after `####`."""
     value = chain.first
     sentences: list[str] = []
     for i, (operator, operand) in enumerate(chain.steps):
