@@ -104,8 +104,8 @@ class ModelSpec:
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model. Raises ModelError."""
     source = locate(spec.path)
-    _require_whole(spec, source)
     require_intact(Path(source), weights=False)
+    _require_whole(spec, source)
     from transformers import AutoTokenizer
 
     options = {"revision": spec.revision, "local_files_only": _is_local(source)}
@@ -126,9 +126,9 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
     if spec.attn_implementation == "flash_attention_2":
         _require_flash_attention()
     source = locate(spec.path)
+    require_intact(Path(source), weights=True)
     _require_whole(spec, source)
     require_attention(spec, _config(spec, source))
-    require_intact(Path(source), weights=True)
     import torch
     from transformers import AutoModelForCausalLM
 

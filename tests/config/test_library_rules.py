@@ -111,7 +111,7 @@ def test_weights_are_trained_in_float32(dtype: str) -> None:
 
 
 def test_a_frozen_base_may_be_bfloat16_since_its_adapters_are_float32() -> None:
-    assert composed("train", "model.dtype=bfloat16", "model/lora=default").model.dtype == "bfloat16"
+    assert composed("train", "model.dtype=bfloat16", "model/lora=default").model["dtype"] == "bfloat16"
     with pytest.raises(ConfigError, match=r"model\.dtype"):
         composed("train", "model.dtype=float16", "model/lora=default")
     model = make_llama().to(torch.bfloat16)

@@ -296,7 +296,7 @@ def test_an_empty_or_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, 5])
 def test_the_budget_is_a_share(tmp_path: Path, share: float) -> None:
-    with pytest.raises(ProblemError, match="max_bad_rows"):
+    with pytest.raises(BadValue, match="max_bad_rows"):
         read_jsonl(write_lines(tmp_path / "a.jsonl", *rows(2)), max_bad_rows=share)
 
 
@@ -506,7 +506,7 @@ def test_reasoning_gym_mistakes_are_named(changes: dict[str, Any], message: str)
 
 def test_reasoning_gym_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
-    with pytest.raises(ProblemError, match=r"pip install 'cft\[reasoning-gym\]'"):
+    with pytest.raises(ProblemError, match=r"pip install 'critical-token-finetuning\[reasoning-gym\]'"):
         problems.reasoning_gym(
             name="g", task="chain_sum", size=1, seed=0, config={}, validation_fraction=0.0, test_fraction=0.0
         )
