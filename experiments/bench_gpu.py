@@ -21,6 +21,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -80,9 +82,12 @@ def all_sections(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     ends = began + 60 * arguments.minutes
     status: dict[str, dict[str, Any]] = {}
-    for name in arguments.sections.split(","):
+    names = arguments.sections.split(",")
+    for i, name in enumerate(names):
         own = 60 * SECTIONS[name][1] * (10 if arguments.tiny else 1)  # trying the code may take a busy machine long
-        limit = min(own, ends - time.monotonic() - END_S)
+        # Those to come keep their share of what is left, so that one that hangs does not take it.
+        share = SECTIONS[name][1] / sum(SECTIONS[other][1] for other in names[i:])
+        limit = min(own, share * (ends - time.monotonic() - END_S))
         if limit < 15:
             status[name] = {"status": "left out: no time", "seconds": 0.0}
             continue
@@ -102,15 +107,17 @@ def section(arguments: argparse.Namespace, name: str, *, limit: float) -> str:
     options = ["--out", arguments.out, "--device", arguments.device, *(["--tiny"] if arguments.tiny else [])]
     command = [sys.executable, "-m", "experiments.bench_gpu", "--only", name, "--seconds", limit - 5, *options]
     with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen([*map(str, command)], stdout=out, stderr=subprocess.STDOUT, env=child_environment())
+        process = subprocess.Popen(
+            [*map(str, command)], stdout=out, stderr=subprocess.STDOUT, env=child_environment(), start_new_session=True
+        )
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # the trainings that it started, too: they would hold the device
             process.wait()
             return "stopped at its limit"
         except KeyboardInterrupt:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             raise
     if code:
         print(tail(log), flush=True)

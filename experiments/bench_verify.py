@@ -5,8 +5,8 @@
    worker's own processor time, which other programs on the machine do not stretch.
 2. --data: the benchmarks' rows in a folder (`data.dir`). Gold answers in every style (all should be right), changed ones
    (none should be), equal forms (all should be), beside what math-verify alone says on the same boxed answers.
-3. --hostile: so many answers that choke whoever computes them, under a deadline of 3 s: how many are called right, how
-   many end by the deadline. -> outputs/bench_verify/result.json
+3. --hostile: so many answers that choke whoever computes them, under a deadline of 3 s of processor time: how many are
+   called right, how many the deadline ends. -> outputs/bench_verify/result.json
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Item = tuple[str, str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the verifiers.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the benchmarks' files, as data.dir")
     parser.add_argument("--rows", type=int, default=60, help="of each benchmark")
     parser.add_argument("--hostile", type=int, default=0)
@@ -206,5 +206,4 @@ def _cpu_seconds(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

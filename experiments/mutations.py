@@ -75,8 +75,14 @@ def mutated(mutant: Mutant, source: str) -> str:
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-def _same(found: Sequence[ast.AST], wanted: Sequence[ast.AST]) -> bool:
-    return [ast.dump(node) for node in found] == [ast.dump(node) for node in wanted]
+def _same(found: Any, wanted: Any) -> bool:
+    """The same syntax, wherever it stands."""
+    if isinstance(found, list):
+        return len(found) == len(wanted) and all(map(_same, found, wanted))
+    if not isinstance(found, ast.AST):
+        return type(found) is type(wanted) and found == wanted
+    fields = found._fields
+    return type(found) is type(wanted) and all(_same(getattr(found, f, None), getattr(wanted, f, None)) for f in fields)
 
 
 def _runs(scope: ast.AST, length: int) -> Iterator[list[Any]]:

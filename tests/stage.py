@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
-
-from cft.config.build import checked
+from cft.cli.job import composed as inputs
+from cft.runs.job import Job
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def composed(stage: str, *overrides: str) -> DictConfig:
-    """The checked configuration that `python <stage>.py <overrides>` would run with."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(compose(stage, overrides=list(overrides)), stage)
+def composed(stage: str, *overrides: str) -> Any:
+    """The config that `cft <stage> <overrides>` would run with."""
+    return inputs(stage, overrides)[0]
+
+
+def job(stage: str, *overrides: str, folder: Path = Path("run")) -> Job:
+    """What the stage would know of that command line, sound or not."""
+    return inputs(stage, overrides, folder=folder, check=False)[1]
+
+
+def asked(stage: str, *overrides: str, folder: Path = Path("run")) -> tuple[Any, Job]:
+    """Both: what a stage is called with."""
+    return inputs(stage, overrides, folder=folder)
 
 
 def annotate(*overrides: str) -> Path:
     """The store's folder."""
     from cft.stages.annotate import annotate as run
 
-    return run(composed("annotate", *overrides))
+    return run(*asked("annotate", *overrides))

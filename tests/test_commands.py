@@ -13,7 +13,7 @@ from cft.quoting import setting
 from tests.entry import FIT_ONLY, SHORT, run
 from tests.stage import composed
 
-DEFAULTS = {"model": "tiny_arith", "prompt": "chat", "verifier": "numeric", "data": "arithmetic"}
+DEFAULTS = {"model": "tiny_arith", "prompt": "chat", "verifier": "benchmark", "data": "arithmetic"}
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,9 @@ DEFAULTS = {"model": "tiny_arith", "prompt": "chat", "verifier": "numeric", "dat
         (["data=jsonl", "data.path=a"], {"data": "jsonl"}, ["benchmark=jsonl", "benchmark.path=a"]),
         (["data.dir=x"], {}, ["data.dir=x"]),
         (
-            ["verifier.fallback_last_number=false"],
+            ["verifier.other.fallback_last_number=false"],
             {},
-            ["verifier=numeric", "verifier.fallback_last_number=false"],
+            ["verifier.other.fallback_last_number=false"],
         ),
         (["verifier=math", "verifier.lists=set"], {"verifier": "math"}, ["verifier=math", "verifier.lists=set"]),
         (["allow_targets=[mine]", "model.dtype=float32"], {}, ["allow_targets=[mine]", "model.dtype=float32"]),
@@ -72,7 +72,7 @@ def test_the_printed_train_command_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert ended.status == 0, ended.text
     printed = ended.out.partition("Train on it: ")[2].splitlines()[0]
     words = shlex.split(printed)
-    assert words[:2] == ["python", "train.py"]
+    assert words[:2] == ["cft", "train"]
     for kept in (
         "verifier=strict",
         "verifier.fallback_last_number=true",

@@ -31,7 +31,14 @@ class Suite:
 
     def of(self, split: str) -> tuple[Problem, ...]:
         """What a single set gives; here always an error."""
-        raise ProblemError(
+        raise self._no_single_set()
+
+    def held_out_questions(self) -> frozenset[str]:
+        """As `of`."""
+        raise self._no_single_set()
+
+    def _no_single_set(self) -> ProblemError:
+        return ProblemError(
             f"benchmark {self.name} is a suite of {', '.join(self.members)}: cft evaluate runs it; cft train tests on one "
             "benchmark, such as benchmark=gsm8k"
         )

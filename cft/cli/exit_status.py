@@ -69,9 +69,11 @@ def reported_in_rank() -> Iterator[None]:
 
 def how_to_go_on() -> str:
     """What to type after an interruption of the Hydra job that is running."""
+    from cft.cli.job import command_flags
+
     hydra = HydraConfig.get()
     stage = str(hydra.job.name)
-    again = command(stage, _overrides())
+    again = command(stage, _overrides(), flags=command_flags(hydra))
     if stage == "annotate":
         return f"Committed units are kept; go on with the same command: {again}"
     if any(override.startswith("resume=") for override in _overrides()):

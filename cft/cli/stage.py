@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cft.cli.exit_status import reported
@@ -33,7 +34,9 @@ def job(cfg: DictConfig, *, name: str) -> Any:
     """One job. Returns what the stage returns, which a sweeper of Hydra may optimize."""
     with reported():
         cfg = checked(cfg, name)
-        return _named(STAGES[name].run)(cfg)  # heavy imports follow the check
+        from cft.cli.job import stage_inputs  # heavy imports follow the check
+
+        return _named(STAGES[name].run)(*stage_inputs(cfg, name, HydraConfig.get()))
 
 
 def _named(target: str) -> Callable[..., Any]:

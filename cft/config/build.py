@@ -2,7 +2,7 @@
 
     check_command_line("train")     before Hydra: all mistakes at once, on stderr, with exit status 2
     checked(cfg, "train")           in each job: the same check of the composed config
-    build(cfg.mask)                 the object that a node's `_target_` names, once its name has passed the allow-list
+    build(cfg.mask)                 the object that a part's `_target_` names, once its name has passed the allow-list
 
 The keys are in `cft/config/schema.py` and conf/, the rules between them in `cft/config/rules.py`.
 """
@@ -32,6 +32,7 @@ from cft.config.check import (
     find_mistakes,
     find_unused,
 )
+from cft.config.part import Part
 from cft.config.redaction import redacted as _redacted
 from cft.errors import UserError
 from cft.ranges import show
@@ -74,7 +75,7 @@ def checked(cfg: DictConfig, stage: str) -> DictConfig:
 
     Prints a note for each choice that has no effect.
     """
-    mistakes = find_mistakes(cfg, stage=stage, extra=_own_prefixes())
+    mistakes = find_mistakes(cfg, stage=stage, extra=own_prefixes())
     if stage in ("train", "labels") and not mistakes:
         mistakes = [*find_missing_inputs(cfg), *find_missing_scores(cfg)]
     if mistakes:
@@ -84,14 +85,17 @@ def checked(cfg: DictConfig, stage: str) -> DictConfig:
     return cfg
 
 
-def build(node: DictConfig | ListConfig | dict[str, Any], *runtime: Any) -> Any:
-    """The object a node describes; nodes inside it are built first. A node without `_target_` gives a dict of objects.
+def build(node: Part | DictConfig | ListConfig | dict[str, Any], *runtime: Any) -> Any:
+    """The object a part describes; parts inside it are built first. One without `_target_` gives a dict of objects.
 
     runtime: what the program adds, as the first positional arguments. `_partial_: true` gives a functools.partial.
     Raises ConfigError if a target may not be built or an argument does not suit it; nothing is imported before.
     """
-    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
-    prefixes = _own_prefixes()
+    plain: Any = (
+        OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+    )
+    prefixes = node.allowed if isinstance(node, Part) else own_prefixes()
+    plain = node.node if isinstance(node, Part) else plain
     mistakes = check_node(plain, path="", extra=prefixes, incomplete=bool(runtime))
     if runtime and not (isinstance(plain, dict) and "_target_" in plain):
         mistakes.append(Mistake("_target_", "only a node with a _target_ takes arguments"))
@@ -121,7 +125,7 @@ def config_hash(cfg: DictConfig) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
 
 
-def redacted(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
+def redacted(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The resolved config as a plain dict with every secret replaced: what may be logged and saved."""
     tree = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
     result = _redacted(tree)
@@ -147,7 +151,7 @@ def _build(node: object, runtime: tuple[Any, ...], prefixes: tuple[str, ...]) ->
     return target(*runtime, *args, **named)
 
 
-def _own_prefixes() -> tuple[str, ...]:
+def own_prefixes() -> tuple[str, ...]:
     """The user's target prefixes, from this job's command line as Hydra recorded it: a yaml cannot give them."""
     if not HydraConfig.initialized():
         return ()

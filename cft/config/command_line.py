@@ -36,7 +36,7 @@ _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, Value
 _FLAGS_WITH_VALUES = {"--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--info"}
 _FLAGS_WITH_VALUES |= {"--experimental-rerun", "-c", "-p", "-cp", "-cn", "-cd", "-i"}
 _LOGGING_CLASS = re.compile(r"(logging|logging\.handlers|colorlog)\.\w+(Handler|Formatter)")
-_HYDRA_TARGETS = ("hydra.", "hydra_plugins.", "cft.report.multirun.")
+_HYDRA_TARGETS = ("hydra.", "hydra_plugins.", "cft.cli.multirun.")
 
 
 @dataclass(frozen=True, slots=True)

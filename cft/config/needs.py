@@ -87,7 +87,7 @@ def missing_scores(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(key, message) of every stored score that is not there or is of another kind, with the command that makes it. Reads
     the file system."""
     data, annotations_dir = tree.get("data"), str(tree.get("annotations_dir"))
-    if _target(data) != "cft.data.annotated.AnnotatedDataModule" or not isinstance(data, Mapping):
+    if _target(data) != "cft.data.annotated.annotated_rows" or not isinstance(data, Mapping):
         return
     yield from _missing(
         _wanted(tree), annotation=str(data.get("annotation")), annotations_dir=annotations_dir, key="data.annotation"

@@ -17,7 +17,7 @@ def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     trainer, data, resume = tree.get("trainer"), tree.get("data"), tree.get("resume")
     if isinstance(trainer, Mapping) and (text := _no_accelerator(trainer.get("accelerator"))):
         yield "trainer.accelerator", text
-    if isinstance(data, Mapping) and data.get("_target_") == "cft.data.annotated.AnnotatedDataModule":
+    if isinstance(data, Mapping) and data.get("_target_") == "cft.data.annotated.annotated_rows":
         name, annotations_dir = str(data.get("annotation")), str(tree.get("annotations_dir"))
         if text := _no_annotation(name, annotations_dir=annotations_dir):
             yield f"data.annotation={name}", text

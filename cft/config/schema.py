@@ -1,6 +1,7 @@
 """The keys that the entry points own, with their types: closed sets, one dataclass each.
 
 A `Node` is an open place that a config group fills: `_target_` and that constructor's parameters, which are its schema.
+Stages get instances of these classes (`cft/config/typed.py`), never the tree.
 Values live in conf/*.yaml; here a key without one is missing.
 """
 
@@ -14,11 +15,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from omegaconf import MISSING
 from pydantic import Field as Limits
 
+from cft.config.part import Part
 from cft.ranges import AboveZero, AtLeastOne, AtLeastZero, Count, CountOrAll, Fraction, Name, Seed
 
 Split = Literal["train", "validation", "test"]
-Node = Any  # one object
-Nodes = Any  # objects by name; none at all is allowed
+Node = Part  # one object
+Nodes = dict[str, Part]  # objects by name; none at all is allowed
 AnswerTokens = Annotated[int, Limits(ge=2, description="an integer of at least 2: one token of answer and the end")]
 Alternatives = Annotated[int, Limits(ge=1, le=1000)]
 FolderName = Annotated[
@@ -35,30 +37,30 @@ Nucleus = Annotated[float, Limits(gt=0, le=1, description="a number above 0 and 
 
 
 @dataclass
-class Verify:
+class VerifyConfig:
     workers: AtLeastOne = MISSING
     timeout_s: AboveZero = MISSING
 
 
 @dataclass
-class Schedule:
+class ScheduleConfig:
     shape: Literal["cosine", "linear", "constant"] = MISSING
     warmup_fraction: Fraction = MISSING
 
 
 @dataclass
-class Probe:
+class ProbeConfig:
     critical_alternatives: AtLeastOne = MISSING
     every_n_steps: Count = MISSING
 
 
 @dataclass
-class Validation:
+class ValidationConfig:
     problems: Count = MISSING
 
 
 @dataclass
-class Evaluation:
+class EvaluationConfig:
     problems: Count = MISSING
     base: bool = MISSING
     num_samples: Count = MISSING
@@ -70,23 +72,23 @@ class Evaluation:
 
 
 @dataclass
-class Interruption:
+class InterruptionConfig:
     max_hours: AtLeastZero = MISSING
 
 
 @dataclass
-class Compute:
+class ComputeConfig:
     layout: Literal["padded", "packed"] = MISSING
     kernels: Literal["auto", "torch", "compiled"] = MISSING
 
 
 @dataclass
-class Export:
+class ExportConfig:
     dtype: Literal["float32", "bfloat16"] = MISSING
 
 
 @dataclass
-class Files:
+class FilesConfig:
     dir: str = MISSING
 
 
@@ -113,7 +115,7 @@ class AnnotateConfig:
     shard: Count = MISSING
     replay_fraction: Fraction = MISSING
     device: Device = MISSING
-    verify: Verify = field(default_factory=Verify)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
     allow_targets: list[str] = field(default_factory=list)
 
 
@@ -136,14 +138,14 @@ class TrainConfig:
     callbacks: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
     annotations_dir: Name = MISSING
-    schedule: Schedule = field(default_factory=Schedule)
-    probe: Probe = field(default_factory=Probe)
-    validation: Validation = field(default_factory=Validation)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    verify: Verify = field(default_factory=Verify)
-    export: Export = field(default_factory=Export)
-    compute: Compute = field(default_factory=Compute)
-    interruption: Interruption = field(default_factory=Interruption)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    interruption: InterruptionConfig = field(default_factory=InterruptionConfig)
     resume: str = MISSING
     allow_targets: list[str] = field(default_factory=list)
 
@@ -158,7 +160,7 @@ class EvaluateConfig:
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
     checkpoint: str = MISSING
-    data: Files = field(default_factory=Files)
+    data: FilesConfig = field(default_factory=FilesConfig)
     split: Split = MISSING
     limit: CountOrAll = MISSING
     num_samples: Count = MISSING
@@ -167,7 +169,7 @@ class EvaluateConfig:
     max_new_tokens: AtLeastOne = MISSING
     max_not_run: Fraction = MISSING
     device: Device = MISSING
-    verify: Verify = field(default_factory=Verify)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
     allow_targets: list[str] = field(default_factory=list)
 
 
@@ -216,8 +218,8 @@ def keys_of(schema: type) -> dict[str, Key]:
             name=f.name,
             required=f.default == MISSING,
             record=hints[f.name] if is_dataclass(hints[f.name]) else None,
-            node=hints[f.name] is Any,
-            many=f.default_factory is dict,
+            node=hints[f.name] in (Node, Nodes),
+            many=hints[f.name] == Nodes,
         )
         for f in fields(schema)
     }
@@ -233,6 +235,8 @@ def without_literals(schema: type) -> type:
 
 
 def _plain(hint: Any) -> Any:
+    if hint in (Node, Nodes):
+        return Any
     if is_dataclass(hint):
         return without_literals(hint)
     choices = get_args(hint) if get_origin(hint) in (Literal, Union) else ()

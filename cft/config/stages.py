@@ -22,7 +22,7 @@ class Stage:
         summary: What the command does, in the list of commands.
         schema: The keys it owns.
         rules: What their values must satisfy beyond the types.
-        run: module:function of the checked config, imported after the check.
+        run: module:function of (that config, `cft.runs.job.Job`), imported after the check.
         arguments: module:function that rewrites the arguments before the check, "" where none does.
     """
 

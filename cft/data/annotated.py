@@ -60,99 +60,129 @@ FEW_ROWS = 20
 ALL_CRITICAL = 0.95  # of response tokens
 
 
-class AnnotatedDataModule(pl.LightningDataModule):
+@in_range
+def annotated_rows(
+    mask: Mask,
+    probe_mask: Mask,
+    columns: Mapping[str, Column],
+    annotations_dir: str,
+    tokenizer_sha256: str,
+    seed: int,
+    exclude: frozenset[str],
+    *,
+    annotation: Name,
+    dir: str,
+    batch_size: AtLeastOne,
+    deal: Deal,
+    max_rows: CountOrAll,
+    validation_fraction: FractionBelowOne,
+    max_tokens: Annotated[int, Field(ge=2)],
+    shuffle_responses: bool,
+) -> AnnotatedDataModule:
     """Rows of one annotation under a mask.
 
-    mask: picks the tokens with loss. probe_mask: splits the metrics into critical and other tokens. columns: further
-    scores of every token, by the name under which the objective asks for them (`cft/data/columns.py`).
-    tokenizer_sha256: the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
-    exclude: normalised questions that must not be trained on: the benchmark's validation and test problems.
-    annotation: name or folder. dir: folder of the benchmark's files (read by the benchmark, kept here for its key).
-    deal: of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
-    max_rows: -1 = all, else the first by order in the store. max_tokens: longer rows are dropped and counted.
-    shuffle_responses: train on each response behind another problem's prompt, drawn by seed and ids
-        (`cft/data/pairing.py`).
+    Args:
+        mask: Picks the tokens with loss.
+        probe_mask: Splits the metrics into critical and other tokens.
+        columns: Further scores of every token, by the name under which the objective asks for them (`cft/data/columns.py`).
+        annotations_dir: Where an annotation is looked for by its name.
+        tokenizer_sha256: Of the model's tokenizer; another than the annotation's is refused, since ids would mean other text.
+        seed: Of the order of rows, and of what is drawn.
+        exclude: Normalized questions that must not be trained on: the benchmark's validation and test problems.
+        annotation: Name or folder.
+        dir: Folder of the benchmark's files (read by the benchmark, kept here for its key).
+        batch_size: Rows of a micro-batch, per process.
+        deal: Of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
+        max_rows: -1 = all, else the first by order in the store.
+        validation_fraction: Share of the problems whose rows are held out, 0 to below 1.
+        max_tokens: Longer rows are dropped and counted.
+        shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
+            (`cft/data/pairing.py`).
+
+    Raises:
+        StoreError: No such annotation, one of another tokenizer, or one in which the mask picks nothing.
+        MaskError: An annotation without the evidence that the mask needs.
+    """
+    store = AnnotationStore(find_annotation(annotation, annotations_dir=annotations_dir))
+    manifest = store.manifest()
+    _require_tokenizer(store, manifest, tokenizer_sha256)
+    every = store.rows()[: max_rows if max_rows >= 0 else None]
+    apart = _apart_from_benchmark(every, exclude)
+    sources: dict[str, Column] = {"mask": mask, "probe_mask": probe_mask, **columns}
+    wanted = {name for source in sources.values() for name in source.needs}
+    # Before prompts are exchanged: a score is of a response behind its own prompt.
+    rows, scores = with_scores(store, apart, names=wanted, annotations_dir=annotations_dir)
+
+    def is_held_out(row: AnnotatedResponse) -> bool:
+        return in_validation(row.problem_id, fraction=validation_fraction)
+
+    if shuffle_responses:
+        _require_no_columns(columns)
+        rows = other_prompts(rows, seed=seed, part=is_held_out)
+    rows = _fitting(rows, max_tokens=max_tokens)
+    try:
+        for source in sources.values():
+            source.fit([row for row in rows if not is_held_out(row)])
+        token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask, columns=columns) for row in rows]
+    except TooLittleEvidence as error:
+        if store.folder.resolve().parent != SHIPPED.resolve():
+            raise
+        raise MaskError(_made_afresh(error, manifest)) from error
+    train_rows = [made for made, row in zip(token_rows, rows, strict=True) if not is_held_out(row)]
+    _require_loss(store, mask, train_rows, total=len(rows))
+    if GROUP in columns:
+        _require_two_groups(train_rows)
+    return AnnotatedDataModule(
+        train_rows,
+        [made for made, row in zip(token_rows, rows, strict=True) if is_held_out(row)],
+        store=store,
+        manifest=manifest,
+        rows_sha256=rows_hash(rows),
+        leaked=len(every) - len(apart),
+        scores=scores,
+        learnt={name: facts for name, source in sources.items() if (facts := source.facts())},
+        batch_size=batch_size,
+        deal=deal,
+        seed=seed,
+    )
+
+
+class AnnotatedDataModule(pl.LightningDataModule):
+    """Rows for training and validation, as `annotated_rows` made them.
+
+    Args:
+        train_rows: In the order of the store.
+        validation_rows: Those of the problems that are held out.
+        store: That they are from, with its `manifest`.
+        rows_sha256: Of the rows before the mask.
+        leaked: Rows that were dropped as problems of the benchmark.
+        scores: Name -> fingerprint of the stored scores that were read.
+        learnt: Name -> what a mask or column learnt from the training rows.
+        batch_size: As above; so are `deal` and `seed`.
     """
 
-    @in_range
     def __init__(
         self,
-        mask: Mask,
-        probe_mask: Mask,
-        columns: Mapping[str, Column],
-        annotations_dir: str,
-        tokenizer_sha256: str,
-        seed: int,
-        exclude: frozenset[str],
+        train_rows: list[TokenRow],
+        validation_rows: list[TokenRow],
         *,
-        annotation: Name,
-        dir: str,
-        batch_size: AtLeastOne,
+        store: AnnotationStore,
+        manifest: dict[str, Any],
+        rows_sha256: str,
+        leaked: int,
+        scores: dict[str, str],
+        learnt: dict[str, dict[str, Any]],
+        batch_size: int,
         deal: Deal,
-        max_rows: CountOrAll,
-        validation_fraction: FractionBelowOne,
-        max_tokens: Annotated[int, Field(ge=2)],
-        shuffle_responses: bool,
+        seed: int,
     ) -> None:
         super().__init__()
-        self.store = AnnotationStore(find_annotation(annotation, annotations_dir=annotations_dir))
-        self.manifest = self.store.manifest()
-        stored = self.manifest["fingerprint"]["tokenizer"]
-        if stored != tokenizer_sha256:
-            raise StoreError(
-                f"{self.store.folder}: annotated with tokenizer {stored[:12]} ({self.manifest['model_name']}), but the "
-                f"model's tokenizer is {tokenizer_sha256[:12]}; token ids would mean other text. Train the annotated "
-                "model, or annotate with this one: cft annotate model=<this model>"
-            )
-        rows = self.store.rows()
-        if max_rows >= 0:
-            rows = rows[:max_rows]
-        apart = [row for row in rows if normalised(row.problem) not in exclude]
-        self.leaked = len(rows) - len(apart)
-        if self.leaked:
-            console.print(
-                f"Rows dropped: {self.leaked} of problems that stand in the benchmark's validation or test split"
-            )
-        sources: dict[str, Column] = {"mask": mask, "probe_mask": probe_mask, **columns}
-        wanted = {name for source in sources.values() for name in source.needs}
-        # Before prompts are exchanged: a score is of a response behind its own prompt.
-        rows, self.scores = with_scores(self.store, apart, names=wanted, annotations_dir=annotations_dir)
-        if shuffle_responses:
-            if columns:
-                raise StoreError(
-                    f"data.shuffle_responses=true: {', '.join(sorted(columns))} would be of the response behind its own "
-                    "prompt; train on shuffled pairs with a loss and a weighting that need neither groups nor a stored "
-                    "reference"
-                )
-            rows = other_prompts(
-                rows, seed=seed, part=lambda row: in_validation(row.problem_id, fraction=validation_fraction)
-            )
-        fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= max_tokens]
-        if len(fitting) < len(rows):
-            console.print(f"Rows dropped: {len(rows) - len(fitting)} longer than data.max_tokens={max_tokens}")
-        self.rows_sha256 = rows_hash(fitting)
-        held_out = [in_validation(row.problem_id, fraction=validation_fraction) for row in fitting]
-        trained = [row for row, held in zip(fitting, held_out, strict=True) if not held]
-        try:
-            for source in sources.values():
-                source.fit(trained)
-            token_rows = [to_token_row(row, mask=mask, probe_mask=probe_mask, columns=columns) for row in fitting]
-        except TooLittleEvidence as error:
-            if self.store.folder.resolve().parent != SHIPPED.resolve():
-                raise
-            raise MaskError(_made_afresh(error, self.manifest)) from error
-        self.learnt = {name: facts for name, source in sources.items() if (facts := source.facts())}
-        self.train_rows = [row for row, held in zip(token_rows, held_out, strict=True) if not held]
-        self.validation_rows = [row for row, held in zip(token_rows, held_out, strict=True) if held]
+        self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.store, self.manifest = store, manifest
+        self.rows_sha256, self.leaked = rows_sha256, leaked
+        self.scores, self.learnt = scores, learnt
         self.batch_size, self.seed = batch_size, seed
         self.deal: Deal = deal
-        if not any((row.weight > 0).any() for row in self.train_rows):
-            raise StoreError(
-                f"{self.store.folder}: nothing to train on: {len(rows)} rows, {len(self.train_rows)} for training, and "
-                f"mask {type(mask).__name__} picks no token in them. Annotate more problems or choose another mask."
-            )
-        if GROUP in columns:
-            _require_two_groups(self.train_rows)
 
     def facts(self) -> dict[str, Any]:
         """Counts that belong in a run's results; fractions 0-1 of response tokens."""
@@ -217,6 +247,48 @@ class AnnotatedDataModule(pl.LightningDataModule):
             deal=self.deal,
         )
         return loader(rows, sampler)
+
+
+def _require_tokenizer(store: AnnotationStore, manifest: Mapping[str, Any], tokenizer_sha256: str) -> None:
+    stored = manifest["fingerprint"]["tokenizer"]
+    if stored != tokenizer_sha256:
+        raise StoreError(
+            f"{store.folder}: annotated with tokenizer {stored[:12]} ({manifest['model_name']}), but the "
+            f"model's tokenizer is {tokenizer_sha256[:12]}; token ids would mean other text. Train the annotated "
+            "model, or annotate with this one: cft annotate model=<this model>"
+        )
+
+
+def _apart_from_benchmark(rows: Sequence[AnnotatedResponse], exclude: frozenset[str]) -> list[AnnotatedResponse]:
+    apart = [row for row in rows if normalised(row.problem) not in exclude]
+    if leaked := len(rows) - len(apart):
+        console.print(f"Rows dropped: {leaked} of problems that stand in the benchmark's validation or test split")
+    return apart
+
+
+def _fitting(rows: Sequence[AnnotatedResponse], *, max_tokens: int) -> list[AnnotatedResponse]:
+    fitting = [row for row in rows if len(row.prompt_ids) + len(row.response_ids) <= max_tokens]
+    if len(fitting) < len(rows):
+        console.print(f"Rows dropped: {len(rows) - len(fitting)} longer than data.max_tokens={max_tokens}")
+    return fitting
+
+
+def _require_no_columns(columns: Mapping[str, Column]) -> None:
+    if columns:
+        raise StoreError(
+            f"data.shuffle_responses=true: {', '.join(sorted(columns))} would be of the response behind its own "
+            "prompt; train on shuffled pairs with a loss and a weighting that need neither groups nor a stored "
+            "reference"
+        )
+
+
+def _require_loss(store: AnnotationStore, mask: Mask, rows: Sequence[TokenRow], *, total: int) -> None:
+    """total: rows with those that are held out."""
+    if not any((row.weight > 0).any() for row in rows):
+        raise StoreError(
+            f"{store.folder}: nothing to train on: {total} rows, {len(rows)} for training, and "
+            f"mask {type(mask).__name__} picks no token in them. Annotate more problems or choose another mask."
+        )
 
 
 def _require_two_groups(rows: Sequence[TokenRow]) -> None:

@@ -55,6 +55,10 @@ class Splits:
             raise ProblemError(f"data {self.name} has no {split} problems (found {sizes}); {remedy}")
         return problems
 
+    def held_out_questions(self) -> frozenset[str]:
+        """Normalized questions of validation and test, which must not be trained on."""
+        return frozenset(normalised(problem.question) for problem in (*self.validation, *self.test))
+
 
 @in_range
 def arithmetic(

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omegaconf import DictConfig
-
 from cft.config.build import build
+from cft.config.part import Part
 from cft.models.text import decode
 from cft.ranges import Count, Name, in_range
 from cft.runs.lineage import Link, lineage
@@ -47,7 +46,7 @@ TRANSCRIPT_COLUMNS = (
 class RunFacts:
     """What a logger is told about the run.
 
-    config: plain and redacted. inputs: the annotation or checkpoint it begins from.
+    config: plain and redacted. command: what was typed. inputs: the annotation or checkpoint it begins from.
     resumed_at: optimizer steps done when this part of the run began, 0 = a new run.
     validated: whether the validation that follows the last of these steps was done, too.
     """
@@ -58,6 +57,7 @@ class RunFacts:
     job_type: str
     tags: tuple[str, ...]
     config: dict[str, Any]
+    command: str = ""
     inputs: tuple[Link, ...] = ()
     resumed_at: int = 0
     validated: bool = True
@@ -65,7 +65,7 @@ class RunFacts:
     @property
     def lineage(self) -> dict[str, Any]:
         """As in results.json, without secrets."""
-        return lineage(self.inputs)
+        return lineage(self.command, self.inputs)
 
 
 def csv_logger(run: RunFacts) -> Logger:
@@ -136,14 +136,14 @@ def wandb_logger(
 
 
 @contextmanager
-def logging_to(nodes: DictConfig, facts: Callable[[], RunFacts]) -> Iterator[list[Logger]]:
+def logging_to(parts: Mapping[str, Part], facts: Callable[[], RunFacts]) -> Iterator[list[Logger]]:
     """The loggers of a stage without a Trainer, closed at the end; `facts` is asked only where there are any."""
     failed = True
     loggers: list[Logger] = []
     try:
-        if nodes:
+        if parts:
             run = facts()
-            loggers.extend(build(node)(run) for node in nodes.values())
+            loggers.extend(build(part)(run) for part in parts.values())
         yield loggers
         failed = False
     finally:

@@ -195,7 +195,8 @@ def named(runs: Sequence[Run], *, without: str = "") -> dict[str, ArmName]:
     keys = [{name: value for name, value in key.items() if name != without} for key in _keys([*arms.values()], without)]
     methods = [run.arm for run in arms.values()]
     labels = _labels(methods, keys)
-    return {one: ArmName(*named) for one, *named in zip(arms, labels, methods, keys, strict=True)}
+    found = map(ArmName, labels, methods, keys)
+    return dict(zip(arms, found, strict=True))
 
 
 def varying(arms: Sequence[ArmName]) -> tuple[str, ...]:
@@ -268,7 +269,7 @@ def _place(name: str) -> str:
 
 def _labels(methods: Sequence[Method], keys: Sequence[dict[str, Any]]) -> list[str]:
     labels = [name_of(method) for method in methods]
-    differing = varying([ArmName("", *each) for each in zip(methods, keys, strict=True)])
+    differing = varying([ArmName("", method, key) for method, key in zip(methods, keys, strict=True)])
     for name in [name for name in differing if name not in _PLAIN]:
         if len(set(labels)) == len(labels):
             break

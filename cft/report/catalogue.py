@@ -16,13 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
-
-import cft.config.schema  # noqa: F401  (registers the schemas that conf/train.yaml names)
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.config.build import CONF_DIR, build
+from cft.config.compose import composed_tree, composing
 from cft.config.needs import stored_scores
+from cft.config.saved import read_yaml
 from cft.config.source import resolve
 from cft.masks.base import Critical, Mask
 from cft.runs.run import flat
@@ -73,8 +71,8 @@ class Entry:
 @cache
 def entries() -> tuple[Entry, ...]:
     """Every option of every group, in the order of GROUPS and of their names."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-        plain = flat(_composed([]).loss)
+    with composing():
+        plain = flat(composed_tree("train", []).written["loss"])
         published = _published()
         return tuple(
             _entry(group, file, plain_loss=plain, published=published)
@@ -99,8 +97,7 @@ def _published() -> list[_Experiment]:
         text = file.read_text(encoding="utf-8")
         if not _SOURCE.findall(text):
             continue
-        tree = OmegaConf.to_container(OmegaConf.load(file))
-        assert isinstance(tree, dict)
+        tree = read_yaml(file)
         chosen = {
             group.removeprefix("override /"): str(option)
             for line in tree.get("defaults", [])
@@ -126,14 +123,13 @@ def _entry(group: str, file: Path, *, plain_loss: Mapping[str, Any], published: 
     experiment = _experiment_of(group, option, published)
     overrides = experiment.overrides if experiment else ("mask=all", chosen) if group != "mask" else (chosen,)
     # The option's own settings stay as its file has them.
-    cfg = _composed([override for override in overrides if not override.startswith(f"{group}.")])
-    node = cfg.loss.regularizers[option] if group == "regularizer" else cfg[group]
-    values = flat(OmegaConf.to_container(node, resolve=False))
+    tree = composed_tree("train", [override for override in overrides if not override.startswith(f"{group}.")])
+    values = flat(tree.written["loss"]["regularizers"][option] if group == "regularizer" else tree.written[group])
     missing = tuple(f"{group}.{key}" for key, value in values.items() if value == _UNSET)
-    needs = () if missing else _needs(cfg)
+    needs = () if missing else _needs(tree.resolved)
     if not experiment:
         overrides = (*overrides, *_met(needs, group=group, option=option))
-    reference = flat({"reference": OmegaConf.to_container(cfg.reference, resolve=False)})
+    reference = flat({"reference": tree.written["reference"]})
     missing = (*missing, *(key for key, value in reference.items() if value == _UNSET and key not in overrides))
     settings = {key: value for key, value in values.items() if not key.endswith(_PLAIN) and value != _UNSET}
     if group == "loss":
@@ -149,17 +145,13 @@ def _entry(group: str, file: Path, *, plain_loss: Mapping[str, Any], published: 
         tuple(dict.fromkeys(_SOURCE.findall(text) or _SOURCE.findall(" ".join(documents)))),
         experiment.name if experiment else "",
         overrides,
-        tuple(_before(cfg, needs)),
+        tuple(_before(tree.resolved, needs)),
         missing,
     )
 
 
-def _composed(overrides: list[str]) -> DictConfig:
-    return compose("train", overrides=overrides)
-
-
-def _needs(cfg: DictConfig) -> tuple[str, ...]:
-    objective, mask, groups = build(cfg.loss)(build(cfg.weighting)), build(cfg.mask), build(cfg.groups)
+def _needs(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    objective, mask, groups = build(tree["loss"])(build(tree["weighting"])), build(tree["mask"]), build(tree["groups"])
     complete = {COMPLETE} if _asks_for_all_cells(mask) else set()
     return tuple(sorted({*objective.needs, *mask.needs, *groups.needs, *complete}))
 
@@ -169,14 +161,12 @@ def _asks_for_all_cells(mask: Mask) -> bool:
     return isinstance(mask, Critical) and mask.rule != "all"
 
 
-def _before(cfg: DictConfig, needs: tuple[str, ...]) -> Iterator[str]:
+def _before(tree: Mapping[str, Any], needs: tuple[str, ...]) -> Iterator[str]:
     """Commands that make what the configuration reads of the annotation that ships with the package."""
     if COMPLETE in needs:
         yield f"cft annotate annotation={_GRADED} short_circuit=false limit=400"
-    tree = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(tree, dict)
-    annotation = str(cfg.data.annotation)
-    for name in sorted(stored_scores({str(key): value for key, value in tree.items()})):
+    annotation = str(tree["data"]["annotation"])
+    for name in sorted(stored_scores(tree)):
         yield command_for(name, annotation, model=annotating_model(AnnotationStore(SHIPPED / annotation).manifest()))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -117,7 +116,8 @@ def forest_figure(comparison: Comparison) -> Figure | None:
 
 def pass_figure(curves: pd.DataFrame, *, labels: Sequence[str], where: str) -> Figure | None:
     """pass@k over k with 95 % bands; None where no arm sampled more than once. curves: of `frames.pass_curves`."""
-    if curves.empty or (largest := curves["k"].max()) < 2:
+    largest = 0 if curves.empty else max(curves["k"])
+    if largest < 2:
         return None
     figure = Figure(figsize=(6.2, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -180,22 +180,27 @@ def groups_figure(curves: pd.DataFrame, *, labels: Sequence[str]) -> Figure | No
     return _lines_figure(curves, [panel for panel in wanted if {*panel[1:]} & measured], labels)
 
 
+def _by_arm(curves: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
+    measured = curves[curves["metric"] == metric]
+    return {str(label): pd.DataFrame(lines) for label, lines in measured.groupby("arm", sort=False)}
+
+
 def _lines_figure(curves: pd.DataFrame, panels: Sequence[tuple[str, str, str]], labels: Sequence[str]) -> Figure | None:
     """panels: (title, metric, metric drawn thin behind it or "")."""
     if not panels:
         return None
     figure = Figure(figsize=(0.4 + 3.3 * len(panels), 3.3), layout="constrained")
     for axes, (name, metric, behind) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for label, lines in curves[curves["metric"] == metric].groupby("arm", sort=False):
-            color, mean = _color(str(label), labels), mean_curve(lines)
+        for label, lines in _by_arm(curves, metric).items():
+            color, mean = _color(label, labels), mean_curve(lines)
             runs = [run for _, run in lines.groupby("run")]
             for run in runs if len(runs) > 1 else []:
                 axes.plot(run["step"], run["value"], color=color, linewidth=0.7, alpha=0.35)
             marker = "o" if len(mean) <= 12 else ""
-            text = one_line(str(label), limit=40)
+            text = one_line(label, limit=40)
             axes.plot(mean.index, mean, color=color, linewidth=1.8, label=text, marker=marker, markersize=4)
-        for label, lines in curves[curves["metric"] == behind].groupby("arm", sort=False):
-            axes.plot(mean_curve(lines), color=_color(str(label), labels), linewidth=0.8, alpha=0.55)
+        for label, lines in _by_arm(curves, behind).items():
+            axes.plot(mean_curve(lines), color=_color(label, labels), linewidth=0.8, alpha=0.55)
         axes.set_title(name, fontsize=9, color=INK, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         axes.margins(y=0.1)
@@ -206,21 +211,21 @@ def _lines_figure(curves: pd.DataFrame, panels: Sequence[tuple[str, str, str]], 
 
 def compute_figure(spent: pd.DataFrame, *, rl_steps: float | None) -> Figure | None:
     """Seconds and tokens of each part side by side. spent: of `frames.compute_spent`."""
-    names = [name for name in ("seconds", "tokens") if spent[name].notna().any()]
+    names = [name for name in ("seconds", "tokens") if bool(spent[name].notna().any())]
     if not names:
         return None
     figure = Figure(figsize=(2.6 + 3.6 * len(names), 1.1 + 0.36 * len(spent)), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     colors = [ACCENT if part.startswith("training") else MUTED for part in spent["part"]]
     for axes, name in zip(panels, names, strict=True):
-        values = spent[name].to_numpy(float)
-        texts = ["not recorded" if np.isnan(value) else f"{value:,.0f}" for value in values]
-        _bars(axes, np.nan_to_num(values), texts, colors)
-        axes.set_xlim(0, 1.3 * max([*np.nan_to_num(values), 1e-9]))
+        known = [0.0 if pd.isna(value) else float(value) for value in spent[name]]
+        texts = ["not recorded" if pd.isna(value) else f"{value:,.0f}" for value in spent[name]]
+        _bars(axes, known, texts, colors)
+        axes.set_xlim(0, 1.3 * max([*known, 1e-9]))
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _style(axes, name)
-    _name_rows(panels[0], spent["part"], longest=48)
+    _name_rows(panels[0], list(spent["part"]), longest=48)
     panels[0].invert_yaxis()
     decoded = f"; the annotation decodes as much as {rl_steps or 0:.1f} RL steps of {RL_SAMPLES} samples a problem"
     _headline(figure, f"Spent: annotation once, training a run{'' if rl_steps is None else decoded}")
@@ -236,12 +241,12 @@ def profile_figure(profile: pd.DataFrame, *, responses: int, rank_correlation: d
     overall = critical / max(tokens, 1)
     figure = Figure(figsize=(12.4, 7.4), layout="constrained")
     for axes, (by, label) in zip(figure.subplots(2, 2).flat, _PROFILE.items(), strict=True):
-        bins = profile[(profile["by"] == by) & (profile["tokens"] > 0)]
-        shares = bins["share"].to_numpy(float)
-        counts = zip(shares, bins["critical"], bins["tokens"], strict=True)
-        _bars(axes, shares, [f"{share:.0%}  ({c:,} of {n:,})" for share, c, n in counts], [ACCENT] * len(bins))
+        bins = [one for one in profile.to_dict("records") if one["by"] == by and one["tokens"]]
+        shares = [float(one["share"]) for one in bins]
+        texts = [f"{one['share']:.0%}  ({one['critical']:,} of {one['tokens']:,})" for one in bins]
+        _bars(axes, shares, texts, [ACCENT] * len(bins))
         axes.axvline(overall, color=BASE_COLOR, linewidth=1.2, linestyle="--")
-        _name_rows(axes, bins["bin"], longest=48)
+        _name_rows(axes, [one["bin"] for one in bins], longest=48)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.4 * max([*shares, 0.1]))
         axes.set_xticks([tick for tick in (0, 0.2, 0.4, 0.6, 0.8, 1.0) if tick <= axes.get_xlim()[1]])
@@ -289,7 +294,7 @@ def _headline(figure: Figure, text: str) -> None:
     figure.suptitle(text, fontsize=8.5, color=MUTED, x=0.01, ha="left").set_parse_math(False)
 
 
-def _name_rows(axes: Axes, names: Sequence[str] | pd.Series, *, longest: int) -> None:
+def _name_rows(axes: Axes, names: Sequence[str], *, longest: int) -> None:
     axes.set_yticks(range(len(names)), [one_line(name, limit=longest) for name in names])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
@@ -299,8 +304,9 @@ def _legend_below(figure: Figure) -> None:
     """One legend for all panels, with names as they are."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if labels:
+        columns = int(figure.get_figwidth() / (0.6 + 0.075 * max(map(len, labels))))  # inches of an entry
         found = figure.legend(
-            handles, labels, loc="outside lower left", ncols=min(len(labels), 5),
+            handles, labels, loc="outside lower left", ncols=max(1, min(len(labels), columns, 5)),
             frameon=False, fontsize=8.5, handlelength=1.6,
         )  # fmt: skip
         for text in found.get_texts():

@@ -104,7 +104,7 @@ def learning_curves(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         names = [name for name in log if str(name).startswith(("train/", "val/"))]
         lines = log.melt("step", names, var_name="metric").dropna().drop_duplicates(["metric", "step"], keep="last")
         lines = lines.sort_values(["metric", "step"]).assign(arm=label, seed=seed, run=number)
-        found.append(lines.astype({"step": int})[found[0].columns])
+        found.append(pd.DataFrame(lines.astype({"step": int}), columns=found[0].columns))
     return pd.concat(found[1:] or found, ignore_index=True)
 
 
@@ -162,7 +162,7 @@ def compute_spent(comparisons: Sequence[Comparison], *, manifest: Mapping[str, A
             if run.results.train_seconds is not None:
                 trainings.setdefault(identity(run), (arm.label, {}))[1].setdefault(run.seed, run)
     for label, runs in trainings.values():
-        seconds = float(np.mean([run.results.train_seconds for run in runs.values()]))
+        seconds = float(np.mean([run.results.train_seconds or 0.0 for run in runs.values()]))
         tokens = [found for run in runs.values() if (found := _tokens(run)) is not None]
         records.append((f"training: {label}", seconds, float(np.mean(tokens)) if tokens else None, len(runs)))
     return _frame([dict(zip(columns, record, strict=True)) for record in records], columns)

@@ -146,7 +146,7 @@ def _is_condition(name: str) -> bool:
 
 def _with_trainings(runs: Sequence[Run]) -> list[Run]:
     """Evaluations of a checkpoint whose training is among the runs have its log, and the facts that they lack."""
-    trained = {
+    trained: dict[tuple[Any, ...], Run] = {
         (run.results.run, run.results.identity, run.seed): run
         for run in runs
         if run.results.stage == "train" and run.results.identity

@@ -228,16 +228,13 @@ def latex(comparisons: Sequence[Comparison]) -> str:
     for comparison in comparisons:
         notes = [f"% {line}\n" for note in comparison.notes for line in printable(note).splitlines()]
         table = cells(comparison).map(_latex)
-        table = table.set_axis([_latex(str(name)) for name in table], axis="columns")
-        # A Styler wants the names of columns to differ.
-        style = table.set_axis(range(table.shape[1]), axis="columns").style.hide(axis="index")
-        style = style.format_index(lambda i, names=list(table): names[i], axis="columns")
-        form = f"l{'r' * (table.shape[1] - 1)}"
+        titles, form = [_latex(str(name)) for name in table], f"l{'r' * (table.shape[1] - 1)}"
+        style = table.set_axis(range(table.shape[1]), axis="columns").style  # it wants names of columns that differ
+        style.hide(axis="index")
+        style.format_index(lambda i, titles=titles: titles[i], axis="columns")
         caption = _latex(heading(comparison))
-        parts.append(
-            "".join(notes)
-            + style.to_latex(hrules=True, caption=caption, column_format=form, position_float="centering")
-        )
+        text = style.to_latex(hrules=True, caption=caption, column_format=form, position_float="centering")
+        parts.append("".join(notes) + text)
     return "\n".join(parts)
 
 

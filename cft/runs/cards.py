@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from huggingface_hub import CardData, DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CardData, DatasetCardData, EvalResult, ModelCardData, RepoCard
 
 from cft import __version__
 from cft.annotation.kinds import count_kinds
@@ -226,9 +226,8 @@ def code(language: str, text: str) -> str:
 
 def card(header: CardData, parts: Iterable[str]) -> str:
     """header: the hub's metadata. parts: Markdown; empty ones are left out."""
-    kind = DatasetCard if isinstance(header, DatasetCardData) else ModelCard
     text = "\n\n".join(part for part in parts if part)
-    return hidden(kind.from_template(header, template_str=_TEMPLATE, text=text).content + "\n")
+    return hidden(RepoCard.from_template(header, template_str=_TEMPLATE, text=text).content + "\n")
 
 
 def _cell(text: str) -> str:

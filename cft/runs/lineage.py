@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.core.hydra_config import HydraConfig
-
-from cft.commands import command, job_overrides
 from cft.config.redaction import redacted
 from cft.files import sha256_file, sha256_json
 from cft.models.export import SUMS
@@ -53,9 +50,9 @@ class Link:
         return {"kind": self.kind, "name": self.name, "fingerprint": self.fingerprint, "came_from": self.came_from}
 
 
-def lineage(inputs: Sequence[Link]) -> dict[str, Any]:
-    """The entry of results.json, without secrets."""
-    entry = redacted({"command": job_command(), "inputs": [link.as_dict() for link in inputs]})
+def lineage(command: str, inputs: Sequence[Link]) -> dict[str, Any]:
+    """The entry of results.json, without secrets. command: of the job."""
+    entry = redacted({"command": command, "inputs": [link.as_dict() for link in inputs]})
     assert isinstance(entry, dict)
     return entry
 
@@ -123,13 +120,6 @@ def annotation_contents(entry: Mapping[str, Any]) -> str:
     return next(iter(own), "") or next(
         filter(None, (annotation_contents(one.get("came_from") or {}) for one in inputs)), ""
     )
-
-
-def job_command() -> str:
-    """What was typed for the job that is running, the values of a sweep filled in; "" outside of a Hydra job."""
-    if not HydraConfig.initialized():
-        return ""
-    return command(str(HydraConfig.get().job.name), job_overrides())
 
 
 def _there(folder: Path, *names: str) -> tuple[Path, ...]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-
-from cft.config.build import ConfigError, redacted
+from cft.config.build import ConfigError
+from cft.config.saved import read_yaml, to_yaml
 from cft.files import write_atomically, write_json
+from cft.runs.job import Job
 
 CONFIG = "config.yaml"
 DATA = "data.json"
@@ -35,43 +32,17 @@ _NO_SETTING = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """folder: the run's own. group: the multirun's name, or the run's own. choices: config group -> option. sources: where
-    Hydra looked for yaml files, such as file:///somewhere/conf."""
-
-    folder: Path
-    group: str
-    choices: dict[str, str]
-    overrides: tuple[str, ...]
-    multirun: bool
-    sources: tuple[str, ...] = ()
-
-
-def run_context() -> RunContext:
-    """Of the Hydra job that is running."""
-    hydra = HydraConfig.get()
-    multirun = hydra.mode == RunMode.MULTIRUN
-    folder = Path(hydra.runtime.output_dir)
-    group = Path(hydra.sweep.dir).name if multirun else folder.name
-    choices = {str(k): str(v) for k, v in hydra.runtime.choices.items()}
-    sources = tuple(f"{s.schema}://{s.path}" for s in hydra.runtime.config_sources)
-    return RunContext(folder, group, choices, tuple(hydra.overrides.task), multirun, sources)
-
-
 def group_of(folder: Path) -> str:
     """The group of a run made before: its multirun's name, or its own."""
     return folder.parent.name if (folder.parent / "multirun.yaml").is_file() else folder.name
 
 
-def settings_of(cfg: DictConfig, parts: Sequence[str]) -> dict[str, Any]:
-    """Every resolved value of these parts by its dotted name, without what follows the run's seed (`seed: ${seed}`)."""
-    written = flat(OmegaConf.to_container(cfg, resolve=False))
-    values = flat(redacted(cfg))
+def settings_of(job: Job, parts: Sequence[str]) -> dict[str, Any]:
+    """Every value of these parts by its dotted name, without what follows the run's seed (`seed: ${seed}`)."""
     return {
         name: value
-        for name, value in sorted(values.items())
-        if name.split(".")[0] in parts and name not in _NO_SETTING and not follows_seed(written.get(name))
+        for name, value in sorted(flat(job.config).items())
+        if name.split(".")[0] in parts and name not in _NO_SETTING and name not in job.of_seed
     }
 
 
@@ -87,16 +58,20 @@ def follows_seed(written: Any) -> bool:
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of a config by their dotted names."""
-    plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-    if not isinstance(plain, dict):
-        return {prefix: plain}
-    return {k: v for key, item in plain.items() for k, v in flat(item, f"{prefix}.{key}".lstrip(".")).items()}
+    """Leaves of a plain config by their dotted names."""
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {k: v for key, item in node.items() for k, v in flat(item, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def save_config(folder: Path, cfg: DictConfig) -> None:
-    text = OmegaConf.to_yaml(OmegaConf.create(redacted(cfg)))
+def save_config(folder: Path, job: Job) -> None:
+    text = to_yaml(job.config)
     write_atomically(folder / CONFIG, lambda temporary: _write(temporary, text))
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    """What `save_config` wrote, by dotted name."""
+    return flat(read_yaml(folder / CONFIG))
 
 
 def keep_rows(folder: Path, facts: dict[str, Any], *, annotation: Path, write: bool) -> None:

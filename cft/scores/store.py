@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, read_parquet
 from cft.files import exclusive, sha256_file, sha256_json, write_bytes, write_json
@@ -217,7 +217,7 @@ def annotating_model(manifest: Mapping[str, Any]) -> str:
     if f"package:{DEFAULT_MODEL}" == path:
         return ""
     file = MODELS / f"{name}.yaml"
-    known: Any = OmegaConf.load(file) if file.is_file() else {}
+    known: Any = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if path in ("", known.get("path")) and revision == known.get("revision", "main"):
         return f"model={shlex.quote(name)}"
     chosen = ["model=hub", _setting("model.name", name), _setting("model.path", path)]

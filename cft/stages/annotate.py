@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 
 from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
-from cft.commands import command, job_overrides
+from cft.benchmarks.sets import verifier_for
 from cft.config.build import ConfigError, build, redacted
+from cft.config.schema import AnnotateConfig, Split
 from cft.console import Bar, console, progress
+from cft.data.sources import Splits
 from cft.engines.sampling import tie_margin_for
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.base import critical_fraction
-from cft.models.architecture import context_length
-from cft.models.device import device_facts, place
-from cft.models.load import (
-    eos_ids,
-    load_causal_lm,
-    load_tokenizer,
-    require_plain_attention,
-    unnamed_ids,
-    weights_hash,
-)
+from cft.models.device import device_facts
+from cft.models.load import ModelSpec, load_tokenizer, unnamed_ids
+from cft.models.loaded import Loaded, load
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
 from cft.runs.cards import write_annotation_card
+from cft.runs.job import Job
 from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
-from cft.runs.run import run_context
 from cft.stages.annotation_summary import print_summary
-from cft.types import Budget, Completion
+from cft.types import Budget, Completion, Engine
 from cft.verifiers import verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
@@ -51,13 +44,65 @@ if TYPE_CHECKING:
 FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened as units finish
 
 
-def annotate(cfg: DictConfig) -> Path:
-    """Run or resume the annotation `cfg` describes; returns the store's folder."""
+def annotate(cfg: AnnotateConfig, job: Job) -> Path:
+    """Run or resume the annotation that `cfg` describes; returns the store's folder."""
     quiet_libraries()
     store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
     splits = build(cfg.data)
+    plan, shard = _plan(cfg, splits), Shard(cfg.shard, cfg.num_shards)
+    _print_problems(splits, plan, split=cfg.split)
+    if cfg.complete:
+        _require_annotation(store)
+    verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    spec, prompt = build(cfg.model), build(cfg.prompt)
+    tokenizer = load_tokenizer(spec)
+    asked = prompting(prompt, tokenizer)
+    loaded = load(
+        spec,
+        tokenizer,
+        ends=[prompt.end_id(tokenizer)],
+        device=cfg.device,
+        shard=cfg.shard,
+        num_shards=cfg.num_shards,
+    )
+    inputs = model_inputs(spec.path)
+    with (
+        logging_to(
+            cfg.logger, lambda: _run_facts(cfg, job, model=spec.name, data=splits.name, inputs=inputs)
+        ) as loggers,
+        VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
+    ):
+        annotator = Annotator(
+            engine=build(cfg.engine)(loaded.model, loaded.eos),
+            tokenizer=tokenizer,
+            prompt=prompt,
+            grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
+            budget=Budget(cfg.max_new_tokens),
+            eos_ids=loaded.eos,
+            max_positions=loaded.context,
+            num_alternatives=cfg.num_alternatives,
+            short_circuit=not plan.every_outcome,
+            replay_fraction=cfg.replay_fraction,
+            responses=cfg.responses,
+            exact_ranks=spec.dtype == "float32",
+            padding_ids=unnamed_ids(loaded.model, tokenizer),
+        )
+        with store.writing(
+            fingerprint=_conditions(cfg, loaded, asked=asked, splits=splits, judged_by=verifier_fingerprint(verifier)),
+            info=_origin(cfg, job, spec=spec, inputs=inputs),
+            part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard")),
+        ):
+            _annotate_units(store, annotator, plan=plan, shard=shard, loggers=loggers)
+            _fill_units(store, annotator, plan=plan, shard=shard)
+        _print_back_offs(annotator.engine)
+        _finish(store, job, shard=shard, loggers=loggers, max_new_tokens=cfg.max_new_tokens)
+    return store.folder
+
+
+def _plan(cfg: AnnotateConfig, splits: Splits) -> Plan:
     problems = splits.of(cfg.split)
-    plan = Plan(
+    return Plan(
         problems,
         asked=len(problems) if cfg.limit < 0 else min(cfg.limit, len(problems)),
         unit_size=cfg.unit_size,
@@ -65,100 +110,91 @@ def annotate(cfg: DictConfig) -> Path:
         every_outcome=cfg.complete or not cfg.short_circuit,
         fills_only=cfg.complete,
     )
-    shard = Shard(cfg.shard, cfg.num_shards)
-    part = Part(shard, plan.request(), plan.to_do, command=_command_of_all_shards(cfg))
+
+
+def _print_problems(splits: Splits, plan: Plan, *, split: Split) -> None:
     sizes = ", ".join(f"{name} {len(getattr(splits, name))}" for name in ("train", "validation", "test"))
-    console.print(f"Problems of {splits.name}: {sizes}; asked for: {plan.asked} of {cfg.split}", markup=False)
+    console.print(f"Problems of {splits.name}: {sizes}; asked for: {plan.asked} of {split}", markup=False)
     for reason, count in splits.dropped.items():
         console.print(f"Problems dropped: {count} ({reason})")
-    if cfg.complete:
-        _require_annotation(store)
-    spec, verifier, prompt = build(cfg.model), build(cfg.verifier), build(cfg.prompt)
-    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
-    tokenizer = load_tokenizer(spec)
-    asked = prompting(prompt, tokenizer)
-    model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
-    require_plain_attention(model)
-    weights = weights_hash(model)  # before they go to a device, from which they would have to come back
-    place(model, device=cfg.device, shard=cfg.shard, num_shards=cfg.num_shards)
-    eos = eos_ids(model, tokenizer)
-    fingerprint = {
-        "model": {"path": spec.path, "revision": spec.revision, "weights": weights, "dtype": spec.dtype},
+
+
+def _conditions(
+    cfg: AnnotateConfig, loaded: Loaded, *, asked: dict[str, Any], splits: Splits, judged_by: str
+) -> dict[str, Any]:
+    """What every unit of the annotation is made under: its fingerprint."""
+    spec = loaded.spec
+    return {
+        "model": {
+            "path": spec.path,
+            "revision": spec.revision,
+            "weights": loaded.fingerprint,
+            "dtype": spec.dtype,
+        },
         **asked,
-        "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(eos)},
+        "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(loaded.eos)},
         "verifier": judged_by,
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
         "unit_size": cfg.unit_size,
         "replay_fraction": cfg.replay_fraction,
-        "numerics": numerics(cfg, model),
+        "numerics": numerics(cfg.engine, loaded.model, dtype=spec.dtype),
     }
+
+
+def _origin(cfg: AnnotateConfig, job: Job, *, spec: ModelSpec, inputs: tuple[Link, ...]) -> dict[str, Any]:
+    """What the manifest says of the annotation beside its fingerprint."""
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
-    info = {
+    return {
         "name": cfg.annotation,
         "model_name": spec.name,
-        "config": redacted(cfg),
-        "lineage": lineage(inputs := model_inputs(spec.path)),
+        "config": job.config,
+        "lineage": lineage(job.command, inputs),
         "versions": versions,
-        "written_by": [{"command": _command(cfg), "engine": redacted(cfg.engine), "versions": versions}],
+        "written_by": [{"command": job.command, "engine": job.config["engine"], "versions": versions}],
     }
-    with logging_to(cfg.logger, lambda: _run_facts(cfg, model=spec.name, data=splits.name, inputs=inputs)) as loggers:
-        with (
-            VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
-            store.writing(fingerprint=fingerprint, info=info, part=part),
-        ):
-            annotator = Annotator(
-                engine=build(cfg.engine)(model, eos),
-                tokenizer=tokenizer,
-                prompt=prompt,
-                grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
-                budget=Budget(cfg.max_new_tokens),
-                eos_ids=eos,
-                max_positions=context_length(model.config),
-                num_alternatives=cfg.num_alternatives,
-                short_circuit=not plan.every_outcome,
-                replay_fraction=cfg.replay_fraction,
-                responses=cfg.responses,
-                exact_ranks=spec.dtype == "float32",
-                padding_ids=unnamed_ids(model, tokenizer),
-            )
-            _annotate_units(store, annotator, plan=plan, shard=shard, loggers=loggers)
-            _fill_units(store, annotator, plan=plan, shard=shard)
-            if back_offs := getattr(annotator.engine, "back_offs", 0):
-                console.print(
-                    f"Memory for keys and values ran short {back_offs} times, and what had been decoded was decoded again: "
-                    "fewer engine.max_rows, or a larger engine.kv_budget_mb where there is room, save that"
-                )
-        if state := store.unfinished_shards():
-            done = f"{str(shard).capitalize()} is done. {store.folder} is {unfinished_message(state)}"
-            console.print(done, markup=False)
-        else:
-            print_summary(store, max_new_tokens=cfg.max_new_tokens)
-            write_annotation_card(store)
-            log_totals(loggers, _totals(store.manifest()))
-            log_made(loggers, annotation_link(store.folder))
-    return store.folder
 
 
-def numerics(cfg: DictConfig, model: PreTrainedModel) -> dict[str, Any]:
-    """What may turn a near tie, and so an outcome: a part of the fingerprint.
+def _print_back_offs(engine: Engine) -> None:
+    if back_offs := getattr(engine, "back_offs", 0):
+        console.print(
+            f"Memory for keys and values ran short {back_offs} times, and what had been decoded was decoded again: "
+            "fewer engine.max_rows, or a larger engine.kv_budget_mb where there is room, save that"
+        )
+
+
+def _finish(store: AnnotationStore, job: Job, *, shard: Shard, loggers: Sequence[Logger], max_new_tokens: int) -> None:
+    """What is said and written once this shard's units are there: of the whole, if it was the last."""
+    if state := store.unfinished_shards():
+        done = f"{str(shard).capitalize()} is done. {store.folder} is {unfinished_message(state)}"
+        console.print(done, markup=False)
+        return
+    print_summary(store, job, max_new_tokens=max_new_tokens)
+    write_annotation_card(store)
+    log_totals(loggers, _totals(store.manifest()))
+    log_made(loggers, annotation_link(store.folder))
+
+
+def numerics(engine: Mapping[str, Any], model: PreTrainedModel, *, dtype: str) -> dict[str, Any]:
+    """What may turn a near tie, and so an outcome: a part of the fingerprint. engine: its settings. dtype: of the spec.
 
     In float32 engines give the same outcomes, and tie_margin says what is near. In half precision there are no ties to
     settle: how an engine batches changes what it decodes. The ranks of alternatives come from float32 logits there.
     """
-    margin = tie_margin_for(model.dtype, OmegaConf.select(cfg, "engine.tie_margin"))
+    margin = tie_margin_for(model.dtype, engine.get("tie_margin"))
     found = {**device_facts(model.device), "tie_margin": margin}
-    return found if cfg.model.dtype == "float32" else {**found, "ranks": "float32 head", "engine": redacted(cfg.engine)}
+    return found if dtype == "float32" else {**found, "ranks": "float32 head", "engine": redacted(engine)}
 
 
-def _run_facts(cfg: DictConfig, *, model: str, data: str, inputs: tuple[Link, ...]) -> RunFacts:
+def _run_facts(cfg: AnnotateConfig, job: Job, *, model: str, data: str, inputs: tuple[Link, ...]) -> RunFacts:
     """What the loggers are told: the shards of an annotation are one group."""
     return RunFacts(
-        run_context().folder,
+        job.folder,
         name=cfg.annotation + (f"-shard{cfg.shard}" if cfg.num_shards > 1 else ""),
         group=cfg.annotation,
         job_type="annotate",
         tags=(f"model:{model}", f"data:{data}", f"annotation:{cfg.annotation}"),
-        config=redacted(cfg),
+        config=job.config,
+        command=job.command,
         inputs=inputs,
     )
 
@@ -260,21 +296,6 @@ def _fill_units(store: AnnotationStore, annotator: Annotator, *, plan: Plan, sha
 
 def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
-
-
-def _command_of_all_shards(cfg: DictConfig) -> str:
-    """What was typed for this shard, less its number."""
-    return command("annotate", [o for o in _overrides(cfg) if o.lstrip("+").split("=")[0] != "shard"])
-
-
-def _command(cfg: DictConfig) -> str:
-    return command("annotate", _overrides(cfg))
-
-
-def _overrides(cfg: DictConfig) -> list[str]:
-    if not HydraConfig.initialized():
-        return [f"annotation={cfg.annotation}", f"num_shards={cfg.num_shards}"]
-    return job_overrides()
 
 
 @dataclass(slots=True)

@@ -9,11 +9,12 @@ from cft.annotation.store import AnnotationStore
 from cft.commands import train_command
 from cft.console import console
 from cft.masks.base import critical_fraction
+from cft.runs.job import Job
 
 RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison of cost
 
 
-def print_summary(store: AnnotationStore, *, max_new_tokens: int) -> None:
+def print_summary(store: AnnotationStore, job: Job, *, max_new_tokens: int) -> None:
     manifest, rows, problems = store.manifest(), store.rows(), store.problems()
     counts, compute = manifest["counts"], manifest["compute"]
     table = Table(title=f"Annotation {store.folder}", show_header=False, title_justify="left")
@@ -57,4 +58,5 @@ def print_summary(store: AnnotationStore, *, max_new_tokens: int) -> None:
             f"Note: max_new_tokens={max_new_tokens} is less than twice the 95th percentile of the solved "
             f"lengths ({p95:.0f}): many continuations may be cut off. Annotate again with max_new_tokens={int(2 * p95) + 1}."
         )
-    console.print(f"Train on it: {train_command(store.folder)}", markup=False, soft_wrap=True)
+    train = train_command(store.folder, job.overrides, choices=job.choices, flags=job.flags)
+    console.print(f"Train on it: {train}", markup=False, soft_wrap=True)

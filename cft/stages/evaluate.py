@@ -9,12 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
 from rich.table import Table
 
 from cft.benchmarks.sets import Suite, members_of, verifier_for
 from cft.benchmarks.sweep import is_benchmark_override
 from cft.config.build import ConfigError, build
+from cft.config.part import Part
+from cft.config.schema import EvaluateConfig
 from cft.console import console
 from cft.data.sources import Splits
 from cft.evaluation.evaluation import (
@@ -31,27 +32,18 @@ from cft.evaluation.room import Room, require_room, room_for
 from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.files import exclusive, write_json
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
-from cft.models.architecture import context_length
-from cft.models.device import place
-from cft.models.load import (
-    ModelSpec,
-    eos_ids,
-    load_causal_lm,
-    load_tokenizer,
-    require_plain_attention,
-    weights_hash,
-)
+from cft.models.load import load_tokenizer
+from cft.models.loaded import Loaded, load
 from cft.prompts.chat import Chat, Prompt, prompt_conflict, prompting
 from cft.quiet import quiet_libraries
 from cft.runs.arm import arm_of
+from cft.runs.job import Job
 from cft.runs.lineage import Link, lineage
 from cft.runs.results import RESULTS, RunResults, as_metrics, without_nan
 from cft.runs.run import (
     EXPORT,
     MEASURED_AS,
-    RunContext,
     identity_of,
-    run_context,
     save_config,
     settings_of,
 )
@@ -61,38 +53,38 @@ from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 ARM_KEYS = ("model",)
 SUMMARY = "summary.csv"
 LM_EVAL = "lm_eval"
+_REPLACED = ("checkpoint", "model.path", "model.name", "model.revision")  # settings that a checkpoint overrules
 
 
-def evaluate(cfg: DictConfig) -> float:
+def evaluate(cfg: EvaluateConfig, job: Job) -> float:
     """Greedy accuracy, 0-1; of several benchmarks their macro average. Writes each benchmark's results.json and
     samples.parquet, a suite's in folders of their own, its macro average and summary.csv above them."""
     quiet_libraries()
-    context = run_context()
-    inputs = evaluated_model(cfg)
-    if (before := evaluated_before(cfg, context, inputs=inputs)) is not None:
+    inputs = evaluated_model(cfg.checkpoint, model_path=cfg.model["path"])
+    if (before := evaluated_before(job, inputs=inputs)) is not None:
         return before
-    with exclusive(context.folder):
-        return _evaluate(cfg, context, inputs)
+    with exclusive(job.folder):
+        return _evaluate(cfg, job, inputs)
 
 
-def _evaluate(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> float:
+def _evaluate(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> float:
     started = time.time()
     benchmark = build(cfg.benchmark)
     members = members_of(benchmark)
     chosen = {name: splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None] for name, splits in members.items()}
     for splits in members.values():  # refuses a class that is no verifier before anything is loaded
         verifier_fingerprint(verifier_for(splits, chosen=build(cfg.verifier)))
-    subject = _load(cfg, context, inputs)
+    subject = _subject(cfg, job, inputs)
     rooms = {name: _room(subject, members[name], problems) for name, problems in chosen.items()}  # before any is solved
     in_suite = isinstance(benchmark, Suite)
     found: dict[str, RunResults] = {}
     for name, splits in members.items():
-        folder = context.folder / name if in_suite else context.folder
+        folder = job.folder / name if in_suite else job.folder
         folder.mkdir(parents=True, exist_ok=True)
         found[name] = _evaluated(subject, splits, rooms[name], folder=folder)
     results = {name: entry.as_dict() for name, entry in found.items()}
@@ -100,11 +92,12 @@ def _evaluate(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) ->
     if in_suite:
         averages = macro_average(results, seed=cfg.seed)
         _write_suite(subject, benchmark, results, averages)
+    loaded = subject.loaded
     facts = Measured(
-        model=subject.spec.name,
-        dtype=subject.spec.dtype,
-        device=str(next(subject.model.parameters()).device),
-        chat_template=_template_of(subject.tokenizer) if isinstance(subject.prompt, Chat) else "",
+        model=loaded.spec.name,
+        dtype=loaded.spec.dtype,
+        device=str(next(loaded.model.parameters()).device),
+        chat_template=_template_of(loaded.tokenizer) if isinstance(subject.prompt, Chat) else "",
         system=subject.prompt.system if isinstance(subject.prompt, Chat) else "",
         limit=cfg.limit,
         seed=cfg.seed,
@@ -115,7 +108,7 @@ def _evaluate(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) ->
     )
     date = datetime.fromtimestamp(started).isoformat().replace(":", "-")
     shaped = lm_eval_results(results, facts=facts, group=benchmark.name if in_suite else "", averages=averages)
-    write_json(context.folder / LM_EVAL / f"results_{date}.json", without_nan(shaped))
+    write_json(job.folder / LM_EVAL / f"results_{date}.json", without_nan(shaped))
     if in_suite:
         return averages["eval/accuracy"].value
     return next(iter(found.values())).accuracy
@@ -125,13 +118,11 @@ def _evaluate(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) ->
 class _Subject:
     """The model under measurement, loaded once for all benchmarks. identity: arm and settings of its results."""
 
-    cfg: DictConfig
-    context: RunContext
+    cfg: EvaluateConfig
+    job: Job
     inputs: tuple[Link, ...]
-    spec: ModelSpec
-    tokenizer: PreTrainedTokenizerBase
     prompt: Prompt
-    model: PreTrainedModel
+    loaded: Loaded
     engine: Engine
     identity: dict[str, Any]
     seed: int
@@ -143,7 +134,7 @@ class _Subject:
         return SampleRequest(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed, cfg.max_new_tokens)
 
 
-def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Subject:
+def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> _Subject:
     spec = build(cfg.model)
     trained: RunResults | None = None
     if cfg.checkpoint:
@@ -151,23 +142,17 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
     _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint, cfg.prompt)
-    model = load_causal_lm(spec, ends=[prompt.end_id(tokenizer)])
-    require_plain_attention(model)
-    place(model, device=cfg.device)
-    engine = build(cfg.engine)(model, eos_ids(model, tokenizer))
-    identity = _identity(
-        cfg, context, trained, weights=weights_hash(model) if cfg.checkpoint and trained is None else ""
-    )
+    # The weights stand for a checkpoint that says nothing of its training.
+    unknown = bool(cfg.checkpoint) and trained is None
+    loaded = load(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device, fingerprint=unknown)
     return _Subject(
         cfg,
-        context,
+        job,
         inputs,
-        spec,
-        tokenizer,
         prompt,
-        model,
-        engine,
-        identity,
+        loaded,
+        build(cfg.engine)(loaded.model, loaded.eos),
+        _identity(job, trained, checkpoint=cfg.checkpoint, weights=loaded.fingerprint),
         cfg.seed if trained is None else trained.seed,
         _judged(trained),
     )
@@ -175,8 +160,8 @@ def _load(cfg: DictConfig, context: RunContext, inputs: tuple[Link, ...]) -> _Su
 
 def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -> RunResults:
     """The results of one benchmark, written to its folder; read from there where this very run has measured it before."""
-    cfg, tokenizer = subject.cfg, subject.tokenizer
-    if (known := same_evaluation(folder / RESULTS, cfg, inputs=subject.inputs)) is not None:
+    cfg, loaded = subject.cfg, subject.loaded
+    if (known := same_evaluation(folder / RESULTS, subject.job, inputs=subject.inputs)) is not None:
         console.print(f"{folder} has finished; nothing to do")
         return known
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
@@ -185,14 +170,13 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         console.print(note.replace("annotation", "training"), markup=False)
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
-        grader = Grader(tokenizer, pool.verify_all)
-        context = context_length(subject.model.config)
-        solver = Solver(subject.engine, tokenizer, subject.prompt, grader, context)
-        title = f"Evaluating {subject.spec.name} on {splits.name}"
+        grader = Grader(loaded.tokenizer, pool.verify_all)
+        solver = Solver(subject.engine, loaded.tokenizer, subject.prompt, grader, loaded.context)
+        title = f"Evaluating {loaded.spec.name} on {splits.name}"
         samples = solver.solve(room.run, request=subject.request, title=title)
     intervals, per_problem = summarise(samples, seed=cfg.seed)
-    save_config(folder, cfg)
-    write_samples(folder / "samples.parquet", samples, tokenizer)
+    save_config(folder, subject.job)
+    write_samples(folder / "samples.parquet", samples, loaded.tokenizer)
     results = RunResults(
         **_head(subject, benchmark=splits.name),
         **room.facts(),
@@ -204,10 +188,17 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         seconds=round(time.monotonic() - started, 1),
     )
     results.write(folder)
-    context = dataclasses.replace(subject.context, folder=folder)
-    log_evaluation(cfg, context, results, samples=samples, tokenizer=tokenizer, inputs=subject.inputs)
+    log_evaluation(
+        cfg.logger,
+        subject.job,
+        results,
+        folder=folder,
+        samples=samples,
+        tokenizer=loaded.tokenizer,
+        inputs=subject.inputs,
+    )
     console.print(
-        metrics_table(f"{subject.spec.name} on {splits.name}/{cfg.split}, {len(room.run)} problems", intervals)
+        metrics_table(f"{loaded.spec.name} on {splits.name}/{cfg.split}, {len(room.run)} problems", intervals)
     )
     console.print(accuracy_sentence(results.verdicts, not_run=len(room.not_run)), markup=False)
     console.print(f"Results: {folder / RESULTS}, every response: {folder / 'samples.parquet'}")
@@ -224,8 +215,8 @@ def _room(subject: _Subject, splits: Splits, problems: tuple[Problem, ...]) -> R
     cfg = subject.cfg
     room = room_for(
         problems,
-        prompt_len=lambda problem: len(subject.prompt.ids(subject.tokenizer, problem.question)),
-        context=context_length(subject.model.config),
+        prompt_len=lambda problem: len(subject.prompt.ids(subject.loaded.tokenizer, problem.question)),
+        context=subject.loaded.context,
         max_new_tokens=cfg.max_new_tokens,
     )
     require_room(
@@ -242,8 +233,8 @@ def _write_suite(
     subject: _Subject, suite: Suite, results: dict[str, dict[str, Any]], averages: dict[str, Interval]
 ) -> None:
     """results.json of the whole, with macro averages and no problems of its own, and summary.csv."""
-    folder = subject.context.folder
-    save_config(folder, subject.cfg)
+    folder = subject.job.folder
+    save_config(folder, subject.job)
     verifiers = {name: entry["evaluation"]["verifier"] for name, entry in results.items()}
     total = sum(entry["problems"] for entry in results.values())
     RunResults(
@@ -257,19 +248,19 @@ def _write_suite(
         seconds=round(sum(entry["seconds"] for entry in results.values()), 1),
     ).write(folder)
     write_summary(folder / SUMMARY, results, averages)
-    console.print(suite_table(f"{subject.spec.name} on {suite.name}", results, averages))
+    console.print(suite_table(f"{subject.loaded.spec.name} on {suite.name}", results, averages))
     console.print(f"Results: {folder / RESULTS}, table: {folder / SUMMARY}")
 
 
 def _head(subject: _Subject, *, benchmark: str) -> dict[str, Any]:
     return {
         "stage": "evaluate",
-        "run": subject.context.folder.name,
+        "run": subject.job.folder.name,
         **subject.identity,
         "seed": subject.seed,
         "benchmark": benchmark,
         "split": subject.cfg.split,
-        "lineage": lineage(subject.inputs),
+        "lineage": lineage(subject.job.command, subject.inputs),
     }
 
 
@@ -287,15 +278,16 @@ def metrics_table(title: str, intervals: dict[str, Interval]) -> Table:
     return table
 
 
-def _identity(cfg: DictConfig, context: RunContext, trained: RunResults | None, *, weights: str) -> dict[str, Any]:
+def _identity(job: Job, trained: RunResults | None, *, checkpoint: str, weights: str) -> dict[str, Any]:
     """arm, settings and identity: what training recorded wins over what this evaluation would say. Its budget, data and
     further facts come along.
 
     weights: hash of a checkpoint that says nothing of its training, else "". Its weights tell such a model from others.
     """
-    arm = {**arm_of(cfg, context, ARM_KEYS), **(trained.arm if trained else {})}
-    # What it is measured on is no part of what it is.
-    arm = {name: value for name, value in arm.items() if name != "checkpoint" and not is_benchmark_override(name)}
+    arm = {**arm_of(job, ARM_KEYS), **(trained.arm if trained else {})}
+    # What it is measured on is no part of what it is, nor what the checkpoint takes the place of.
+    replaced = _REPLACED if checkpoint else ()
+    arm = {name: value for name, value in arm.items() if name not in replaced and not is_benchmark_override(name)}
     if trained:
         return {
             "arm": arm,
@@ -303,9 +295,9 @@ def _identity(cfg: DictConfig, context: RunContext, trained: RunResults | None, 
             "identity": trained.identity,
             **trained.training_facts(),
         }
-    settings = settings_of(cfg, MEASURED_AS)
+    settings = settings_of(job, MEASURED_AS)
     if weights:
-        path = Path(cfg.checkpoint)
+        path = Path(checkpoint)
         name = f"{path.parent.name}/{path.name}" if path.name == EXPORT else path.name
         arm |= {"model": name, "weights": weights[:12]}
     return {"arm": arm, "settings": settings, "identity": identity_of(settings)}
@@ -323,9 +315,7 @@ def _checkpoint(checkpoint: str) -> tuple[Path, RunResults | None]:
     )
 
 
-def _require_same_prompt(
-    trained: RunResults | None, now: dict[str, Any], checkpoint: str, prompt_config: DictConfig
-) -> None:
+def _require_same_prompt(trained: RunResults | None, now: dict[str, Any], checkpoint: str, prompt_config: Part) -> None:
     """A model trained under one prompt and tokenizer is not measured under another in silence."""
     then = (trained.data or {}).get("prompting") if trained else None
     if trained is None or then is None:

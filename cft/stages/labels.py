@@ -21,17 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from cft.annotation.store import AnnotationStore, find_annotation
-from cft.config.build import ConfigError, build, redacted
+from cft.config.build import ConfigError, build
+from cft.config.schema import LabelsConfig
 from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.batches import TokenRow
-from cft.data.problem_rows import normalised
 from cft.files import exclusive, sha256_file, write_atomically, write_json
 from cft.runs.cards import PAPER, TAGS, card, code, commands, digests, size_category, table, write_card
+from cft.runs.job import Job
 from cft.runs.lineage import annotation_link, lineage
 
 IGNORED = -100  # of labels, in torch and every trainer
@@ -39,7 +38,7 @@ MANIFEST = "manifest.json"
 _CHOOSE_ROWS = ("max_rows", "validation_fraction", "max_tokens", "shuffle_responses")  # of the keys of `data`
 
 
-def labels(cfg: DictConfig) -> Path:
+def labels(cfg: LabelsConfig, job: Job) -> Path:
     """Returns the folder written."""
     out = Path(cfg.out)
     store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
@@ -51,12 +50,11 @@ def labels(cfg: DictConfig) -> Path:
         cfg.annotations_dir,
         store.manifest()["fingerprint"]["tokenizer"],
         cfg.seed,
-        frozenset(normalised(problem.question) for problem in (*benchmark.validation, *benchmark.test)),
+        benchmark.held_out_questions(),
     )
-    config = redacted(cfg)
     request = {
-        **{key: config[key] for key in ("mask", "benchmark", "seed")},
-        "rows": {key: config["data"][key] for key in _CHOOSE_ROWS},
+        **{key: job.config[key] for key in ("mask", "benchmark", "seed")},
+        "rows": {key: job.config["data"][key] for key in _CHOOSE_ROWS},
         "annotation": annotation_link(store.folder).fingerprint,
     }
     with exclusive(out):
@@ -70,9 +68,9 @@ def labels(cfg: DictConfig) -> Path:
         }
         manifest = {
             "schema": 1,
-            "lineage": lineage([annotation_link(store.folder)]),
+            "lineage": lineage(job.command, [annotation_link(store.folder)]),
             "request": request,
-            "mask": _choice("mask", cfg),
+            "mask": job.choices["mask"],
             "tokenizer": store.manifest()["fingerprint"]["tokenizer"],
             "splits": files,
             "facts": data.facts(),
@@ -181,10 +179,3 @@ def _require_free(out: Path, request: dict[str, Any]) -> None:
         raise ConfigError(
             f"out={out}: holds something else already ({', '.join(sorted(there)[:3])}); choose another folder"
         )
-
-
-def _choice(group: str, cfg: DictConfig) -> str:
-    """The option's name; outside of a Hydra job the class's."""
-    if HydraConfig.initialized():
-        return str(HydraConfig.get().runtime.choices[group])
-    return str(cfg[group]["_target_"]).rpartition(".")[2]

@@ -1,6 +1,6 @@
 """One further process of a distributed run: python -m cft.stages.rank_process <file saved by the launcher>
 
-It has no command line and no Hydra job of its own: it trains on the config of the job that started it, and ends with it.
+It has no command line: it trains on the config of the job that started it, and ends with it.
 """
 
 from __future__ import annotations
@@ -10,28 +10,18 @@ import signal
 import sys
 from pathlib import Path
 
-from hydra.conf import HydraConf
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
-
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def main(path: Path) -> None:
     die_with_parent()
-    job = OmegaConf.load(path)
-    schema = OmegaConf.structured(HydraConf)
-    OmegaConf.set_struct(schema, False)  # groups bring keys of their own
-    cfg = OmegaConf.create({})
-    cfg.hydra = OmegaConf.merge(schema, job.hydra)
-    HydraConfig.instance().set_config(cfg)
     from cft.cli.exit_status import reported_in_rank
-    from cft.stages.train import train
-    from cft.training.checkpointing.resume import Start
+    from cft.stages import train
+    from cft.training.distributed.launcher import read_rank
 
-    start = Start(Path(job.start.folder), Path(job.start.checkpoint) if job.start.checkpoint else None)
+    config, job, start = read_rank(path)
     with reported_in_rank():
-        train(job.config, start)
+        train.train(config, job, start)
 
 
 def die_with_parent() -> None:

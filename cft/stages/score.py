@@ -9,26 +9,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
-from cft.commands import command, job_overrides
 from cft.config.build import ConfigError, build
+from cft.config.schema import ScoreConfig
 from cft.console import console, progress
 from cft.models.device import place
 from cft.models.load import (
     ModelSpec,
-    load_causal_lm,
     load_tokenizer,
-    require_plain_attention,
     require_room,
     tokenizer_hash,
-    weights_hash,
 )
+from cft.models.loaded import load
 from cft.quiet import quiet_libraries
-from cft.quoting import setting
+from cft.runs.job import Job
 from cft.runs.run import EXPORT
 from cft.scores.methods import ScoreKind
 from cft.scores.store import (
@@ -43,7 +39,7 @@ from cft.scores.store import (
 from cft.types import AnnotatedResponse
 
 
-def score(cfg: DictConfig) -> Path:
+def score(cfg: ScoreConfig, job: Job) -> Path:
     """Compute the score that `cfg` describes, or what a grown annotation lacks of it; returns its folder."""
     quiet_libraries()
     store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
@@ -54,19 +50,18 @@ def score(cfg: DictConfig) -> Path:
     if not rows:
         raise StoreError(f"{store.folder}: no rows to score; annotate more problems")
     spec = _model_spec(cfg, kind)
-    tokenizer = tokenizer_hash(load_tokenizer(spec))
-    _require_same_tokenizer(store, tokenizer, spec)
-    model = load_causal_lm(spec)
-    require_plain_attention(model)
+    tokenizer = load_tokenizer(spec)
+    _require_same_tokenizer(store, tokenizer_hash(tokenizer), spec)
+    loaded = load(spec, tokenizer, device="cpu")  # moved below, if there is something to score
     require_room(
-        model,
+        loaded.model,
         lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
         remedy="choose a model of a longer context",
     )
     method = {
         "score": kind.fingerprint(),
-        "model": {"weights": weights_hash(model), "dtype": spec.dtype},
-        "tokenizer": tokenizer,
+        "model": {"weights": loaded.fingerprint, "dtype": spec.dtype},
+        "tokenizer": tokenizer_hash(tokenizer),
     }
     known: dict[str, Values] = {}
     if not cfg.replace and (folder / name / "manifest.json").is_file():
@@ -77,10 +72,10 @@ def score(cfg: DictConfig) -> Path:
         if len(known) == len(rows) == len(stored.values):
             console.print(f"{folder / name}: all {len(rows):,} rows have their values already; nothing to do")
             return folder / name
-    place(model, device=cfg.device)
+    place(loaded.model, device=cfg.device)
     started = time.monotonic()
     missing = [row for row in rows if row.response_id not in known]
-    values = {**known, **compute(kind, model, missing, batch_size=cfg.batch_size)}
+    values = {**known, **compute(kind, loaded.model, missing, batch_size=cfg.batch_size)}
     seconds = time.monotonic() - started
     write_score(
         folder,
@@ -89,7 +84,7 @@ def score(cfg: DictConfig) -> Path:
         rows=rows,
         values=values,
         info={
-            "command": _command(cfg),
+            "command": job.command_without("replace"),
             "model_name": spec.name,
             "versions": {package: version(package) for package in ("torch", "transformers")},
         },
@@ -116,7 +111,7 @@ def compute(
     return values
 
 
-def _model_spec(cfg: DictConfig, kind: ScoreKind) -> ModelSpec:
+def _model_spec(cfg: ScoreConfig, kind: ScoreKind) -> ModelSpec:
     """The model, or the one that a run folder or model folder holds. What is frozen needs no adapters of its own."""
     spec: ModelSpec = build(cfg.model)
     if cfg.checkpoint:
@@ -152,11 +147,3 @@ def _require_same_method(stored: StoredScore, method: dict[str, Any]) -> None:
             + "\n".join(lines)
             + "\nGive this one another name (name=...), or overwrite that one with replace=true"
         )
-
-
-def _command(cfg: DictConfig) -> str:
-    """What was typed, less replace=; with the name even where it was left to the default."""
-    if not HydraConfig.initialized():
-        return command("score", [setting("annotation", cfg.annotation), setting("name", cfg.name)])
-    overrides = [o for o in job_overrides() if o.lstrip("+").split("=")[0] != "replace"]
-    return command("score", overrides)

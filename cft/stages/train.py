@@ -7,21 +7,16 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from cft.benchmarks.sets import verifier_for
 from cft.config.build import ConfigError, build, redacted
-from cft.config.schema import Split
+from cft.config.schema import EvaluationConfig, TrainConfig
 from cft.console import console
-from cft.data.annotated import AnnotatedDataModule
-from cft.data.columns import columns_for, needs_live
-from cft.data.problem_rows import normalised
-from cft.data.sources import Splits
+from cft.data.columns import needs_live
 from cft.evaluation.base import base_accuracy
 from cft.evaluation.evaluation import (
     SampleRequest,
@@ -31,279 +26,222 @@ from cft.evaluation.evaluation import (
     verdict_counts,
     write_samples,
 )
-from cft.evaluation.room import Room, require_room, room_for
 from cft.files import exclusive
 from cft.loggers.build import close_loggers, log_made, log_transcripts
-from cft.masks.base import Critical
-from cft.models.architecture import context_length
 from cft.models.device import place
-from cft.models.export import export_adapter, require_exportable
+from cft.models.export import export_adapter
 from cft.models.kernels import prepare_for_training
-from cft.models.load import (
-    eos_ids,
-    export,
-    load_causal_lm,
-    load_tokenizer,
-    require_plain_attention,
-    weights_hash,
-)
-from cft.models.load import require_room as require_length
-from cft.prompts.chat import Prompt, prompt_conflict, prompting
+from cft.models.load import eos_ids, export, load_causal_lm
 from cft.quiet import quiet_libraries
-from cft.references.models import starts_as_reference
 from cft.runs.arm import ARM_KEYS, arm_of
 from cft.runs.cards import write_model_card
+from cft.runs.job import Job
 from cft.runs.lineage import annotation_link, checkpoint_link, lineage, model_inputs
 from cft.runs.results import RunResults, as_metrics
-from cft.runs.run import (
-    ADAPTER,
-    EXPORT,
-    TRAINED_BY,
-    RunContext,
-    identity_of,
-    run_context,
-    settings_of,
-)
+from cft.runs.run import ADAPTER, EXPORT, TRAINED_BY, identity_of, settings_of
+from cft.stages.preparation import Prepared, measures_base, prepared
 from cft.training.calibration import calibrate
 from cft.training.callbacks.interruption import Interruption
 from cft.training.checkpointing.checkpoints import load_checkpoint
 from cft.training.checkpointing.resume import Start, finished_accuracy, start_of
 from cft.training.distributed.launcher import own_environment
 from cft.training.distributed.sharding import is_sharded, release, trained_weights
-from cft.training.fit import Fit, require_constructible
+from cft.training.fit import Fit, Fitted
 from cft.training.module import CausalLMModule, frozen_names
-from cft.types import Problem
-from cft.verifiers import other_verifier_note, verifier_fingerprint
+from cft.verifiers import verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
-NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated on problems nor tested
-
-
-def train(cfg: DictConfig, start: Start | None = None) -> float:
+def train(cfg: TrainConfig, job: Job, start: Start | None = None) -> float:
     """Greedy test accuracy (0-1) of the best epoch, NaN without evaluation problems; for sweepers.
 
     start: where another process of the same run found that it begins.
     """
     quiet_libraries()
-    context = run_context()
     interruption = Interruption(max_hours=cfg.interruption.max_hours)
-    start = start or start_of(cfg, context)
+    start = start or start_of(job, resume=cfg.resume)
     if start.finished:
         return finished_accuracy(start.folder)
     # The ranks of a distributed run share the folder; the first one holds it for all.
-    first = getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
-    console.quiet = not first
-    with interruption.handlers(), own_environment(), exclusive(start.folder) if first else nullcontext():
+    console.quiet = not _is_first()
+    with interruption.handlers(), own_environment(), exclusive(start.folder) if _is_first() else nullcontext():
         failed = True
         try:
-            accuracy = _train(cfg, context, start, interruption)
+            accuracy = _train(cfg, job, start, interruption)
             failed = False
             return accuracy
         finally:
             close_loggers(failed=failed)
 
 
-def _train(cfg: DictConfig, context: RunContext, start: Start, interruption: Interruption) -> float:
-    begun, folder = time.monotonic(), start.folder
+def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption) -> float:
+    begun = time.monotonic()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    spec, prompt = build(cfg.model), build(cfg.prompt)
-    tokenizer = load_tokenizer(spec)
-    asked = prompting(prompt, tokenizer)
-    objective, reference = build(cfg.loss)(build(cfg.weighting)), build(cfg.reference)
-    columns = columns_for(
-        objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
-    )
-    splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
-    verifier = verifier_for(splits, chosen=build(cfg.verifier))
-    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
-    # Questions not to be trained on.
-    exclude = frozenset(normalised(problem.question) for problem in (*splits.validation, *splits.test))
-    data: AnnotatedDataModule = build(cfg.data)(
-        build(cfg.mask),
-        Critical(num_alternatives=cfg.probe.critical_alternatives),
-        columns,
-        cfg.annotations_dir,
-        asked["tokenizer"],
-        cfg.seed,
-        exclude,
-    )
-    if not data.manifest.get("finished", True):
-        console.print(
-            f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
-            "The cft annotate command that made it completes it."
+    run = prepared(cfg, start.folder)
+    module = _module(cfg, run)
+    calibration = calibrate(module.lm, [*run.data.validation_rows, *run.data.train_rows])
+    _print_start(run, module, start.folder)
+    with VerifierPool(run.verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
+
+        def solver_of(model: PreTrainedModel) -> Solver:
+            engine, grader = (
+                build(cfg.engine)(model, eos_ids(model, run.tokenizer)),
+                Grader(run.tokenizer, pool.verify_all),
+            )
+            return Solver(engine, run.tokenizer, run.prompt, grader, run.loaded.context)
+
+        # Of several processes the first one alone: some engines keep a second copy of the weights.
+        if (run.validation.run or run.tested.run) and _is_first():
+            solver_of(module.lm.model)  # what cannot decode this model says so now, not after the training
+        base = interruption.unless_asked(lambda: _base(cfg, run, solver_of), otherwise=None)
+        fitted = Fit(cfg, job, start, interruption, module, run.data).run(run.validation.run, solver_of)
+        if not fitted.trainer.is_global_zero:
+            return float("nan")
+        interruption.stop_if_asked()
+        model, best_epoch = _best_model(run, module, fitted)
+        _export(cfg, run, model, start.folder)
+        place(model, device=_device(cfg))  # Lightning leaves it on the CPU
+        facts = _facts(cfg, job, run, fitted, folder=start.folder)
+        measured = interruption.unless_asked(
+            lambda: _evaluated(cfg.evaluation, run, fitted.trainer, lambda: solver_of(model), start.folder),
+            otherwise={},
         )
-    if splits is not NO_PROBLEMS and (note := other_verifier_note(data.manifest["fingerprint"]["verifier"], judged_by)):
-        console.print(note, markup=False)
-    _require_same_prompt(data, asked, cfg.prompt)
-    _require_metric(cfg.callbacks.best.monitor, data)
-    require_constructible(cfg, folder)
-    ends = [prompt.end_id(tokenizer)]
-    model = load_causal_lm(spec, ends=ends)
-    require_plain_attention(model)
-    require_length(
-        model,
-        lengths={row.row_id: len(row.ids) for row in (*data.train_rows, *data.validation_rows)},
-        remedy="lower data.max_tokens, or choose a model of a longer context",
-    )
-    require_exportable(model, tokenizer)
-    at_reference = starts_as_reference(model, columns=columns, manifest=data.manifest)
-    device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
+        interruption.stop_if_asked()
+    results = RunResults(**facts, **measured, best_epoch=best_epoch, calibration=calibration, base=base)
+    results.write(start.folder)
+    write_model_card(start.folder)
+    log_made(fitted.trainer.loggers, checkpoint_link(start.folder))
+    _print_end(results, fitted, folder=start.folder, seconds=time.monotonic() - begun)
+    return results.accuracy
+
+
+def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
+    """The model, where it is trained, under the objective."""
+    model, reference = run.loaded.model, run.reference
     # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
     # may fit on none.
-    place(model, device=device if cfg.trainer.devices == 1 else "cpu")
+    place(model, device=_device(cfg) if cfg.trainer["devices"] == 1 else "cpu")
     used = prepare_for_training(model, kernels=cfg.compute.kernels)
-    module = CausalLMModule(
+    live = needs_live(run.objective.needs, stored_logprob=reference.stored)
+    return CausalLMModule(
         model,
-        objective,
+        run.objective,
         optimizer=build(cfg.optimizer),
         schedule=cfg.schedule.shape,
         warmup_fraction=cfg.schedule.warmup_fraction,
         probe_every_n_steps=cfg.probe.every_n_steps,
         layout=cfg.compute.layout,
         fused_loss=used.fused_loss,
-        reference=reference.attach(model) if needs_live(objective.needs, stored_logprob=reference.stored) else None,
+        reference=reference.attach(model) if live else None,
     )
-    positions = context_length(model.config)
-    validation, tested = (
-        _room(cfg, splits, part, tokenizer=tokenizer, prompt=prompt, context=positions)
-        for part in ("validation", "evaluation")
-    )
-    for warning in data.warnings():
+
+
+def _device(cfg: TrainConfig) -> str:
+    return "cpu" if cfg.trainer["accelerator"] == "cpu" else "auto"
+
+
+def _is_first() -> bool:
+    """Of the processes of a distributed run."""
+    return getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
+
+
+def _print_start(run: Prepared, module: CausalLMModule, folder: Path) -> None:
+    for warning in run.data.warnings():
         console.print(f"Warning: {warning}", markup=False)
-    calibration = calibrate(module.lm, [*data.validation_rows, *data.train_rows])
-    facts = data.facts()
+    facts = run.data.facts()
     console.print(
-        f"Training {spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
-        f"{facts['train_rows']:,} rows of {data.store.folder.name} ({facts['validation_rows']:,} more are held out for "
+        f"Training {run.loaded.spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
+        f"{facts['train_rows']:,} rows of {run.data.store.folder.name} ({facts['validation_rows']:,} more are held out for "
         f"validation); loss on {facts['eligible_fraction']:.0%} of "
         f"{facts['response_tokens']:,} response tokens -> {folder}"
     )
-    with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
 
-        def make_solver(model: PreTrainedModel) -> Solver:
-            return Solver(
-                build(cfg.engine)(model, eos_ids(model, tokenizer)),
-                tokenizer,
-                prompt,
-                Grader(tokenizer, pool.verify_all),
-                positions,
-            )
 
-        # Of several processes the first one alone: some engines keep a second copy of the weights.
-        if (validation.run or tested.run) and getattr(rank_zero_only, "rank", 0) == 0:
-            make_solver(model)  # what cannot decode this model says so now, not after the training
-        base = None
-        if (
-            tested.run and cfg.evaluation.base and cfg.trainer.devices == 1
-        ):  # several processes would have to wait for it
-            decided_by = {
-                "weights": weights_hash(model),
-                "eos": eos_ids(model, tokenizer),
-                "verifier": judged_by,
-                "engine": redacted(cfg.engine),
-                "context": positions,
-                **asked,
-            }
-            base = interruption.unless_asked(
-                lambda: base_accuracy(
-                    lambda: make_solver(model),
-                    tested.run,
-                    max_new_tokens=cfg.evaluation.max_new_tokens,
-                    decided_by=decided_by,
-                ),
-                otherwise=None,
-            )
-        fitted = Fit(cfg, context, start, interruption, module, data).run(validation.run, make_solver)
-        trainer, seconds = fitted.trainer, fitted.history.seconds()
-        if not trainer.is_global_zero:
-            return float("nan")
-        interruption.stop_if_asked()
-        best = fitted.callbacks["best"]
-        whole = load_causal_lm(spec, ends=ends) if is_sharded(model) else model
-        best_epoch = _load_best(module, model, best, trainer, into=whole)
-        if whole is not model:
-            release(trainer, module)
-        model = whole.eval()
-        export(model, tokenizer, folder=folder / EXPORT, dtype=cfg.export.dtype)
-        if spec.lora is not None:
-            export_adapter(model, folder=folder / ADAPTER, base=spec.path, revision=spec.revision)
-        place(model, device=device)  # Lightning leaves it on the CPU
-        facts_of_run: dict[str, Any] = {
-            "stage": "train",
-            "run": folder.name,
-            "arm": arm_of(cfg, context, ARM_KEYS),
-            "identity": identity_of(
-                settings := settings_of(cfg, TRAINED_BY) | data.settings() | fitted.history.replanned()
-            ),
-            "settings": settings,
-            "seed": cfg.seed,
-            "benchmark": splits.name,
-            "split": "test",
-            **tested.facts(),
-            "validation": validation.facts(),
-            "best_epoch": best_epoch,
-            "best_validation": {"metric": best.monitor, "value": float(best.best_model_score)},
-            "train_seconds": round(seconds, 2),
-            "eligible_fraction": facts["eligible_fraction"],
-            "calibration": calibration,
-            "data": {
-                "annotation": data.store.folder.name,
-                "fingerprint": data.manifest["fingerprint_sha256"],
-                "prompting": asked,
-                **facts,
-            },
-            "budget": {
-                "epochs": fitted.epochs(),
-                "steps": trainer.global_step,
-                "rows_per_step": cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
-            },
-            "starts_as_reference": at_reference,
-            "base": base,
-            "lineage": lineage((annotation_link(data.store.folder), *model_inputs(spec.path))),
-        }
-        facts_of_run |= interruption.unless_asked(
-            lambda: _evaluated(cfg, folder, lambda: make_solver(model), tested.run, trainer), otherwise={}
-        )
-        interruption.stop_if_asked()
-        facts_of_run["evaluation"]["verifier"] = judged_by
-    results = RunResults(**facts_of_run)
-    results.write(folder)
-    write_model_card(folder)
-    log_made(trainer.loggers, checkpoint_link(folder))
-    accuracy = results.accuracy
-    before = f" (before training {base['metrics']['eval/accuracy']['value']:.3f})" if base else ""
-    measured = f"test accuracy {accuracy:.3f}{before}" if tested.run else "not tested (evaluation.problems=0)"
-    if tested.run:
-        console.print(accuracy_sentence(results.verdicts, not_run=len(tested.not_run)), markup=False)
-    console.print(
-        f"Done: {seconds:.0f} s of training, {time.monotonic() - begun:.0f} s in all; best epoch {best_epoch + 1} of "
-        f"{fitted.epochs():g} (best_epoch {best_epoch} in results.json and metrics.csv, which count from 0); {measured}; "
-        f"export: {folder / EXPORT}"
+def _base(cfg: TrainConfig, run: Prepared, solver_of: Callable[[PreTrainedModel], Solver]) -> dict[str, Any] | None:
+    """Accuracy of the model before training, on the problems that it is tested on after it."""
+    if not (run.tested.run and measures_base(cfg)):
+        return None
+    decided_by = {
+        "weights": run.loaded.fingerprint,
+        "eos": run.loaded.eos,
+        "verifier": verifier_fingerprint(run.verifier),
+        "engine": redacted(cfg.engine),
+        "context": run.loaded.context,
+        **run.asked,
+    }
+    return base_accuracy(
+        lambda: solver_of(run.loaded.model),
+        run.tested.run,
+        max_new_tokens=cfg.evaluation.max_new_tokens,
+        decided_by=decided_by,
     )
-    return accuracy
+
+
+def _best_model(run: Prepared, module: CausalLMModule, fitted: Fitted) -> tuple[PreTrainedModel, int]:
+    """The model with the weights of the best epoch, and that epoch, from 0. A sharded one is loaded whole."""
+    model, spec = run.loaded.model, run.loaded.spec
+    whole = load_causal_lm(spec, ends=[run.prompt.end_id(run.tokenizer)]) if is_sharded(model) else model
+    best_epoch = _load_best(module, model, fitted.callbacks["best"], fitted.trainer, into=whole)
+    if whole is not model:
+        release(fitted.trainer, module)
+    return whole.eval(), best_epoch
+
+
+def _export(cfg: TrainConfig, run: Prepared, model: PreTrainedModel, folder: Path) -> None:
+    spec = run.loaded.spec
+    export(model, run.tokenizer, folder=folder / EXPORT, dtype=cfg.export.dtype)
+    if spec.lora is not None:
+        export_adapter(model, folder=folder / ADAPTER, base=spec.path, revision=spec.revision)
+
+
+def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder: Path) -> dict[str, Any]:
+    """The fields of `RunResults` that are known before the test."""
+    data, trainer, best = run.data, fitted.trainer, fitted.callbacks["best"]
+    facts = data.facts()
+    settings = settings_of(job, TRAINED_BY) | data.settings() | fitted.history.replanned()
+    return {
+        "stage": "train",
+        "run": folder.name,
+        "arm": arm_of(job, ARM_KEYS),
+        "identity": identity_of(settings),
+        "settings": settings,
+        "seed": cfg.seed,
+        "benchmark": run.splits.name,
+        "split": "test",
+        **run.tested.facts(),
+        "validation": run.validation.facts(),
+        "best_validation": {"metric": best.monitor, "value": float(best.best_model_score)},
+        "train_seconds": round(fitted.history.seconds(), 2),
+        "eligible_fraction": facts["eligible_fraction"],
+        "data": {
+            "annotation": data.store.folder.name,
+            "fingerprint": data.manifest["fingerprint_sha256"],
+            "prompting": run.asked,
+            **facts,
+        },
+        "budget": {
+            "epochs": fitted.epochs(),
+            "steps": trainer.global_step,
+            "rows_per_step": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+        },
+        "starts_as_reference": run.starts_as_reference,
+        "lineage": lineage(job.command, (annotation_link(data.store.folder), *model_inputs(run.loaded.spec.path))),
+    }
 
 
 def _evaluated(
-    cfg: DictConfig,
-    folder: Path,
-    make_solver: Callable[[], Solver],
-    problems: tuple[Problem, ...],
-    trainer: pl.Trainer,
+    settings: EvaluationConfig, run: Prepared, trainer: pl.Trainer, make_solver: Callable[[], Solver], folder: Path
 ) -> dict[str, Any]:
-    """The entries of results.json that come of the test problems; every response goes to samples.parquet."""
-    settings = cfg.evaluation
+    """The fields of `RunResults` that come of the test problems; every response goes to samples.parquet."""
     request = SampleRequest(
         settings.num_samples, settings.temperature, settings.top_p, settings.seed, settings.max_new_tokens
     )
-    entries: dict[str, Any] = {"evaluation": dataclasses.asdict(request)}
-    if not problems:
-        return {**entries, "verdicts": {}, "metrics": {}, "per_problem": {"id": [], "correct": []}}
+    evaluation = {**dataclasses.asdict(request), "verifier": verifier_fingerprint(run.verifier)}
+    if not run.tested.run:
+        return {"evaluation": evaluation, "metrics": {}, "per_problem": {"id": [], "correct": []}}
     solver = make_solver()
-    samples = solver.solve(problems, request=request, title="Evaluating")
+    samples = solver.solve(run.tested.run, request=request, title="Evaluating")
     intervals, per_problem = summarise(samples, seed=settings.seed)
     write_samples(folder / "samples.parquet", samples, solver.tokenizer)
     log_transcripts(trainer.loggers, samples, solver.tokenizer)
@@ -311,61 +249,25 @@ def _evaluated(
         logger.log_metrics({name: i.value for name, i in intervals.items()}, step=trainer.global_step)
         logger.save()
     return {
-        **entries,
+        "evaluation": evaluation,
         "verdicts": verdict_counts(samples),
         "metrics": as_metrics(intervals),
         "per_problem": per_problem,
     }
 
 
-def _require_same_prompt(data: AnnotatedDataModule, asked: dict[str, Any], prompt: DictConfig) -> None:
-    then = data.manifest["config"].get("prompt", {})
-    annotated = {"prompt": data.manifest["fingerprint"]["prompt"]}
-    if differing := prompt_conflict(annotated, asked, then_config=then, now_config=prompt):
-        raise ConfigError(
-            f"prompt: {differing} differs between {data.store.folder} and this run; set prompt=... as in the annotation, or "
-            "annotate again"
-        )
-
-
-def _room(
-    cfg: DictConfig,
-    splits: Splits,
-    part: Literal["validation", "evaluation"],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    context: int,
-) -> Room:
-    """The problems of one part that can be run. Raises NoRoom before anything is trained."""
-    split: Split = "validation" if part == "validation" else "test"
-    limit, wanted = cfg.evaluation.max_new_tokens, cfg[part].problems
-    problems = splits.of(split)[: wanted if wanted >= 0 else None] if wanted else ()
-    room = room_for(
-        problems,
-        prompt_len=lambda problem: len(prompt.ids(tokenizer, problem.question)),
-        context=context,
-        max_new_tokens=limit,
+def _print_end(results: RunResults, fitted: Fitted, *, folder: Path, seconds: float) -> None:
+    base, best_epoch = results.base, results.best_epoch or 0
+    measured = "not tested (evaluation.problems=0)"
+    if results.metrics:
+        console.print(accuracy_sentence(results.verdicts, not_run=len(results.not_run)), markup=False)
+        before = f" (before training {base['metrics']['eval/accuracy']['value']:.3f})" if base else ""
+        measured = f"test accuracy {results.accuracy:.3f}{before}"
+    console.print(
+        f"Done: {results.train_seconds:.0f} s of training, {seconds:.0f} s in all; best epoch {best_epoch + 1} of "
+        f"{fitted.epochs():g} (best_epoch {best_epoch} in results.json and metrics.csv, which count from 0); {measured}; "
+        f"export: {folder / EXPORT}"
     )
-    if wanted:
-        require_room(
-            room,
-            where=f"{splits.name}/{split}",
-            key="evaluation.max_not_run",
-            max_not_run=cfg.evaluation.max_not_run,
-            max_new_tokens=limit,
-        )
-    return room
-
-
-def _require_metric(monitor: str, data: AnnotatedDataModule) -> None:
-    """The best epoch is chosen by a metric that will exist; found out before training, not after it."""
-    if monitor == "val/loss" and not any((row.weight > 0).any() for row in data.validation_rows):
-        raise ConfigError(
-            f"callbacks.best.monitor=val/loss: {data.store.folder} gives {len(data.validation_rows)} validation rows, and "
-            "the mask picks no token in them; raise data.validation_fraction, annotate more problems, or choose epochs "
-            "by accuracy (callbacks=default)"
-        )
 
 
 def _load_best(

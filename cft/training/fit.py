@@ -10,19 +10,20 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from cft.config.build import build, redacted, trying
+from cft.config.build import build, trying
+from cft.config.schema import TrainConfig
 from cft.console import console, progress
 from cft.data.annotated import AnnotatedDataModule
 from cft.evaluation.evaluation import Solver
 from cft.loggers.build import RunFacts
 from cft.models.flops import arithmetic_of
 from cft.runs.arm import ARM_KEYS, arm_of, spoken
+from cft.runs.job import Job
 from cft.runs.lineage import annotation_link, model_inputs
-from cft.runs.run import RunContext, group_of
+from cft.runs.run import group_of
 from cft.training.callbacks.guards import Guards, memory_advice
 from cft.training.callbacks.history import History
 from cft.training.callbacks.interruption import Interruption, StopWhenAsked
@@ -63,7 +64,7 @@ class Fitted:
         return whole if not rest else round(self.trainer.global_step / steps, 4)
 
 
-def require_constructible(cfg: DictConfig, folder: Path) -> None:
+def require_constructible(cfg: TrainConfig, folder: Path) -> None:
     """Builds optimizer, callbacks and trainer once for nothing, before a model is loaded. Raises ConfigError."""
     like = [
         nn.Parameter(torch.zeros(2, 2)),
@@ -72,9 +73,9 @@ def require_constructible(cfg: DictConfig, folder: Path) -> None:
     with trying("optimizer", cfg.optimizer):
         build(cfg.optimizer)(like)
     callbacks = []
-    for name, node in cfg.callbacks.items():
-        with trying(f"callbacks.{name}", node):
-            callbacks.append(build(node)(folder / CHECKPOINTS))
+    for name, part in cfg.callbacks.items():
+        with trying(f"callbacks.{name}", part):
+            callbacks.append(build(part)(folder / CHECKPOINTS))
     with trying("trainer", cfg.trainer):
         build(cfg.trainer)(logger=False, callbacks=callbacks, default_root_dir=folder)
 
@@ -83,8 +84,8 @@ def require_constructible(cfg: DictConfig, folder: Path) -> None:
 class Fit:
     """Lightning's Trainer with our callbacks around one training."""
 
-    cfg: DictConfig
-    context: RunContext
+    cfg: TrainConfig
+    job: Job
     start: Start
     interruption: Interruption
     module: CausalLMModule
@@ -95,11 +96,11 @@ class Fit:
         cfg, folder, start = self.cfg, self.start.folder, self.start
         position = position_of(read_checkpoint(start.checkpoint)) if start.checkpoint else None
         history = History()
-        callbacks = {name: build(node)(folder / CHECKPOINTS) for name, node in cfg.callbacks.items()}
+        callbacks = {name: build(part)(folder / CHECKPOINTS) for name, part in cfg.callbacks.items()}
         keeper = next((c for c in callbacks.values() if isinstance(c, CheckpointKeeper)), None)
         with progress("Training", total=1) as bar:
             extra: list[Any] = [
-                SameEverywhere(cfg, folder=folder, start=start.checkpoint),
+                SameEverywhere(self.job.digest, folder=folder, start=start.checkpoint),
                 SeedEachStep(cfg.seed),
                 ShowProgress(bar, arithmetic_of(self.module.lm.model)),
                 Guards(folder),
@@ -117,15 +118,15 @@ class Fit:
             )
             trainer.strategy.checkpoint_io = WholeFiles()
             if position:
-                require_steps_left(position, max_epochs=cfg.trainer.max_epochs, max_steps=trainer.max_steps)
-                rows = cfg.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+                require_steps_left(position, max_epochs=cfg.trainer["max_epochs"], max_steps=trainer.max_steps)
+                rows = cfg.data["batch_size"] * trainer.accumulate_grad_batches * trainer.world_size
                 require_same_steps(position, rows_per_step=rows)
             self.require_room(trainer)
             if getattr(rank_zero_only, "rank", 0) == 0:
-                begin(start, cfg, self.data.facts(), annotation=self.data.store.folder)
+                begin(start, self.job, self.data.facts(), annotation=self.data.store.folder)
             facts = self.facts(position)
-            trainer.loggers = [build(node)(facts) for node in cfg.logger.values()]
-            launcher = use_own_launcher(trainer, cfg, start=start)
+            trainer.loggers = [build(part)(facts) for part in cfg.logger.values()]
+            launcher = use_own_launcher(trainer, cfg, self.job, start=start)
             failed = True
             try:
                 trainer.fit(self.module, datamodule=self.data, ckpt_path=start.checkpoint, weights_only=True)
@@ -167,18 +168,19 @@ class Fit:
     def facts(self, position: Position | None) -> RunFacts:
         """What the loggers are told."""
         cfg, folder = self.cfg, self.start.folder
-        arm = arm_of(cfg, self.context, ARM_KEYS)
+        arm = arm_of(self.job, ARM_KEYS)
         return RunFacts(
             folder,
             name="-".join([*map(str, spoken(arm).values()), f"seed{cfg.seed}"]),
-            group=group_of(folder) if position else self.context.group,
+            group=group_of(folder) if position else self.job.group,
             job_type="train",
             tags=(
                 *(f"{key}:{arm[key]}" for key in ("mask", "weighting", "loss", "model")),
                 f"annotation:{self.data.store.folder.name}",
             ),
-            config=redacted(cfg),
-            inputs=(annotation_link(self.data.store.folder), *model_inputs(cfg.model.path)),
+            config=self.job.config,
+            command=self.job.command,
+            inputs=(annotation_link(self.data.store.folder), *model_inputs(cfg.model["path"])),
             resumed_at=position.steps if position else 0,
             validated=position is None or position.next != "validation",
         )

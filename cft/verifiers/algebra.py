@@ -140,6 +140,7 @@ def _compared(gold: str, prediction: str, golds: list[Any], predictions: list[An
         if agree is False:
             return "wrong", "other values"
     if isinstance(expected, Eq) != isinstance(given, Eq):
+        equation: Any
         equation, other = (expected, given) if isinstance(expected, Eq) else (given, expected)
         if not (equation.lhs.is_Symbol or equation.lhs.is_Function):
             return "undecided", "an equation, and an expression that may be its right side"

@@ -41,7 +41,7 @@ class Math(LastAnswer):
     """
 
     name: ClassVar[str] = "math"
-    version: ClassVar[str] = f"4, {_LIBRARIES}"
+    version: ClassVar[str] = f"5, {_LIBRARIES}"
     fallback_last_number: bool
     lists: Literal["set", "sequence", "unknown"]
 
@@ -113,10 +113,6 @@ class Math(LastAnswer):
 
     def _compared(self, text: str, gold: str) -> tuple[Decided, str]:
         return compare(gold=gold, answer=text, lists=self.lists, algebra=equal_by_algebra)
-
-
-def _algebra(gold: str, prediction: str) -> tuple[Decided, str]:
-    return equal_by_algebra(gold=gold, prediction=prediction)
 
 
 def _letter_alone(line: str) -> str:

@@ -85,7 +85,8 @@ def leaves(tree: Any) -> Counter[str]:
             found["d"] += len(node.limits)
         # What the library puts there itself: the -1 of a quotient or a difference, the half of a root, a logarithm's base.
         if isinstance(node, Pow) and node.exp.is_Rational:
-            found.subtract({"2": int(node.exp.q == 2), "1": int(node.exp == -1)})
+            exponent: Any = node.exp
+            found.subtract({"2": int(exponent.q == 2), "1": int(exponent == -1)})
         elif isinstance(node, Mul):
             found["1"] -= sum(factor == -1 for factor in node.args)
         elif isinstance(node, log) and len(node.args) == 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import platform
 import subprocess
@@ -30,9 +31,11 @@ class Record:
     found: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
+    _part_ends: float = math.inf
 
     def left(self) -> float:
-        return self.seconds - (time.monotonic() - self._started)
+        """Seconds to the limit, within a part to its own."""
+        return min(self._started + self.seconds, self._part_ends) - time.monotonic()
 
     def put(self, name: str, value: Any) -> None:
         self.found[name] = rounded(value)
@@ -59,14 +62,18 @@ class Record:
             self._write()
 
     def each(self, parts: Sequence[tuple[str, Callable[[], Any]]], *, needs: float = 5.0) -> None:
-        """Parts by name, what each returns being its value."""
-        for name, measure in parts:
+        """Parts by name, what each returns being its value. None takes the next one's time: of what is left, it has the share
+        of one of those to come."""
+        for i, (name, measure) in enumerate(parts):
             free_memory()  # what a part that failed held is free only once its error is gone
+            self._part_ends = time.monotonic() + self.left() / (len(parts) - i)
             try:
                 with self.part(name, needs=needs):
                     self.put(name, measure())
             except LeftOut:
                 continue
+            finally:
+                self._part_ends = math.inf
 
     def _write(self) -> None:
         text = json.dumps({**self.found, **({"errors": self.errors} if self.errors else {})}, indent=1, default=str)

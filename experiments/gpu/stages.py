@@ -66,7 +66,7 @@ def annotate(record: Record) -> None:
     common = [f"limit={limit}", f"unit_size={limit}", "replay_fraction=0.2"]
     stores: dict[str, AnnotationStore] = {}
 
-    def made(name: str) -> dict[str, Any]:
+    def made(name: str, *, seconds: float) -> dict[str, Any]:
         overrides, environment = runs[name]
         place = name.replace(" ", "_").replace(",", "")
         # The CPU's run may go beside the others, so each has a Hydra folder of its own.
@@ -77,7 +77,7 @@ def annotate(record: Record) -> None:
         ]
         log = record.folder / f"{place}.log"
         arguments = [sys.executable, ROOT / "annotate.py", *common, *where, *overrides]
-        status, seconds = command(arguments, log=log, seconds=record.left() - 5, environment=environment)
+        status, took = command(arguments, log=log, seconds=seconds, environment=environment)
         if status:
             raise RuntimeError(f"exit status {status}: {tail(log)}")
         store = AnnotationStore(record.folder / place)
@@ -91,13 +91,13 @@ def annotate(record: Record) -> None:
             "replays": counts.get("replays", 0),
             "replay_flips": counts.get("replay_flips", 0),
             "tokens_per_s": (compute["solve_tokens"] + compute["counterfactual_tokens"]) / max(1e-9, decoding),
-            "seconds": seconds,
+            "seconds": took,
             "table": table_hash(store.rows())[:12],
         }
 
     with ThreadPoolExecutor(1) as beside:
-        first = beside.submit(made, "cpu float32")
-        record.each([(name, lambda name=name: made(name)) for name in list(runs)[1:]])
+        first = beside.submit(made, "cpu float32", seconds=record.left() - 5)
+        record.each([(name, lambda name=name: made(name, seconds=record.left() - 2)) for name in list(runs)[1:]])
         record.each([("cpu float32", first.result)], needs=0)
     rows = {name: store.rows() for name, store in stores.items()}
     if "cpu float32" in rows:
@@ -156,22 +156,26 @@ def train(record: Record) -> None:
     # The bfloat16 under Lightning's autocast is the CPU's in a dry run.
     runs = {
         "cpu float32": ["trainer.accelerator=cpu", "trainer.precision=32-true"],
-        "float32": [*gpu, "trainer.precision=32-true"],
         "bf16-mixed": [*gpu, "trainer.precision=bf16-mixed"],
+        "float32": [*gpu, "trainer.precision=32-true"],
     }
+    runs = {name: _short(overrides, steps=steps, rows=rows, tiny=record.tiny) for name, overrides in runs.items()}
     losses: dict[str, dict[int, float]] = {}
 
-    def made(name: str) -> dict[str, Any]:
-        folder = record.folder / name.replace(" ", "_")
-        found = trained(folder, _short(runs[name], steps=steps, rows=rows, tiny=record.tiny), seconds=record.left() - 5)
+    def made(name: str, *, seconds: float) -> dict[str, Any]:
+        found = trained(record.folder / name.replace(" ", "_"), runs[name], seconds=seconds)
         losses[name] = found.pop("losses")
         return found
 
     with ThreadPoolExecutor(1) as beside:
-        first = beside.submit(made, "cpu float32")
-        record.each([(name, lambda name=name: made(name)) for name in list(runs)[1:]])
-        killed = [*_short(runs["bf16-mixed"], steps=steps, rows=rows, tiny=record.tiny)]
-        record.each([("bf16-mixed, killed and resumed", lambda: resumed(record, killed, losses))])
+        first = beside.submit(made, "cpu float32", seconds=record.left() - 5)
+        record.each(
+            [
+                ("bf16-mixed", lambda: made("bf16-mixed", seconds=record.left() - 2)),
+                ("bf16-mixed, killed and resumed", lambda: resumed(record, runs["bf16-mixed"], losses)),
+                ("float32", lambda: made("float32", seconds=record.left() - 2)),
+            ]
+        )
         record.each([("cpu float32", first.result)], needs=0)
     for name in ("float32", "bf16-mixed"):
         if {name, "cpu float32"} <= losses.keys():
@@ -183,24 +187,29 @@ def fsdp(record: Record) -> None:
     accelerator = "gpu" if record.device.type == "cuda" else "cpu"
     losses: dict[str, dict[int, float]] = {}
     runs = {
-        "one device": [f"trainer.accelerator={accelerator}", "trainer.precision=bf16-mixed"],
         "fsdp": [
             *("trainer=fsdp", "trainer.devices=1", f"trainer.accelerator={accelerator}"),
             "trainer.precision=bf16-mixed",
         ],
+        "one device": [f"trainer.accelerator={accelerator}", "trainer.precision=bf16-mixed"],
     }
+    runs = {name: _short(overrides, steps=steps, rows=rows, tiny=record.tiny) for name, overrides in runs.items()}
 
     def made(name: str) -> dict[str, Any]:
-        folder = record.folder / name.replace(" ", "_")
-        found = trained(folder, _short(runs[name], steps=steps, rows=rows, tiny=record.tiny), seconds=record.left() - 5)
+        found = trained(record.folder / name.replace(" ", "_"), runs[name], seconds=record.left() - 2)
         losses[name] = found.pop("losses")
         return found
 
-    record.each([(name, lambda name=name: made(name)) for name in runs], needs=20)
+    record.each(
+        [
+            ("fsdp", lambda: made("fsdp")),
+            ("fsdp, killed and resumed", lambda: resumed(record, runs["fsdp"], losses, of="fsdp")),
+            ("one device", lambda: made("one device")),
+        ],
+        needs=20,
+    )
     if losses.keys() == runs.keys():
         record.put("fsdp beside one device", apart(losses["one device"], losses["fsdp"]))
-    killed = _short(runs["fsdp"], steps=steps, rows=rows, tiny=record.tiny)
-    record.each([("fsdp, killed and resumed", lambda: resumed(record, killed, losses, of="fsdp"))], needs=30)
 
 
 def _short(overrides: Sequence[str], *, steps: int, rows: int, tiny: bool) -> list[str]:
@@ -209,7 +218,8 @@ def _short(overrides: Sequence[str], *, steps: int, rows: int, tiny: bool) -> li
         *("mask=all", "data.annotation=tiny_arith", f"data.max_rows={rows}", "data.batch_size=16"),
         *(f"trainer.max_steps={steps}", "trainer.max_epochs=-1", "probe.every_n_steps=5", "seed=0"),
         *(f"validation.problems={4 if tiny else 40}", f"evaluation.problems={4 if tiny else 100}"),
-        *("evaluation.num_samples=1", "evaluation.max_new_tokens=64", "callbacks.last.every_n_steps=5"),
+        *("evaluation.num_samples=1", "evaluation.max_new_tokens=64", "evaluation.base=false"),
+        "callbacks.last.every_n_steps=5",
         *overrides,
     ]
 
@@ -262,29 +272,35 @@ def apart(expected: Mapping[int, float], found: Mapping[int, float]) -> dict[str
 def resumed(
     record: Record, overrides: Sequence[str], losses: Mapping[str, Mapping[int, float]], *, of: str = "bf16-mixed"
 ) -> dict[str, Any]:
-    """A run that is killed after its first checkpoints and resumed, beside the one that was left alone."""
+    """A run that is killed after its first checkpoints and resumed, beside the one that was left alone where that ended."""
     folder = record.folder / f"killed_{of}"
     arguments = [sys.executable, ROOT / "train.py", *overrides, f"hydra.run.dir={folder}"]
-    with (record.folder / f"killed_{of}.log").open("w", encoding="utf-8") as log:
+    log = record.folder / f"killed_{of}.log"
+    with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
-            [*map(str, arguments)], stdout=log, stderr=subprocess.STDOUT, env=child_environment()
+            [*map(str, arguments)], stdout=out, stderr=subprocess.STDOUT, env=child_environment()
         )
         until = time.monotonic() + record.left() - 10
         while process.poll() is None and len(_checkpoints(folder)) < 2:
             if time.monotonic() > until:
                 process.kill()
-                raise TimeoutError("no second checkpoint in time")
+                process.wait()
+                raise TimeoutError(f"no second checkpoint in time: {tail(log)}")
             time.sleep(0.02)
         ended = process.poll()
         process.send_signal(signal.SIGKILL)
         process.wait()
+    if ended:
+        raise RuntimeError(f"exit status {ended}: {tail(log)}")
     at = [path.name for path in _checkpoints(folder)]
     # A resumed run takes its settings from the folder; those of the command line are the same.
-    found = trained(folder, [*overrides, f"resume={folder}"], seconds=record.left() - 5)
+    found = trained(folder, [*overrides, f"resume={folder}"], seconds=record.left() - 2)
+    own = found.pop("losses")
     return {
         "killed_after": str(at),
         "had_ended": ended,
-        **apart(losses[of], found.pop("losses")),
+        "steps_in_all": len(own),
+        **(apart(losses[of], own) if of in losses else {}),
         "test_accuracy": found["test_accuracy"],
         "export": found["export"],
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from experiments.mutants.mutant import Mutant
 
-
 GRADING = (
     Mutant(
         "a cut-off text's last number votes",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,7 +29,7 @@ from cft.evaluation.metrics import Interval
 from cft.evaluation.room import NoRoom, require_room, room_for
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.prompts.chat import Chat
-from cft.stages.train import _room as room_of_part
+from cft.stages.preparation import room_of_part
 from cft.types import Completion, Outcome, Problem
 from cft.verifiers import Numeric
 from cft.verifiers.grader import Grader
@@ -182,9 +184,9 @@ def test_training_refuses_problems_without_room_before_it_starts(part: str) -> N
     best = ("callbacks=best_loss",) if part == "evaluation" else ()
     cfg = composed("train", f"prompt.system={'word ' * 300}", f"{part}.problems=3", f"{other}.problems=0", *best)
     splits = arithmetic(name="a", seed=0, num_train=1, num_validation=3, num_test=3)
-    tokenizer = load_tokenizer(build(cfg.model))
+    loaded: Any = SimpleNamespace(tokenizer=load_tokenizer(build(cfg.model)), context=256)
     with pytest.raises(NoRoom, match=r"evaluation\.max_not_run=0\.01: 3 of the 3"):
-        room_of_part(cfg, splits, part, tokenizer=tokenizer, prompt=build(cfg.prompt), context=256)
+        room_of_part(cfg, splits, part, loaded=loaded, prompt=build(cfg.prompt))
 
 
 def test_undecided_is_counted_apart() -> None:

@@ -32,7 +32,7 @@ def text(path: Path) -> str:
 
 
 @cache
-def tests_of(path: Path) -> set[str]:
+def functions_of(path: Path) -> set[str]:
     return {node.name for node in ast.parse(text(path)).body if isinstance(node, ast.FunctionDef)}
 
 
@@ -40,9 +40,10 @@ def test_every_mutant_finds_its_place_and_its_test(root: Path) -> None:
     for mutant in MUTANTS:
         source = text(root / module_path(mutant))
         changed = mutated(mutant, source)
-        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source)), mutant.name
+        assert changed != source, mutant.name
+        ast.parse(changed)
         file, _, test = mutant.test.partition("::")
-        assert test.partition("[")[0] in tests_of(root / file), mutant.test
+        assert test.partition("[")[0] in functions_of(root / file), mutant.test
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
 
 
@@ -62,7 +63,7 @@ def test_a_place_is_found_by_its_function_and_its_syntax() -> None:
         ("B.f", "x", "a.b has no B.f"),
         ("A.g", "x", "a.b has no A.g"),
         ("A.f", "z", "'z' 0 times"),
-        ("A.f", "x", "'x' 4 times"),
+        ("A.f", "x", "'x' 3 times"),
     ],
 )
 def test_a_place_that_is_gone_or_not_unique_is_named(place: str, old: str, message: str) -> None:

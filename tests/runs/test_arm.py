@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import OmegaConf, flag_override
+from omegaconf import OmegaConf
 
 from cft.runs.arm import ARM_KEYS, METHOD, arm_of
-from cft.runs.run import run_context
-from tests.stage import CONF
+from tests.stage import CONF, job
 
 PLAIN = {
     "model": "tiny_arith",
@@ -31,18 +27,8 @@ SAME = ("data.annotation=tiny_arith", "optimizer.lr=1e-4", "trainer.max_epochs=1
 
 
 def arm(*overrides: str) -> dict[str, Any]:
-    """Of a job of train.py with these overrides."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*SAME, *overrides], return_hydra_config=True)
-        cfg.hydra.runtime.output_dir = "run"
-        cfg.hydra.mode = RunMode.RUN
-        HydraConfig.instance().set_config(cfg)
-    with flag_override(cfg, ["struct", "readonly"], [False, False]):
-        del cfg["hydra"]  # as for a job
-    try:
-        return arm_of(cfg, run_context(), ARM_KEYS)
-    finally:
-        HydraConfig.instance().cfg = None
+    """Of a job of cft train with these overrides."""
+    return arm_of(job("train", *SAME, *overrides), ARM_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +44,16 @@ def arm(*overrides: str) -> dict[str, Any]:
         (("mask=complement",), {"mask": "complement", "mask@mask.of": "critical"}),
         (("mask=complement", "mask@mask.of=numeric"), {"mask": "complement", "mask@mask.of": "numeric"}),
         (
-            ("+regularizer@loss.regularizers.kl=kl_to_reference", "loss.regularizers.kl.where=other"),
-            {"regularizer@loss.regularizers.kl": "kl_to_reference", "loss.regularizers.kl.where": "other"},
+            (
+                "reference=initial",
+                "+regularizer@loss.regularizers.kl=kl_to_reference",
+                "loss.regularizers.kl.where=other",
+            ),
+            {
+                "reference": "initial",
+                "regularizer@loss.regularizers.kl": "kl_to_reference",
+                "loss.regularizers.kl.where": "other",
+            },
         ),
         (("mask=random_like_critical",), {"mask": "random_like_critical"}),  # its seed is the run's: no departure
         (("mask=random_like_critical", "mask.seed=9"), {"mask": "random_like_critical", "mask.seed": 9}),

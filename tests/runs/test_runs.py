@@ -17,22 +17,17 @@ from cft.runs.results import RunResults
 from cft.runs.run import (
     MEASURED_AS,
     TRAINED_BY,
-    RunContext,
     identity_of,
     keep_rows,
     settings_of,
 )
 from cft.stages.evaluate import ARM_KEYS, _identity
 from tests.fakes import row
-from tests.stage import composed
+from tests.stage import job
 
 
 def identity(*overrides: str) -> str:
-    return identity_of(settings_of(composed("train", *overrides), TRAINED_BY))
-
-
-def context(*overrides: str, **choices: str) -> RunContext:
-    return RunContext(Path("run"), "run", {"model": "tiny_arith", **choices}, overrides, False)
+    return identity_of(settings_of(job("train", *overrides), TRAINED_BY))
 
 
 @pytest.mark.parametrize(
@@ -79,23 +74,21 @@ def test_an_evaluated_run_stays_the_arm_it_was_trained_as_with_the_facts_of_its_
         "settings": {"data.batch_size": 8},
         "identity": "abc",
     }
-    cfg = composed(
-        "evaluate", "checkpoint=run", f"model={model}", *(["model.path=x/y"] if model != "tiny_arith" else [])
-    )
+    here = job("evaluate", "checkpoint=run", f"model={model}", *(["model.path=x/y"] if model != "tiny_arith" else []))
     measured = {"metrics": {}, "per_problem": {}, "benchmark": "a", "split": "test"}  # of the training's own evaluation
     trained = RunResults(stage="train", run="run", seed=0, **measured, **kept)
-    found = _identity(cfg, context("checkpoint=run", model=model), trained, weights="")
+    found = _identity(here, trained, checkpoint="run", weights="")
     assert found == kept
 
 
 def test_a_plain_folder_is_told_by_its_weights_and_a_model_by_its_name() -> None:
-    cfg = composed("evaluate", "checkpoint=runs/3/export")
-    found = _identity(cfg, context("checkpoint=runs/3/export"), None, weights="0123456789abcdef")
+    given = "runs/3/export"
+    found = _identity(job("evaluate", f"checkpoint={given}"), None, checkpoint=given, weights="0123456789abcdef")
     assert found["arm"] == {"model": "3/export", "weights": "0123456789ab"}
-    cfg = composed("evaluate")
-    base = _identity(cfg, context(), None, weights="")
-    assert base["arm"] == arm_of(cfg, context(), ARM_KEYS) == {"model": "tiny_arith"}
-    assert base["settings"] == settings_of(cfg, MEASURED_AS)
+    plain = job("evaluate")
+    base = _identity(plain, None, checkpoint="", weights="")
+    assert base["arm"] == arm_of(plain, ARM_KEYS) == {"model": "tiny_arith"}
+    assert base["settings"] == settings_of(plain, MEASURED_AS)
 
 
 def facts(digest: str, rows: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import pytest
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model
 from cft.runs.lineage import lineage
 from cft.runs.results import RunResults
-from cft.runs.run import RunContext, save_config
+from cft.runs.run import save_config
 from tests.entry import FIT_ONLY, SHORT, Ended, run
-from tests.stage import composed
+from tests.stage import job
 
 
 def sweep(folder: Path, seeds: str) -> Ended:
@@ -53,15 +54,15 @@ def test_finished_jobs_are_passed_over_the_cut_off_one_goes_on_and_new_ones_are_
 
 def test_an_evaluation_is_known_by_its_settings_and_by_the_weights_it_read(tmp_path: Path, tiny_folder: Path) -> None:
     def asked(*overrides: str, number: str = "1", multirun: bool = True) -> float | None:
-        cfg = composed("evaluate", f"checkpoint='{tiny_folder}'", *overrides)
-        context = RunContext(tmp_path / number, "sweep", {}, (), multirun)
-        return evaluated_before(cfg, context, inputs=evaluated_model(cfg))
+        now = job("evaluate", f"checkpoint='{tiny_folder}'", *overrides, folder=tmp_path / number)
+        return evaluated_before(replace(now, multirun=multirun), inputs=inputs)
 
-    done = composed("evaluate", f"checkpoint='{tiny_folder}'", "limit=7")
+    inputs = evaluated_model(str(tiny_folder), model_path="")
+    done = job("evaluate", f"checkpoint='{tiny_folder}'", "limit=7")
     save_config(tmp_path / "0", done)
     where = {"stage": "evaluate", "run": "0", "arm": {}, "seed": 0, "benchmark": "arithmetic", "split": "test"}
     measured = {"metrics": {"eval/accuracy": {"value": 0.25}}, "per_problem": {}}
-    results = RunResults(**where, **measured, lineage=lineage(evaluated_model(done)))
+    results = RunResults(**where, **measured, lineage=lineage(done.command, inputs))
     results.write(tmp_path / "0")
     assert asked("limit=7") == 0.25
     assert asked("limit=8") is None

@@ -36,7 +36,7 @@ from tests.conftest import make_llama, make_tokenizer
 from tests.entry import run
 from tests.fakes import exact_llama, row
 from tests.precision import ROUNDING, assert_as_exact_as_torch, float64
-from tests.stage import composed
+from tests.stage import asked, composed
 
 VOCABULARY = 26
 
@@ -214,7 +214,7 @@ def test_the_command_for_a_score_can_be_pasted(name: str, path: str, revision: s
     program, argv = shlex.split(command)[:2], shlex.split(command)[2:]
     assert program == ["cft", "score"]
     cfg = composed("score", *argv)
-    assert (cfg.model.name, cfg.model.path, cfg.model.revision) == (name, path, revision)
+    assert (cfg.model["name"], cfg.model["path"], cfg.model["revision"]) == (name, path, revision)
     assert (cfg.annotation, cfg.name) == ("mine", score_name)
     assert cfg.checkpoint == ("" if score_name == "attention_received" else "RUN_FOLDER")
     assert not set("<>") & set(command)
@@ -250,7 +250,7 @@ def scored(tmp_path: Path, tiny_folder: Path) -> tuple[AnnotationStore, list[str
 
 def test_the_entry_stores_what_a_plain_pass_gives(scored: tuple[AnnotationStore, list[str]]) -> None:
     store, overrides = scored
-    folder = score(composed("score", *overrides, "batch_size=3"))
+    folder = score(*asked("score", *overrides, "batch_size=3"))
     assert folder == store.folder / "scores" / "base"
     rows, used = with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
     assert all(one.scores["base"].dtype == np.float32 for one in rows)
@@ -273,16 +273,16 @@ def test_a_score_is_made_once_and_grows_with_its_annotation(
         return plain(self, model, rows)
 
     monkeypatch.setattr(ReferenceLogprob, "__call__", counted)
-    score(composed("score", *overrides))
+    score(*asked("score", *overrides))
     assert sorted(seen) == ["r0", "r1", "r2", "r3"]
-    score(composed("score", *overrides))
+    score(*asked("score", *overrides))
     assert len(seen) == 4
     assert "nothing to do" in capsys.readouterr().out
     before, _ = with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
     store = annotation(store.folder, rows=6)
     with pytest.raises(StoreError, match=r"no values for response r4 .*\n?.*cft score annotation=mine"):
         with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
-    score(composed("score", *overrides))
+    score(*asked("score", *overrides))
     assert seen[4:] == ["r4", "r5"] or seen[4:] == ["r5", "r4"]
     after, _ = with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
     for one, other in zip(before, after, strict=False):
@@ -291,16 +291,15 @@ def test_a_score_is_made_once_and_grows_with_its_annotation(
 
 def test_another_score_of_the_same_name_is_refused(scored: tuple[AnnotationStore, list[str]], tmp_path: Path) -> None:
     _, overrides = scored
-    score(composed("score", *overrides))
+    score(*asked("score", *overrides))
     make_llama(seed=1).save_pretrained(tmp_path / "trained" / "export")
     make_tokenizer().save_pretrained(tmp_path / "trained" / "export")
-    other = composed("score", *overrides, f"checkpoint={tmp_path / 'trained'}")
+    other = asked("score", *overrides, f"checkpoint={tmp_path / 'trained'}")
     with pytest.raises(StoreError, match=r"(?s)model: stored .*now .*replace=true"):
-        score(other)
+        score(*other)
     with pytest.raises(StoreError, match=r"(?s)score: stored .*attention_to_prompt.*name=\.\.\."):
-        score(composed("score", *overrides, "score=attention_to_prompt"))
-    other.replace = True
-    folder = score(other)
+        score(*asked("score", *overrides, "score=attention_to_prompt"))
+    folder = score(*asked("score", *overrides, f"checkpoint={tmp_path / 'trained'}", "replace=true"))
     found = {
         key: values
         for key, (_, values) in read_score(folder.parent, name="base", annotation="mine", model="").values.items()
@@ -312,20 +311,20 @@ def test_another_score_of_the_same_name_is_refused(scored: tuple[AnnotationStore
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
 def test_a_damaged_table_is_refused_with_the_command(scored: tuple[AnnotationStore, list[str]], damage: Any) -> None:
     store, overrides = scored
-    folder = score(composed("score", *overrides))
+    folder = score(*asked("score", *overrides))
     (table,) = folder.glob("*.parquet")
     damage(table)
     with pytest.raises(StoreError, match=rf"{table.name}: .*cft score annotation=mine.* replace=true") as error:
         with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
     if damage is not Path.unlink:
         assert "expected" in str(error.value)
-    score(composed("score", *overrides, "replace=true"))
+    score(*asked("score", *overrides, "replace=true"))
     with_scores(store, store.rows(), names=["base"], annotations_dir="elsewhere")
 
 
 def test_damaged_manifests_are_refused(scored: tuple[AnnotationStore, list[str]]) -> None:
     store, overrides = scored
-    manifest = score(composed("score", *overrides)) / "manifest.json"
+    manifest = score(*asked("score", *overrides)) / "manifest.json"
     for text in ("{", "[]", '{"schema": 1}', json.dumps({**json.loads(manifest.read_text()), "schema": 9})):
         manifest.write_text(text)
         with pytest.raises(StoreError, match=r"manifest.json: (damaged|schema 9).*replace=true"):
@@ -334,7 +333,7 @@ def test_damaged_manifests_are_refused(scored: tuple[AnnotationStore, list[str]]
 
 def test_rows_made_anew_under_old_ids_are_noticed(scored: tuple[AnnotationStore, list[str]]) -> None:
     store, overrides = scored
-    score(composed("score", *overrides))
+    score(*asked("score", *overrides))
     changed = [dataclasses.replace(one, response_ids=one.response_ids[::-1].copy()) for one in store.rows()]
     with pytest.raises(StoreError, match="no values for response r1 with its present tokens"):
         with_scores(store, changed, names=["base"], annotations_dir="elsewhere")
@@ -343,7 +342,7 @@ def test_rows_made_anew_under_old_ids_are_noticed(scored: tuple[AnnotationStore,
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     annotation(tmp_path / "mine", rows=1)
     with pytest.raises(StoreError, match="mask=projected"):
-        score(composed("score", "annotation=mine", f"annotations_dir={tmp_path}", "name=base"))  # tiny_arith's
+        score(*asked("score", "annotation=mine", f"annotations_dir={tmp_path}", "name=base"))  # tiny_arith's
 
 
 def test_a_row_too_long_for_the_model_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
@@ -352,7 +351,7 @@ def test_a_row_too_long_for_the_model_is_refused(tmp_path: Path, tiny_folder: Pa
         made.commit(0, rows=[row([5] * 80)], problems=[], facts={})
     with pytest.raises(ModelError, match="response r0 and its prompt have 83 tokens, the model takes 64"):
         score(
-            composed("score", "annotation=mine", f"annotations_dir={tmp_path}", "name=b", f"model.path='{tiny_folder}'")
+            *asked("score", "annotation=mine", f"annotations_dir={tmp_path}", "name=b", f"model.path='{tiny_folder}'")
         )
 
 

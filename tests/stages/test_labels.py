@@ -19,14 +19,14 @@ from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts
 from tests.entry import run
 from tests.precision import FEW, float64
-from tests.stage import composed
+from tests.stage import asked, composed
 
 ARGUMENTS = ("annotation=tiny_arith", "mask=critical", "data.max_rows=200", "benchmark.num_test=100")
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return labels(composed("labels", *ARGUMENTS, f"out={tmp_path_factory.mktemp('labels') / 'a b'}"))
+    return labels(*asked("labels", *ARGUMENTS, f"out={tmp_path_factory.mktemp('labels') / 'a b'}"))
 
 
 def rows_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -82,10 +82,10 @@ def test_the_card_and_the_manifest_say_where_the_labels_come_from(exported: Path
 
 def test_the_same_again_gives_the_same_bytes_and_something_else_is_refused(exported: Path) -> None:
     before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
-    labels(composed("labels", *ARGUMENTS, f"out={exported}"))
+    labels(*asked("labels", *ARGUMENTS, f"out={exported}"))
     assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
     with pytest.raises(ConfigError, match="holds something else already"):
-        labels(composed("labels", *ARGUMENTS, f"out={exported}", "mask=all"))
+        labels(*asked("labels", *ARGUMENTS, f"out={exported}", "mask=all"))
     assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
 
 
@@ -112,7 +112,7 @@ def test_the_first_loss_of_trl_is_ours(accumulate: int, tiny_arith_path: Path, t
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    folder = labels(composed("labels", *ARGUMENTS, f"out={tmp_path / 'labels'}"))
+    folder = labels(*asked("labels", *ARGUMENTS, f"out={tmp_path / 'labels'}"))
     data = load_dataset("parquet", data_files=str(folder / "data" / "train-*.parquet"), cache_dir=str(tmp_path))[
         "train"
     ]

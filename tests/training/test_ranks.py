@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from cft.config.build import config_hash
 from cft.training.checkpointing.checkpoints import CHECKPOINTS, newest_checkpoint, read_checkpoint
 from cft.training.checkpointing.position import position_of
 from cft.training.checkpointing.resume import Start
-from cft.training.distributed.launcher import VARIABLES, RankMismatch, SameEverywhere, own_environment, save_job
+from cft.training.distributed.launcher import VARIABLES, RankMismatch, SameEverywhere, own_environment, save_rank
 from cft.training.distributed.sharding import ShardingError, require_equal_weights
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY
 from tests.fakes import random_llama
 from tests.loggers.test_wandb import Logged
-from tests.stage import CONF, composed
+from tests.stage import asked
 
 TWO = ("trainer.accelerator=cpu", "data.batch_size=1", "data.max_rows=10")  # two steps an epoch
 
@@ -56,42 +52,27 @@ def ranks_of(process: int) -> list[int]:
 # ---- in one process
 
 
-@pytest.fixture(params=["RUN", "MULTIRUN"])
-def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """A Hydra job with values of its own, as the launcher sets it up."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["seed=7", "mask=all"], return_hydra_config=True)
-    OmegaConf.set_struct(cfg, False)
-    cfg.hydra.mode = RunMode[request.param]
-    cfg.hydra.runtime.output_dir = str(tmp_path / "sweep" / "1")
-    if cfg.hydra.mode == RunMode.MULTIRUN:
-        cfg.hydra.job.num, cfg.hydra.job.id = 1, "1"
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(cfg)
-    yield cfg
-    HydraConfig.instance().cfg = before
-
-
-def test_another_process_gets_the_jobs_own_config(job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cft.runs.run import run_context
+def test_another_process_gets_what_this_one_was_called_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cft.stages import rank_process
     from cft.stages import train as stage
 
-    cfg = composed("train", "seed=7", "mask=all")
-    here = run_context()
+    config, here = asked(
+        "train", "seed=7", "mask=random_like_critical", "logger=wandb", folder=tmp_path / "sweep" / "1"
+    )
+    config.mask.allowed = ("mylab.",)
+    here = dataclasses.replace(here, multirun=True, group="sweep")
     start = Start(tmp_path / "run", tmp_path / "run" / "step-00000003.ckpt")
-    save_job(tmp_path / "job.yaml", cfg, start)
-    HydraConfig.instance().cfg = None
+    save_rank(tmp_path / "job.json", config, here, start)
     seen: list[Any] = []
-    monkeypatch.setattr(stage, "train", lambda cfg, start: seen.append((cfg, start, run_context())))
+    monkeypatch.setattr(stage, "train", lambda *inputs: seen.append(inputs))
     monkeypatch.setattr(rank_process, "die_with_parent", lambda: None)
-    rank_process.main(tmp_path / "job.yaml")
-    ((got, begins, there),) = seen
-    assert config_hash(got) == config_hash(cfg)
+    rank_process.main(tmp_path / "job.json")
+    ((got, there, begins),) = seen
+    assert got == config
     assert got.seed == 7
-    assert begins == start
+    assert got.mask.allowed == got.logger["wandb"].allowed == ("mylab.",)
     assert there == here
-    assert there.multirun == (job.hydra.mode == RunMode.MULTIRUN)
+    assert begins == start
 
 
 def test_what_a_distributed_job_leaves_in_the_environment_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +85,8 @@ def test_what_a_distributed_job_leaves_in_the_environment_is_taken_back(monkeypa
 
 
 def test_ranks_that_were_started_unlike_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = SameEverywhere(composed("train", "seed=1"), folder=tmp_path, start=None)
-    other = SameEverywhere(composed("train", "seed=2"), folder=tmp_path, start=None)
+    own = SameEverywhere("0123456789ab", folder=tmp_path, start=None)
+    other = SameEverywhere("ba9876543210", folder=tmp_path, start=None)
 
     def gather(everywhere: list[Any], facts: Any) -> None:
         everywhere[:] = [facts, answers.facts]
@@ -154,7 +135,7 @@ def test_a_multirun_of_two_jobs_in_two_processes_each(tmp_path: Path) -> None:
         assert OmegaConf.load(folder / "config.yaml").seed == seed
         budget = json.loads((folder / "results.json").read_text())["budget"]
         assert budget["rows_per_step"] == 2  # two processes with one row each
-        assert not (folder / ".ranks.yaml").exists()
+        assert not (folder / ".ranks.json").exists()
     runs = sorted(tmp_path.glob("**/wandb/offline-run-*/*.wandb"), key=lambda path: path.parts)
     assert [path.relative_to(tmp_path / "sweep").parts[0] for path in runs] == ["0", "1"]
     assert [Logged(path).config["seed"] for path in runs] == [3, 4]

@@ -41,7 +41,7 @@ HOSTILE = {
     "5000 digits and a root": "\\sqrt{" + "7" * 5000 + "}",
     "many digits in many parts": ",".join(["7" * 100] * 10),
     "400 terms": "+".join(f"x^{n}" for n in range(400)),
-    "hundred unknowns": "*".join(f"(a_{{{n}}}+b_{{{n}}})" for n in range(30)),
+    "limit": "\\lim_{x \\to 1} \\frac{\\sin(x^{19})}{x^{9}}" + "(a+b)" * 40,
     "deep fractions": "\\frac{" * 200 + "1" + "}{2}" * 200,
     "huge matrix": "\\begin{pmatrix}" + "\\\\".join(["&".join(["\\sqrt{x}"] * 9)] * 9) + "\\end{pmatrix}",
     "trigonometry": "\\sin(\\cos(\\tan(\\sin(\\cos(\\tan(x^{99}))))))^{99}",
@@ -53,8 +53,8 @@ HOSTILE = {
 
 # Texts in which no answer stands: wrong, whatever the question.
 UNANSWERED = {
-    "150,000 open boxes": "\\boxed{" * 150_000,
+    "30,000 open boxes": "\\boxed{" * 30_000,
     "broken text": "\ud800\0😀" * 1000,
-    "a million spaces": " " * 10**6,
-    "a megabyte of opened tags": "<answer>" * 125_000,
+    "many spaces": " " * 10**5,
+    "many opened tags": "<answer>" * 25_000,
 }

@@ -16,7 +16,7 @@ from cft.verifiers.values import NoValueError, same_values, value
 INTEGERS = st.integers(-9, 9)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(INTEGERS, INTEGERS, INTEGERS, INTEGERS)
 def test_products_of_complex_numbers_against_python(a: int, b: int, c: int, d: int) -> None:
     product = complex(a, b) * complex(c, d)

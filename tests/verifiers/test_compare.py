@@ -39,7 +39,7 @@ NUMBERS = st.integers(-99, 99).map(str) | st.fractions(min_value=-9, max_value=9
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(NUMBERS, min_size=1, max_size=4, unique_by=lambda text: text), st.randoms(use_true_random=False))
 def test_sets_forget_the_order_and_tuples_keep_it(parts: list[str], random: object) -> None:
     """Against Python's own sets and tuples of exact values."""

@@ -174,10 +174,9 @@ def test_a_thousand_easy_answers_a_second() -> None:
     ids=["math", "numeric"],
 )
 def test_hostile_answers_neither_hang_nor_count_as_wrong(verifier: Math | Numeric, gold: str) -> None:
-    """The deadline is processor time, so that a busy machine changes no verdict; a slower one may leave undecided what a
-    faster one finds wrong, but nothing becomes right."""
+    """None is computed: each is refused, or not read. So no verdict depends on the deadline, or on the machine."""
     boxes = [f"So it is \\boxed{{{inside}}}." for inside in HOSTILE.values()]
-    with VerifierPool(verifier, workers=2, timeout_s=1.0) as pool:
+    with VerifierPool(verifier, workers=1, timeout_s=3.0) as pool:
         verdicts = pool.verify_all([(box, gold) for box in boxes])
         as_gold = pool.verify_all([("\\boxed{x+17}", inside) for inside in HOSTILE.values()])
         themselves = pool.verify_all(list(zip(boxes, HOSTILE.values(), strict=True)))
@@ -187,12 +186,7 @@ def test_hostile_answers_neither_hang_nor_count_as_wrong(verifier: Math | Numeri
     found = {name: str(v.decision) for name, v in zip(HOSTILE, verdicts, strict=True)}
     # What plain Python can tell apart from a plain number without computing it is not undecided: no digit stands there.
     known = {name for name in HOSTILE if verifier is NUMERIC and not re.search("[0-9]", HOSTILE[name])}
-    # This one is read in about a second, and is another value.
-    slow = {"hundred unknowns"} if verifier is not NUMERIC else set()
-    assert {name: decision for name, decision in found.items() if name not in slow} == {
-        name: "wrong" if name in known else "undecided" for name in HOSTILE if name not in slow
-    }
-    assert "right" not in found.values()
+    assert found == {name: "wrong" if name in known else "undecided" for name in HOSTILE}
     assert "right" not in {str(v.decision) for v in as_gold}
     assert {str(v.decision) for v in themselves} == {"right"}
     assert [str(v.decision) for v in without_answer] == ["wrong"] * len(UNANSWERED)

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from cft.config.build import ConfigError, config_hash, redacted
+from cft.config.build import ConfigError
 from cft.console import console
 from cft.files import writing_errors
+from cft.runs.job import Job
 from cft.runs.results import RESULTS, RunResults
-from cft.runs.run import ADAPTER, CONFIG, DATA, EXPORT, RunContext, flat, keep_rows, save_config
+from cft.runs.run import ADAPTER, CONFIG, DATA, EXPORT, flat, keep_rows, save_config, saved_config
 from cft.training.checkpointing.checkpoints import CHECKPOINTS, newest_checkpoint, newest_sound_checkpoint, set_aside
 from cft.training.checkpointing.position import Position
 
@@ -53,21 +52,21 @@ class Start:
     finished: bool = False
 
 
-def start_of(cfg: DictConfig, context: RunContext) -> Start:
-    """Raises ConfigError, CheckpointError."""
-    if not cfg.resume:
-        return _of_same_sweep(cfg, context) if context.multirun else _anew(cfg, context)
-    if cfg.resume == AUTO:
-        return _newest_of_same_config(cfg, context)
-    folder = Path(cfg.resume)
-    _require_same_config(folder, cfg)
-    if _is_finished(folder, cfg):
+def start_of(job: Job, *, resume: str) -> Start:
+    """resume: a run's folder, AUTO, or "" for a new run. Raises ConfigError, CheckpointError."""
+    if not resume:
+        return _of_same_sweep(job) if job.multirun else _anew(job)
+    if resume == AUTO:
+        return _newest_of_same_config(job)
+    folder = Path(resume)
+    _require_same_config(folder, job)
+    if _is_finished(folder, job):
         console.print(f"{folder} has finished; nothing to do")
         return Start(folder, finished=True)
     return Start(folder, newest_checkpoint(folder / CHECKPOINTS))
 
 
-def begin(start: Start, cfg: DictConfig, facts: dict[str, Any], *, annotation: Path) -> None:
+def begin(start: Start, job: Job, facts: dict[str, Any], *, annotation: Path) -> None:
     """Make the run's folder that of the training which begins now; the first process calls it, after every other check.
 
     facts: of the data module. Raises ConfigError where the rows of a continuation are others; nothing is written then.
@@ -77,7 +76,7 @@ def begin(start: Start, cfg: DictConfig, facts: dict[str, Any], *, annotation: P
         (folder / DATA).unlink(missing_ok=True)
     keep_rows(folder, facts, annotation=annotation, write=True)
     _set_results_aside(folder)
-    save_config(folder, cfg)
+    save_config(folder, job)
     set_aside(folder / CHECKPOINTS, start=start.checkpoint)
 
 
@@ -106,36 +105,34 @@ def require_same_steps(position: Position, *, rows_per_step: int) -> None:
         )
 
 
-def _newest_of_same_config(cfg: DictConfig, context: RunContext) -> Start:
-    beside = context.folder.parent.parent.glob("*/*") if context.multirun else context.folder.parent.glob("*")
-    same = [folder for folder in beside if (folder / CONFIG).is_file() and not _differing(folder, cfg)]
+def _newest_of_same_config(job: Job) -> Start:
+    beside = job.folder.parent.parent.glob("*/*") if job.multirun else job.folder.parent.glob("*")
+    same = [folder for folder in beside if (folder / CONFIG).is_file() and not _differing(folder, job)]
     for folder in same:
-        if _is_finished(folder, cfg):
+        if _is_finished(folder, job):
             console.print(f"resume=auto: {folder} has finished; nothing to do")
             return Start(folder, finished=True)
     found = []
     for folder in same:
-        if any(0 <= now < then for then, now in zip(_finished_at(folder) or (), _asked(cfg), strict=False)):
+        if any(0 <= now < then for then, now in zip(_finished_at(folder) or (), _asked(job), strict=False)):
             continue  # a run of more epochs or steps is no start for one of fewer
         checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
         if checkpoint is not None:
             found.append((checkpoint.stat().st_mtime_ns, folder, checkpoint))
     if not found:
-        console.print(
-            f"resume=auto: no run of this configuration to go on from under {context.folder.parent}; a new one"
-        )
-        return _anew(cfg, context)
+        console.print(f"resume=auto: no run of this configuration to go on from under {job.folder.parent}; a new one")
+        return _anew(job)
     _, folder, checkpoint = max(found)
     console.print(f"resume=auto: goes on in {folder} from {checkpoint.name}")
     return Start(folder, checkpoint)
 
 
-def _of_same_sweep(cfg: DictConfig, context: RunContext) -> Start:
-    runs = [path.parent for path in sorted(context.folder.parent.glob(f"*/{CONFIG}"))]
-    folder = next((run for run in runs if not _differing(run, cfg)), None)
+def _of_same_sweep(job: Job) -> Start:
+    runs = [path.parent for path in sorted(job.folder.parent.glob(f"*/{CONFIG}"))]
+    folder = next((run for run in runs if not _differing(run, job)), None)
     if folder is None:
-        return _anew(cfg, context)
-    if _is_finished(folder, cfg):
+        return _anew(job)
+    if _is_finished(folder, job):
         console.print(f"{folder} has finished; nothing to do")
         return Start(folder, finished=True)
     checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
@@ -144,16 +141,16 @@ def _of_same_sweep(cfg: DictConfig, context: RunContext) -> Start:
     return Start(folder, checkpoint)
 
 
-def _anew(cfg: DictConfig, context: RunContext) -> Start:
+def _anew(job: Job) -> Start:
     """A new run in this job's folder. Raises ConfigError where that would cost an earlier run."""
-    folder = context.folder
+    folder = job.folder
     if not (folder / CONFIG).is_file():
         return Start(folder)
-    if context.multirun:  # after a change of the axes another job's run may have this one's number
-        return Start(folder.with_name(f"{folder.name}-{config_hash(cfg)}"))
+    if job.multirun:  # after a change of the axes another job's run may have this one's number
+        return Start(folder.with_name(f"{folder.name}-{job.digest}"))
     if (folder / RESULTS).is_file():
         found = "a run that has finished"
-    elif differing := _differing(folder, cfg):
+    elif differing := _differing(folder, job):
         found = "a run of another configuration (" + "; ".join(_lines(differing)) + ")"
     elif newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped) is not None:
         found = "a run that has not finished"
@@ -169,13 +166,14 @@ def _say_skipped(path: Path, damage: str) -> None:
     console.print(f"{path} is damaged ({damage}) and passed over")
 
 
-def _is_finished(folder: Path, cfg: DictConfig) -> bool:
-    return _finished_at(folder) == _asked(cfg)
+def _is_finished(folder: Path, job: Job) -> bool:
+    return _finished_at(folder) == _asked(job)
 
 
-def _asked(cfg: DictConfig) -> tuple[int, int]:
+def _asked(job: Job) -> tuple[int, int]:
     """(trainer.max_epochs, trainer.max_steps): the first that is reached ends a training; -1 = no limit."""
-    return cfg.trainer.max_epochs, cfg.trainer.get("max_steps", -1)
+    trainer = job.config["trainer"]
+    return trainer["max_epochs"], trainer.get("max_steps", -1)
 
 
 def _finished_at(folder: Path) -> tuple[int, int] | None:
@@ -213,11 +211,11 @@ def finished_accuracy(folder: Path) -> float:
     return RunResults.read(folder / RESULTS).accuracy
 
 
-def _require_same_config(folder: Path, cfg: DictConfig) -> None:
+def _require_same_config(folder: Path, job: Job) -> None:
     path = folder / CONFIG
     if not path.is_file():
         raise ConfigError(f"resume={folder}: no {path}; expected the folder of a run that cft train started")
-    differing = _differing(folder, cfg)
+    differing = _differing(folder, job)
     if differing:
         lines = "\n".join(f"  {line}" for line in _lines(differing))
         raise ConfigError(f"resume={folder}: that run was configured otherwise; repeat its arguments:\n{lines}")
@@ -227,9 +225,9 @@ def _lines(differing: dict[str, tuple[object, object]]) -> list[str]:
     return [f"{key}: then {then!r}, now {now!r}" for key, (then, now) in differing.items()]
 
 
-def _differing(folder: Path, cfg: DictConfig) -> dict[str, tuple[object, object]]:
+def _differing(folder: Path, job: Job) -> dict[str, tuple[object, object]]:
     """What may not differ between a run and its continuation and does: key -> (then, now)."""
-    then, now = flat(OmegaConf.load(folder / CONFIG)), flat(OmegaConf.create(redacted(cfg)))
+    then, now = saved_config(folder), flat(job.config)
     keys = sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
     return {key: (then.get(key), now.get(key)) for key in keys if not _is_free(key)}
 

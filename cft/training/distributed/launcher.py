@@ -1,13 +1,14 @@
 """The further processes of a distributed run on one machine: each works on this job's own configuration.
 
 Lightning would start them with this process's command line, which in a multirun names all jobs: every one of them would
-run a sweep of its own, and with a sweeper that draws values another one (Lightning issue 18175). So this job's resolved
-config is saved, and they run that (`cft/stages/rank_process.py`). What Lightning leaves in the environment and in
+run a sweep of its own, and with a sweeper that draws values another one (Lightning issue 18175). So what this job is
+called with is saved, and they run that (`cft/stages/rank_process.py`). What Lightning leaves in the environment and in
 torch.distributed is taken back when the job ends, or the next job of a multirun would believe itself a part of it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,19 +16,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from cft.config.build import config_hash
+from cft.config.schema import TrainConfig
+from cft.config.typed import plain, typed
 from cft.errors import UserError
-from cft.files import write_bytes
+from cft.files import write_json
+from cft.runs.job import Job
 from cft.training.checkpointing.resume import Start
 from cft.training.distributed.sharding import require_equal_weights
 from cft.training.lightning_internals import ScriptLauncher, limit_threads, require_first_start, set_launcher
@@ -36,7 +35,7 @@ VARIABLES = (
     *("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
 )
-JOB = ".ranks.yaml"  # in the run folder while the processes run
+JOB = ".ranks.json"  # in the run folder while the processes run
 ROOT = Path(__file__).resolve().parents[3]
 LOOK_EVERY_S = 0.5
 GRACE_S = 30.0  # for the end of the other processes, once one has ended
@@ -53,10 +52,10 @@ class RankFailed(UserError, RuntimeError):
 class JobLauncher(ScriptLauncher):
     """Starts one `python -m cft.stages.rank_process <file>` for each further rank on this machine."""
 
-    def __init__(self, replaced: ScriptLauncher, *, cfg: DictConfig, start: Start) -> None:
+    def __init__(self, replaced: ScriptLauncher, *, config: TrainConfig, job: Job, start: Start) -> None:
         super().__init__(replaced.cluster_environment, replaced.num_processes, replaced.num_nodes)
-        self.job = start.folder / JOB
-        self._cfg, self._start = cfg, start
+        self.file = start.folder / JOB
+        self._inputs = config, job, start
         self._ended = threading.Event()
 
     def _start_processes(self) -> None:
@@ -68,11 +67,11 @@ class JobLauncher(ScriptLauncher):
         os.environ["LOCAL_RANK"] = str(environment.local_rank())
         os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
         self.procs = []
-        save_job(self.job, self._cfg, self._start)
+        save_rank(self.file, *self._inputs)
         path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
         for local_rank in range(1, self.num_processes):
             variables = {**os.environ, "LOCAL_RANK": str(local_rank), "PYTHONPATH": path}
-            command = [sys.executable, "-m", "cft.stages.rank_process", str(self.job)]
+            command = [sys.executable, "-m", "cft.stages.rank_process", str(self.file)]
             self.procs.append(subprocess.Popen(command, env=variables))
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -96,7 +95,7 @@ class JobLauncher(ScriptLauncher):
         """Wait for the other processes, which end as this one does; after a failure, for a short time only."""
         self._ended.set()
         self._end_others(grace_s=GRACE_S if not failed else 3.0)
-        self.job.unlink(missing_ok=True)
+        self.file.unlink(missing_ok=True)
         bad = [process.returncode for process in self.procs if process.returncode]
         if bad and not failed:
             raise RankFailed(f"a process of this run ended with exit status {bad[0]}; its error stands above")
@@ -119,41 +118,31 @@ def leave_group(trainer: pl.Trainer) -> None:
         dist.destroy_process_group()
 
 
-def use_own_launcher(trainer: pl.Trainer, cfg: DictConfig, *, start: Start) -> JobLauncher | None:
+def use_own_launcher(trainer: pl.Trainer, config: TrainConfig, job: Job, *, start: Start) -> JobLauncher | None:
     """Replace Lightning's launcher where there is one: not on one device, nor where a cluster starts the processes."""
     replaced = trainer.strategy.launcher
     if not isinstance(replaced, ScriptLauncher):
         return None
     if replaced.cluster_environment.creates_processes_externally:
         return None
-    launcher = JobLauncher(replaced, cfg=cfg, start=start)
+    launcher = JobLauncher(replaced, config=config, job=job, start=start)
     set_launcher(trainer.strategy, launcher)
     return launcher
 
 
-def save_job(path: Path, cfg: DictConfig, start: Start) -> None:
-    """The resolved config of this job and of Hydra and where the job begins, for a process that shall run the same."""
+def save_rank(path: Path, config: TrainConfig, job: Job, start: Start) -> None:
+    """All that this job is called with, for a process that shall run the same."""
     begins = {"folder": str(start.folder), "checkpoint": str(start.checkpoint or "")}
-    job = {"config": _resolved(cfg), "hydra": _resolved(HydraConfig.get()), "start": begins}
-    write_bytes(path, OmegaConf.to_yaml(OmegaConf.create(job)).encode("utf-8", "surrogatepass"))
+    allowed = sorted(config.mask.allowed)  # the same of every part
+    write_json(path, {"config": plain(config), "allowed": allowed, "job": job.as_json(), "start": begins})
 
 
-def _resolved(node: Any) -> Any:
-    """Plain values. Hydra's own config refers to what only a multirun has: such a value stays as it is written."""
-    if isinstance(node, DictConfig):
-        return {key: _resolved_value(node, key) for key in node}
-    if isinstance(node, ListConfig):
-        return [_resolved_value(node, i) for i in range(len(node))]
-    return node.name if isinstance(node, Enum) else node
-
-
-def _resolved_value(parent: DictConfig | ListConfig, key: Any) -> Any:
-    if OmegaConf.is_missing(parent, key):
-        return "???"
-    try:
-        return _resolved(parent[key])
-    except OmegaConfBaseException:
-        return str(OmegaConf.to_container(parent, resolve=False)[key])  # type: ignore[index]
+def read_rank(path: Path) -> tuple[TrainConfig, Job, Start]:
+    """What `save_rank` wrote."""
+    found = json.loads(path.read_bytes())
+    start = Start(Path(found["start"]["folder"]), Path(text) if (text := found["start"]["checkpoint"]) else None)
+    config = typed(TrainConfig, found["config"], allowed=tuple(found["allowed"]))
+    return config, Job.of_json(found["job"]), start
 
 
 @contextmanager
@@ -174,10 +163,13 @@ def own_environment() -> Iterator[None]:
 
 
 class SameEverywhere(pl.Callback):
-    """Refuses to train unless all ranks have the same configuration, run folder, starting point and weights."""
+    """Refuses to train unless all ranks have the same configuration, run folder, starting point and weights.
 
-    def __init__(self, cfg: DictConfig, *, folder: Path, start: Path | None) -> None:
-        self.facts = {"config": config_hash(cfg), "run folder": str(folder.resolve()), "checkpoint": str(start or "")}
+    digest: of the config.
+    """
+
+    def __init__(self, digest: str, *, folder: Path, start: Path | None) -> None:
+        self.facts = {"config": digest, "run folder": str(folder.resolve()), "checkpoint": str(start or "")}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size == 1:

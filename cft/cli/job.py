@@ -1,0 +1,85 @@
+"""The one place where a composed config becomes values: the stage's own dataclass, and what was asked of the job.
+
+Nothing below knows of Hydra or OmegaConf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from cft.cli.method import method_choices
+from cft.config.build import checked, config_hash, own_prefixes, redacted
+from cft.config.stages import STAGES
+from cft.config.typed import typed
+from cft.runs.job import Job
+from cft.runs.run import flat, follows_seed
+from cft.shipped import CONF_DIR
+
+
+def stage_inputs(cfg: DictConfig, stage: str, hydra: HydraConf) -> tuple[Any, Job]:
+    """(config of the stage, job): what a stage is called with. cfg: of the stage alone, without mistakes."""
+    tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(tree, dict)
+    schema = STAGES[stage].schema
+    return typed(schema, {str(key): value for key, value in tree.items()}, allowed=own_prefixes()), job_of(
+        cfg, stage, hydra
+    )
+
+
+def job_of(cfg: DictConfig, stage: str, hydra: HydraConf) -> Job:
+    multirun = hydra.mode == RunMode.MULTIRUN
+    folder = Path(hydra.runtime.output_dir)
+    choices = {str(group): str(option) for group, option in hydra.runtime.choices.items()}
+    sources = [f"{source.schema}://{source.path}" for source in hydra.runtime.config_sources]
+    written = flat(OmegaConf.to_container(cfg, resolve=False))
+    return Job(
+        stage=stage,
+        folder=folder,
+        group=Path(hydra.sweep.dir).name if multirun else folder.name,
+        multirun=multirun,
+        config=redacted(cfg),
+        digest=config_hash(cfg),
+        of_seed=frozenset(name for name, value in written.items() if follows_seed(value)),
+        choices=choices,
+        method=method_choices(cfg, choices=choices, sources=sources) if stage == "train" else {},
+        overrides=tuple(hydra.overrides.task),
+        flags=command_flags(hydra),
+    )
+
+
+def command_flags(hydra: HydraConf) -> tuple[str, ...]:
+    """As typed: where to look for yaml files beside ours."""
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    return tuple(word for folder in folders for word in ("--config-dir", folder))
+
+
+def composed(
+    stage: str, overrides: Sequence[str], *, folder: Path = Path("run"), check: bool = True
+) -> tuple[Any, Job]:
+    """What `cft <stage> <overrides>` would call the stage with, for programs.
+
+    folder: the job's own. check: whether the config is refused if a stage would refuse it.
+
+    Raises ConfigError.
+    """
+    before = HydraConfig.instance().cfg
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=stage):
+            cfg = compose(stage, list(overrides), return_hydra_config=True)
+        with flag_override(cfg, ["struct", "readonly"], [False, False]):
+            cfg.hydra.mode = RunMode.RUN
+            cfg.hydra.runtime.output_dir = str(folder)
+            HydraConfig.instance().set_config(cfg)
+            hydra = cfg.hydra
+            del cfg["hydra"]
+        return stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
+    finally:
+        HydraConfig.instance().cfg = before

@@ -1,0 +1,68 @@
+"""What the command line asked of one job, gathered before its stage begins (`cft/cli/job.py`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cft.commands import command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job of a command.
+
+    Args:
+        stage: Name of the command.
+        folder: The job's own folder.
+        group: Name of its multirun, or of the folder.
+        multirun: Whether it is one of several jobs.
+        config: The whole config, resolved, secrets replaced: what is saved, compared and logged.
+        digest: Of the config before secrets were replaced, twelve hexadecimal digits.
+        of_seed: Dotted names of values that are made of the run's seed.
+        choices: Config group -> option.
+        method: Of a training: the options of the method by group, then values that are not the options' own
+            (`cft/cli/method.py`).
+        overrides: As typed, the values of a sweep filled in.
+        flags: As typed, where yaml files are looked for.
+    """
+
+    stage: str
+    folder: Path
+    group: str
+    multirun: bool
+    config: dict[str, Any]
+    digest: str
+    of_seed: frozenset[str] = frozenset()
+    choices: dict[str, str] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """What was typed."""
+        return command(self.stage, self.overrides, flags=self.flags)
+
+    def command_without(self, key: str) -> str:
+        """What was typed, less what was said of one key."""
+        words = [word for word in self.overrides if word.lstrip("+").split("=")[0] != key]
+        return command(self.stage, words, flags=self.flags)
+
+    def as_json(self) -> dict[str, Any]:
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        return values | {"folder": str(self.folder), "of_seed": sorted(self.of_seed)}
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> Job:
+        """The job that `as_json` is of."""
+        read: dict[str, Any] = {
+            **values,
+            "folder": Path(values["folder"]),
+            "of_seed": frozenset(values["of_seed"]),
+            "overrides": tuple(values["overrides"]),
+            "flags": tuple(values["flags"]),
+        }
+        return cls(**read)

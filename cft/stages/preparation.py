@@ -1,0 +1,159 @@
+"""What a training needs and what can be refused before it begins: problems, rows, model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cft.benchmarks.sets import verifier_for
+from cft.config.build import ConfigError, build
+from cft.config.part import Part
+from cft.config.schema import Split, TrainConfig
+from cft.console import console
+from cft.data.annotated import AnnotatedDataModule
+from cft.data.columns import columns_for
+from cft.data.sources import Splits
+from cft.evaluation.room import Room, require_room, room_for
+from cft.losses.objective import Objective
+from cft.masks.base import Critical
+from cft.models.export import require_exportable
+from cft.models.load import load_tokenizer
+from cft.models.load import require_room as require_length
+from cft.models.loaded import Loaded, load
+from cft.prompts.chat import Prompt, prompt_conflict, prompting
+from cft.references.models import Reference, starts_as_reference
+from cft.training.fit import require_constructible
+from cft.types import Verifier
+from cft.verifiers import other_verifier_note, verifier_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated on problems nor tested
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that a training needs and that can be refused before it begins.
+
+    asked: what `prompting` says. validation, tested: the problems that can be run after each epoch, and at the end.
+    """
+
+    prompt: Prompt
+    asked: dict[str, Any]
+    objective: Objective
+    reference: Reference
+    splits: Splits
+    verifier: Verifier
+    data: AnnotatedDataModule
+    loaded: Loaded
+    starts_as_reference: bool | None
+    validation: Room
+    tested: Room
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.loaded.tokenizer
+
+
+def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
+    """Loads problems, rows and model, in the order in which they cost time. Raises what is wrong with them together."""
+    spec, prompt = build(cfg.model), build(cfg.prompt)
+    tokenizer = load_tokenizer(spec)
+    asked = prompting(prompt, tokenizer)
+    objective, reference = build(cfg.loss)(build(cfg.weighting)), build(cfg.reference)
+    columns = columns_for(
+        objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
+    )
+    splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
+    verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    data: AnnotatedDataModule = build(cfg.data)(
+        build(cfg.mask),
+        Critical(num_alternatives=cfg.probe.critical_alternatives),
+        columns,
+        cfg.annotations_dir,
+        asked["tokenizer"],
+        cfg.seed,
+        splits.held_out_questions(),
+    )
+    _note_on_annotation(data, splits, judged_by=judged_by)
+    _require_same_prompt(data, asked, cfg.prompt)
+    _require_metric(cfg.callbacks["best"]["monitor"], data)
+    require_constructible(cfg, folder)
+    loaded = load(
+        spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu", fingerprint=measures_base(cfg)
+    )  # moved below, after what is asked of its weights
+    require_length(
+        loaded.model,
+        lengths={row.row_id: len(row.ids) for row in (*data.train_rows, *data.validation_rows)},
+        remedy="lower data.max_tokens, or choose a model of a longer context",
+    )
+    require_exportable(loaded.model, tokenizer)
+    at_reference = starts_as_reference(loaded.model, columns=columns, manifest=data.manifest)
+    validation, tested = (
+        room_of_part(cfg, splits, part, loaded=loaded, prompt=prompt) for part in ("validation", "evaluation")
+    )
+    return Prepared(
+        prompt, asked, objective, reference, splits, verifier, data, loaded, at_reference, validation, tested
+    )
+
+
+def measures_base(cfg: TrainConfig) -> bool:
+    """Whether the model is tested before training: several processes would have to wait for it."""
+    return bool(cfg.evaluation.problems and cfg.evaluation.base and cfg.trainer["devices"] == 1)
+
+
+def _note_on_annotation(data: AnnotatedDataModule, splits: Splits, *, judged_by: str) -> None:
+    if not data.manifest.get("finished", True):
+        console.print(
+            f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
+            "The cft annotate command that made it completes it."
+        )
+    if splits is not NO_PROBLEMS and (note := other_verifier_note(data.manifest["fingerprint"]["verifier"], judged_by)):
+        console.print(note, markup=False)
+
+
+def _require_same_prompt(data: AnnotatedDataModule, asked: dict[str, Any], prompt: Part) -> None:
+    then = data.manifest["config"].get("prompt", {})
+    annotated = {"prompt": data.manifest["fingerprint"]["prompt"]}
+    if differing := prompt_conflict(annotated, asked, then_config=then, now_config=prompt):
+        raise ConfigError(
+            f"prompt: {differing} differs between {data.store.folder} and this run; set prompt=... as in the annotation, or "
+            "annotate again"
+        )
+
+
+def room_of_part(
+    cfg: TrainConfig, splits: Splits, part: Literal["validation", "evaluation"], *, loaded: Loaded, prompt: Prompt
+) -> Room:
+    """The problems of one part that can be run. Raises NoRoom before anything is trained."""
+    split: Split = "validation" if part == "validation" else "test"
+    limit, wanted = cfg.evaluation.max_new_tokens, (cfg.validation if part == "validation" else cfg.evaluation).problems
+    problems = splits.of(split)[: wanted if wanted >= 0 else None] if wanted else ()
+    room = room_for(
+        problems,
+        prompt_len=lambda problem: len(prompt.ids(loaded.tokenizer, problem.question)),
+        context=loaded.context,
+        max_new_tokens=limit,
+    )
+    if wanted:
+        require_room(
+            room,
+            where=f"{splits.name}/{split}",
+            key="evaluation.max_not_run",
+            max_not_run=cfg.evaluation.max_not_run,
+            max_new_tokens=limit,
+        )
+    return room
+
+
+def _require_metric(monitor: str, data: AnnotatedDataModule) -> None:
+    """The best epoch is chosen by a metric that will exist; found out before training, not after it."""
+    if monitor == "val/loss" and not any((row.weight > 0).any() for row in data.validation_rows):
+        raise ConfigError(
+            f"callbacks.best.monitor=val/loss: {data.store.folder} gives {len(data.validation_rows)} validation rows, and "
+            "the mask picks no token in them; raise data.validation_fraction, annotate more problems, or choose epochs "
+            "by accuracy (callbacks=default)"
+        )
