@@ -95,7 +95,8 @@ def test_float32_is_as_exact_as_ours(on_cpu: list[int]) -> None:
     weight_N = torch.randn(37, generator=generator, dtype=torch.float64)
 
     def measured(dtype: torch.dtype, *, fused: bool) -> tuple[Tensor, ...]:
-        lm, x_ND = copy.deepcopy(model).to(dtype), hidden_ND.to(dtype, copy=True).requires_grad_()
+        lm: Any = copy.deepcopy(model)
+        lm, x_ND = lm.to(dtype), hidden_ND.to(dtype, copy=True).requires_grad_()
         if fused:
             assert has_fused_head(lm, x_ND)
             logprob_N = fused_log_probs(lm, x_ND, target_N, chunk_tokens=8)

@@ -53,7 +53,9 @@ class Watch(pl.Callback):
         self.lightning: list[tuple[bool, bool]] = []
         self._steps = 0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.moved.append(trainer.global_step > self._steps)
         self._steps = trainer.global_step
         self.said.append((step_is_done(trainer), epoch_is_over(trainer)))
@@ -92,7 +94,7 @@ def test_a_strategy_that_accumulates_by_itself_does_not_move_at_the_end_of_an_ep
     monkeypatch.setattr(type(trainer.strategy), "handles_gradient_accumulation", True)
     trainer.fit_loop.epoch_loop.batch_progress.current.ready = 3
     trainer.fit_loop.max_batches = 3
-    watch.on_train_batch_end(trainer)
+    watch.on_train_batch_end(trainer, OneWeight(), None, None, 0)
     assert watch.said == watch.lightning == [(False, True)]
 
 
