@@ -7,6 +7,7 @@ error (it diverged, for instance) counts as the worst of its grid; its log says 
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import json
@@ -143,4 +144,7 @@ def train_forever() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description="A training for each line of standard input; the studies start it."
+    ).parse_args()
     train_forever()
