@@ -48,7 +48,7 @@ LOSS = (
         "cft.losses.objective:Objective.__call__",
         "int((tokens_B > 0).sum())",
         "tokens.num_rows",
-        "tests/losses/test_loss.py::test_counts_of_the_normalisers",
+        "tests/losses/test_loss.py::test_counts_of_the_normalizers",
     ),
     Mutant(
         "a cosine that comes back to where it began",

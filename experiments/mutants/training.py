@@ -61,7 +61,7 @@ TRAINING = (
         "cft.training.module:CausalLMModule.on_before_optimizer_step",
         'f"train/term/{name}"',
         'f"train/{name}"',
-        f"{_MODULE}test_a_regulariser_may_be_called_like_another_metric[loss_critical]",
+        f"{_MODULE}test_a_regularizer_may_be_called_like_another_metric[loss_critical]",
     ),
     Mutant(
         "packed rows that see each other",
@@ -148,9 +148,9 @@ DATA = (
     ),
     Mutant(
         "statistics that know the held-out rows",
-        "cft.data.annotated:AnnotatedDataModule.__init__",
-        "source.fit(trained)",
-        "source.fit(fitting)",
+        "cft.data.annotated:annotated_rows",
+        "source.fit([row for row in rows if not is_held_out(row)])",
+        "source.fit(rows)",
         "tests/data/test_data.py::test_statistics_are_of_the_training_rows_alone",
     ),
     Mutant(
@@ -162,7 +162,7 @@ DATA = (
     ),
     Mutant(
         "test problems trained on",
-        "cft.data.annotated:AnnotatedDataModule.__init__",
+        "cft.data.annotated:_apart_from_benchmark",
         "normalized(row.problem) not in exclude",
         "row.problem not in exclude",
         "tests/data/test_data.py::test_problems_of_the_benchmark_are_dropped_however_they_are_spelt",

@@ -49,6 +49,8 @@ def test_shares_by_hand() -> None:
         return Completion(np.array([fork.first_token], np.int32), "length" if fork.first_token == 98 else "stop", 1)
 
     class Tokenizer:
+        all_special_ids = ()
+
         @staticmethod
         def decode(ids: list[int], **_: object) -> str:
             return " ".join(map(str, ids))

@@ -159,7 +159,7 @@ def test_a_multirun_gives_one_run_a_job_though_the_first_fails(chain: Chain) -> 
         assert set(logged.run.tags) == {f"mask:{mask}", *common}
         assert logged.run.display_name == f"tiny_arith-{mask}-uniform-seed7"
         assert logged.config["seed"] == 7
-        assert logged.config["mask"]["_target_"].startswith("cft.masks.base.")
+        assert logged.config["mask"]["_target_"].startswith("cft.masks.")
         assert logged.config["trainer"]["max_epochs"] == 1
         assert "${" not in json.dumps(logged.config)  # resolved
     for logged in (second, third):
@@ -235,7 +235,7 @@ def test_no_secret_is_in_any_file(chain: Chain) -> None:
 
 
 def test_the_dashboard_names_values_that_are_logged(chain: Chain) -> None:
-    text = (ROOT / "docs" / "wandb.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "wandb.md").read_text(encoding="utf-8")
     recipe = text.partition("## A dashboard")[2].partition("\n## ")[0]
     named = set(re.findall(r"`((?:annotate|annotation|train|val|eval|perf|lr)[/-][\w/]+)`", recipe))
     assert len(named) > 12

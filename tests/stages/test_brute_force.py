@@ -20,7 +20,6 @@ from cft.verifiers import Numeric
 from tests.stage import annotate
 
 MAX_NEW_TOKENS = 38  # close enough to the lengths that some continuations are cut off
-RESPONSES = 20
 ARGUMENTS = (
     "limit=60",
     "unit_size=30",
@@ -40,12 +39,10 @@ def codes(row: AnnotatedResponse) -> set[int]:
     return set(np.unique(row.alt_outcome).tolist())
 
 
-def sample(rows: list[AnnotatedResponse]) -> list[AnnotatedResponse]:
-    """RESPONSES rows, rows with rare outcome codes first, so that every code that occurs is among them."""
+def sample(rows: list[AnnotatedResponse], *, count: int) -> list[AnnotatedResponse]:
+    """`count` rows, rows with rare outcome codes first, so that every code that occurs is among them."""
     everywhere = [code for row in rows for code in codes(row)]
-    return sorted(rows, key=lambda row: (min(everywhere.count(code) for code in codes(row)), row.response_id))[
-        :RESPONSES
-    ]
+    return sorted(rows, key=lambda row: (min(everywhere.count(code) for code in codes(row)), row.response_id))[:count]
 
 
 class BruteForce:
@@ -92,9 +89,10 @@ class BruteForce:
         return {"right": 1, "wrong": 0, "undecided": -3}[verdict.decision.value]
 
 
-def test_every_outcome_of_twenty_responses(rows: list[AnnotatedResponse], tiny_arith_path: Path) -> None:
-    chosen = sample(rows)
-    assert len(chosen) == RESPONSES
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_every_outcome_of_responses(rows: list[AnnotatedResponse], tiny_arith_path: Path, count: int) -> None:
+    chosen = sample(rows, count=count)
+    assert len(chosen) == count
     assert set.union(*map(codes, chosen)) == set.union(*map(codes, rows)) >= {1, 0, -1, -2}
     brute = BruteForce(tiny_arith_path)
     for row in chosen:

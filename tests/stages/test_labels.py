@@ -68,7 +68,7 @@ def test_the_card_and_the_manifest_say_where_the_labels_come_from(exported: Path
 
     text = (exported / "README.md").read_text(encoding="utf-8")
     card = DatasetCard(text, ignore_metadata_errors=False)
-    assert card.data.pretty_name == "tiny_arith: labels of mask Critical"
+    assert card.data.pretty_name == "tiny_arith: labels of mask critical"
     manifest = json.loads((exported / "manifest.json").read_text(encoding="utf-8"))
     (link,) = manifest["lineage"]["inputs"]
     stored = AnnotationStore(SHIPPED / "tiny_arith").manifest()

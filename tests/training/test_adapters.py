@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from cft.config.build import ConfigError
@@ -109,6 +109,10 @@ def test_a_run_goes_on_to_more_epochs_or_steps_and_never_to_fewer(epochs: int, s
         require_steps_left(position, max_epochs=epochs, max_steps=steps)
 
 
+def job_asking(trainer: dict[str, int]) -> Any:
+    return SimpleNamespace(config={"trainer": trainer})
+
+
 def test_what_is_asked_for_is_epochs_and_steps() -> None:
-    assert _asked(OmegaConf.create({"trainer": {"max_epochs": 3}})) == (3, -1)
-    assert _asked(OmegaConf.create({"trainer": {"max_epochs": -1, "max_steps": 7}})) == (-1, 7)
+    assert _asked(job_asking({"max_epochs": 3})) == (3, -1)
+    assert _asked(job_asking({"max_epochs": -1, "max_steps": 7})) == (-1, 7)
