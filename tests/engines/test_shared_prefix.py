@@ -267,7 +267,7 @@ def test_a_source_that_has_seen_enough_ends_a_fork() -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (Gemma2Config(**SMALL, **SOFT_CAPPED), "softmax"),
+        (Gemma2Config(**SMALL, **SOFT_CAPPED), "soft-capping"),
         (BloomConfig(vocab_size=60, hidden_size=32, n_layer=2, n_head=4), "Bloom"),
     ],
     ids=["soft-capped scores", "attention of its own"],
