@@ -11,11 +11,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny; threads would only wait for each other
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -26,6 +28,25 @@ settings.register_profile("no clocks", deadline=None)
 settings.load_profile("no clocks")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _remembered(load: Any) -> Any:
+    """yaml.load, which parses an equal text once: a thousand configurations are composed of the same hundred files."""
+    known: dict[str, bytes] = {}
+
+    def remembered(stream: Any, Loader: Any) -> Any:
+        if Loader.__name__ != "OmegaConfLoader" or not hasattr(stream, "seek"):
+            return load(stream, Loader)
+        text = stream.read()
+        if text not in known:
+            stream.seek(0)  # its messages name the file
+            known[text] = pickle.dumps(load(stream, Loader))
+        return pickle.loads(known[text])
+
+    return remembered
+
+
+yaml.load = _remembered(yaml.load)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,26 +24,12 @@ from cft.annotation import store
 from cft.annotation.store import AnnotationStore, ProblemRecord, StoreError, check_name, find_annotation, table_hash
 from cft.files import FolderInUse, WriteError
 from cft.types import AnnotatedResponse, Outcome
+from tests.damage import flip, same, truncate
 from tests.entry import SHORT, Ended, run
 from tests.fakes import row
 
 FINGERPRINT = {"tokenizer": "t1", "model": {"weights": "w1"}}
 AWKWARD = "\N{GRINNING FACE}\0 שלום \u202e a\r\nb \ufeff é"
-
-
-def same(a: Sequence[AnnotatedResponse], b: Sequence[AnnotatedResponse], *, atol: float = 0.0) -> None:
-    """Row for row and column for column; only log-probs and entropies may differ, by atol."""
-    assert [r.response_id for r in a] == [r.response_id for r in b]
-    for left, right in zip(a, b, strict=True):
-        for f in dataclasses.fields(AnnotatedResponse):
-            x, y = getattr(left, f.name), getattr(right, f.name)
-            if isinstance(x, np.ndarray):
-                assert x.dtype == y.dtype, f.name
-                assert x.shape == y.shape, f.name
-                exact = x.dtype.kind != "f" or atol == 0
-                np.testing.assert_array_equal(x, y) if exact else np.testing.assert_allclose(x, y, rtol=0, atol=atol)
-            else:
-                assert x == y, f.name
 
 
 def problem(number: int) -> ProblemRecord:
@@ -141,16 +126,6 @@ def test_the_datasets_library_opens_the_rows(tmp_path: Path) -> None:
 
 
 # ---- damage
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-9])
 
 
 @pytest.mark.parametrize("kind", ["rows", "problems"])

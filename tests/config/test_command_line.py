@@ -20,15 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from cft.config.allow_list import bad_prefix, import_target, refusal
 from cft.config.build import CONF_DIR, ConfigError, build, check_command_line, checked, config_hash, redacted
-from cft.config.command_line import command_line_mistakes, read_command_line
 from cft.config.redaction import REDACTED, is_secret_key, redacted_text
+from tests.command_lines import mistakes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def mistakes(stage: str, *argv: str, conf: Path = CONF_DIR) -> list[str]:
-    line = read_command_line(argv, stage=stage, conf_dir=conf)
-    return [str(m) for m in command_line_mistakes(line, stage=stage)]
 
 
 def composed(stage: str, *overrides: str, conf: Path = CONF_DIR) -> DictConfig:

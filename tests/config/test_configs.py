@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from cft.config.build import CONF_DIR, check_command_line
-from cft.config.command_line import command_line_mistakes, read_command_line
 from cft.config.source import resolve, signature
 from cft.config.stages import STAGES
+from tests.command_lines import mistakes
 
 
 def options() -> list[str]:
@@ -23,6 +24,7 @@ def options() -> list[str]:
     return [f"{f.parent.relative_to(CONF_DIR).as_posix()}={f.stem}" for f in files if f.parent != CONF_DIR]
 
 
+@cache
 def groups_of(stage: str) -> set[str]:
     defaults = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"{stage}.yaml").defaults)
     assert isinstance(defaults, list)
@@ -41,11 +43,6 @@ def stages_of(option: str) -> list[str]:
     text = (CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8")
     named = [stage for stage in STAGES if f"cft {stage} experiment=" in text]
     return named or ["train"]
-
-
-def mistakes(stage: str, *argv: str) -> list[str]:
-    line = read_command_line(argv, stage=stage, conf_dir=CONF_DIR)
-    return [str(m) for m in command_line_mistakes(line, stage=stage)]
 
 
 # What meets a need that an option has beside its own keys, by the key of the message about it.
@@ -100,6 +97,7 @@ def targets(tree: object) -> Iterator[str]:
             yield from targets(inner)
 
 
+@cache
 def all_targets() -> list[str]:
     files = [OmegaConf.to_container(OmegaConf.load(f), resolve=False) for f in sorted(CONF_DIR.rglob("*.yaml"))]
     return sorted({name for tree in files for name in targets(tree)})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.fuzz_configs import draw
-from tests.config.test_command_line import mistakes
+from tests.command_lines import mistakes
 from tests.entry import FIT_ONLY, run
 
 FOUND: list[tuple[str, list[str], str, str]] = [

@@ -8,7 +8,7 @@ import torch
 
 from cft.data.batches import TokenRow
 from cft.types import StepCounts
-from tests.losses.test_oracle import DFT, PER_ROW, SFT, TABLE
+from tests.closed_forms import DFT, PER_ROW, SFT, TABLE
 from tests.methods import OPTIONS, objective, random_logits, step_loss, terms_of, token_rows
 
 pytestmark = pytest.mark.numerics

@@ -10,12 +10,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from cft.data.batches import TokenRow
-from cft.data.batches import collate as collate_counted
 from cft.losses.eligible import eligible_tokens
 from cft.losses.objective import token_statistics
 from cft.training.selective_lm import SelectiveLM
-from cft.types import StepCounts, TokenBatch
+from cft.types import TokenBatch
 from cft.weightings.token import Probability, Uniform
+from tests.architectures import collate, gradients, token_row
 from tests.fakes import exact_llama
 from tests.objectives import on_logits, sft
 from tests.precision import assert_same
@@ -23,27 +23,8 @@ from tests.precision import assert_same
 pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("in_float64")]
 
 
-def collate(rows: list[TokenRow]) -> TokenBatch:
-    return collate_counted(rows, step_counts=sum((row.counts() for row in rows), StepCounts()))
-
-
-def token_row(length: int, prompt_len: int, *, density: float, seed: int) -> TokenRow:
-    rng = np.random.default_rng(seed)
-    weight = np.zeros(length, np.float32)
-    weight[prompt_len:] = rng.random(length - prompt_len) < density
-    probe = np.full(length, -1, np.int8)
-    probe[prompt_len:] = rng.random(length - prompt_len) < 0.5
-    return TokenRow(f"r{seed}", rng.integers(3, 60, length), weight, probe)
-
-
 def batch_of(densities: list[float]) -> TokenBatch:
     return collate([token_row(12 + 3 * i, 4 + i, density=d, seed=i) for i, d in enumerate(densities)])
-
-
-def gradients(model: torch.nn.Module) -> torch.Tensor:
-    grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    model.zero_grad()
-    return grads
 
 
 def test_all_true_mask_is_the_cross_entropy_of_transformers() -> None:

@@ -14,11 +14,10 @@ from cft.models.cpu.gradient_in_place import LeanEmbedding, gradients_in_place, 
 from cft.models.cpu.onednn_linear import available, use_onednn
 from cft.models.cpu.recomputed_layers import use_lean_layers
 from cft.training.selective_lm import SelectiveLM
+from tests.architectures import gradients, uneven
 from tests.fakes import exact_llama, random_llama
-from tests.losses.test_loss import gradients
 from tests.objectives import sft
 from tests.precision import Measured, assert_as_exact_as_torch, float64
-from tests.training.test_layout import uneven
 
 pytestmark = pytest.mark.numerics
 

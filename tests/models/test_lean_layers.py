@@ -15,11 +15,10 @@ from cft.models.cpu import recomputed_layers as lean_layers
 from cft.models.cpu.recomputed_layers import use_lean_layers
 from cft.models.kernels import Used, prepare_for_training
 from cft.training.selective_lm import SelectiveLM
+from tests.architectures import gradients, model_of, uneven
 from tests.fakes import exact_llama, random_llama
-from tests.losses.test_loss import gradients
 from tests.objectives import sft
 from tests.precision import Measured, assert_as_exact_as_torch, float64
-from tests.training.test_layout import model_of, uneven
 
 pytestmark = pytest.mark.numerics
 

@@ -13,11 +13,10 @@ from cft.models.cpu import onednn_linear
 from cft.models.cpu.onednn_linear import OneDnnLinear, available, steps_down, steps_up, use_onednn
 from cft.models.load import Lora, apply_lora
 from cft.training.selective_lm import SelectiveLM
+from tests.architectures import gradients, uneven
 from tests.fakes import exact_llama, random_llama
-from tests.losses.test_loss import gradients
 from tests.objectives import sft
 from tests.precision import Measured, assert_as_exact_as_torch, float64
-from tests.training.test_layout import uneven
 
 pytestmark = pytest.mark.numerics
 needs_onednn = pytest.mark.skipif(not available(), reason="no oneDNN products on this machine")

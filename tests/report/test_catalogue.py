@@ -17,15 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from cft.config.build import CONF_DIR
 from cft.config.command_line import command_line_mistakes, read_command_line
 from cft.config.stages import STAGES
-from cft.report.catalogue import GROUPS, METHOD, Entry, document, entries
+from cft.report.catalogue import GROUPS, METHOD, document, entries
 
-ENTRIES = entries()
+OPTIONS = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF_DIR / group).glob("*.yaml"))]
 COMMAND = re.compile(rf"^cft ({'|'.join(STAGES)}) (.*)$", re.MULTILINE)
 
 
 def test_every_option_has_a_section() -> None:
-    files = {f"{group}={file.stem}" for group in GROUPS for file in (CONF_DIR / group).glob("*.yaml")}
-    assert {entry.name for entry in ENTRIES} == files
+    assert {entry.name for entry in entries()} == set(OPTIONS)
 
 
 def documented() -> list[tuple[str, str]]:
@@ -43,7 +42,7 @@ def test_a_command_of_the_document_passes_the_check(stage: str, arguments: str) 
 
 
 def test_every_options_command_is_in_the_document() -> None:
-    assert {entry.command for entry in ENTRIES} <= {f"cft {stage} {rest}" for stage, rest in documented()}
+    assert {entry.command for entry in entries()} <= {f"cft {stage} {rest}" for stage, rest in documented()}
 
 
 @cache
@@ -56,20 +55,21 @@ def method(cfg: DictConfig) -> dict[str, Any]:
     return {group: OmegaConf.to_container(cfg[group]) for group in METHOD}
 
 
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.experiment], ids=lambda entry: entry.name)
-def test_a_command_is_the_method_of_its_experiment(entry: Entry) -> None:
+def test_a_command_is_the_method_of_its_experiment() -> None:
     """Mask, weighting, loss, groups and reference, with all their settings."""
-    assert method(composed(*entry.overrides)) == method(composed(f"experiment={entry.experiment}"))
+    published = [entry for entry in entries() if entry.experiment]
+    assert len(published) > 20
+    for entry in published:
+        assert method(composed(*entry.overrides)) == method(composed(f"experiment={entry.experiment}")), entry.name
 
 
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.group != "mask"], ids=lambda entry: entry.name)
-def test_a_method_other_than_cft_trains_on_all_tokens(entry: Entry) -> None:
+def test_a_method_other_than_cft_trains_on_all_tokens() -> None:
     """mask=critical is the default, under which another loss would be a mixture of two methods."""
-    assert "mask=all" in entry.overrides
+    assert [e.name for e in entries() if e.group != "mask" and "mask=all" not in e.overrides] == []
 
 
 def test_published_methods_have_their_experiment() -> None:
-    found = {entry.name: entry.experiment for entry in ENTRIES}
+    found = {entry.name: entry.experiment for entry in entries()}
     expected = {"mask=all": "sft", "mask=critical": "cft", "mask=key_span": "sftkey", "mask=numeric": "cft_numeric"}
     expected |= {"weighting=probability": "dft", "weighting=excess_loss": "rho1", "weighting=propagation": "ift"}
     expected |= {"loss=asft": "asft", "loss=sft_go": "sft_go", "loss=nll_entropy": "", "groups=critical": ""}
@@ -83,7 +83,7 @@ def test_what_rho1_compares_with_is_no_copy_of_the_policy() -> None:
 
 
 def test_graded_labels_ask_for_a_complete_annotation() -> None:
-    (entry,) = [entry for entry in ENTRIES if entry.name == "mask=critical_graded"]
+    (entry,) = [entry for entry in entries() if entry.name == "mask=critical_graded"]
     assert entry.needs == ("a complete annotation",)
     assert entry.before == ("cft annotate annotation=graded short_circuit=false limit=400",)
     assert "data.annotation=graded" in entry.overrides
@@ -129,7 +129,5 @@ def test_options_that_texts_name_exist() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_a_method_says_what_it_is(entry: Entry) -> None:
-    assert len(entry.what) > 10
-    assert "\n" not in entry.what
+def test_a_method_says_what_it_is() -> None:
+    assert [entry.name for entry in entries() if len(entry.what) <= 10 or "\n" in entry.what] == []

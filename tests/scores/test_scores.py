@@ -31,8 +31,8 @@ from cft.scores.store import (
 )
 from cft.stages.score import compute, score
 from cft.types import AnnotatedResponse
-from tests.annotation.test_store import flip, truncate
 from tests.conftest import make_llama, make_tokenizer
+from tests.damage import flip, truncate
 from tests.entry import run
 from tests.fakes import exact_llama, row
 from tests.precision import ROUNDING, assert_as_exact_as_torch, float64

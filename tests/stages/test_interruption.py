@@ -20,8 +20,8 @@ import torch
 from cft.annotation.store import AnnotationStore, table_hash
 from cft.runs.run import identity_of
 from cft.training.checkpointing.checkpoints import CHECKPOINTS, kept_checkpoints, load_checkpoint, newest_checkpoint
-from tests.annotation.test_store import flip, same, truncate
 from tests.conftest import ROOT
+from tests.damage import flip, same, truncate
 from tests.entry import FIT_ONLY, SHORT, Ended, run
 from tests.stage import composed
 

@@ -17,11 +17,11 @@ from cft.models.kernels import prepare_for_training
 from cft.training.layout import Layout
 from cft.training.memory import estimate
 from cft.training.selective_lm import SelectiveLM
+from tests.architectures import uneven
 from tests.entry import FIT_ONLY
 from tests.entry import run as cft
 from tests.fakes import random_llama
 from tests.objectives import sft
-from tests.training.test_layout import uneven
 
 
 def parts_of(model: nn.Module) -> dict[str, Any]:

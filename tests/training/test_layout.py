@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cft.data.batches import collate
 from cft.errors import BadValue
@@ -16,50 +15,12 @@ from cft.losses.eligible import eligible_tokens
 from cft.training.layout import placed
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts, TokenBatch
+from tests.architectures import ARCHITECTURES, gradients, model_of, token_row, uneven
 from tests.fakes import exact_llama
-from tests.losses.test_loss import gradients, token_row
 from tests.objectives import sft
 from tests.precision import assert_same
 
 pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("in_float64")]
-
-SMALL = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "mistral": {"sliding_window": None},
-    "olmo2": {},
-    "phi3": {},
-    "gemma": {"head_dim": 8},
-    "granite": {},
-    "gpt_neox": {},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-}
-
-
-def model_of(kind: str, *, attention: str = "sdpa", **options: Any) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = CONFIG_MAPPING[kind](**{**SMALL, **ARCHITECTURES.get(kind, {}), **options})
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
-
-
-def uneven() -> TokenBatch:
-    """Five rows of 9 to 23 tokens; the third has nothing to train on."""
-    rows = [token_row(9 + 7 * i % 19, 3 + i % 2, density=0.0 if i == 2 else 0.4, seed=i) for i in range(5)]
-    return collate(rows, step_counts=sum((row.counts() for row in rows), StepCounts()))
 
 
 def states(lm: SelectiveLM, batch: TokenBatch) -> Tensor:

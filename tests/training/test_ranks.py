@@ -25,8 +25,8 @@ from cft.training.distributed.sharding import ShardingError, require_equal_weigh
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY
 from tests.fakes import random_llama
-from tests.loggers.test_wandb import Logged
 from tests.stage import asked
+from tests.wandb_files import Logged
 
 TWO = ("trainer.accelerator=cpu", "data.batch_size=1", "data.max_rows=10")  # two steps an epoch
 

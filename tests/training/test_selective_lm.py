@@ -13,11 +13,10 @@ from transformers import PreTrainedModel
 from cft.errors import BadValue
 from cft.models.load import Lora, apply_lora
 from cft.training.selective_lm import SelectiveLM
+from tests.architectures import gradients, model_of, uneven
 from tests.fakes import exact_llama
-from tests.losses.test_loss import gradients
 from tests.objectives import sft
 from tests.precision import assert_same
-from tests.training.test_layout import model_of, uneven
 
 pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("in_float64")]
 
