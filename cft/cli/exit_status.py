@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from cft.commands import command
 from cft.errors import Interrupted, UserError
 
-EXIT_MISTAKE = 2
+EXIT_USER_ERROR = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
@@ -42,7 +42,7 @@ def reported() -> Iterator[None]:
             print(message, file=sys.stderr, flush=True)  # Hydra shows the first failure only, and only at the end
             raise JobFailed(message) from failed
         print(error, file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_MISTAKE) from failed
+        raise SystemExit(EXIT_USER_ERROR) from failed
     except Interrupted as interrupt:
         if _further_task():
             raise SystemExit(0) from interrupt  # the first one says how to go on
@@ -60,7 +60,7 @@ def reported_in_rank() -> Iterator[None]:
         yield
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_MISTAKE) from error
+        raise SystemExit(EXIT_USER_ERROR) from error
     except Interrupted as interrupt:
         raise SystemExit(0) from interrupt
     except KeyboardInterrupt as interrupt:

@@ -25,7 +25,7 @@ from cft.shipped import CONF_DIR
 
 
 def stage_inputs(cfg: DictConfig, stage: str, hydra: HydraConf) -> tuple[Any, Job]:
-    """(config of the stage, job): what a stage is called with. cfg: of the stage alone, without mistakes."""
+    """(config of the stage, job): what a stage is called with. cfg: of the stage alone, without errors."""
     tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(tree, dict)
     schema = STAGES[stage].schema

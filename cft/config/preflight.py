@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, what is not there) of a train config without mistakes."""
+    """(key, what is not there) of a train config without errors."""
     trainer, data, resume = tree.get("trainer"), tree.get("data"), tree.get("resume")
     if isinstance(trainer, Mapping) and (text := _no_accelerator(trainer.get("accelerator"))):
         yield "trainer.accelerator", text

@@ -72,7 +72,7 @@ def register_schemas(*, strict: bool = True) -> None:
     """Put <stage>_schema, the first entry of each stage's defaults list, into Hydra's ConfigStore.
 
     Strict schemas make Hydra stop at the first unknown key or wrong type; the config check composes with loose ones so
-    that it can report every mistake instead.
+    that it can report every error instead.
     """
     for name, stage in STAGES.items():
         node = schema.without_literals(stage.schema) if strict else {}

@@ -16,7 +16,7 @@ import yaml
 
 from cft.annotation.store import SHIPPED
 from cft.config.build import CONF_DIR
-from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.command_line import command_line_errors, read_command_line
 from cft.loggers.build import RunFacts, close_loggers, log_made, logging_to, wandb_logger
 from cft.loggers.wandb_run import WandbRun, artifact_of
 from cft.runs.lineage import Link, annotation_link, checkpoint_link
@@ -233,7 +233,7 @@ def test_the_commands_of_the_sweep_pass_the_check() -> None:
         assert head == "/usr/bin/env python"
         assert "logger=wandb" in arguments
         line = read_command_line(shlex.split(arguments), stage="train", conf_dir=CONF_DIR)
-        assert command_line_mistakes(line, stage="train") == []
+        assert command_line_errors(line, stage="train") == []
 
 
 def test_a_run_of_an_agent_keeps_the_id_that_the_agent_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

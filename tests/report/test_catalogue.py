@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cft.config.build import CONF_DIR
-from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.command_line import command_line_errors, read_command_line
 from cft.config.stages import STAGES
 from cft.report.catalogue import GROUPS, METHOD, document, entries
 
@@ -37,7 +37,7 @@ def test_a_command_of_the_document_passes_the_check(stage: str, arguments: str) 
     """As a shell reads it. `...` is left to the user, who gives something."""
     argv = [word.replace("=...", "=x") for word in shlex.split(arguments)]
     line = read_command_line(argv, stage=stage, conf_dir=CONF_DIR)
-    assert [str(m) for m in line.mistakes or command_line_mistakes(line, stage=stage)] == []
+    assert [str(m) for m in line.errors or command_line_errors(line, stage=stage)] == []
     assert not set("<>;|&$") & set(arguments)  # nothing that a shell would take for its own
 
 
