@@ -81,7 +81,7 @@ def benchmark(
         verifier: what judges its answers.
         hub_id: where `dir` is "".
         hub_split: may join splits (`train+test`).
-        max_bad_rows: share of the rows that may be skipped, 0 to 1; they are counted and named.
+        max_bad_rows: fraction of the rows that may be skipped, 0 to 1; they are counted and named.
 
     Raises:
         ProblemError: no such file or data set, or more bad rows than that.
@@ -140,7 +140,7 @@ def _problems(
         seen[key] += 1
         number = f"-{seen[key]}" if seen[key] > 1 else ""
         problems.append(Problem(f"{name}-{key}{number}", question, answer, solution))
-    quarantine.settle(rows=count)
+    quarantine.report(rows=count)
     return problems, quarantine.counts
 
 

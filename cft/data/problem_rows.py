@@ -77,7 +77,7 @@ class Quarantine:
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_bad_rows <= 1.0:
             raise ProblemError(
-                f"{self.key}={self.max_bad_rows} is no share of the rows; expected a number from 0 to 1, such as 0.01"
+                f"{self.key}={self.max_bad_rows} is no fraction of the rows; expected a number from 0 to 1, such as 0.01"
             )
 
     def add(self, row: Row, *, reason: str) -> None:
@@ -85,7 +85,7 @@ class Quarantine:
         if len(self.offenders) < SHOWN:
             self.offenders.append(f"{row.place}: {reason}")
 
-    def settle(self, *, rows: int) -> None:
+    def report(self, *, rows: int) -> None:
         """Fail if the rows skipped are over the budget, else warn of them. rows: how many were read."""
         bad = sum(self.counts.values())
         if rows == 0:
@@ -121,7 +121,7 @@ def to_problems(
             quarantine.add(row, reason=f"duplicate id: {_shorten(problem.id)}" if fields.id else "duplicate row")
             continue
         problems[problem.id] = problem
-    quarantine.settle(rows=count)
+    quarantine.report(rows=count)
     return list(problems.values()), quarantine.counts
 
 

@@ -260,7 +260,7 @@ def hub(
     test_fraction: Fraction,
     seed: int,
 ) -> Splits:
-    """A data set of the hub, or a local folder that `datasets` can load. test_split "": a share of train_split."""
+    """A data set of the hub, or a local folder that `datasets` can load. test_split "": a fraction of train_split."""
     fields_ = Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field)
     parts = {}
     for part, split in (("train", train_split), ("test", test_split)):
@@ -291,18 +291,18 @@ def _from_parts(
     test_fraction: float,
     seed: int,
 ) -> Splits:
-    """Split what was read: the test part where there is one, else a share of the train part."""
+    """Split what was read: the test part where there is one, else a fraction of the train part."""
     own_test = "test" in parts
-    test_share = 0.0 if own_test else test_fraction
-    if validation_fraction + test_share > 1.0:
+    own_fraction = 0.0 if own_test else test_fraction
+    if validation_fraction + own_fraction > 1.0:
         raise ProblemError(
             f"validation_fraction={validation_fraction} and test_fraction={test_fraction} exceed 1 together"
         )
     found: dict[str, list[Problem]] = {split: [] for split in NAMES}
     for problem in parts["train"][0]:
         place = place_of(problem.id, seed=seed)
-        # Validation is the upper end, so that changing one share moves no problem between the two held-out splits.
-        split = "test" if place < test_share else "validation" if place >= 1.0 - validation_fraction else "train"
+        # Validation is the upper end, so that changing one fraction moves no problem between the two held-out splits.
+        split = "test" if place < own_fraction else "validation" if place >= 1.0 - validation_fraction else "train"
         found[split].append(problem)
     if own_test:
         found["test"] = parts["test"][0]

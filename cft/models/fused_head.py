@@ -1,7 +1,7 @@
 """log p of the target token from hidden states without all logits at once, by the library, on a GPU in float32.
 
     torch   linear_cross_entropy(reduction="none") of torch.nn.functional (from the release that has
-            torch.nn.LinearCrossEntropyOptions): logits of one chunk at a time, made again in the backward pass, where each
+            torch.nn.LinearCrossEntropyOptions): logits of one chunk at a time, recomputed in the backward pass, where each
             token's gradient is multiplied in before tokens are added up. So any function of log p, with any weight a token,
             has its own gradient, and it is equal to ours but for rounding.
 

@@ -93,7 +93,7 @@ def cells(comparison: Comparison) -> pd.DataFrame:
         columns.append((f"minus {min(references)}" if one else DIFFERENCE, [_difference(arm, one) for arm in arms]))
         columns.append((P, [_p(arm) for arm in arms]))
     for name, values in (
-        (LOSS_ON, [_share(arm.mean("eligible_fraction")) for arm in arms]),
+        (LOSS_ON, [_percent(arm.mean("eligible_fraction")) for arm in arms]),
         (RATE, [_rate(arm) for arm in arms]),
         (VALIDATION, [_validation(arm) for arm in arms]),
     ):
@@ -135,7 +135,7 @@ def _p(arm: Arm) -> str:
     return MISSING if contrast is None else p_text(contrast.holm).removeprefix("p ").removeprefix("= ")
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{value:.0%}"
 
 

@@ -54,7 +54,7 @@ PROBABILITY_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 0.999, 1.0)
 def profile(rows: Sequence[AnnotatedResponse], *, mask: Mask) -> tuple[pd.DataFrame, dict[str, float]]:
     """(critical_tokens.csv, Spearman's rank correlation of being critical with entropy and with probability).
 
-    A row a bin: by (kind, position, entropy or probability), bin, tokens, critical, share. Each token is counted once in
+    A row a bin: by (kind, position, entropy or probability), bin, tokens, critical, fraction. Each token is counted once in
     each view. The correlation is NaN where all tokens are alike.
     """
     critical = pd.Series(np.concatenate([mask(row) > 0 for row in rows]))
@@ -75,7 +75,7 @@ def profile(rows: Sequence[AnnotatedResponse], *, mask: Mask) -> tuple[pd.DataFr
     bins = pd.concat(found, ignore_index=True)[["by", "bin", "tokens", "critical"]]
     values = {"entropy": entropy, "probability": probability}
     correlations = {name: spearman(pd.Series(value), critical) for name, value in values.items()}
-    return bins.assign(share=bins["critical"] / bins["tokens"]), correlations
+    return bins.assign(fraction=bins["critical"] / bins["tokens"]), correlations
 
 
 def spearman(a: pd.Series, b: pd.Series) -> float:

@@ -54,7 +54,7 @@ class RunResults:
         best_epoch: Epoch whose weights were exported, from 0.
         best_validation: {"metric", "value"} that chose it.
         train_seconds: Of training, those before an interruption included.
-        eligible_fraction: Share of the response tokens that carry loss.
+        eligible_fraction: Fraction of the response tokens that carry loss.
         calibration: What a loss measured on the rows before training.
         data: The annotation and the rows taken from it.
         budget: {"epochs", "steps", "rows_per_step"}.

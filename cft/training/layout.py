@@ -81,7 +81,7 @@ def computed_positions(tokens: EligibleTokens) -> Tensor:
 
 
 def attend_by_rows(model: PreTrainedModel) -> bool:
-    """Let packed rows attend one by one where the model uses sdpa; False where another attention stays in charge.
+    """Let packed rows attend one by one where the model uses sdpa; False where another attention is used.
 
     It stays switched on: a checkpointed layer is computed again after the forward pass. Without packed rows it is sdpa.
     """

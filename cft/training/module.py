@@ -144,8 +144,8 @@ class CausalLMModule(pl.LightningModule):
         terms = self.lm(batch, progress=self._progress())
         self._window += _sums(terms, self._window)
         self._promised = batch.step_counts
-        share = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * share
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * scale
 
     def _progress(self) -> float:
         """Share of the optimizer steps that are done, 0-1: what coefficients are scheduled by."""

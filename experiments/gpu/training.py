@@ -58,7 +58,7 @@ def training(record: Record) -> None:
 
 
 def rows_of(count: int, *, mean: int, vocabulary: int, density: float) -> list[TokenRow]:
-    """Lengths of mean / 3 to 5 mean / 3, a quarter of them prompt; density: share of response tokens with loss."""
+    """Lengths of mean / 3 to 5 mean / 3, a quarter of them prompt; density: fraction of response tokens with loss."""
     rng = np.random.default_rng(0)
     rows = []
     for i, length in enumerate(np.linspace(mean / 3, 5 * mean / 3, count).astype(int)):

@@ -103,13 +103,13 @@ OUT_OF_RANGE = [
      "weighting.exponent loss.token_loss.beta"),
     ("weighting=eaft weighting.exponent=-1 weighting.scale=0 loss=sed loss.regularizers.sed.token_loss.tau=-1",
      "weighting.exponent weighting.scale loss.regularizers.sed.token_loss.tau"),
-    ("weighting=profit weighting.threshold=5 loss=sft_go groups=tfidf loss.aggregation.share.initial=9",
-     "weighting.threshold loss.aggregation.share.initial"),
+    ("weighting=profit weighting.threshold=5 loss=sft_go groups=tfidf loss.aggregation.weight.initial=9",
+     "weighting.threshold loss.aggregation.weight.initial"),
     ("weighting=sstoken weighting.gamma=2 reference=annotation loss=nll_entropy "
      "loss.regularizers.entropy.coefficient.initial=-0.1",
      "weighting.gamma loss.regularizers.entropy.coefficient.initial"),
     ("weighting=iw_sft weighting.largest=-1 reference=annotation loss=sft_go groups=tfidf "
-     "loss.aggregation.share.final=1.5", "weighting.largest loss.aggregation.share.final"),
+     "loss.aggregation.weight.final=1.5", "weighting.largest loss.aggregation.weight.final"),
     ("weighting=thresholded weighting.lowest=0.9 weighting.highest=0.5 loss=nll_entropy "
      "loss.regularizers.entropy.coefficient.final=nan",
      "weighting.lowest loss.regularizers.entropy.coefficient.final"),

@@ -231,7 +231,7 @@ def test_a_share_that_decays_does_not_choose_the_best_epoch(tmp_path: Path) -> N
     share = Coefficient(initial=0.9, final=0.0, shape="linear")
     validated = [
         standing_still(sft(normalizer="sequence", aggregation=aggregation), tmp_path / str(i), data)[1]["val/loss"]
-        for i, aggregation in enumerate((WorstGroup(share=share), TokenMean()))
+        for i, aggregation in enumerate((WorstGroup(weight=share), TokenMean()))
     ]
     assert validated[0] == pytest.approx(validated[1], **CLOSE)
     assert len(set(validated[0])) == 1
