@@ -15,4 +15,4 @@ class BadValue(UserError, ValueError):
 
 
 class Interrupted(Exception):
-    """A run was asked from outside to end, and has left behind what it can go on from. The message is the reason."""
+    """A run was told from outside to end, and has saved what it can resume from. The message is the reason."""

@@ -1,4 +1,4 @@
-"""Ranges of parameters, declared once, in the parameter's annotation, and judged by pydantic.
+"""Ranges of parameters, declared once, in the parameter's annotation, and validated by pydantic.
 
     @in_range
     def __init__(self, *, gamma: AtLeastZero, detached: bool) -> None: ...
@@ -46,7 +46,7 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Marks what a node with a `_target_` stands for. name: of the class or protocol that is expected there."""
+    """Marks what a node with a `_target_` builds. name: of the class or protocol that is expected there."""
 
     name: str
 

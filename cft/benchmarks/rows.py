@@ -75,7 +75,7 @@ def answered(row: Row) -> Parts:
 
 
 def olympiadbench(row: Row) -> Parts:
-    """`final_answer` is a list, of which the sets for text alone hold one entry; several answers stand in it together."""
+    """`final_answer` is a list, of which the sets for text alone hold one entry; several answers are in it together."""
     answers = row.get("final_answer")
     if isinstance(answers, str):
         answers = [answers]

@@ -78,7 +78,7 @@ def benchmark(
 
     Args:
         layout: how its rows are read (`cft/benchmarks/rows.py`).
-        verifier: what judges its answers.
+        verifier: what grades its answers.
         hub_id: where `dir` is "".
         hub_split: may join splits (`train+test`).
         max_bad_rows: fraction of the rows that may be skipped, 0 to 1; they are counted and named.
@@ -108,7 +108,7 @@ def members_of(benchmark: Splits | Suite) -> dict[str, Splits]:
 
 
 def verifier_for(splits: Splits, *, chosen: Verifier) -> Verifier:
-    """The verifier that judges a set: the one that was chosen, or with `verifier=benchmark` the set's own."""
+    """The verifier that grades a set: the one that was chosen, or with `verifier=benchmark` the set's own."""
     return chosen.for_problems(splits) if isinstance(chosen, BenchmarkVerifier) else chosen
 
 

@@ -1,4 +1,4 @@
-"""The one place where a composed config becomes values: the stage's own dataclass, and what was asked of the job.
+"""The one place where a composed config becomes values: the stage's own dataclass, and what the command line says of the job.
 
 Nothing below knows of Hydra or OmegaConf.
 """

@@ -119,7 +119,7 @@ def trying(key: str, node: Mapping[Any, Any]) -> Iterator[None]:
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """Twelve hexadecimal digits that stand for the resolved config, whatever the order of its keys."""
+    """Twelve hexadecimal digits of the resolved config, whatever the order of its keys."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]

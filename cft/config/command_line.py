@@ -151,7 +151,7 @@ class _Check:
         defaults = OmegaConf.select(OmegaConf.load(file), "defaults") or []
         names = [next(iter(entry)) if isinstance(entry, DictConfig) else entry for entry in defaults]
         if "experiment" in names and "_self_" not in names[: names.index("experiment")]:
-            text = "_self_ must stand before experiment in the defaults list, or this file overrides the experiment"
+            text = "_self_ must come before experiment in the defaults list, or this file overrides the experiment"
             self.errors.append(ErrorDetail(f"{self.line.config_name}.yaml", text))
 
     def existing(self, item: Item, choices: Sequence[str]) -> Item | None:
@@ -339,7 +339,7 @@ def _hydra_errors(config: DictConfig) -> Iterator[ErrorDetail]:
 
 
 def _values_of(key: str, tree: object, path: str) -> Iterator[tuple[str, object]]:
-    """(path, value) of a key wherever it stands in a tree."""
+    """(path, value) of a key wherever it occurs in a tree."""
     if isinstance(tree, dict):
         if key in tree:
             yield f"{path}.{key}", tree[key]

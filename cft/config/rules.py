@@ -30,7 +30,7 @@ class _NotApplicable(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """A resolved config, read by dotted path. Raises _NotApplicable where the value asked for is not there."""
+    """A resolved config, read by dotted path. Raises _NotApplicable where the requested value is not there."""
 
     tree: Mapping[str, object]
 
@@ -210,7 +210,7 @@ def broken_rules(tree: Mapping[str, object], *, rules: Sequence[Rule]) -> list[t
     if len(selecting) > 1:
         text = (
             f"expected at most one selection by rank in a product, found {len(selecting)}: {', '.join(selecting)}. Each "
-            "would rank all eligible tokens for itself and scale its fraction as if it stood alone; select by a mask instead, "
+            "would rank all eligible tokens for itself and scale its fraction as if it were alone; select by a mask instead, "
             "such as mask=entropy"
         )
         broken.append((selecting[-1], text))

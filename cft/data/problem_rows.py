@@ -51,7 +51,7 @@ class Row:
 class Fields:
     """Which fields make a problem: a name, a path (`answer.value`, `answers.0`) or a template (`{Body} {Question}`).
 
-    In a template {{ stands for {. id "": a hash of the texts of the other fields. solution "": the source has none.
+    In a template {{ means {. id "": a hash of the texts of the other fields. solution "": the source has none.
     answer_of: makes the gold answer of the field's text; raises BadRow.
     """
 
@@ -200,7 +200,7 @@ _STARTS = {
     b"\xff\xff\xff\xff": "an Arrow file",
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
-    b"version https://git-lfs": "a Git LFS pointer, not the file it stands for (git lfs pull)",
+    b"version https://git-lfs": "a Git LFS pointer, not the file it points to (git lfs pull)",
 }
 
 

@@ -33,7 +33,7 @@ class Splits:
     """Problems in the order of hash(seed, id), so that the first n of them are a random sample.
 
     dropped: reason -> how many rows. fingerprint: sha256 of the splits' ids, questions, answers and solutions.
-    verifier: what judges the answers under `verifier=benchmark`, None where the source leaves that to the run.
+    verifier: what grades the answers under `verifier=benchmark`, None where the source leaves that to the run.
     """
 
     name: str
@@ -153,7 +153,7 @@ def reasoning_gym(
 ) -> Splits:
     """A procedural task of reasoning-gym.
 
-    Answers are judged by the run's verifier, not by the task's scorer: take tasks with one right answer. Entries drawn
+    Answers are graded by the run's verifier, not by the task's scorer: take tasks with one right answer. Entries drawn
     twice and entries without an answer are dropped and counted.
 
     Args:
@@ -341,7 +341,7 @@ def splits_of(
                 data = text.encode()
                 digest.update(len(data).to_bytes(8) + data)
     if not any(ordered.values()):
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none was asked for"
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none was requested"
         raise ProblemError(f"data {name} is left with no problems ({reasons})")
     return Splits(
         name,

@@ -1,4 +1,4 @@
-"""Did it help? Greedy and sampled responses of a model on problems, judged by the one verifier, with intervals.
+"""Did it help? Greedy and sampled responses of a model on problems, graded by the one verifier, with intervals.
 
 Each problem gets one greedy response and n sampled ones. A sample's random numbers are a function of (seed, problem id,
 sample number), so results do not depend on the batch size.

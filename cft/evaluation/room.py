@@ -1,4 +1,4 @@
-"""Which problems a model can be asked at all: not run is not wrong.
+"""Which problems fit into a model's context: not run is not wrong.
 
     room of a problem = context of the model - tokens of its prompt
 
@@ -27,7 +27,7 @@ class NoRoom(UserError, ValueError):
 @dataclass(frozen=True, slots=True)
 class Room:
     """run: the problems that are measured. not_run: those whose prompt leaves no room for a token. short: of `run`, those
-    with room for fewer tokens than asked for. context: tokens of the model's context."""
+    with room for fewer tokens than requested. context: tokens of the model's context."""
 
     run: tuple[Problem, ...]
     not_run: tuple[Problem, ...]
@@ -54,7 +54,7 @@ def room_for(
 
 
 def require_room(room: Room, *, where: str, key: str, max_not_run: float, max_new_tokens: int) -> None:
-    """Say what is not run as asked for. where: the benchmark and its split. key: the setting that holds `max_not_run`.
+    """Say what is not run as requested. where: the benchmark and its split. key: the setting that holds `max_not_run`.
 
     Raises NoRoom where none can be run, or a larger fraction than `max_not_run` cannot.
     """

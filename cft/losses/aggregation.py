@@ -25,7 +25,7 @@ from cft.ranges import AboveZero, in_range
 class WeightedLosses:
     """loss_N: token losses with gradient. weight_N: static times dynamic weight; under the `sequence` normalizer already
     divided by the eligible tokens of the token's row. row_N, num_rows: as in TokenScores. group_N: int64, 0 or 1; None
-    where no groups were asked for."""
+    where no groups were requested."""
 
     loss_N: Tensor
     weight_N: Tensor

@@ -150,7 +150,7 @@ class Objective:
 
     @property
     def log_prob_alone(self) -> bool:
-        """Whether log p of the target is all that the terms are made of: no other statistic of the distribution."""
+        """Whether log p of the target is all that the terms read: no other statistic of the distribution."""
         token_losses = [self.token_loss, *(r.token_loss for r in self.regularizers.values())]
         return all(getattr(f, "log_prob_alone", False) for f in token_losses) and not LIVE.keys() & {
             *self.weighting.needs

@@ -106,6 +106,6 @@ class GEM:
 
 
 def teacher(prediction: Prediction) -> Tensor:
-    """[N, V] the reference's log-softmax, which `needs` has asked for."""
+    """[N, V] the reference's log-softmax, which `needs` has requested."""
     assert prediction.reference_NV is not None, "reference_distribution is needed"
     return prediction.reference_NV

@@ -24,7 +24,7 @@ SMALL_MODEL_PARAMETERS = 10_000_000
 
 
 class DeviceError(UserError, ValueError):
-    """The device asked for is not there."""
+    """The requested device is not there."""
 
 
 def place(model: PreTrainedModel, *, device: str, shard: int = 0, num_shards: int = 1) -> None:

@@ -1,6 +1,6 @@
 """The only interface to kernels and memory management: which ones a model trains and decodes with is decided here.
 
-Those for a CPU lie in `cft/models/cpu/`, which nothing else in the package knows. A GPU has its library's own, but for the
+Those for a CPU are in `cft/models/cpu/`, which nothing else in the package knows. A GPU has its library's own, but for the
 fused loss of `cft/models/fused_head.py`.
 """
 

@@ -164,7 +164,7 @@ def token_evidence(
     num_alternatives: int | None,
     responses: int,
 ) -> Evidence | None:
-    """What the token explorer shows: of the annotation that is asked for, else of the one that the runs say they were
+    """What the token explorer shows: of the requested annotation, else of the one that the runs say they were
     trained on, if it is here.
 
     Args:
@@ -176,7 +176,7 @@ def token_evidence(
         responses: How many the explorer holds at most.
 
     Raises:
-        ReportError, StoreError, MaskError: What was asked for cannot be shown.
+        ReportError, StoreError, MaskError: What was requested cannot be shown.
     """
     trained_on = [run.results.data or {} for comparison in comparisons for run in comparison.runs]
     name = annotation or next((data["annotation"] for data in trained_on if data.get("annotation")), "")

@@ -2,7 +2,7 @@
 
 A worker that spends more than `timeout_s` of processor time on one item is ended and replaced, so that a verdict does not
 depend on the machine's load; so is one that is silent for WAIT times as long by the clock (it may sleep), and one that dies.
-The item is undecided, the rest goes on. Workers are started as fresh interpreters (not forked, and not by multiprocessing,
+The item is undecided, the rest continues. Workers are started as fresh interpreters (not forked, and not by multiprocessing,
 which would import the user's `__main__` again), hold no more than 1 GiB, and see no variable of the environment that looks
 like a secret.
 """
@@ -196,7 +196,7 @@ class VerifierPool:
                 raise VerifierError(
                     f"verifier: it raised on the response {response[-_SHOWN_CHARS:]!r} (gold answer "
                     f"{answer[:_SHOWN_CHARS]!r}):\n{error}\nA verifier gives a verdict on every text, undecided where it "
-                    "cannot tell. Mend it; nothing of these verdicts is kept, and the same command goes on"
+                    "cannot tell. Mend it; nothing of these verdicts is kept, and the same command resumes"
                 )
             else:
                 return False

@@ -149,7 +149,7 @@ def steps(
 
 
 def allocated(device: torch.device, *, peak: bool = False) -> float:
-    """GB now, or the most since the last time that the peak was asked for."""
+    """GB now, or the most since the peak was last read."""
     if device.type != "cuda":
         return 0.0
     if not peak:

@@ -103,7 +103,7 @@ MASKS = (
         "tests/masks/test_masks.py::test_critical_truth_table",
     ),
     Mutant(
-        "more alternatives than asked for decide",
+        "more alternatives than requested decide",
         "cft.masks.base:Critical.__call__",
         "row.alt_outcome[:, :k]",
         "row.alt_outcome",

@@ -88,7 +88,7 @@ TRAINING = (
 
 RESUME = (
     Mutant(
-        "a resumed epoch that begins anew",
+        "a resumed epoch that begins again",
         "cft.data.batches:GlobalOrderSampler.__iter__",
         "done if epoch == self.epoch else 0",
         "0",

@@ -168,7 +168,7 @@ def test_a_broken_server_makes_the_run_offline(kind: str, tmp_path: Path, monkey
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("WANDB_API_KEY", "local-" + "a" * 40)
         monkeypatch.setattr("cft.loggers.wandb_run.INIT_TIMEOUT_S", 1.0)
-        with pytest.warns(UserWarning, match=r"W&B is out of reach .*goes on offline"):
+        with pytest.warns(UserWarning, match=r"W&B is out of reach .*continues offline"):
             run = opened(tmp_path / "r", mode="online")
         server.shutdown()
     assert not run.online

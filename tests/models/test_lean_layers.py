@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cft.models.cpu import onednn_linear
-from cft.models.cpu import recomputed_layers
+from cft.models.cpu import onednn_linear, recomputed_layers
 from cft.models.cpu.recomputed_layers import use_recomputed_layers
 from cft.models.kernels import Used, prepare_for_training
 from cft.training.selective_lm import SelectiveLM

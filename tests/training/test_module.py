@@ -98,7 +98,7 @@ def test_a_micro_batch_that_was_dropped_is_noticed() -> None:
                 self._window -= 1
             return loss
 
-    with pytest.raises(RuntimeError, match="the sampler promised"):
+    with pytest.raises(RuntimeError, match="the sampler expected"):
         run(world=1, accumulate=4, batch=2, module_class=Lossy)
 
 

@@ -49,7 +49,7 @@ def accumulated_gradient(weight: Tensor) -> Tensor | None:
 
 
 class InPlaceEmbedding(nn.Embedding):
-    """Made of an nn.Embedding by changing its class: weights, names, hooks and copies stay as they are."""
+    """An nn.Embedding, changed by changing its class: weights, names, hooks and copies stay as they are."""
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.weight.requires_grad and self.weight.device.type == "cpu":

@@ -27,7 +27,7 @@ _RECOMPUTABLE = "_cft_recomputable"  # attribute of a tensor, see mark_recomputa
 
 
 class OneDnnLinear(nn.Linear):
-    """Made of an nn.Linear by changing its class: weights, names, hooks and copies stay as they are."""
+    """An nn.Linear, changed by changing its class: weights, names, hooks and copies stay as they are."""
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
