@@ -6,20 +6,18 @@ Each `benchmark` is the `_target_` of a file in conf/benchmark: rows from a fold
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from cft.benchmarks.rows import FIELDS, LAYOUTS
+from cft.benchmarks.rows import LAYOUTS, Layout
 from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, json_lines
 from cft.data.sources import Splits, splits_of
+from cft.ranges import Fraction, in_range
 from cft.types import Problem, Verdict, Verifier
-
-Layout = Literal["svamp", "asdiv", "mawps", "carp_en", "tabmwp", "boxed", "answered", "olympiadbench"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +60,7 @@ class BenchmarkVerifier:
         return self.other.final(text)
 
 
+@in_range
 def benchmark(
     *,
     name: str,
@@ -72,7 +71,7 @@ def benchmark(
     hub_config: str,
     hub_split: str,
     revision: str,
-    max_bad_rows: float,
+    max_bad_rows: Fraction,
 ) -> Splits:
     """One test set.
 
@@ -88,8 +87,7 @@ def benchmark(
     """
     rows, source = _rows(name, dir=dir, hub_id=hub_id, config=hub_config, split=hub_split, revision=revision)
     problems, dropped = _problems(rows, name=name, layout=layout, source=source, max_bad_rows=max_bad_rows)
-    splits = splits_of(name=name, seed=0, train=[], validation=[], test=problems, dropped=dropped)
-    return dataclasses.replace(splits, verifier=verifier)
+    return splits_of(name=name, seed=0, train=[], validation=[], test=problems, dropped=dropped, verifier=verifier)
 
 
 def suite(*, name: str, members: dict[str, Splits]) -> Suite:
@@ -118,8 +116,8 @@ def _problems(
     """Ids are hashes of question and answer, so that order does not matter; a row that occurs again gets a number."""
     others = ", ".join(other for other in LAYOUTS if other != layout)
     remedy = (
-        f"benchmark.layout={layout} reads the fields {FIELDS[layout]}: repair the rows, or give the layout that they have "
-        f"(benchmark.layout={others.replace(', ', ' | ')}; in a suite benchmark.members.{name}.layout)"
+        f"benchmark.layout={layout} reads the fields {LAYOUTS[layout].fields}: repair the rows, or give the layout that they "
+        f"have (benchmark.layout={others.replace(', ', ' | ')}; in a suite benchmark.members.{name}.layout)"
     )
     quarantine = Quarantine(
         source, max_bad_rows, remedy, key=f"benchmark.max_bad_rows, in a suite benchmark.members.{name}.max_bad_rows"
@@ -132,7 +130,7 @@ def _problems(
         try:
             if row.value is None:
                 raise BadRow(row.reason)
-            question, answer, solution = LAYOUTS[layout](row.value)
+            question, answer, solution = LAYOUTS[layout].read(row.value)
         except BadRow as error:
             quarantine.add(row, reason=str(error))
             continue

@@ -76,11 +76,11 @@ def checked(cfg: DictConfig, stage: str) -> DictConfig:
     Prints a note for each choice that has no effect.
     """
     errors = find_errors(cfg, stage=stage, extra=own_prefixes())
-    if stage in ("train", "labels") and not errors:
+    if not errors:
         errors = [*find_missing_inputs(cfg), *find_missing_scores(cfg)]
     if errors:
         raise ConfigError(*errors)
-    for note in find_unused(cfg) if stage == "train" else ():
+    for note in find_unused(cfg):
         print(f"Note: {note}", flush=True)
     return cfg
 

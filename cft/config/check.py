@@ -59,27 +59,26 @@ def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) ->
         ErrorDetail(key, text) for key, text in broken_rules(tree, rules=STAGES[stage].rules) if key not in known
     ]
     errors += [ErrorDetail(key, text) for key, text in library_errors(tree, stage=stage) if key not in known]
-    if stage == "train":
-        errors += [ErrorDetail(key, text) for key, text in unmet(tree) if key not in known]
+    errors += [ErrorDetail(key, text) for key, text in unmet(tree) if key not in known]
     return list(dict.fromkeys(errors))
 
 
 def find_missing_scores(config: DictConfig) -> list[ErrorDetail]:
-    """Stored scores that a sound training configuration needs and its annotation lacks; reads the file system."""
+    """Stored scores that a sound configuration needs and its annotation lacks; reads the file system."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
     return [ErrorDetail(key, text) for key, text in missing_scores(tree)]
 
 
 def find_missing_inputs(config: DictConfig) -> list[ErrorDetail]:
-    """What a sound training configuration refers to and this machine lacks."""
+    """What a sound configuration refers to and this machine lacks."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
     return [ErrorDetail(key, text) for key, text in missing_inputs(tree)]
 
 
 def find_unused(config: DictConfig) -> list[ErrorDetail]:
-    """Choices of a sound training configuration that change nothing: no errors, but worth a note."""
+    """Choices of a sound configuration that change nothing: no errors, but worth a note."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
     return [ErrorDetail(key, text) for key, text in unused(tree)]

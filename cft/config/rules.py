@@ -195,7 +195,6 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         ),
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
-    "score": (),
     "labels": (_DATA_IS_READ,),
     "evaluate": (_TIES_IN_FLOAT32, temperature()),
 }

@@ -74,12 +74,6 @@ class Quarantine:
     counts: Counter[str] = field(default_factory=Counter)
     offenders: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.max_bad_rows <= 1.0:
-            raise ProblemError(
-                f"{self.key}={self.max_bad_rows} is no fraction of the rows; expected a number from 0 to 1, such as 0.01"
-            )
-
     def add(self, row: Row, *, reason: str) -> None:
         self.counts[reason.partition(":")[0]] += 1
         if len(self.offenders) < SHOWN:

@@ -150,6 +150,7 @@ def reasoning_gym(
     config: Mapping[str, Any],
     validation_fraction: Fraction,
     test_fraction: Fraction,
+    verifier: Verifier | None = None,
 ) -> Splits:
     """A procedural task of reasoning-gym.
 
@@ -162,6 +163,7 @@ def reasoning_gym(
         seed: of the draw.
         config: the task's own settings.
         validation_fraction: fraction of the problems, 0 to 1; test_fraction likewise.
+        verifier: what grades the answers under `verifier=benchmark`; null = a number.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ProblemError(
@@ -194,6 +196,7 @@ def reasoning_gym(
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         seed=seed,
+        verifier=verifier,
     )
 
 
@@ -211,6 +214,7 @@ def jsonl(
     validation_fraction: Fraction,
     test_fraction: Fraction,
     seed: int,
+    verifier: Verifier | None = None,
 ) -> Splits:
     """Any file of one JSON object a line.
 
@@ -221,6 +225,7 @@ def jsonl(
         max_bad_rows: fraction of a file's rows that may be skipped, 0 to 1; they are counted and named.
         validation_fraction: fraction of the problems, 0 to 1; test_fraction likewise.
         seed: of the split.
+        verifier: what grades the answers under `verifier=benchmark`; null = a number.
 
     Raises:
         ProblemError: no such file, or more bad rows than that.
@@ -238,7 +243,12 @@ def jsonl(
                 max_bad_rows=max_bad_rows,
             )
     return _from_parts(
-        name=name, parts=parts, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
+        name=name,
+        parts=parts,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        verifier=verifier,
     )
 
 
@@ -259,8 +269,21 @@ def hub(
     validation_fraction: Fraction,
     test_fraction: Fraction,
     seed: int,
+    verifier: Verifier | None = None,
 ) -> Splits:
-    """A data set of the hub, or a local folder that `datasets` can load. test_split "": a fraction of train_split."""
+    """A data set of the hub, or a local folder that `datasets` can load.
+
+    Args:
+        path: owner/name, or the folder.
+        config: of the data set; "" = its default.
+        revision: branch, tag or commit; "" = the newest.
+        train_split: split of the data set that is divided.
+        test_split: "" = `test_fraction` of `train_split`.
+        id_field: as in `jsonl`, and so are the other arguments.
+
+    Raises:
+        ProblemError: no such data set or split, or more bad rows than `max_bad_rows`.
+    """
     fields_ = Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field)
     parts = {}
     for part, split in (("train", train_split), ("test", test_split)):
@@ -273,7 +296,12 @@ def hub(
                 max_bad_rows=max_bad_rows,
             )
     return _from_parts(
-        name=name, parts=parts, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
+        name=name,
+        parts=parts,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        verifier=verifier,
     )
 
 
@@ -290,6 +318,7 @@ def _from_parts(
     validation_fraction: float,
     test_fraction: float,
     seed: int,
+    verifier: Verifier | None = None,
 ) -> Splits:
     """Split what was read: the test part where there is one, else a fraction of the train part."""
     own_test = "test" in parts
@@ -307,7 +336,7 @@ def _from_parts(
     if own_test:
         found["test"] = parts["test"][0]
     dropped = sum((counts for _, counts in parts.values()), Counter[str]())
-    return splits_of(name=name, seed=seed, dropped=dropped, **found)
+    return splits_of(name=name, seed=seed, dropped=dropped, verifier=verifier, **found)
 
 
 def splits_of(
@@ -318,6 +347,7 @@ def splits_of(
     validation: Iterable[Problem],
     test: Iterable[Problem],
     dropped: Counter[str],
+    verifier: Verifier | None = None,
 ) -> Splits:
     """Drop leaks, sort, fingerprint."""
     held_out: dict[str, str] = {}  # normalized question -> the split that has it
@@ -350,6 +380,7 @@ def splits_of(
         ordered["test"],
         dropped=dict(sorted(dropped.items())),
         fingerprint=digest.hexdigest(),
+        verifier=verifier,
     )
 
 

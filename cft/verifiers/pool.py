@@ -31,6 +31,7 @@ from typing import IO, cast
 
 import cft
 from cft.errors import UserError
+from cft.ranges import AboveZero, AtLeastOne, in_range
 from cft.types import Decision, Verdict, Verifier
 
 WAIT = 10  # deadlines by the clock: a worker may get a tenth of a busy core
@@ -66,11 +67,18 @@ class VerifierPool:
 
     Workers start with the first item and end with the context, an exception or the interpreter. Safe to call from
     several threads, one batch at a time.
+
+    Args:
+        verifier: picklable; every worker gets a copy.
+        workers: processes, at least 1.
+        timeout_s: seconds of processor time for one item, above 0.
+
+    Raises:
+        BadValue: `workers` or `timeout_s` is out of its range.
     """
 
-    def __init__(self, verifier: Verifier, *, workers: int, timeout_s: float) -> None:
-        if workers < 1 or timeout_s <= 0:
-            raise ValueError(f"verify: expected workers >= 1 and timeout_s > 0, found {workers} and {timeout_s}")
+    @in_range
+    def __init__(self, verifier: Verifier, *, workers: AtLeastOne, timeout_s: AboveZero) -> None:
         self._workers = workers
         self._timeout_s = timeout_s
         self._setup = json.dumps({"verifier": _pickled(verifier), "timeout_s": timeout_s}).encode() + b"\n"
