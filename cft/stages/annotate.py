@@ -22,7 +22,7 @@ from cft.console import Bar, console, progress
 from cft.data.sources import Splits
 from cft.engines.sampling import tie_margin_for
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
-from cft.masks.base import critical_fraction
+from cft.masks.critical import critical_fraction
 from cft.models.device import device_facts
 from cft.models.load import ModelSpec, load_tokenizer, unnamed_ids
 from cft.models.loaded import Loaded, load

@@ -16,7 +16,7 @@ from cft.data.columns import columns_for
 from cft.data.sources import Splits
 from cft.evaluation.room import Room, require_room, room_for
 from cft.losses.objective import Objective
-from cft.masks.base import Critical
+from cft.masks.critical import Critical
 from cft.models.export import require_exportable
 from cft.models.load import load_tokenizer
 from cft.models.load import require_room as require_length
