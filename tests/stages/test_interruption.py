@@ -231,7 +231,7 @@ def test_a_run_is_not_resumed_under_another_configuration(copied_run: Path) -> N
     assert "seed:" not in ended.text
 
 
-@pytest.mark.parametrize("damage", [flip, truncate])
+@pytest.mark.parametrize("damage", [flip, pytest.param(truncate, marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_not_resumed_from(copied_run: Path, damage: object) -> None:
     path, older = kept_checkpoints(copied_run / CHECKPOINTS)
     damage(path)  # type: ignore[operator]
@@ -413,7 +413,7 @@ def test_steps_that_end_within_an_epoch_are_validated_and_exported(
     assert all(torch.equal(weight, last["state_dict"][name]) for name, weight in best["state_dict"].items())
 
 
-@pytest.mark.parametrize("where", ["in a step", "in validation"])
+@pytest.mark.parametrize("where", ["in a step", pytest.param("in validation", marks=pytest.mark.slow)])
 def test_sigterm_leaves_a_checkpoint_and_the_command_that_goes_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
