@@ -75,7 +75,7 @@ class TermSum:
     coefficient: float
 
     def mean(self, counts: StepCounts) -> Tensor:
-        """The term's share of the step's loss, coefficient included."""
+        """What the term adds to the step's loss, coefficient included."""
         return self.sum * (self.coefficient / max(1, getattr(counts, self.of)))
 
 
@@ -150,7 +150,7 @@ class Objective:
 
     @property
     def log_prob_alone(self) -> bool:
-        """Whether log p of the target is all that the terms are made of: no other statistic of the distribution."""
+        """Whether log p of the target is all that the terms read: no other statistic of the distribution."""
         token_losses = [self.token_loss, *(r.token_loss for r in self.regularizers.values())]
         return all(getattr(f, "log_prob_alone", False) for f in token_losses) and not LIVE.keys() & {
             *self.weighting.needs
@@ -172,7 +172,7 @@ class Objective:
         fused: FusedLogProbs | None = None,
     ) -> tuple[TermSum, ...]:
         """hidden_ND: the hidden states that predict `tokens`. project: hidden [N, D] -> logits [N, V]. response_tokens: of
-        the batch, for the `response` count. progress: share of the optimizer steps done, 0-1. fused: instead of project,
+        the batch, for the `response` count. progress: fraction of the optimizer steps done, 0-1. fused: instead of project,
         where `log_prob_alone` and there is no live reference."""
         assert fused is None or (self.log_prob_alone and reference is None), "the whole distribution is needed"
         losses, scores = self._token_losses(tokens, hidden_ND, project, reference, fused)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cft.losses.target import teacher
 from cft.losses.token import Prediction
-from cft.ranges import AtLeastOne, Fraction, ShareAboveZero, in_range
+from cft.ranges import AtLeastOne, Fraction, FractionAboveZero, in_range
 from cft.scores.column import REFERENCE_DISTRIBUTION
 
 
@@ -60,7 +60,7 @@ class MaskedQuadratic:
         *,
         k: AtLeastOne,
         tau: Fraction | Literal["calibrated"],
-        masked_out: ShareAboveZero,
+        masked_out: FractionAboveZero,
         calibration_rows: AtLeastOne,
     ) -> None:
         self.k, self.tau = k, tau

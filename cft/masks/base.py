@@ -106,8 +106,8 @@ class Critical(RowMask):
 
     Args:
         num_alternatives: how many of the stored alternatives count, in order of rank; at least 1. The paper's default is 2.
-        rule: "all" alternatives must end wrong (the paper), or "any" one of them, or "share": the weight is the fraction of
-            them that end wrong, so tokens whose every alternative ends right are not eligible. "any" and "share" need an
+        rule: "all" alternatives must end wrong (the paper), or "any" one of them, or "fraction": the weight is the fraction of
+            them that end wrong, so tokens whose every alternative ends right are not eligible. "any" and "fraction" need an
             annotation in which every alternative was tried.
         cut_off: whether a continuation that met the token limit without an explicit answer counts as "wrong" (the paper) or
             "not_wrong". Undecided verdicts never count as wrong.
@@ -121,7 +121,7 @@ class Critical(RowMask):
         self,
         *,
         num_alternatives: AtLeastOne = 2,
-        rule: Literal["all", "any", "share"] = "all",
+        rule: Literal["all", "any", "fraction"] = "all",
         cut_off: Literal["wrong", "not_wrong"] = "wrong",
     ) -> None:
         self.num_alternatives = num_alternatives
@@ -147,7 +147,7 @@ class Critical(RowMask):
         if self.rule == "any":
             open_R = untried_RK.any(1) & ~fails_RK.any(1)
             verdict_R = fails_RK.any(1)
-        elif self.rule == "share":
+        elif self.rule == "fraction":
             open_R = untried_RK.any(1)
             verdict_R = fails_RK.mean(1)
         else:
@@ -279,7 +279,7 @@ def _hash(*parts: str) -> int:
 
 
 def critical_fraction(rows: Iterable[AnnotatedResponse], *, num_alternatives: int) -> float:
-    """Share of response tokens that are critical under the paper's rule, 0-1; NaN without rows."""
+    """Fraction of response tokens that are critical under the paper's rule, 0-1; NaN without rows."""
     mask = Critical(num_alternatives=num_alternatives)
     masks = [mask(row) for row in rows]
     return float(np.concatenate(masks).mean()) if masks else float("nan")

@@ -22,7 +22,7 @@ class Loaded:
         spec: What it was loaded by.
         tokenizer: That belongs to it.
         model: In eval mode.
-        fingerprint: SHA-256 of its weights as they were loaded, "" where nobody asked.
+        fingerprint: SHA-256 of its weights as they were loaded, "" where not requested.
     """
 
     spec: ModelSpec

@@ -37,11 +37,11 @@ NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated 
 class Prepared:
     """All that a training needs and that can be refused before it begins.
 
-    asked: what `prompting` says. validation, tested: the problems that can be run after each epoch, and at the end.
+    prompting: of `cft.prompts.chat`. validation, tested: the problems that can be run after each epoch, and at the end.
     """
 
     prompt: Prompt
-    asked: dict[str, Any]
+    prompting: dict[str, Any]
     objective: Objective
     reference: Reference
     splits: Splits
@@ -61,30 +61,30 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     """Loads problems, rows and model, in the order in which they cost time. Raises what is wrong with them together."""
     spec, prompt = build(cfg.model), build(cfg.prompt)
     tokenizer = load_tokenizer(spec)
-    asked = prompting(prompt, tokenizer)
+    current = prompting(prompt, tokenizer)
     objective, reference = build(cfg.loss)(build(cfg.weighting)), build(cfg.reference)
     columns = columns_for(
         objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
     )
     splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
-    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    graded_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),
         Critical(num_alternatives=cfg.probe.critical_alternatives),
         columns,
         cfg.annotations_dir,
-        asked["tokenizer"],
+        current["tokenizer"],
         cfg.seed,
         splits.held_out_questions(),
     )
-    _note_on_annotation(data, splits, judged_by=judged_by)
-    _require_same_prompt(data, asked, cfg.prompt)
+    _note_on_annotation(data, splits, graded_by=graded_by)
+    _require_same_prompt(data, current, cfg.prompt)
     _require_metric(cfg.callbacks["best"]["monitor"], data)
     require_constructible(cfg, folder)
     loaded = load(
         spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu", fingerprint=measures_base(cfg)
-    )  # moved below, after what is asked of its weights
+    )  # moved below, after what is computed from its weights
     require_length(
         loaded.model,
         lengths={row.row_id: len(row.ids) for row in (*data.train_rows, *data.validation_rows)},
@@ -96,7 +96,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
         room_of_part(cfg, splits, part, loaded=loaded, prompt=prompt) for part in ("validation", "evaluation")
     )
     return Prepared(
-        prompt, asked, objective, reference, splits, verifier, data, loaded, at_reference, validation, tested
+        prompt, current, objective, reference, splits, verifier, data, loaded, at_reference, validation, tested
     )
 
 
@@ -105,20 +105,20 @@ def measures_base(cfg: TrainConfig) -> bool:
     return bool(cfg.evaluation.problems and cfg.evaluation.base and cfg.trainer["devices"] == 1)
 
 
-def _note_on_annotation(data: AnnotatedDataModule, splits: Splits, *, judged_by: str) -> None:
+def _note_on_annotation(data: AnnotatedDataModule, splits: Splits, *, graded_by: str) -> None:
     if not data.manifest.get("finished", True):
         console.print(
             f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
             "The cft annotate command that made it completes it."
         )
-    if splits is not NO_PROBLEMS and (note := other_verifier_note(data.manifest["fingerprint"]["verifier"], judged_by)):
+    if splits is not NO_PROBLEMS and (note := other_verifier_note(data.manifest["fingerprint"]["verifier"], graded_by)):
         console.print(note, markup=False)
 
 
-def _require_same_prompt(data: AnnotatedDataModule, asked: dict[str, Any], prompt: Part) -> None:
+def _require_same_prompt(data: AnnotatedDataModule, current: dict[str, Any], prompt: Part) -> None:
     then = data.manifest["config"].get("prompt", {})
     annotated = {"prompt": data.manifest["fingerprint"]["prompt"]}
-    if differing := prompt_conflict(annotated, asked, then_config=then, now_config=prompt):
+    if differing := prompt_conflict(annotated, current, then_config=then, now_config=prompt):
         raise ConfigError(
             f"prompt: {differing} differs between {data.store.folder} and this run; set prompt=... as in the annotation, or "
             "annotate again"

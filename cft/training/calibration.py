@@ -44,7 +44,7 @@ def calibrate(lm: SelectiveLM, rows: Sequence[TokenRow]) -> dict[str, float]:
 def calibrated_threshold(
     lm: SelectiveLM, rows: Sequence[TokenRow], *, k: int, fraction: float, where: On = "eligible"
 ) -> float:
-    """The tau for which the share `fraction` of the rows' tokens has k most probable tokens that together reach tau."""
+    """The tau for which `fraction` of the rows' tokens has k most probable tokens that together reach tau."""
     record = _TopMass(k=k)
     term = Regularizer(
         where=where, token_loss=record, coefficient=Coefficient(initial=0.0, final=0.0, shape="constant")

@@ -103,7 +103,7 @@ MASKS = (
         "tests/masks/test_masks.py::test_critical_truth_table",
     ),
     Mutant(
-        "more alternatives than asked for decide",
+        "more alternatives than requested decide",
         "cft.masks.base:Critical.__call__",
         "row.alt_outcome[:, :k]",
         "row.alt_outcome",
@@ -117,10 +117,10 @@ MASKS = (
         "tests/masks/test_projected_mask.py::test_a_row_without_a_partner_has_no_token_in_the_complement_either",
     ),
     Mutant(
-        "a share of a row rounded down",
+        "a fraction of a row rounded down",
         "cft.masks.ranked:top_of_row",
-        "math.ceil(share * len(values_R) - 1e-9)",
-        "int(share * len(values_R))",
+        "math.ceil(fraction * len(values_R) - 1e-9)",
+        "int(fraction * len(values_R))",
         "tests/masks/test_ranked_masks.py::test_the_top_of_a_row_is_that_of_a_sort",
     ),
     Mutant(
@@ -141,7 +141,7 @@ WEIGHTINGS = (
         f"{_ORACLE}[weighting=iw_sft weighting.temperature=0.5 weighting.largest=0.7]",
     ),
     Mutant(
-        "attention mixed in by half whatever its share",
+        "attention mixed in by half whatever its weight",
         "cft.weightings.row:SSToken.__call__",
         "(1 - self.gamma) * scores.known[ATTENTION]",
         "0.5 * scores.known[ATTENTION]",
