@@ -34,7 +34,7 @@ from cft.annotation.store import AnnotationStore, find_annotation
 from cft.console import progress
 from cft.evaluation.intervals import RATE, Interval, interval_of, pull
 from cft.files import write_json
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.types import GREEDY, AnnotatedResponse, Budget, Engine, Fork, Outcome, TokenSequence
 from cft.verifiers.grader import Grader
 

@@ -94,7 +94,14 @@ def arithmetic(
                 f"num_{split}={count}: the generator has only {len(found[split])} different problems of {min_steps} to "
                 f"{max_steps} steps in this split; ask for fewer or raise max_steps"
             )
-    return splits_of(name=name, seed=seed, dropped=Counter(), **found)
+    return splits_of(
+        name=name,
+        seed=seed,
+        train=found["train"],
+        validation=found["validation"],
+        test=found["test"],
+        dropped=Counter(),
+    )
 
 
 @in_range

@@ -25,7 +25,8 @@ from rich.text import Text
 from cft.annotation.kinds import KINDS, kind_of, token_texts
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.errors import UserError
-from cft.masks.base import Critical, MaskError
+from cft.masks.base import MaskError
+from cft.masks.critical import Critical
 from cft.models.smollm2 import DISTRIBUTION, converted_folder
 from cft.report.arms import Comparison
 from cft.report.read import ReportError

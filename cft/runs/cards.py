@@ -21,7 +21,7 @@ from cft.annotation.rows import ROW_SCHEMA
 from cft.annotation.store import AnnotationStore
 from cft.config.redaction import hidden
 from cft.files import write_bytes
-from cft.masks.base import Critical
+from cft.masks.critical import Critical
 from cft.runs.arm import METHOD, part_of
 from cft.runs.lineage import CARD, annotation_contents, annotation_link
 from cft.runs.results import RESULTS, RunResults

@@ -17,7 +17,7 @@ from cft.data.sources import Splits
 from cft.engines.factory import EngineFactory, require_local, require_samples
 from cft.evaluation.room import Room, require_room, room_for
 from cft.losses.objective import Objective
-from cft.masks.base import Critical
+from cft.masks.critical import Critical
 from cft.models.export import require_exportable
 from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer

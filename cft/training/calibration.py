@@ -17,8 +17,8 @@ from cft.errors import BadValue
 from cft.losses.aggregation import TokenMean
 from cft.losses.coefficient import Coefficient
 from cft.losses.eligible import On
-from cft.losses.objective import Objective, Regularizer
-from cft.losses.regularizers import MaskedQuadratic, top_mass
+from cft.losses.objective import Objective
+from cft.losses.regularizers import MaskedQuadratic, Regularizer, top_mass
 from cft.losses.token import NLL, Prediction, TokenLoss
 from cft.models.attention import usable_attention
 from cft.training.selective_lm import SelectiveLM

@@ -29,7 +29,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from cft.losses.objective import Objective, TermSum
+from cft.losses.normalizer import TermSum
+from cft.losses.objective import Objective
 from cft.models import kernels
 from cft.models.hashes import hash_of
 from cft.references.models import LiveReference

@@ -481,7 +481,7 @@ def test_a_prefix_must_be_a_package_name_with_a_dot(prefix: object) -> None:
 
 
 def test_build_calls_nested_nodes_and_leaves_plain_values_plain() -> None:
-    from cft.masks.base import Complement, Critical
+    from cft.masks import Complement, Critical
 
     built = build(composed("train", "mask=complement", "mask.of.rule=any").mask)
     assert isinstance(built, Complement)

@@ -16,7 +16,7 @@ from cft.data.annotated import AnnotatedDataModule, annotated_rows, in_validatio
 from cft.data.columns import GroupColumn
 from cft.data.pairing import other_prompts
 from cft.errors import BadValue
-from cft.masks.base import All, Critical, Mask, MaskError, Numeric, RowMask, Weights
+from cft.masks import All, Critical, Mask, MaskError, Numeric, RowMask, Weights
 from cft.masks.ranked import TokenCleaning, TopScore
 from cft.scores.column import GROUP, Column, StoredColumn
 from cft.scores.store import write_score

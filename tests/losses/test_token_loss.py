@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from cft.losses.coefficient import Coefficient
-from cft.losses.objective import Regularizer
-from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy
+from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy, Regularizer
 from cft.losses.target import GEM, Distillation, LabelSmoothing, TargetSFT
 from cft.losses.token import NLL, ClippedRatio, Power, Prediction, TokenLoss
 from cft.training.calibration import calibrate, calibrated_threshold

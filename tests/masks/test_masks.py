@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cft.config.build import CONF_DIR
-from cft.masks.base import All, AnswerSpan, Complement, Critical, MaskError, Numeric, Prefix, RandomLike, mask_weights
+from cft.masks import All, AnswerSpan, Complement, Critical, MaskError, Numeric, Prefix, RandomLike, mask_weights
 from cft.types import AnnotatedResponse
 from tests.fakes import row
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cft.errors import BadValue
-from cft.masks.base import Mask, MaskError
+from cft.masks import Mask, MaskError
 from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore, top_of_row
 from cft.types import AnnotatedResponse
 from tests.fakes import row

@@ -15,7 +15,7 @@ import pytest
 
 from cft.annotation.store import AnnotationStore
 from cft.cli.report import run as main
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.report.arms import Comparison
 from cft.report.build import PAGE, build_report, written_by_a_report
 from cft.report.compare import compare

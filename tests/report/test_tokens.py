@@ -15,7 +15,7 @@ import scipy.stats
 from cft.annotation.kinds import count_kinds, kind_of
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.cli.report import run as main
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.report.tokens import LEVELS, levels, profile, spearman, terminal
 from cft.types import AnnotatedResponse, Outcome
 from tests.fakes import row

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cft.annotation.store import AnnotationStore
-from cft.masks.base import Critical
+from cft.masks import Critical
 from tests.entry import Ended, run
 
 PROBLEMS = ("data.max_steps=2", "data.num_train=16")

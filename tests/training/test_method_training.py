@@ -29,8 +29,8 @@ from cft.config.build import CONF_DIR, build
 from cft.data.annotated import to_token_row
 from cft.data.batches import GlobalOrderSampler, TokenRow, collate, loader
 from cft.data.columns import columns_for
-from cft.losses.objective import TermSum
-from cft.masks.base import Critical, Mask
+from cft.losses.normalizer import TermSum
+from cft.masks import Critical, Mask
 from cft.references.models import Initial
 from cft.report.catalogue import entries
 from cft.scores.column import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB

@@ -18,7 +18,9 @@ from cft.data.batches import GlobalOrderSampler, RowDataset, TokenRow
 from cft.errors import BadValue
 from cft.losses.aggregation import TokenMean, WorstGroup
 from cft.losses.coefficient import Coefficient
-from cft.losses.objective import Normalizer, Objective, Regularizer
+from cft.losses.normalizer import Normalizer
+from cft.losses.objective import Objective
+from cft.losses.regularizers import Regularizer
 from cft.losses.token import NLL
 from cft.training.callbacks.guards import TrainingDiverged
 from tests import gradient_driver
