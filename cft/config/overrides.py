@@ -5,7 +5,7 @@ which sweep over several values. Also the options that the defaults of a yaml fi
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from hydra.core.config_loader import ConfigLoader
@@ -73,6 +73,7 @@ class Reader:
     multirun: bool
     search_path: list[str]  # overrides that set hydra.searchpath, which decides what groups there are
     errors: list[ErrorDetail]
+    known: dict[str, list[str]] = field(default_factory=dict)  # options by group
 
     def read(self, text: str) -> Item | None:
         try:
@@ -107,10 +108,14 @@ class Reader:
         return None
 
     def is_group(self, key: str) -> bool:
-        parent, _, name = key.rpartition("/")
-        return name in self.loader.list_groups(parent) or bool(self.options(key))
+        return "." not in key and bool(self.options(key))
 
     def options(self, group: str) -> list[str]:
+        if group not in self.known:  # Hydra reads all its sources again whenever it is asked
+            self.known[group] = self._options(group)
+        return self.known[group]
+
+    def _options(self, group: str) -> list[str]:
         own = self.loader.get_group_options(group, results_filter=ObjectType.CONFIG, overrides=self.search_path)
         nested = self.loader.get_group_options(group, results_filter=ObjectType.GROUP, overrides=self.search_path)
         return [*own, *(f"{folder}/{option}" for folder in nested for option in self.options(f"{group}/{folder}"))]

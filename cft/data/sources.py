@@ -94,8 +94,14 @@ def arithmetic(
                 f"num_{split}={count}: the generator has only {len(found[split])} different problems of {min_steps} to "
                 f"{max_steps} steps in this split; ask for fewer or raise max_steps"
             )
-    train, validation, test = found.values()
-    return splits_of(name=name, seed=seed, train=train, validation=validation, test=test, dropped=Counter())
+    return splits_of(
+        name=name,
+        seed=seed,
+        train=found["train"],
+        validation=found["validation"],
+        test=found["test"],
+        dropped=Counter(),
+    )
 
 
 @in_range
