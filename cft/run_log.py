@@ -50,9 +50,10 @@ def recording() -> Iterator[None]:
         _active.remove(kept)
         log.removeHandler(kept)
         log.setLevel(before)
-        kept.close()  # writes what is left, where there is a file
-        if kept.target is not None:
-            kept.target.close()
+        file = kept.target
+        kept.close()  # writes what is left, where there is a file, and forgets it
+        if file is not None:
+            file.close()
 
 
 def write_to(folder: Path) -> None:
