@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from hydra._internal import defaults_list as hydra_defaults
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -47,6 +48,20 @@ def _remembered(load: Any) -> Any:
 
 
 yaml.load = _remembered(yaml.load)
+
+
+def _where_needed(choices: Any) -> Any:
+    """Hydra prepares the resolution of interpolations in a defaults list for each file, a fifth of a composition: here only
+    for lists that hold one."""
+
+    def needed(overrides: Any, defaults_list: Any, self_added: bool) -> Any:
+        named = (d for d in defaults_list if not d.is_self() and not (hasattr(d, "is_options") and d.is_options()))
+        return choices(overrides, defaults_list, self_added) if any(d.is_interpolation() for d in named) else None
+
+    return needed
+
+
+hydra_defaults._create_interpolation_map = _where_needed(hydra_defaults._create_interpolation_map)
 
 
 @pytest.fixture(scope="session")

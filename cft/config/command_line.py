@@ -113,6 +113,7 @@ class _Check:
     mistakes: list[Mistake]
     extra: tuple[str, ...] = ()  # the user's own target prefixes
     read_files: set[Path] = field(default_factory=set)  # whose defaults are checked
+    found_files: dict[tuple[str, ...], list[tuple[Path, str, str]]] = field(default_factory=dict)
 
     def run(self) -> None:
         try:
@@ -236,7 +237,7 @@ class _Check:
 
     def file_that_sets(self, key: str, groups: Sequence[Override]) -> str:
         """The last yaml that gives a key, "" where none does."""
-        for file, name, package in reversed(list(self.files(groups))):
+        for file, name, package in reversed(self.files(groups)):
             inside = _within(key, package)
             if inside is not None and _has_path(OmegaConf.load(file), inside):
                 return name
@@ -249,10 +250,15 @@ class _Check:
             for mistake in lists_in_defaults(OmegaConf.load(file), stage=self.stage):
                 self.mistakes.append(Mistake(mistake.key, f"{mistake.text} ({name})"))
 
-    def files(self, groups: Sequence[Override]) -> Iterator[tuple[Path, str, str]]:
+    def files(self, groups: Sequence[Override]) -> list[tuple[Path, str, str]]:
         """(file, its name for messages, package) of each yaml that a job is composed of, a later one wins."""
-        lines = [*self.reader.search_path, *(o.input_line or "" for o in groups)]
-        for default in self.loader.compute_defaults_list(self.line.config_name, lines, RunMode.RUN).defaults:
+        lines = (*self.reader.search_path, *(o.input_line or "" for o in groups))
+        if lines not in self.found_files:
+            self.found_files[lines] = list(self.files_of(lines))
+        return self.found_files[lines]
+
+    def files_of(self, lines: Sequence[str]) -> Iterator[tuple[Path, str, str]]:
+        for default in self.loader.compute_defaults_list(self.line.config_name, list(lines), RunMode.RUN).defaults:
             for folder in (self.line.config_dir, *self.line.extra_dirs):
                 file = folder / f"{default.config_path}.yaml"
                 if file.is_file():
