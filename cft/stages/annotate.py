@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +17,14 @@ from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
 from cft.benchmarks.sets import verifier_for
-from cft.config.build import ConfigError, build, redacted
+from cft.config.build import ConfigError, build
 from cft.config.schema import AnnotateConfig, Split
 from cft.console import Bar, console, progress
 from cft.data.sources import Splits
-from cft.engines.sampling import tie_margin_for
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.base import critical_fraction
-from cft.models.device import device_facts
-from cft.models.load import ModelSpec, load_tokenizer, unnamed_ids
-from cft.models.loaded import Loaded, load
+from cft.models.lazy import LazyModel
+from cft.models.load import ModelSpec, load_tokenizer
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
 from cft.runs.cards import write_annotation_card
@@ -39,7 +38,6 @@ from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
-    from transformers import PreTrainedModel
 
 FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened as units finish
 
@@ -55,10 +53,10 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
         _require_annotation(store)
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
     verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
-    spec, prompt = build(cfg.model), build(cfg.prompt)
+    spec, prompt, make_engine = build(cfg.model), build(cfg.prompt), build(cfg.engine)
     tokenizer = load_tokenizer(spec)
     asked = prompting(prompt, tokenizer)
-    loaded = load(
+    model = LazyModel(
         spec,
         tokenizer,
         ends=[prompt.end_id(tokenizer)],
@@ -66,36 +64,45 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
         shard=cfg.shard,
         num_shards=cfg.num_shards,
     )
+    weights = model.weights() if make_engine.hashes_weights else ""
     inputs = model_inputs(spec.path)
     with (
         logging_to(
             cfg.logger, lambda: _run_facts(cfg, job, model=spec.name, data=splits.name, inputs=inputs)
         ) as loggers,
         VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
+        closing(make_engine(model)) as engine,
     ):
         annotator = Annotator(
-            engine=build(cfg.engine)(loaded.model, loaded.eos),
+            engine=engine,
             tokenizer=tokenizer,
             prompt=prompt,
             grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
             budget=Budget(cfg.max_new_tokens),
-            eos_ids=loaded.eos,
-            max_positions=loaded.context,
+            eos_ids=model.facts.eos_ids,
+            max_positions=model.facts.context,
             num_alternatives=cfg.num_alternatives,
             short_circuit=not plan.every_outcome,
             replay_fraction=cfg.replay_fraction,
             responses=cfg.responses,
-            exact_ranks=spec.dtype == "float32",
-            padding_ids=unnamed_ids(loaded.model, tokenizer),
+            padding_ids=model.facts.unnamed_ids,
         )
         with store.writing(
-            fingerprint=_conditions(cfg, loaded, asked=asked, splits=splits, judged_by=verifier_fingerprint(verifier)),
+            fingerprint=_conditions(
+                cfg,
+                model,
+                weights=weights,
+                numerics=numerics(engine),
+                asked=asked,
+                splits=splits,
+                judged_by=verifier_fingerprint(verifier),
+            ),
             info=_origin(cfg, job, spec=spec, inputs=inputs),
             part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard")),
         ):
             _annotate_units(store, annotator, plan=plan, shard=shard, loggers=loggers)
             _fill_units(store, annotator, plan=plan, shard=shard)
-        _print_back_offs(annotator.engine)
+            _print_back_offs(engine)
         _finish(store, job, shard=shard, loggers=loggers, max_new_tokens=cfg.max_new_tokens)
     return store.folder
 
@@ -120,24 +127,31 @@ def _print_problems(splits: Splits, plan: Plan, *, split: Split) -> None:
 
 
 def _conditions(
-    cfg: AnnotateConfig, loaded: Loaded, *, asked: dict[str, Any], splits: Splits, judged_by: str
+    cfg: AnnotateConfig,
+    model: LazyModel,
+    *,
+    weights: str,
+    numerics: dict[str, Any],
+    asked: dict[str, Any],
+    splits: Splits,
+    judged_by: str,
 ) -> dict[str, Any]:
     """What every unit of the annotation is made under: its fingerprint."""
-    spec = loaded.spec
+    spec, ends = model.spec, model.facts.eos_ids
     return {
         "model": {
             "path": spec.path,
             "revision": spec.revision,
-            "weights": loaded.fingerprint,
+            "weights": weights,
             "dtype": spec.dtype,
         },
         **asked,
-        "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": sorted(loaded.eos)},
+        "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": list(ends)},
         "verifier": judged_by,
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
         "unit_size": cfg.unit_size,
         "replay_fraction": cfg.replay_fraction,
-        "numerics": numerics(cfg.engine, loaded.model, dtype=spec.dtype),
+        "numerics": numerics,
     }
 
 
@@ -174,15 +188,9 @@ def _finish(store: AnnotationStore, job: Job, *, shard: Shard, loggers: Sequence
     log_made(loggers, annotation_link(store.folder))
 
 
-def numerics(engine: Mapping[str, Any], model: PreTrainedModel, *, dtype: str) -> dict[str, Any]:
-    """What may turn a near tie, and so an outcome: a part of the fingerprint. engine: its settings. dtype: of the spec.
-
-    In float32 engines give the same outcomes, and tie_margin says what is near. In half precision there are no ties to
-    settle: how an engine batches changes what it decodes. The ranks of alternatives come from float32 logits there.
-    """
-    margin = tie_margin_for(model.dtype, engine.get("tie_margin"))
-    found = {**device_facts(model.device), "tie_margin": margin}
-    return found if dtype == "float32" else {**found, "ranks": "float32 head", "engine": redacted(engine)}
+def numerics(engine: Engine) -> dict[str, Any]:
+    """What may turn a near tie, and so an outcome: a part of the fingerprint. Exact engines can stand in for each other."""
+    return engine.facts() if engine.exact else {**engine.facts(), "exact": False}
 
 
 def _run_facts(cfg: AnnotateConfig, job: Job, *, model: str, data: str, inputs: tuple[Link, ...]) -> RunFacts:
