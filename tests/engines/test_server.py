@@ -6,20 +6,28 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cft.annotation.counterfactual import ListSource
+from cft.annotation.store import AnnotationStore
+from cft.engines.factory import EngineError
 from cft.engines.reference import ReferenceEngine
 from cft.engines.requests import DecodeRequest, Ranked, top_tokens_of
-from cft.engines.server import ServerEngine, client
-from cft.engines.server.contract import probes_differ
+from cft.engines.server import client
+from cft.engines.server.engine import ServerEngine
+from cft.engines.server.probe import probes_differ, with_stored_probe
 from cft.engines.server.wires import WIRES, WireError
 from cft.types import GREEDY, Budget, Completion, Fork, Sampling, TokenSequence
+from tests.entry import SHORT
 from tests.fakes import random_llama
 from tests.scripted_server import OVERTAKEN, ScriptedServer
+from tests.stage import annotate
 
 EOS = (1, 2)
 BUDGET = Budget(16)
@@ -62,7 +70,9 @@ def greedy_forks(count: int) -> list[Fork]:
         ids = rng.integers(3, 60, length).astype(np.int32)
         prompt_len = int(rng.integers(2, length + 1))
         prefix_len = int(rng.integers(prompt_len, length + 1))
-        forks.append(Fork(TokenSequence(ids, prompt_len), prefix_len, int(rng.integers(0, 60)) if i % 3 else None, GREEDY, i))
+        forks.append(
+            Fork(TokenSequence(ids, prompt_len), prefix_len, int(rng.integers(0, 60)) if i % 3 else None, GREEDY, i)
+        )
     return forks
 
 
@@ -128,7 +138,7 @@ def test_llama_servers_refuse_given_tokens_that_are_not_among_the_best(model: An
     with (
         ScriptedServer(model, wire="llama", ends=EOS) as server,
         engine_of(server) as engine,
-        pytest.raises(Exception, match="use vLLM or SGLang for responses=given"),
+        pytest.raises(EngineError, match="use vLLM or SGLang for responses=given"),
     ):
         list(engine.score_all([sequence], k=3))
 
@@ -137,7 +147,9 @@ def test_llama_servers_refuse_given_tokens_that_are_not_among_the_best(model: An
 def test_what_passes_is_asked_again(model: Any, fault: str) -> None:
     forks = greedy_forks(20)
     failing = iter(range(10_000))
-    with ScriptedServer(model, mischief=lambda number, body: fault if number > 12 and next(failing) % 3 == 0 else "") as server:
+    with ScriptedServer(
+        model, mischief=lambda number, body: fault if number > 12 and next(failing) % 3 == 0 else ""
+    ) as server:
         with engine_of(server, retries=20) as engine:
             found = dict(engine.run(ListSource(forks), budget=BUDGET))
             assert engine.client is not None
@@ -166,7 +178,9 @@ def test_forks_of_a_prefix_go_to_one_server(model: Any) -> None:
     with ScriptedServer(model) as one, ScriptedServer(model) as other, engine_of(one, other, per_server=2) as engine:
         checks = len(one.bodies), len(other.bodies)
         list(engine.run(ListSource(forks), budget=BUDGET))
-        homes = [{tuple(body["prompt"][:10]) for body in s.bodies[n:]} for s, n in zip((one, other), checks, strict=True)]
+        homes = [
+            {tuple(body["prompt"][:10]) for body in s.bodies[n:]} for s, n in zip((one, other), checks, strict=True)
+        ]
         counts = [len(s.bodies) - n for s, n in zip((one, other), checks, strict=True)]
     assert min(counts) > 5
     assert len(homes[0]) + len(homes[1]) < 2 * len(sequences)
@@ -174,12 +188,12 @@ def test_forks_of_a_prefix_go_to_one_server(model: Any) -> None:
 
 def test_all_servers_gone_is_an_error_that_says_how_to_go_on(model: Any) -> None:
     forks = greedy_forks(30)
-    with ScriptedServer(model, mischief=lambda number, body: "die" if number == 20 else "") as server:
-        with engine_of(server, patience_s=0.2) as engine:
-            run = engine.run(ListSource(forks), budget=BUDGET)
-            found = []
-            with pytest.raises(Exception, match=r"none of http://127.0.0.1:\d+ has been in health for 0.2 s.*resumes"):
-                found.extend(run)
+    dying = ScriptedServer(model, mischief=lambda number, body: "die" if number == 20 else "")
+    with dying as server, engine_of(server, patience_s=0.2) as engine:
+        run = engine.run(ListSource(forks), budget=BUDGET)
+        found = []
+        with pytest.raises(EngineError, match=r"none of http://127.0.0.1:\d+ has been in health for 0.2 s.*resumes"):
+            found.extend(run)
     wanted = expected(model, forks)
     assert all(completion.ids.tolist() == wanted[key].ids.tolist() for key, completion in found)
 
@@ -200,11 +214,13 @@ def test_what_no_try_can_answer_is_undecided(model: Any, fault: str) -> None:
     """One fork's request never works though the server is in health; the others are not held up."""
     forks = greedy_forks(12)
     poisoned = next(f for f in forks if expected(model, [f])[f.key].num_decoded)
-    ids = [*poisoned.sequence.ids[: poisoned.prefix_len].tolist()] + ([] if poisoned.first_token is None else [poisoned.first_token])
-    with ScriptedServer(model, mischief=lambda number, body: fault if body["prompt"] == ids else "") as server:
-        with engine_of(server) as engine:
-            found = dict(engine.run(ListSource(forks), budget=BUDGET))
-            assert engine.num_given_up == 1
+    ids = [*poisoned.sequence.ids[: poisoned.prefix_len].tolist()] + (
+        [] if poisoned.first_token is None else [poisoned.first_token]
+    )
+    poisoning = ScriptedServer(model, mischief=lambda number, body: fault if body["prompt"] == ids else "")
+    with poisoning as server, engine_of(server) as engine:
+        found = dict(engine.run(ListSource(forks), budget=BUDGET))
+        assert engine.num_given_up == 1
     lost = found.pop(poisoned.key)
     assert (lost.finish, lost.num_decoded) == ("memory", 0)
     assert lost.ids.tolist() == ids[poisoned.sequence.prompt_len :]
@@ -213,8 +229,11 @@ def test_what_no_try_can_answer_is_undecided(model: Any, fault: str) -> None:
 
 def test_a_full_context_breaks_off(model: Any) -> None:
     """llama-server ends there and says `limit`."""
-    fork = Fork(TokenSequence(np.arange(3, 40, dtype=np.int32), 37), 37, None, GREEDY, 0)
-    with ScriptedServer(model, wire="llama", context=42) as server, engine_of(server) as engine:
+    forks = greedy_forks(24)
+    fork = next(f for f in forks if expected(model, [f])[f.key].num_decoded > 5)
+    prefix_len = fork.prefix_len + (fork.first_token is not None)
+    with ScriptedServer(model, wire="llama", ends=EOS) as server, engine_of(server) as engine:
+        server.context = prefix_len + 5
         ((_, found),) = engine.run(ListSource([fork]), budget=BUDGET)
     assert (found.finish, found.num_decoded) == ("memory", 5)
 
@@ -267,7 +286,7 @@ def test_a_text_whose_verdict_is_known_ends_there(model: Any) -> None:
         def decided(self, key: Any, ids: Sequence[int]) -> bool:
             return len(ids) == 3
 
-    forks = [Fork(TokenSequence(np.arange(3, 12, dtype=np.int32), 9), 9, None, GREEDY, 0)]
+    forks = [Fork(TokenSequence(np.arange(3, 12, dtype=np.int32), 9), 9, 20, GREEDY, 0)]
     wanted = dict(ReferenceEngine(model, EOS).run(Enough(forks), budget=BUDGET))
     with ScriptedServer(model) as server, engine_of(server) as engine:
         require_equal(dict(engine.run(Enough(forks), budget=BUDGET)), wanted)
@@ -289,13 +308,77 @@ def test_samples_carry_their_own_seed(model: Any) -> None:
     assert {(body["temperature"], body["top_p"], body["top_k"]) for body in bodies} == {(0.7, 0.9, 0)}
 
 
+# ---- in the stage
+
+
+@pytest.mark.slow
+def test_an_annotation_by_servers_survives_the_death_of_one_and_of_all(tmp_path: Path, tiny_arith_path: Path) -> None:
+    """One of two dies in the first unit; the other in the second, which ends the command. It resumes with new servers."""
+    served = AutoModelForCausalLM.from_pretrained(tiny_arith_path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_arith_path)
+
+    def split(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def dies_at(count: int) -> Any:
+        return lambda number, body: "die" if number == count else ""
+
+    common = [
+        *SHORT,
+        "limit=3",
+        "unit_size=1",
+        "verify.workers=1",
+        f"annotations_dir={tmp_path}",
+        "replay_fraction=0.2",
+    ]
+    undisturbed = AnnotationStore(annotate(*common, "annotation=here"))
+    rows = undisturbed.rows()
+    assert rows
+
+    def command(*servers: ScriptedServer) -> list[str]:
+        urls = ",".join(server.url for server in servers)
+        return [*common, "annotation=there", "engine=server", f"engine.url=[{urls}]", "engine.patience_s=0.3"]
+
+    with (
+        ScriptedServer(served, mischief=dies_at(30), tokenize=split) as one,
+        ScriptedServer(served, tokenize=split) as two,
+    ):
+        two.mischief = lambda number, body: "die" if number >= 60 else ""
+        with pytest.raises(EngineError, match="has been in health"):
+            annotate(*command(one, two))
+    store = AnnotationStore(tmp_path / "there")
+    assert not store.manifest()["finished"]
+    with (
+        ScriptedServer(random_llama(vocab=131), tokenize=split) as other,
+        pytest.raises(EngineError, match="other weights"),
+    ):
+        annotate(*command(other))
+    with ScriptedServer(served, tokenize=split) as three:
+        annotate(*command(three))
+    found = store.rows()
+    assert [(p.problem_id, p.status, p.response) for p in store.problems()] == [
+        (p.problem_id, p.status, p.response) for p in undisturbed.problems()
+    ]
+    assert len(found) == len(rows)
+    for one_row, other_row in zip(found, rows, strict=True):
+        for column in ("response_ids", "alt_ids", "alt_outcome", "alt_tokens", "replay_outcome"):
+            np.testing.assert_array_equal(getattr(one_row, column), getattr(other_row, column), err_msg=column)
+        assert np.isnan(one_row.entropy).all()
+    assert store.manifest()["fingerprint"]["numerics"]["exact"] is False
+    assert store.manifest()["fingerprint"]["model"]["weights"] == ""
+
+
 # ---- the contract
 
 
 @pytest.mark.parametrize(
     "wire, fault, message",
     [
-        ("vllm", "bos", r"read a prompt of \d+ tokens, \d+ were sent \(it begins with \[1\]\): a server that adds a BOS"),
+        (
+            "vllm",
+            "bos",
+            r"read a prompt of \d+ tokens, \d+ were sent \(it begins with \[1\]\): a server that adds a BOS",
+        ),
         ("sglang", "bos", "a server that adds a BOS"),
         ("llama", "bos", "a server that adds a BOS"),
         ("vllm", "trim", r"asked to end a response at token \d+, which it decodes first, it gave \[\] \(stop\)"),
@@ -311,7 +394,7 @@ def test_a_server_that_breaks_the_contract_is_refused_at_the_start(
 ) -> None:
     with (
         ScriptedServer(model, wire=wire, mischief=lambda number, body: fault) as server,
-        pytest.raises(Exception, match=message) as error,
+        pytest.raises(EngineError, match=message) as error,
         engine_of(server),
     ):
         pass
@@ -322,20 +405,17 @@ def test_a_sampling_default_is_noticed(model: Any) -> None:
     fork = Fork(TokenSequence(np.arange(3, 12, dtype=np.int32), 9), 9, None, GREEDY, 0, top_k=5)
     with ScriptedServer(model) as server, engine_of(server) as engine:
         server.mischief = lambda number, body: "penalty"
-        with pytest.raises(Exception, match="penalty or sampling default is at work.*--generation-config vllm"):
+        with pytest.raises(EngineError, match=r"penalty or sampling default is at work.*--generation-config vllm"):
             list(engine.run(ListSource([fork]), budget=BUDGET))
 
 
 def test_an_end_token_that_is_lost_later_is_noticed(model: Any) -> None:
     """llama-server names no end that could be tried at the start."""
     forks = greedy_forks(30)
-    with (
-        ScriptedServer(model, wire="llama", ends=EOS) as server,
-        engine_of(server) as engine,
-        pytest.raises(Exception, match="the end token was cut off"),
-    ):
+    with ScriptedServer(model, wire="llama", ends=EOS) as server, engine_of(server) as engine:
         server.mischief = lambda number, body: "trim"
-        list(engine.run(ListSource(forks), budget=BUDGET))
+        with pytest.raises(EngineError, match="the end token was cut off"):
+            list(engine.run(ListSource(forks), budget=BUDGET))
 
 
 def test_other_weights_and_other_vocabularies_are_refused(model: Any) -> None:
@@ -345,12 +425,16 @@ def test_other_weights_and_other_vocabularies_are_refused(model: Any) -> None:
     def shifted(text: str) -> list[int]:
         return [0, *letters(text, add_special_tokens=False)["input_ids"]]
 
-    with ScriptedServer(model) as one, ScriptedServer(other) as two:
-        with pytest.raises(Exception, match=f"{two.url} serves other weights than {one.url}"), engine_of(one, two):
-            pass
+    with (
+        ScriptedServer(model) as one,
+        ScriptedServer(other) as two,
+        pytest.raises(EngineError, match=f"{two.url} serves other weights than {one.url}"),
+        engine_of(one, two),
+    ):
+        pass
     with (
         ScriptedServer(model, tokenize=shifted) as server,
-        pytest.raises(Exception, match="its tokenizer is another one than model.path's: it made 41 tokens"),
+        pytest.raises(EngineError, match=r"its tokenizer is another one than model.path's: it made 41 tokens"),
         engine_of(server),
     ):
         pass
@@ -359,18 +443,18 @@ def test_other_weights_and_other_vocabularies_are_refused(model: Any) -> None:
 def test_log_probs_must_be_enough(model: Any) -> None:
     with (
         ScriptedServer(model, max_logprobs=3) as server,
-        pytest.raises(Exception, match="greater than max allowed: 3"),
+        pytest.raises(EngineError, match="greater than max allowed: 3"),
         engine_of(server),
     ):
         pass
-    with pytest.raises(Exception, match=r"4 most probable tokens were asked for .* 1 came .*--max-logprobs 4"):
+    with pytest.raises(EngineError, match=r"4 most probable tokens were asked for .* 1 came .*--max-logprobs 4"):
         top_tokens_of([Ranked(-1.0, {3: -1.0})], k=4)
 
 
 def test_a_server_that_is_not_there_is_named(model: Any) -> None:
     with ScriptedServer(model) as server:
         url = server.url
-    with pytest.raises(Exception, match=f"{url} gave no sign of health"):
+    with pytest.raises(EngineError, match=f"{url} gave no sign of health"):
         ServerEngine([url], EOS, Letters(), **{**OPTIONS, "patience_s": 0.1})  # type: ignore[arg-type]
 
 
@@ -391,6 +475,15 @@ def test_probes_differ_by_log_probs_and_by_tokens() -> None:
     assert probes_differ(one, one) == 0
     assert probes_differ(one, [[[5, -0.2], [6, -2.2]]]) == pytest.approx(0.15)
     assert probes_differ(one, [[[5, -0.1], [7, -2.5]]]) == pytest.approx((0 + 0.5 + 0.5) / 3)
+
+
+def test_a_probe_that_differs_by_noise_is_the_stored_one() -> None:
+    stored = {"name": "server", "version": "1", "probe": [[[5, -0.1], [6, -2.0]]]}
+    near = {"name": "server", "version": "2", "probe": [[[5, -0.11], [6, -2.02]]]}
+    assert with_stored_probe(near, stored, of="mine") == {**near, "probe": stored["probe"]}
+    assert with_stored_probe({"device": "cpu"}, stored, of="mine") == {"device": "cpu"}
+    with pytest.raises(EngineError, match=r"other weights than those that mine was made with: .* differ by 0.30 nats"):
+        with_stored_probe({"probe": [[[5, -0.4], [6, -2.3]]]}, stored, of="mine")
 
 
 # ---- wires, as pure functions

@@ -20,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from cft.engines.errors import EngineError
+from cft.engines.factory import EngineError
 from cft.engines.requests import DecodeRequest, DecodeResponse
 from cft.engines.server.wires import Wire, WireError
 
@@ -165,7 +165,9 @@ class Client:
             401: "the server wants a key: engine.token_variable names the environment variable that holds it",
             403: "the server does not let this in",
             404: "it is no server of this kind, or under another path (engine.url is without one)",
-        }.get(answer.status, "expected a response; the parameters that this wire sends are in cft/engines/server/wires.py")
+        }.get(
+            answer.status, "expected a response; the parameters that this wire sends are in cft/engines/server/wires.py"
+        )
         raise EngineError(f"engine.url={replica.url}{path}: status {answer.status}: {said}; {remedy}")
 
     async def _choose(self, affinity: bytes, *, avoided: Replica | None) -> Replica:

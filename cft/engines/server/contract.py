@@ -1,13 +1,13 @@
 """What a server must do before a token of it is used, and which model it serves. Each server is asked at the start.
 
-    its kind           told by the pages it has
-    its vocabulary     POST /tokenize of a text that few tokenizers split alike (where the server has it)
-    ends               a response ends at an id that we send, and keeps it (llama-server: at each end of the model, forced)
-    no BOS             it reads as many tokens as it was sent; checked with every response
-    no defaults        a greedy token is the most probable one; checked with every response whose log-probs are asked for
-    log-probs          as many as alternatives need
-    weights            log-probs of the most probable tokens after fixed prompts: the probe, equal on all servers, and again
-                       when an annotation is resumed
+its kind           told by the pages it has
+its vocabulary     POST /tokenize of a text that few tokenizers split alike (where the server has it)
+ends               a response ends at an id that we send, and keeps it (llama-server: at each end of the model, forced)
+no BOS             it reads as many tokens as it was sent; checked with every response
+no defaults        a greedy token is the most probable one; checked with every response whose log-probs are asked for
+log-probs          as many as alternatives need
+weights            log-probs of the most probable tokens after fixed prompts: the probe, equal on all servers, and again
+                   when an annotation is resumed
 """
 
 from __future__ import annotations
@@ -16,35 +16,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cft.engines.errors import EngineError
+from cft.engines.factory import EngineError
 from cft.engines.requests import DecodeRequest, DecodeResponse
 from cft.engines.server.client import Client, Replica, TooLong, Unanswered
+from cft.engines.server.probe import PROBED, Probe
 from cft.engines.server.wires import WIRES, Wire
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEXT = "def area(r):\n    return 3.14159 * r ** 2  # Fläche ≈ 12,5 cm²\n\n第3章 🙂 \\frac{x_1}{2} <b>it's</b>"
-PROMPTS = (
-    "The capital of France is",
-    "1 + 1 = 2\n2 + 2 = 4\n3 + 3 =",
-    "Question: Tom has 7 apples and eats 3. How many are left?\nAnswer:",
-    "def fibonacci(n):\n    if n < 2:\n        return",
-    "Once upon a time there was a",
-    "Im Jahr 1989 fiel die Berliner",
-    "Therefore the answer is \\boxed{",
-    "To be, or not to be, that is the",
-)
-PROBED = 5  # most probable tokens of each prompt in the probe
-# Nats, the mean over a probe. A server's own noise in half precision is some hundredths; other weights are tenths apart.
-SAME_PROBE = 0.05
-
-Probe = list[list[list[float]]]  # by prompt: [id, log-prob] of its most probable next tokens
-
-
-def prompts_for(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of the fixed prompts, by the tokenizer alone. A small vocabulary may spell many signs as one: that is no matter."""
-    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in PROMPTS]
 
 
 async def wire_of(client: Client, replica: Replica, *, wanted: str) -> tuple[Wire, dict[str, Any]]:
@@ -68,7 +49,9 @@ async def require_vocabulary(
     found = await client.tokenized(replica, TEXT, wire=wire)
     expected = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     if found is not None and found != expected:
-        where = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected)))
+        where = next(
+            (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected))
+        )
         raise EngineError(
             f"engine.url={replica.url}: its tokenizer is another one than model.path's: it made {len(found)} tokens of a text "
             f"where {len(expected)} were expected, different from token {where} on ({found[where : where + 3]} beside "
@@ -110,16 +93,6 @@ async def probe(
             )
         probes.append([[token, round(logprob, 4)] for token, logprob in best[:PROBED]])
     return probes
-
-
-def probes_differ(one: Probe, other: Probe) -> float:
-    """Mean difference of log-probs, nats; a token that only one of them has counts from the other's least one."""
-    gaps = []
-    for left, right in zip(one, other, strict=True):
-        a, b = {int(t): p for t, p in left}, {int(t): p for t, p in right}
-        least_a, least_b = min(a.values()), min(b.values())
-        gaps += [abs(a.get(token, least_a) - b.get(token, least_b)) for token in {*a, *b}]
-    return sum(gaps) / len(gaps)
 
 
 async def _asked(client: Client, replica: Replica, request: DecodeRequest, *, wire: Wire) -> DecodeResponse:

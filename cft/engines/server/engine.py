@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
-from cft.engines.errors import EngineError
+from cft.engines.factory import EngineError
 from cft.engines.request_engine import RequestEngine
 from cft.engines.requests import DecodeRequest, DecodeResponse
 from cft.engines.server.client import Client, Replica
-from cft.engines.server.contract import (
-    SAME_PROBE,
-    Probe,
-    probe,
-    probes_differ,
-    prompts_for,
-    require_ends,
-    require_vocabulary,
-    wire_of,
-)
+from cft.engines.server.contract import probe, require_ends, require_vocabulary, wire_of
+from cft.engines.server.probe import SAME_PROBE, Probe, probes_differ, prompts_for
 from cft.engines.server.wires import Wire
-from cft.ranges import AboveZero, AtLeastOne, AtLeastZero, Count, require_in_range
 from cft.types import TokenSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from cft.models.lazy import LazyModel
 
 
 class ServerEngine(RequestEngine):
@@ -115,62 +102,4 @@ class ServerEngine(RequestEngine):
         await require_vocabulary(self.client, replica, wire=self.wire, tokenizer=self._tokenizer)
         prompts = prompts_for(self._tokenizer)
         await require_ends(self.client, replica, wire=self.wire, prompt=prompts[0])
-        return await probe(
-            self.client, replica, wire=self.wire, prompts=prompts, top=self._top, eos_ids=self.eos_ids
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
-    """Servers that serve the model, already started; they take and return token ids.
-
-    Args:
-        url: Of each server, without a path: http://host:8000.
-        wire: Their kind; auto asks them.
-        per_server: Requests under way at each server.
-        top_logprobs: Most probable tokens that a server must be able to name; K alternatives and the end tokens need as many.
-        timeout_s: For a single request, its waiting at the server included.
-        retries: How often a request is sent again (429, 5xx, timeouts, broken connections), after growing pauses.
-        patience_s: How long to wait for a server while none is in health.
-        token_variable: Environment variable that holds the servers' API key, "" for none.
-    """
-
-    name: ClassVar[str] = "server"
-    local: ClassVar[bool] = False
-    samples: ClassVar[bool] = True
-    hashes_weights: ClassVar[bool] = False
-
-    url: Sequence[str]
-    wire: Literal["auto", "vllm", "sglang", "llama"] = "auto"
-    per_server: AtLeastOne = 128
-    top_logprobs: AtLeastOne = 8
-    timeout_s: AboveZero = 600.0
-    retries: Count = 6
-    patience_s: AtLeastZero = 60.0
-    token_variable: str = ""
-
-    def __post_init__(self) -> None:
-        require_in_range(self)
-        if not self.url or not all(one.startswith(("http://", "https://")) for one in self.url):
-            raise EngineError(
-                f"engine.url={list(self.url)}: expected addresses of servers, engine.url=[http://host:8000,http://other:8000]"
-            )
-
-    def __call__(self, model: LazyModel) -> ServerEngine:
-        token = os.environ.get(self.token_variable, "") if self.token_variable else ""
-        if self.token_variable and not token:
-            raise EngineError(
-                f"engine.token_variable={self.token_variable}: no such environment variable is set; it holds the servers' key"
-            )
-        return ServerEngine(
-            self.url,
-            model.facts.eos_ids,
-            model.tokenizer,
-            wire=self.wire,
-            per_server=self.per_server,
-            top_logprobs=self.top_logprobs,
-            timeout_s=self.timeout_s,
-            retries=self.retries,
-            patience_s=self.patience_s,
-            token=token,
-        )
+        return await probe(self.client, replica, wire=self.wire, prompts=prompts, top=self._top, eos_ids=self.eos_ids)

@@ -186,7 +186,9 @@ class SglangWire:
         tops = _field(meta, f"{side}_top_logprobs", list)[skipped:]
         _one_each(own, ids, f"meta_info.{side}_token_logprobs")
         if [entry[1] for entry in own] != list(ids):
-            raise WireError(f"meta_info.{side}_token_logprobs is of other tokens: {_short([entry[1] for entry in own])}")
+            raise WireError(
+                f"meta_info.{side}_token_logprobs is of other tokens: {_short([entry[1] for entry in own])}"
+            )
         return [
             Ranked(float(entry[0]), {int(token): float(logprob) for logprob, token, *_ in top})
             for entry, top in zip(own, tops, strict=True)
@@ -249,7 +251,8 @@ class LlamaWire:
             if [entry.get("id") for entry in given] != ids:
                 raise WireError("completion_probabilities is of other tokens than `tokens`")
             decoded = [
-                Ranked(float(e["logprob"]), {int(o["id"]): float(o["logprob"]) for o in e["top_logprobs"]}) for e in given
+                Ranked(float(e["logprob"]), {int(o["id"]): float(o["logprob"]) for o in e["top_logprobs"]})
+                for e in given
             ]
         stop = payload.get("stop_type")
         ended = {"eos": "stop", "word": "stop", "limit": "length"}.get(str(stop), "abort")
