@@ -44,7 +44,7 @@ test-avx2: .venv/.stamp ## the numerical tests with AVX2 kernels
 test-avx512: .venv/.stamp ## the numerical tests with AVX-512 kernels, without AMX
 	ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE $(NUMERICS)
 
-mutations: .venv/.stamp ## do the tests bite? some ninety typical mistakes, each noticed by a named test (MUTATIONS="--only store" for some)
+mutations: .venv/.stamp ## do the tests bite? some ninety typical defects, each noticed by a named test (MUTATIONS="--only store" for some)
 	$(PY) -m experiments.mutations $(MUTATIONS)
 
 test-timing: .venv/.stamp ## clocks and memory figures: on a machine that does nothing else
