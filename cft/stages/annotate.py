@@ -177,7 +177,8 @@ def _print_back_offs(engine: Engine) -> None:
         )
     if back_offs := getattr(engine, "back_offs", 0):
         console.print(
-            f"Memory for keys and values ran short {back_offs} times, and what had been decoded was decoded again: "
+            f"Memory for keys and values ran short {back_offs} times, and {getattr(engine, 'lost_tokens', 0):,} tokens were "
+            "decoded again: "
             "fewer engine.max_rows, or a larger engine.kv_budget_mb where there is room, save that"
         )
 
