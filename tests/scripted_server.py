@@ -14,7 +14,7 @@ import numpy as np
 
 from cft.annotation.counterfactual import ListSource
 from cft.engines.reference import ReferenceEngine
-from cft.types import GREEDY, Budget, Fork, TokenSequence, TopTokens
+from cft.types import Budget, Fork, Sampling, TokenSequence, TopTokens
 
 # What a request may meet. bos: the prompt is read with a token before it. trim: the end token is left out. penalty: the
 # second best token is taken. old: no ids in the response.
@@ -84,14 +84,14 @@ class ScriptedServer(ThreadingHTTPServer):
             with contextlib.suppress(OSError):
                 socket.shutdown(2)
 
-    def continued(self, ids: list[int], limit: int, ends: frozenset[int]) -> tuple[list[int], str]:
+    def continued(self, ids: list[int], limit: int, ends: frozenset[int], sampling: Sampling) -> tuple[list[int], str]:
         def decode() -> tuple[list[int], str]:
-            fork = Fork(TokenSequence(np.asarray(ids, dtype=np.int32), len(ids)), len(ids), None, GREEDY, 0)
+            fork = Fork(TokenSequence(np.asarray(ids, dtype=np.int32), len(ids)), len(ids), None, sampling, 0)
             engine = ReferenceEngine(self.model, ends or {-1})
             ((_, completion),) = engine.run(ListSource([fork]), budget=Budget(limit))
             return completion.ids.tolist(), completion.finish
 
-        return self._once((tuple(ids), limit, ends), decode)
+        return self._once((tuple(ids), limit, ends, sampling), decode)
 
     def ranks(self, ids: list[int], *, start: int, k: int) -> TopTokens:
         sequence = TokenSequence(np.asarray(ids, dtype=np.int32), start)
@@ -189,11 +189,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _decoded(
-    server: ScriptedServer, ids: list[int], limit: int, ends: frozenset[int], mischief: str
+    server: ScriptedServer, ids: list[int], limit: int, ends: frozenset[int], mischief: str, how: dict[str, Any]
 ) -> tuple[list[int], str, list[int]]:
-    """Token ids, how it ended, and the prompt as it was read."""
+    """Token ids, how it ended, and the prompt as it was read. how: where temperature, top_p and seed stand."""
     read = [1, *ids] if mischief == "bos" else ids
-    found, finish = server.continued(read, limit, ends)
+    seed = how.get("seed", how.get("sampling_seed", 0))
+    found, finish = server.continued(read, limit, ends, Sampling(how["temperature"], how["top_p"], seed))
     if mischief == "penalty" and found:
         second = server.ranks([*read, found[0]], start=len(read), k=2).top_ids_RK[0, 1]
         found, finish = [int(second), *found[1:]], "length"
@@ -208,7 +209,7 @@ def _vllm(server: ScriptedServer, body: dict[str, Any], mischief: str) -> dict[s
         return f"Requested sample logprobs of {top}, which is greater than max allowed: {server.max_logprobs}"
     if len(ids) + body["max_tokens"] > server.context:
         return f"This model's maximum context length is {server.context} tokens"
-    found, finish, read = _decoded(server, ids, body["max_tokens"], frozenset(body["stop_token_ids"]), mischief)
+    found, finish, read = _decoded(server, ids, body["max_tokens"], frozenset(body["stop_token_ids"]), mischief, body)
     choice: dict[str, Any] = {"token_ids": found, "finish_reason": finish, "prompt_token_ids": read}
     if body["logprobs"] and found:
         ranks = server.ranks([*read, *found], start=len(read), k=top)
@@ -242,7 +243,7 @@ def _sglang(server: ScriptedServer, body: dict[str, Any], mischief: str) -> dict
     ids, how = body["input_ids"], body["sampling_params"]
     if len(ids) + how["max_new_tokens"] > server.context:
         return f"Requested token count exceeds the model's maximum context length of {server.context}"
-    found, finish, read = _decoded(server, ids, how["max_new_tokens"], frozenset(how["stop_token_ids"]), mischief)
+    found, finish, read = _decoded(server, ids, how["max_new_tokens"], frozenset(how["stop_token_ids"]), mischief, how)
     meta: dict[str, Any] = {"finish_reason": {"type": finish}, "prompt_tokens": len(read)}
     if body.get("return_logprob"):
         top, start = body["top_logprobs_num"], body["logprob_start_len"]
@@ -267,7 +268,7 @@ def _llama(server: ScriptedServer, body: dict[str, Any], mischief: str) -> dict[
     if len(ids) >= server.context:
         return "the request exceeds the available context size"
     limit = min(body["n_predict"], server.context - len(ids))  # it stops where its context is full
-    found, finish, read = _decoded(server, ids, limit, server.ends, mischief)
+    found, finish, read = _decoded(server, ids, limit, server.ends, mischief, body)
     answer: dict[str, Any] = {
         "tokens_evaluated": len(read),
         "truncated": False,

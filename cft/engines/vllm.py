@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cft.engines.factory import EngineError
 from cft.engines.request_engine import RequestEngine
 from cft.engines.requests import DecodeRequest, DecodeResponse, Ranked
-from cft.ranges import AtLeastOne, ShareAboveZero, require_in_range
+from cft.ranges import AtLeastOne, FractionAboveZero, require_in_range
 from cft.types import TokenSequence
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Vllm:
 
     max_num_seqs: AtLeastOne = 256
     max_model_len: AtLeastOne | None = None
-    gpu_memory_utilization: ShareAboveZero = 0.9
+    gpu_memory_utilization: FractionAboveZero = 0.9
     tensor_parallel_size: AtLeastOne = 1
     enable_prefix_caching: bool = True
     max_logprobs: AtLeastOne = 20

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cft.annotation.counterfactual import ListSource
 from cft.annotation.store import AnnotationStore
 from cft.engines.factory import EngineError
-from cft.engines.reference import ReferenceEngine
+from cft.engines.reference import ReferenceEngine, fork_prefix
 from cft.engines.requests import DecodeRequest, Ranked, top_tokens_of
 from cft.engines.server import client
 from cft.engines.server.engine import ServerEngine
@@ -214,9 +214,7 @@ def test_what_no_try_can_answer_is_undecided(model: Any, fault: str) -> None:
     """One fork's request never works though the server is in health; the others are not held up."""
     forks = greedy_forks(12)
     poisoned = next(f for f in forks if expected(model, [f])[f.key].num_decoded)
-    ids = [*poisoned.sequence.ids[: poisoned.prefix_len].tolist()] + (
-        [] if poisoned.first_token is None else [poisoned.first_token]
-    )
+    ids = fork_prefix(poisoned)
     poisoning = ScriptedServer(model, mischief=lambda number, body: fault if body["prompt"] == ids else "")
     with poisoning as server, engine_of(server) as engine:
         found = dict(engine.run(ListSource(forks), budget=BUDGET))
@@ -251,9 +249,9 @@ def test_a_request_has_a_deadline(model: Any) -> None:
 def test_a_slow_answer_holds_up_nobody(model: Any) -> None:
     """No barrier: while one request waits, the others' places are filled again and again."""
     forks = [f for f in greedy_forks(24) if expected(model, [f])[f.key].num_decoded]
+    prefix = fork_prefix(forks[0])
     with ScriptedServer(model) as server, engine_of(server, per_server=2) as engine:
-        slow = server.number + 1
-        server.mischief = lambda number, body: "slow" if number == slow else ""
+        server.mischief = lambda number, body: "slow" if body["prompt"] == prefix else ""
         order = [key for key, _ in engine.run(ListSource(forks), budget=BUDGET)]
     assert order.index(forks[0].key) >= OVERTAKEN
 
