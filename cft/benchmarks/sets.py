@@ -15,7 +15,7 @@ from typing import ClassVar
 from cft.benchmarks.rows import LAYOUTS, Layout
 from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, json_lines
-from cft.data.sources import Splits, splits_of
+from cft.data.splits import Splits, splits_of
 from cft.ranges import Fraction, in_range
 from cft.types import Problem, Verdict, Verifier
 

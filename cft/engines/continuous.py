@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -133,13 +134,9 @@ class ContinuousEngine:
             max_new_tokens=budget.max_new_tokens,
         )
         in_flight: dict[str, Fork] = {}
+        manager: Any = None
         count = 0
-        with (
-            usable_attention(self.model),
-            self.model.continuous_batching_context_manager(
-                generation, continuous_batching_config=self._config(), warmup=False
-            ) as manager,
-        ):
+        with usable_attention(self.model), ExitStack() as stack:
             try:
                 while True:
                     room = self.in_flight - len(in_flight)
@@ -148,6 +145,8 @@ class ContinuousEngine:
                         if completion := self._unsent(fork, budget=budget):
                             yield fork.key, completion
                             continue
+                        if manager is None:
+                            manager = stack.enter_context(self._manager(generation))
                         count += 1
                         ids = fork_prefix(fork)
                         in_flight[name := str(count)] = fork
@@ -175,6 +174,12 @@ class ContinuousEngine:
             finally:
                 for name in in_flight:  # else the library finishes them before it stops
                     manager.cancel_request(name)
+
+    def _manager(self, generation: GenerationConfig) -> AbstractContextManager[Any]:
+        """The library's loop, running while this is open."""
+        return self.model.continuous_batching_context_manager(
+            generation, continuous_batching_config=self._config(), warmup=False
+        )
 
     def _unsent(self, fork: Fork, *, budget: Budget) -> Completion | None:
         """Of a fork that has nothing to decode, or does not fit into memory alone."""

@@ -18,7 +18,7 @@ from cft.config.build import ConfigError, build
 from cft.config.part import Part
 from cft.config.schema import EvaluateConfig
 from cft.console import console
-from cft.data.sources import Splits
+from cft.data.splits import Splits
 from cft.engines.factory import require_samples
 from cft.evaluation.evaluation import (
     SampleRequest,

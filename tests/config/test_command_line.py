@@ -293,7 +293,7 @@ def test_a_file_that_would_override_its_experiments_is_reported(conf: Path) -> N
     (conf / "mine.yaml").write_text(text.replace("  - experiment: null\n", "  - experiment: null\n  - _self_\n"))
     found = mistakes("train", "--config-name=mine", conf=conf)
     assert len(found) == 1
-    assert found[0].startswith("mine.yaml: _self_ must stand before experiment")
+    assert found[0].startswith("mine.yaml: _self_ must come before experiment")
 
 
 def test_a_saved_config_passes_as_the_whole_config(tmp_path: Path) -> None:
