@@ -89,6 +89,16 @@ def _is_at_work(process: int) -> bool:
     return True
 
 
+def replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`, which goes if it is there."""
+    old = temporary_beside(folder, end="old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    _sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_bytes(path, text.encode())

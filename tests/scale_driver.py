@@ -11,9 +11,13 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from cft.data.batches import GlobalOrderSampler, TokenRow, loader
+from cft.losses import Distillation
 from cft.models.export import export
+from cft.models.load import Lora, apply_lora
+from cft.references.models import Initial
 from cft.training.callbacks.step_seed import SeedEachStep
 from cft.training.checkpointing.keeper import CheckpointKeeper, WholeFiles
 from cft.training.checkpointing.position import step_is_done
@@ -99,16 +103,27 @@ def run(
     every: int = EVERY,
     precision: str = "32-true",
     dtype: torch.dtype = torch.float32,
+    sharded: bool | None = None,
+    asynchronous: bool = False,
+    reference: bool = False,
+    lora: bool = False,
 ) -> tuple[CausalLMModule, Losses]:
     losses = Losses()
+    made = partial(random_llama, spread=0.1, attention_dropout=dropout, tie_word_embeddings=True)
+    teacher = Initial().attach(made(seed=9).to(dtype), mixed=precision == "bf16-mixed") if reference else None
+    model = made()
+    if lora:
+        apply_lora(model, lora=Lora(r=4))
     module = CausalLMModule(
-        model=random_llama(spread=0.1, attention_dropout=dropout, tie_word_embeddings=True).to(dtype),
-        objective=sft(),
+        model=model.to(dtype),
+        objective=sft(token_loss=Distillation(teacher_weight=0.5)) if reference else sft(),
+        reference=teacher,
         optimizer=optimizer,
         schedule="cosine",
         warmup_fraction=0.1,
         probe_every_n_steps=5,
     )
+    keeper = CheckpointKeeper(folder, every_n_steps=every, keep=9, sharded=sharded, asynchronous=asynchronous)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=world,
@@ -122,7 +137,7 @@ def run(
         logger=False,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
-        callbacks=[SeedEachStep(3), losses, *more, CheckpointKeeper(folder, every_n_steps=every, keep=9)],
+        callbacks=[SeedEachStep(3), losses, *more, keeper],
         plugins=[WholeFiles()],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -145,16 +160,34 @@ def export_difference(module: CausalLMModule, folder: Path) -> float:
         return float((model.eval()(input_ids=ids).logits - exported(input_ids=ids).logits).abs().max())
 
 
+def local(weight: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of it."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
 def save_run(folder: Path, strategy: str, world: int, accumulate: int, checkpoint: Path | None) -> None:
-    """In float64, 8 rows a step, or in the precision behind the strategy as in fsdp:bf16-mixed. The folder gets checkpoints
+    """In float64, 8 rows a step, or in the precision behind the strategy as in fsdp:bf16-mixed; fsdp+file: one file a
+    checkpoint, fsdp+async: shards beside training, +reference: towards a teacher,
+    +lora: adapters. The folder gets checkpoints
     after every 4 steps and result.json: losses by step, and how far the logits of the Hugging Face export are from those of
     the trained weights."""
     kind, _, precision = strategy.partition(":")
+    kind, _, way = kind.partition("+")
     options: dict[str, Any] = {"accumulate": accumulate, "batch": 2, "checkpoint": checkpoint, "dtype": torch.float64}
     if precision:
         options |= {"precision": precision, "dtype": torch.float32}
+    if way:
+        options |= {"sharded": way != "file", "asynchronous": way == "async"}
+        options |= {"reference": way == "reference", "lora": way == "lora"}
     module, losses = run(folder, strategy=kind, world=world, **options)
     difference = export_difference(module, folder)
     if module.global_rank == 0:
-        found = {"train": losses.train, "validation": losses.validation, "export_difference": difference}
+        teacher = module.lm.reference_model
+        held = sum(local(p).numel() * p.element_size() for p in teacher.parameters()) if teacher else 0
+        found = {
+            "reference_bytes": held,
+            "train": losses.train,
+            "validation": losses.validation,
+            "export_difference": difference,
+        }
         (folder / "result.json").write_text(json.dumps(found))

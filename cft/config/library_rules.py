@@ -95,6 +95,24 @@ def library_errors(tree: Mapping[str, object], *, stage: str = "train") -> Itera
     trainer = tree.get("trainer")
     if isinstance(trainer, Mapping):
         yield from _of_trainer(trainer)
+    callbacks = tree.get("callbacks")
+    last = callbacks.get("last") if isinstance(callbacks, Mapping) else None
+    if isinstance(last, Mapping) and isinstance(trainer, Mapping):
+        yield from _of_checkpoints(last, trainer.get("strategy"))
+
+
+def _of_checkpoints(last: Mapping[str, object], strategy: object) -> Iterator[tuple[str, str]]:
+    whole = not (isinstance(strategy, Mapping) and str(strategy.get("_target_", "")).endswith(".fully_sharded"))
+    if last.get("sharded") is True and whole:
+        yield (
+            "callbacks.last.sharded",
+            "true needs weights that are shared out; expected auto or false, or trainer=fsdp",
+        )
+    if last.get("asynchronous") is True and (whole or last.get("sharded") is False):
+        yield (
+            "callbacks.last.asynchronous",
+            "true needs sharded checkpoints: expected trainer=fsdp with callbacks.last.sharded=auto, or false",
+        )
 
 
 def _of_trainer(trainer: Mapping[str, object]) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cft.errors import UserError
-from cft.files import sha256_file, temporary_beside, write_bytes, writing_errors
+from cft.files import replace_folder, sha256_file, temporary_beside, write_bytes, writing_errors
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ def _written(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             write(temporary)
-            _replace_folder(temporary, folder)
+            replace_folder(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -198,11 +198,3 @@ def _shell(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrain
     shell.tie_weights()
     shell.generation_config = copy.deepcopy(model.generation_config)
     return shell
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    old = temporary_beside(folder, end="old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)

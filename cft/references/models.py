@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,17 +24,21 @@ from cft.console import console
 from cft.errors import BadValue
 from cft.models.head import project
 from cft.models.load import base_weights_hash
+from cft.ranges import in_range
 from cft.scores.column import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, Column, StoredColumn
+
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class LiveReference:
     """A model whose predictions are computed beside the policy's, always in eval mode and without gradient.
 
-    switch: a context in which `model` is the reference (the adapters' off-switch; nothing for a model of its own).
+    switch: a context in which `model` is the reference (the adapters' off-switch). None: it is a model of its own.
     """
 
-    def __init__(self, model: PreTrainedModel, *, switch: Callable[[], AbstractContextManager[None]]) -> None:
-        self.model, self.switch = model, switch
+    def __init__(self, model: PreTrainedModel, *, switch: Callable[[], AbstractContextManager[None]] | None) -> None:
+        self.model, self.switch = model, switch or nullcontext
+        self.is_own = switch is None
 
     @torch.no_grad()
     def hidden(self, **inputs: Any) -> Tensor:
@@ -53,19 +57,19 @@ class LiveReference:
 class Reference(Protocol):
     """gives: REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, both or neither. stored: the column that holds the log-probs, ""
     where they are computed. attach: the live model beside a policy that has not been trained yet; None where there is
-    none."""
+    none. mixed: the policy computes in bfloat16."""
 
     gives: frozenset[str]
     stored: str
 
-    def attach(self, policy: PreTrainedModel) -> LiveReference | None: ...
+    def attach(self, policy: PreTrainedModel, *, mixed: bool = False) -> LiveReference | None: ...
 
 
 class NoReference:
     gives: frozenset[str] = frozenset()
     stored = ""
 
-    def attach(self, policy: PreTrainedModel) -> None:
+    def attach(self, policy: PreTrainedModel, *, mixed: bool = False) -> None:
         return None
 
 
@@ -75,7 +79,7 @@ class Annotation:
     gives = frozenset({REFERENCE_LOGPROB})
     stored = OWN_LOGPROB
 
-    def attach(self, policy: PreTrainedModel) -> None:
+    def attach(self, policy: PreTrainedModel, *, mixed: bool = False) -> None:
         return None
 
 
@@ -115,19 +119,35 @@ class Score:
     def __init__(self, *, name: str) -> None:
         self.stored = name
 
-    def attach(self, policy: PreTrainedModel) -> None:
+    def attach(self, policy: PreTrainedModel, *, mixed: bool = False) -> None:
         return None
 
 
+def _frozen(model: PreTrainedModel, *, dtype: Dtype, mixed: bool) -> LiveReference:
+    if dtype == "bfloat16" or (dtype == "auto" and mixed):
+        model.to(torch.bfloat16)  # type: ignore[call-arg]
+    elif dtype == "float32":
+        model.to(torch.float32)  # type: ignore[call-arg]
+    return LiveReference(model.eval().requires_grad_(False), switch=None)
+
+
 class Initial:
-    """A frozen copy of the model as training found it."""
+    """A frozen copy of the model as training found it. Under trainer=fsdp its blocks are shared out over the processes.
+
+    Args:
+        dtype: of its weights. "auto" = bfloat16 where the training is bf16-mixed, elsewhere the model's; "float32" takes
+            twice the memory.
+    """
 
     gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
     stored = ""
 
-    def attach(self, policy: PreTrainedModel) -> LiveReference:
-        frozen = copy.deepcopy(policy).eval().requires_grad_(False)
-        return LiveReference(frozen, switch=nullcontext)
+    @in_range
+    def __init__(self, *, dtype: Dtype = "auto") -> None:
+        self.dtype: Dtype = dtype
+
+    def attach(self, policy: PreTrainedModel, *, mixed: bool = False) -> LiveReference:
+        return _frozen(copy.deepcopy(policy), dtype=self.dtype, mixed=mixed)
 
 
 class AdapterOff:
@@ -140,7 +160,7 @@ class AdapterOff:
     gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
     stored = ""
 
-    def attach(self, policy: PreTrainedModel) -> LiveReference:
+    def attach(self, policy: PreTrainedModel, *, mixed: bool = False) -> LiveReference:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
@@ -175,6 +195,7 @@ class Teacher:
 
     Args:
         model: as in conf/model.
+        dtype: of its weights, as for `Initial`.
 
     Raises:
         BadValue: its vocabulary has another size (when it is attached).
@@ -183,19 +204,21 @@ class Teacher:
     gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
     stored = ""
 
-    def __init__(self, *, model: Any) -> None:
+    @in_range
+    def __init__(self, *, model: Any, dtype: Dtype = "auto") -> None:
         self.spec = model
+        self.dtype: Dtype = dtype
 
-    def attach(self, policy: PreTrainedModel) -> LiveReference:
+    def attach(self, policy: PreTrainedModel, *, mixed: bool = False) -> LiveReference:
         from cft.models.load import load_causal_lm
 
-        teacher = load_causal_lm(self.spec).eval().requires_grad_(False)
+        teacher = load_causal_lm(self.spec)
         if teacher.config.vocab_size != policy.config.vocab_size:
             raise BadValue(
                 f"reference.model={self.spec.name}: its vocabulary has {teacher.config.vocab_size} tokens, the trained "
                 f"model's {policy.config.vocab_size}; distributions can be compared over one vocabulary only"
             )
-        return LiveReference(teacher, switch=nullcontext)
+        return _frozen(teacher, dtype=self.dtype, mixed=mixed)
 
 
 @contextmanager

@@ -122,6 +122,7 @@ def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
     # may fit on none.
     place(model, device=_device(cfg) if cfg.trainer["devices"] == 1 else "cpu")
     used = prepare_for_training(model, kernels=cfg.compute.kernels)
+    mixed = cfg.trainer.get("precision") in ("bf16-mixed", "bf16")
     live = needs_live(run.objective.needs, stored_logprob=reference.stored)
     return CausalLMModule(
         model,
@@ -132,7 +133,7 @@ def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
         probe_every_n_steps=cfg.probe.every_n_steps,
         layout=cfg.compute.layout,
         fused_loss=used.fused_loss,
-        reference=reference.attach(model) if live else None,
+        reference=reference.attach(model, mixed=mixed) if live else None,
     )
 
 

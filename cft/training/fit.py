@@ -32,15 +32,17 @@ from cft.training.callbacks.last_validation import LastValidation
 from cft.training.callbacks.progress_report import ShowProgress
 from cft.training.callbacks.step_seed import SeedEachStep
 from cft.training.callbacks.validation import GreedyAccuracy
-from cft.training.checkpointing.checkpoints import CHECKPOINTS, read_checkpoint
+from cft.training.checkpointing.checkpoints import CHECKPOINTS, read_position
 from cft.training.checkpointing.keeper import CheckpointKeeper, WholeFiles
 from cft.training.checkpointing.position import Position, position_of
 from cft.training.checkpointing.resume import Start, begin, require_same_steps, require_steps_left
 from cft.training.distributed.launcher import SameEverywhere, leave_group, use_own_launcher
 from cft.training.distributed.sharding import FullySharded
 from cft.training.memory import (
+    checkpoint_bytes,
     device_memory,
     estimate,
+    free_disk,
     largest_micro_batch,
     require_room,
     size,
@@ -95,7 +97,7 @@ class Fit:
     def run(self, problems: tuple[Problem, ...], make_solver: Callable[[PreTrainedModel], Solver]) -> Fitted:
         """Raises ConfigError, DoesNotFit and the like before anything is written to the run's folder."""
         cfg, folder, start = self.cfg, self.start.folder, self.start
-        position = position_of(read_checkpoint(start.checkpoint)) if start.checkpoint else None
+        position = position_of(read_position(start.checkpoint)) if start.checkpoint else None
         history = History()
         callbacks = {name: build(part)(folder / CHECKPOINTS) for name, part in cfg.callbacks.items()}
         keeper = next((c for c in callbacks.values() if isinstance(c, CheckpointKeeper)), None)
@@ -122,7 +124,7 @@ class Fit:
                 require_steps_left(position, max_epochs=cfg.trainer["max_epochs"], max_steps=trainer.max_steps)
                 rows = cfg.data["batch_size"] * trainer.accumulate_grad_batches * trainer.world_size
                 require_same_steps(position, rows_per_step=rows)
-            self.require_room(trainer)
+            self.require_room(trainer, keeper)
             if getattr(rank_zero_only, "rank", 0) == 0:
                 begin(start, self.job, self.data.facts(), annotation=self.data.store.folder)
             facts = self.facts(position)
@@ -145,9 +147,10 @@ class Fit:
                     launcher.close(failed=failed)
         return Fitted(trainer, callbacks, history)
 
-    def require_room(self, trainer: pl.Trainer) -> None:
-        """Print what memory a step will need; raises DoesNotFit."""
+    def require_room(self, trainer: pl.Trainer, keeper: CheckpointKeeper | None) -> None:
+        """Print what memory a step will need, raises DoesNotFit; and what disk the checkpoints will."""
         device = trainer.strategy.root_device
+        shards = trainer.world_size if isinstance(trainer.strategy, FullySharded) else 1
         found = estimate(
             self.module.lm.model,
             states_per_parameter=states_per_parameter(self.module.build_optimizer),
@@ -157,7 +160,7 @@ class Fit:
                 padded=self.module.lm.layout == "padded",
             ),
             chunk_tokens=self.module.lm.objective.chunk_tokens,
-            shards=trainer.world_size if isinstance(trainer.strategy, FullySharded) else 1,
+            shards=shards,
             mixed=trainer.precision == "bf16-mixed",
         )
         there = device_memory(device)
@@ -165,6 +168,16 @@ class Fit:
             there //= trainer.num_devices  # the processes share it
         console.print(f"Memory of a step: {found}; the device has {size(there)}")
         require_room(found, memory=there)
+        if keeper is not None:
+            one, all_of_them = checkpoint_bytes(found, shards=shards, keep=keeper.keep)
+            free = free_disk(self.start.folder)
+            console.print(
+                f"Checkpoints: about {size(one)} each, {size(all_of_them)} in all; the disk has {size(free)} free"
+            )
+            if free < all_of_them:
+                console.print(
+                    "Warning: they may not fit; callbacks.last.keep=1 needs less, hydra.run.dir chooses a disk"
+                )
 
     def facts(self, position: Position | None) -> RunFacts:
         """What the loggers are told."""

@@ -41,6 +41,12 @@ def set_parallel_sizes(strategy: ModelParallelStrategy, *, data: int, tensor: in
     strategy._tensor_parallel_size = tensor
 
 
+def collect_shards(strategy: ModelParallelStrategy, *, own: bool) -> None:
+    """own: state dicts are of each rank's own shards, else whole on the first one. The constructor takes it before the
+    callbacks have said what checkpoints they want."""
+    strategy._save_distributed_checkpoint = own
+
+
 def epoch_loop_state(*, steps: int) -> dict[str, Any]:
     """Entry `epoch_loop.state_dict` of a checkpoint's loops after so many optimizer steps, by which loggers count."""
     return {"_batches_that_stepped": steps}

@@ -13,6 +13,7 @@ Attention that stores its scores (eager) grows faster than that; what the alloca
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,20 @@ def device_memory(device: torch.device) -> int:
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         available = min(available, int(text))
     return available
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where `folder` is or will be."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(there).free
+
+
+def checkpoint_bytes(found: MemoryEstimate, *, shards: int, keep: int) -> tuple[int, int]:
+    """Bytes of one checkpoint, and of all that are on the disk at once: a new one is there before an old one goes, and the
+    best epoch's weights are beside them."""
+    weights = found.gradients * shards  # what is frozen is not saved
+    one = weights + found.optimizer * shards
+    return one, (keep + 1) * one + weights
 
 
 def require_room(found: MemoryEstimate, *, memory: int) -> None:

@@ -37,7 +37,7 @@ from cft.references.models import LiveReference
 from cft.training.callbacks.guards import gradient_norm, require_finite
 from cft.training.checkpointing.checkpoints import CheckpointError
 from cft.training.checkpointing.position import step_is_done
-from cft.training.distributed.sharding import FullySharded, is_sharded, shard, sum_over_replicas
+from cft.training.distributed.sharding import FullySharded, is_sharded, shard, shard_frozen, sum_over_replicas
 from cft.training.layout import Layout
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
 from cft.types import StepCounts, TokenBatch
@@ -100,7 +100,8 @@ class CausalLMModule(pl.LightningModule):
             raise RuntimeError(
                 f"the checkpoint holds other weights than are trained here: {sorted(found ^ wanted)[:6]}"
             )
-        if checkpoint.get(FROZEN) != self._frozen_hash():
+        hashes = checkpoint.get(FROZEN), self._frozen_hash()
+        if "" not in hashes and hashes[0] != hashes[1]:
             raise CheckpointError(
                 "resume: the base model under the adapters is another than the one that the run began with; bring back the "
                 "files of model.path, or start a new run"
@@ -123,6 +124,8 @@ class CausalLMModule(pl.LightningModule):
             replicas = strategy.replicas if isinstance(strategy, FullySharded) else 1
             mixed = self.trainer.precision == "bf16-mixed"
             shard(self.lm, self.lm.model, self.device_mesh, replicas=replicas, mixed=mixed)
+            if (frozen := self.lm.reference_model) is not None:
+                shard_frozen(frozen, self.device_mesh, replicas=replicas)
 
     def on_fit_start(self) -> None:
         # from_pretrained gives eval mode and Lightning keeps it: dropout would stay off without this.

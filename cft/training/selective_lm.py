@@ -102,6 +102,12 @@ class SelectiveLM(nn.Module):
             return None
         return partial(fused_log_probs, self.model, chunk_tokens=self.objective.chunk_tokens)
 
+    @property
+    def reference_model(self) -> PreTrainedModel | None:
+        """The live reference where it is a model of its own."""
+        (reference,) = self._reference
+        return reference.model if reference is not None and reference.is_own else None
+
     def _reference_of(self, placement: Placement) -> FrozenPrediction | None:
         (reference,) = self._reference
         if reference is None:

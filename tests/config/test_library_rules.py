@@ -56,6 +56,26 @@ def test_what_would_train_something_else_is_refused(key: str, value: object, rem
 
 
 @pytest.mark.parametrize(
+    ("trainer", "last", "wrong"),
+    [
+        ("default", {"sharded": True}, "sharded"),
+        ("ddp", {"asynchronous": True}, "asynchronous"),
+        ("fsdp", {"asynchronous": True, "sharded": False}, "asynchronous"),
+        ("fsdp", {"asynchronous": True, "sharded": "auto"}, ""),
+        ("default", {"sharded": False}, ""),
+    ],
+)
+def test_only_weights_that_are_shared_out_have_sharded_checkpoints(
+    trainer: str, last: dict[str, object], wrong: str
+) -> None:
+    made = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "trainer" / f"{trainer}.yaml"))
+    assert isinstance(made, dict)
+    found = library_errors({"trainer": {**made, "use_distributed_sampler": False}, "callbacks": {"last": last}})
+    keys = [key for key, _ in found if key.startswith("callbacks")]
+    assert keys == ([f"callbacks.last.{wrong}"] if wrong else [])
+
+
+@pytest.mark.parametrize(
     "sound",
     [
         *({"precision": precision} for precision in ("32-true", 32, "bf16-mixed")),

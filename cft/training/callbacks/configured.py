@@ -35,17 +35,32 @@ def best_checkpoint(folder: Path, *, monitor: str, mode: Literal["min", "max"]) 
 
 
 @in_range
-def last_checkpoint(folder: Path, *, every_n_steps: Count, keep: AtLeastOne) -> CheckpointKeeper:
+def last_checkpoint(
+    folder: Path,
+    *,
+    every_n_steps: Count,
+    keep: AtLeastOne,
+    sharded: Literal["auto"] | bool = "auto",
+    asynchronous: bool = False,
+) -> CheckpointKeeper:
     """Everything needed to resume, as <run>/checkpoints/step-<optimizer steps>.ckpt.
 
     Args:
         folder: <run>/checkpoints, from the program.
         every_n_steps: optimizer steps between two, at least 0; 0 = at validations and the ends of epochs only.
-        keep: files that stay, at least 1; the second serves where the newest is damaged.
+        keep: checkpoints that stay, at least 1; the second serves where the newest is damaged.
+        sharded: every process writes its own part, into a folder; "auto" = under trainer=fsdp.
+        asynchronous: sharded ones are written while training continues, from a copy in the memory of the host.
     """
     from cft.training.checkpointing.keeper import CheckpointKeeper
 
-    return CheckpointKeeper(folder, every_n_steps=every_n_steps, keep=keep)
+    return CheckpointKeeper(
+        folder,
+        every_n_steps=every_n_steps,
+        keep=keep,
+        sharded=None if sharded == "auto" else sharded,
+        asynchronous=asynchronous,
+    )
 
 
 def learning_rate_monitor(folder: Path) -> Callback:

@@ -133,5 +133,9 @@ class StopWhenAsked(pl.Callback):
         self.interruption.stop_if_agreed(trainer)  # the keeper wrote the state when the validation began
 
     def _stop_if_agreed(self, trainer: pl.Trainer, *, next: Next) -> None:
-        save = self.keeper.save if self.keeper else lambda trainer, next: None
-        self.interruption.stop_if_agreed(trainer, first=lambda: save(trainer, next=next))
+        def save() -> None:
+            if self.keeper:
+                self.keeper.save(trainer, next=next)
+                self.keeper.finish(trainer)
+
+        self.interruption.stop_if_agreed(trainer, first=save)

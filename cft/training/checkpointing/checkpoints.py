@@ -1,17 +1,21 @@
 """Checkpoints on disk: <run>/checkpoints/step-00000012.ckpt after 12 optimizer steps, the newest few are kept.
 
-A file is read once its checksums have been verified: torch itself does not look at them.
+Each is a file, or a folder of shards (`cft/training/checkpointing/sharded.py`), and is read once its checksums have been
+verified: torch itself does not look at them.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cft.errors import UserError
+from cft.files import temporary_beside
+from cft.training.checkpointing.sharded import damage_of_folder, read_facts, read_folder
 
 CHECKPOINTS = "checkpoints"  # the folder in a run's folder
 _STEP = re.compile(r"step-(\d+)\.ckpt")
@@ -63,13 +67,24 @@ def set_aside(folder: Path, *, start: Path | None) -> None:
     that this one replaces, and go. Either way they would be taken for newer ones than those to come."""
     for path in kept_checkpoints(folder):
         if start is None:
-            path.unlink()
+            remove(path)
         elif _step_of(path) > _step_of(start):
             path.rename(path.with_name(f"{path.name}.damaged"))
 
 
+def remove(path: Path) -> None:
+    """Delete a checkpoint, a folder under another name first: cut off in the middle it is none."""
+    if path.is_dir():
+        old = path.rename(temporary_beside(path, end="old"))
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def damage_of(path: Path) -> str:
-    """What is wrong with a checkpoint file, "" if its checksums are right."""
+    """What is wrong with a checkpoint, "" if its checksums are right."""
+    if path.is_dir():
+        return damage_of_folder(path)
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
@@ -80,7 +95,7 @@ def damage_of(path: Path) -> str:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a Lightning checkpoint, on the CPU; tensors and plain values only. Raises CheckpointError."""
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint; the run ended before it was written, start it again")
     damage = damage_of(path)
     if damage:
@@ -91,10 +106,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint known to be sound; tensors are read from disk when they are used."""
+    """The content of a checkpoint known to be sound; those of a file are read from disk when they are used."""
     import torch
 
+    if path.is_dir():
+        return read_folder(path)
     return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+
+
+def read_position(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint known to be sound without weights and optimizer states that would have to be read."""
+    return read_facts(path) if path.is_dir() else read_checkpoint(path)
 
 
 def _step_of(path: Path) -> int:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from cft.files import write_atomically
-from cft.training.checkpointing.checkpoints import kept_checkpoints, path_of_step
+from cft.training.checkpointing.checkpoints import kept_checkpoints, path_of_step, remove
 from cft.training.checkpointing.position import (
     KEY,
     Next,
@@ -24,6 +24,8 @@ from cft.training.checkpointing.position import (
     position_of,
     write_counters,
 )
+from cft.training.checkpointing.sharded import read_folder
+from cft.training.distributed.sharding import FullySharded
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -34,22 +36,42 @@ class WholeFiles(TorchCheckpointIO):
             with temporary.open("wb") as file:  # by its path torch would write past Python, and say not why it failed
                 torch.save(checkpoint, file)
 
+        if Path(path).is_dir():  # of another part of the run, whose checkpoints were sharded
+            remove(Path(path))
         write_atomically(Path(path), write)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return read_folder(Path(path)) if Path(path).is_dir() else super().load_checkpoint(path, *args, **kwargs)
 
 
 class CheckpointKeeper(Checkpoint):
-    """every_n_steps: 0 = at validations and the ends of epochs only. keep: how many files stay.
+    """every_n_steps: 0 = at validations and the ends of epochs only. keep: how many stay. sharded: None = where the weights
+    are. asynchronous: written while training continues; the newest is whole a little later.
 
     The state after a step is written when the next one begins: only then has Lightning logged the step.
     """
 
-    def __init__(self, folder: Path, *, every_n_steps: int, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every_n_steps: int,
+        keep: int,
+        sharded: bool | None = None,
+        asynchronous: bool = False,
+    ) -> None:
         self.folder = folder
         self.every_n_steps, self.keep = every_n_steps, keep
+        self.sharded, self.asynchronous = sharded, asynchronous
         self._next: Next = "step"
         self._resumed: Position | None = None
         self._written = 0  # optimizer steps done in what is on disk, or at the start
         self._max_steps = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, FullySharded):
+            sharded = self.sharded is not False
+            trainer.strategy.write_checkpoints(sharded=sharded, asynchronous=self.asynchronous and sharded)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._written = trainer.global_step
@@ -86,10 +108,23 @@ class CheckpointKeeper(Checkpoint):
         self._written, self._next = trainer.global_step, next
         for logger in trainer.loggers:
             logger.save()  # what a resumed run will not log again
+        self._remove_old(trainer)  # what is written beside training is there by now
         trainer.save_checkpoint(path_of_step(self.folder, step=trainer.global_step))
+        self._remove_old(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.finish(trainer)
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        """Wait until the newest checkpoint is on disk. All ranks call it together."""
+        if isinstance(trainer.strategy, FullySharded):
+            trainer.strategy.finish_checkpoint()
+        self._remove_old(trainer)
+
+    def _remove_old(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
             for old in kept_checkpoints(self.folder)[self.keep :]:
-                old.unlink(missing_ok=True)
+                remove(old)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -8,6 +8,9 @@ several parts use (tied embeddings) are gathered once.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +22,9 @@ from torch.distributed.tensor import DTensor
 from cft.errors import BadValue
 from cft.models.export import plain_copy
 from cft.ranges import AtLeastOne
-from cft.training.lightning_internals import set_parallel_sizes
+from cft.training.checkpointing.checkpoints import read_checkpoint, remove
+from cft.training.checkpointing.sharded import copy_of, load_folder, shards_of, write_folder
+from cft.training.lightning_internals import collect_shards, set_parallel_sizes
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -35,18 +40,70 @@ class ShardingError(RuntimeError):
 
 
 class FullySharded(ModelParallelStrategy):
-    """All processes are one data-parallel group. A checkpoint is one file that any strategy can resume from.
+    """All processes are one data-parallel group. Any strategy can resume from a checkpoint, a folder of shards or one file.
 
     replicas: copies of the sharded model; each is shared out over world / replicas processes that follow each other.
     """
 
     def __init__(self, *, replicas: int = 1) -> None:
-        super().__init__(save_distributed_checkpoint=False)
+        super().__init__(save_distributed_checkpoint=True)
         self.replicas = replicas
+        self.sharded, self.asynchronous = True, False
+        self._group: dist.ProcessGroup | None = None  # of writers: apart from training's, and on the CPU
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     def setup_environment(self) -> None:
         set_parallel_sizes(self, data=self.num_nodes * self.num_processes, tensor=1)
         super().setup_environment()
+
+    # ---- checkpoints
+
+    def write_checkpoints(self, *, sharded: bool, asynchronous: bool) -> None:
+        """sharded: every rank its own part, else all on the first one. asynchronous: training continues meanwhile."""
+        self.sharded, self.asynchronous = sharded, asynchronous
+        collect_shards(self, own=sharded)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if not self.sharded:
+            if self.global_rank == 0 and Path(filepath).is_dir():
+                remove(Path(filepath))
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        self.finish_checkpoint()
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        write = partial(write_folder, Path(self.broadcast(filepath)), group=self._group)
+        shards = shards_of(checkpoint)
+        if not self.asynchronous:
+            write(shards)
+            return
+        if self.root_device.type == "cpu":  # elsewhere they have been copied to the CPU
+            shards = copy_of(shards)
+        self._writing = self._writer.submit(write, shards)
+
+    def finish_checkpoint(self) -> None:
+        """Wait for the one that is being written. Raises its error, on all ranks."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            assert self.model is not None
+            return load_folder(path, self.model, self.optimizers)
+        names = read_checkpoint(path)["state_dict"]
+        return {**super().load_checkpoint(path, weights_only), "state_dict": dict.fromkeys(names)}  # Lightning drops it
+
+    def teardown(self) -> None:
+        try:
+            self.finish_checkpoint()
+        finally:
+            self._writer.shutdown(wait=False)
+            super().teardown()
 
 
 def fully_sharded(*, replicas: AtLeastOne = 1) -> FullySharded:
@@ -75,6 +132,21 @@ def shard(lm: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, replicas: 
         fully_shard(block, mesh=data, mp_policy=policy)
     fully_shard(lm, mesh=data, mp_policy=policy)
     register_fsdp_forward_method(lm, "probe")
+
+
+def shard_frozen(model: PreTrainedModel, mesh: DeviceMesh, *, replicas: int = 1) -> None:
+    """Share out the blocks of a model that is never trained. Collective.
+
+    Embeddings, last norm and head stay whole on each rank: its logits are computed chunk by chunk, of which ranks have
+    different numbers, and no rank may wait there for the others.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    data, blocks = _data_mesh(mesh, replicas=replicas), blocks_of(model)
+    outside = {*model.parameters()} - {p for block in blocks for p in block.parameters()}
+    for block in blocks:
+        fully_shard(block, mesh=data, reshard_after_forward=True)
+    fully_shard(model.base_model, mesh=data, ignored_params=outside)
 
 
 def _data_mesh(mesh: DeviceMesh, *, replicas: int) -> DeviceMesh:

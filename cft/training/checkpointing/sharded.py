@@ -1,0 +1,231 @@
+"""A checkpoint that every rank writes its part of: a folder in the form of torch.distributed.checkpoint.
+
+    step-00000012.ckpt/
+        __0_0.distcp, __1_0.distcp, ...   shards of weights and optimizer state, one file a rank
+        .metadata                         which piece is where, so that any number of ranks can read them
+        facts.pt                          the rest of Lightning's checkpoint, plain values
+        SHA256SUMS                        of all of these, as `sha256sum -c` reads it; written last
+
+The folder is written under a temporary name and renamed once all ranks are done: whole or absent. In one process
+it is read as the single file would be that the same training writes (`read_folder`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cft.files import replace_folder, sha256_file, temporary_beside, write_atomically, write_bytes, writing_errors
+from cft.models.export import SUMS
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.distributed import ProcessGroup
+    from torch.optim import Optimizer
+
+FACTS = "facts.pt"
+INDEX = ".metadata"  # torch's name
+_WEIGHTS = "state_dict"
+_GROUPS = "optimizer_groups"
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """What this rank writes. tensors: name of a part -> its state dict, of shards. facts: plain values, alike on all ranks."""
+
+    tensors: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def shards_of(checkpoint: dict[str, Any]) -> Shards:
+    """The parts of a Lightning checkpoint whose state dicts are sharded, optimizer states by the weights' names."""
+    facts = {k: v for k, v in checkpoint.items() if k not in (_WEIGHTS, "optimizer_states")}
+    states = checkpoint.get("optimizer_states")
+    if states is not None:  # groups are no tensors: torch would pickle them into the shards
+        facts[_GROUPS] = [state["param_groups"] for state in states]
+    optimizers = {f"optimizer_{i}": state["state"] for i, state in enumerate(states or ())}
+    return Shards({_WEIGHTS: checkpoint[_WEIGHTS], **{k: v for k, v in optimizers.items() if v}}, facts)
+
+
+def copy_of(shards: Shards) -> Shards:
+    """Tensors that the next optimizer step leaves alone."""
+    return Shards(_copied(shards.tensors), shards.facts)
+
+
+def _copied(value: Any) -> Any:
+    from torch import Tensor
+
+    if isinstance(value, dict):
+        return {name: _copied(part) for name, part in value.items()}
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def write_folder(path: Path, shards: Shards, *, group: ProcessGroup) -> None:
+    """Collective over `group`, all ranks on one file system. Raises WriteError, on every rank, if one cannot write."""
+    import torch.distributed as dist
+
+    rank = dist.get_rank(group)
+    name: list[Any] = [str(temporary_beside(path))]  # the first rank's: by its process number leftovers are known
+    dist.broadcast_object_list(name, src=0, group=group)
+    temporary = Path(name[0])
+    try:
+        _everywhere(lambda: temporary.mkdir(parents=True, exist_ok=True), path=path, group=group)
+        with writing_errors(path):
+            _save(temporary, shards, group=group)
+        found = _everywhere(lambda: _summed(temporary, shards, rank=rank), path=path, group=group)
+        sums = {file: sum for part in found for file, sum in part.items()}
+        _everywhere(lambda: _published(temporary, path, sums) if rank == 0 else None, path=path, group=group)
+    finally:
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _everywhere(work: Callable[[], Any], *, path: Path, group: ProcessGroup) -> list[Any]:
+    """What `work` returned on each rank; where it failed on one, all raise that rank's error."""
+    import torch.distributed as dist
+
+    result, error = None, None
+    try:
+        with writing_errors(path):
+            result = work()
+    except Exception as caught:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
+        error = caught
+    everywhere: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everywhere, (result, error), group=group)
+    for _, failed in everywhere:
+        if failed is not None:
+            raise failed
+    return [found for found, _ in everywhere]
+
+
+def _save(temporary: Path, shards: Shards, *, group: ProcessGroup) -> None:
+    """Raises on all ranks if one fails: torch sees to it."""
+    import torch.distributed.checkpoint as dcp
+
+    try:
+        dcp.save(shards.tensors, storage_writer=dcp.FileSystemWriter(temporary), process_group=group)
+    except dcp.CheckpointException as failed:  # no Exception: nothing above would know it for a full disk
+        raise next(iter(failed.failures.values()))[0] from failed
+
+
+def _summed(temporary: Path, shards: Shards, *, rank: int) -> dict[str, str]:
+    """File -> SHA-256 of what this rank wrote; the first one writes the facts as well."""
+    import torch
+
+    own = list(temporary.glob(f"__{rank}_*.distcp"))
+    if rank == 0:
+
+        def write(file: Path) -> None:
+            with file.open("wb") as handle:
+                torch.save(shards.facts, handle)
+
+        write_atomically(temporary / FACTS, write)
+        own += [temporary / FACTS, temporary / INDEX]
+    return {file.name: sha256_file(file) for file in own}
+
+
+def _published(temporary: Path, path: Path, sums: dict[str, str]) -> None:
+    write_bytes(temporary / SUMS, "".join(f"{sum}  {name}\n" for name, sum in sorted(sums.items())).encode())
+    if path.is_file():
+        path.unlink()
+    replace_folder(temporary, path)
+
+
+def damage_of_folder(path: Path) -> str:
+    """What is wrong with it, "" if all files are as they were written."""
+    sums = path / SUMS
+    if not sums.is_file():
+        return f"it has no {SUMS}, so it was not written to its end"
+    lines = [line.partition("  ") for line in sums.read_text(encoding="utf-8", errors="replace").splitlines()]
+    named = {Path(name).name: expected for expected, _, name in lines}
+    if missing := {FACTS, INDEX} - named.keys():
+        return f"{SUMS} does not name {min(missing)}"
+    for name, expected in named.items():
+        try:
+            if sha256_file(path / name) != expected:
+                return f"part {name} does not match its SHA-256"
+        except OSError as error:
+            return f"part {name} cannot be read: {error.strerror}"
+    return ""
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """All but weights and optimizer states, of a folder known to be sound."""
+    import torch
+
+    return torch.load(path / FACTS, weights_only=True, map_location="cpu")
+
+
+def read_folder(path: Path) -> dict[str, Any]:
+    """The content of the checkpoint in one process, as the single file of the same training holds it."""
+    import torch.distributed.checkpoint as dcp
+
+    checkpoint = read_facts(path)
+    reader = dcp.FileSystemReader(path)
+    index = reader.read_metadata()
+    flat = {name: _empty(entry) for name, entry in index.state_dict_metadata.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(flat, storage_reader=reader, no_dist=True)
+    places = index.planner_data
+    parts: dict[str, Any] = {}
+    for name, value in flat.items():
+        *above, last = places[name]
+        part = parts
+        for key in above:
+            part = part.setdefault(key, {})
+        part[last] = value
+    checkpoint[_WEIGHTS] = parts[_WEIGHTS]
+    if (groups := checkpoint.pop(_GROUPS, None)) is not None:
+        states = [parts.get(f"optimizer_{i}", {}) for i in range(len(groups))]
+        checkpoint["optimizer_states"] = [_numbered(s, g) for s, g in zip(states, groups, strict=True)]
+    return checkpoint
+
+
+def _empty(entry: Any) -> Any:
+    import torch
+
+    return torch.empty(entry.size, dtype=entry.properties.dtype) if hasattr(entry, "properties") else None
+
+
+def _numbered(state: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """An optimizer's state with weights by number, in the order of its groups, as torch has it outside of sharding."""
+    number = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
+    return {
+        "state": {number[name]: values for name, values in state.items()},
+        "param_groups": [{**group, "params": [number[name] for name in group["params"]]} for group in groups],
+    }
+
+
+def load_folder(path: Path, model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Any]:
+    """Read weights and optimizer states into a sharded model, each rank its own shards; returns the rest. Collective.
+
+    Raises RuntimeError where the checkpoint holds other weights than are trained.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        get_model_state_dict,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    checkpoint = read_facts(path)
+    saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    whole = get_model_state_dict(model)
+    weights = {name: tensor for name, tensor in whole.items() if f"{_WEIGHTS}.{name}" in saved}
+    named = {name.removeprefix(f"{_WEIGHTS}.") for name in saved if name.startswith(f"{_WEIGHTS}.")}
+    if differing := (named - weights.keys()) | ((trained & whole.keys()) - weights.keys()):
+        raise RuntimeError(f"{path}: holds other weights than are trained here: {sorted(differing)[:6]}")
+    dcp.load({_WEIGHTS: weights}, checkpoint_id=path)  # in place: these are the model's own shards
+    for i, (optimizer, groups) in enumerate(zip(optimizers, checkpoint.pop(_GROUPS, ()), strict=False)):
+        state = {f"optimizer_{i}": get_optimizer_state_dict(model, optimizer)["state"]}
+        if state[f"optimizer_{i}"]:
+            dcp.load(state, checkpoint_id=path)
+        found: Any = {"state": state[f"optimizer_{i}"], "param_groups": groups}
+        set_optimizer_state_dict(model, optimizer, optim_state_dict=found)
+    return {**checkpoint, _WEIGHTS: weights}
