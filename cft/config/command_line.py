@@ -111,6 +111,7 @@ class _Check:
     errors: list[ErrorDetail]
     extra: tuple[str, ...] = ()  # the user's own target prefixes
     read_files: set[Path] = field(default_factory=set)  # whose defaults are checked
+    found_files: dict[tuple[str, ...], list[tuple[Path, str, str]]] = field(default_factory=dict)
 
     def run(self) -> None:
         try:
@@ -234,7 +235,7 @@ class _Check:
 
     def file_that_sets(self, key: str, groups: Sequence[Override]) -> str:
         """The last yaml that gives a key, "" where none does."""
-        for file, name, package in reversed(list(self.files(groups))):
+        for file, name, package in reversed(self.files(groups)):
             inside = _within(key, package)
             if inside is not None and has_path(OmegaConf.load(file), inside):
                 return name
@@ -247,10 +248,15 @@ class _Check:
             for error in lists_in_defaults(OmegaConf.load(file), stage=self.stage):
                 self.errors.append(ErrorDetail(error.key, f"{error.text} ({name})"))
 
-    def files(self, groups: Sequence[Override]) -> Iterator[tuple[Path, str, str]]:
+    def files(self, groups: Sequence[Override]) -> list[tuple[Path, str, str]]:
         """(file, its name for messages, package) of each yaml that a job is composed of, a later one wins."""
-        lines = [*self.reader.search_path, *(o.input_line or "" for o in groups)]
-        for default in self.loader.compute_defaults_list(self.line.config_name, lines, RunMode.RUN).defaults:
+        lines = (*self.reader.search_path, *(o.input_line or "" for o in groups))
+        if lines not in self.found_files:
+            self.found_files[lines] = list(self.files_of(lines))
+        return self.found_files[lines]
+
+    def files_of(self, lines: Sequence[str]) -> Iterator[tuple[Path, str, str]]:
+        for default in self.loader.compute_defaults_list(self.line.config_name, list(lines), RunMode.RUN).defaults:
             for folder in (self.line.config_dir, *self.line.extra_dirs):
                 file = folder / f"{default.config_path}.yaml"
                 if file.is_file():

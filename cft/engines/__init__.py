@@ -6,7 +6,9 @@
 from cft.engines.continuous import Continuous, ContinuousEngine
 from cft.engines.factory import EngineError
 from cft.engines.reference import Reference, ReferenceEngine
+from cft.engines.server import Server
 from cft.engines.shared_prefix import SharedPrefix, SharedPrefixEngine
+from cft.engines.vllm import Vllm
 
 __all__ = [
     "Continuous",
@@ -14,6 +16,8 @@ __all__ = [
     "EngineError",
     "Reference",
     "ReferenceEngine",
+    "Server",
     "SharedPrefix",
     "SharedPrefixEngine",
+    "Vllm",
 ]

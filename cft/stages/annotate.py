@@ -21,6 +21,7 @@ from cft.config.build import ConfigError, build
 from cft.config.schema import AnnotateConfig, Split
 from cft.console import Bar, console, progress
 from cft.data.sources import Splits
+from cft.engines.server.probe import with_stored_probe
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.critical import critical_fraction
 from cft.models.lazy import LazyModel
@@ -92,7 +93,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
                 cfg,
                 model,
                 weights=weights,
-                numerics=numerics(engine),
+                numerics=_as_stored(numerics(engine), store),
                 asked=asked,
                 splits=splits,
                 judged_by=verifier_fingerprint(verifier),
@@ -169,6 +170,11 @@ def _origin(cfg: AnnotateConfig, job: Job, *, spec: ModelSpec, inputs: tuple[Lin
 
 
 def _print_back_offs(engine: Engine) -> None:
+    if given_up := getattr(engine, "num_given_up", 0):
+        console.print(
+            f"{given_up} continuations could not be had (no room in the server's context, or each try failed): they count as "
+            "undecided. A longer context, or more of engine.retries and engine.timeout_s, may give them in another annotation"
+        )
     if back_offs := getattr(engine, "back_offs", 0):
         console.print(
             f"Memory for keys and values ran short {back_offs} times, and {getattr(engine, 'lost_tokens', 0):,} tokens were "
@@ -192,6 +198,13 @@ def _finish(store: AnnotationStore, job: Job, *, shard: Shard, loggers: Sequence
 def numerics(engine: Engine) -> dict[str, Any]:
     """What may turn a near tie, and so an outcome: a part of the fingerprint. Exact engines can stand in for each other."""
     return engine.facts() if engine.exact else {**engine.facts(), "exact": False}
+
+
+def _as_stored(found: dict[str, Any], store: AnnotationStore) -> dict[str, Any]:
+    """A server's probe of its weights is never the same to the last digit: one that is near enough is the stored one."""
+    if not (store.folder / "manifest.json").exists():
+        return found
+    return with_stored_probe(found, store.manifest()["fingerprint"]["numerics"], of=str(store.folder))
 
 
 def _run_facts(cfg: AnnotateConfig, job: Job, *, model: str, data: str, inputs: tuple[Link, ...]) -> RunFacts:

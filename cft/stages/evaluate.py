@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from cft import run_log
 from cft.benchmarks.sets import Suite, members_of, verifier_for
 from cft.benchmarks.sweep import is_benchmark_override
 from cft.config.build import ConfigError, build
@@ -96,6 +97,7 @@ def _measured(
 ) -> float:
     cfg, job = subject.cfg, subject.job
     rooms = {name: _room(subject, members[name], problems) for name, problems in chosen.items()}  # before any is solved
+    run_log.write_to(job.folder)
     in_suite = isinstance(benchmark, Suite)
     found: dict[str, RunResults] = {}
     for name, splits in members.items():
