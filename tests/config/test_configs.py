@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -86,6 +87,19 @@ def test_options_compose_and_pass_the_check(stage: str, line: tuple[str, ...]) -
 @pytest.mark.parametrize(("stage", "option"), CASES, ids=lambda v: v)
 def test_an_option_composes_and_passes_the_check_alone(stage: str, option: str) -> None:
     assert left_over(stage, option) == []
+
+
+def test_whatever_a_config_names_explains_its_arguments() -> None:
+    """Class or function of cft with keys of its own: Google-style Args, which the site's reference shows."""
+    named = {t for path in CONF_DIR.rglob("*.yaml") for t in re.findall(r"_target_: (cft\.[\w.]+)", path.read_text())}
+    unexplained = []
+    for target in sorted(named):
+        definition = resolve(target)
+        text, found = definition.node.docstring, signature(definition)
+        keys = [p for p in found.parameters if p.keyword_only] if found else []
+        if keys and "Args:" not in (text.value if text else ""):
+            unexplained.append(target)
+    assert unexplained == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
