@@ -5,6 +5,9 @@ vLLM's asynchronous engine is fed fork by fork and has no barrier. A fork's prom
 response are ours alone. The same model files as everywhere: `model.path`.
 """
 
+# pyright: reportMissingImports=false
+# (vLLM pins a transformers of its own, so that it lives in another environment than the one that is checked)
+
 from __future__ import annotations
 
 import importlib.util
