@@ -39,7 +39,7 @@ WAIT_S = 0.2  # between two looks at forks that no longer matter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuous:
-    """transformers' own continuous batching, for GPUs without vLLM.
+    """transformers' own continuous batching.
 
     Args:
         max_requests: continuations decoded together, at least 1.
