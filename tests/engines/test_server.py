@@ -26,7 +26,7 @@ from cft.engines.server.wires import WIRES, WireError
 from cft.types import GREEDY, Budget, Completion, Fork, Sampling, TokenSequence
 from tests.entry import SHORT
 from tests.fakes import random_llama
-from tests.scripted_server import OVERTAKEN, Letters, ScriptedServer
+from tests.scripted_server import Letters, ScriptedServer
 from tests.stage import annotate
 
 EOS = (1, 2)
@@ -246,7 +246,7 @@ def test_a_slow_answer_holds_up_nobody(model: Any) -> None:
     with ScriptedServer(model) as server, engine_of(server, per_server=2) as engine:
         server.mischief = lambda number, body: "slow" if body["prompt"] == prefix else ""
         order = [key for key, _ in engine.run(ListSource(forks), budget=BUDGET)]
-    assert order.index(forks[0].key) >= OVERTAKEN
+    assert order.index(forks[0].key) > 2  # those that were sent with it and more
 
 
 class SettledSource(ListSource):
