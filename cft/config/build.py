@@ -76,8 +76,8 @@ def checked(cfg: DictConfig, stage: str) -> DictConfig:
     Prints a note for each choice that has no effect.
     """
     mistakes = find_mistakes(cfg, stage=stage, extra=own_prefixes())
-    if stage in ("train", "labels") and not mistakes:
-        mistakes = [*find_missing_inputs(cfg), *find_missing_scores(cfg)]
+    if not mistakes:
+        mistakes = [*find_missing_inputs(cfg), *(find_missing_scores(cfg) if stage in ("train", "labels") else ())]
     if mistakes:
         raise ConfigError(*mistakes)
     for note in find_unused(cfg) if stage == "train" else ():

@@ -70,7 +70,7 @@ def find_missing_scores(config: DictConfig) -> list[Mistake]:
 
 
 def find_missing_inputs(config: DictConfig) -> list[Mistake]:
-    """What a sound training configuration refers to and this machine lacks."""
+    """What a sound configuration refers to and this machine lacks."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
     return [Mistake(key, text) for key, text in missing_inputs(tree)]

@@ -1,6 +1,6 @@
 """Where units of work are computed: in this process, or by workers on a cluster. The caller alone keeps what comes back.
 
-    with fleet.crew(make, device="auto", expected={"verifier": "numeric 1"}) as crew:
+    with fleet.crew(make, device="auto", expected=known) as crew:
         crew.facts                                  # what every worker found where it works: the same for all of them
         for key, result in crew.map(items):         # [(key, item)]; each key at most once, in any order
             keep(key, result)
@@ -77,9 +77,9 @@ class Fleet(Protocol):
     """An option of `fleet`."""
 
     def crew(
-        self, make: MakeWorker[Item, Result], *, device: str, expected: Facts
+        self, make: MakeWorker[Item, Result], *, device: str, expected: Callable[[], Facts]
     ) -> AbstractContextManager[Crew[Item, Result]]:
-        """Workers for the length of a block. device: as configured; expected: facts that the caller knows already.
+        """Workers for the length of a block. device: as configured; expected: facts as the caller finds them here.
 
         Raises FleetError where no worker can be had, or where it finds other facts than those expected.
         """
@@ -135,7 +135,5 @@ def left_out_message(left_out: Mapping[int, str], *, kept: str, command: str) ->
     shown = 8
     lines = [f"  unit {key}: {error}" for key, error in sorted(left_out.items())[:shown]]
     lines += [f"  and {len(left_out) - shown} more"] if len(left_out) > shown else []
-    count = "1 unit" if len(left_out) == 1 else f"{len(left_out)} units"
-    return f"{count} failed and was left out:\n".replace("was", "was" if len(left_out) == 1 else "were") + (
-        "\n".join(lines) + f"\n{kept} To try again: {command}"
-    )
+    count = "1 unit was" if len(left_out) == 1 else f"{len(left_out)} units were"
+    return "\n".join([f"{count} left out:", *lines, f"{kept} To try again: {command}"])

@@ -7,12 +7,11 @@ a place it holds no unit. The driver hears of progress through one more actor, t
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,7 +47,7 @@ class Ray:
             none has one.
 
     Raises:
-        BadValue: Ray is not installed.
+        BadValue: the address is one of a Ray client.
     """
 
     @in_range
@@ -64,10 +63,6 @@ class Ray:
         max_failures: AtLeastOne,
         pending_timeout_s: AboveZero,
     ) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise BadValue(
-                "fleet=ray needs the package ray: pip install 'critical-token-finetuning[ray]', or fleet=none"
-            )
         if (address or "").startswith("ray://"):
             raise BadValue(
                 f"fleet.address={address}: the Ray client is not supported; run the command on a node of the cluster "
@@ -84,16 +79,17 @@ class Ray:
 
     @contextmanager
     def crew(
-        self, make: MakeWorker[Item, Result], *, device: str, expected: Facts
+        self, make: MakeWorker[Item, Result], *, device: str, expected: Callable[[], Facts]
     ) -> Iterator[Dispatcher[Item, Result]]:
         """See `cft.fleets.base.Fleet`."""
+        known = expected()  # what is wrong here is said before workers are asked for
         with _connected(self.address):
             needs = self._needs(device)
             actors = Actors(make, device=device if needs.get("GPU") or device == "cuda" else "cpu", needs=needs)
             policy = Policy(
                 self.num_workers or _room_for(needs), self.max_restarts, self.max_failures, self.pending_timeout_s
             )
-            dispatcher: Dispatcher[Item, Result] = Dispatcher(actors, policy, expected)
+            dispatcher: Dispatcher[Item, Result] = Dispatcher(actors, policy, known)
             try:
                 dispatcher.assemble()
                 yield dispatcher
@@ -326,14 +322,14 @@ class Actors:
 
 
 def _reason(error: Exception) -> str:
-    """The sentence of Ray's message that says why."""
+    """The sentences of Ray's message that say what happened, without its guesses at why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [
         line
         for line in lines
         if not line.startswith(("class_name:", "actor_id:", "pid:", "name:", "namespace:", "ip:"))
     ]
-    return " ".join(causes[1:2] or causes[:1] or [type(error).__name__])
+    return " ".join(causes[1:2] or causes[:1] or [type(error).__name__]).partition(" Some common causes")[0].rstrip(".")
 
 
 def _lost_nodes() -> set[str]:
