@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +121,8 @@ class Fork:
     response position t: prefix_len = prompt_len + t, first_token = the alternative.
 
     key: names the fork in the results, unique within a run. max_new_tokens: its own limit, counted as the budget's; None =
-    the budget's alone, and the lower one holds.
+    the budget's alone, and the lower one holds. top_k: so many most probable tokens of each position may come with the
+    completion, from the pass that chose; engines that cannot give them ignore it.
     """
 
     sequence: TokenSequence
@@ -130,6 +131,7 @@ class Fork:
     sampling: Sampling
     key: Key
     max_new_tokens: int | None = None
+    top_k: int = 0
 
     def limit(self, budget: Budget) -> int:
         """Tokens that its whole response may have."""
@@ -145,19 +147,22 @@ class Completion:
     even alone it did not fit.
     num_decoded: tokens the model chose after `first_token`.
     num_ties_rescored: near ties among them, which the reference engine decided.
+    top: of every id, where the fork asked for it (`Fork.top_k`) and the engine has it from decoding; else None.
     """
 
     ids: NDArray[np.int32]
     finish: Finish
     num_decoded: int
     num_ties_rescored: int = 0
+    top: TopTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TopTokens:
     """Teacher-forced statistics of every response position of one sequence (float32, nats).
 
-    logprob_R: of the response's own token. entropy_R: of the next-token distribution.
+    logprob_R: of the response's own token. entropy_R: of the next-token distribution; NaN from an engine that sees only the
+    most probable tokens.
     top_ids_RK, top_logprob_RK: the k most probable tokens, by falling logit, equal logits by rising id.
     """
 
@@ -179,6 +184,11 @@ class ForkSource(Protocol):
         know. Asked after every token but the last; False where that is not proven."""
         ...
 
+    def settled(self, key: Key) -> bool:
+        """Whether the outcome of fork `key` can no longer matter, so that an engine may cancel it; then `decided` says so too.
+        The fork still yields one completion: what is known of its ids, finish "decided"."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -187,12 +197,47 @@ class Budget:
     max_new_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of a model without its weights.
+
+    eos_ids: every token that ends a response, rising. context: tokens of prompt and response together. vocab_size: rows of
+    its output head. dtype: of its weights, as in `torch`. unnamed_ids: rows of the head that are no token of the tokenizer.
+    """
+
+    eos_ids: tuple[int, ...]
+    context: int
+    vocab_size: int
+    dtype: str
+    unnamed_ids: frozenset[int] = frozenset()
+
+
 class Engine(Protocol):
-    """Token ids in, token ids out. Every engine gives the reference engine's ids in float32."""
+    """Token ids in, token ids out. Each fork taken yields one completion, in any order.
+
+    exact: it gives the reference engine's ids in float32, near ties included. in_flight: forks that it works on at once.
+    """
+
+    @property
+    def exact(self) -> bool: ...
+
+    @property
+    def in_flight(self) -> int: ...
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]: ...
 
-    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens: ...
+    def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
+        """Teacher-forced statistics of responses with their `k` most probable tokens, by index, in any order."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What may turn an outcome, for fingerprints: of an exact engine its device and tie margin, of another one name,
+        version, dtype, device and whether its results depend on the batch."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds; it decodes no more."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

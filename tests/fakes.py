@@ -72,14 +72,23 @@ def row(
 class ScriptedEngine:
     """Gives `answer(fork)` as the completion of every fork, in batches; keeps a list of the forks it was given."""
 
+    exact = True
+
     def __init__(self, answer: Callable[[Fork], Completion], *, batch: int = 4) -> None:
         self.answer, self.batch = answer, batch
         self.forks: list[Fork] = []
+        self.in_flight = batch
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
         while forks := source.take(self.batch):
             self.forks += forks
             yield from [(fork.key, self.answer(fork)) for fork in forks]
 
-    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
+    def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
         raise AssertionError("not scripted")
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass

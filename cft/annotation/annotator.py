@@ -90,7 +90,6 @@ class Annotator:
     short_circuit: bool
     replay_fraction: float
     responses: Literal["solve", "given"] = "solve"
-    exact_ranks: bool = True  # scoring a response again gives the stored alternatives again; not in half precision
     padding_ids: frozenset[int] = frozenset()
     on_solved: Callable[[Completion], None] = field(default=lambda completion: None)
     on_plan: Callable[[Sequence[Solved]], None] = field(default=lambda kept: None)
@@ -103,7 +102,7 @@ class Annotator:
         solve_s = time.monotonic() - started
         kept = [s for s in solved if s.status == "annotated"]
         self.on_plan(kept)
-        scored = [self._score(s) for s in kept]
+        scored = self._ranked([s.sequence for s in kept], known=[s.completion.top for s in kept if s.completion])
         evidence = [
             fresh_evidence(
                 response_id=_response_id(s),
@@ -135,7 +134,7 @@ class Annotator:
     def filled(self, rows: Sequence[AnnotatedResponse]) -> tuple[list[AnnotatedResponse], Tally, dict[str, float]]:
         """Try the cells of stored rows that are wanted and untried: more alternatives, or what short-circuit left."""
         started = time.monotonic()
-        wider = [self._widened(row) for row in rows]
+        wider = self._widened(rows)
         evidence = [stored_evidence(row, alt_ids_RK=alt_ids) for row, (alt_ids, _) in zip(rows, wider, strict=True)]
         tally = self._run(evidence)
         filled = [
@@ -173,7 +172,11 @@ class Annotator:
                     except TextError as error:
                         skipped[i] = str(error)
         else:
-            forks = [Fork(t, t.prompt_len, None, GREEDY, i) for i, t in enumerate(sequences) if i not in skipped]
+            forks = [
+                Fork(sequence, sequence.prompt_len, None, GREEDY, i, top_k=self._num_ranks)
+                for i, sequence in enumerate(sequences)
+                if i not in skipped
+            ]
             # By length, so that a batch pads little.
             forks.sort(key=lambda fork: len(fork.sequence.ids))
             for key, completion in self.engine.run(ListSource(forks), budget=self.budget):
@@ -229,16 +232,33 @@ class Annotator:
         kept = np.asarray([*ids, end], dtype=np.int32)[: self.budget.max_new_tokens]
         return Completion(kept, "stop" if len(kept) > len(ids) else "length", 0)
 
-    def _score(self, solved: Solved) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
-        assert solved.completion is not None
-        return self._ranked(solved.sequence)
+    @property
+    def _num_ranks(self) -> int:
+        """The most probable tokens of a position that its alternatives are among."""
+        return self.num_alternatives + len(self.eos_ids)
 
-    def _ranked(self, sequence: TokenSequence) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
-        """The model's scores of a response, and its alternatives: ids and log-probs [R, K]."""
-        k = self.num_alternatives + len(self.eos_ids)
-        top = self.engine.score(sequence, k=k)
-        if self.padding_ids and np.isin(top.top_ids_RK, list(self.padding_ids)).any():
-            top = self.engine.score(sequence, k=k + len(self.padding_ids))
+    def _ranked(
+        self, sequences: Sequence[TokenSequence], *, known: Sequence[TopTokens | None]
+    ) -> list[tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]]:
+        """The model's scores of responses, and their alternatives: ids and log-probs [R, K]. known: of each, what the pass
+        that decoded it gave; the others are scored."""
+        tops = dict(enumerate(known))
+        missing = [index for index, top in tops.items() if top is None or top.top_ids_RK.shape[1] < self._num_ranks]
+        tops |= self._scored(sequences, missing, k=self._num_ranks)
+        padding = list(self.padding_ids)
+        hidden = [i for i, top in tops.items() if top and padding and np.isin(top.top_ids_RK, padding).any()]
+        tops |= self._scored(sequences, hidden, k=self._num_ranks + len(padding))
+        return [self._with_alternatives(sequence, tops[i]) for i, sequence in enumerate(sequences)]
+
+    def _scored(self, sequences: Sequence[TokenSequence], chosen: list[int], *, k: int) -> dict[int, TopTokens]:
+        if not chosen:
+            return {}
+        return {chosen[j]: top for j, top in self.engine.score_all([sequences[i] for i in chosen], k=k)}
+
+    def _with_alternatives(
+        self, sequence: TokenSequence, top: TopTokens | None
+    ) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
+        assert top is not None  # every sequence was decoded with its ranks, or scored
         ids, logprob = alternatives(
             sequence.ids[sequence.prompt_len :],
             top,
@@ -248,15 +268,15 @@ class Annotator:
         )
         return top, ids, logprob
 
-    def _widened(self, row: AnnotatedResponse) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Alternatives of a stored row; scored again only where more of them are wanted than are stored."""
-        if self.num_alternatives <= row.alt_ids.shape[1]:
-            return row.alt_ids, row.alt_logprob
-        sequence = TokenSequence(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids))
-        _, ids_RK, logprob_RK = self._ranked(sequence)
-        if self.exact_ranks:
-            return ids_RK, logprob_RK
-        return _stored_first(row, ids_RK, logprob_RK)
+    def _widened(self, rows: Sequence[AnnotatedResponse]) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        """Alternatives of stored rows; scored again only where more of them are wanted than are stored."""
+        short = [i for i, row in enumerate(rows) if self.num_alternatives > row.alt_ids.shape[1]]
+        found = self._ranked([_sequence(rows[i]) for i in short], known=[None] * len(short))
+        wider = {i: (row.alt_ids, row.alt_logprob) for i, row in enumerate(rows)}
+        for i, (_, ids_RK, logprob_RK) in zip(short, found, strict=True):
+            # Another pass of an engine that is not exact may rank near equals otherwise.
+            wider[i] = (ids_RK, logprob_RK) if self.engine.exact else _stored_first(rows[i], ids_RK, logprob_RK)
+        return [wider[i] for i in range(len(rows))]
 
     def _row(
         self, solved: Solved, top: TopTokens, alt_logprob: NDArray[np.float32], evidence: Evidence
@@ -282,6 +302,10 @@ class Annotator:
             alt_outcome=evidence.outcome_RK,
             replay_outcome=evidence.replay_R,
         )
+
+
+def _sequence(row: AnnotatedResponse) -> TokenSequence:
+    return TokenSequence(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids))
 
 
 def _response_id(solved: Solved) -> str:

@@ -37,9 +37,10 @@ from cft.verifiers.grader import Grader
 
 Cell = tuple[int, int, int]  # response, position, rank of the alternative or REPLAY
 RESPONSES_AT_A_TIME = 4
-# Forks under way: while most verdicts are wrong the next rank is likely to be needed; else only an idle row is cheap enough.
-SPECULATE_BELOW = 256
-SPECULATE_BELOW_IF_RIGHT = 64
+# Forks under way, as a share of those that the engine works on at once: while most verdicts are wrong the next rank is
+# likely to be needed; else only an idle row is cheap enough.
+SPECULATE_BELOW = 1.0
+SPECULATE_BELOW_IF_RIGHT = 0.25
 REPLAY = -1  # in place of an alternative's rank: the self-replay control of a position
 
 
@@ -56,6 +57,9 @@ class ListSource:
         return taken
 
     def decided(self, key: Key, ids: Sequence[int]) -> bool:
+        return False
+
+    def settled(self, key: Key) -> bool:
         return False
 
 
@@ -146,6 +150,7 @@ class CounterfactualSource:
     rows: Sequence[Evidence]
     grader: Grader
     short_circuit: bool
+    in_flight: int  # of the engine
     tally: Tally = field(default_factory=Tally)
     _queue: list[tuple[int, int, int, Fork]] = field(default_factory=list)  # a heap, in the order of the first three
     _pushed: int = 0
@@ -166,8 +171,9 @@ class CounterfactualSource:
             self._judge_received()
         forks = self._popped(n)
         judged = self.tally.forks
-        limit = SPECULATE_BELOW_IF_RIGHT if 2 * len(self._right) > judged else SPECULATE_BELOW
-        if len(forks) < n and self.short_circuit and judged and len(self._under_way) <= limit:
+        share = SPECULATE_BELOW_IF_RIGHT if 2 * len(self._right) > judged else SPECULATE_BELOW
+        idle = len(self._under_way) <= share * self.in_flight
+        if len(forks) < n and self.short_circuit and judged and idle:
             self._speculate()
             forks += self._popped(n - len(forks))
         return forks
@@ -177,7 +183,7 @@ class CounterfactualSource:
         while self._queue and len(forks) < n:
             fork = heapq.heappop(self._queue)[-1]
             cell: Cell = fork.key  # type: ignore[assignment]
-            if cell[2] != REPLAY and cell[:2] in self._right:
+            if self.settled(cell):
                 self._under_way.discard(cell)  # begun early, and no longer needed
             else:
                 forks.append(fork)
@@ -186,16 +192,18 @@ class CounterfactualSource:
     def decided(self, key: Key, ids: Sequence[int]) -> bool:
         """The position is decided, or the verdict is final. Markers of an answer close with one of a few signs: only there
         is the text looked at."""
+        return self.settled(key) or self.grader.decided(ids)
+
+    def settled(self, key: Key) -> bool:
+        """The position is decided: a right alternative of an earlier rank is known."""
         index, t, rank = key  # type: ignore[misc]
-        if rank != REPLAY and (index, t) in self._right:
-            return True
-        return self.grader.decided(ids)
+        return rank != REPLAY and (index, t) in self._right
 
     def receive(self, key: Key, completion: Completion) -> None:
         cell: Cell = key  # type: ignore[assignment]
         index, t, rank = cell
         self._under_way.discard(cell)
-        if rank != REPLAY and (index, t) in self._right:
+        if self.settled(cell):
             self.tally.speculative_tokens += completion.num_decoded
         elif (
             rank != REPLAY
@@ -225,7 +233,7 @@ class CounterfactualSource:
 
     def _speculate(self) -> None:
         for index, t, rank in sorted(self._under_way):
-            if rank == REPLAY or (index, t) in self._right:
+            if rank == REPLAY or self.settled((index, t, rank)):
                 continue
             row, cell = self.rows[index], (index, t, rank + 1)
             last = rank + 1 == row.alt_ids_RK.shape[1]
@@ -275,7 +283,7 @@ def run_counterfactuals(
     on_fork: Callable[[Completion], None] = lambda completion: None,
 ) -> Tally:
     """Fill the untried cells of `rows` in place. on_fork is called for every completion, for progress displays."""
-    source = CounterfactualSource(rows, grader, short_circuit)
+    source = CounterfactualSource(rows, grader, short_circuit, engine.in_flight)
     for key, completion in engine.run(source, budget=budget):
         source.receive(key, completion)
         on_fork(completion)

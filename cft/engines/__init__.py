@@ -1,10 +1,16 @@
-"""Engines: prompts and forks in, completions out, token ids on both sides (protocol: `cft.types.Engine`)."""
+"""Engines: prompts and forks in, completions out, token ids on both sides (protocol: `cft.types.Engine`).
 
-from cft.engines.reference import ReferenceEngine
-from cft.engines.shared_prefix import EngineError, SharedPrefixEngine
+`Reference`, `SharedPrefix`, ... are what conf/engine/*.yaml names: they make an engine of a model.
+"""
+
+from cft.engines.factory import EngineError
+from cft.engines.reference import Reference, ReferenceEngine
+from cft.engines.shared_prefix import SharedPrefix, SharedPrefixEngine
 
 __all__ = [
     "EngineError",
+    "Reference",
     "ReferenceEngine",
+    "SharedPrefix",
     "SharedPrefixEngine",
 ]

@@ -11,7 +11,10 @@ packed linear layers (`cft/models/kernels.py`) where it can: they are the same f
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,15 +25,41 @@ from transformers import DynamicCache, PreTrainedModel
 from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
 from cft.models.architecture import require_steady_rotary
 from cft.models.attention import usable_attention
+from cft.models.device import device_facts
 from cft.models.head import project_exactly
-from cft.models.kernels import DecodingKernels, prepare_for_decoding
-from cft.ranges import AtLeastZero, in_range
+from cft.models.kernels import DecodingChoice, DecodingKernels, prepare_for_decoding
+from cft.ranges import AtLeastZero, in_range, require_in_range
 from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TokenSequence, TopTokens
+
+if TYPE_CHECKING:
+    from cft.models.lazy import LazyModel
 
 
 def never_decided(key: Key, ids: Sequence[int]) -> bool:
     """For sources that want whole responses."""
     return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """One continuation at a time, obviously right.
+
+    Args:
+        tie_margin: logits closer than this are re-scored; null: 0.001 in float32, else 0.
+    """
+
+    name: ClassVar[str] = "reference"
+    local: ClassVar[bool] = True
+    samples: ClassVar[bool] = True
+    hashes_weights: ClassVar[bool] = True
+
+    tie_margin: AtLeastZero | None = None
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
+
+    def __call__(self, model: LazyModel) -> ReferenceEngine:
+        return ReferenceEngine(model.load(), model.facts.eos_ids, tie_margin=self.tie_margin)
 
 
 class ReferenceEngine:
@@ -40,7 +69,7 @@ class ReferenceEngine:
         model: a causal language model in eval mode.
         eos_ids: every token that ends a response.
         tie_margin: logits; None: see `tie_margin_for`.
-        packed_linears: for near ties, as in the engine that is compared with this one.
+        kernels: "auto" or "torch", for near ties, as in the engine that is compared with this one.
     """
 
     @in_range
@@ -50,17 +79,29 @@ class ReferenceEngine:
         eos_ids: Collection[int],
         *,
         tie_margin: AtLeastZero | None = None,
-        packed_linears: bool = True,
+        kernels: DecodingChoice = "auto",
     ) -> None:
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.tie_margin = tie_margin_for(model.dtype, tie_margin)
-        self._packed_linears = packed_linears
+        self.in_flight = 1
+        self._kernels: DecodingChoice = kernels
 
     @cached_property
     def packed(self) -> DecodingKernels:
         """Made for the first near tie: a second copy of the linear layers."""
-        return prepare_for_decoding(self.model, enabled=self._packed_linears)
+        return prepare_for_decoding(self.model, kernels=self._kernels)
+
+    @property
+    def exact(self) -> bool:
+        return self.model.dtype.itemsize >= 4
+
+    def facts(self) -> dict[str, Any]:
+        found = {**device_facts(self.model.device), "tie_margin": self.tie_margin}
+        return found if self.exact else {**found, **half_precision_facts("reference", self.model)}
+
+    def close(self) -> None:
+        self.__dict__.pop("packed", None)
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
         while forks := source.take(1):
@@ -103,9 +144,14 @@ class ReferenceEngine:
         (token,), _ = choose(logits[:, -1].float(), sampling=[sampling], uniform=[uniform], tie_margin=0.0)
         return token
 
+    def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
+        """One teacher-forced pass a sequence, without padding."""
+        for index, sequence in enumerate(sequences):
+            yield index, self.score(sequence, k=k)
+
     @torch.inference_mode()
     def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
-        """One teacher-forced pass without padding. k: how many of the most probable tokens to return a position."""
+        """k: how many of the most probable tokens to return a position."""
         input_ids_BT = torch.tensor(sequence.ids[None].astype(np.int64), device=self.model.device)
         response_len = len(sequence.ids) - sequence.prompt_len
         if response_len < 1:
@@ -128,6 +174,18 @@ class ReferenceEngine:
                 return self.model(input_ids_1T, use_cache=False, logits_to_keep=last).logits[0].float()
             hidden_TD = self.model.base_model(input_ids_1T, use_cache=False).last_hidden_state[0, -last:]
         return project_exactly(self.model, hidden_TD)
+
+
+def half_precision_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
+    """What outcomes depend on where there are no ties to re-score: how an engine batches changes what it decodes. The ranks
+    of alternatives come from float32 logits there."""
+    return {
+        "name": name,
+        "version": version("transformers"),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "ranks": "float32 head",
+        "batch_invariant": name == "reference",
+    }
 
 
 def fork_prefix(fork: Fork) -> list[int]:

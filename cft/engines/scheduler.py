@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cft.engines.attention import Decode, Keys, KVBlock, LayerKeys, Shared, joined, num_bytes
-from cft.types import Fork, TokenSequence
+from cft.types import Fork, Key, TokenSequence
 
 MAX_BLOCKS = 6  # KV blocks: each costs some small operations a layer ...
 ROWS_PER_BLOCK = 20  # ... which a small batch feels more
@@ -83,6 +83,13 @@ class Scheduler(Generic[Row]):
         missing = self.room() - got
         until = max(1, min(self._max_rows // REFILL, (self.live() + got) // 2))
         self._free_before_asking = missing + until if missing > 0 else 0
+
+    def dropped(self, settled: Callable[[Key], bool]) -> list[Row]:
+        """Waiting rows that no one needs any more; they wait no longer."""
+        gone = [row for row in self.waiting if settled(row.fork.key)]
+        if gone:
+            self.waiting = deque(row for row in self.waiting if row not in gone)
+        return gone
 
     def bytes_held(self) -> int:
         prefixes = sum(num_bytes(prefix) for _, prefix in self._prefixes.values())

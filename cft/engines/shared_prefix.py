@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,20 +31,27 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cft.engines.attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
-from cft.engines.reference import ReferenceEngine, already_finished, finish_of, fork_prefix, response_of
+from cft.engines.factory import EngineError
+from cft.engines.reference import (
+    ReferenceEngine,
+    already_finished,
+    finish_of,
+    fork_prefix,
+    half_precision_facts,
+    response_of,
+)
 from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
 from cft.engines.scheduler import Scheduler
-from cft.errors import UserError
 from cft.models.architecture import fork_obstacles, require_plain_attention, require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.device import memory_for_keys
+from cft.models.kernels import DecodingChoice
 from cft.models.rounding import half_of_the_digits
-from cft.ranges import AtLeastOne, AtLeastZero, in_range
+from cft.ranges import AtLeastOne, AtLeastZero, in_range, require_in_range
 from cft.types import GREEDY, Budget, Completion, Finish, Fork, ForkSource, Key, TokenSequence, TopTokens
 
-
-class EngineError(UserError, RuntimeError):
-    """The engine cannot decode with this model; the message names the key to change."""
+if TYPE_CHECKING:
+    from cft.models.lazy import LazyModel
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +81,35 @@ class Row:
         return Completion(response_of(self.ids, self.fork), finish, decoded, self.ties)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedPrefix:
+    """Forks of one response share its prefix. Needs a model whose attention transformers can exchange (most have).
+
+    Args:
+        max_rows: continuations decoded together, at least 1.
+        kv_budget_mb: for keys and values, in 10^6 bytes; beyond it continuations wait. null: 4096 on a CPU, 3/4 of what a GPU
+            has free.
+        tie_margin: logits closer than this are re-scored by the reference engine; null: 0.001 in float32, 0 in half precision.
+        kernels: "auto" decodes with the layers' fastest form on the device, at the price of a second copy; "torch" without.
+    """
+
+    name: ClassVar[str] = "shared_prefix"
+    local: ClassVar[bool] = True
+    samples: ClassVar[bool] = True
+    hashes_weights: ClassVar[bool] = True
+
+    max_rows: AtLeastOne = 256
+    kv_budget_mb: AtLeastOne | None = None
+    tie_margin: AtLeastZero | None = None
+    kernels: DecodingChoice = "auto"
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
+
+    def __call__(self, model: LazyModel) -> SharedPrefixEngine:
+        return SharedPrefixEngine(model.load(), model.facts.eos_ids, **asdict(self))
+
+
 class SharedPrefixEngine:
     """Decodes many forks together; a prefix that forks share is computed and stored once.
 
@@ -84,7 +120,8 @@ class SharedPrefixEngine:
         kv_budget_mb: memory for keys and values, in 10^6 bytes; None: see `memory_for_keys`. Where it, or the machine's
             memory, runs out, rows are preempted (`back_offs` counts over all runs).
         tie_margin: logits; None: see `tie_margin_for`.
-        packed_linears: keep a second copy of the linear layers in the CPU kernel's own layout (float32 on a CPU only).
+        kernels: "auto": layers in the form that decodes fastest, at the price of a second copy (linear layers in float32 on a
+            CPU); "torch": as they are.
 
     Raises:
         EngineError: the model's attention cannot be decoded this way, or does not compute what a plain pass computes.
@@ -99,7 +136,7 @@ class SharedPrefixEngine:
         max_rows: AtLeastOne = 256,
         kv_budget_mb: AtLeastOne | None = None,
         tie_margin: AtLeastZero | None = None,
-        packed_linears: bool = True,
+        kernels: DecodingChoice = "auto",
     ) -> None:
         require_plain_attention(model)
         if found := fork_obstacles(model.config):
@@ -110,15 +147,34 @@ class SharedPrefixEngine:
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.max_rows = max_rows
+        self._kv_budget_mb = kv_budget_mb
         self.kv_budget_bytes = memory_for_keys(model.device, megabytes=kv_budget_mb)
         self.tie_margin = tie_margin_for(model.dtype, tie_margin)
-        self.reference = ReferenceEngine(model, eos_ids, tie_margin=tie_margin, packed_linears=packed_linears)
+        self.reference = ReferenceEngine(model, eos_ids, tie_margin=tie_margin, kernels=kernels)
         self.packed = self.reference.packed
         self.back_offs = 0
         self._self_check()
 
-    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
-        return self.reference.score(sequence, k=k)
+    @property
+    def exact(self) -> bool:
+        return self.reference.exact
+
+    @property
+    def in_flight(self) -> int:
+        return self.max_rows
+
+    def facts(self) -> dict[str, Any]:
+        found = self.reference.facts()
+        if self.exact:
+            return found
+        batch = {"max_rows": self.max_rows, "kv_budget_mb": self._kv_budget_mb}
+        return {**found, **half_precision_facts("shared_prefix", self.model), **batch}
+
+    def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
+        return self.reference.score_all(sequences, k=k)
+
+    def close(self) -> None:
+        self.reference.close()
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
         scheduler = Scheduler(self.prefill, max_rows=self.max_rows, budget_bytes=self.kv_budget_bytes)
@@ -136,6 +192,8 @@ class SharedPrefixEngine:
                         scheduler.waiting.append(Row.start(fork, random=random))
                 if not forks and not scheduler.waiting and not scheduler.blocks:
                     return
+            for row in scheduler.dropped(source.settled):
+                yield row.fork.key, row.completion("decided")
             for row in scheduler.admit():
                 yield row.fork.key, row.completion("memory")
             for row, finish in self._step(scheduler, budget=budget, decided=source.decided):

@@ -103,6 +103,7 @@ class Solver:
                 done[key] = completion  # type: ignore[index]
                 bar.advance()
         keys = sorted(done)
+        entropy = self._entropies(prompts, done)
         verdicts = self.grader([(done[key], problems[key[0]].answer) for key in keys])
         return [
             Sample(
@@ -111,16 +112,20 @@ class Solver:
                 done[i, sample],
                 outcome,
                 extracted,
-                self._entropy(prompts[i], done[i, sample], sample),
+                entropy.get((i, sample), float("nan")),
             )
             for (i, sample), (outcome, extracted) in zip(keys, verdicts, strict=True)
         ]
 
-    def _entropy(self, prompt_ids: np.ndarray, completion: Completion, sample: int) -> float:
-        if sample != GREEDY_SAMPLE or not len(completion.ids):
-            return float("nan")
-        sequence = TokenSequence(np.concatenate([prompt_ids, completion.ids]), len(prompt_ids))
-        return float(self.engine.score(sequence, k=1).entropy_R.mean())
+    def _entropies(
+        self, prompts: Sequence[np.ndarray], done: Mapping[tuple[int, int], Completion]
+    ) -> dict[tuple[int, int], float]:
+        """Mean entropy of each greedy response that has tokens; NaN from an engine that does not know it."""
+        keys = [key for key, completion in done.items() if key[1] == GREEDY_SAMPLE and len(completion.ids)]
+        sequences = [
+            TokenSequence(np.concatenate([prompts[i], done[i, sample].ids]), len(prompts[i])) for i, sample in keys
+        ]
+        return {keys[j]: float(top.entropy_R.mean()) for j, top in self.engine.score_all(sequences, k=1)}
 
 
 def summarize(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interval], dict[str, list[Any]]]:

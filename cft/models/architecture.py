@@ -41,13 +41,13 @@ def require_plain_attention(model: PreTrainedModel) -> None:
         raise _not_plain(f"{type(model).__name__} ({model.config.name_or_path})", found)
 
 
-def require_room(model: PreTrainedModel, *, lengths: Mapping[str, int], remedy: str) -> None:
+def require_room(config: PreTrainedConfig, *, lengths: Mapping[str, int], remedy: str) -> None:
     """Raise ModelError if a row is longer than the model's context. lengths: tokens by response id, prompt included."""
     longest = max(lengths, key=lambda row: lengths[row])
-    if lengths[longest] > (limit := context_length(model.config)):
+    if lengths[longest] > (limit := context_length(config)):
         raise ModelError(
             f"model: response {longest} and its prompt have {lengths[longest]} tokens, the model takes {limit}"
-            f"{_of_rotary(model.config)}; {remedy}"
+            f"{_of_rotary(config)}; {remedy}"
         )
 
 
@@ -65,12 +65,6 @@ def require_steady_rotary(model: PreTrainedModel, *, length: int) -> None:
 def _of_rotary(config: PreTrainedConfig) -> str:
     switch = rotary_switch(config)
     return f" (beyond {switch} its rotary embeddings depend on the longest row)" if switch is not None else ""
-
-
-def unnamed_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that the model has an output for and the tokenizer no token: rows that round a vocabulary up."""
-    head: Any = model.get_output_embeddings()
-    return frozenset(range(head.weight.shape[0])) - frozenset(tokenizer.get_vocab().values())
 
 
 def require_rows(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Kernels = Literal["auto", "torch", "compiled"]
+DecodingChoice = Literal["auto", "torch"]
 
 # Tokens of a forward pass come in multiples of this to the kernels; others are padded, and keep memory for it.
 TOKENS_STEP = 32
@@ -62,9 +63,10 @@ class DecodingKernels(Protocol):
         ...
 
 
-def prepare_for_decoding(model: PreTrainedModel, *, enabled: bool = True) -> DecodingKernels:
-    """Costs a second copy of the weights that have a faster form: the linear layers, in float32 on a CPU."""
-    return packed_linear.PackedLinears(model if enabled else nn.Identity())
+def prepare_for_decoding(model: PreTrainedModel, *, kernels: DecodingChoice = "auto") -> DecodingKernels:
+    """auto: costs a second copy of the weights that have a faster form: the linear layers, in float32 on a CPU.
+    torch: the model as it is."""
+    return packed_linear.PackedLinears(model if kernels == "auto" else nn.Identity())
 
 
 def keeps_gradients(device: torch.device, *, alone: bool) -> bool:

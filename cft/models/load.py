@@ -7,11 +7,10 @@ nor transformers, so that the config check stays fast.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,15 +22,14 @@ from cft.models.architecture import (
     require_plain_attention,
     require_room,
     require_rows,
-    unnamed_ids,
 )
 from cft.models.export import export, require_intact
 from cft.models.files import as_saved, damage
+from cft.models.hashes import base_weights_hash, weights_hash
 from cft.ranges import AtLeastOne, FractionBelowOne, Name, require_in_range
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "Lora",
@@ -48,7 +46,6 @@ __all__ = [
     "require_room",
     "template_hash",
     "tokenizer_hash",
-    "unnamed_ids",
     "weights_hash",
 ]
 
@@ -114,7 +111,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(spec, "tokenizer", error) from error
     tokenizer = as_saved(tokenizer, source, **options)
-    require_rows(spec, tokenizer, _config(spec, source))
+    require_rows(spec, tokenizer, read_config(spec, source))
     return tokenizer
 
 
@@ -128,7 +125,7 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
     source = locate(spec.path)
     require_intact(Path(source), weights=True)
     _require_whole(spec, source)
-    require_attention(spec, _config(spec, source))
+    require_attention(spec, read_config(spec, source))
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -153,10 +150,8 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
             f"first: {', '.join(wrong[:3])}; the folder is damaged or no causal language model: get it again"
         )
     _settle_generation_config(model)
-    further = {end for end in ends if end is not None}
-    if spec.eos_tokens:
-        further |= _eos_tokens(spec, load_tokenizer(spec))
-    if further:
+    if spec.eos_tokens or any(end is not None for end in ends):
+        further = further_eos_ids(spec, load_tokenizer(spec), ends=ends)
         assert model.generation_config is not None
         model.generation_config.eos_token_id = sorted({*_listed(model.generation_config.eos_token_id), *further})
     if spec.gradient_checkpointing:
@@ -224,44 +219,36 @@ def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end a response, rising: of the generation config and of the tokenizer. Raises ModelError if none."""
-    of_model = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return all_eos_ids(model.generation_config, tokenizer, name=str(model.config.name_or_path))
+
+
+def all_eos_ids(
+    generation: GenerationConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    further: Collection[int] = (),
+) -> tuple[int, ...]:
+    """The same without a model. name: of the model, for the message. further: what the spec and the prompt add."""
+    of_model = generation.eos_token_id if generation is not None else None
     of_tokenizer: Any = tokenizer.eos_token_id
-    ids = tuple(sorted({*_listed(of_model), *_listed(of_tokenizer)}))
+    ids = tuple(sorted({*_listed(of_model), *_listed(of_tokenizer), *further}))
     if not ids:
         raise ModelError(
-            f"{model.config.name_or_path}: neither generation_config.json nor the tokenizer names an end-of-sequence "
-            "token, so no response could end; name one in model.eos_tokens"
+            f"{name}: neither generation_config.json nor the tokenizer names an end-of-sequence token, so no response could "
+            "end; name one in model.eos_tokens"
         )
     return ids
 
 
-def weights_hash(model: PreTrainedModel) -> str:
-    """sha256 over names, types, shapes and bytes of all weights, adapters included."""
-    return hash_of(model.state_dict())
-
-
-def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
-    """What `weights_hash` gives of the same checkpoint loaded without adapters and as `dtype`, a ModelSpec's."""
-    import torch
-
-    kept = {
-        name.replace(".base_layer.", "."): tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-        if ".lora_" not in name
-    }
-    return hash_of(kept)
-
-
-def hash_of(state: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of weights by name."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat: torch.Tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy().data)
-    return digest.hexdigest()
+def further_eos_ids(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, *, ends: Collection[int | None]) -> set[int]:
+    """Tokens that end a response beside the checkpoint's own: the prompt's and those of the spec. Raises ModelError."""
+    vocabulary = tokenizer.get_vocab()
+    if unknown := [token for token in spec.eos_tokens if token not in vocabulary]:
+        raise ModelError(
+            f"model.eos_tokens={list(spec.eos_tokens)}: {unknown[0]!r} is not in the vocabulary of {spec.path}"
+        )
+    return {end for end in ends if end is not None} | {int(vocabulary[token]) for token in spec.eos_tokens}
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -281,15 +268,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of the chat template, absent included."""
     return sha256_json(tokenizer.chat_template)
-
-
-def _eos_tokens(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    vocabulary = tokenizer.get_vocab()
-    if unknown := [token for token in spec.eos_tokens if token not in vocabulary]:
-        raise ModelError(
-            f"model.eos_tokens={list(spec.eos_tokens)}: {unknown[0]!r} is not in the vocabulary of {spec.path}"
-        )
-    return {int(vocabulary[token]) for token in spec.eos_tokens}
 
 
 def _listed(ids: int | Sequence[int] | None) -> list[int]:
@@ -319,7 +297,8 @@ def _settle_generation_config(model: PreTrainedModel) -> None:
         model.generation_config = GenerationConfig(**kept_values)
 
 
-def _config(spec: ModelSpec, source: str) -> PreTrainedConfig:
+def read_config(spec: ModelSpec, source: str) -> PreTrainedConfig:
+    """The model's config. source: as `locate` gives it. Raises ModelError."""
     from transformers import AutoConfig
 
     try:
@@ -328,6 +307,28 @@ def _config(spec: ModelSpec, source: str) -> PreTrainedConfig:
         )
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(spec, "model", error) from error
+
+
+def read_generation_config(spec: ModelSpec, source: str, config: PreTrainedConfig) -> GenerationConfig:
+    """As `from_pretrained` would take it: its own file, or what the model's config says."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(source, revision=spec.revision, local_files_only=_is_local(source))
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+
+
+def weight_files(spec: ModelSpec, source: str) -> Path | None:
+    """The folder that holds the safetensors, of a hub id its place in the local cache; None where there is none."""
+    if _is_local(source):
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, revision=spec.revision, allow_patterns="model*.safetensors"))
+    except (OSError, ValueError):
+        return None
 
 
 def _require_whole(spec: ModelSpec, source: str) -> None:

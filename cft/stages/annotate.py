@@ -23,6 +23,7 @@ from cft.data.sources import Splits
 from cft.fleets.base import Crew, Facts, Fleet, FleetError, left_out_message, package_facts
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.base import critical_fraction
+from cft.models.lazy import LazyModel
 from cft.models.load import ModelSpec, load_tokenizer
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
@@ -76,8 +77,16 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
 
 
 def _known(cfg: AnnotateConfig, spec: ModelSpec, *, judged_by: str) -> Facts:
-    """What workers must find, wherever they are."""
-    return {**prompting(build(cfg.prompt), load_tokenizer(spec)), "verifier": judged_by, "packages": package_facts()}
+    """What workers must find wherever they are, as it is found here; no weights are loaded for it where their files do."""
+    prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
+    model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
+    return {
+        **prompting(prompt, tokenizer),
+        "weights": model.weights() if build(cfg.engine).hashes_weights else "",
+        "eos_ids": list(model.facts.eos_ids),
+        "verifier": judged_by,
+        "packages": package_facts(),
+    }
 
 
 def _plan(cfg: AnnotateConfig, splits: Splits) -> Plan:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
-from cft.config.build import build, redacted
+from cft.config.build import build
 from cft.config.schema import AnnotateConfig
-from cft.engines.sampling import tie_margin_for
 from cft.fleets.base import Facts, Report, package_facts
-from cft.models.device import device_facts
-from cft.models.load import load_tokenizer, unnamed_ids
-from cft.models.loaded import load
+from cft.models.lazy import LazyModel
+from cft.models.load import load_tokenizer
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
-from cft.types import AnnotatedResponse, Budget, Completion, Problem, Verifier
+from cft.types import AnnotatedResponse, Budget, Completion, Engine, Problem, Verifier
 from cft.verifiers import verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened as units finish
 
@@ -112,9 +107,10 @@ class Annotating:
 
     def __init__(self, cfg: AnnotateConfig, verifier: Verifier, *, every_outcome: bool, device: str) -> None:
         quiet_libraries()
-        spec, prompt = build(cfg.model), build(cfg.prompt)
+        spec, prompt, make_engine = build(cfg.model), build(cfg.prompt), build(cfg.engine)
         tokenizer = load_tokenizer(spec)
-        loaded = load(
+        asked = prompting(prompt, tokenizer)
+        model = LazyModel(
             spec,
             tokenizer,
             ends=[prompt.end_id(tokenizer)],
@@ -122,32 +118,33 @@ class Annotating:
             shard=cfg.shard,
             num_shards=cfg.num_shards,
         )
-        self._held = ExitStack()
-        pool = self._held.enter_context(
-            VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s)
-        )
+        weights = model.weights() if make_engine.hashes_weights else ""
+        with ExitStack() as held:
+            engine: Engine = held.enter_context(closing(make_engine(model)))
+            pool = held.enter_context(
+                VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s)
+            )
+            self._held = held.pop_all()
         self.annotator = Annotator(
-            engine=build(cfg.engine)(loaded.model, loaded.eos),
+            engine=engine,
             tokenizer=tokenizer,
             prompt=prompt,
             grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
             budget=Budget(cfg.max_new_tokens),
-            eos_ids=loaded.eos,
-            max_positions=loaded.context,
+            eos_ids=model.facts.eos_ids,
+            max_positions=model.facts.context,
             num_alternatives=cfg.num_alternatives,
             short_circuit=not every_outcome,
             replay_fraction=cfg.replay_fraction,
             responses=cfg.responses,
-            exact_ranks=spec.dtype == "float32",
-            padding_ids=unnamed_ids(loaded.model, tokenizer),
+            padding_ids=model.facts.unnamed_ids,
         )
         self.facts: Facts = {
-            **prompting(prompt, tokenizer),
-            "weights": loaded.fingerprint,
-            "eos_ids": sorted(loaded.eos),
-            "context": loaded.context,
+            **asked,
+            "weights": weights,
+            "eos_ids": list(model.facts.eos_ids),
             "verifier": verifier_fingerprint(verifier),
-            "numerics": numerics(cfg.engine, loaded.model, dtype=spec.dtype),
+            "numerics": numerics(engine),
             "packages": package_facts(),
         }
 
@@ -206,12 +203,6 @@ class _Meter:
         self.report(self.progress)
 
 
-def numerics(engine: Mapping[str, Any], model: PreTrainedModel, *, dtype: str) -> dict[str, Any]:
-    """What may turn a near tie, and so an outcome: a part of the fingerprint. engine: its settings. dtype: of the spec.
-
-    In float32 engines give the same outcomes, and tie_margin says what is near. In half precision there are no ties to
-    settle: how an engine batches changes what it decodes. The ranks of alternatives come from float32 logits there.
-    """
-    margin = tie_margin_for(model.dtype, engine.get("tie_margin"))
-    found = {**device_facts(model.device), "tie_margin": margin}
-    return found if dtype == "float32" else {**found, "ranks": "float32 head", "engine": redacted(engine)}
+def numerics(engine: Engine) -> dict[str, Any]:
+    """What may turn a near tie, and so an outcome: a part of the fingerprint. Exact engines can stand in for each other."""
+    return engine.facts() if engine.exact else {**engine.facts(), "exact": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from cft.config.part import Part
 from cft.config.schema import EvaluateConfig
 from cft.console import console
 from cft.data.sources import Splits
+from cft.engines.factory import require_samples
 from cft.evaluation.evaluation import (
     SampleRequest,
     Solver,
@@ -32,8 +34,8 @@ from cft.evaluation.room import Room, require_room, room_for
 from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.files import exclusive, write_json
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
+from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
-from cft.models.loaded import Loaded, load
 from cft.prompts.chat import Chat, Prompt, prompt_conflict, prompting
 from cft.quiet import quiet_libraries
 from cft.runs.arm import arm_of
@@ -80,6 +82,19 @@ def _evaluate(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> float:
     for splits in members.values():  # refuses a class that is no verifier before anything is loaded
         verifier_fingerprint(verifier_for(splits, chosen=build(cfg.verifier)))
     subject = _subject(cfg, job, inputs)
+    with closing(subject.engine):
+        return _measured(subject, benchmark, members, chosen, started=started)
+
+
+def _measured(
+    subject: _Subject,
+    benchmark: Any,
+    members: dict[str, Splits],
+    chosen: dict[str, tuple[Problem, ...]],
+    *,
+    started: float,
+) -> float:
+    cfg, job = subject.cfg, subject.job
     rooms = {name: _room(subject, members[name], problems) for name, problems in chosen.items()}  # before any is solved
     in_suite = isinstance(benchmark, Suite)
     found: dict[str, RunResults] = {}
@@ -92,12 +107,12 @@ def _evaluate(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> float:
     if in_suite:
         averages = macro_average(results, seed=cfg.seed)
         _write_suite(subject, benchmark, results, averages)
-    loaded = subject.loaded
+    model = subject.model
     facts = Measured(
-        model=loaded.spec.name,
-        dtype=loaded.spec.dtype,
-        device=str(next(loaded.model.parameters()).device),
-        chat_template=_template_of(loaded.tokenizer) if isinstance(subject.prompt, Chat) else "",
+        model=model.spec.name,
+        dtype=model.spec.dtype,
+        device=str(subject.engine.facts().get("device", "")),
+        chat_template=_template_of(model.tokenizer) if isinstance(subject.prompt, Chat) else "",
         system=subject.prompt.system if isinstance(subject.prompt, Chat) else "",
         limit=cfg.limit,
         seed=cfg.seed,
@@ -122,7 +137,7 @@ class _Subject:
     job: Job
     inputs: tuple[Link, ...]
     prompt: Prompt
-    loaded: Loaded
+    model: LazyModel
     engine: Engine
     identity: dict[str, Any]
     seed: int
@@ -144,15 +159,18 @@ def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> _Subjec
     _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint, cfg.prompt)
     # The weights stand for a checkpoint that says nothing of its training.
     unknown = bool(cfg.checkpoint) and trained is None
-    loaded = load(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device, fingerprint=unknown)
+    make_engine = build(cfg.engine)
+    require_samples(make_engine, num_samples=cfg.num_samples, key="num_samples")
+    model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device)
+    weights = model.weights() if unknown and make_engine.hashes_weights else ""
     return _Subject(
         cfg,
         job,
         inputs,
         prompt,
-        loaded,
-        build(cfg.engine)(loaded.model, loaded.eos),
-        _identity(job, trained, checkpoint=cfg.checkpoint, weights=loaded.fingerprint),
+        model,
+        make_engine(model),
+        _identity(job, trained, checkpoint=cfg.checkpoint, weights=weights),
         cfg.seed if trained is None else trained.seed,
         _judged(trained),
     )
@@ -160,7 +178,7 @@ def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> _Subjec
 
 def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -> RunResults:
     """The results of one benchmark, written to its folder; read from there where this very run has measured it before."""
-    cfg, loaded = subject.cfg, subject.loaded
+    cfg, model = subject.cfg, subject.model
     if (known := same_evaluation(folder / RESULTS, subject.job, inputs=subject.inputs)) is not None:
         console.print(f"{folder} has finished; nothing to do")
         return known
@@ -170,13 +188,13 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         console.print(note.replace("annotation", "training"), markup=False)
     started = time.monotonic()
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
-        grader = Grader(loaded.tokenizer, pool.verify_all)
-        solver = Solver(subject.engine, loaded.tokenizer, subject.prompt, grader, loaded.context)
-        title = f"Evaluating {loaded.spec.name} on {splits.name}"
+        grader = Grader(model.tokenizer, pool.verify_all)
+        solver = Solver(subject.engine, model.tokenizer, subject.prompt, grader, model.facts.context)
+        title = f"Evaluating {model.spec.name} on {splits.name}"
         samples = solver.solve(room.run, request=subject.request, title=title)
     intervals, per_problem = summarize(samples, seed=cfg.seed)
     save_config(folder, subject.job)
-    write_samples(folder / "samples.parquet", samples, loaded.tokenizer)
+    write_samples(folder / "samples.parquet", samples, model.tokenizer)
     results = RunResults(
         **_head(subject, benchmark=splits.name),
         **room.facts(),
@@ -194,12 +212,10 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         results,
         folder=folder,
         samples=samples,
-        tokenizer=loaded.tokenizer,
+        tokenizer=model.tokenizer,
         inputs=subject.inputs,
     )
-    console.print(
-        metrics_table(f"{loaded.spec.name} on {splits.name}/{cfg.split}, {len(room.run)} problems", intervals)
-    )
+    console.print(metrics_table(f"{model.spec.name} on {splits.name}/{cfg.split}, {len(room.run)} problems", intervals))
     console.print(accuracy_sentence(results.verdicts, not_run=len(room.not_run)), markup=False)
     console.print(f"Results: {folder / RESULTS}, every response: {folder / 'samples.parquet'}")
     return results
@@ -215,8 +231,8 @@ def _room(subject: _Subject, splits: Splits, problems: tuple[Problem, ...]) -> R
     cfg = subject.cfg
     room = room_for(
         problems,
-        prompt_len=lambda problem: len(subject.prompt.ids(subject.loaded.tokenizer, problem.question)),
-        context=subject.loaded.context,
+        prompt_len=lambda problem: len(subject.prompt.ids(subject.model.tokenizer, problem.question)),
+        context=subject.model.facts.context,
         max_new_tokens=cfg.max_new_tokens,
     )
     require_room(
@@ -248,7 +264,7 @@ def _write_suite(
         seconds=round(sum(entry["seconds"] for entry in results.values()), 1),
     ).write(folder)
     write_summary(folder / SUMMARY, results, averages)
-    console.print(suite_table(f"{subject.loaded.spec.name} on {suite.name}", results, averages))
+    console.print(suite_table(f"{subject.model.spec.name} on {suite.name}", results, averages))
     console.print(f"Results: {folder / RESULTS}, table: {folder / SUMMARY}")
 
 

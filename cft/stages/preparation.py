@@ -14,13 +14,14 @@ from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.columns import columns_for
 from cft.data.sources import Splits
+from cft.engines.factory import EngineFactory, require_local, require_samples
 from cft.evaluation.room import Room, require_room, room_for
 from cft.losses.objective import Objective
 from cft.masks.base import Critical
 from cft.models.export import require_exportable
+from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
 from cft.models.load import require_room as require_length
-from cft.models.loaded import Loaded, load
 from cft.prompts.chat import Prompt, prompt_conflict, prompting
 from cft.references.models import Reference, starts_as_reference
 from cft.training.fit import require_constructible
@@ -47,19 +48,22 @@ class Prepared:
     splits: Splits
     verifier: Verifier
     data: AnnotatedDataModule
-    loaded: Loaded
+    model: LazyModel
+    make_engine: EngineFactory
     starts_as_reference: bool | None
     validation: Room
     tested: Room
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.loaded.tokenizer
+        return self.model.tokenizer
 
 
 def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     """Loads problems, rows and model, in the order in which they cost time. Raises what is wrong with them together."""
-    spec, prompt = build(cfg.model), build(cfg.prompt)
+    spec, prompt, make_engine = build(cfg.model), build(cfg.prompt), build(cfg.engine)
+    require_local(make_engine)
+    require_samples(make_engine, num_samples=cfg.evaluation.num_samples, key="evaluation.num_samples")
     tokenizer = load_tokenizer(spec)
     asked = prompting(prompt, tokenizer)
     objective, reference = build(cfg.loss)(build(cfg.weighting)), build(cfg.reference)
@@ -82,21 +86,32 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     _require_same_prompt(data, asked, cfg.prompt)
     _require_metric(cfg.callbacks["best"]["monitor"], data)
     require_constructible(cfg, folder)
-    loaded = load(
-        spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu", fingerprint=measures_base(cfg)
-    )  # moved below, after what is asked of its weights
+    model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")  # moved later
     require_length(
-        loaded.model,
+        model.config,
         lengths={row.row_id: len(row.ids) for row in (*data.train_rows, *data.validation_rows)},
         remedy="lower data.max_tokens, or choose a model of a longer context",
     )
-    require_exportable(loaded.model, tokenizer)
-    at_reference = starts_as_reference(loaded.model, columns=columns, manifest=data.manifest)
+    require_exportable(model.load(), tokenizer)
+    if measures_base(cfg):
+        model.weights()  # before they change
+    at_reference = starts_as_reference(model.load(), columns=columns, manifest=data.manifest)
     validation, tested = (
-        room_of_part(cfg, splits, part, loaded=loaded, prompt=prompt) for part in ("validation", "evaluation")
+        room_of_part(cfg, splits, part, model=model, prompt=prompt) for part in ("validation", "evaluation")
     )
     return Prepared(
-        prompt, asked, objective, reference, splits, verifier, data, loaded, at_reference, validation, tested
+        prompt,
+        asked,
+        objective,
+        reference,
+        splits,
+        verifier,
+        data,
+        model,
+        make_engine,
+        at_reference,
+        validation,
+        tested,
     )
 
 
@@ -126,7 +141,7 @@ def _require_same_prompt(data: AnnotatedDataModule, asked: dict[str, Any], promp
 
 
 def room_of_part(
-    cfg: TrainConfig, splits: Splits, part: Literal["validation", "evaluation"], *, loaded: Loaded, prompt: Prompt
+    cfg: TrainConfig, splits: Splits, part: Literal["validation", "evaluation"], *, model: LazyModel, prompt: Prompt
 ) -> Room:
     """The problems of one part that can be run. Raises NoRoom before anything is trained."""
     split: Split = "validation" if part == "validation" else "test"
@@ -134,8 +149,8 @@ def room_of_part(
     problems = splits.of(split)[: wanted if wanted >= 0 else None] if wanted else ()
     room = room_for(
         problems,
-        prompt_len=lambda problem: len(prompt.ids(loaded.tokenizer, problem.question)),
-        context=loaded.context,
+        prompt_len=lambda problem: len(prompt.ids(model.tokenizer, problem.question)),
+        context=model.facts.context,
         max_new_tokens=limit,
     )
     if wanted:

@@ -15,14 +15,13 @@ from cft.annotation.store import AnnotationStore, StoreError, find_annotation
 from cft.config.build import ConfigError, build
 from cft.config.schema import ScoreConfig
 from cft.console import console, progress
-from cft.models.device import place
+from cft.models.lazy import LazyModel
 from cft.models.load import (
     ModelSpec,
     load_tokenizer,
     require_room,
     tokenizer_hash,
 )
-from cft.models.loaded import load
 from cft.quiet import quiet_libraries
 from cft.runs.job import Job
 from cft.runs.run import EXPORT
@@ -52,15 +51,15 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
     spec = _model_spec(cfg, kind)
     tokenizer = load_tokenizer(spec)
     _require_same_tokenizer(store, tokenizer_hash(tokenizer), spec)
-    loaded = load(spec, tokenizer, device="cpu")  # moved below, if there is something to score
+    model = LazyModel(spec, tokenizer, device=cfg.device)  # loaded below, if there is something to score
     require_room(
-        loaded.model,
+        model.config,
         lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
         remedy="choose a model of a longer context",
     )
     method = {
         "score": kind.fingerprint(),
-        "model": {"weights": loaded.fingerprint, "dtype": spec.dtype},
+        "model": {"weights": model.weights(), "dtype": spec.dtype},
         "tokenizer": tokenizer_hash(tokenizer),
     }
     known: dict[str, Values] = {}
@@ -72,10 +71,9 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
         if len(known) == len(rows) == len(stored.values):
             console.print(f"{folder / name}: all {len(rows):,} rows have their values already; nothing to do")
             return folder / name
-    place(loaded.model, device=cfg.device)
     started = time.monotonic()
     missing = [row for row in rows if row.response_id not in known]
-    values = {**known, **compute(kind, loaded.model, missing, batch_size=cfg.batch_size)}
+    values = {**known, **compute(kind, model.load(), missing, batch_size=cfg.batch_size)}
     seconds = time.monotonic() - started
     write_score(
         folder,

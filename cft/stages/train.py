@@ -31,7 +31,8 @@ from cft.loggers.build import close_loggers, log_made, log_transcripts
 from cft.models.device import place
 from cft.models.export import export_adapter
 from cft.models.kernels import prepare_for_training
-from cft.models.load import eos_ids, export, load_causal_lm
+from cft.models.lazy import LazyModel
+from cft.models.load import export, load_causal_lm
 from cft.quiet import quiet_libraries
 from cft.runs.arm import ARM_KEYS, arm_of
 from cft.runs.cards import write_model_card
@@ -85,11 +86,9 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
     with VerifierPool(run.verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
 
         def solver_of(model: PreTrainedModel) -> Solver:
-            engine, grader = (
-                build(cfg.engine)(model, eos_ids(model, run.tokenizer)),
-                Grader(run.tokenizer, pool.verify_all),
-            )
-            return Solver(engine, run.tokenizer, run.prompt, grader, run.loaded.context)
+            engine = run.make_engine(LazyModel.of(model, run.tokenizer, spec=run.model.spec))
+            grader = Grader(run.tokenizer, pool.verify_all)
+            return Solver(engine, run.tokenizer, run.prompt, grader, run.model.facts.context)
 
         # Of several processes the first one alone: some engines keep a second copy of the weights.
         if (run.validation.run or run.tested.run) and _is_first():
@@ -118,7 +117,7 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
 
 def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
     """The model, where it is trained, under the objective."""
-    model, reference = run.loaded.model, run.reference
+    model, reference = run.model.load(), run.reference
     # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
     # may fit on none.
     place(model, device=_device(cfg) if cfg.trainer["devices"] == 1 else "cpu")
@@ -151,7 +150,7 @@ def _print_start(run: Prepared, module: CausalLMModule, folder: Path) -> None:
         console.print(f"Warning: {warning}", markup=False)
     facts = run.data.facts()
     console.print(
-        f"Training {run.loaded.spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
+        f"Training {run.model.spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
         f"{facts['train_rows']:,} rows of {run.data.store.folder.name} ({facts['validation_rows']:,} more are held out for "
         f"validation); loss on {facts['eligible_fraction']:.0%} of "
         f"{facts['response_tokens']:,} response tokens -> {folder}"
@@ -163,15 +162,15 @@ def _base(cfg: TrainConfig, run: Prepared, solver_of: Callable[[PreTrainedModel]
     if not (run.tested.run and measures_base(cfg)):
         return None
     decided_by = {
-        "weights": run.loaded.fingerprint,
-        "eos": run.loaded.eos,
+        "weights": run.model.weights(),
+        "eos": run.model.facts.eos_ids,
         "verifier": verifier_fingerprint(run.verifier),
         "engine": redacted(cfg.engine),
-        "context": run.loaded.context,
+        "context": run.model.facts.context,
         **run.asked,
     }
     return base_accuracy(
-        lambda: solver_of(run.loaded.model),
+        lambda: solver_of(run.model.load()),
         run.tested.run,
         max_new_tokens=cfg.evaluation.max_new_tokens,
         decided_by=decided_by,
@@ -180,7 +179,7 @@ def _base(cfg: TrainConfig, run: Prepared, solver_of: Callable[[PreTrainedModel]
 
 def _best_model(run: Prepared, module: CausalLMModule, fitted: Fitted) -> tuple[PreTrainedModel, int]:
     """The model with the weights of the best epoch, and that epoch, from 0. A sharded one is loaded whole."""
-    model, spec = run.loaded.model, run.loaded.spec
+    model, spec = run.model.load(), run.model.spec
     whole = load_causal_lm(spec, ends=[run.prompt.end_id(run.tokenizer)]) if is_sharded(model) else model
     best_epoch = _load_best(module, model, fitted.callbacks["best"], fitted.trainer, into=whole)
     if whole is not model:
@@ -189,7 +188,7 @@ def _best_model(run: Prepared, module: CausalLMModule, fitted: Fitted) -> tuple[
 
 
 def _export(cfg: TrainConfig, run: Prepared, model: PreTrainedModel, folder: Path) -> None:
-    spec = run.loaded.spec
+    spec = run.model.spec
     export(model, run.tokenizer, folder=folder / EXPORT, dtype=cfg.export.dtype)
     if spec.lora is not None:
         export_adapter(model, folder=folder / ADAPTER, base=spec.path, revision=spec.revision)
@@ -226,7 +225,7 @@ def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder:
             "rows_per_step": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         },
         "starts_as_reference": run.starts_as_reference,
-        "lineage": lineage(job.command, (annotation_link(data.store.folder), *model_inputs(run.loaded.spec.path))),
+        "lineage": lineage(job.command, (annotation_link(data.store.folder), *model_inputs(run.model.spec.path))),
     }
 
 

@@ -31,7 +31,7 @@ from transformers import (
 
 from cft.losses.objective import Objective, TermSum
 from cft.models import kernels
-from cft.models.load import hash_of
+from cft.models.hashes import hash_of
 from cft.references.models import LiveReference
 from cft.training.callbacks.guards import gradient_norm, require_finite
 from cft.training.checkpointing.checkpoints import CheckpointError

@@ -188,11 +188,12 @@ def test_spans_of_multi_byte_characters() -> None:
     assert [text[a:b] for a, b in spans.tolist()] == ["a", "é", "é", "🎈", "🎈", "🎈", "🎈", "b", ""]
 
 
-class DawdlingEngine:
+class DawdlingEngine(ScriptedEngine):
     """Keeps every fork it was given under way until `take` gives no more, then ends one, drawn by a seed, and so on."""
 
     def __init__(self, answer: Callable[[Fork], Completion], *, seed: int, rows: int = 64) -> None:
-        self.answer, self.rng, self.rows = answer, np.random.default_rng(seed), rows
+        super().__init__(answer, batch=rows)
+        self.rng, self.rows = np.random.default_rng(seed), rows
         self.begun: list[tuple[int, int, int]] = []
         self.canceled = 0
 
@@ -211,9 +212,6 @@ class DawdlingEngine:
                 yield fork.key, Completion(np.array([101], np.int32), "decided", 1)
             else:
                 yield fork.key, self.answer(fork)
-
-    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
-        raise AssertionError("not scripted")
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
@@ -272,7 +270,8 @@ def test_idle_rows_begin_the_next_rank_where_it_is_likely_to_be_needed(final: in
         alt_ids_RK=np.tile(np.array([50, 51], np.int32), (length, 1)),
         replay_fraction=0.0,
     )
-    source = CounterfactualSource([evidence], Grader(NumberTokenizer(), judge_by_last_token), True)  # type: ignore[arg-type]
+    grader = Grader(NumberTokenizer(), judge_by_last_token)  # type: ignore[arg-type]
+    source = CounterfactualSource([evidence], grader, True, in_flight=256)
     first = source.take(256)
     assert [fork.key for fork in first] == [(0, t, 0) for t in range(length)]  # no verdict is known yet
     for fork in first[:20]:
@@ -286,7 +285,7 @@ def test_a_verdict_that_stands_ends_a_continuation(tiny_arith_path: Path) -> Non
 
     def source(final: Callable[[str], bool] | None) -> CounterfactualSource:
         return CounterfactualSource(
-            [], Grader(tokenizer, lambda items: [verifier(*item) for item in items], final), True
+            [], Grader(tokenizer, lambda items: [verifier(*item) for item in items], final), True, in_flight=1
         )
 
     unfinished = tokenizer("2 + 3 = 5\n#### 5", add_special_tokens=False)["input_ids"]

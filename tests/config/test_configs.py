@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,7 @@ from omegaconf import OmegaConf
 from cft.config.build import CONF_DIR, check_command_line
 from cft.config.source import resolve, signature
 from cft.config.stages import STAGES
-from tests.command_lines import mistakes
-
-
-def options() -> list[str]:
-    """group=option of every file below a group, nested groups such as model/lora included."""
-    files = sorted(CONF_DIR.rglob("*.yaml"))
-    return [f"{f.parent.relative_to(CONF_DIR).as_posix()}={f.stem}" for f in files if f.parent != CONF_DIR]
+from tests.command_lines import mistakes, options
 
 
 @cache
@@ -49,24 +44,47 @@ def stages_of(option: str) -> list[str]:
 COMPANIONS = {"reference": "reference=initial", "groups": "groups=critical"}
 
 
-def left_over(stage: str, option: str) -> list[str]:
-    """The mistakes of a command line that chooses an option and fills in what it leaves to the user."""
-    option = option.replace("regularizer=", "+regularizer@loss.regularizers.extra=")
-    found = {m.partition(":")[0]: m for m in mistakes(stage, option)}
+def left_over(stage: str, *options: str) -> list[str]:
+    """The mistakes of a command line that chooses options and fills in what they leave to the user."""
+    argv = [option.replace("regularizer=", "+regularizer@loss.regularizers.extra=") for option in options]
+    found = {m.partition(":")[0]: m for m in mistakes(stage, *argv)}
     given = [f"{key}=placeholder" for key, m in found.items() if "has no value" in m]
-    if option == "reference=adapter_off":
+    if "reference=adapter_off" in options:
         given.append("model/lora=default")
     else:
         given += [COMPANIONS[key] for key in found if key in COMPANIONS]
-    return mistakes(stage, option, *given) if given else list(found.values())
+    return mistakes(stage, *argv, *given) if given else list(found.values())
 
 
 CASES = [(stage, option) for option in options() for stage in stages_of(option)]
 
 
-@pytest.mark.parametrize(("stage", "option"), CASES, ids=lambda v: v)
-def test_an_option_composes_and_passes_the_check(stage: str, option: str) -> None:
+def together() -> list[tuple[str, tuple[str, ...]]]:
+    """Every option once, in one of its stages: the n-th options of all groups of a stage make one command line. An
+    experiment chooses among the other groups, and stands alone; so does a reference, which some losses ask for."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for option in options():
+        stages = stages_of(option)
+        group = option.partition("=")[0]
+        found.setdefault((stages[sum(map(len, found.values())) % len(stages)], group), []).append(option)
+    lines = []
+    for stage in STAGES:
+        groups = {group: named for (of, group), named in found.items() if of == stage}
+        alone = [(option,) for group in ("experiment", "reference") for option in groups.pop(group, [])]
+        rows = zip_longest(*groups.values())
+        lines += [(stage, line) for line in (*alone, *(tuple(filter(None, row)) for row in rows))]
+    return lines
+
+
+@pytest.mark.parametrize(("stage", "line"), together(), ids=lambda v: v if isinstance(v, str) else " ".join(v))
+def test_options_compose_and_pass_the_check(stage: str, line: tuple[str, ...]) -> None:
     """What an option leaves open (???) is given a placeholder; everything else must stand."""
+    assert left_over(stage, *line) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "option"), CASES, ids=lambda v: v)
+def test_an_option_composes_and_passes_the_check_alone(stage: str, option: str) -> None:
     assert left_over(stage, option) == []
 
 

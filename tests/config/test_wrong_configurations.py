@@ -68,7 +68,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_library_refuses_is_said_before_the_model_loads(
     argument: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cft.models.loaded.load_causal_lm", lambda spec: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("cft.models.lazy.load_causal_lm", lambda spec: pytest.fail("a model was loaded"))
     ended = run("train", *FIT_ONLY, *argument.split(), "hydra.run.dir=run")
     assert ended.status == 2
     assert said in ended.text

@@ -17,6 +17,7 @@ from cft.cli.stage import _named as named
 from cft.config.command_line import command_line_mistakes, read_command_line
 from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
+from tests.command_lines import representatives
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, Command, blocks, commands, files, lines_of_code, name_of, read
 
@@ -55,12 +56,28 @@ def test_the_pages_have_commands_of_every_stage() -> None:
     assert {command.stage for command in COMMANDS if command.page == "README.md"} >= {"annotate", "train", "evaluate"}
 
 
-@pytest.mark.parametrize("command", {c.text: c for c in CHECKED}.values(), ids=lambda c: f"{c.page}: {c.text}")
-def test_a_command_passes_the_check(command: Command, project: Path) -> None:
+def few() -> list[Command]:
+    """Those that hold every setting of every page."""
+    by_argv = {(c.stage, tuple(c.argv)): c for c in CHECKED}
+    return [by_argv[stage, tuple(argv)] for stage, argv in representatives(by_argv)]
+
+
+def passes(command: Command, conf: Path) -> None:
     launcher = re.search(r"hydra/launcher=(joblib|submitit)", command.text)
     if launcher and not installed(f"hydra-{launcher.group(1)}-launcher"):
         pytest.skip(f"the {launcher.group(1)} launcher is not installed")
-    assert mistakes(command, conf=project / "conf") == []
+    assert mistakes(command, conf=conf) == []
+
+
+@pytest.mark.parametrize("command", few(), ids=lambda c: f"{c.page}: {c.text}")
+def test_a_command_passes_the_check(command: Command, project: Path) -> None:
+    passes(command, project / "conf")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", {c.text: c for c in CHECKED}.values(), ids=lambda c: f"{c.page}: {c.text}")
+def test_each_command_passes_the_check(command: Command, project: Path) -> None:
+    passes(command, project / "conf")
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.stage == "report"], ids=lambda c: f"{c.page}: {c.text}")

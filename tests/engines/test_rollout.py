@@ -12,6 +12,7 @@ from cft.annotation.counterfactual import ListSource
 from cft.engines.reference import ReferenceEngine, top_tokens
 from cft.engines.sampling import TIE_MARGIN_PROBABILITY, greedy, sampled, uniforms
 from cft.engines.shared_prefix import SharedPrefixEngine
+from cft.models.kernels import DecodingChoice
 from cft.types import GREEDY, Budget, Fork, Sampling, TokenSequence
 from tests.fakes import exact_llama, random_llama
 from tests.precision import ROUNDING, STORED
@@ -90,10 +91,9 @@ def test_what_the_reference_settles_is_what_is_taken(monkeypatch: pytest.MonkeyP
 def test_what_settles_a_near_tie_is_the_same_in_both_engines() -> None:
     """Where every token is settled, ids are those of passes over the ids alone: plain ones too, by their logits."""
     model, forks = random_llama(), random_forks(30)
-    for packed in (True, False):
-        engines = [
-            kind(model, EOS, tie_margin=1e9, packed_linears=packed) for kind in (ReferenceEngine, SharedPrefixEngine)
-        ]
+    choices: tuple[DecodingChoice, ...] = ("auto", "torch")
+    for kernels in choices:
+        engines = [kind(model, EOS, tie_margin=1e9, kernels=kernels) for kind in (ReferenceEngine, SharedPrefixEngine)]
         one, other = (dict(engine.run(ListSource(forks), budget=BUDGET)) for engine in engines)
         for key, completion in one.items():
             np.testing.assert_array_equal(other[key].ids, completion.ids)

@@ -23,8 +23,9 @@ from cft.annotation.counterfactual import ListSource
 from cft.engines import attention as fork_attention
 from cft.engines import scheduler as scheduler
 from cft.engines.attention import LayerKeys, Shared
+from cft.engines.factory import EngineError
 from cft.engines.reference import ReferenceEngine
-from cft.engines.shared_prefix import EngineError, SharedPrefixEngine
+from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.models.cpu.packed_linear import PackedLinears
 from cft.models.load import Lora, ModelError, apply_lora
 from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, TokenSequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from transformers import PreTrainedTokenizerFast
 
 from cft.annotation.annotator import Annotator
 from cft.annotation.counterfactual import ListSource, alternatives
+from cft.engines.factory import EngineError
 from cft.engines.reference import ReferenceEngine
-from cft.engines.shared_prefix import EngineError, SharedPrefixEngine
+from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.models.architecture import context_length, require_room
 from cft.models.export import export, require_exportable
+from cft.models.lazy import LazyModel
 from cft.models.load import (
     ModelError,
     ModelSpec,
@@ -29,7 +31,6 @@ from cft.models.load import (
     load_causal_lm,
     load_tokenizer,
     require_plain_attention,
-    unnamed_ids,
 )
 from cft.models.text import decode
 from cft.prompts.chat import Chat, Plain, PromptError, TextError, encoded, prompting, response_ids
@@ -199,12 +200,13 @@ class Scored(ScriptedEngine):
         super().__init__(lambda fork: Completion(np.array([0], np.int32), "stop", 0))
         self.vocabulary, self.asked = vocabulary, []
 
-    def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
-        self.asked.append(k)
-        length = len(sequence.ids) - sequence.prompt_len
-        ids = np.tile(np.arange(self.vocabulary - 1, self.vocabulary - 1 - k, -1, dtype=np.int32), (length, 1))
-        zeros = np.zeros(length, np.float32)
-        return TopTokens(zeros, zeros, ids, np.zeros((length, k), np.float32))
+    def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
+        for index, sequence in enumerate(sequences):
+            self.asked.append(k)
+            length = len(sequence.ids) - sequence.prompt_len
+            ids = np.tile(np.arange(self.vocabulary - 1, self.vocabulary - 1 - k, -1, dtype=np.int32), (length, 1))
+            zeros = np.zeros(length, np.float32)
+            yield index, TopTokens(zeros, zeros, ids, np.zeros((length, k), np.float32))
 
 
 def problem(solution: str, question: str = "What is 2 ?") -> Problem:
@@ -279,7 +281,8 @@ def test_padding_of_the_vocabulary_is_no_alternative() -> None:
     ids, _ = alternatives(np.array([3], np.int32), top, k=1, eos_ids=(), padding_ids={8, 9})
     assert ids.tolist() == [[4]]
     padded = random_llama(vocab=names + 6)
-    assert unnamed_ids(padded, tokenizer) == frozenset(range(names, names + 6))
+    facts = LazyModel.of(padded, tokenizer, spec=ModelSpec(name="padded", path="package:tiny_arith")).facts
+    assert facts.unnamed_ids == frozenset(range(names, names + 6))
 
 
 # Files of a model
@@ -471,4 +474,4 @@ def test_rotary_embeddings_that_depend_on_the_length_end_the_context(kind: str, 
     with pytest.raises(ModelError, match=r"come to 33 tokens, and the model takes 32 \(beyond 32 its rotary"):
         greedy(engine(model, (99,)), prompts, new=21)
     with pytest.raises(ModelError, match=r"response b and its prompt have 33 tokens, the model takes 32 .*; shorten"):
-        require_room(model, lengths={"a": 32, "b": 33}, remedy="shorten")
+        require_room(model.config, lengths={"a": 32, "b": 33}, remedy="shorten")

@@ -225,7 +225,7 @@ def test_the_program_s_own_mistakes_keep_their_traceback(made: Path, monkeypatch
     def broken(*args: object, **kwargs: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("cft.models.loaded.load_causal_lm", broken)
+    monkeypatch.setattr("cft.models.lazy.load_causal_lm", broken)
     ended = run("train", "data.annotation=a", f"annotations_dir={made}", *FIT_ONLY)
     assert ended.status == 1
     assert "in broken" in ended.err

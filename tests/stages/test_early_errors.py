@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cft.engines.shared_prefix import EngineError, SharedPrefixEngine
+from cft.engines.factory import EngineError
+from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.training.checkpointing.checkpoints import CHECKPOINTS, kept_checkpoints
 from tests.entry import FIT_ONLY, run
 

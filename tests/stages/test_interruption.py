@@ -11,19 +11,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from cft.annotation.store import AnnotationStore, table_hash
+from cft.engines.reference import ReferenceEngine
+from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.runs.run import identity_of
 from cft.training.checkpointing.checkpoints import CHECKPOINTS, kept_checkpoints, load_checkpoint, newest_checkpoint
 from tests.conftest import ROOT
 from tests.damage import flip, same, truncate
 from tests.entry import FIT_ONLY, SHORT, Ended, run
-from tests.stage import composed
+from tests.fakes import random_llama
 
 # Three units; four of six problems are in the first two.
 ANNOTATE = (*SHORT, "unit_size=2", "annotation=a", "annotations_dir=annotations")
@@ -142,7 +142,7 @@ def test_a_kill_between_a_replaced_unit_and_its_old_shards(
 def test_rows_of_other_numerics_do_not_join_an_annotation(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cft.stages.annotate import numerics
+    from cft.stages.annotation_worker import numerics
 
     shutil.copytree(whole / "annotations", tmp_path / "annotations")
     monkeypatch.chdir(tmp_path)
@@ -159,11 +159,13 @@ def test_rows_of_other_numerics_do_not_join_an_annotation(
     assert second["engine"]["max_rows"] == 7
     assert second["command"].endswith("engine.max_rows=7")
     # In half precision how rows are batched changes what is decoded; on another device anything may.
-    few, many = (composed("annotate", *a).engine for a in (["engine.max_rows=7"], []))
-    model: Any = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
-    assert numerics(few, model, dtype="float32") == numerics(many, model, dtype="float32")
-    model.dtype = torch.bfloat16
-    assert numerics(many, model, dtype="bfloat16")["engine"]["max_rows"] == 256
+    model = random_llama()
+    few, many = (SharedPrefixEngine(model, (1,), max_rows=rows) for rows in (7, 256))
+    assert numerics(few) == numerics(many) == numerics(ReferenceEngine(model, (1,)))
+    model.to(torch.bfloat16)
+    few, many = (numerics(SharedPrefixEngine(model, (1,), max_rows=rows)) for rows in (7, 256))
+    assert (few["max_rows"], many["max_rows"], few["exact"]) == (7, 256, False)
+    assert few["name"] != numerics(ReferenceEngine(model, (1,)))["name"]
 
 
 # ---- training

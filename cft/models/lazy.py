@@ -1,0 +1,123 @@
+"""A model by its spec: what is known of it without weights, and the weights once something asks for them.
+
+Stages refuse what the facts tell before anything large is read, and engines that decode elsewhere (another process, a
+server) never read the weights here at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+from cft.models.architecture import context_length, require_plain_attention
+from cft.models.device import place
+from cft.models.export import require_intact
+from cft.models.hashes import hash_of_files
+from cft.models.load import (
+    ModelSpec,
+    all_eos_ids,
+    further_eos_ids,
+    load_causal_lm,
+    locate,
+    read_config,
+    read_generation_config,
+    weight_files,
+    weights_hash,
+)
+from cft.types import ModelFacts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LazyModel:
+    """A model with its tokenizer.
+
+    Args:
+        spec: Path, precision and adapters.
+        tokenizer: Of the same spec. It comes first, since what depends on it alone is checked without weights.
+        device: "cpu", "auto", or as in `cft.models.device.place`; so are `shard` and `num_shards`.
+        ends: Tokens that end a response beside the checkpoint's own, such as the prompt's; None is none.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        device: str,
+        ends: Collection[int | None] = (),
+        shard: int = 0,
+        num_shards: int = 1,
+    ) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.device = device
+        self._ends = ends
+        self._shards = {"shard": shard, "num_shards": num_shards}
+        self._model: PreTrainedModel | None = None
+        self._weights = ""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, spec: ModelSpec) -> Self:
+        """Around a model that is loaded, and stays where it is."""
+        found = cls(spec, tokenizer, device=str(model.device))
+        found._model = model
+        return found
+
+    @property
+    def source(self) -> str:
+        """The folder or hub id that config, tokenizer and weights come from."""
+        return locate(self.spec.path)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        return self._model.config if self._model is not None else read_config(self.spec, self.source)
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """Raises ModelError where nothing can end a response."""
+        if self._model is not None:
+            generation, further = self._model.generation_config, set[int]()
+        else:
+            generation = read_generation_config(self.spec, self.source, self.config)
+            further = further_eos_ids(self.spec, self.tokenizer, ends=self._ends)
+        rows: Any = getattr(self.config.get_text_config(decoder=True), "vocab_size", None)
+        rows = rows if isinstance(rows, int) else len(self.tokenizer)
+        return ModelFacts(
+            eos_ids=all_eos_ids(generation, self.tokenizer, further=further, name=self.spec.path),
+            context=context_length(self.config),
+            vocab_size=rows,
+            dtype=self.spec.dtype,
+            unnamed_ids=frozenset(range(rows)) - frozenset(self.tokenizer.get_vocab().values()),
+        )
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._model is not None
+
+    def load(self) -> PreTrainedModel:
+        """The model on its device, in eval mode; loaded once.
+
+        Raises:
+            ModelError: it cannot be loaded, or its attention is none that the code knows.
+            DeviceError: the device is not there.
+        """
+        if self._model is None:
+            model = load_causal_lm(self.spec, ends=self._ends)
+            require_plain_attention(model)
+            place(model, device=self.device, **self._shards)
+            self._model = model
+        return self._model
+
+    def weights(self) -> str:
+        """SHA-256 over the weights as they are loaded, adapters included. From the files where they hold the weights under
+        the model's own names; else the model is loaded for it."""
+        if not self._weights:
+            found = None
+            if self._model is None and self.spec.lora is None and (folder := weight_files(self.spec, self.source)):
+                require_intact(folder, weights=True)
+                found = hash_of_files(folder, config=self.config, dtype=self.spec.dtype)
+            self._weights = found or weights_hash(self.load())
+        return self._weights
