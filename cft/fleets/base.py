@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from cft import __version__
 from cft.errors import UserError
@@ -51,7 +51,7 @@ class Worker(Protocol[Item_contra, Result_co]):
 MakeWorker = Callable[[str], Worker[Item, Result]]  # of the device that it shall work on: auto, cpu, cuda, cuda:N
 
 
-class Crew(Protocol[Item, Result]):
+class Crew(Protocol[Item_contra, Result_co]):
     """Workers that are ready, or at least one of them.
 
     Attributes:
@@ -67,14 +67,16 @@ class Crew(Protocol[Item, Result]):
     left_out: dict[int, str]
 
     def map(
-        self, items: Iterable[tuple[int, Item]], *, watch: Callable[[int, Any], None] = ...
-    ) -> Iterator[tuple[int, Result]]:
+        self, items: Iterable[tuple[int, Item_contra]], *, watch: Callable[[int, Any], None] = ...
+    ) -> Iterator[tuple[int, Result_co]]:
         """Results as they come. watch: called with (key, what its worker reported last). Raises FleetError."""
         ...
 
 
 class Fleet(Protocol):
-    """An option of `fleet`."""
+    """An option of `fleet`. elsewhere: its workers are other processes, perhaps on other machines."""
+
+    elsewhere: ClassVar[bool]
 
     def crew(
         self, make: MakeWorker[Item, Result], *, device: str, expected: Callable[[], Facts]

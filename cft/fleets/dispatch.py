@@ -212,13 +212,14 @@ class Dispatcher(Generic[Item, Result]):
                     )
                 self._replace(event.worker, f"cannot begin: {event.error}")
             case Failed():
-                task, hand.task, hand.state = hand.task, None, "idle"
+                assert hand.task is not None
+                self._try_again(hand.task, event.worker, error=event.error, blamed=True)
+                hand.state, hand.task = "idle", None
                 hand.strikes += 1
-                self._try_again(task, event.worker, error=event.error, blamed=True)
                 if hand.strikes >= STRIKES:
                     self._replace(event.worker, f"failed {hand.strikes} times in a row, last: {event.error}")
             case Gone():
-                if hand.task:
+                if hand.task is not None:
                     self._try_again(hand.task, event.worker, error=WorkError(event.reason), blamed=not event.node)
                 self._replace(event.worker, f"died: {event.reason}")
 

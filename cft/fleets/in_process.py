@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 from cft.fleets.base import Facts, Item, MakeWorker, Result, Worker, silent
 
@@ -13,6 +13,8 @@ from cft.fleets.base import Facts, Item, MakeWorker, Result, Worker, silent
 class InProcess:
     """No workers elsewhere: units are computed one after another, here. An error of a unit ends the work, and what is
     expected of workers is what this one finds."""
+
+    elsewhere: ClassVar[bool] = False
 
     @contextmanager
     def crew(

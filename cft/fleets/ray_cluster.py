@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cft.errors import BadValue
 from cft.fleets.base import Facts, FleetError, Item, MakeWorker, Result, WorkError
@@ -49,6 +49,8 @@ class Ray:
     Raises:
         BadValue: the address is one of a Ray client.
     """
+
+    elsewhere: ClassVar[bool] = True
 
     @in_range
     def __init__(
@@ -98,19 +100,23 @@ class Ray:
 
     def _needs(self, device: str) -> dict[str, float]:
         """Resources of one worker by Ray's names. Raises FleetError."""
-        import ray
-
+        ray = _ray()
         gpus = self.num_gpus
         if gpus is None:
             gpus = float(device != "cpu" and (device == "cuda" or ray.cluster_resources().get("GPU", 0) > 0))
         return {"CPU": self.num_cpus, "GPU": gpus, **self.resources}
 
 
+def _ray() -> Any:
+    import ray  # pyright: ignore[reportMissingImports] - an extra, which the config check has asked for
+
+    return ray
+
+
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
     """Raises FleetError where the cluster does not answer."""
-    import ray
-
+    ray = _ray()
     if ray.is_initialized():  # by the program that called the stage, whose connection stays
         yield
         return
@@ -135,8 +141,7 @@ def _connected(address: str | None) -> Iterator[None]:
 
 def _room_for(needs: Mapping[str, float]) -> int:
     """Workers that the whole cluster could hold, 1 at least: more nodes may come."""
-    import ray
-
+    ray = _ray()
     there = ray.cluster_resources()
     return max(1, int(min(there.get(name, 0) // need for name, need in needs.items() if need)))
 
@@ -151,8 +156,7 @@ class _Actor:
 
     def place(self) -> tuple[str, str]:
         """(node, where it is for people)."""
-        import ray
-
+        ray = _ray()
         context = ray.get_runtime_context()
         return context.get_node_id(), f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
 
@@ -218,8 +222,7 @@ class Actors:
     _reading: Any = None
 
     def hire(self) -> int:
-        import ray
-
+        ray = _ray()
         if self._board is None:
             self._board = ray.remote(_Board).options(num_cpus=0, max_restarts=-1).remote()
         further = {name: need for name, need in self.needs.items() if name not in ("CPU", "GPU")}
@@ -244,15 +247,13 @@ class Actors:
         self._calls[self._actors[worker].work.remote(key, item)] = (worker, "work")
 
     def dismiss(self, worker: int) -> None:
-        import ray
-
+        ray = _ray()
         self._calls = {call: entry for call, entry in self._calls.items() if entry[0] != worker}
         self._keys.pop(worker, None)
         ray.kill(self._actors.pop(worker))
 
     def events(self, *, timeout_s: float) -> list[Event]:
-        import ray
-
+        ray = _ray()
         calls = list(self._calls)
         if not calls:
             time.sleep(timeout_s)
@@ -263,8 +264,7 @@ class Actors:
         return [self._event(call) for call in done]
 
     def _event(self, call: Any) -> Event:
-        import ray
-
+        ray = _ray()
         worker, what = self._calls.pop(call)
         self._keys.pop(worker, None)
         try:
@@ -284,8 +284,7 @@ class Actors:
         return Ready(worker, value) if what == "start" else Finished(worker, value)
 
     def progress(self) -> dict[int, Any]:
-        import ray
-
+        ray = _ray()
         if self._board is None:
             return {}
         if self._reading is None:
@@ -300,8 +299,7 @@ class Actors:
         return {key: progress for number, (key, progress) in words.items() if self._keys.get(number) == key}
 
     def room(self) -> str:
-        import ray
-
+        ray = _ray()
         there, free = ray.cluster_resources(), ray.available_resources()
         asked = {name: need for name, need in self.needs.items() if need}
         has = ", ".join(f"{there.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in asked)
@@ -309,8 +307,7 @@ class Actors:
 
     def close(self) -> None:
         """End all workers: what is under way is lost, the rest close what they hold."""
-        import ray
-
+        ray = _ray()
         busy = {worker for worker, _ in self._calls.values()}
         with suppress(ray.exceptions.RayError):
             closing = [actor.close.remote() for worker, actor in self._actors.items() if worker not in busy]
@@ -333,6 +330,5 @@ def _reason(error: Exception) -> str:
 
 
 def _lost_nodes() -> set[str]:
-    import ray
-
+    ray = _ray()
     return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}

@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     """Run or resume the annotation that `cfg` describes; returns the store's folder."""
     quiet_libraries()
+    fleet: Fleet = build(cfg.fleet)
     store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
     splits = build(cfg.data)
     plan, shard = _plan(cfg, splits), Shard(cfg.shard, cfg.num_shards)
     _print_problems(splits, plan, split=cfg.split)
     if cfg.complete:
         _require_annotation(store)
-    fleet: Fleet = build(cfg.fleet)
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
     judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     spec: ModelSpec = build(cfg.model)
