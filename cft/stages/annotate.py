@@ -319,7 +319,7 @@ class Watch:
 
     def _print_estimate(self, word: UnitProgress, *, problems: int) -> None:
         whole = word.expected_tokens / max(1, problems) * self.bar.total
-        tokens = sum(other.tokens for other in self.under_way.values())
+        tokens = sum(self.under_way.values(), self.done).tokens
         rate = tokens / max(1e-9, time.monotonic() - self.started)
         console.print(
             f"Estimate from the first {problems} problems ({word.annotated} to annotate, {word.mean_tokens:.0f} tokens "
