@@ -1,4 +1,4 @@
-"""Commands that are printed for people to repeat: they run as they stand, in the folder that they were printed in.
+"""Commands that are printed for people to repeat: they run unchanged, in the folder that they were printed in.
 
 One place makes them, as `cft <stage> ...`, with the flags that say where yaml files lie, quoted for Hydra and for the shell.
 """

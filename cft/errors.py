@@ -1,10 +1,10 @@
-"""The base of all mistakes of the person who runs a stage, as opposed to mistakes of the program."""
+"""The base of all user errors, as opposed to errors of the program."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake in input or configuration; the message is complete, no traceback is shown.
+    """An error in input or configuration; the message is complete, no traceback is shown.
 
     It says what was found, what was expected and the remedy. The commands print it (`cft/cli/exit_status.py`).
     """
@@ -15,4 +15,4 @@ class BadValue(UserError, ValueError):
 
 
 class Interrupted(Exception):
-    """A run was asked from outside to end, and has left behind what it can go on from. The message is the reason."""
+    """A run was told from outside to end, and has saved what it can resume from. The message is the reason."""

@@ -1,4 +1,4 @@
-"""Ranges of parameters, declared once, in the parameter's annotation, and judged by pydantic.
+"""Ranges of parameters, declared once, in the parameter's annotation, and validated by pydantic.
 
     @in_range
     def __init__(self, *, gamma: AtLeastZero, detached: bool) -> None: ...
@@ -32,7 +32,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-ShareAboveZero = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1 (1 = all)")]
+FractionAboveZero = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1 (1 = all)")]
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -46,7 +46,7 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Marks what a node with a `_target_` stands for. name: of the class or protocol that is expected there."""
+    """Marks what a node with a `_target_` builds. name: of the class or protocol that is expected there."""
 
     name: str
 

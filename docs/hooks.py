@@ -20,10 +20,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+from cft.config.stages import STAGES
+
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 PACKAGE = ROOT / "cft"
-STAGES = ("annotate", "train", "evaluate", "score", "labels")
 REPOSITORY_LINK = re.compile(r"\]\((?:\.\./)*conf/(\w+)/([\w.-]+)\.yaml\)")
 
 

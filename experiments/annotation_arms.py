@@ -98,9 +98,9 @@ def generated(
     done: list[tuple[Fork, Completion]] = []
     for start in range(0, len(forks), batch_size):
         done += generate_batch(model, eos_ids, forks[start : start + batch_size], budget=budget, max_steps=max_steps)
-    judged = grader([(completion, responses[fork.key[0]].gold) for fork, completion in done])  # type: ignore[index]
+    graded = grader([(completion, responses[fork.key[0]].gold) for fork, completion in done])  # type: ignore[index]
     arm.seconds = time.perf_counter() - started
-    for (fork, completion), (outcome, _) in zip(done, judged, strict=True):
+    for (fork, completion), (outcome, _) in zip(done, graded, strict=True):
         arm.tokens += completion.num_decoded
         arm.outcomes[fork.key] = int(outcome)  # type: ignore[index]
         arm.ids[fork.key] = completion.ids.tolist()  # type: ignore[index]

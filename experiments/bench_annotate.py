@@ -1,10 +1,10 @@
-"""How fast are counterfactuals settled? Our engine beside `generate`, batched and one at a time: make bench-annotate
+"""How fast are counterfactuals decided? Our engine beside `generate`, batched and one at a time: make bench-annotate
 
     python -m experiments.bench_annotate [--responses 3] [--gsm8k FOLDER] [--out outputs/bench_annotate]
 
 SmolLM2-135M-Instruct, float32, CPU. Word problems of GSM8K's length (reasoning-gym's gsm_symbolic, or GSM8K itself) are
 solved; responses of 80 to 105 tokens that ended by themselves are annotated. The model's own final answer counts as the
-right one, so that there is work to do; a mix with under 10 % of either verdict is refused. Every arm settles the same
+right one, so that there is work to do; a mix with under 10 % of either verdict is refused. Every arm decides the same
 positions of the same responses, prefill and verification included:
 
     same tokens       every alternative of every position, ours against left-padded generate at its best batch size
@@ -73,7 +73,7 @@ class Stopwatch:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time to settle the same positions, by engine.")
+    parser = argparse.ArgumentParser(description="Time to decide the same positions, by engine.")
     parser.add_argument("--responses", type=int, default=3)
     parser.add_argument("--gsm8k", default="", help="folder of GSM8K instead of generated problems")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_annotate"))

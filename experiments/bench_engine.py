@@ -6,7 +6,7 @@ SmolLM2-135M-Instruct, float32, CPU. Growth: one rank-2 continuation from every 
 and 400 tokens, each decoded up to R tokens (no EOS), so that both arms decode R^2 / 2 tokens: our engine in full,
 left-padded `generate` on 16 continuations spread over the positions, one batch, scaled to R. Sampling: 16 answers to each
 of eight prompts, up to 96 tokens, beside `generate` with num_return_sequences=16 at its best number of prompts a batch.
-Drafting (not part of the engine): where the last two tokens of a continuation stand in the original response too, the
+Drafting (not part of the engine): where the last two tokens of a continuation occur in the original response too, the
 four that follow there are proposed; the continuations say how many would be accepted, timed steps what a larger batch
 costs. expected_speedup = tokens a step with drafts, over the time of a step with that many more rows. Below 1 it costs.
 Ends in one line of JSON; the figure is growth.png.
@@ -188,7 +188,7 @@ def drafting(model: PreTrainedModel, eos: tuple[int, ...], prompts: list[np.ndar
 
 def drafted_tokens(original: list[int], tokens: list[int], *, start: int) -> tuple[int, int, int]:
     """(steps, drafted, accepted) of decoding tokens[start:] with drafts from the first place after `start` in the
-    original where its last two tokens stand."""
+    original where its last two tokens occur."""
     at, steps, drafted, accepted = start, 0, 0, 0
     while at < len(tokens):
         pair = tokens[max(0, at - 2) : at]

@@ -5,7 +5,7 @@
 
     correctness   tests/test_cuda.py
     attention     error of fork attention in bfloat16 beside SDPA's, by the size of scores, and its time
-    engine        a random 7B in bfloat16: ms, launches and busy share of a decode step; forks end to end; float32
+    engine        a random 7B in bfloat16: ms, launches and busy fraction of a decode step; forks end to end; float32
     training      random 1.5B and 7B: tokens/s, MFU, peak memory beside the estimate, by layout and checkpointing
     annotate      annotate.py on the device, the CPU, in bfloat16, under TF32: equal tables, changed alternatives, flips
     train         train.py in both precisions beside the CPU's losses; killed and resumed

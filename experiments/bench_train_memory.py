@@ -98,7 +98,7 @@ def plot(found: dict[str, dict[int, float]], path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="JSON file; the figure stands beside it")
+    parser.add_argument("out", type=Path, help="JSON file; the figure is written beside it")
     out = parser.parse_args().out
     result = measured()
     out.write_text(json.dumps(result), encoding="utf-8")

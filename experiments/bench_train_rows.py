@@ -1,6 +1,6 @@
 """Rows of the training benchmark: GSM8K's problems and solutions as SmolLM2 reads them, with seeded masks.
 
-Rows of one optimizer step stand together, the longest first, so that an arm that takes them in order has its lengths grouped.
+Rows of one optimizer step are together, the longest first, so that an arm that takes them in order has its lengths grouped.
 """
 
 from __future__ import annotations

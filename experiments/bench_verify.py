@@ -1,7 +1,7 @@
 """python -m experiments.bench_verify [--data DIR] [--hostile 3000] [--seed 0] [--workers 2]
 
 1. Answers a second through the pool of verifier processes, one worker, on easy answers: those that plain Python decides
-   (numbers, units, fractions, lists, words), as most answers of a benchmark are. Beside the wall clock stands the
+   (numbers, units, fractions, lists, words), as most answers of a benchmark are. Beside the wall clock is the
    worker's own processor time, which other programs on the machine do not stretch.
 2. --data: the benchmarks' rows in a folder (`data.dir`). Gold answers in every style (all should be right), changed ones
    (none should be), equal forms (all should be), beside what math-verify alone says on the same boxed answers.

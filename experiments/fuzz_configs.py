@@ -2,9 +2,9 @@
 
     python -m experiments.fuzz_configs --count 200 --seed 0
 
-A case is a stage's command line with tiny limits and one or two mistakes: a value of a wrong type, an empty or extreme one, a
+A case is a stage's command line with tiny limits and one or two errors: a value of a wrong type, an empty or extreme one, a
 deleted, misspelt or further key, a misspelt option. It runs as `cft <stage>` would, in a process forked from one that
-has the libraries loaded, in a folder of its own. Some mistakes are none (a seed of 0); such a case may run to its end.
+has the libraries loaded, in a folder of its own. Some errors are none (a seed of 0); such a case may run to its end.
 Bad are a traceback, another exit status than 0, 2 or 75, and an error after training began.
 """
 
@@ -59,7 +59,7 @@ class Ended:
 
 
 def draw(rng: random.Random) -> tuple[str, list[str]]:
-    """A stage and the arguments of a command line with one or two mistakes."""
+    """A stage and the arguments of a command line with one or two errors."""
     stage: str = rng.choices(list(LIMITS), weights=(3, 1, 1))[0]
     options = []
     if rng.random() < 0.5:
@@ -69,10 +69,10 @@ def draw(rng: random.Random) -> tuple[str, list[str]]:
         tree = OmegaConf.to_container(compose(stage, options, return_hydra_config=True), resolve=False)
     assert isinstance(tree, dict)
     leaves = [path for path, _ in _leaves({**tree, "hydra": {}})] + ["hydra.run.dir", "hydra.job.chdir"]
-    mistakes = [_mistake(rng, tree, leaves, stage) for _ in range(rng.choice((1, 1, 2)))]
-    named = {m.lstrip("+~").partition("=")[0] for m in mistakes}
+    errors = [_error(rng, tree, leaves, stage) for _ in range(rng.choice((1, 1, 2)))]
+    named = {m.lstrip("+~").partition("=")[0] for m in errors}
     limits = [limit for limit in LIMITS[stage] if limit.partition("=")[0] not in named]
-    return stage, [*options, *limits, *mistakes]
+    return stage, [*options, *limits, *errors]
 
 
 def start(stage: str, arguments: list[str], *, timeout_s: float = TIMEOUT_S) -> Ended:
@@ -117,7 +117,7 @@ def preload() -> None:
     import cft.stages.train  # noqa: F401
 
 
-def _mistake(rng: random.Random, tree: dict, leaves: list[str], stage: str) -> str:
+def _error(rng: random.Random, tree: dict, leaves: list[str], stage: str) -> str:
     kind = rng.choice(("value", "value", "value", "delete", "misspell", "extra", "parameter", "option"))
     key = rng.choice(leaves)
     if kind == "delete":

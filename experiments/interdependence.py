@@ -10,10 +10,10 @@ replaced at once, each by its own rank-2 alternative a:
 Pairs are drawn uniformly from each response's pairs of non-critical tokens (not critical: some alternative ends right; the
 end of the response excluded, and alternatives that would end it at s). `harmless` pairs are those where both single
 replacements end right, so that whatever goes wrong comes of the pair: joint minus kept is the part of the second token.
-A cut-off continuation counts as wrong, as in the mask. Two tokens at once stand beside `either_single_wrong`, the share of
-pairs of which one or both end wrong alone; `single_wrong` is a share of tokens. Intervals are 95 %, bootstrap over responses,
-with one more response at each end of the range as in `cft/evaluation/intervals.py`: none wrong of 29 is not never. Last
-line: JSON.
+A cut-off continuation counts as wrong, as in the mask. Beside two tokens at once is `either_single_wrong`, the fraction of
+pairs of which one or both end wrong alone; `single_wrong` is a fraction of tokens. Intervals are 95 %, bootstrap over
+responses, with one more response at each end of the range as in `cft/evaluation/intervals.py`: none wrong of 29 is not never.
+Last line: JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cft.annotation.store import AnnotationStore, find_annotation
 from cft.console import progress
 from cft.evaluation.intervals import RATE, Interval, interval_of, pull
 from cft.files import write_json
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.types import GREEDY, AnnotatedResponse, Budget, Engine, Fork, Outcome, TokenSequence
 from cft.verifiers.grader import Grader
 

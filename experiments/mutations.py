@@ -1,6 +1,6 @@
-"""Do the tests bite? Typical mistakes are made one at a time in a copy of the project, and a named test must fail.
+"""Do the tests bite? Typical defects are planted one at a time in a copy of the project, and a named test must fail.
 
-python -m experiments.mutations            (minutes; exit status 1 if a mistake goes unnoticed; list in experiments/mutants/)
+python -m experiments.mutations            (minutes; exit status 1 if a defect goes unnoticed; list in experiments/mutants/)
 python -m experiments.mutations --only grader --jobs 1
 
 First every named test runs on the untouched copy, where it must pass. Processes are forked from one that has imported the
@@ -42,7 +42,7 @@ class MutantError(Exception):
 
 
 def mutated(mutant: Mutant, source: str) -> str:
-    """`source`, the text of the mutant's module, with the mistake in it. Found by syntax, so that neither lines that move nor
+    """`source`, the text of the mutant's module, with the defect in it. Found by syntax, so that neither lines that move nor
     another formatting matter.
 
     Raises:
@@ -76,7 +76,7 @@ _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _same(found: Any, wanted: Any) -> bool:
-    """The same syntax, wherever it stands."""
+    """The same syntax, wherever it occurs."""
     if isinstance(found, list):
         return len(found) == len(wanted) and all(map(_same, found, wanted))
     if not isinstance(found, ast.AST):
@@ -86,7 +86,7 @@ def _same(found: Any, wanted: Any) -> bool:
 
 
 def _runs(scope: ast.AST, length: int) -> Iterator[list[Any]]:
-    """Every `length` statements that stand one after another in a block of `scope`."""
+    """Every `length` statements that follow one another in a block of `scope`."""
     for node in ast.walk(scope):
         for block in (getattr(node, field, None) for field in ("body", "orelse", "finalbody")):
             if isinstance(block, list):
@@ -194,7 +194,7 @@ def copy_to(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Makes typical mistakes one at a time; a named test must notice each.")
+    parser = argparse.ArgumentParser(description="Plants typical defects one at a time; a named test must notice each.")
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose name, place or test holds the text")
     parser.add_argument("--jobs", type=int, default=2, help="tests at a time (2)")
     arguments = parser.parse_args()

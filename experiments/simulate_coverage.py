@@ -9,7 +9,7 @@ seen in fine-tuning; the truth is the mean over all seeds and problems, by quadr
     problems    seeds averaged, problems resampled: speaks of these seeds alone
 
 `single` is one arm's accuracy, `paired` the difference of two arms that share problems and not their seeds' effects. An
-accuracy of 0.03 is a small model's on a hard set; by symmetry it stands for 0.97 too. With one seed the interval speaks
+accuracy of 0.03 is a small model's on a hard set; by symmetry it covers 0.97 too. With one seed the interval speaks
 of that seed alone, so seeds have no effect there.
 
 Last come seeds whose effects are skewed, which the goal is not for: `exponential`, and `collapse`, where one seed in five

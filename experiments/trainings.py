@@ -1,4 +1,4 @@
-"""Many trainings, a few at a time: what an experiment over methods, rates and seeds is made of.
+"""Many trainings, a few at a time: what an experiment over methods, rates and seeds runs.
 
 Each lies in a folder named after its arm and its configuration, so that an experiment that is started again trains what is
 missing, and a run from before an option or a default changed is not taken for one of today. A training that ended with an
@@ -136,7 +136,7 @@ def train_forever() -> None:
             runpy.run_path("train.py", run_name="__main__")
         except SystemExit as end:
             print(f"exit status {end.code}", flush=True)
-        for weights in ("checkpoints", "export"):  # of many runs, which nobody goes on from
+        for weights in ("checkpoints", "export"):  # of many runs, which nobody resumes
             shutil.rmtree(folder / weights, ignore_errors=True)
         give_back_freed_memory()
         say.write("done\n")

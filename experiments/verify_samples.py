@@ -1,6 +1,6 @@
-r"""Answers to measure verifiers on: gold answers as they stand, changed, in equal forms; and hostile ones, by a seed.
+r"""Answers to measure verifiers on: gold answers as they are, changed, in equal forms; and hostile ones, by a seed.
 
-math-verify alone, with no code of ours around it, is a verifier too (`MathVerify`), so that both can be asked the same.
+math-verify alone, with no code of ours around it, is a verifier too (`MathVerify`), so that both can be given the same.
 """
 
 from __future__ import annotations

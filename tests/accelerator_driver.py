@@ -56,7 +56,7 @@ def forks(*, sampled: bool, lone: int = 6) -> list[Fork]:
 
 
 def decoded(engine: Any, work: list[Fork]) -> dict[Any, Completion]:
-    return dict(engine.run(ListSource(work), budget=Budget(24)))
+    return dict(engine.run(ListSource(work), budget=Budget(14)))
 
 
 def same_ids(sampled: bool) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def decode_step(*, sampled: bool, shared: int) -> dict[str, int]:
     model = random_llama()
     work = [fork for fork in forks(sampled=sampled, lone=0 if shared else 6) if shared or fork.key >= 100]
     totals = []
-    for limit in (30, 31):
+    for limit in (26, 27) if shared else (6, 7):
         with watching() as counts:
             engine = SharedPrefixEngine(on_device(model), (), tie_margin=0.0)
             for counter in (counts.kernels, counts.syncs, counts.copies):

@@ -280,9 +280,11 @@ TABLE: dict[str, Case] = {
     ),
     "loss=psft": Case(weighted(lambda k: np.where(k.py / np.exp(k.ref) < 1.28, k.py / np.exp(k.ref), 0.0))),
     "loss=label_smoothing": Case(
-        towards(lambda k: 0.9 * k.hot + 0.1 / k.p.shape[1]), limits=off("loss.token_loss.share=0.0")
+        towards(lambda k: 0.9 * k.hot + 0.1 / k.p.shape[1]), limits=off("loss.token_loss.smoothing=0.0")
     ),
-    "loss=distillation": Case(towards(lambda k: 0.5 * k.hot + 0.5 * k.r), limits=off("loss.token_loss.share=0.0")),
+    "loss=distillation": Case(
+        towards(lambda k: 0.5 * k.hot + 0.5 * k.r), limits=off("loss.token_loss.teacher_weight=0.0")
+    ),
     "loss=target_sft": Case(towards(target_sft)),
     "loss=gem": Case(towards(lambda k: gem(k, np.ones_like))),
     "loss=gem loss.token_loss.h=log_sigmoid": Case(towards(lambda k: gem(k, lambda d: 1 / (1 + np.exp(-0.01 * d))))),
@@ -303,9 +305,9 @@ TABLE: dict[str, Case] = {
     ),
     "loss=nll_entropy": Case(NLL, further=ENTROPY, limits=off("loss.regularizers.entropy.coefficient.initial=0.0")),
     "loss=sft_go": Case(
-        worst_group, count="sequence", limits=off("loss.aggregation.share.initial=0.0", becomes=PER_ROW)
+        worst_group, count="sequence", limits=off("loss.aggregation.weight.initial=0.0", becomes=PER_ROW)
     ),
-    "loss=sft_go loss.aggregation.share.final=0.3": Case(
+    "loss=sft_go loss.aggregation.weight.final=0.3": Case(
         lambda k: worst_group(k, share=0.9 - 0.6 / 4), count="sequence", progress=0.25
     ),
     "loss=shad": Case(lambda k: softmax_groups(k, detached=True), count="sequence"),

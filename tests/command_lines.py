@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cft.config.build import CONF_DIR
-from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.command_line import command_line_errors, read_command_line
 from cft.config.stages import STAGES
 
 
 def mistakes(stage: str, *argv: str, conf: Path = CONF_DIR) -> list[str]:
     line = read_command_line(argv, stage=stage, conf_dir=conf)
-    return [str(m) for m in command_line_mistakes(line, stage=stage)]
+    return [str(m) for m in command_line_errors(line, stage=stage)]
 
 
 def options() -> list[str]:

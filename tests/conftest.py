@@ -11,14 +11,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny; threads would only wait for each other
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 from hypothesis import settings
+
+from tests import composed_once
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -26,27 +26,9 @@ if TYPE_CHECKING:
 # A busy machine is no fault of the code: clocks are the business of tests marked `timing`.
 settings.register_profile("no clocks", deadline=None)
 settings.load_profile("no clocks")
+composed_once.install()
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def _remembered(load: Any) -> Any:
-    """yaml.load, which parses an equal text once: a thousand configurations are composed of the same hundred files."""
-    known: dict[str, bytes] = {}
-
-    def remembered(stream: Any, Loader: Any) -> Any:
-        if Loader.__name__ != "OmegaConfLoader" or not hasattr(stream, "seek"):
-            return load(stream, Loader)
-        text = stream.read()
-        if text not in known:
-            stream.seek(0)  # its messages name the file
-            known[text] = pickle.dumps(load(stream, Loader))
-        return pickle.loads(known[text])
-
-    return remembered
-
-
-yaml.load = _remembered(yaml.load)
 
 
 @pytest.fixture(scope="session")

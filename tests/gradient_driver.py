@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cft.data.batches import GlobalOrderSampler, TokenRow, loader
-from cft.losses.objective import Normalizer
+from cft.losses.normalizer import Normalizer
 from cft.training.module import CausalLMModule
 from cft.types import TokenBatch
 from tests.fakes import random_llama

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cft.config.build import CONF_DIR, build
 from cft.data.batches import TokenRow, collate
-from cft.losses.objective import Objective, TermSum
+from cft.losses.normalizer import TermSum
+from cft.losses.objective import Objective
 from cft.types import StepCounts, TokenBatch
 from tests.objectives import on_logits
 

@@ -8,7 +8,9 @@ import torch
 
 from cft.losses.aggregation import Aggregation, TokenMean
 from cft.losses.eligible import EligibleTokens
-from cft.losses.objective import FrozenPrediction, Normalizer, Objective, Regularizer, TermSum
+from cft.losses.normalizer import Normalizer, TermSum
+from cft.losses.objective import FrozenPrediction, Objective
+from cft.losses.regularizers import Regularizer
 from cft.losses.token import NLL, TokenLoss
 from cft.types import TokenBatch
 from cft.weightings.token import TokenWeighting, Uniform

@@ -6,7 +6,7 @@
     y_t is critical iff every alternative ends wrong. The first right one decides the position (short-circuit).
 
 This module drives an engine and a verifier and records evidence; which tokens are critical is read off the evidence
-by `cft/masks/base.py`.
+by `cft/masks/critical.py`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from cft.data.problem_rows import BadRow, Number, fields_found, read_field
 from cft.verifiers.extract import boxed_answer
@@ -75,7 +76,7 @@ def answered(row: Row) -> Parts:
 
 
 def olympiadbench(row: Row) -> Parts:
-    """`final_answer` is a list, of which the sets for text alone hold one entry; several answers stand in it together."""
+    """`final_answer` is a list, of which the sets for text alone hold one entry; several answers are in it together."""
     answers = row.get("final_answer")
     if isinstance(answers, str):
         answers = [answers]
@@ -88,20 +89,26 @@ def olympiadbench(row: Row) -> Parts:
     return (f"{context}\n{question}" if context else question), normal_answer(", ".join(answers)), worked
 
 
-LAYOUTS: dict[str, Callable[[Row], Parts]] = {
-    read.__name__: read for read in (svamp, asdiv, mawps, carp_en, tabmwp, boxed, answered, olympiadbench)
-}
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """read: of one row. fields: what it needs (and what it may have), for messages."""
 
-FIELDS = {  # what a row of each needs, for messages
-    "svamp": "Body, Question, Answer",
-    "asdiv": "body, question, answer",
-    "mawps": "input, target",
-    "carp_en": "content, answer",
-    "tabmwp": "question, table, answer (choices, unit, table_title, solution)",
-    "boxed": "problem or question, solution with a \\boxed{} or answer",
-    "answered": "question or problem, answer",
-    "olympiadbench": "question, final_answer (context, solution)",
+    read: Callable[[Row], Parts]
+    fields: str
+
+
+# A new layout is a function above, an entry here, and its name in `Layout`, which the configuration check reads.
+LAYOUTS = {
+    "svamp": RowLayout(svamp, "Body, Question, Answer"),
+    "asdiv": RowLayout(asdiv, "body, question, answer"),
+    "mawps": RowLayout(mawps, "input, target"),
+    "carp_en": RowLayout(carp_en, "content, answer"),
+    "tabmwp": RowLayout(tabmwp, "question, table, answer (choices, unit, table_title, solution)"),
+    "boxed": RowLayout(boxed, "problem or question, solution with a \\boxed{} or answer"),
+    "answered": RowLayout(answered, "question or problem, answer"),
+    "olympiadbench": RowLayout(olympiadbench, "question, final_answer (context, solution)"),
 }
+Layout = Literal["svamp", "asdiv", "mawps", "carp_en", "tabmwp", "boxed", "answered", "olympiadbench"]
 
 
 def normal_answer(text: str) -> str:

@@ -6,20 +6,18 @@ Each `benchmark` is the `_target_` of a file in conf/benchmark: rows from a fold
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from cft.benchmarks.rows import FIELDS, LAYOUTS
+from cft.benchmarks.rows import LAYOUTS, Layout
 from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, json_lines
 from cft.data.sources import Splits, splits_of
+from cft.ranges import Fraction, in_range
 from cft.types import Problem, Verdict, Verifier
-
-Layout = Literal["svamp", "asdiv", "mawps", "carp_en", "tabmwp", "boxed", "answered", "olympiadbench"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +60,7 @@ class BenchmarkVerifier:
         return self.other.final(text)
 
 
+@in_range
 def benchmark(
     *,
     name: str,
@@ -72,24 +71,23 @@ def benchmark(
     hub_config: str,
     hub_split: str,
     revision: str,
-    max_bad_rows: float,
+    max_bad_rows: Fraction,
 ) -> Splits:
     """One test set.
 
     Args:
         layout: how its rows are read (`cft/benchmarks/rows.py`).
-        verifier: what judges its answers.
+        verifier: what grades its answers.
         hub_id: where `dir` is "".
         hub_split: may join splits (`train+test`).
-        max_bad_rows: share of the rows that may be skipped, 0 to 1; they are counted and named.
+        max_bad_rows: fraction of the rows that may be skipped, 0 to 1; they are counted and named.
 
     Raises:
         ProblemError: no such file or data set, or more bad rows than that.
     """
     rows, source = _rows(name, dir=dir, hub_id=hub_id, config=hub_config, split=hub_split, revision=revision)
     problems, dropped = _problems(rows, name=name, layout=layout, source=source, max_bad_rows=max_bad_rows)
-    splits = splits_of(name=name, seed=0, train=[], validation=[], test=problems, dropped=dropped)
-    return dataclasses.replace(splits, verifier=verifier)
+    return splits_of(name=name, seed=0, train=[], validation=[], test=problems, dropped=dropped, verifier=verifier)
 
 
 def suite(*, name: str, members: dict[str, Splits]) -> Suite:
@@ -108,7 +106,7 @@ def members_of(benchmark: Splits | Suite) -> dict[str, Splits]:
 
 
 def verifier_for(splits: Splits, *, chosen: Verifier) -> Verifier:
-    """The verifier that judges a set: the one that was chosen, or with `verifier=benchmark` the set's own."""
+    """The verifier that grades a set: the one that was chosen, or with `verifier=benchmark` the set's own."""
     return chosen.for_problems(splits) if isinstance(chosen, BenchmarkVerifier) else chosen
 
 
@@ -118,8 +116,8 @@ def _problems(
     """Ids are hashes of question and answer, so that order does not matter; a row that occurs again gets a number."""
     others = ", ".join(other for other in LAYOUTS if other != layout)
     remedy = (
-        f"benchmark.layout={layout} reads the fields {FIELDS[layout]}: repair the rows, or give the layout that they have "
-        f"(benchmark.layout={others.replace(', ', ' | ')}; in a suite benchmark.members.{name}.layout)"
+        f"benchmark.layout={layout} reads the fields {LAYOUTS[layout].fields}: repair the rows, or give the layout that they "
+        f"have (benchmark.layout={others.replace(', ', ' | ')}; in a suite benchmark.members.{name}.layout)"
     )
     quarantine = Quarantine(
         source, max_bad_rows, remedy, key=f"benchmark.max_bad_rows, in a suite benchmark.members.{name}.max_bad_rows"
@@ -132,7 +130,7 @@ def _problems(
         try:
             if row.value is None:
                 raise BadRow(row.reason)
-            question, answer, solution = LAYOUTS[layout](row.value)
+            question, answer, solution = LAYOUTS[layout].read(row.value)
         except BadRow as error:
             quarantine.add(row, reason=str(error))
             continue
@@ -140,7 +138,7 @@ def _problems(
         seen[key] += 1
         number = f"-{seen[key]}" if seen[key] > 1 else ""
         problems.append(Problem(f"{name}-{key}{number}", question, answer, solution))
-    quarantine.settle(rows=count)
+    quarantine.report(rows=count)
     return problems, quarantine.counts
 
 

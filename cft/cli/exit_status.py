@@ -1,8 +1,8 @@
 """What the commands do with an error: a UserError is shown without a traceback, with exit status 2.
 
-In a multirun it stays the exception of its job, so that the other jobs go on. An interruption ends all of them: Ctrl-C with
-exit status 130; a signal of the cluster or the run's own time limit with 75, which promises that the printed command
-goes on where this one stopped.
+In a multirun it stays the exception of its job, so that the other jobs continue. An interruption ends all of them: Ctrl-C with
+exit status 130; a signal of the cluster or the run's own time limit with 75, after which the printed command
+resumes where this one stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from cft.commands import command
 from cft.errors import Interrupted, UserError
 
-EXIT_MISTAKE = 2
+EXIT_USER_ERROR = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
@@ -42,32 +42,32 @@ def reported() -> Iterator[None]:
             print(message, file=sys.stderr, flush=True)  # Hydra shows the first failure only, and only at the end
             raise JobFailed(message) from failed
         print(error, file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_MISTAKE) from failed
+        raise SystemExit(EXIT_USER_ERROR) from failed
     except Interrupted as interrupt:
         if _further_task():
-            raise SystemExit(0) from interrupt  # the first one says how to go on
-        print(f"Interrupted by {interrupt}. {how_to_go_on()}", file=sys.stderr, flush=True)
+            raise SystemExit(0) from interrupt  # the first one says how to resume
+        print(f"Interrupted by {interrupt}. {how_to_resume()}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_RESUMABLE) from interrupt
     except KeyboardInterrupt as interrupt:
-        print(f"Interrupted. {how_to_go_on()}", file=sys.stderr, flush=True)
+        print(f"Interrupted. {how_to_resume()}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_INTERRUPTED) from interrupt
 
 
 @contextmanager
 def reported_in_rank() -> Iterator[None]:
-    """Around a further process of a distributed run: its first process says how to go on."""
+    """Around a further process of a distributed run: its first process says how to resume."""
     try:
         yield
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_MISTAKE) from error
+        raise SystemExit(EXIT_USER_ERROR) from error
     except Interrupted as interrupt:
         raise SystemExit(0) from interrupt
     except KeyboardInterrupt as interrupt:
         raise SystemExit(EXIT_INTERRUPTED) from interrupt
 
 
-def how_to_go_on() -> str:
+def how_to_resume() -> str:
     """What to type after an interruption of the Hydra job that is running."""
     from cft.cli.job import command_flags
 
@@ -75,9 +75,9 @@ def how_to_go_on() -> str:
     stage = str(hydra.job.name)
     again = command(stage, _overrides(), flags=command_flags(hydra))
     if stage == "annotate":
-        return f"Committed units are kept; go on with the same command: {again}"
+        return f"Committed units are kept; resume with the same command: {again}"
     if any(override.startswith("resume=") for override in _overrides()):
-        return f"Go on from the newest checkpoint with the same command: {again}"
+        return f"Resume from the newest checkpoint with the same command: {again}"
     from cft.training.checkpointing.checkpoints import (  # heavy, and a training has imported it
         CHECKPOINTS,
         kept_checkpoints,
@@ -85,8 +85,8 @@ def how_to_go_on() -> str:
 
     folder = Path(hydra.runtime.output_dir)
     if stage == "train" and kept_checkpoints(folder / CHECKPOINTS):
-        return f"Go on from the newest checkpoint with: {again} {shlex.quote(f'resume={folder}')}"
-    return f"No state to go on from was saved; start again: {again}"
+        return f"Resume from the newest checkpoint with: {again} {shlex.quote(f'resume={folder}')}"
+    return f"No state to resume from was saved; start again: {again}"
 
 
 def _with_folder(error: UserError) -> str:

@@ -1,4 +1,4 @@
-"""The one place where a composed config becomes values: the stage's own dataclass, and what was asked of the job.
+"""The one place where a composed config becomes values: the stage's own dataclass, and what the command line says of the job.
 
 Nothing below knows of Hydra or OmegaConf.
 """
@@ -25,7 +25,7 @@ from cft.shipped import CONF_DIR
 
 
 def stage_inputs(cfg: DictConfig, stage: str, hydra: HydraConf) -> tuple[Any, Job]:
-    """(config of the stage, job): what a stage is called with. cfg: of the stage alone, without mistakes."""
+    """(config of the stage, job): what a stage is called with. cfg: of the stage alone, without errors."""
     tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(tree, dict)
     schema = STAGES[stage].schema

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from cft import __version__
 from cft.cli import report, stage
-from cft.cli.exit_status import EXIT_MISTAKE
+from cft.cli.exit_status import EXIT_USER_ERROR
 from cft.config.stages import STAGES
 
 COMMANDS = {**{name: entry.summary for name, entry in STAGES.items()}, "report": report.SUMMARY}
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = get_close_matches(name, COMMANDS, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
         print(f"cft: no command {name!r}{hint}\n\n{overview()}", file=sys.stderr)
-        return EXIT_MISTAKE
+        return EXIT_USER_ERROR
     return stage.run(name, arguments) if name in STAGES else report.run(arguments)
 
 

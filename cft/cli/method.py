@@ -1,6 +1,6 @@
 """Which options make up the method of a training, and every value that is not its option's own.
 
-An option's name stands for a method only while its values are those of its yaml; an experiment's yaml changes them as well
+An option's name is a method's only while its values are those of its yaml; an experiment's yaml changes them as well
 as the command line. So the options are composed again without either, and what differs is recorded.
 """
 
@@ -57,7 +57,7 @@ def _as_chosen(wanted: Mapping[str, str], *, sources: Sequence[str]) -> DictConf
 
 
 def _written(cfg: DictConfig) -> dict[str, Any]:
-    """Values of the method as they stand in yaml: `${seed}` is no change from one run to the next."""
+    """Values of the method as they are in yaml: `${seed}` is no change from one run to the next."""
     tree = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(tree, dict)
     return {name: value for part in METHOD if part in tree for name, value in flat(tree[part], part).items()}

@@ -1,7 +1,7 @@
 """Which `_target_`s a config may name. A config is input: with a free choice of target it would be a program.
 
 Checked twice. As text, before anything is imported: the name starts with an allowed prefix, and what the source says
-it stands for is defined under one, too (`cft.models.load.torch.hub.load` starts well and leads to torch.hub). Once imported:
+it refers to is defined under one, too (`cft.models.load.torch.hub.load` starts well and leads to torch.hub). Once imported:
 the object's own module and qualified name. Methods, nested classes and names found by walking through modules never
 pass.
 """

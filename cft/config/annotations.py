@@ -1,8 +1,8 @@
-"""The Python type that an annotation stands for, read as griffe gives it: nothing is imported.
+"""The Python type that an annotation means, read as griffe gives it: nothing is imported.
 
 What yaml can spell is understood: int, float, str, bool, None, Literal, string enumerations, unions, lists, tuples and dicts of
-these, aliases for them, and the ranges of pydantic's Field. A class stands for a node that makes an object of it. Whatever
-else an annotation says is `Any`, and left to the constructor. `cft/ranges.py` judges values by the types.
+these, aliases for them, and the ranges of pydantic's Field. A class means a node that builds an object of it. Whatever
+else an annotation says is `Any`, and left to the constructor. `cft/ranges.py` validates values by the types.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_DEPTH = 20
 
 
 def type_of(annotation: str | griffe.Expr | None, depth: int = 0) -> Any:
-    """The type an annotation spells where it stands; Any where it is not understood."""
+    """The type an annotation spells in its module; Any where it is not understood."""
     if annotation is None or depth > _MAX_DEPTH:
         return Any
     if isinstance(annotation, str):

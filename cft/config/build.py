@@ -1,6 +1,6 @@
 """Configuration of the stages: check it, build objects from it, fingerprint it, keep secrets out of it.
 
-    check_command_line("train")     before Hydra: all mistakes at once, on stderr, with exit status 2
+    check_command_line("train")     before Hydra: all errors at once, on stderr, with exit status 2
     checked(cfg, "train")           in each job: the same check of the composed config
     build(cfg.mask)                 the object that a part's `_target_` names, once its name has passed the allow-list
 
@@ -25,11 +25,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from cft.config.allow_list import bad_prefix, import_target
 from cft.config.check import (
     RESERVED,
-    Mistake,
+    ErrorDetail,
     check_node,
+    find_errors,
     find_missing_inputs,
     find_missing_scores,
-    find_mistakes,
     find_unused,
 )
 from cft.config.part import Part
@@ -42,45 +42,45 @@ _HASH_LENGTH = 12
 
 
 class ConfigError(UserError, ValueError):
-    """What is wrong with a config, one mistake a line."""
+    """What is wrong with a config, one error a line."""
 
-    def __init__(self, *mistakes: Mistake | str) -> None:
-        self.mistakes = mistakes
-        super().__init__("\n".join(map(str, mistakes)))
+    def __init__(self, *errors: ErrorDetail | str) -> None:
+        self.errors = errors
+        super().__init__("\n".join(map(str, errors)))
 
 
 def check_command_line(stage: str, argv: Sequence[str] | None = None, conf_dir: Path = CONF_DIR) -> None:
-    """Report every mistake of a command line (this process's by default) on stderr and exit with status 2.
+    """Report every error of a command line (this process's by default) on stderr and exit with status 2.
 
     Does nothing where the command line is sound, or only asks for --help, --cfg and the like.
     """
     from cft.config.command_line import (  # a job in a launcher never needs it
-        command_line_mistakes,
+        command_line_errors,
         read_command_line,
     )
 
     line = read_command_line(sys.argv[1:] if argv is None else argv, stage=stage, conf_dir=conf_dir)
     if line.shows_only:
         return
-    mistakes = command_line_mistakes(line, stage=stage)
-    if mistakes:
-        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        report = "\n".join(f"  {m}" for m in mistakes)
-        print(f"cft {stage}: {count} in the configuration, nothing was started\n{report}", file=sys.stderr)
+    errors = command_line_errors(line, stage=stage)
+    if errors:
+        count = "1 configuration error" if len(errors) == 1 else f"{len(errors)} configuration errors"
+        report = "\n".join(f"  {m}" for m in errors)
+        print(f"cft {stage}: {count}, nothing was started\n{report}", file=sys.stderr)
         raise SystemExit(2)
 
 
 def checked(cfg: DictConfig, stage: str) -> DictConfig:
-    """The composed config of one job, if it is without mistakes. Raises ConfigError with all of them.
+    """The composed config of one job, if it is without errors. Raises ConfigError with all of them.
 
     Prints a note for each choice that has no effect.
     """
-    mistakes = find_mistakes(cfg, stage=stage, extra=own_prefixes())
-    if not mistakes:
-        mistakes = [*find_missing_inputs(cfg), *(find_missing_scores(cfg) if stage in ("train", "labels") else ())]
-    if mistakes:
-        raise ConfigError(*mistakes)
-    for note in find_unused(cfg) if stage == "train" else ():
+    errors = find_errors(cfg, stage=stage, extra=own_prefixes())
+    if not errors:
+        errors = [*find_missing_inputs(cfg), *find_missing_scores(cfg)]
+    if errors:
+        raise ConfigError(*errors)
+    for note in find_unused(cfg):
         print(f"Note: {note}", flush=True)
     return cfg
 
@@ -96,17 +96,17 @@ def build(node: Part | DictConfig | ListConfig | dict[str, Any], *runtime: Any) 
     )
     prefixes = node.allowed if isinstance(node, Part) else own_prefixes()
     plain = node.node if isinstance(node, Part) else plain
-    mistakes = check_node(plain, path="", extra=prefixes, incomplete=bool(runtime))
+    errors = check_node(plain, path="", extra=prefixes, incomplete=bool(runtime))
     if runtime and not (isinstance(plain, dict) and "_target_" in plain):
-        mistakes.append(Mistake("_target_", "only a node with a _target_ takes arguments"))
-    if mistakes:
-        raise ConfigError(*mistakes)
+        errors.append(ErrorDetail("_target_", "only a node with a _target_ takes arguments"))
+    if errors:
+        raise ConfigError(*errors)
     return _build(plain, runtime, prefixes)
 
 
 @contextmanager
 def trying(key: str, node: Mapping[Any, Any]) -> Iterator[None]:
-    """Around the construction of a library's object: what it refuses is a mistake of the config. Raises ConfigError."""
+    """Around the construction of a library's object: what it refuses is an error of the config. Raises ConfigError."""
     try:
         yield
     except UserError:
@@ -115,11 +115,11 @@ def trying(key: str, node: Mapping[Any, Any]) -> Iterator[None]:
         given = ", ".join(f"{name}={show(value)}" for name, value in node.items() if name not in RESERVED)
         text = str(error).strip().splitlines()
         said = text[0] if text else type(error).__name__
-        raise ConfigError(Mistake(key, f"{node.get('_target_')} refuses its settings ({given}): {said}")) from error
+        raise ConfigError(ErrorDetail(key, f"{node.get('_target_')} refuses its settings ({given}): {said}")) from error
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """Twelve hexadecimal digits that stand for the resolved config, whatever the order of its keys."""
+    """Twelve hexadecimal digits of the resolved config, whatever the order of its keys."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
@@ -143,7 +143,7 @@ def _build(node: object, runtime: tuple[Any, ...], prefixes: tuple[str, ...]) ->
     try:
         target = import_target(node["_target_"], extra=prefixes)
     except PermissionError as error:
-        raise ConfigError(Mistake("_target_", str(error))) from error
+        raise ConfigError(ErrorDetail("_target_", str(error))) from error
     args = [_build(inner, (), prefixes) for inner in node.get("_args_", [])]
     named = {name: _build(inner, (), prefixes) for name, inner in node.items() if name not in RESERVED}
     if node.get("_partial_", False):

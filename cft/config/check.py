@@ -1,4 +1,4 @@
-"""Every mistake in a composed config, found without importing what its `_target_`s name.
+"""Every error in a composed config, found without importing what its `_target_`s name.
 
 The closed sets are compared with `cft/config/schema.py`, every node with its constructor's signature, then the rules of
 `cft/config/rules.py` apply. The constructors follow one convention: what a yaml gives is keyword-only; what the program
@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 
 from cft.config.allow_list import LIBRARIES, refusal
 from cft.config.annotations import type_of
-from cft.config.library_rules import library_mistakes
+from cft.config.library_rules import library_errors
 from cft.config.needs import missing_scores, unmet, unused
 from cft.config.preflight import missing_inputs
 from cft.config.redaction import holds_secret, is_secret_key
@@ -33,7 +33,7 @@ _DEEPEST = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Mistake:
+class ErrorDetail:
     """key: the dotted path it is about, or the override as typed. text: what is wrong, and what would be right."""
 
     key: str
@@ -47,50 +47,51 @@ class Unknown:
     """A value that is known once a job runs, such as ${hydra:job.num}: nothing is checked about it."""
 
 
-def find_mistakes(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) -> list[Mistake]:
+def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) -> list[ErrorDetail]:
     """extra: the user's own target prefixes, from the command line."""
-    mistakes: list[Mistake] = []
-    tree = _resolved(config, "", mistakes)
+    errors: list[ErrorDetail] = []
+    tree = _resolved(config, "", errors)
     assert isinstance(tree, dict)
-    _check_record(tree, STAGES[stage].schema, "", extra, mistakes)
-    _check_secrets(tree, "", mistakes)
-    known = {m.key for m in mistakes}
-    mistakes += [Mistake(key, text) for key, text in broken_rules(tree, rules=STAGES[stage].rules) if key not in known]
-    mistakes += [Mistake(key, text) for key, text in library_mistakes(tree, stage=stage) if key not in known]
-    if stage == "train":
-        mistakes += [Mistake(key, text) for key, text in unmet(tree) if key not in known]
-    return list(dict.fromkeys(mistakes))
+    _check_record(tree, STAGES[stage].schema, "", extra, errors)
+    _check_secrets(tree, "", errors)
+    known = {m.key for m in errors}
+    errors += [
+        ErrorDetail(key, text) for key, text in broken_rules(tree, rules=STAGES[stage].rules) if key not in known
+    ]
+    errors += [ErrorDetail(key, text) for key, text in library_errors(tree, stage=stage) if key not in known]
+    errors += [ErrorDetail(key, text) for key, text in unmet(tree) if key not in known]
+    return list(dict.fromkeys(errors))
 
 
-def find_missing_scores(config: DictConfig) -> list[Mistake]:
-    """Stored scores that a sound training configuration needs and its annotation lacks; reads the file system."""
+def find_missing_scores(config: DictConfig) -> list[ErrorDetail]:
+    """Stored scores that a sound configuration needs and its annotation lacks; reads the file system."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
-    return [Mistake(key, text) for key, text in missing_scores(tree)]
+    return [ErrorDetail(key, text) for key, text in missing_scores(tree)]
 
 
-def find_missing_inputs(config: DictConfig) -> list[Mistake]:
+def find_missing_inputs(config: DictConfig) -> list[ErrorDetail]:
     """What a sound configuration refers to and this machine lacks."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
-    return [Mistake(key, text) for key, text in missing_inputs(tree)]
+    return [ErrorDetail(key, text) for key, text in missing_inputs(tree)]
 
 
-def find_unused(config: DictConfig) -> list[Mistake]:
-    """Choices of a sound training configuration that change nothing: no mistakes, but worth a note."""
+def find_unused(config: DictConfig) -> list[ErrorDetail]:
+    """Choices of a sound configuration that change nothing: no errors, but worth a note."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
-    return [Mistake(key, text) for key, text in unused(tree)]
+    return [ErrorDetail(key, text) for key, text in unused(tree)]
 
 
-def check_node(node: object, *, path: str, extra: Sequence[str] = (), incomplete: bool = False) -> list[Mistake]:
-    """Mistakes in one plain node and in those inside it. path: how messages call it, "" at the root.
+def check_node(node: object, *, path: str, extra: Sequence[str] = (), incomplete: bool = False) -> list[ErrorDetail]:
+    """Errors in one plain node and in those inside it. path: how messages call it, "" at the root.
 
     incomplete: the program adds positional arguments to it, as to a `_partial_` node.
     """
-    mistakes: list[Mistake] = []
-    _check_tree({**node, "_partial_": True} if incomplete and isinstance(node, dict) else node, path, extra, mistakes)
-    return mistakes
+    errors: list[ErrorDetail] = []
+    _check_tree({**node, "_partial_": True} if incomplete and isinstance(node, dict) else node, path, extra, errors)
+    return errors
 
 
 def suggestion(name: str, candidates: Iterable[str]) -> str:
@@ -102,99 +103,99 @@ def suggestion(name: str, candidates: Iterable[str]) -> str:
     return f", did you mean {near[0]}?" if near else ""
 
 
-def _check_record(tree: dict, schema: type, path: str, extra: Sequence[str], mistakes: list[Mistake]) -> None:
+def _check_record(tree: dict, schema: type, path: str, extra: Sequence[str], errors: list[ErrorDetail]) -> None:
     keys = keys_of(schema)
     for name in tree:
         if name not in keys:
             text = f"no such key{suggestion(str(name), keys) or ' here, known are ' + ', '.join(keys)}"
-            mistakes.append(Mistake(_join(path, name), text))
+            errors.append(ErrorDetail(_join(path, name), text))
     types = get_type_hints(schema, include_extras=True)
     for name, key in keys.items():
         here = _join(path, name)
         value = tree.get(name, "???" if key.required or key.record else {})
         if key.record is not None:
             if isinstance(value, dict):
-                _check_record(value, key.record, here, extra, mistakes)
+                _check_record(value, key.record, here, extra, errors)
             elif value == "???":
-                _check_record({}, key.record, here, extra, mistakes)
+                _check_record({}, key.record, here, extra, errors)
             else:
-                mistakes.append(Mistake(here, f"expected the keys {', '.join(keys_of(key.record))}, found {value!r}"))
+                errors.append(ErrorDetail(here, f"expected the keys {', '.join(keys_of(key.record))}, found {value!r}"))
         elif value == "???":
             kind = f"choose one with {name}=..." if key.node else f"give it with {here}=..."
-            mistakes.append(Mistake(here, f"has no value; {kind}"))
+            errors.append(ErrorDetail(here, f"has no value; {kind}"))
         elif key.many:
-            _check_named_nodes(value, here, extra, mistakes)
+            _check_named_nodes(value, here, extra, errors)
         elif key.node:
-            _check_object(value, here, extra, mistakes)
+            _check_object(value, here, extra, errors)
         else:
-            _check_value(value, types[name], here, mistakes)
+            _check_value(value, types[name], here, errors)
 
 
-def _check_named_nodes(value: object, path: str, extra: Sequence[str], mistakes: list[Mistake]) -> None:
+def _check_named_nodes(value: object, path: str, extra: Sequence[str], errors: list[ErrorDetail]) -> None:
     if not isinstance(value, dict):
-        mistakes.append(
-            Mistake(path, f"expected objects by name, found {value!r}; choose a group option with {path}=...")
+        errors.append(
+            ErrorDetail(path, f"expected objects by name, found {value!r}; choose a group option with {path}=...")
         )
         return
     complete = [name for name, node in value.items() if isinstance(node, dict) and "_target_" in node]
     for name, node in value.items():
         here = _join(path, name)
         if node is None:
-            mistakes.append(Mistake(here, f"expected an object with a _target_, found null; ~{here} leaves it out"))
+            errors.append(ErrorDetail(here, f"expected an object with a _target_, found null; ~{here} leaves it out"))
         else:
-            _check_object(node, here, extra, mistakes, siblings=complete)
+            _check_object(node, here, extra, errors, siblings=complete)
 
 
 def _check_object(
-    value: object, path: str, extra: Sequence[str], mistakes: list[Mistake], *, siblings: Sequence[str] = ()
+    value: object, path: str, extra: Sequence[str], errors: list[ErrorDetail], *, siblings: Sequence[str] = ()
 ) -> None:
     if isinstance(value, dict) and "_target_" in value:
-        _check_tree(value, path, extra, mistakes)
+        _check_tree(value, path, extra, errors)
     elif isinstance(value, Unknown):
         return
     else:
         found = f"keys {', '.join(map(str, value))}" if isinstance(value, dict) and value else repr(value)
         near = suggestion(path.rpartition(".")[2], siblings)
-        mistakes.append(Mistake(path, f"expected an object with a _target_, found {found}{near}"))
+        errors.append(ErrorDetail(path, f"expected an object with a _target_, found {found}{near}"))
 
 
-def _check_tree(value: object, path: str, extra: Sequence[str], mistakes: list[Mistake]) -> None:
+def _check_tree(value: object, path: str, extra: Sequence[str], errors: list[ErrorDetail]) -> None:
     if isinstance(value, dict):
         if "_target_" in value:
-            _check_call(value, path, extra, mistakes)
+            _check_call(value, path, extra, errors)
         for name, inner in value.items():
             if name != "_target_":
-                _check_tree(inner, _join(path, name), extra, mistakes)
+                _check_tree(inner, _join(path, name), extra, errors)
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            _check_tree(inner, f"{path}[{i}]", extra, mistakes)
+            _check_tree(inner, f"{path}[{i}]", extra, errors)
     elif value == "???":
-        mistakes.append(Mistake(path, f"has no value; give it with {path}=..."))
+        errors.append(ErrorDetail(path, f"has no value; give it with {path}=..."))
 
 
-def _check_call(node: dict, path: str, extra: Sequence[str], mistakes: list[Mistake]) -> None:
+def _check_call(node: dict, path: str, extra: Sequence[str], errors: list[ErrorDetail]) -> None:
     """A node with a `_target_` against the target's signature."""
     target, partial, args = node["_target_"], node.get("_partial_", False), node.get("_args_", [])
     here = _join(path, "_target_")
     reason = refusal(target, extra=extra)
     if reason is not None:
-        mistakes.append(Mistake(here, reason))
+        errors.append(ErrorDetail(here, reason))
         return
     if not isinstance(partial, bool):
-        mistakes.append(Mistake(_join(path, "_partial_"), f"expected true or false, found {partial!r}"))
+        errors.append(ErrorDetail(_join(path, "_partial_"), f"expected true or false, found {partial!r}"))
     if not isinstance(args, list):
-        mistakes.append(Mistake(_join(path, "_args_"), f"expected a list, found {args!r}"))
+        errors.append(ErrorDetail(_join(path, "_args_"), f"expected a list, found {args!r}"))
         return
     found = signature(resolve(target))
     if found is None:
-        mistakes.append(Mistake(here, f"the parameters of '{target}' cannot be read; give it an __init__ of its own"))
+        errors.append(ErrorDetail(here, f"the parameters of '{target}' cannot be read; give it an __init__ of its own"))
     elif found.takes_any_keyword:
-        mistakes.append(Mistake(here, f"'{target}' takes **kwargs, so no key can be checked; wrap it in a function"))
+        errors.append(ErrorDetail(here, f"'{target}' takes **kwargs, so no key can be checked; wrap it in a function"))
     else:
-        _check_arguments(node, found, args, path, mistakes)
+        _check_arguments(node, found, args, path, errors)
 
 
-def _check_arguments(node: dict, found: Signature, args: list, path: str, mistakes: list[Mistake]) -> None:
+def _check_arguments(node: dict, found: Signature, args: list, path: str, errors: list[ErrorDetail]) -> None:
     target = node["_target_"]
     parameters = {p.name: p for p in found.parameters}
     positional = [p for p in found.parameters if not p.keyword_only]
@@ -205,21 +206,23 @@ def _check_arguments(node: dict, found: Signature, args: list, path: str, mistak
             known = [p.name for p in found.parameters if not is_runtime(p, found, node)]
             listing = f"; it takes {', '.join(known)}" if len(known) <= 12 else ""
             text = f"{target} has no parameter '{name}'{suggestion(str(name), known) or listing or ''}"
-            mistakes.append(Mistake(_join(path, name), text if known else f"{target} takes no parameters"))
+            errors.append(ErrorDetail(_join(path, name), text if known else f"{target} takes no parameters"))
         elif is_runtime(parameters[name], found, node):
-            mistakes.append(Mistake(_join(path, name), f"{target} gets it from the program, not from the config"))
+            errors.append(ErrorDetail(_join(path, name), f"{target} gets it from the program, not from the config"))
         else:
-            _check_value(value, type_of(parameters[name].annotation), _join(path, name), mistakes)
+            _check_value(value, type_of(parameters[name].annotation), _join(path, name), errors)
     if len(args) > len(positional) and not found.takes_any_positional:
         text = f"{target} takes at most {len(positional)} positional arguments, found {len(args)}"
-        mistakes.append(Mistake(_join(path, "_args_"), text))
+        errors.append(ErrorDetail(_join(path, "_args_"), text))
     by_position = {p.name for p in positional[: len(args)]}
     for name in by_position & node.keys():
-        mistakes.append(Mistake(_join(path, name), "given twice, by name and in _args_"))
+        errors.append(ErrorDetail(_join(path, name), "given twice, by name and in _args_"))
     for p in found.parameters:
         missing = p.required and p.name not in node and p.name not in by_position
         if missing and (p.keyword_only or node.get("_partial_", False) is not True):
-            mistakes.append(Mistake(_join(path, p.name), f"{target} needs it; give it with +{_join(path, p.name)}=..."))
+            errors.append(
+                ErrorDetail(_join(path, p.name), f"{target} needs it; give it with +{_join(path, p.name)}=...")
+            )
 
 
 def is_runtime(parameter: Parameter, found: Signature, node: Mapping) -> bool:
@@ -229,9 +232,9 @@ def is_runtime(parameter: Parameter, found: Signature, node: Mapping) -> bool:
     return parameter is found.parameters[0] or not str(node["_target_"]).startswith(LIBRARIES)
 
 
-def _check_value(value: object, hint: Any, path: str, mistakes: list[Mistake]) -> None:
-    if value == "???" and not any(m.key == path for m in mistakes):
-        mistakes.append(Mistake(path, f"has no value; give it with {path}=..."))
+def _check_value(value: object, hint: Any, path: str, errors: list[ErrorDetail]) -> None:
+    if value == "???" and not any(m.key == path for m in errors):
+        errors.append(ErrorDetail(path, f"has no value; give it with {path}=..."))
     if value == "???" or _holds_unknown(value):
         return
     text = mismatch(value, hint)
@@ -239,11 +242,11 @@ def _check_value(value: object, hint: Any, path: str, mistakes: list[Mistake]) -
         return
     entries = next((get_args(part)[1] for part in (hint, *get_args(hint)) if get_origin(part) is dict), Any)
     inner = [
-        Mistake(_join(path, name), reason)
+        ErrorDetail(_join(path, name), reason)
         for name, entry in (value.items() if isinstance(value, dict) else ())
         if (reason := mismatch(entry, entries)) is not None
     ]
-    mistakes += inner or [Mistake(path, text)]
+    errors += inner or [ErrorDetail(path, text)]
 
 
 def _holds_unknown(value: object) -> bool:
@@ -252,22 +255,24 @@ def _holds_unknown(value: object) -> bool:
     return isinstance(value, Unknown)
 
 
-def _check_secrets(value: object, path: str, mistakes: list[Mistake]) -> None:
+def _check_secrets(value: object, path: str, errors: list[ErrorDetail]) -> None:
     """Hydra saves the whole config and the command line beside every run, so neither may hold a secret."""
     if isinstance(value, dict):
         for name, inner in value.items():
             here = _join(path, name)
             if is_secret_key(str(name)) and isinstance(inner, str) and inner not in ("", "???"):
-                mistakes[:] = [m for m in mistakes if m.key != here]
-                mistakes.append(Mistake(here, f"a secret must not be in the config, which is saved: {_variable(here)}"))
+                errors[:] = [m for m in errors if m.key != here]
+                errors.append(
+                    ErrorDetail(here, f"a secret must not be in the config, which is saved: {_variable(here)}")
+                )
             else:
-                _check_secrets(inner, here, mistakes)
+                _check_secrets(inner, here, errors)
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            _check_secrets(inner, f"{path}[{i}]", mistakes)
+            _check_secrets(inner, f"{path}[{i}]", errors)
     elif isinstance(value, str) and holds_secret(value):
-        mistakes[:] = [m for m in mistakes if m.key != path]
-        mistakes.append(Mistake(path, "holds a password or a secret of the environment, and the config is saved"))
+        errors[:] = [m for m in errors if m.key != path]
+        errors.append(ErrorDetail(path, "holds a password or a secret of the environment, and the config is saved"))
 
 
 def _variable(path: str) -> str:
@@ -276,28 +281,26 @@ def _variable(path: str) -> str:
     return f"use the environment variable {name}" if name else "use an environment variable"
 
 
-def _resolved(node: DictConfig | ListConfig, path: str, mistakes: list[Mistake], *, depth: int = 0) -> object:
+def _resolved(node: DictConfig | ListConfig, path: str, errors: list[ErrorDetail], *, depth: int = 0) -> object:
     """Plain dicts and lists with every interpolation resolved. A missing value stays "???"."""
     raw = OmegaConf.to_container(node, resolve=False)
     if isinstance(raw, list):
-        return [
-            _resolved_value(node, i, value, f"{path}[{i}]", mistakes, depth=depth + 1) for i, value in enumerate(raw)
-        ]
+        return [_resolved_value(node, i, value, f"{path}[{i}]", errors, depth=depth + 1) for i, value in enumerate(raw)]
     if isinstance(raw, dict):
         return {
-            name: _resolved_value(node, name, value, _join(path, name), mistakes, depth=depth + 1)
+            name: _resolved_value(node, name, value, _join(path, name), errors, depth=depth + 1)
             for name, value in raw.items()
         }
     return raw
 
 
 def _resolved_value(
-    parent: DictConfig | ListConfig, name: object, raw: object, path: str, mistakes: list[Mistake], *, depth: int
+    parent: DictConfig | ListConfig, name: object, raw: object, path: str, errors: list[ErrorDetail], *, depth: int
 ) -> object:
     if not isinstance(raw, dict | list) and not (isinstance(raw, str) and "${" in raw):
         return raw
     if depth > _DEEPEST:
-        mistakes.append(Mistake(path, "refers to itself, or is nested too deeply"))
+        errors.append(ErrorDetail(path, "refers to itself, or is nested too deeply"))
         return Unknown()
     try:
         value = parent[name]  # type: ignore[index]  # str for a mapping, int for a list
@@ -305,12 +308,12 @@ def _resolved_value(
         return Unknown()  # the key it refers to has its own message
     except InterpolationResolutionError as error:
         if "HydraConfig was not set" not in str(error):  # known in the job, not yet on the command line
-            mistakes.append(Mistake(path, f"{raw} cannot be resolved: {str(error).splitlines()[0]}"))
+            errors.append(ErrorDetail(path, f"{raw} cannot be resolved: {str(error).splitlines()[0]}"))
         return Unknown()
     except (OmegaConfBaseException, RecursionError) as error:
-        mistakes.append(Mistake(path, f"{raw} cannot be read: {str(error).splitlines()[0]}"))
+        errors.append(ErrorDetail(path, f"{raw} cannot be read: {str(error).splitlines()[0]}"))
         return Unknown()
-    return _resolved(value, path, mistakes, depth=depth) if isinstance(value, DictConfig | ListConfig) else value
+    return _resolved(value, path, errors, depth=depth) if isinstance(value, DictConfig | ListConfig) else value
 
 
 def _join(path: str, name: object) -> str:

@@ -1,4 +1,4 @@
-"""Every mistake on a command line and in the yaml files behind it, before Hydra stops at the first one.
+"""Every error on a command line and in the yaml files behind it, before Hydra stops at the first one.
 
 The faulty overrides are set aside, the rest is composed with the schemas loosened, and the result is checked
 (`cft/config/check.py`). A sweep is checked one axis at a time: the first value of each, then every other
@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cft.config.allow_list import bad_prefix
-from cft.config.check import Mistake, find_mistakes, is_runtime, suggestion
+from cft.config.check import ErrorDetail, find_errors, is_runtime, suggestion
 from cft.config.hydra_internals import apply_override, argument_parser
 from cft.config.overrides import Item, Reader, lists_in_defaults, reason, shown
 from cft.config.preflight import unwritable
@@ -49,21 +49,21 @@ class CommandLine:
     config_name: str
     config_dir: Path
     extra_dirs: tuple[Path, ...]
-    mistakes: tuple[Mistake, ...]
+    errors: tuple[ErrorDetail, ...]
 
 
 def read_command_line(argv: Sequence[str], *, stage: str, conf_dir: Path) -> CommandLine:
     # Taken out first: argparse ends its list of overrides at a word it does not know.
     dashed = [w for w in argv if w.startswith("-") and "=" in w and w.partition("=")[0] not in _FLAGS_WITH_VALUES]
     args, unknown = argument_parser().parse_known_args([w for w in argv if w not in dashed])
-    mistakes = []
+    errors = []
     for word in map(redacted_text, [*dashed, *unknown]):
         bare = word.lstrip("-")
         if bare == word:
             hint = "flags such as -m go before or after all overrides, not between them"
         else:
             hint = f"write {bare}, without dashes" if "=" in bare else "see --help for the flags there are"
-        mistakes.append(Mistake(word, f"not understood; {hint}"))
+        errors.append(ErrorDetail(word, f"not understood; {hint}"))
     shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.experimental_rerun
     return CommandLine(
         overrides=tuple(args.overrides),
@@ -72,14 +72,14 @@ def read_command_line(argv: Sequence[str], *, stage: str, conf_dir: Path) -> Com
         config_name=(args.config_name or stage).removesuffix(".yaml"),
         config_dir=Path(args.config_path or conf_dir).resolve(),
         extra_dirs=(Path(args.config_dir).resolve(),) if args.config_dir else (),
-        mistakes=tuple(mistakes),
+        errors=tuple(errors),
     )
 
 
-def command_line_mistakes(line: CommandLine, *, stage: str) -> list[Mistake]:
+def command_line_errors(line: CommandLine, *, stage: str) -> list[ErrorDetail]:
     for folder in (line.config_dir, *line.extra_dirs):
         if not folder.is_dir():
-            return [*line.mistakes, Mistake(str(folder), "there is no such config folder")]
+            return [*line.errors, ErrorDetail(str(folder), "there is no such config folder")]
     register_schemas(strict=False)
     try:
         with initialize_config_dir(str(line.config_dir), job_name=stage, version_base="1.3"):
@@ -87,12 +87,12 @@ def command_line_mistakes(line: CommandLine, *, stage: str) -> list[Mistake]:
             assert hydra is not None
             folders = [o for o in line.overrides if o.lstrip("+").startswith("hydra.searchpath=")]
             folders = folders or [f"hydra.searchpath=['file://{d}']" for d in line.extra_dirs]
-            mistakes = list(line.mistakes)
-            reader = Reader(hydra.config_loader, line.multirun, folders, mistakes)
-            _Check(stage, line, hydra.config_loader, reader, mistakes).run()
+            errors = list(line.errors)
+            reader = Reader(hydra.config_loader, line.multirun, folders, errors)
+            _Check(stage, line, hydra.config_loader, reader, errors).run()
     finally:
         register_schemas()
-    return list(dict.fromkeys(mistakes))
+    return list(dict.fromkeys(errors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class _Check:
     line: CommandLine
     loader: ConfigLoader
     reader: Reader
-    mistakes: list[Mistake]
+    errors: list[ErrorDetail]
     extra: tuple[str, ...] = ()  # the user's own target prefixes
     read_files: set[Path] = field(default_factory=set)  # whose defaults are checked
 
@@ -118,7 +118,7 @@ class _Check:
         try:
             base = self.compose([])
         except _COMPOSE_ERRORS as error:
-            self.mistakes.append(Mistake(f"{self.line.config_name}.yaml", reason(error)))
+            self.errors.append(ErrorDetail(f"{self.line.config_name}.yaml", reason(error)))
             return
         self.check_order()
         texts = [o for o in self.line.overrides if o not in self.reader.search_path]
@@ -137,11 +137,11 @@ class _Check:
         first = _Job(tuple(g.values[0] for g in groups), config, tuple(v.values[0] for v in values))
         self.check_defaults(first.groups)
         baseline = self.check(first)
-        self.mistakes += baseline
+        self.errors += baseline
         for changed, job in self.other_jobs(first, groups, values):
-            for mistake in self.check(job):
-                if mistake not in baseline:
-                    self.mistakes.append(Mistake(mistake.key, f"{mistake.text} [with {shown(changed)}]"))
+            for error in self.check(job):
+                if error not in baseline:
+                    self.errors.append(ErrorDetail(error.key, f"{error.text} [with {shown(changed)}]"))
 
     def check_order(self) -> None:
         """The order of a defaults list decides who wins; nothing else would tell that an experiment is overridden."""
@@ -151,8 +151,8 @@ class _Check:
         defaults = OmegaConf.select(OmegaConf.load(file), "defaults") or []
         names = [next(iter(entry)) if isinstance(entry, DictConfig) else entry for entry in defaults]
         if "experiment" in names and "_self_" not in names[: names.index("experiment")]:
-            text = "_self_ must stand before experiment in the defaults list, or this file overrides the experiment"
-            self.mistakes.append(Mistake(f"{self.line.config_name}.yaml", text))
+            text = "_self_ must come before experiment in the defaults list, or this file overrides the experiment"
+            self.errors.append(ErrorDetail(f"{self.line.config_name}.yaml", text))
 
     def existing(self, item: Item, choices: Sequence[str]) -> Item | None:
         return self.reader.existing_options(item, choices=choices, stage=self.stage)
@@ -169,7 +169,7 @@ class _Check:
                 if problem is None:
                     found.append(str(prefix))
                 else:
-                    self.mistakes.append(Mistake("allow_targets", problem))
+                    self.errors.append(ErrorDetail("allow_targets", problem))
         return tuple(found)
 
     def items_of_yaml_sweep(self, config: DictConfig, *, taken: set[str]) -> list[Item]:
@@ -191,7 +191,7 @@ class _Check:
                     base = self.compose([g.values[0] for g in [*good, item]])
                     good.append(item)
                 except _COMPOSE_ERRORS as error:
-                    self.mistakes.append(Mistake(item.shown, reason(error)))
+                    self.errors.append(ErrorDetail(item.shown, reason(error)))
             return good, base
 
     def compose(self, groups: Sequence[Override]) -> DictConfig:
@@ -208,16 +208,16 @@ class _Check:
                     self.check_defaults(chosen)
                     yield other, job
                 except _COMPOSE_ERRORS as error:
-                    self.mistakes.append(Mistake(shown(other), reason(error)))
+                    self.errors.append(ErrorDetail(shown(other), reason(error)))
         for at, item in enumerate(values):
             for other in item.values[1:]:
                 yield other, _Job(first.groups, first.config, (*first.values[:at], other, *first.values[at + 1 :]))
 
-    def check(self, job: _Job) -> list[Mistake]:
+    def check(self, job: _Job) -> list[ErrorDetail]:
         config = copy.deepcopy(job.config)
-        found = list(_hydra_mistakes(config))
+        found = list(_hydra_errors(config))
         if OmegaConf.select(config, "allow_targets"):
-            found.append(Mistake("allow_targets", "is accepted on the command line only, not from a yaml"))
+            found.append(ErrorDetail("allow_targets", "is accepted on the command line only, not from a yaml"))
         chosen = [str(c) for c in config.hydra.runtime.choices]
         for override in job.values:
             named = self.reader.option_at_inner_place(override, choices=chosen)
@@ -226,12 +226,12 @@ class _Check:
         with open_dict(config):
             del config["hydra"]
         by_hand = tuple(override.key_or_group for override in job.values)
-        for mistake in find_mistakes(config, stage=self.stage, extra=self.extra):
-            if any(m.key == mistake.key for m in found):
+        for error in find_errors(config, stage=self.stage, extra=self.extra):
+            if any(m.key == error.key for m in found):
                 continue
-            typed = any(mistake.key == key or mistake.key.startswith(f"{key}.") for key in by_hand)
-            file = "" if typed else self.file_that_sets(mistake.key, job.groups)
-            found.append(Mistake(mistake.key, mistake.text + (f" ({file})" if file else "")))
+            typed = any(error.key == key or error.key.startswith(f"{key}.") for key in by_hand)
+            file = "" if typed else self.file_that_sets(error.key, job.groups)
+            found.append(ErrorDetail(error.key, error.text + (f" ({file})" if file else "")))
         return found
 
     def file_that_sets(self, key: str, groups: Sequence[Override]) -> str:
@@ -246,8 +246,8 @@ class _Check:
         new = {file: name for file, name, _ in self.files(groups) if file not in self.read_files}
         self.read_files |= new.keys()
         for file, name in new.items():
-            for mistake in lists_in_defaults(OmegaConf.load(file), stage=self.stage):
-                self.mistakes.append(Mistake(mistake.key, f"{mistake.text} ({name})"))
+            for error in lists_in_defaults(OmegaConf.load(file), stage=self.stage):
+                self.errors.append(ErrorDetail(error.key, f"{error.text} ({name})"))
 
     def files(self, groups: Sequence[Override]) -> Iterator[tuple[Path, str, str]]:
         """(file, its name for messages, package) of each yaml that a job is composed of, a later one wins."""
@@ -260,32 +260,32 @@ class _Check:
                     break
 
 
-def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[Mistake]:
+def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[ErrorDetail]:
     """Hydra makes the output folder before a job begins, and a failure of it would be a traceback."""
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     try:
         folder = str(OmegaConf.select(config, key) or "")
     except OmegaConfBaseException:  # known in the job only
         return []
-    return [Mistake(key, text)] if (text := unwritable(folder)) else []
+    return [ErrorDetail(key, text)] if (text := unwritable(folder)) else []
 
 
-def _set_value(override: Override, config: DictConfig, *, stage: str) -> Mistake | None:
+def _set_value(override: Override, config: DictConfig, *, stage: str) -> ErrorDetail | None:
     """Apply one override as Hydra does; what is wrong with it if that fails."""
     key, value = override.key_or_group, override.value()
     if is_secret_key(key.rpartition(".")[2]) and isinstance(value, str) and value:
         variable = "WANDB_API_KEY" if "wandb" in key else "HF_TOKEN" if "hf" in key or "model" in key else ""
         text = f"a secret must not be on the command line, which is saved: use the environment variable {variable}"
-        return Mistake(key, text.rstrip())
+        return ErrorDetail(key, text.rstrip())
     try:
         apply_override(config, override)
     except HydraException as error:
         changes = not (override.is_delete() or override.is_add() or override.package is not None)
         if changes and not _has_path(config, key.split(".")):
-            return Mistake(key, _unknown_key(key, config, stage=stage))
-        return Mistake(shown(override), reason(error))
+            return ErrorDetail(key, _unknown_key(key, config, stage=stage))
+        return ErrorDetail(shown(override), reason(error))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        return Mistake(shown(override), reason(error))
+        return ErrorDetail(shown(override), reason(error))
     return None
 
 
@@ -320,24 +320,26 @@ def _unknown_key(key: str, config: DictConfig, *, stage: str) -> str:
     return f"{where} has no '{leaf}'{near}"
 
 
-def _hydra_mistakes(config: DictConfig) -> Iterator[Mistake]:
+def _hydra_errors(config: DictConfig) -> Iterator[ErrorDetail]:
     """Hydra builds its launcher, sweeper and callbacks itself: theirs must be Hydra's own or a plugin's."""
     tree = OmegaConf.to_container(config.hydra, resolve=False)
     for path, target in _values_of("_target_", tree, "hydra"):
         if not (isinstance(target, str) and target.startswith(_HYDRA_TARGETS)):
-            yield Mistake(path, f"'{target}' is refused: under hydra, targets must be in {' or '.join(_HYDRA_TARGETS)}")
+            yield ErrorDetail(
+                path, f"'{target}' is refused: under hydra, targets must be in {' or '.join(_HYDRA_TARGETS)}"
+            )
     for key in ("job_logging", "hydra_logging"):  # logging.config calls whatever these name
         logging = OmegaConf.to_container(config.hydra[key], resolve=False) if config.hydra[key] is not None else {}
         for path, name in [*_values_of("()", logging, f"hydra.{key}"), *_values_of("class", logging, f"hydra.{key}")]:
             if not _LOGGING_CLASS.fullmatch(str(name)):
-                yield Mistake(path, f"'{name}' is refused: expected a handler or formatter of logging or colorlog")
+                yield ErrorDetail(path, f"'{name}' is refused: expected a handler or formatter of logging or colorlog")
     # Hydra adds the command line to this list, so that a yaml could pose as the command line.
     if any("allow_targets" in str(line) for line in config.hydra.overrides.task):
-        yield Mistake("hydra.overrides.task", "is Hydra's record of the command line and cannot be set in a yaml")
+        yield ErrorDetail("hydra.overrides.task", "is Hydra's record of the command line and cannot be set in a yaml")
 
 
 def _values_of(key: str, tree: object, path: str) -> Iterator[tuple[str, object]]:
-    """(path, value) of a key wherever it stands in a tree."""
+    """(path, value) of a key wherever it occurs in a tree."""
     if isinstance(tree, dict):
         if key in tree:
             yield f"{path}.{key}", tree[key]

@@ -29,7 +29,7 @@ def apply_override(config: DictConfig, override: Override) -> None:
 
 def config_loader(sources: Iterable[tuple[str, str]]) -> ConfigLoader:
     """sources: (provider, path), the first one searched first. `hydra.compose` knows one folder, and needs a global state."""
-    Plugins.instance()  # knows what file:// is; a further process of a distributed run has no Hydra job that asked it
+    Plugins.instance()  # knows what file:// is; a further process of a distributed run has no Hydra job that started it
     path = ConfigSearchPathImpl()
     for provider, source in sources:
         path.append(provider=provider, path=source)

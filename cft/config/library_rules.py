@@ -77,7 +77,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 }
 
 
-def library_mistakes(tree: Mapping[str, object], *, stage: str = "train") -> Iterator[tuple[str, str]]:
+def library_errors(tree: Mapping[str, object], *, stage: str = "train") -> Iterator[tuple[str, str]]:
     """(key, what is wrong with it); a value of a type that its constructor does not take has its own message."""
     for key in _NEEDED.get(stage, ()):
         group, _, name = key.partition(".")

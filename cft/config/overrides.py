@@ -5,7 +5,7 @@ which sweep over several values. Also the options that the defaults of a yaml fi
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from hydra.core.config_loader import ConfigLoader
@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cft.config.check import Mistake, suggestion
+from cft.config.check import ErrorDetail, suggestion
 from cft.config.redaction import redacted_text
 from cft.config.schema import keys_of
 from cft.config.stages import STAGES
@@ -67,12 +67,13 @@ def reason(error: Exception) -> str:
 
 @dataclass(slots=True)
 class Reader:
-    """Turns texts into items; what cannot be read becomes a mistake."""
+    """Turns texts into items; what cannot be read becomes an error."""
 
     loader: ConfigLoader
     multirun: bool
     search_path: list[str]  # overrides that set hydra.searchpath, which decides what groups there are
-    mistakes: list[Mistake]
+    errors: list[ErrorDetail]
+    known: dict[str, list[str]] = field(default_factory=dict)  # options by group
 
     def read(self, text: str) -> Item | None:
         try:
@@ -81,36 +82,40 @@ class Reader:
             name = redacted_text(text)
             key, equals, _ = text.partition("=")
             if not equals:
-                self._mistake(name, f"expected key=value, as in {name}=...")
+                self._error(name, f"expected key=value, as in {name}=...")
             elif "Lexer" in str(error):  # a character that is free only inside quotes
-                self._mistake(redacted_text(key), f"the value needs quotes inside the shell's: \"{key}='...'\"")
+                self._error(redacted_text(key), f"the value needs quotes inside the shell's: \"{key}='...'\"")
             else:
-                self._mistake(name, reason(error))
+                self._error(name, reason(error))
             return None
         key = override.key_or_group
         group = self.is_group(key) and not isinstance(override.value(), dict)
         if not override.is_sweep_override():
             return Item(override, (override,), group)
         if override.is_hydra_override():
-            self._mistake(shown(override), "Hydra's own settings cannot be swept")
+            self._error(shown(override), "Hydra's own settings cannot be swept")
         elif not self.multirun:
-            self._mistake(
+            self._error(
                 shown(override), "several values need -m" + ("" if group else f"; a list is written {key}=[a,b]")
             )
         elif key == "allow_targets":
-            self._mistake(shown(override), "cannot be swept; a list is written allow_targets=[mylab.]")
+            self._error(shown(override), "cannot be swept; a list is written allow_targets=[mylab.]")
         else:
             values = tuple(self._parse(f"{override.get_key_element()}={value}") for value in _axis(override))
             if values:
                 return Item(override, values, group)
-            self._mistake(shown(override), "the sweep has no values")
+            self._error(shown(override), "the sweep has no values")
         return None
 
     def is_group(self, key: str) -> bool:
-        parent, _, name = key.rpartition("/")
-        return name in self.loader.list_groups(parent) or bool(self.options(key))
+        return "." not in key and bool(self.options(key))
 
     def options(self, group: str) -> list[str]:
+        if group not in self.known:  # Hydra reads all its sources again whenever it is asked
+            self.known[group] = self._options(group)
+        return self.known[group]
+
+    def _options(self, group: str) -> list[str]:
         own = self.loader.get_group_options(group, results_filter=ObjectType.CONFIG, overrides=self.search_path)
         nested = self.loader.get_group_options(group, results_filter=ObjectType.GROUP, overrides=self.search_path)
         return [*own, *(f"{folder}/{option}" for folder in nested for option in self.options(f"{group}/{folder}"))]
@@ -121,24 +126,24 @@ class Reader:
         parent = group.rpartition("/")[0]
         if group == "regularizer" and override.package is None and "loss" in choices:
             names = [f"+{group}@loss.regularizers.{v.value()}={v.value()}" for v in item.values]
-            self._mistake(item.shown, f"a regularizer is added to the loss by a name: {' '.join(names)}")
+            self._error(item.shown, f"a regularizer is added to the loss by a name: {' '.join(names)}")
             return None
         appends = override.is_add() or override.is_force_add() or override.package is not None
         # A nested group may come with an option of its parent that is chosen elsewhere on the line: Hydra will tell.
         may_come = parent and (parent == "hydra" or any(c.startswith(parent) for c in choices))
         if group not in choices and not appends and not may_come:
             own = ", ".join(c for c in reversed(list(choices)) if not c.startswith("hydra/"))
-            self._mistake(item.shown, f"cft {stage} has no group '{group}'; its groups are {own}")
+            self._error(item.shown, f"cft {stage} has no group '{group}'; its groups are {own}")
             return None
         options = self.options(group)
         good = []
         for value in item.values:
             named = value.value()
             if named is None and not override.is_delete():
-                self._mistake(item.shown, f"null is no option; ~{group} leaves the group out")
+                self._error(item.shown, f"null is no option; ~{group} leaves the group out")
                 continue
             if isinstance(named, list) and not _takes_several(group, stage):
-                self._mistake(item.shown, _one_option(group))
+                self._error(item.shown, _one_option(group))
                 continue
             names = [] if named is None else named if isinstance(named, list) else [named]
             wrong = [str(name) for name in names if str(name).removesuffix(".yaml") not in options]
@@ -147,12 +152,12 @@ class Reader:
                 near = suggestion(name, options).removeprefix(", ")
                 if package := _PLUGINS.get(f"{group}={name}"):
                     near = f"it comes with a package of its own: pip install {package};"
-                self._mistake(f"{group}={name}", f"no such option; {near + ' ' if near else ''}{listing}")
+                self._error(f"{group}={name}", f"no such option; {near + ' ' if near else ''}{listing}")
             if not wrong:
                 good.append(value)
         return Item(override, tuple(good), True) if good else None
 
-    def option_at_inner_place(self, override: Override, *, choices: Collection[str]) -> Mistake | None:
+    def option_at_inner_place(self, override: Override, *, choices: Collection[str]) -> ErrorDetail | None:
         """What to write instead of an option's name as the value of a place that a group fills. choices: the config's."""
         key, option = override.key_or_group, override.value()
         group = _group_of_place(key)
@@ -160,16 +165,16 @@ class Reader:
             return None
         entry = f"{group}@{key}"
         plus = "" if entry in choices else "+"
-        return Mistake(key, f"expected an object, found {option!r}; choose that option with {plus}{entry}={option}")
+        return ErrorDetail(key, f"expected an object, found {option!r}; choose that option with {plus}{entry}={option}")
 
     def _parse(self, text: str) -> Override:
         return OverridesParser.create(config_loader=self.loader).parse_overrides([text])[0]
 
-    def _mistake(self, key: str, text: str) -> None:
-        self.mistakes.append(Mistake(key, text))
+    def _error(self, key: str, text: str) -> None:
+        self.errors.append(ErrorDetail(key, text))
 
 
-def lists_in_defaults(contents: object, *, stage: str) -> Iterator[Mistake]:
+def lists_in_defaults(contents: object, *, stage: str) -> Iterator[ErrorDetail]:
     """Defaults of a yaml file that give several options where one belongs. Hydra would mix the keys of their objects, and
     record none of them as the choice."""
     defaults = OmegaConf.select(contents, "defaults") if isinstance(contents, DictConfig) else None
@@ -178,7 +183,7 @@ def lists_in_defaults(contents: object, *, stage: str) -> Iterator[Mistake]:
             place = str(name).split()[-1].lstrip("/")  # without `override` and `optional`
             group = place.partition("@")[0]
             if isinstance(value, ListConfig) and not _takes_several(group, stage):
-                yield Mistake(f"defaults: {name}", _one_option(group))
+                yield ErrorDetail(f"defaults: {name}", _one_option(group))
 
 
 def _one_option(group: str) -> str:

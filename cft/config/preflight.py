@@ -16,7 +16,7 @@ from cft.config.rules import RAY
 
 
 def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, what is not there) of a config without mistakes."""
+    """(key, what is not there) of a config without errors."""
     trainer, data, resume = tree.get("trainer"), tree.get("data"), tree.get("resume")
     fleet = tree.get("fleet")
     if isinstance(fleet, Mapping) and fleet.get("_target_") == RAY and importlib.util.find_spec("ray") is None:
@@ -50,13 +50,13 @@ def unwritable(folder: str) -> str:
 def _no_accelerator(accelerator: object) -> str:
     if accelerator not in ("gpu", "cuda", "mps"):
         return ""
-    import torch  # heavy, so only where it is asked; the training imports it next
+    import torch  # heavy, so only where it is needed; the training imports it next
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if there.get(str(accelerator), any(there.values())):
         return ""
     build = "" if torch.backends.cuda.is_built() else f", and torch {torch.__version__} is built without CUDA"
-    return f"{accelerator} was asked for, but this machine offers none{build}; use trainer=default, or cpu"
+    return f"{accelerator} was requested, but this machine has none{build}; use trainer=default, or cpu"
 
 
 def _no_annotation(name: str, *, annotations_dir: str) -> str:

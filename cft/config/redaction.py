@@ -1,6 +1,6 @@
 """Secrets stay out of everything that is logged or saved: which keys and values look like one.
 
-A key is secret by the words it is made of: `api_key`, `hf_token`, `clientSecret`, not `max_new_tokens` or `token_loss`.
+A key is secret by its words: `api_key`, `hf_token`, `clientSecret`, not `max_new_tokens` or `token_loss`.
 A value is secret where an environment variable with a secret name holds it, or where it is a URL with a password.
 """
 

@@ -33,7 +33,7 @@ class _NotApplicable(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """A resolved config, read by dotted path. Raises _NotApplicable where the value asked for is not there."""
+    """A resolved config, read by dotted path. Raises _NotApplicable where the requested value is not there."""
 
     tree: Mapping[str, object]
 
@@ -182,10 +182,10 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "at most weighting.highest: else no token is left",
             lambda v: v.number("weighting.lowest") <= v.number("weighting.highest"),
         ),
-        # A coefficient may be any number from 0 on; as the share of the worst group it is one of a whole.
+        # A coefficient may be any number from 0 on; as the weight of the worst group it is one of a whole.
         *(
             Rule(key, "a number from 0 to 1", lambda v, key=key: v.number(key) <= 1)
-            for key in ("loss.aggregation.share.initial", "loss.aggregation.share.final")
+            for key in ("loss.aggregation.weight.initial", "loss.aggregation.weight.final")
         ),
         Rule(
             "optimizer.nesterov",
@@ -233,7 +233,7 @@ def broken_rules(tree: Mapping[str, object], *, rules: Sequence[Rule]) -> list[t
     if len(selecting) > 1:
         text = (
             f"expected at most one selection by rank in a product, found {len(selecting)}: {', '.join(selecting)}. Each "
-            "would rank all eligible tokens for itself and scale its share as if it stood alone; select by a mask instead, "
+            "would rank all eligible tokens for itself and scale its fraction as if it were alone; select by a mask instead, "
             "such as mask=entropy"
         )
         broken.append((selecting[-1], text))
@@ -241,7 +241,7 @@ def broken_rules(tree: Mapping[str, object], *, rules: Sequence[Rule]) -> list[t
 
 
 def _selections(node: object, path: str) -> Iterator[str]:
-    """Paths of the weightings in a tree that keep a share of each row (`cft.weightings.Weighting.selects`)."""
+    """Paths of the weightings in a tree that keep a fraction of each row (`cft.weightings.Weighting.selects`)."""
     if not isinstance(node, Mapping):
         return
     target = node.get("_target_")

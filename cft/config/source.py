@@ -1,4 +1,4 @@
-"""What a dotted name stands for and what it takes, read from the source text by griffe: nothing is imported.
+"""What a dotted name refers to and what it takes, read from the source text by griffe: nothing is imported.
 
 Importing lightning or transformers takes six seconds and torch two; the config check has under three for everything. griffe
 reads a module in milliseconds; only those that a name or an annotation leads to are read. Of a name's parts only the first goes
@@ -59,7 +59,7 @@ class TargetError(LookupError):
 
 
 def resolve(target: str) -> Definition:
-    """The class or function that `package.module.Name` stands for. Raises TargetError if it stands for nothing.
+    """The class or function that `package.module.Name` refers to. Raises TargetError if there is none.
 
     Only `module.Name` is a target: a method, a nested class or a walk through another module's attributes is not.
     """

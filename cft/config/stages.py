@@ -21,15 +21,15 @@ class Stage:
     Args:
         summary: What the command does, in the list of commands.
         schema: The keys it owns.
-        rules: What their values must satisfy beyond the types.
         run: module:function of (that config, `cft.runs.job.Job`), imported after the check.
+        rules: What their values must satisfy beyond the types.
         arguments: module:function that rewrites the arguments before the check, "" where none does.
     """
 
     summary: str
     schema: type
-    rules: tuple[Rule, ...]
     run: str
+    rules: tuple[Rule, ...] = ()
     arguments: str = ""
 
 
@@ -37,33 +37,33 @@ STAGES: dict[str, Stage] = {
     "annotate": Stage(
         "find the tokens of correct responses that decide the answer",
         schema.AnnotateConfig,
-        RULES["annotate"],
         "cft.stages.annotate:annotate",
+        RULES["annotate"],
     ),
     "train": Stage(
         "fine-tune on the tokens that a mask picks, and test the result",
         schema.TrainConfig,
-        RULES["train"],
         "cft.stages.train:train",
+        RULES["train"],
     ),
     "evaluate": Stage(
         "accuracy, pass@k, diversity and entropy of a model or a checkpoint",
         schema.EvaluateConfig,
-        RULES["evaluate"],
         "cft.stages.evaluate:evaluate",
+        RULES["evaluate"],
         arguments="cft.benchmarks.sweep:in_one_run",
     ),
     "score": Stage(
         "what a frozen model says of each token of an annotation, stored for methods that ask for it",
         schema.ScoreConfig,
-        RULES["score"],
         "cft.stages.score:score",
+        RULES["score"],
     ),
     "labels": Stage(
         "a mask's choice as input_ids and labels, a data set for other trainers",
         schema.LabelsConfig,
-        RULES["labels"],
         "cft.stages.labels:labels",
+        RULES["labels"],
     ),
 }
 
@@ -72,7 +72,7 @@ def register_schemas(*, strict: bool = True) -> None:
     """Put <stage>_schema, the first entry of each stage's defaults list, into Hydra's ConfigStore.
 
     Strict schemas make Hydra stop at the first unknown key or wrong type; the config check composes with loose ones so
-    that it can report every mistake instead.
+    that it can report every error instead.
     """
     for name, stage in STAGES.items():
         node = schema.without_literals(stage.schema) if strict else {}

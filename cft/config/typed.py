@@ -13,7 +13,7 @@ Config = TypeVar("Config")
 
 
 def typed(schema: type[Config], tree: Mapping[str, Any], *, allowed: tuple[str, ...] = ()) -> Config:
-    """tree: resolved and without mistakes. allowed: target prefixes that the command line gives."""
+    """tree: resolved and without errors. allowed: target prefixes that the command line gives."""
     values: dict[str, Any] = {}
     for name, key in keys_of(schema).items():
         value = tree[name] if key.required or key.record else tree.get(name, {})

@@ -51,7 +51,7 @@ class Row:
 class Fields:
     """Which fields make a problem: a name, a path (`answer.value`, `answers.0`) or a template (`{Body} {Question}`).
 
-    In a template {{ stands for {. id "": a hash of the texts of the other fields. solution "": the source has none.
+    In a template {{ means {. id "": a hash of the texts of the other fields. solution "": the source has none.
     answer_of: makes the gold answer of the field's text; raises BadRow.
     """
 
@@ -74,18 +74,12 @@ class Quarantine:
     counts: Counter[str] = field(default_factory=Counter)
     offenders: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.max_bad_rows <= 1.0:
-            raise ProblemError(
-                f"{self.key}={self.max_bad_rows} is no share of the rows; expected a number from 0 to 1, such as 0.01"
-            )
-
     def add(self, row: Row, *, reason: str) -> None:
         self.counts[reason.partition(":")[0]] += 1
         if len(self.offenders) < SHOWN:
             self.offenders.append(f"{row.place}: {reason}")
 
-    def settle(self, *, rows: int) -> None:
+    def report(self, *, rows: int) -> None:
         """Fail if the rows skipped are over the budget, else warn of them. rows: how many were read."""
         bad = sum(self.counts.values())
         if rows == 0:
@@ -121,7 +115,7 @@ def to_problems(
             quarantine.add(row, reason=f"duplicate id: {_shorten(problem.id)}" if fields.id else "duplicate row")
             continue
         problems[problem.id] = problem
-    quarantine.settle(rows=count)
+    quarantine.report(rows=count)
     return list(problems.values()), quarantine.counts
 
 
@@ -200,7 +194,7 @@ _STARTS = {
     b"\xff\xff\xff\xff": "an Arrow file",
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
-    b"version https://git-lfs": "a Git LFS pointer, not the file it stands for (git lfs pull)",
+    b"version https://git-lfs": "a Git LFS pointer, not the file it points to (git lfs pull)",
 }
 
 

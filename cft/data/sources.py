@@ -33,7 +33,7 @@ class Splits:
     """Problems in the order of hash(seed, id), so that the first n of them are a random sample.
 
     dropped: reason -> how many rows. fingerprint: sha256 of the splits' ids, questions, answers and solutions.
-    verifier: what judges the answers under `verifier=benchmark`, None where the source leaves that to the run.
+    verifier: what grades the answers under `verifier=benchmark`, None where the source leaves that to the run.
     """
 
     name: str
@@ -94,7 +94,14 @@ def arithmetic(
                 f"num_{split}={count}: the generator has only {len(found[split])} different problems of {min_steps} to "
                 f"{max_steps} steps in this split; ask for fewer or raise max_steps"
             )
-    return splits_of(name=name, seed=seed, dropped=Counter(), **found)
+    return splits_of(
+        name=name,
+        seed=seed,
+        train=found["train"],
+        validation=found["validation"],
+        test=found["test"],
+        dropped=Counter(),
+    )
 
 
 @in_range
@@ -150,10 +157,11 @@ def reasoning_gym(
     config: Mapping[str, Any],
     validation_fraction: Fraction,
     test_fraction: Fraction,
+    verifier: Verifier | None = None,
 ) -> Splits:
     """A procedural task of reasoning-gym.
 
-    Answers are judged by the run's verifier, not by the task's scorer: take tasks with one right answer. Entries drawn
+    Answers are graded by the run's verifier, not by the task's scorer: take tasks with one right answer. Entries drawn
     twice and entries without an answer are dropped and counted.
 
     Args:
@@ -162,6 +170,7 @@ def reasoning_gym(
         seed: of the draw.
         config: the task's own settings.
         validation_fraction: fraction of the problems, 0 to 1; test_fraction likewise.
+        verifier: what grades the answers under `verifier=benchmark`; null = a number.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ProblemError(
@@ -194,6 +203,7 @@ def reasoning_gym(
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         seed=seed,
+        verifier=verifier,
     )
 
 
@@ -211,6 +221,7 @@ def jsonl(
     validation_fraction: Fraction,
     test_fraction: Fraction,
     seed: int,
+    verifier: Verifier | None = None,
 ) -> Splits:
     """Any file of one JSON object a line.
 
@@ -221,6 +232,7 @@ def jsonl(
         max_bad_rows: fraction of a file's rows that may be skipped, 0 to 1; they are counted and named.
         validation_fraction: fraction of the problems, 0 to 1; test_fraction likewise.
         seed: of the split.
+        verifier: what grades the answers under `verifier=benchmark`; null = a number.
 
     Raises:
         ProblemError: no such file, or more bad rows than that.
@@ -238,7 +250,12 @@ def jsonl(
                 max_bad_rows=max_bad_rows,
             )
     return _from_parts(
-        name=name, parts=parts, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
+        name=name,
+        parts=parts,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        verifier=verifier,
     )
 
 
@@ -259,8 +276,21 @@ def hub(
     validation_fraction: Fraction,
     test_fraction: Fraction,
     seed: int,
+    verifier: Verifier | None = None,
 ) -> Splits:
-    """A data set of the hub, or a local folder that `datasets` can load. test_split "": a share of train_split."""
+    """A data set of the hub, or a local folder that `datasets` can load.
+
+    Args:
+        path: owner/name, or the folder.
+        config: of the data set; "" = its default.
+        revision: branch, tag or commit; "" = the newest.
+        train_split: split of the data set that is divided.
+        test_split: "" = `test_fraction` of `train_split`.
+        id_field: as in `jsonl`, and so are the other arguments.
+
+    Raises:
+        ProblemError: no such data set or split, or more bad rows than `max_bad_rows`.
+    """
     fields_ = Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field)
     parts = {}
     for part, split in (("train", train_split), ("test", test_split)):
@@ -273,7 +303,12 @@ def hub(
                 max_bad_rows=max_bad_rows,
             )
     return _from_parts(
-        name=name, parts=parts, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
+        name=name,
+        parts=parts,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        verifier=verifier,
     )
 
 
@@ -290,24 +325,25 @@ def _from_parts(
     validation_fraction: float,
     test_fraction: float,
     seed: int,
+    verifier: Verifier | None = None,
 ) -> Splits:
-    """Split what was read: the test part where there is one, else a share of the train part."""
+    """Split what was read: the test part where there is one, else a fraction of the train part."""
     own_test = "test" in parts
-    test_share = 0.0 if own_test else test_fraction
-    if validation_fraction + test_share > 1.0:
+    own_fraction = 0.0 if own_test else test_fraction
+    if validation_fraction + own_fraction > 1.0:
         raise ProblemError(
             f"validation_fraction={validation_fraction} and test_fraction={test_fraction} exceed 1 together"
         )
     found: dict[str, list[Problem]] = {split: [] for split in NAMES}
     for problem in parts["train"][0]:
         place = place_of(problem.id, seed=seed)
-        # Validation is the upper end, so that changing one share moves no problem between the two held-out splits.
-        split = "test" if place < test_share else "validation" if place >= 1.0 - validation_fraction else "train"
+        # Validation is the upper end, so that changing one fraction moves no problem between the two held-out splits.
+        split = "test" if place < own_fraction else "validation" if place >= 1.0 - validation_fraction else "train"
         found[split].append(problem)
     if own_test:
         found["test"] = parts["test"][0]
     dropped = sum((counts for _, counts in parts.values()), Counter[str]())
-    return splits_of(name=name, seed=seed, dropped=dropped, **found)
+    return splits_of(name=name, seed=seed, dropped=dropped, verifier=verifier, **found)
 
 
 def splits_of(
@@ -318,6 +354,7 @@ def splits_of(
     validation: Iterable[Problem],
     test: Iterable[Problem],
     dropped: Counter[str],
+    verifier: Verifier | None = None,
 ) -> Splits:
     """Drop leaks, sort, fingerprint."""
     held_out: dict[str, str] = {}  # normalized question -> the split that has it
@@ -341,7 +378,7 @@ def splits_of(
                 data = text.encode()
                 digest.update(len(data).to_bytes(8) + data)
     if not any(ordered.values()):
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none was asked for"
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none was requested"
         raise ProblemError(f"data {name} is left with no problems ({reasons})")
     return Splits(
         name,
@@ -350,6 +387,7 @@ def splits_of(
         ordered["test"],
         dropped=dict(sorted(dropped.items())),
         fingerprint=digest.hexdigest(),
+        verifier=verifier,
     )
 
 

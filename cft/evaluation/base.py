@@ -30,8 +30,8 @@ def base_accuracy(
 
     decided_by: all that decides them beside the problems and max_new_tokens: weights, prompt, tokenizer, verifier. JSON.
     """
-    asked = [[problem.id, problem.question, problem.answer] for problem in problems]
-    key = sha256_json([dict(decided_by), asked, max_new_tokens, __version__])
+    questions = [[problem.id, problem.question, problem.answer] for problem in problems]
+    key = sha256_json([dict(decided_by), questions, max_new_tokens, __version__])
     path = cache_folder() / "base" / f"{key[:32]}.json"
     try:
         known = json.loads(path.read_bytes())

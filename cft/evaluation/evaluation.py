@@ -1,4 +1,4 @@
-"""Did it help? Greedy and sampled responses of a model on problems, judged by the one verifier, with intervals.
+"""Did it help? Greedy and sampled responses of a model on problems, graded by the one verifier, with intervals.
 
 Each problem gets one greedy response and n sampled ones. A sample's random numbers are a function of (seed, problem id,
 sample number), so results do not depend on the batch size.
@@ -213,7 +213,7 @@ def verdict_counts(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def accuracy_sentence(counts: Mapping[str, int], *, not_run: int = 0) -> str:
-    """What accuracy is a share of, and how far what is not known could move it. counts: as `verdict_counts` gives them."""
+    """What accuracy is a fraction of, and how far what is not known could move it. counts: as `verdict_counts` gives them."""
     total = sum(counts.values())
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     text = f"Accuracy: {counts['right']} right of {total} problems run ({told}"

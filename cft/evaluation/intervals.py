@@ -139,7 +139,7 @@ def problem_deviations(
 ) -> NDArray[np.float64]:
     """Mean of problems drawn with replacement, minus the mean of all: [resamples].
 
-    rate: one more problem is taken to stand at 0, and one at 1.
+    rate: one more problem is taken to be at 0, and one at 1.
     """
     # Problems with equal values are interchangeable: their counts are drawn, which for 0/1 values is all but free.
     distinct, counts = np.unique(values_P, return_counts=True)

@@ -1,4 +1,4 @@
-"""Which problems a model can be asked at all: not run is not wrong.
+"""Which problems fit into a model's context: not run is not wrong.
 
     room of a problem = context of the model - tokens of its prompt
 
@@ -27,7 +27,7 @@ class NoRoom(UserError, ValueError):
 @dataclass(frozen=True, slots=True)
 class Room:
     """run: the problems that are measured. not_run: those whose prompt leaves no room for a token. short: of `run`, those
-    with room for fewer tokens than asked for. context: tokens of the model's context."""
+    with room for fewer tokens than requested. context: tokens of the model's context."""
 
     run: tuple[Problem, ...]
     not_run: tuple[Problem, ...]
@@ -54,20 +54,20 @@ def room_for(
 
 
 def require_room(room: Room, *, where: str, key: str, max_not_run: float, max_new_tokens: int) -> None:
-    """Say what is not run as asked for. where: the benchmark and its split. key: the setting that holds `max_not_run`.
+    """Say what is not run as requested. where: the benchmark and its split. key: the setting that holds `max_not_run`.
 
-    Raises NoRoom where none can be run, or a larger share than `max_not_run` cannot.
+    Raises NoRoom where none can be run, or a larger fraction than `max_not_run` cannot.
     """
     total = len(room.run) + len(room.not_run)
     if total == 0:
         raise NoRoom(f"{where}: no problems, so nothing can be measured; choose another split or a limit above 0")
-    share = len(room.not_run) / total
-    if not room.run or share > max_not_run:
+    fraction = len(room.not_run) / total
+    if not room.run or fraction > max_not_run:
         raise NoRoom(
-            f"{key}={max_not_run:g}: {len(room.not_run)} of the {total} problems of {where} ({share:.1%}) have a prompt "
+            f"{key}={max_not_run:g}: {len(room.not_run)} of the {total} problems of {where} ({fraction:.1%}) have a prompt "
             f"that leaves no room in the model's context of {room.context} tokens: {_shown(room.not_run)}. A measurement "
             "without them is one of other problems; shorten the prompt, choose a model with a longer context, or accept "
-            f"that they are left out (they are named in the results): {key}={_share_above(share):g}"
+            f"that they are left out (they are named in the results): {key}={_fraction_above(fraction):g}"
         )
     if room.not_run:
         console.print(
@@ -83,9 +83,9 @@ def require_room(room: Room, *, where: str, key: str, max_not_run: float, max_ne
         )
 
 
-def _share_above(share: float) -> float:
+def _fraction_above(fraction: float) -> float:
     """Two digits, rounded up: what to set so that it is accepted."""
-    return -(-round(share * 10_000) // 100) / 100
+    return -(-round(fraction * 10_000) // 100) / 100
 
 
 def _ids(problems: Sequence[Problem]) -> list[str]:

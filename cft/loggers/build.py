@@ -69,7 +69,7 @@ class RunFacts:
 
 
 def csv_logger(run: RunFacts) -> Logger:
-    """metrics.csv in the run folder, one row a logged step; a resumed run goes on with the rows it had."""
+    """metrics.csv in the run folder, one row a logged step; a resumed run appends to the rows it had."""
     from lightning.pytorch.loggers import CSVLogger
 
     logger = CSVLogger(run.folder, name="", version="", flush_logs_every_n_steps=10)
@@ -137,7 +137,7 @@ def wandb_logger(
 
 @contextmanager
 def logging_to(parts: Mapping[str, Part], facts: Callable[[], RunFacts]) -> Iterator[list[Logger]]:
-    """The loggers of a stage without a Trainer, closed at the end; `facts` is asked only where there are any."""
+    """The loggers of a stage without a Trainer, closed at the end; `facts` is called only where there are any."""
     failed = True
     loggers: list[Logger] = []
     try:
@@ -161,7 +161,7 @@ def log_values(loggers: Sequence[Logger], values: Mapping[str, float], *, step: 
 
 
 def log_totals(loggers: Sequence[Logger], values: Mapping[str, float]) -> None:
-    """Values of the whole run, for W&B's summary; on disk they stand in the stage's own results."""
+    """Values of the whole run, for W&B's summary; on disk they are in the stage's own results."""
     for run in _wandb_runs(loggers):
         run.summary(dict(values))
 

@@ -29,7 +29,7 @@ def evaluated_model(checkpoint: str, *, model_path: str) -> tuple[Link, ...]:
 
 def evaluated_before(job: Job, *, inputs: Sequence[Link]) -> float | None:
     """Accuracy of a job of the same multirun that was configured like this one and read the same weights, if there is one:
-    a multirun that is given its folder again (hydra.sweep.dir) goes on where it was cut off."""
+    a multirun that is given its folder again (hydra.sweep.dir) resumes where it was cut off."""
     if not job.multirun:
         return None
     for path in sorted(job.folder.parent.glob(f"*/{RESULTS}")):

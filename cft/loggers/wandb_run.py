@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Artifacts = Literal["link", "upload", "none"]
 Mode = Literal["online", "offline"]
 
-INIT_TIMEOUT_S = 20.0  # then the run goes on offline
+INIT_TIMEOUT_S = 20.0  # then the run continues offline
 FINISH_TIMEOUT_S = 120.0  # then what is not uploaded yet stays on disk, for `wandb sync`
 LINK_TIMEOUT_S = 60.0  # for the server to confirm an artifact that the run reads
 _LONGEST_TAG = 64
@@ -116,7 +116,7 @@ class WandbRun(WandbLogger):
         return self.artifacts != "none" and getattr(rank_zero_only, "rank", 0) == 0 and self.online
 
     def _tried(self, act: Callable[[], object], *, what: str) -> None:
-        """Artifacts are a convenience: what goes wrong with them is said, and the run goes on."""
+        """Artifacts are a convenience: what goes wrong with them is logged, and the run continues."""
         problem: list[str] = []
 
         def run() -> None:
@@ -149,13 +149,13 @@ def artifact_of(link: Link, *, whole: bool) -> wandb.Artifact:
 
 
 def opened(run: RunFacts, *, mode: Mode, **settings: Any) -> WandbRun:
-    """A run in the mode asked for (WANDB_MODE wins over `online`), else, with a warning, offline."""
+    """A run in the requested mode (WANDB_MODE wins over `online`), else, with a warning, offline."""
     wanted: Any = mode if mode == "offline" else os.environ.get("WANDB_MODE") or mode
     try:
         return WandbRun(run, mode=wanted, **settings)
     except wandb.Error as error:
         warnings.warn(
-            f"W&B is out of reach ({' '.join(str(error).split())}). The run goes on offline; upload it later with: "
+            f"W&B is out of reach ({' '.join(str(error).split())}). The run continues offline; upload it later with: "
             f"wandb sync {run.folder / 'wandb'}/offline-run-*",
             stacklevel=3,
         )
@@ -166,7 +166,7 @@ def opened(run: RunFacts, *, mode: Mode, **settings: Any) -> WandbRun:
 
 
 def _run_id(run: RunFacts) -> str:
-    """A resumed run goes on in the W&B run that it began."""
+    """A resumed run continues the W&B run that it began."""
     path = run.folder / _RUN_ID
     if run.resumed_at and path.is_file():
         return path.read_text(encoding="utf-8").strip()

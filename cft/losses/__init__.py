@@ -2,8 +2,8 @@
 
 from cft.losses.aggregation import Aggregation, SoftmaxGroups, TokenMean, WorstGroup
 from cft.losses.coefficient import Coefficient
-from cft.losses.objective import Objective, Regularizer
-from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy
+from cft.losses.objective import Objective
+from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy, Regularizer
 from cft.losses.target import GEM, Distillation, LabelSmoothing, TargetSFT
 from cft.losses.token import NLL, ClippedRatio, Power, Prediction, TokenLoss
 

@@ -25,7 +25,7 @@ from cft.ranges import AboveZero, in_range
 class WeightedLosses:
     """loss_N: token losses with gradient. weight_N: static times dynamic weight; under the `sequence` normalizer already
     divided by the eligible tokens of the token's row. row_N, num_rows: as in TokenScores. group_N: int64, 0 or 1; None
-    where no groups were asked for."""
+    where no groups were requested."""
 
     loss_N: Tensor
     weight_N: Tensor
@@ -70,28 +70,28 @@ class WorstGroup:
     The gradient is that of the group that is worse now.
 
     Args:
-        share: s over the training, 0 to 1; the paper starts at 0.9. The decay's shape is a reconstruction: linear to 0.
+        weight: s over the training, 0 to 1; the paper starts at 0.9. The decay's shape is a reconstruction: linear to 0.
 
     Raises:
-        BadValue: `share` leaves 0 to 1.
+        BadValue: `weight` leaves 0 to 1.
     """
 
     needs: tuple[str, ...] = ("group",)
     per_sequence: bool = True
 
-    def __init__(self, *, share: Coefficient) -> None:
-        if max(share.initial, share.final) > 1:
+    def __init__(self, *, weight: Coefficient) -> None:
+        if max(weight.initial, weight.final) > 1:
             raise BadValue(
-                f"WorstGroup.share: expected initial and final from 0 to 1, found {share.initial} and {share.final}"
+                f"WorstGroup.weight: expected initial and final from 0 to 1, found {weight.initial} and {weight.final}"
             )
-        self.share = share
+        self.weight = weight
 
     def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor:
-        share = self.share(progress)
+        weight = self.weight(progress)
         mean_BG, tokens_BG = losses.group_means()
         occupied_B = tokens_BG.sum(-1) > 0
         worst_B = mean_BG.masked_fill(tokens_BG == 0, -torch.inf).max(-1).values[occupied_B]
-        return (1 - share) * (losses.weight_N * losses.loss_N).sum() + share * worst_B.sum()
+        return (1 - weight) * (losses.weight_N * losses.loss_N).sum() + weight * worst_B.sum()
 
 
 class SoftmaxGroups:

@@ -24,7 +24,7 @@ class Coefficient:
         self.initial, self.final, self.shape = initial, final, shape
 
     def __call__(self, progress: float) -> float:
-        """progress: share of the optimizer steps that are done, 0-1."""
+        """progress: fraction of the optimizer steps that are done, 0-1."""
         if self.shape == "constant":
             return self.initial
         done = progress if self.shape == "linear" else (1 - math.cos(math.pi * progress)) / 2

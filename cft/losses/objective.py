@@ -2,22 +2,17 @@
 
     L = AGG( w_static * sg(w_dynamic) * f(p_t) ) / count  +  sum_k  lambda_k(step) * sum R_k / count_k
 
-    count, by the normalizer's name:
-        critical   eligible tokens (static weight > 0 under this arm's mask)
-        response   all response tokens
-        sequence   rows with an eligible token; each token then weighs 1 / (eligible tokens of its row)
-    count_k: the tokens that the regularizer speaks of.
+    count     what the normalizer counts (`cft/losses/normalizer.py`)
+    count_k   the tokens that the regularizer is about
 
-Counts are known before anything is computed (`TokenBatch.step_counts`); only the module divides. Logits exist for the
-tokens of a term only, `chunk_tokens` at a time; every chunk but the last is computed again in the backward pass, so
-that memory grows with neither the batch nor the vocabulary, and a batch of one chunk pays nothing for it.
+Logits exist for the tokens of a term only, `chunk_tokens` at a time; every chunk but the last is recomputed in the backward
+pass, so that memory grows with neither the batch nor the vocabulary, and a batch of one chunk pays nothing for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,37 +20,20 @@ from torch.utils.checkpoint import checkpoint
 
 from cft.errors import BadValue
 from cft.losses.aggregation import Aggregation, WeightedLosses
-from cft.losses.coefficient import Coefficient
-from cft.losses.eligible import EligibleTokens, On, tokens_on
+from cft.losses.eligible import EligibleTokens, tokens_on
+from cft.losses.normalizer import DIVISORS, Divisor, Normalizer, TermSum
+from cft.losses.regularizers import Regularizer
 from cft.losses.token import Prediction, TokenLoss
 from cft.models.log_probs import log_probs
 from cft.ranges import AtLeastOne, in_range
 from cft.scores.column import GROUP, REFERENCE_LOGPROB
-from cft.types import StepCounts, TokenBatch
+from cft.types import TokenBatch
 from cft.weightings.statistics import LIVE, TokenScores, entropy
 from cft.weightings.token import TokenWeighting
 
-Normalizer = Literal["critical", "response", "sequence"]
-Divisor = Literal["eligible", "response", "critical", "other", "sequence"]  # fields of StepCounts
 Projection = Callable[[Tensor], Tensor]
 FusedLogProbs = Callable[[Tensor, Tensor], Tensor]  # hidden [N, D], target [N] -> log p [N] with gradient
 MAIN = "loss"  # the name of the term that is no regularizer
-
-
-class Regularizer:
-    """A further term: its own tokens, its own count, its own coefficient.
-
-    Args:
-        where: the tokens it acts on: eligible (the mask's tokens), response, or critical or other (by token group). Not "on",
-            which yaml reads as true.
-        token_loss: what is added for each of them, nats.
-        coefficient: its factor over the training.
-    """
-
-    def __init__(self, *, where: On, token_loss: TokenLoss, coefficient: Coefficient) -> None:
-        self.where: On = where
-        self.token_loss = token_loss
-        self.coefficient = coefficient
 
 
 class FrozenPrediction(NamedTuple):
@@ -63,20 +41,6 @@ class FrozenPrediction(NamedTuple):
 
     hidden_ND: Tensor
     project: Projection
-
-
-@dataclass(frozen=True, slots=True)
-class TermSum:
-    """sum: scalar with gradient. count: how much this batch holds of what the term is divided by. of: what that is."""
-
-    sum: Tensor
-    count: int
-    of: Divisor
-    coefficient: float
-
-    def mean(self, counts: StepCounts) -> Tensor:
-        """The term's share of the step's loss, coefficient included."""
-        return self.sum * (self.coefficient / max(1, getattr(counts, self.of)))
 
 
 class TokenStatistics(NamedTuple):
@@ -137,8 +101,7 @@ class Objective:
     @property
     def divisors(self) -> tuple[Divisor, ...]:
         """What each term is divided by."""
-        names: dict[Normalizer, Divisor] = {"critical": "eligible", "response": "response", "sequence": "sequence"}
-        return (names[self.normalizer], *(r.where for r in self.regularizers.values()))
+        return (DIVISORS[self.normalizer], *(r.where for r in self.regularizers.values()))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -150,7 +113,7 @@ class Objective:
 
     @property
     def log_prob_alone(self) -> bool:
-        """Whether log p of the target is all that the terms are made of: no other statistic of the distribution."""
+        """Whether log p of the target is all that the terms read: no other statistic of the distribution."""
         token_losses = [self.token_loss, *(r.token_loss for r in self.regularizers.values())]
         return all(getattr(f, "log_prob_alone", False) for f in token_losses) and not LIVE.keys() & {
             *self.weighting.needs
@@ -172,7 +135,7 @@ class Objective:
         fused: FusedLogProbs | None = None,
     ) -> tuple[TermSum, ...]:
         """hidden_ND: the hidden states that predict `tokens`. project: hidden [N, D] -> logits [N, V]. response_tokens: of
-        the batch, for the `response` count. progress: share of the optimizer steps done, 0-1. fused: instead of project,
+        the batch, for the `response` count. progress: fraction of the optimizer steps done, 0-1. fused: instead of project,
         where `log_prob_alone` and there is no live reference."""
         assert fused is None or (self.log_prob_alone and reference is None), "the whole distribution is needed"
         losses, scores = self._token_losses(tokens, hidden_ND, project, reference, fused)

@@ -14,10 +14,28 @@ from typing import Literal
 
 from torch import Tensor
 
+from cft.losses.coefficient import Coefficient
+from cft.losses.eligible import On
 from cft.losses.target import teacher
-from cft.losses.token import Prediction
-from cft.ranges import AtLeastOne, Fraction, ShareAboveZero, in_range
+from cft.losses.token import Prediction, TokenLoss
+from cft.ranges import AtLeastOne, Fraction, FractionAboveZero, in_range
 from cft.scores.column import REFERENCE_DISTRIBUTION
+
+
+class Regularizer:
+    """A further term: its own tokens, its own count, its own coefficient.
+
+    Args:
+        where: the tokens it acts on: eligible (the mask's tokens), response, or critical or other (by token group). Not "on",
+            which yaml reads as true.
+        token_loss: what is added for each of them, nats.
+        coefficient: its factor over the training.
+    """
+
+    def __init__(self, *, where: On, token_loss: TokenLoss, coefficient: Coefficient) -> None:
+        self.where: On = where
+        self.token_loss = token_loss
+        self.coefficient = coefficient
 
 
 class KLFromReference:
@@ -60,7 +78,7 @@ class MaskedQuadratic:
         *,
         k: AtLeastOne,
         tau: Fraction | Literal["calibrated"],
-        masked_out: ShareAboveZero,
+        masked_out: FractionAboveZero,
         calibration_rows: AtLeastOne,
     ) -> None:
         self.k, self.tau = k, tau

@@ -2,8 +2,8 @@
 
     f = -sum_v Q_v log p_v,   df/dlogits = p - Q        where Q is a constant to the gradient and sums to 1
 
-    LabelSmoothing   Q = (1 - share) onehot + share / V
-    Distillation     Q = (1 - share) onehot + share teacher
+    LabelSmoothing   Q = (1 - smoothing) onehot + smoothing / V
+    Distillation     Q = (1 - teacher_weight) onehot + teacher_weight teacher
     TargetSFT        Q = p_t onehot + (1 - p_t) blend of p and teacher
     GEM              Q = p + onehot - softmax(logits / beta)            (another value, this gradient)
 
@@ -23,38 +23,38 @@ from cft.scores.column import REFERENCE_DISTRIBUTION
 
 
 class LabelSmoothing:
-    """Q = (1 - share) onehot + share / V (arXiv 1512.00567).
+    """Q = (1 - smoothing) onehot + smoothing / V (arXiv 1512.00567).
 
     Args:
-        share: probability that is spread over the vocabulary, 0 to 1; the paper's is 0.1.
+        smoothing: probability that is spread over the vocabulary, 0 to 1; the paper's is 0.1.
     """
 
     needs: tuple[str, ...] = ()
 
     @in_range
-    def __init__(self, *, share: Fraction) -> None:
-        self.share = share
+    def __init__(self, *, smoothing: Fraction) -> None:
+        self.smoothing = smoothing
 
     def __call__(self, prediction: Prediction) -> Tensor:
-        return -(1 - self.share) * prediction.logprob_N() - self.share * prediction.logprob_NV.mean(-1)
+        return -(1 - self.smoothing) * prediction.logprob_N() - self.smoothing * prediction.logprob_NV.mean(-1)
 
 
 class Distillation:
-    """Q = (1 - share) onehot + share teacher: knowledge distillation at temperature 1 (arXiv 1503.02531).
+    """Q = (1 - teacher_weight) onehot + teacher_weight teacher: knowledge distillation at temperature 1 (arXiv 1503.02531).
 
     Args:
-        share: weight of the teacher, 0 to 1; 0.5 is ours.
+        teacher_weight: of the teacher in the target, 0 to 1; 0.5 is ours.
     """
 
     needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
 
     @in_range
-    def __init__(self, *, share: Fraction) -> None:
-        self.share = share
+    def __init__(self, *, teacher_weight: Fraction) -> None:
+        self.teacher_weight = teacher_weight
 
     def __call__(self, prediction: Prediction) -> Tensor:
         towards_teacher_N = -(teacher(prediction).exp() * prediction.logprob_NV).sum(-1)
-        return -(1 - self.share) * prediction.logprob_N() + self.share * towards_teacher_N
+        return -(1 - self.teacher_weight) * prediction.logprob_N() + self.teacher_weight * towards_teacher_N
 
 
 class TargetSFT:
@@ -106,6 +106,6 @@ class GEM:
 
 
 def teacher(prediction: Prediction) -> Tensor:
-    """[N, V] the reference's log-softmax, which `needs` has asked for."""
+    """[N, V] the reference's log-softmax, which `needs` has requested."""
     assert prediction.reference_NV is not None, "reference_distribution is needed"
     return prediction.reference_NV

@@ -44,7 +44,7 @@ class TokenLoss(Protocol):
     """needs: "reference_distribution", "reference_logprob" or names of stored scores."""
 
     needs: tuple[str, ...]
-    # log_prob_alone = True: of the prediction only logprob_N() is asked for, and so the vocabulary need not be at hand.
+    # log_prob_alone = True: of the prediction only logprob_N() is read, and so the vocabulary need not be at hand.
 
     def __call__(self, prediction: Prediction) -> Tensor: ...
 

@@ -1,23 +1,11 @@
 """Which response tokens carry loss: static, computed from stored rows."""
 
-from cft.masks.base import (
-    All,
-    AnswerSpan,
-    Complement,
-    Critical,
-    Mask,
-    MaskError,
-    MaskOf,
-    Numeric,
-    Prefix,
-    RandomLike,
-    RowMask,
-    TooLittleEvidence,
-    Weights,
-    mask_weights,
-)
+from cft.masks.base import Mask, MaskError, MaskOf, RowMask, TooLittleEvidence, Weights, mask_weights
+from cft.masks.controls import Complement, RandomLike
+from cft.masks.critical import Critical
 from cft.masks.projected import Projected
 from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore
+from cft.masks.spans import All, AnswerSpan, Numeric, Prefix
 
 __all__ = [
     "All",

@@ -1,13 +1,13 @@
 """Masks that compare tokens with each other: within a row, or with the whole data set (through `fit`).
 
-HighEntropy     top share of a row by the stored entropy                    (arXiv 2506.01939; there by batch)
-TopScore        top share of a row by any stored score, such as attention
-TfIdf           top share of a row by TF-IDF                                (SFT-GO, arXiv 2506.15021)
-TokenCleaning   top share of the data set by base loss - reference loss     (arXiv 2502.01968)
+HighEntropy     top fraction of a row by the stored entropy                    (arXiv 2506.01939; there by batch)
+TopScore        top fraction of a row by any stored score, such as attention
+TfIdf           top fraction of a row by TF-IDF                                (SFT-GO, arXiv 2506.15021)
+TokenCleaning   top fraction of the data set by base loss - reference loss     (arXiv 2502.01968)
 Reasoning       tokens whose loss does not fall when a model is trained on shuffled pairs   (SHAD, arXiv 2412.14780)
 
-A share of a row is ceil(share * tokens), equal values by position; a share of the data set is a threshold, so that what a
-mask says of a row never depends on the order of the rows.
+A fraction of a row is ceil(fraction * tokens), equal values by position; a fraction of the data set is a threshold, so that
+what a mask says of a row never depends on the order of the rows.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cft.masks.base import MaskError, RowMask, Weights
-from cft.ranges import Finite, ShareAboveZero, in_range
+from cft.ranges import Finite, FractionAboveZero, in_range
 from cft.scores.column import StoredColumn
 from cft.types import AnnotatedResponse
 
 
-def top_of_row(values_R: NDArray[np.floating], *, share: float) -> Weights:
-    """[R] 1 for the ceil(share * R) largest values, else 0; equal values: the earlier token."""
+def top_of_row(values_R: NDArray[np.floating], *, fraction: float) -> Weights:
+    """[R] 1 for the ceil(fraction * R) largest values, else 0; equal values: the earlier token."""
     weights = np.zeros(len(values_R), dtype=np.float32)
     # A product such as 0.6 * 5 may land just above the integer it means.
-    count = math.ceil(share * len(values_R) - 1e-9)
+    count = math.ceil(fraction * len(values_R) - 1e-9)
     weights[np.argsort(-values_R, kind="stable")[:count]] = 1.0
     return weights
 
@@ -41,15 +41,15 @@ class HighEntropy(RowMask):
     The paper ranks within a batch of roll-outs and by the live model; weighting=high_entropy is the live form.
 
     Args:
-        share: fraction of the response's tokens that is picked, above 0 and at most 1. The paper's is 0.2.
+        fraction: fraction of the response's tokens that is picked, above 0 and at most 1. The paper's is 0.2.
     """
 
     @in_range
-    def __init__(self, *, share: ShareAboveZero) -> None:
-        self.share = share
+    def __init__(self, *, fraction: FractionAboveZero) -> None:
+        self.fraction = fraction
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
-        return top_of_row(row.entropy, share=self.share)
+        return top_of_row(row.entropy, fraction=self.fraction)
 
 
 class TopScore(RowMask):
@@ -57,19 +57,19 @@ class TopScore(RowMask):
 
     Args:
         score: name of the stored score (`cft score`).
-        share: fraction of the response's tokens that is picked, above 0 and at most 1.
+        fraction: fraction of the response's tokens that is picked, above 0 and at most 1.
     """
 
     score_arguments = ("score",)
 
     @in_range
-    def __init__(self, *, score: str, share: ShareAboveZero) -> None:
+    def __init__(self, *, score: str, fraction: FractionAboveZero) -> None:
         self.column = StoredColumn(score)
         self.needs = self.column.needs
-        self.share = share
+        self.fraction = fraction
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
-        return top_of_row(self.column(row), share=self.share)
+        return top_of_row(self.column(row), fraction=self.fraction)
 
 
 class TfIdf(RowMask):
@@ -80,12 +80,12 @@ class TfIdf(RowMask):
     weight by its frequency.
 
     Args:
-        share: fraction of the response's tokens that is picked, above 0 and at most 1.
+        fraction: fraction of the response's tokens that is picked, above 0 and at most 1.
     """
 
     @in_range
-    def __init__(self, *, share: ShareAboveZero) -> None:
-        self.share = share
+    def __init__(self, *, fraction: FractionAboveZero) -> None:
+        self.fraction = fraction
         self.documents = 0
         self.document_frequency: Counter[int] = Counter()
 
@@ -98,19 +98,19 @@ class TfIdf(RowMask):
         count = Counter(ids)
         idf = {token: math.log((1 + self.documents) / (1 + self.document_frequency[token])) + 1 for token in count}
         values = np.array([count[token] / len(ids) * idf[token] for token in ids], dtype=np.float64)
-        return top_of_row(values, share=self.share)
+        return top_of_row(values, fraction=self.fraction)
 
 
 class TokenCleaning(RowMask):
     """The tokens with the largest base loss - reference loss in the whole data set (Token Cleaning, arXiv 2502.01968).
 
     This is the paper's fixed-model form: both models are frozen. The threshold is the value of the last token within the
-    share, and all tokens with that value are picked.
+    fraction, and all tokens with that value are picked.
 
     Args:
         base: stored score of kind reference_logprob, of the base model; "logprob" is the annotating model's own.
         reference: the same, of the reference model.
-        share: fraction of the data set's response tokens that is picked, above 0 and at most 1.
+        fraction: fraction of the data set's response tokens that is picked, above 0 and at most 1.
 
     Raises:
         MaskError: `base` and `reference` are the same score.
@@ -119,18 +119,18 @@ class TokenCleaning(RowMask):
     logprob_arguments = ("base", "reference")
 
     @in_range
-    def __init__(self, *, base: str, reference: str, share: ShareAboveZero) -> None:
+    def __init__(self, *, base: str, reference: str, fraction: FractionAboveZero) -> None:
         if base == reference:
             raise MaskError(f"mask.base and mask.reference: both are {base}, expected log-probs of two models")
         self.base, self.reference = StoredColumn(base), StoredColumn(reference)
         self.needs = tuple(sorted({*self.base.needs, *self.reference.needs}))
-        self.share = share
+        self.fraction = fraction
         self.threshold = math.nan
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         gains = [self._gain(row) for row in rows]
         flat = np.sort(np.concatenate(gains))[::-1] if gains else np.zeros(0, np.float32)
-        count = math.ceil(self.share * len(flat) - 1e-9)
+        count = math.ceil(self.fraction * len(flat) - 1e-9)
         self.threshold = float(flat[count - 1]) if count else math.inf
 
     def facts(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def require_room(config: PreTrainedConfig, *, lengths: Mapping[str, int], remedy
 
 def require_steady_rotary(model: PreTrainedModel, *, length: int) -> None:
     """Raise ModelError if rotary embeddings change before a row of `length` tokens ends: an engine that keeps keys would
-    go on with the old ones, and the rows of a batch would depend on each other."""
+    continue with the old ones, and the rows of a batch would depend on each other."""
     switch = rotary_switch(model.config)
     if switch is not None and length > switch:
         raise ModelError(

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")  # what a `device` key may say
 TF32_OVERRIDE = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"  # NVIDIA's containers set it to 1
-CPU_KEYS_MB, GPU_KEYS_SHARE = 4096, 0.75
+CPU_KEYS_MB, GPU_KEYS_FRACTION = 4096, 0.75
 SMALL_MODEL_PARAMETERS = 10_000_000
 
 
 class DeviceError(UserError, ValueError):
-    """The device asked for is not there."""
+    """The requested device is not there."""
 
 
 def place(model: PreTrainedModel, *, device: str, shard: int = 0, num_shards: int = 1) -> None:
@@ -103,4 +103,4 @@ def memory_for_keys(device: torch.device, *, megabytes: int | None) -> int:
         return megabytes * 10**6
     if device.type != "cuda":
         return CPU_KEYS_MB * 10**6
-    return int(GPU_KEYS_SHARE * torch.cuda.mem_get_info(device)[0])
+    return int(GPU_KEYS_FRACTION * torch.cuda.mem_get_info(device)[0])

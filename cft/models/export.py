@@ -1,7 +1,7 @@
 """Write a model and its tokenizer as a Hugging Face folder: adapters merged, safetensors only, whole or absent.
 
 `AutoModelForCausalLM.from_pretrained(folder)` gives the same logits. The model in memory is not touched: a merge and
-its undoing would round its weights, and training could not go on bit for bit.
+its undoing would round its weights, and training could not continue bit for bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is a model folder whole, and is it read as it was saved? Files that are cut off, or that stand in for files of Git LFS,
+"""Is a model folder whole, and is it read as it was saved? Files that are cut off, or are pointers of Git LFS,
 are named before they are read."""
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _damaged(folder: Path) -> Iterator[str]:
             start = handle.read(len(_POINTER))
         if start == _POINTER:
             yield (
-                f"{path.name} is a Git LFS pointer, not the file it stands for; run `git lfs pull` in the folder, or "
+                f"{path.name} is a Git LFS pointer, not the file it points to; run `git lfs pull` in the folder, or "
                 "download the model again (`hf download`)"
             )
         elif problem := _CHECKS.get(path.suffix, lambda _: "")(path):

@@ -5,7 +5,7 @@
     attention          scores and mixing, causal: 2 L h T a token forward, twice that backward; T = length of the row
     head               as the blocks, but for projected tokens only
 
-Padding counts as nothing and recomputation (gradient checkpointing) is no progress, so both lower the share.
+Padding counts as nothing and recomputation (gradient checkpointing) is no progress, so both lower the fraction.
 MFU = arithmetic of a step / (its time * measured rate of matrix products).
 """
 

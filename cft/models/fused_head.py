@@ -1,7 +1,7 @@
 """log p of the target token from hidden states without all logits at once, by the library, on a GPU in float32.
 
     torch   linear_cross_entropy(reduction="none") of torch.nn.functional (from the release that has
-            torch.nn.LinearCrossEntropyOptions): logits of one chunk at a time, made again in the backward pass, where each
+            torch.nn.LinearCrossEntropyOptions): logits of one chunk at a time, recomputed in the backward pass, where each
             token's gradient is multiplied in before tokens are added up. So any function of log p, with any weight a token,
             has its own gradient, and it is equal to ours but for rounding.
 
@@ -9,7 +9,7 @@ What is not used, and why:
 
     a sum or mean of losses   knows no weights of tokens: its gradient is made in the forward pass, for weight 1
     half precision, autocast  linear_cross_entropy returns log p in the precision of its input: 8 bits in bfloat16, where
-                              ours is float32, and weights such as p_t and losses such as 1 - p_t are made of it
+                              ours is float32, and weights such as p_t and losses such as 1 - p_t are computed from it
     Liger                     LigerFusedLinearCrossEntropy(reduction="none") multiplied all tokens by the first one's gradient,
                               silently, until linkedin/Liger-Kernel pull request 1298; its sum has the first fault
     a head that scales        Gemma's cap, Cohere's and Granite's factor: these functions know nothing of them

@@ -1,6 +1,6 @@
-"""The one door to kernels and memory management: which ones a model trains and decodes with is decided here.
+"""The only interface to kernels and memory management: which ones a model trains and decodes with is decided here.
 
-Those for a CPU lie in `cft/models/cpu/`, which nothing else in the package knows. A GPU has its library's own, but for the
+Those for a CPU are in `cft/models/cpu/`, which nothing else in the package knows. A GPU has its library's own, but for the
 fused loss of `cft/models/fused_head.py`.
 """
 
@@ -36,7 +36,7 @@ class Used:
     fused_loss: whether log-probs may come from `cft/models/fused_head.py`, where it says that they are right."""
 
     onednn_linears: int = 0
-    lean_layers: int = 0
+    recomputed_layers: int = 0
     compiled_blocks: int = 0
     fused_loss: bool = False
 
@@ -46,8 +46,8 @@ def prepare_for_training(model: PreTrainedModel, *, kernels: Kernels) -> Used:
     depends on no timing, so that a repeated run computes the same bits. On a GPU in float32 the library's fused loss.
     torch: the model as it is. compiled: torch.compile of each of its blocks, for training only."""
     if kernels == "auto":
-        lean = recomputed_layers.use_lean_layers, gradient_in_place.use_lean_embeddings
-        return Used(onednn_linear.use_onednn(model), sum(use(model) for use in lean), fused_loss=True)
+        recomputed = recomputed_layers.use_recomputed_layers, gradient_in_place.use_in_place_embeddings
+        return Used(onednn_linear.use_onednn(model), sum(use(model) for use in recomputed), fused_loss=True)
     if kernels == "compiled":
         return Used(compiled_blocks=_compile_blocks(model))
     return Used()
@@ -98,7 +98,7 @@ def _compile_blocks(model: PreTrainedModel) -> int:
 
 
 class _TrainingOnly:
-    """Calls of a block, compiled outside inference mode: engines go on choosing with the model's own bits."""
+    """Calls of a block, compiled outside inference mode: engines keep choosing with the model's own bits."""
 
     def __init__(self, block: nn.Module, compiled: Any) -> None:
         self._block, self._compiled = block, compiled

@@ -2,7 +2,7 @@
 
 Rounding grows with depth and width and differs between processors, but stays within the last digits; another formula shows
 in the first ones. What separates them is half of the digits: the square root of the spacing of numbers, 3.5e-4 in float32,
-0.03 in float16, 0.09 in bfloat16. It is a share of the largest entry.
+0.03 in float16, 0.09 in bfloat16. It is a fraction of the largest entry.
 """
 
 from __future__ import annotations

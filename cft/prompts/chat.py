@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 SLOT = "{question}"
 DATE = "2024-07-26"  # what the templates of Llama 3.1 write where no clock is at hand
 PROBE = "What is 2 + 3?"
-_REPLY = "\ue000reply\ue000"  # stands for an assistant's text; no template writes characters of the private use area
+_REPLY = (
+    "\ue000reply\ue000"  # placeholder of an assistant's text; no template writes characters of the private use area
+)
 _BREAK = "\ue001"  # breaks the spelling of a control token
 _OURS = {"add_generation_prompt", "documents", "messages", "strftime_now", "tools"}
 
@@ -206,7 +208,7 @@ def prompting(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, A
 def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collection[int]) -> list[int]:
     """Ids of a given response, without its end.
 
-    Control tokens are never made of it: those that have a role (beginning, end, padding, unknown), those that the chat
+    It is never encoded as control tokens: those that have a role (beginning, end, padding, unknown), those that the chat
     template writes, and `ends`. Special tokens that are part of answers, such as `<answer>`, are.
 
     Raises:

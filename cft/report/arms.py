@@ -6,7 +6,7 @@ values that differ among the arms compared as it takes to distinguish them:
 
     SFT   CFT   DFT   CFT + DFT   gem   CFT + gem   sft_go, groups=critical   probability, exponent=0.3   CFT, lr=0.001
 
-A short name stands for an option with the values of its yaml; results.json records as `arm` the options and every value that
+A short name is an option with the values of its yaml; results.json records as `arm` the options and every value that
 is not the option's (`cft/runs/arm.py`). SFT is every token, equal weights, plain -log p and no regularizer. What its loss is
 divided by, and a reference or groups that it does not use, are no part of its name.
 """
@@ -341,7 +341,7 @@ def _terms(method: Method) -> dict[str, str]:
 
 
 def _written(method: Method) -> dict[str, str]:
-    """Those that an experiment's yaml spells out: the name of their class stands for all their values."""
+    """Those that an experiment's yaml spells out: the name of their class abbreviates all their values."""
     changed = _changed(method)
     places = [name.removesuffix("._target_") for name in changed if name.startswith(_TERM)]
     places = [place for place in places if f"{place}._target_" in changed and place.count(".") == 2]

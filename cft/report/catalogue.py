@@ -22,7 +22,8 @@ from cft.config.compose import composed_tree, composing
 from cft.config.needs import stored_scores
 from cft.config.saved import read_yaml
 from cft.config.source import resolve
-from cft.masks.base import Critical, Mask
+from cft.masks.base import Mask
+from cft.masks.critical import Critical
 from cft.runs.run import flat
 from cft.scores.column import GROUP, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
 from cft.scores.store import annotating_model, command_for

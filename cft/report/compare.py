@@ -1,8 +1,8 @@
-"""Runs -> arms -> a comparison with intervals: what the tables, the figures and the page are made of.
+"""Runs -> arms -> a comparison with intervals: what tables, figures and page show.
 
 An arm's interval is the two-way bootstrap over seeds and problems where the values of each problem are known
 (`per_problem`), else over seeds, else a single run's own. Arms are compared on the problems that all share, solved and
-judged in the same way; anything else is refused, naming the arms. Arms trained with another budget, normalizer or data are
+graded in the same way; anything else is refused, naming the arms. Arms trained with another budget, normalizer or data are
 marked, or refused if strict (`cft/report/contrasts.py`). An arm has one label in all comparisons of a report, and no other
 arm has it (`cft/report/arms.py`).
 """
@@ -123,7 +123,7 @@ def _notes_on_seeds(arms: Sequence[Arm]) -> list[str]:
 
 
 def _measurement(run: Run) -> tuple[str, int, str]:
-    """What a repetition repeats: arm, seed, how responses were made and judged."""
+    """What a repetition repeats: arm, seed, how responses were made and graded."""
     made = {name: value for name, value in run.results.evaluation.items() if name != "seed"}
     return identity(run), run.seed, as_text(made)
 
@@ -143,9 +143,11 @@ def _newest(runs: list[Run], notes: list[str]) -> list[Run]:
 
 def _widest(runs: list[Run], notes: list[str]) -> list[Run]:
     """Without runs that measured an arm and seed on fewer of the problems that another run measured it on."""
-    asked = [(_measurement(run), set(run.ids)) for run in runs]
+    measured = [(_measurement(run), set(run.ids)) for run in runs]
     kept = [
-        run for run, (what, ids) in zip(runs, asked, strict=True) if not any(what == w and ids < i for w, i in asked)
+        run
+        for run, (what, ids) in zip(runs, measured, strict=True)
+        if not any(what == w and ids < i for w, i in measured)
     ]
     if len(kept) < len(runs):
         notes.append(_left_out(len(runs) - len(kept), "of an arm and seed that another one measured on more problems"))

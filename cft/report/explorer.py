@@ -50,7 +50,7 @@ class _Texts:
 
 
 def explorer_json(rows: Sequence[AnnotatedResponse], *, mask: Mask, decode: Decode) -> str:
-    """JSON that may stand inside a script element: it holds no "<". rows have the same K."""
+    """JSON that may be inside a script element: it holds no "<". rows have the same K."""
     names, answers = _Texts(), _Texts()
     number_of: dict[int, int] = {}  # token id -> number of its name
 

@@ -236,22 +236,22 @@ def compute_figure(spent: pd.DataFrame, *, rl_steps: float | None) -> Figure | N
 
 
 def profile_figure(profile: pd.DataFrame, *, responses: int, rank_correlation: dict[str, float]) -> Figure:
-    """Share of critical tokens by kind, place, entropy and probability. profile: of `tokens.profile`."""
+    """Fraction of critical tokens by kind, place, entropy and probability. profile: of `tokens.profile`."""
     tokens, critical = (int(profile.loc[profile["by"] == "kind", name].sum()) for name in ("tokens", "critical"))
     overall = critical / max(tokens, 1)
     figure = Figure(figsize=(12.4, 7.4), layout="constrained")
     for axes, (by, label) in zip(figure.subplots(2, 2).flat, _PROFILE.items(), strict=True):
         bins = [one for one in profile.to_dict("records") if one["by"] == by and one["tokens"]]
-        shares = [float(one["share"]) for one in bins]
-        texts = [f"{one['share']:.0%}  ({one['critical']:,} of {one['tokens']:,})" for one in bins]
-        _bars(axes, shares, texts, [ACCENT] * len(bins))
+        fractions = [float(one["fraction"]) for one in bins]
+        texts = [f"{one['fraction']:.0%}  ({one['critical']:,} of {one['tokens']:,})" for one in bins]
+        _bars(axes, fractions, texts, [ACCENT] * len(bins))
         axes.axvline(overall, color=BASE_COLOR, linewidth=1.2, linestyle="--")
         _name_rows(axes, [one["bin"] for one in bins], longest=48)
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.4 * max([*shares, 0.1]))
+        axes.set_xlim(0, 1.4 * max([*fractions, 0.1]))
         axes.set_xticks([tick for tick in (0, 0.2, 0.4, 0.6, 0.8, 1.0) if tick <= axes.get_xlim()[1]])
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        _style(axes, f"critical share {label}")
+        _style(axes, f"critical fraction {label}")
     _headline(
         figure,
         f"Critical: {critical:,} of {tokens:,} tokens of {responses:,} responses ({overall:.0%}, dashed line). Rank "

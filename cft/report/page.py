@@ -127,6 +127,6 @@ def _printable(table: PageTable) -> dict[str, object]:
 
 
 def _embedded(figure: PageFigure) -> dict[str, str | int]:
-    """The image at the size it was drawn for: its pixels' width stands in bytes 16-19 of a PNG."""
+    """The image at the size it was drawn for: its pixels' width is in bytes 16-19 of a PNG."""
     width = int.from_bytes(figure.png[16:20]) * CSS_DPI // DPI
     return {"caption": figure.caption, "width": width, "data": base64.b64encode(figure.png).decode()}

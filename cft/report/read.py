@@ -108,7 +108,7 @@ def collect(folders: Sequence[Path]) -> Runs:
 
 
 def intervals(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
-    """Metrics that have a value: null stands for "not defined", such as the entropy of empty responses."""
+    """Metrics that have a value: null means "not defined", such as the entropy of empty responses."""
     known = {name: [entry.get(field) for field in ("value", "low", "high")] for name, entry in metrics.items()}
     return {
         name: Interval(*(float(v) for v in values if v is not None))

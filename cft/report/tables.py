@@ -25,7 +25,7 @@ from cft.report.text import one_line, printable
 MISSING = "–"
 MAX_CELL_CHARS = 1000
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
-_ARM_FOLDED = 24  # characters a line of an arm's name, where room is short
+_ARM_FOLDED = 24  # characters a line of an arm's name, where space is short
 ARM, SEEDS, LOSS_ON, DIFFERENCE, P = "arm", "seeds", "loss on", "difference in accuracy", "p (Holm)"
 RATE, VALIDATION = "lr", "validation"
 # Metrics in the order of the table, after pass@k and maj@k; those that a comparison lacks are left out, others follow.
@@ -93,7 +93,7 @@ def cells(comparison: Comparison) -> pd.DataFrame:
         columns.append((f"minus {min(references)}" if one else DIFFERENCE, [_difference(arm, one) for arm in arms]))
         columns.append((P, [_p(arm) for arm in arms]))
     for name, values in (
-        (LOSS_ON, [_share(arm.mean("eligible_fraction")) for arm in arms]),
+        (LOSS_ON, [_percent(arm.mean("eligible_fraction")) for arm in arms]),
         (RATE, [_rate(arm) for arm in arms]),
         (VALIDATION, [_validation(arm) for arm in arms]),
     ):
@@ -135,7 +135,7 @@ def _p(arm: Arm) -> str:
     return MISSING if contrast is None else p_text(contrast.holm).removeprefix("p ").removeprefix("= ")
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{value:.0%}"
 
 
@@ -167,7 +167,7 @@ def print_tables(comparisons: Sequence[Comparison]) -> None:
 
 
 def comparison_table(comparison: Comparison, *, width: int) -> Table:
-    """For a terminal of `width` characters: arm and accuracy, then what else there is room for, in the order of
+    """For a terminal of `width` characters: arm and accuracy, then what else there is space for, in the order of
     `_priority`; below it, what was left out. Everything is in the page, comparison.md and the CSV files."""
     table = cells(comparison)
     titles, rows = [str(name) for name in table], table.to_numpy().tolist()
@@ -178,7 +178,7 @@ def comparison_table(comparison: Comparison, *, width: int) -> Table:
         if sum(widths[j] for j in [*keep, i]) < width or len(keep) < 2:
             keep.append(i)
     left_out = [name for i, name in enumerate(titles) if i not in keep]
-    caption = Text(f"No room here for {', '.join(left_out)}: see comparison.md.") if left_out else None
+    caption = Text(f"No space here for {', '.join(left_out)}: see comparison.md.") if left_out else None
     found = Table(
         title=Text(heading(comparison)),
         title_justify="left",

@@ -9,7 +9,7 @@ _CONTROLS = re.compile(r"[\0-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 
 
 def printable(text: str) -> str:
-    """The text with each control character as a visible stand-in; newlines stay."""
+    """The text with each control character as a visible character; newlines stay."""
     return _CONTROLS.sub(_stand_in, text)
 
 

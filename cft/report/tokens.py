@@ -25,7 +25,8 @@ from rich.text import Text
 from cft.annotation.kinds import KINDS, kind_of, token_texts
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.errors import UserError
-from cft.masks.base import Critical, MaskError
+from cft.masks.base import MaskError
+from cft.masks.critical import Critical
 from cft.models.smollm2 import DISTRIBUTION, converted_folder
 from cft.report.arms import Comparison
 from cft.report.read import ReportError
@@ -54,7 +55,7 @@ PROBABILITY_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 0.999, 1.0)
 def profile(rows: Sequence[AnnotatedResponse], *, mask: Mask) -> tuple[pd.DataFrame, dict[str, float]]:
     """(critical_tokens.csv, Spearman's rank correlation of being critical with entropy and with probability).
 
-    A row a bin: by (kind, position, entropy or probability), bin, tokens, critical, share. Each token is counted once in
+    A row a bin: by (kind, position, entropy or probability), bin, tokens, critical, fraction. Each token is counted once in
     each view. The correlation is NaN where all tokens are alike.
     """
     critical = pd.Series(np.concatenate([mask(row) > 0 for row in rows]))
@@ -75,7 +76,7 @@ def profile(rows: Sequence[AnnotatedResponse], *, mask: Mask) -> tuple[pd.DataFr
     bins = pd.concat(found, ignore_index=True)[["by", "bin", "tokens", "critical"]]
     values = {"entropy": entropy, "probability": probability}
     correlations = {name: spearman(pd.Series(value), critical) for name, value in values.items()}
-    return bins.assign(share=bins["critical"] / bins["tokens"]), correlations
+    return bins.assign(fraction=bins["critical"] / bins["tokens"]), correlations
 
 
 def spearman(a: pd.Series, b: pd.Series) -> float:
@@ -164,7 +165,7 @@ def token_evidence(
     num_alternatives: int | None,
     responses: int,
 ) -> Evidence | None:
-    """What the token explorer shows: of the annotation that is asked for, else of the one that the runs say they were
+    """What the token explorer shows: of the requested annotation, else of the one that the runs say they were
     trained on, if it is here.
 
     Args:
@@ -176,7 +177,7 @@ def token_evidence(
         responses: How many the explorer holds at most.
 
     Raises:
-        ReportError, StoreError, MaskError: What was asked for cannot be shown.
+        ReportError, StoreError, MaskError: What was requested cannot be shown.
     """
     trained_on = [run.results.data or {} for comparison in comparisons for run in comparison.runs]
     name = annotation or next((data["annotation"] for data in trained_on if data.get("annotation")), "")

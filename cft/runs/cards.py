@@ -21,7 +21,7 @@ from cft.annotation.rows import ROW_SCHEMA
 from cft.annotation.store import AnnotationStore
 from cft.config.redaction import hidden
 from cft.files import write_bytes
-from cft.masks.base import Critical
+from cft.masks.critical import Critical
 from cft.runs.arm import METHOD, part_of
 from cft.runs.lineage import CARD, annotation_contents, annotation_link
 from cft.runs.results import RESULTS, RunResults
@@ -109,7 +109,7 @@ def annotation_card(store: AnnotationStore) -> str:
         f"# {header.pretty_name}",
         f"Verified responses with counterfactual evidence about each of their tokens, made with Critical Token Fine-tuning "
         f"({PAPER}). {solved}; of each right response every token was replaced by the next most probable ones, and what "
-        "the model then arrived at was judged. A token is *critical* if every such continuation ended wrong or was cut off.",
+        "the model then arrived at was graded. A token is *critical* if every such continuation ended wrong or was cut off.",
         "## Made from",
         table(("", ""), facts.items()),
         commands(manifest.get("lineage", {})),
@@ -212,7 +212,7 @@ def size_category(rows: int) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Of Markdown; what stands in a cell stays in it."""
+    """Of Markdown; what is in a cell stays in it."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(str(cell)) for cell in line) + " |" for line in lines)
 
@@ -309,9 +309,9 @@ def _numbers(results: RunResults, metrics: dict[str, dict[str, float]]) -> str:
         (f"`{name.removeprefix('eval/')}`", f"{m['value']:.4f}", f"[{m['low']:.4f}, {m['high']:.4f}]")
         for name, m in metrics.items()
     ]
-    asked = ", ".join(f"{key} {value}" for key, value in evaluation.items() if key != "verifier")
+    settings = ", ".join(f"{key} {value}" for key, value in evaluation.items() if key != "verifier")
     return (
-        f"{results.problems:,} problems of {results.benchmark}, split {results.split}; {asked}; verifier "
+        f"{results.problems:,} problems of {results.benchmark}, split {results.split}; {settings}; verifier "
         f"`{evaluation['verifier']}`. Intervals are 95 % bootstrap intervals over problems, of this one run.\n\n"
         + table(("metric", "value", "interval"), lines)
     )

@@ -1,4 +1,4 @@
-"""What the command line asked of one job, gathered before its stage begins (`cft/cli/job.py`)."""
+"""What the command line says about one job, gathered before its stage begins (`cft/cli/job.py`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Job:
         multirun: Whether it is one of several jobs.
         config: The whole config, resolved, secrets replaced: what is saved, compared and logged.
         digest: Of the config before secrets were replaced, twelve hexadecimal digits.
-        of_seed: Dotted names of values that are made of the run's seed.
+        of_seed: Dotted names of values that depend on the run's seed.
         choices: Config group -> option.
         method: Of a training: the options of the method by group, then values that are not the options' own
             (`cft/cli/method.py`).

@@ -3,7 +3,7 @@
 A run's results.json and an annotation's manifest.json say it on disk, whatever the logger:
 
     "lineage": {"command": what was typed,
-                "inputs": [{"kind", "name", "fingerprint", "came_from": the same of what it was made of}]}
+                "inputs": [{"kind", "name", "fingerprint", "came_from": the same of its own inputs}]}
 
 The same `Link` becomes an artifact of Weights & Biases (`cft/loggers/wandb_run.py`). Two runs that name one annotation
 name one artifact, since W&B knows artifacts by the digest of their files.
@@ -58,7 +58,7 @@ def lineage(command: str, inputs: Sequence[Link]) -> dict[str, Any]:
 
 
 def annotation_link(folder: Path) -> Link:
-    """Of a store with a manifest; its fingerprint stands for the rows that are committed."""
+    """Of a store with a manifest; its fingerprint covers the rows that are committed."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     units = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "units").glob("*.json"))]
     made = manifest["fingerprint"]
@@ -112,7 +112,7 @@ def checkpoint_link(folder: Path) -> Link:
 
 
 def annotation_contents(entry: Mapping[str, Any]) -> str:
-    """The fingerprint of the contents of the annotation that stands in a lineage, or in that of what it was made of; "" for
+    """The fingerprint of the contents of the annotation in a lineage, or in that of its inputs; "" for
     none. That of its conditions, which an annotation keeps while it grows, is `conditions` there and in its manifest
     `fingerprint_sha256`."""
     inputs = entry.get("inputs") or ()

@@ -41,11 +41,11 @@ class RunResults:
         problems: Number of problems that were run.
         not_run: Ids of problems whose prompt leaves no room in the model's context, which no rate counts; of a suite, by
             benchmark.
-        short_of_room: Ids of problems run with room for fewer tokens than asked for.
-        metrics: Name -> {"value", "low", "high"}, the 95 % interval over problems; null stands for "not defined".
+        short_of_room: Ids of problems run with room for fewer tokens than requested.
+        metrics: Name -> {"value", "low", "high"}, the 95 % interval over problems; null means "not defined".
         per_problem: Columns of one length: "id", "correct" (0 or 1), further metrics by name.
         verdicts: Greedy responses by outcome.
-        evaluation: How responses were made, and "verifier", the fingerprint of what judged them (of a suite, by benchmark).
+        evaluation: How responses were made, and "verifier", the fingerprint of what graded them (of a suite, by benchmark).
         problems_sha256: Of the problems' text and answers.
         seconds: Of the evaluation.
         suite: Of several benchmarks: name -> {"problems", "metrics"}.
@@ -54,7 +54,7 @@ class RunResults:
         best_epoch: Epoch whose weights were exported, from 0.
         best_validation: {"metric", "value"} that chose it.
         train_seconds: Of training, those before an interruption included.
-        eligible_fraction: Share of the response tokens that carry loss.
+        eligible_fraction: Fraction of the response tokens that carry loss.
         calibration: What a loss measured on the rows before training.
         data: The annotation and the rows taken from it.
         budget: {"epochs", "steps", "rows_per_step"}.

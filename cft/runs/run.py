@@ -47,13 +47,13 @@ def settings_of(job: Job, parts: Sequence[str]) -> dict[str, Any]:
 
 
 def identity_of(settings: dict[str, Any]) -> str:
-    """Twelve hexadecimal digits that stand for the settings."""
+    """Twelve hexadecimal digits of the settings."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def follows_seed(written: Any) -> bool:
-    """Whether a value as it stands in yaml is made of the run's seed."""
+    """Whether a value, as written in yaml, depends on the run's seed."""
     return isinstance(written, str) and "${seed}" in written.replace(" ", "")
 
 

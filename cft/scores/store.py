@@ -88,7 +88,7 @@ def with_scores(
         if lacking:
             raise StoreError(
                 f"{folder / lacking[0]}: no values for response {row.response_id} with its present tokens; the annotation "
-                f"grew or was made again after the score. Compute what is missing: {scores[lacking[0]].manifest['command']}"
+                f"grew or was recomputed after the score. Compute what is missing: {scores[lacking[0]].manifest['command']}"
             )
         filled.append(dataclasses.replace(row, scores={k: v for k, v in values.items() if v is not None}))
     return filled, {name: score.fingerprint for name, score in scores.items()}
@@ -185,7 +185,7 @@ def check_score_name(name: str, *, kind: str) -> str:
 
 
 def tokens_hash(row: AnnotatedResponse) -> str:
-    """16 hexadecimal digits that stand for a row's prompt and response ids."""
+    """16 hexadecimal digits of a row's prompt and response ids."""
     digest = hashlib.sha256(f"{len(row.prompt_ids)} ".encode())
     for ids in (row.prompt_ids, row.response_ids):
         digest.update(np.ascontiguousarray(ids, dtype="<i4").tobytes())
@@ -199,7 +199,7 @@ def called(folder: Path, *, annotations_dir: str | Path) -> str:
 
 
 def command_for(name: str, annotation: str, *, model: str) -> str:
-    """The command that makes a score of that name, which is the name of its kind or stands for a model's log-probs.
+    """The command that makes a score of that name, which is the name of its kind or means a model's log-probs.
 
     model: overrides that choose the annotating model, see `annotating_model`. Another model's log-probs are those of a
     trained one: the user puts its run folder in the place of RUN_FOLDER.

@@ -22,7 +22,7 @@ from cft.console import Bar, console, progress
 from cft.data.sources import Splits
 from cft.fleets.base import Crew, Facts, Fleet, FleetError, left_out_message, package_facts
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
-from cft.masks.base import critical_fraction
+from cft.masks.critical import critical_fraction
 from cft.models.lazy import LazyModel
 from cft.models.load import ModelSpec, load_tokenizer
 from cft.prompts.chat import prompting

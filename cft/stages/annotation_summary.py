@@ -8,7 +8,7 @@ from rich.table import Table
 from cft.annotation.store import AnnotationStore
 from cft.commands import train_command
 from cft.console import console
-from cft.masks.base import critical_fraction
+from cft.masks.critical import critical_fraction
 from cft.runs.job import Job
 
 RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison of cost

@@ -143,7 +143,7 @@ class _Subject:
     crew: Crew[Piece, list[Sample]]
     identity: dict[str, Any]
     seed: int
-    judged: dict[str, str]  # what a checkpoint's training was judged by, by benchmark
+    graded_by: dict[str, str]  # what a checkpoint's training was graded by, by benchmark
 
     @property
     def request(self) -> SampleRequest:
@@ -160,7 +160,7 @@ def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> Iterato
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
     _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint, cfg.prompt)
-    # The weights stand for a checkpoint that says nothing of its training.
+    # Weights identify a checkpoint that says nothing of its training.
     unknown = bool(cfg.checkpoint) and trained is None
     make_engine = build(cfg.engine)
     require_samples(make_engine, num_samples=cfg.num_samples, key="num_samples")
@@ -188,8 +188,8 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         console.print(f"{folder} has finished; nothing to do")
         return known
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
-    judged_by = verifier_fingerprint(verifier)
-    if note := other_verifier_note(subject.judged.get(splits.name, judged_by), judged_by):
+    graded_by = verifier_fingerprint(verifier)
+    if note := other_verifier_note(subject.graded_by.get(splits.name, graded_by), graded_by):
         console.print(note.replace("annotation", "training"), markup=False)
     started = time.monotonic()
     title = f"Evaluating {model.spec.name} on {splits.name}"
@@ -203,7 +203,7 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         verdicts=verdict_counts(samples),
         metrics=as_metrics(intervals),
         per_problem=per_problem,
-        evaluation={**dataclasses.asdict(subject.request), "verifier": judged_by},
+        evaluation={**dataclasses.asdict(subject.request), "verifier": graded_by},
         problems_sha256=splits.fingerprint,
         seconds=round(time.monotonic() - started, 1),
     )

@@ -5,7 +5,7 @@
     <out>/manifest.json                            what it was made from, counts, SHA-256 of the files
     <out>/README.md                                a card
 
-labels are the ids where a token carries loss, else -100 (prompt included). They stand at the token they speak of, and
+labels are the ids where a token carries loss, else -100 (prompt included). They are at the token they are about, and
 trainers shift them, as the models of transformers do. A loss that is summed and divided by the number of labels is
 `cft train`'s with `loss.normalizer=critical weighting=uniform`.
 """

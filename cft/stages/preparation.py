@@ -17,7 +17,7 @@ from cft.data.sources import Splits
 from cft.engines.factory import EngineFactory, require_local, require_samples
 from cft.evaluation.room import Room, require_room, room_for
 from cft.losses.objective import Objective
-from cft.masks.base import Critical
+from cft.masks.critical import Critical
 from cft.models.export import require_exportable
 from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
@@ -38,11 +38,11 @@ NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated 
 class Prepared:
     """All that a training needs and that can be refused before it begins.
 
-    asked: what `prompting` says. validation, tested: the problems that can be run after each epoch, and at the end.
+    prompting: of `cft.prompts.chat`. validation, tested: the problems that can be run after each epoch, and at the end.
     """
 
     prompt: Prompt
-    asked: dict[str, Any]
+    prompting: dict[str, Any]
     objective: Objective
     reference: Reference
     splits: Splits
@@ -65,25 +65,25 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     require_local(make_engine)
     require_samples(make_engine, num_samples=cfg.evaluation.num_samples, key="evaluation.num_samples")
     tokenizer = load_tokenizer(spec)
-    asked = prompting(prompt, tokenizer)
+    current = prompting(prompt, tokenizer)
     objective, reference = build(cfg.loss)(build(cfg.weighting)), build(cfg.reference)
     columns = columns_for(
         objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
     )
     splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
-    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    graded_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),
         Critical(num_alternatives=cfg.probe.critical_alternatives),
         columns,
         cfg.annotations_dir,
-        asked["tokenizer"],
+        current["tokenizer"],
         cfg.seed,
         splits.held_out_questions(),
     )
-    _note_on_annotation(data, splits, judged_by=judged_by)
-    _require_same_prompt(data, asked, cfg.prompt)
+    _note_on_annotation(data, splits, graded_by=graded_by)
+    _require_same_prompt(data, current, cfg.prompt)
     _require_metric(cfg.callbacks["best"]["monitor"], data)
     require_constructible(cfg, folder)
     model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")  # moved later
@@ -101,7 +101,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     )
     return Prepared(
         prompt,
-        asked,
+        current,
         objective,
         reference,
         splits,
@@ -120,20 +120,20 @@ def measures_base(cfg: TrainConfig) -> bool:
     return bool(cfg.evaluation.problems and cfg.evaluation.base and cfg.trainer["devices"] == 1)
 
 
-def _note_on_annotation(data: AnnotatedDataModule, splits: Splits, *, judged_by: str) -> None:
+def _note_on_annotation(data: AnnotatedDataModule, splits: Splits, *, graded_by: str) -> None:
     if not data.manifest.get("finished", True):
         console.print(
             f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
             "The cft annotate command that made it completes it."
         )
-    if splits is not NO_PROBLEMS and (note := other_verifier_note(data.manifest["fingerprint"]["verifier"], judged_by)):
+    if splits is not NO_PROBLEMS and (note := other_verifier_note(data.manifest["fingerprint"]["verifier"], graded_by)):
         console.print(note, markup=False)
 
 
-def _require_same_prompt(data: AnnotatedDataModule, asked: dict[str, Any], prompt: Part) -> None:
+def _require_same_prompt(data: AnnotatedDataModule, current: dict[str, Any], prompt: Part) -> None:
     then = data.manifest["config"].get("prompt", {})
     annotated = {"prompt": data.manifest["fingerprint"]["prompt"]}
-    if differing := prompt_conflict(annotated, asked, then_config=then, now_config=prompt):
+    if differing := prompt_conflict(annotated, current, then_config=then, now_config=prompt):
         raise ConfigError(
             f"prompt: {differing} differs between {data.store.folder} and this run; set prompt=... as in the annotation, or "
             "annotate again"

@@ -167,7 +167,7 @@ def _base(cfg: TrainConfig, run: Prepared, solver_of: Callable[[PreTrainedModel]
         "verifier": verifier_fingerprint(run.verifier),
         "engine": redacted(cfg.engine),
         "context": run.model.facts.context,
-        **run.asked,
+        **run.prompting,
     }
     return base_accuracy(
         lambda: solver_of(run.model.load()),
@@ -216,7 +216,7 @@ def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder:
         "data": {
             "annotation": data.store.folder.name,
             "fingerprint": data.manifest["fingerprint_sha256"],
-            "prompting": run.asked,
+            "prompting": run.prompting,
             **facts,
         },
         "budget": {

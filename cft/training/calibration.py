@@ -17,8 +17,8 @@ from cft.errors import BadValue
 from cft.losses.aggregation import TokenMean
 from cft.losses.coefficient import Coefficient
 from cft.losses.eligible import On
-from cft.losses.objective import Objective, Regularizer
-from cft.losses.regularizers import MaskedQuadratic, top_mass
+from cft.losses.objective import Objective
+from cft.losses.regularizers import MaskedQuadratic, Regularizer, top_mass
 from cft.losses.token import NLL, Prediction, TokenLoss
 from cft.models.attention import usable_attention
 from cft.training.selective_lm import SelectiveLM
@@ -44,7 +44,7 @@ def calibrate(lm: SelectiveLM, rows: Sequence[TokenRow]) -> dict[str, float]:
 def calibrated_threshold(
     lm: SelectiveLM, rows: Sequence[TokenRow], *, k: int, fraction: float, where: On = "eligible"
 ) -> float:
-    """The tau for which the share `fraction` of the rows' tokens has k most probable tokens that together reach tau."""
+    """The tau for which `fraction` of the rows' tokens has k most probable tokens that together reach tau."""
     record = _TopMass(k=k)
     term = Regularizer(
         where=where, token_loss=record, coefficient=Coefficient(initial=0.0, final=0.0, shape="constant")

@@ -3,7 +3,7 @@
     padded   [B, T]: rows padded on the right to the longest one, which a causal model never looks at: no mask is needed
     packed   [1, L]: rows end to end, position ids that begin again with each row, attention row by row: no padding
 
-Either way a row ends before its last wanted token: what follows predicts nothing that anybody asked for. A row without a
+Either way a row ends before its last wanted token: what follows predicts nothing that is needed. A row without a
 wanted token is left out. Packing rests on the model's attention alone looking at other positions, so that
 `SelectiveLM.check_layout` tries it on the model at hand.
 """
@@ -29,7 +29,7 @@ ATTENTION = "cft_rows"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """inputs: of the backbone. index_N: where the states that predict the tokens stand among the B * T computed ones."""
+    """inputs: of the backbone. index_N: where the states that predict the tokens are among the B * T computed ones."""
 
     inputs: dict[str, Any]
     index_N: Tensor
@@ -81,7 +81,7 @@ def computed_positions(tokens: EligibleTokens) -> Tensor:
 
 
 def attend_by_rows(model: PreTrainedModel) -> bool:
-    """Let packed rows attend one by one where the model uses sdpa; False where another attention stays in charge.
+    """Let packed rows attend one by one where the model uses sdpa; False where another attention is used.
 
     It stays switched on: a checkpointed layer is computed again after the forward pass. Without packed rows it is sdpa.
     """

@@ -7,7 +7,7 @@ ranks beforehand (`TokenBatch.step_counts`), and `training_step` returns
     accumulate_grad_batches * world_size * sum over terms of  coefficient * sum / count of the whole step
 
 where the first two undo Lightning's division and DDP's mean. Before the optimizer moves, the counts that were seen must be
-the counts that were promised. A step without an eligible token on any rank leaves the weights alone (gradients None, not
+the expected counts. A step without an eligible token on any rank leaves the weights alone (gradients None, not
 zero: zero gradients would still decay weights).
 """
 
@@ -29,7 +29,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from cft.losses.objective import Objective, TermSum
+from cft.losses.normalizer import TermSum
+from cft.losses.objective import Objective
 from cft.models import kernels
 from cft.models.hashes import hash_of
 from cft.references.models import LiveReference
@@ -76,7 +77,7 @@ class CausalLMModule(pl.LightningModule):
         self.build_optimizer = optimizer
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
         self.probe_every_n_steps = probe_every_n_steps
-        self._promised = StepCounts()
+        self._expected = StepCounts()
         self._frozen: str | None = None
         self._norm: Tensor | None = None  # of the gradient of the step under way
         terms = len(objective.names)
@@ -143,9 +144,9 @@ class CausalLMModule(pl.LightningModule):
                 logger.log_metrics(values, step=self.global_step)
         terms = self.lm(batch, progress=self._progress())
         self._window += _sums(terms, self._window)
-        self._promised = batch.step_counts
-        share = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * share
+        self._expected = batch.step_counts
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * scale
 
     def _progress(self) -> float:
         """Share of the optimizer steps that are done, 0-1: what coefficients are scheduled by."""
@@ -176,14 +177,14 @@ class CausalLMModule(pl.LightningModule):
         self._norm = gradient_norm(self.parameters())
         rate = optimizer.param_groups[0]["lr"]
         require_finite(self, loss=sum(sums), norm=float(self._norm), step=self.global_step, learning_rate=rate)
-        promised = [getattr(self._promised, of) for of in self.lm.objective.divisors]
-        if counts != promised:
+        expected = [getattr(self._expected, of) for of in self.lm.objective.divisors]
+        if counts != expected:
             raise RuntimeError(
-                f"step {self.global_step}: the sampler promised {promised} tokens or rows to divide the loss by, the "
+                f"step {self.global_step}: the sampler expected {expected} tokens or rows to divide the loss by, the "
                 f"micro-batches held {counts}; the step would be weighted wrongly. Micro-batches were dropped or repeated: "
                 "expected every one of the sampler's, as with limit_train_batches=1.0"
             )
-        if not any([self._promised.eligible, *counts[1:]]):
+        if not any([self._expected.eligible, *counts[1:]]):
             for parameter in self.parameters():
                 parameter.grad = None
             self._norm = None

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from cft.errors import BadValue
 from cft.losses.eligible import EligibleTokens, eligible_tokens
-from cft.losses.objective import FrozenPrediction, FusedLogProbs, Objective, TermSum, token_statistics
+from cft.losses.normalizer import TermSum
+from cft.losses.objective import FrozenPrediction, FusedLogProbs, Objective, token_statistics
 from cft.models.attention import usable_attention, uses_flash
 from cft.models.fused_head import fused_log_probs, has_fused_head
 from cft.models.head import project

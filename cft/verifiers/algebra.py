@@ -21,7 +21,7 @@ Decided = Literal["right", "wrong", "undecided"]
 MAX_FUNCTIONS = 5  # in one another
 MAX_NESTING = 12  # deeper, the reader of LaTeX alone takes seconds
 _ONE_EXPONENT = r"(?:\\[A-Za-z]+|[0-9]+|[A-Za-z]|[{(\[][^{}()]*)"
-SIGNIFICANT = 6  # digits from which a decimal stands for the irrational number that it was rounded from
+SIGNIFICANT = 6  # digits from which a decimal means the irrational number that it was rounded from
 _DECIMAL = re.compile(r"[-+.]")
 _PLAIN = re.compile(r"-?[0-9]{0,20}\.[0-9]{1,40}")
 _FACTOR = r"(?:\([^()]*\)|[0-9.]+|[A-Za-z]|\\pi)"
@@ -177,7 +177,7 @@ def _same_rationals(gold: Any, prediction: Any) -> bool | None:
 
 
 def _cases(gold: str, prediction: str) -> bool:
-    """Whether a letter stands in both cases, a constant of integration (+ C) aside."""
+    """Whether a letter occurs in both cases, a constant of integration (+ C) aside."""
     letters = {
         letter
         for side in (gold, prediction)
@@ -192,7 +192,7 @@ def _rounded(gold: str, prediction: str, *values: Any) -> bool | None:
 
     texts = [text.replace(" ", "") for text in (gold, prediction)]
     if _PLAIN.fullmatch(texts[0]) and len(texts[0].partition(".")[2]) < ROUNDED_PLACES:
-        return None  # a gold decimal of fewer places is what was asked for
+        return None  # a gold decimal of fewer places is what was requested
     decimal = [
         len(_DECIMAL.sub("", text).lstrip("0")) >= SIGNIFICANT and bool(_PLAIN.fullmatch(text)) for text in texts
     ]

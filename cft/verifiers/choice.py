@@ -45,13 +45,11 @@ class MultipleChoice(LastAnswer):
             return make_verdict("undecided", text, found, f"several are named: {', '.join(sorted(named))}")
         letter = self._letter(text, whole=found is None)
         if not letter:
-            return make_verdict(
-                "wrong", text if found else "", found, f"none of {self.choices} stands as the final answer"
-            )
+            return make_verdict("wrong", text if found else "", found, f"none of {self.choices} is the final answer")
         return make_verdict("right" if letter == gold else "wrong", letter, found, "compared as a choice")
 
     def _letter(self, text: str, *, whole: bool) -> str:
-        """The letter that a text states; whole: nothing else may stand there. "A dog" states none, "B because" does."""
+        """The letter that a text states; whole: nothing else may be there. "A dog" states none, "B because" does."""
         text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|[*$]", r"\1", text[:MAX_ANSWER_CHARS]).strip()
         bare = re.fullmatch(rf"\(?([{self.choices}])\)?[.:,]?", text, re.IGNORECASE)
         if bare or whole:

@@ -28,7 +28,7 @@ MAX_DEPTH = 6
 _CHOICE = re.compile(r"\(?([A-H])\)(?!\s*[(,]|\s*(?:and|or)\b)\s*(.*)", re.DOTALL)
 _BASED = re.compile(r"\(?\s*(?P<number>[0-9A-F]+)\s*\)?\s*_\s*(?:\{\s*(?P<base>\w+)\s*\}|(?P<digit>[0-9]))")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?<!begin\{)(?<!end\{)[A-Za-z]{4,}")
-# What may stand left of "=" as a name: x, x_1, f(x), P(X = 2), f^{-1}(x), AB, |z|, \angle ABC, \cos A, words, (x, y), dy/dx.
+# What may be left of "=" as a name: x, x_1, f(x), P(X = 2), f^{-1}(x), AB, |z|, \angle ABC, \cos A, words, (x, y), dy/dx.
 _LETTERS = r"(?:\\(?!ln|log|exp|sqrt|frac)[A-Za-z]+|[A-Za-z]|[A-Z]{2,4}|[A-Za-z]{3,}(?:\s+[A-Za-z]+)*)"
 _NAME = re.compile(
     rf"(?:m\s*)?(?:\\(?:angle|overline|triangle|widehat|hat|bar|sin|cos|tan)\s*)?\{{?{_LETTERS}\}}?"
@@ -226,8 +226,8 @@ class _Comparison:
         table: list[list[Decided]] = [[self._cheaply(g, a) for a in answer] for g in gold]
         for i, g in enumerate(gold):
             for j, a in enumerate(answer):
-                settled = "right" in table[i] and any(row[j] == "right" for row in table)
-                if table[i][j] == "undecided" and not settled:
+                decided = "right" in table[i] and any(row[j] == "right" for row in table)
+                if table[i][j] == "undecided" and not decided:
                     table[i][j] = self.texts(g, a)[0]
         best = [_best(row) for row in table] + [_best([row[j] for row in table]) for j in range(len(answer))]
         if "wrong" in best or not best:

@@ -1,4 +1,4 @@
-"""Where the final answer stands in a text: plain Python, linear in the text.
+"""Where the final answer is in a text: plain Python, linear in the text.
 
 An explicit marker is `\\boxed{x}` (or `\\fbox`, `\\framebox`), `#### x` to the end of its line, or `<answer>x</answer>`; the
 last one in the text counts. After that comes the phrase "answer is x" (also "answer: x", "answer = x"). A text without
@@ -22,7 +22,7 @@ MAX_BOXES = 8  # of an answer that is spread over several
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A final answer as it stands in the text.
+    """A final answer as it is in the text.
 
     kind: "boxed", "####", "<answer>", "phrase", or "pattern" for a verifier's own.
     closed: more text cannot make it another answer: the brace or tag is closed, the line or the sentence has gone on.
@@ -100,7 +100,7 @@ def first_answer_end(text: str) -> int | None:
     """Length of the shortest prefix in which `explicit_answer` is closed: there the first answer is complete. Or None.
 
     Which prefix that is does not depend on what follows it. Inside an answer line that is still open, a box counts
-    (`#### \\boxed{5}`) and one around the line's start does not (`\\boxed{#### 5}`): the line opened last and goes on.
+    (`#### \\boxed{5}`) and one around the line's start does not (`\\boxed{#### 5}`): the line opened last and is still open.
     """
     # Of such lines the first alone matters: where it is closed, an answer is complete.
     line = next((match for match in _HASHES.finditer(text) if _line_answer(match)), None)

@@ -26,7 +26,7 @@ class FirstAnswer:
     An engine decodes ids to text, and must see to it that the text of more ids begins with the characters up to that
     end. Every marker ends in ASCII ("}", ">" or a newline). So under a byte-level decoder, or one that joins tokens,
     it is enough to decode all ids so far together, without a clean-up of spaces: the bytes of a half-finished character
-    can only stand behind the end, and are not read. A decoder that falls back to bytes (`<0x7D>`) can take back an
+    can only come after the end, and are not read. A decoder that falls back to bytes (`<0x7D>`) can take back an
     ASCII character that it gave, and one that cleans up spaces can move it; do not stop early under these.
     """
 

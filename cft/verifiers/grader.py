@@ -57,7 +57,7 @@ class Grader:
 
 def outcome_of(verdict: Verdict, *, finish: str) -> Outcome:
     """A cut-off text keeps the verdict of an explicit answer (boxed, ####) it already gave, else it is cut off. Where
-    the verifier itself failed nothing is known, whether a right answer stood there neither: undecided. So it is with a
+    the verifier itself failed nothing is known, nor whether a right answer was there: undecided. So it is with a
     text that broke off for lack of memory."""
     if finish == "memory":
         return Outcome.UNDECIDED

@@ -13,7 +13,7 @@ from typing import Literal
 from cft.verifiers.letters import ascii_digits
 from cft.verifiers.units import is_unit
 
-MAX_CHARS = 4096  # a longer text is compared as it stands
+MAX_CHARS = 4096  # a longer text is compared as it is
 
 _SIGNS = {"\u2212": "-", "\u2013": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "×": "\\times ", "·": "\\cdot "}
 _SIGNS |= {"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∞": "\\infty ", "π": "\\pi ", "±": "\\pm ", "∓": "\\mp "}
@@ -57,7 +57,7 @@ _DROPPED = re.compile(
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREE = r"(?:\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\degree(?![A-Za-z]))"
 _DEGREES = re.compile(rf"(?P<angle>(?<![0-9.])[0-9]+(?:\.[0-9]+)?|(?<![A-Za-z\\])[A-Za-z]|\\[a-z]+)\s*{_DEGREE}")
-# What stands only in texts that algebra may see in any case: no powers, no factorials, no commands.
+# What occurs only in texts that algebra may see in any case: no powers, no factorials, no commands.
 _HARMLESS = re.compile(r"[^\^!*\\²³]*")
 _ROOT = re.compile(r"(\\sqrt\s*\[[^\[\]{}]*\])\s*([0-9A-Za-z])")  # \sqrt[3]4
 _BRACED_THOUSANDS = re.compile(r"(?<!\\)\{[1-9][0-9]{0,2}(?:,[0-9]{3})+\}")  # \sqrt{1,234}, no set
@@ -129,7 +129,7 @@ def readable(text: str) -> str:
     if not text.isascii():
         text = (ascii_digits(text) if _HARMLESS.fullmatch(text) else text).translate(_TRANSLATION)
         text = _UNICODE_ROOT.sub(_root, text)
-    if "=" in text:  # a factorial may stand in front of "=": 3!=6
+    if "=" in text:  # a factorial may come before "=": 3!=6
         text = _ASCII_RELATION.sub(_relation, text)
     # What says that it is a separator of thousands is dropped; a plain comma may separate anything.
     text = re.sub(r"(?<=[0-9])(?:\{,\}|,\s*\\!|\\[,!; ])\s*(?=[0-9]{3}(?![0-9]))", "", text).replace("{,}", ",")
@@ -237,8 +237,8 @@ def _inequality(text: str) -> Structure | None:
 
 
 def _split(text: str, pattern: str, *, thousands: bool = True) -> tuple[str, ...]:
-    """Parts between matches that stand in no bracket and in no matrix. A comma of thousands splits nothing, where such
-    a comma may stand: (1,200) are two numbers."""
+    """Parts between matches that are in no bracket and in no matrix. A comma of thousands splits nothing, where such
+    a comma may occur: (1,200) are two numbers."""
     parts, start, depth = [], 0, 0
     for match in re.finditer(rf"(?P<brace>\\[{{}}]|[()\[\]{{}}]|\\matrix|\\endmatrix)|(?P<here>{pattern})", text):
         if brace := match["brace"]:
@@ -282,7 +282,7 @@ def _with_degrees(text: str) -> str:
 
 
 def _bracketed(text: str) -> str | None:
-    """What stands between the first and the last character if these are one pair of brackets (]a, b[ is none)."""
+    """What is between the first and the last character if these are one pair of brackets (]a, b[ is none)."""
     start = 2 if text.startswith("\\{") else 1
     if (
         len(text) < start + 1

@@ -99,7 +99,7 @@ class Math(LastAnswer):
         return make_verdict(decided, text, None, reason)
 
     def _sides(self, text: str, gold: str) -> tuple[Decided, str, str]:
-        """(verdict, the answer, reason) of a formula as it stands, and of its right side where it is an equation."""
+        """(verdict, the answer, reason) of a formula as it is, and of its right side where it is an equation."""
         decision, reason = self._compared(text, gold)
         right = equation_sides(text)[-1].strip(" &")
         if decision == "right" or right == text or not right:

@@ -125,5 +125,5 @@ def _amount(text: str) -> Unit | None:
 
 
 def _unit(text: str, read: ParsedNumber) -> str:
-    """What stands behind the number, or the currency sign before it."""
+    """What follows the number, or the currency sign before it."""
     return "$" if re.match(r"\s*[-+]?\s*\\\$", text) else tidy(text).rpartition(read.text)[2]

@@ -1,7 +1,7 @@
 r"""What number a final answer states: plain Python, exact, whatever people write around a number.
 
 Read are thousands separators, currency, a unit, percent, `1.5 million`, `\frac{3}{4}`, `1 1/2`, `1.85 \times 10^{5}`,
-`x = 5`, `3:1`. Where a text stands is the business of `cft/verifiers/extract.py`.
+`x = 5`, `3:1`. Where the text is found is the business of `cft/verifiers/extract.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cft.verifiers.letters import LATEX_TEXT, SPELLED, ascii_digits, is_product,
 MAX_ANSWER_CHARS = 512  # a longer final answer is not parsed
 MAX_DIGITS = 1000  # a longer run of digits is compared as text only
 MAX_EXPONENT = 999  # of 1e3 and the like
-# A gold decimal of so many places was rounded by who wrote it down (8/9 as 0.8888888889): it stands for its surroundings.
+# A gold decimal of so many places was rounded by who wrote it down (8/9 as 0.8888888889): it means its surroundings.
 ROUNDED_PLACES = 6
 ROUNDED_TOLERANCE = Fraction(1, 10_000)  # relative
 NOISE_ULPS = 4  # by so much may a double that a program printed (75.00000000000001) be off
@@ -108,8 +108,8 @@ class ParsedNumber:
     """A text read as a number: the exact value with its text, or None with the reason.
 
     factor: what a word or sign behind the number multiplies it by: 1/100 for percent, 10^6 for million, else 1.
-    digits: a digit stands there, so that "no number at all" is not what the text says.
-    open: several numbers or an expression stand there, so that no other number of the text is the answer either.
+    digits: a digit is there, so that "no number at all" is not what the text says.
+    open: several numbers or an expression are there, so that no other number of the text is the answer either.
     modulus: of a residue such as 7 (mod 11), which `value` is reduced by; else 0.
     """
 
@@ -147,7 +147,7 @@ def tidy(text: str) -> str:
 def read_number(text: str, *, whole: bool) -> ParsedNumber:
     """The number that a final answer states.
 
-    whole: nothing but the number, words and a unit may stand there (a box); else an explanation may follow it.
+    whole: nothing but the number, words and a unit may be there (a box); else an explanation may follow it.
     Text such as `2^{3}` or `5!` is found to hold digits, without a value: only computer algebra can tell.
     """
     if len(text) > MAX_ANSWER_CHARS:
@@ -174,7 +174,7 @@ def read_number(text: str, *, whole: bool) -> ParsedNumber:
         named = any("," in left or ";" in left for left in before[1:])  # a = 2, b = 3
         match = (_LEADING.match(part) or _only_number(part)) if not named and all(map(_explains, before)) else None
     if match is None:
-        return _none("no plain number stands in the answer", digits=bool(re.search(r"[0-9]", plain)))
+        return _none("no plain number is in the answer", digits=bool(re.search(r"[0-9]", plain)))
     number, rest, ahead = match.group("number"), part[match.end() :], part[: match.start("number")]
     if "," in number and re.search(r"[(\[][^$€£¥]*$", ahead) and "{,}" not in text and "\\!" not in text:
         return _none("numbers in brackets, which a comma separates", digits=True, open=True)
@@ -194,16 +194,16 @@ def read_number(text: str, *, whole: bool) -> ParsedNumber:
     if _OPERATOR.match(rest) or is_product(rest, text, whole=whole):
         return _none("the answer is an expression, not a plain number", digits=True, open=True)
     if _ANOTHER.match(rest) or _NAMED_VALUE.match(rest) or _COMPOUND.match(rest):
-        return _none("several numbers stand in the answer", digits=True, open=True)
+        return _none("several numbers are in the answer", digits=True, open=True)
     if whole and not _UNIT.fullmatch(rest):
-        return _none("more than a number and its unit stands in the answer", digits=True)
+        return _none("more than a number and its unit is in the answer", digits=True)
     value = as_fraction(number)
     reason = "a division by zero, or too many digits" if value is None else ""
     return ParsedNumber(value, number, _factor(rest), True, reason)
 
 
 def same_number(a: ParsedNumber, b: ParsedNumber) -> bool:
-    """Equal exact values. Where one side alone has a percent sign or a word such as million, the number as it stands
+    """Equal exact values. Where one side alone has a percent sign or a word such as million, the number as it is
     may be meant as well: 50% equals 50 and 0.5 alike."""
     if a.value is None or b.value is None or (a.modulus and b.modulus and a.modulus != b.modulus):
         return False
@@ -214,7 +214,7 @@ def same_number(a: ParsedNumber, b: ParsedNumber) -> bool:
 
 
 def agrees(read: ParsedNumber, gold: ParsedNumber) -> bool:
-    """The number is the gold one, or as near as decimals allow: a gold decimal of ROUNDED_PLACES stands for all within
+    """The number is the gold one, or as near as decimals allow: a gold decimal of ROUNDED_PLACES means all within
     ROUNDED_TOLERANCE of it, and an answer of as many (0.666667 for 2/3) may be off by one in its last place. A whole
     number needs no rounding: 17.999999 is not 18. All the digits of a double (75.00000000000001) are a program's noise."""
     if same_number(read, gold):
@@ -234,7 +234,7 @@ def agrees(read: ParsedNumber, gold: ParsedNumber) -> bool:
 
 
 def is_near(text: str, exact: ParsedNumber) -> bool:
-    """Whether what stands behind "approximately" is the number to its last place, or no number that could be compared."""
+    """Whether what follows "approximately" is the number to its last place, or no number that could be compared."""
     near = read_number(text.strip(" =$"), whole=True)
     if near.value is None or exact.value is None:
         return True
@@ -256,7 +256,7 @@ def changes_number(text: str) -> bool:
 
 
 def last_number(text: str) -> str | None:
-    """The last number that stands in a text, as it stands there; with a minus where a word says so (minus 5)."""
+    """The last number in a text, as it is there; with a minus where a word says so (minus 5)."""
     text = text.replace("\u2212", "-")
     last = deque(_NUMBER.finditer(text), maxlen=1)
     if not last:
@@ -341,7 +341,7 @@ def _only_number(text: str) -> re.Match[str] | None:
 
 
 def _explains(left: str) -> bool:
-    """What may stand left of "=" so that the number behind it is the answer: a name, words, arithmetic; no equation
+    """What may be left of "=" so that the number behind it is the answer: a name, words, arithmetic; no equation
     such as x^2 + 50 = 0."""
     if re.fullmatch(r"\s*[A-Za-z](?:_?\{?\w{1,3}\}?)?(?:\([A-Za-z]\))?\s*", left):
         return True

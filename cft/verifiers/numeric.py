@@ -16,7 +16,7 @@ class Numeric(LastAnswer):
     """The final answer is a number, compared exactly as a fraction.
 
     Tolerated: thousands separators, currency, percent, a unit, a trailing full stop, `\\frac`, `1 1/2`, `x = 5`, powers
-    of ten, "1.5 million"; a gold decimal of six places or more was rounded, and stands for what is near it.
+    of ten, "1.5 million"; a gold decimal of six places or more was rounded, and means what is near it.
     fallback_last_number: without a marker or "the answer is", the last number of the text is the answer.
     No number at all is wrong. An expression (`2^{3}`) or several numbers in a box: undecided; use `verifier=math`.
     """
@@ -44,7 +44,7 @@ class Numeric(LastAnswer):
                 return make_verdict("undecided", found.text, found, read.reason)
         last = last_number(response) if self.fallback_last_number else None
         if last is None:
-            return make_verdict("wrong", "", None, "no number stands as the final answer")
+            return make_verdict("wrong", "", None, "no number is the final answer")
         read = read_number(last, whole=True)
         if read.value is None:
             return make_verdict("undecided", last, None, read.reason)

@@ -39,7 +39,7 @@ def parsed_by_library(text: str) -> list[Any]:
     return [value for value in found if not isinstance(value, str)]
 
 
-@lru_cache(maxsize=1024)  # the same gold answer is asked for again and again
+@lru_cache(maxsize=1024)  # the same gold answer is read again and again
 def unread(text: str) -> str:
     """The first number, letter or prime of a text that the parser passes over, "" where it heeds all of them."""
     from sympy import srepr
@@ -138,7 +138,7 @@ def _parsed(text: str) -> list[Any]:
 
 
 def _another(token: str, text: str) -> str:
-    """Something else of the same kind that stands nowhere in the text; nothing for a prime."""
+    """Something else of the same kind that is nowhere in the text; nothing for a prime."""
     if token == "'":
         return ""
     if token[0].isdigit():

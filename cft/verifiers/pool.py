@@ -2,7 +2,7 @@
 
 A worker that spends more than `timeout_s` of processor time on one item is ended and replaced, so that a verdict does not
 depend on the machine's load; so is one that is silent for WAIT times as long by the clock (it may sleep), and one that dies.
-The item is undecided, the rest goes on. Workers are started as fresh interpreters (not forked, and not by multiprocessing,
+The item is undecided, the rest continues. Workers are started as fresh interpreters (not forked, and not by multiprocessing,
 which would import the user's `__main__` again), hold no more than 1 GiB, and see no variable of the environment that looks
 like a secret.
 """
@@ -31,6 +31,7 @@ from typing import IO, cast
 
 import cft
 from cft.errors import UserError
+from cft.ranges import AboveZero, AtLeastOne, in_range
 from cft.types import Decision, Verdict, Verifier
 
 WAIT = 10  # deadlines by the clock: a worker may get a tenth of a busy core
@@ -66,11 +67,18 @@ class VerifierPool:
 
     Workers start with the first item and end with the context, an exception or the interpreter. Safe to call from
     several threads, one batch at a time.
+
+    Args:
+        verifier: picklable; every worker gets a copy.
+        workers: processes, at least 1.
+        timeout_s: seconds of processor time for one item, above 0.
+
+    Raises:
+        BadValue: `workers` or `timeout_s` is out of its range.
     """
 
-    def __init__(self, verifier: Verifier, *, workers: int, timeout_s: float) -> None:
-        if workers < 1 or timeout_s <= 0:
-            raise ValueError(f"verify: expected workers >= 1 and timeout_s > 0, found {workers} and {timeout_s}")
+    @in_range
+    def __init__(self, verifier: Verifier, *, workers: AtLeastOne, timeout_s: AboveZero) -> None:
         self._workers = workers
         self._timeout_s = timeout_s
         self._setup = json.dumps({"verifier": _pickled(verifier), "timeout_s": timeout_s}).encode() + b"\n"
@@ -196,7 +204,7 @@ class VerifierPool:
                 raise VerifierError(
                     f"verifier: it raised on the response {response[-_SHOWN_CHARS:]!r} (gold answer "
                     f"{answer[:_SHOWN_CHARS]!r}):\n{error}\nA verifier gives a verdict on every text, undecided where it "
-                    "cannot tell. Mend it; nothing of these verdicts is kept, and the same command goes on"
+                    "cannot tell. Mend it; nothing of these verdicts is kept, and the same command resumes"
                 )
             else:
                 return False

@@ -1,4 +1,4 @@
-"""A final answer that is text, compared after normalizing: as it stands, or what a pattern of the user's finds."""
+"""A final answer that is text, compared after normalizing: as it is, or what a pattern of the user's finds."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def is_unit(word: str) -> bool:
 
 
 def quantity(unit: str) -> tuple[str, Fraction] | None:
-    """(dimension, size in its smallest unit) of a unit as it stands behind a number, None where it is not known."""
+    """(dimension, size in its smallest unit) of a unit as it follows a number, None where it is not known."""
     unit = re.sub(r"\s*\^\s*", "^", unit)
     words = re.sub(r"[\s.,;()]+", " ", unit).strip().split(" ")
     power = 1

@@ -89,7 +89,7 @@ def _described(verifier: Any) -> dict[str, Any]:
 
 
 def _source_hash(kind: type) -> str:
-    """Of the file that defines a class, in which its helpers stand as well; "" where there is none."""
+    """Of the file that defines a class, in which its helpers are as well; "" where there is none."""
     try:
         path = inspect.getsourcefile(kind)
     except TypeError:
@@ -98,7 +98,7 @@ def _source_hash(kind: type) -> str:
 
 
 def gold_text(answer: str) -> str:
-    """A gold answer as it stands, or what its marker holds (GSM8K's worked solutions end in `#### 18`)."""
+    """A gold answer as it is, or what its marker holds (GSM8K's worked solutions end in `#### 18`)."""
     found = explicit_answer(answer)
     return found.text if found else answer.strip()
 

@@ -62,7 +62,7 @@ def compare_words(gold: str, answer: str) -> tuple[Decided, str] | None:
 
 
 def compare_texts(gold: str, answer: str) -> tuple[Decided, str] | None:
-    r"""The verdict on two anagrams of which one at least stands in \text{...}: such letters are no product."""
+    r"""The verdict on two anagrams of which one at least is in \text{...}: such letters are no product."""
     one, two = _in_text(gold), _in_text(answer)
     if one is None and two is None:
         return None

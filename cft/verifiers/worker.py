@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def verdict_of(verifier: Verifier, response: str, answer: str) -> Verdict:
-    """The verifier's verdict; "undecided" where the text is too much for memory or stack. Other errors are mistakes of the
+    """The verifier's verdict; "undecided" where the text is too much for memory or stack. Other errors are defects of the
     verifier, and pass."""
     try:
         return verifier(response, answer)

@@ -1,7 +1,7 @@
 """Weightings that look at the whole row: selections by rank, propagation along the row, one weight a sequence.
 
 A selection ranks within the row. Papers that rank within a batch would otherwise give a row another loss for each way of
-splitting a step into micro-batches; the share that is selected is the same, which tokens are may differ.
+splitting a step into micro-batches; the fraction that is selected is the same, which tokens are may differ.
 
 What a selection is divided by: the count of a step holds all eligible tokens. `mean_over_selected` scales the ceil(fraction n)
 tokens that a row keeps of its n by n / ceil(fraction n), so that the row enters as the mean over its selected tokens.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cft.ranges import AboveZero, AtLeastZero, Fraction, ShareAboveZero, in_range
+from cft.ranges import AboveZero, AtLeastZero, Fraction, FractionAboveZero, in_range
 from cft.scores.column import REFERENCE_LOGPROB
 from cft.weightings.statistics import TokenScores
 from cft.weightings.token import Weighting
@@ -31,7 +31,7 @@ class TopOfRow(Weighting):
     selects: str = "the top of each row"
 
     @in_range
-    def __init__(self, *, fraction: ShareAboveZero) -> None:
+    def __init__(self, *, fraction: FractionAboveZero) -> None:
         self.fraction = fraction
 
 
@@ -84,7 +84,7 @@ class SSToken(TopOfRow):
     needs: tuple[str, ...] = (REFERENCE_LOGPROB, ATTENTION)
 
     @in_range
-    def __init__(self, *, gamma: Fraction, fraction: ShareAboveZero) -> None:
+    def __init__(self, *, gamma: Fraction, fraction: FractionAboveZero) -> None:
         super().__init__(fraction=fraction)
         self.gamma = gamma
 

@@ -172,7 +172,7 @@ class Product(Weighting):
     """The product of several weightings, each detached or not as it is alone. factors: by any name.
 
     At most one of them may select by rank: each would rank all eligible tokens for itself and scale its n / k as if it
-    stood alone, so that what two keep together may be anything from no token of a row to k of them, with the wrong sum.
+    were alone, so that what two keep together may be anything from no token of a row to k of them, with the wrong sum.
     """
 
     def __init__(self, *, factors: Mapping[str, TokenWeighting]) -> None:

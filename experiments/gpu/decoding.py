@@ -103,7 +103,7 @@ def decode_step(
     """One token for so many rows in so many rectangles; sequences: prefixes that rows share, 0 = each row has its own."""
     vocabulary = int(engine.model.config.vocab_size)
     forks = many_forks(rows, sequences=sequences or rows, prefix=prefix, vocabulary=vocabulary)
-    # No fork of a sequence may stand alone in its group, or it would copy the prefix.
+    # No fork of a sequence may be alone in its group, or it would copy the prefix.
     forks.sort(key=lambda fork: int(fork.key) % max(1, sequences))  # type: ignore[call-overload]
     scheduler = Scheduler[Row](engine.prefill, max_rows=rows, budget_bytes=engine.kv_budget_bytes)
     for group in np.array_split(np.arange(rows), rectangles):
@@ -150,8 +150,8 @@ def end_to_end(engine: SharedPrefixEngine, forks: Sequence[Fork], *, budget: Bud
 def rescored(engine: SharedPrefixEngine, *, prefix: int) -> dict[str, float]:
     """What a near tie costs."""
     ids = list(range(3, 3 + prefix + prefix // 2))
-    settle = partial(engine.reference.rescore, ids, sampling=GREEDY, uniform=0.0)
-    return {"tokens": len(ids), "ms": milliseconds(settle, device=engine.model.device, times=5)}
+    rescore = partial(engine.reference.rescore, ids, sampling=GREEDY, uniform=0.0)
+    return {"tokens": len(ids), "ms": milliseconds(rescore, device=engine.model.device, times=5)}
 
 
 def prefilled(engine: SharedPrefixEngine, *, prefix: int) -> dict[str, float]:

@@ -118,7 +118,7 @@ def milliseconds(work: Callable[[], object], *, device: torch.device, times: int
 
 
 def kernels(work: Callable[[], object], *, device: torch.device, times: int = 3) -> dict[str, float]:
-    """Of one call: kernels launched, milliseconds they ran, milliseconds by the clock, share of the clock they ran."""
+    """Of one call: kernels launched, milliseconds they ran, milliseconds by the clock, fraction of the clock they ran."""
     from torch.profiler import ProfilerActivity, profile
 
     if device.type != "cuda":

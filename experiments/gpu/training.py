@@ -58,7 +58,7 @@ def training(record: Record) -> None:
 
 
 def rows_of(count: int, *, mean: int, vocabulary: int, density: float) -> list[TokenRow]:
-    """Lengths of mean / 3 to 5 mean / 3, a quarter of them prompt; density: share of response tokens with loss."""
+    """Lengths of mean / 3 to 5 mean / 3, a quarter of them prompt; density: fraction of response tokens with loss."""
     rng = np.random.default_rng(0)
     rows = []
     for i, length in enumerate(np.linspace(mean / 3, 5 * mean / 3, count).astype(int)):
@@ -149,7 +149,7 @@ def steps(
 
 
 def allocated(device: torch.device, *, peak: bool = False) -> float:
-    """GB now, or the most since the last time that the peak was asked for."""
+    """GB now, or the most since the peak was last read."""
     if device.type != "cuda":
         return 0.0
     if not peak:

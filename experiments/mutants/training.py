@@ -10,7 +10,7 @@ TRAINING = (
     Mutant(
         "a mean of means",
         "cft.training.module:CausalLMModule.training_step",
-        "torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * share",
+        "torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * scale",
         "terms[0].sum / max(1, terms[0].count)",
         f"{_MODULE}test_accumulation_equals_one_big_batch[4-2]",
     ),
@@ -43,7 +43,7 @@ TRAINING = (
         f"{_MODULE}test_every_step_has_the_coefficients_of_its_progress",
     ),
     Mutant(
-        "a decaying share validated as of now",
+        "a decaying weight validated as of now",
         "cft.training.module:CausalLMModule.validation_step",
         "self.lm(batch, progress=_VALIDATED_AT)",
         "self.lm(batch, progress=self._progress())",
@@ -88,7 +88,7 @@ TRAINING = (
 
 RESUME = (
     Mutant(
-        "a resumed epoch that begins anew",
+        "a resumed epoch that begins again",
         "cft.data.batches:GlobalOrderSampler.__iter__",
         "done if epoch == self.epoch else 0",
         "0",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from cft.benchmarks.rows import FIELDS, LAYOUTS, normal_answer
+from cft.benchmarks.rows import LAYOUTS, Layout, normal_answer
 from cft.benchmarks.sets import benchmark, members_of, suite, verifier_for
 from cft.benchmarks.sweep import in_one_run
 from cft.config.build import CONF_DIR, build, check_command_line
@@ -121,10 +121,10 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
 
 
 def test_a_row_without_a_body_is_its_question_and_one_without_the_field_is_none() -> None:
-    assert LAYOUTS["svamp"]({"Body": " ", "Question": "2 + 2?", "Answer": 4.0}) == ("2 + 2?", "4", "")
-    assert LAYOUTS["asdiv"]({"body": "", "question": "2 + 2?", "answer": "4 (pens)"}) == ("2 + 2?", "4", "")
+    assert LAYOUTS["svamp"].read({"Body": " ", "Question": "2 + 2?", "Answer": 4.0}) == ("2 + 2?", "4", "")
+    assert LAYOUTS["asdiv"].read({"body": "", "question": "2 + 2?", "answer": "4 (pens)"}) == ("2 + 2?", "4", "")
     with pytest.raises(BadRow, match="missing field: Body"):
-        LAYOUTS["svamp"]({"Question": "2 + 2?", "Answer": 4.0})
+        LAYOUTS["svamp"].read({"Question": "2 + 2?", "Answer": 4.0})
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_row_without_a_body_is_its_question_and_one_without_the_field_is_none(
     ],
 )
 def test_a_bracket_that_is_no_unit_stays(answer: str, gold: str) -> None:
-    assert LAYOUTS["asdiv"]({"body": "b", "question": "q", "answer": answer})[1] == gold
+    assert LAYOUTS["asdiv"].read({"body": "b", "question": "q", "answer": answer})[1] == gold
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,14 @@ def test_a_bracket_that_is_no_unit_stays(answer: str, gold: str) -> None:
     ],
 )
 def test_a_box_without_braces_or_by_another_name_holds_an_answer(solution: str, gold: str) -> None:
-    assert LAYOUTS["boxed"]({"problem": "q", "solution": solution})[1] == gold
+    assert LAYOUTS["boxed"].read({"problem": "q", "solution": solution})[1] == gold
     assert Math(fallback_last_number=False, lists="set")(solution, gold).decision == "right"
 
 
 @pytest.mark.parametrize("text", ["Put it in \\boxed.", "in \\(\\boxed\\), then 7", "\\boxed, then 7", "\\boxedness 7"])
 def test_a_box_that_is_only_spoken_of_holds_none(text: str) -> None:
     with pytest.raises(BadRow, match="no final answer"):
-        LAYOUTS["boxed"]({"problem": "q", "solution": text})
+        LAYOUTS["boxed"].read({"problem": "q", "solution": text})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -166,7 +166,11 @@ def test_a_renamed_field_names_file_fields_and_a_remedy_that_exists(tmp_path: Pa
     with pytest.raises(ProblemError) as error:
         read(tmp_path, [{"sol": "\\boxed{1}", "quest": "q"}], layout=layout)
     said = str(error.value)
-    for part in ("mine.jsonl:1", "expected" if layout == "olympiadbench" else "the row has sol, quest", FIELDS[layout]):
+    for part in (
+        "mine.jsonl:1",
+        "expected" if layout == "olympiadbench" else "the row has sol, quest",
+        LAYOUTS[layout].fields,
+    ):
         assert part in said
     assert f"benchmark.layout={layout} reads the fields" in said
     assert "data." not in said.replace(str(tmp_path), "")
@@ -175,7 +179,7 @@ def test_a_renamed_field_names_file_fields_and_a_remedy_that_exists(tmp_path: Pa
 @pytest.mark.parametrize("layout", ROWS)
 def test_layouts(layout: str) -> None:
     row, parts = ROWS[layout]
-    assert LAYOUTS[layout](row) == parts
+    assert LAYOUTS[layout].read(row) == parts
 
 
 def table_row(**changes: Any) -> dict[str, Any]:
@@ -184,17 +188,19 @@ def table_row(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_table_is_part_of_the_question_and_choices_get_letters() -> None:
-    question, answer, solution = LAYOUTS["tabmwp"](table_row())
+    question, answer, solution = LAYOUTS["tabmwp"].read(table_row())
     assert (
         question == 'Read the following table regarding "Pens" and answer a question:\nred | 1,300\nHow many? (unit: $)'
     )
     assert (answer, solution) == ("1300", "Look.")
-    question, answer, _ = LAYOUTS["tabmwp"](table_row(choices=["yes", "no"], answer="no", table_title=None, unit=None))
+    question, answer, _ = LAYOUTS["tabmwp"].read(
+        table_row(choices=["yes", "no"], answer="no", table_title=None, unit=None)
+    )
     assert question.startswith("Read the following table and answer a question:\n")
     assert question.endswith("How many?\nOptions: (A) yes (B) no")
     assert answer == "(B) no"
     with pytest.raises(BadRow, match="choices"):
-        LAYOUTS["tabmwp"](table_row(choices=["yes", "no"], answer="perhaps"))
+        LAYOUTS["tabmwp"].read(table_row(choices=["yes", "no"], answer="perhaps"))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +325,14 @@ def test_a_verifier_that_is_chosen_wins_over_the_benchmarks_own(tmp_path: Path) 
     assert verifier_for(splits, chosen=chosen) == OPTIONS
     assert verifier_for(splits, chosen=NUMERIC) == NUMERIC
     plain = build(composed("evaluate", "benchmark.num_test=3").benchmark)
-    assert verifier_for(plain, chosen=chosen) == NUMERIC  # as train.py judges by default
+    assert verifier_for(plain, chosen=chosen) == NUMERIC  # as train.py grades by default
+
+
+def test_a_source_of_problems_may_name_its_verifier(tmp_path: Path) -> None:
+    path = tmp_path / "exam.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "1"}) + "\n", encoding="utf-8")
+    cfg = composed("evaluate", "benchmark=jsonl", f"benchmark.path={path}", "+verifier@benchmark.verifier=math")
+    assert isinstance(verifier_for(build(cfg.benchmark), chosen=build(cfg.verifier)), Math)
 
 
 @pytest.mark.parametrize(
@@ -360,3 +373,7 @@ def test_the_eleven_compose_as_a_list_as_they_do_by_name() -> None:
         by_name = compose("evaluate", ["benchmark=cft11"]).benchmark.members
         listed = compose("evaluate", in_one_run([f"benchmark={','.join(CFT11)}"])).benchmark.members
     assert by_name == listed
+
+
+def test_the_check_knows_every_layout() -> None:
+    assert set(get_args(Layout)) == LAYOUTS.keys()

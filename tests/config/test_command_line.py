@@ -192,7 +192,7 @@ def test_all_mistakes_are_reported_at_once_and_only_they(capsys: pytest.CaptureF
         check_command_line("train", argv)
     assert stopped.value.code == 2
     printed = capsys.readouterr().err.splitlines()
-    assert printed[0] == "cft train: 4 mistakes in the configuration, nothing was started"
+    assert printed[0] == "cft train: 4 configuration errors, nothing was started"
     keys = [line.split(":")[0].strip() for line in printed[1:]]
     assert sorted(keys) == ["loss.normalizer", "optimizer.lr", "trainer.max_epoch", "weightng"]
 
@@ -481,7 +481,7 @@ def test_a_prefix_must_be_a_package_name_with_a_dot(prefix: object) -> None:
 
 
 def test_build_calls_nested_nodes_and_leaves_plain_values_plain() -> None:
-    from cft.masks.base import Complement, Critical
+    from cft.masks import Complement, Critical
 
     built = build(composed("train", "mask=complement", "mask.of.rule=any").mask)
     assert isinstance(built, Complement)
@@ -643,7 +643,7 @@ def test_the_real_entry_point_reports_everything(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 2
     assert result.stdout == ""
-    assert "5 mistakes" in result.stderr
+    assert "5 configuration errors" in result.stderr
     assert "Traceback" not in result.stderr
     for hint in (
         "did you mean critical?",

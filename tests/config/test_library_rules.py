@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cft.config.build import CONF_DIR, ConfigError
-from cft.config.library_rules import library_mistakes
+from cft.config.library_rules import library_errors
 from cft.models.load import Lora, apply_lora
 from tests.conftest import make_llama
 from tests.stage import composed
@@ -50,7 +50,7 @@ from tests.stage import composed
     ],
 )
 def test_what_would_train_something_else_is_refused(key: str, value: object, remedy: str) -> None:
-    ((found, text),) = library_mistakes({"trainer": {"precision": "32-true", "devices": 1, key: value}})
+    ((found, text),) = library_errors({"trainer": {"precision": "32-true", "devices": 1, key: value}})
     assert found == f"trainer.{key}"
     assert remedy in text
 
@@ -72,7 +72,7 @@ def test_what_would_train_something_else_is_refused(key: str, value: object, rem
     ],
 )
 def test_what_is_sound_passes(sound: dict[str, object]) -> None:
-    assert list(library_mistakes({"trainer": sound})) == []
+    assert list(library_errors({"trainer": sound})) == []
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_is_sound_passes(sound: dict[str, object]) -> None:
     ],
 )
 def test_an_optimizer_that_would_not_descend_is_refused(key: str, value: object, remedy: str) -> None:
-    ((found, text),) = library_mistakes({"optimizer": {key: value}})
+    ((found, text),) = library_errors({"optimizer": {key: value}})
     assert found == f"optimizer.{key}"
     assert remedy in text
 
@@ -96,10 +96,10 @@ def test_an_optimizer_that_would_not_descend_is_refused(key: str, value: object,
 def test_what_describes_a_run_may_not_be_left_to_a_constructor(key: str) -> None:
     trainer = {"_target_": "x", "accelerator": "cpu", "devices": 1, "max_epochs": 1, "use_distributed_sampler": False}
     tree = {"optimizer": {"_target_": "x", "lr": 1.0}, "trainer": trainer}
-    assert list(library_mistakes(tree)) == []
+    assert list(library_errors(tree)) == []
     group, _, name = key.partition(".")
     del tree[group][name]
-    assert [found for found, _ in library_mistakes(tree)] == [key]
+    assert [found for found, _ in library_errors(tree)] == [key]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from cft.config.annotations import type_of
 from cft.config.build import CONF_DIR
 from cft.config.check import check_node
-from cft.config.command_line import CommandLine, command_line_mistakes, read_command_line
+from cft.config.command_line import CommandLine, command_line_errors, read_command_line
 from cft.config.source import resolve, signature
 from cft.errors import BadValue
 from cft.ranges import has_range
@@ -103,13 +103,13 @@ OUT_OF_RANGE = [
      "weighting.exponent loss.token_loss.beta"),
     ("weighting=eaft weighting.exponent=-1 weighting.scale=0 loss=sed loss.regularizers.sed.token_loss.tau=-1",
      "weighting.exponent weighting.scale loss.regularizers.sed.token_loss.tau"),
-    ("weighting=profit weighting.threshold=5 loss=sft_go groups=tfidf loss.aggregation.share.initial=9",
-     "weighting.threshold loss.aggregation.share.initial"),
+    ("weighting=profit weighting.threshold=5 loss=sft_go groups=tfidf loss.aggregation.weight.initial=9",
+     "weighting.threshold loss.aggregation.weight.initial"),
     ("weighting=sstoken weighting.gamma=2 reference=annotation loss=nll_entropy "
      "loss.regularizers.entropy.coefficient.initial=-0.1",
      "weighting.gamma loss.regularizers.entropy.coefficient.initial"),
     ("weighting=iw_sft weighting.largest=-1 reference=annotation loss=sft_go groups=tfidf "
-     "loss.aggregation.share.final=1.5", "weighting.largest loss.aggregation.share.final"),
+     "loss.aggregation.weight.final=1.5", "weighting.largest loss.aggregation.weight.final"),
     ("weighting=thresholded weighting.lowest=0.9 weighting.highest=0.5 loss=nll_entropy "
      "loss.regularizers.entropy.coefficient.final=nan",
      "weighting.lowest loss.regularizers.entropy.coefficient.final"),
@@ -120,14 +120,14 @@ OUT_OF_RANGE = [
 
 @pytest.mark.parametrize(("line", "keys"), OUT_OF_RANGE)
 def test_settings_that_train_another_method_are_refused_by_their_full_paths(line: str, keys: str) -> None:
-    found = [str(m) for m in command_line_mistakes(read(line), stage="train")]
+    found = [str(m) for m in command_line_errors(read(line), stage="train")]
     assert sorted(m.partition(":")[0] for m in found) == sorted(keys.split())
     assert all(": expected " in m and ", found " in m for m in found)
 
 
 def test_all_settings_out_of_range_are_reported_at_once_in_every_job_of_a_sweep() -> None:
     line = "-m weighting=high_entropy weighting.fraction=0.5,1.5 loss=gem loss.token_loss.beta=0.7,-1 optimizer.lr=nan"
-    found = [str(m) for m in command_line_mistakes(read(line), stage="train")]
+    found = [str(m) for m in command_line_errors(read(line), stage="train")]
     assert [m.split(":")[0] for m in found] == ["optimizer.lr", "weighting.fraction", "loss.token_loss.beta"]
 
 

@@ -17,7 +17,7 @@ from cft.config.build import CONF_DIR, build
 from cft.config.needs import missing_scores, stored_scores, strings, unmet
 from cft.data.columns import GroupColumn, NoGroups, columns_for, needs_live
 from cft.errors import BadValue
-from cft.masks.base import Critical, Numeric
+from cft.masks import Critical, Numeric
 from cft.scores.column import GROUP, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, StoredColumn
 from cft.scores.store import write_score
 from tests.conftest import ROOT

@@ -16,7 +16,7 @@ from cft.data.annotated import AnnotatedDataModule, annotated_rows, in_validatio
 from cft.data.columns import GroupColumn
 from cft.data.pairing import other_prompts
 from cft.errors import BadValue
-from cft.masks.base import All, Critical, Mask, MaskError, Numeric, RowMask, Weights
+from cft.masks import All, Critical, Mask, MaskError, Numeric, RowMask, Weights
 from cft.masks.ranked import TokenCleaning, TopScore
 from cft.scores.column import GROUP, Column, StoredColumn
 from cft.scores.store import write_score
@@ -192,7 +192,7 @@ def test_runs_on_other_scores_of_the_same_name_are_told_apart(tmp_path: Path, mi
     made = []
     for seed in (0, 1, 0):
         fingerprint = store_score(tmp_path, mine, seed=seed)
-        data = module(tmp_path, mask=TopScore(score="cleaner", share=0.5))
+        data = module(tmp_path, mask=TopScore(score="cleaner", fraction=0.5))
         assert data.facts()["scores"] == {"cleaner": fingerprint}
         made.append((data.settings(), data.facts()["rows_sha256"], [one.weight.tolist() for one in data.train_rows]))
     assert made[0] == made[2]
@@ -203,7 +203,7 @@ def test_runs_on_other_scores_of_the_same_name_are_told_apart(tmp_path: Path, mi
 
 def test_statistics_are_of_the_training_rows_alone(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
     store_score(tmp_path, mine, seed=0)
-    mask = TokenCleaning(base="logprob", reference="cleaner", share=0.5)
+    mask = TokenCleaning(base="logprob", reference="cleaner", fraction=0.5)
     data = module(tmp_path, mask=mask)
     eligible = np.concatenate([one.weight[2:] for one in data.train_rows])
     assert eligible.sum() == np.ceil(len(eligible) / 2)
@@ -214,7 +214,7 @@ def test_statistics_are_of_the_training_rows_alone(tmp_path: Path, mine: list[An
 
 def test_a_missing_score_names_the_command(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
     with pytest.raises(StoreError, match=r"cft score annotation=mine score=reference_logprob name=cleaner"):
-        module(tmp_path, mask=TopScore(score="cleaner", share=0.5))
+        module(tmp_path, mask=TopScore(score="cleaner", fraction=0.5))
 
 
 def test_a_batch_without_rows_has_the_columns_of_the_others(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
@@ -288,7 +288,7 @@ def shipped(mask: Mask, **options: Any) -> AnnotatedDataModule:
 @pytest.mark.parametrize(
     ("mask", "make"),
     [
-        (Critical(rule="share"), "num_alternatives=2 short_circuit=false limit=3500"),
+        (Critical(rule="fraction"), "num_alternatives=2 short_circuit=false limit=3500"),
         (Critical(rule="any"), "num_alternatives=2 short_circuit=false limit=3500"),
         (Critical(num_alternatives=3), "num_alternatives=3 limit=3500"),
     ],
@@ -303,12 +303,12 @@ def test_the_shipped_annotation_is_not_to_be_completed_but_made_anew(mask: Mask,
 def test_the_command_makes_what_the_mask_asks_for(tmp_path: Path) -> None:
     """The command of the message, for fewer problems."""
     with pytest.raises(MaskError) as error:
-        shipped(Critical(rule="share"))
+        shipped(Critical(rule="fraction"))
     command = str(error.value).partition("cft annotate ")[2].partition(" (fewer")[0].split()
     few = [word for word in command if not word.startswith("limit=")]
     annotate(*few, "limit=6", "data.max_steps=2", "replay_fraction=0.0", f"annotations_dir={tmp_path}")
     store = AnnotationStore(tmp_path / "tiny_arith_complete")
-    weights = [Critical(rule="share")(one) for one in store.rows()]
+    weights = [Critical(rule="fraction")(one) for one in store.rows()]
     assert {float(w) for one in weights for w in one} <= {0.0, 0.5, 1.0}
     assert len(weights) > 0
 
@@ -316,4 +316,4 @@ def test_the_command_makes_what_the_mask_asks_for(tmp_path: Path) -> None:
 def test_an_annotation_of_ones_own_is_completed(tmp_path: Path) -> None:
     annotation(tmp_path / "mine", rows=[row([5, 6], outcomes=[[1, -1], [0, 0]])])
     with pytest.raises(MaskError, match=r"cft annotate annotation=<name> complete=true"):
-        module(tmp_path, mask=Critical(rule="share"), validation_fraction=0.0)
+        module(tmp_path, mask=Critical(rule="fraction"), validation_fraction=0.0)

@@ -14,7 +14,7 @@ import pytest
 
 from cft.cli import report
 from cft.cli.stage import _named as named
-from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.command_line import command_line_errors, read_command_line
 from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 from tests.command_lines import representatives
@@ -43,7 +43,7 @@ def mistakes(command: Command, *, conf: Path) -> list[str]:
     before = STAGES[command.stage].arguments
     argv = named(before)(command.argv) if before else command.argv
     line = read_command_line(argv, stage=command.stage, conf_dir=conf)
-    return [str(m) for m in line.mistakes or command_line_mistakes(line, stage=command.stage)]
+    return [str(m) for m in line.errors or command_line_errors(line, stage=command.stage)]
 
 
 def installed(distribution: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from cft.annotation.kinds import count_kinds, token_texts
 from cft.annotation.rows import ROW_SCHEMA
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.report.explorer import OUTCOME_WORDS
 from cft.shipped import CONF_DIR
 from cft.types import AnnotatedResponse, Outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,16 @@ def run(engine: Any, forks: Sequence[Fork], *, budget: Budget = BUDGET) -> dict[
     return dict(found)
 
 
+@cache
+def _decoded_by_the_reference() -> dict[Key, Completion]:
+    return run(ReferenceEngine(random_llama(), EOS), forks_of(10))
+
+
+def of_llama() -> tuple[Any, list[Fork], dict[Key, Completion]]:
+    """The model, its forks, and what the reference makes of them."""
+    return random_llama(), forks_of(10), _decoded_by_the_reference()
+
+
 def assert_equal(found: dict[Key, Completion], expected: dict[Key, Completion]) -> None:
     assert found.keys() == expected.keys()
     for key, completion in expected.items():
@@ -92,7 +103,7 @@ def assert_equal(found: dict[Key, Completion], expected: dict[Key, Completion]) 
     ids=["llama", "llama-tied-no-groups", "qwen2", "qwen3", "olmo2"],
 )
 def test_ids_equal_the_references(make: Callable[[], PreTrainedModel]) -> None:
-    model, forks = make(), forks_of(14)
+    model, forks = make(), forks_of(7)
     expected = run(ReferenceEngine(model, EOS), forks)
     assert {c.finish for c in expected.values()} == {"stop", "length"}
     assert len({tuple(c.ids) for c in expected.values()}) > len(forks) / 2
@@ -110,9 +121,9 @@ def test_adapters_on_the_embeddings_change_nothing() -> None:
     assert_equal(run(SharedPrefixEngine(model, EOS), forks), run(ReferenceEngine(model, EOS), forks))
 
 
-@pytest.mark.parametrize("max_tails", [1, 2])
+@pytest.mark.parametrize("max_tails", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_joined_tails_are_what_they_were_apart(max_tails: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, forks = random_llama(), forks_of(20, seed=1)
+    model, forks = random_llama(), forks_of(10, seed=1)
     expected = run(ReferenceEngine(model, EOS), forks)
     monkeypatch.setattr(scheduler, "MAX_BLOCKS", max_tails)
     assert_equal(run(SharedPrefixEngine(model, EOS, max_rows=24), forks), expected)
@@ -128,8 +139,7 @@ def test_a_model_in_use_elsewhere_is_left_as_it_was() -> None:
 
 
 def test_memory_beyond_the_budget_makes_forks_wait_and_changes_nothing() -> None:
-    model, forks = random_llama(), forks_of(14)
-    expected = run(ReferenceEngine(model, EOS), forks)
+    model, forks, expected = of_llama()
     engine = SharedPrefixEngine(model, EOS, max_rows=64)
     assert_equal(run(engine, forks), expected)
     assert engine.back_offs == 0
@@ -140,8 +150,7 @@ def test_memory_beyond_the_budget_makes_forks_wait_and_changes_nothing() -> None
 
 def test_memory_that_ends_while_tails_grow_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some layers then have more room than others."""
-    model, forks = random_llama(), forks_of(14)
-    expected = run(ReferenceEngine(model, EOS), forks)
+    model, forks, expected = of_llama()
     engine = SharedPrefixEngine(model, EOS, max_rows=64)
     widened, grown, failed = fork_attention._widened, [0], [0]
 
@@ -215,8 +224,7 @@ class Full:
     ids=["accelerator", "cpu"],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(error: Exception) -> None:
-    model, forks = random_llama(), forks_of(14)
-    expected = run(ReferenceEngine(model, EOS), forks)
+    model, forks, expected = of_llama()
     engine = SharedPrefixEngine(model, EOS, max_rows=64)
     full = Full(model, lambda ids: ids.shape[0] > 5, error)
     assert_equal(run(engine, forks), expected)
@@ -224,8 +232,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: Exception) -> None:
 
 
 def test_a_fork_that_does_not_fit_alone_is_given_up_and_the_others_go_on() -> None:
-    model, forks = random_llama(), forks_of(14)
-    expected = run(ReferenceEngine(model, EOS), forks)
+    model, forks, expected = of_llama()
     engine = SharedPrefixEngine(model, EOS, max_rows=64)
     victim = next(f for f in forks if f.first_token is not None and len(expected[f.key].ids) > f.prefix_len + 3)
     poison = int(expected[victim.key].ids[victim.prefix_len + 1])
@@ -252,8 +259,7 @@ def test_a_source_that_has_seen_enough_ends_a_fork() -> None:
         def decided(self, key: Key, ids: Sequence[int]) -> bool:
             return ids[-1] % 7 == 3
 
-    model, forks = random_llama(), forks_of(14)
-    whole = run(ReferenceEngine(model, EOS), forks)
+    model, forks, whole = of_llama()
     for engine in (ReferenceEngine(model, EOS), SharedPrefixEngine(model, EOS)):
         found = dict(engine.run(Impatient(forks), budget=BUDGET))
         for key, completion in whole.items():

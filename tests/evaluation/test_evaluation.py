@@ -184,9 +184,10 @@ def test_training_refuses_problems_without_room_before_it_starts(part: str) -> N
     best = ("callbacks=best_loss",) if part == "evaluation" else ()
     cfg = composed("train", f"prompt.system={'word ' * 300}", f"{part}.problems=3", f"{other}.problems=0", *best)
     splits = arithmetic(name="a", seed=0, num_train=1, num_validation=3, num_test=3)
-    loaded: Any = SimpleNamespace(tokenizer=load_tokenizer(build(cfg.model)), context=256)
+    facts = SimpleNamespace(context=256)
+    model: Any = SimpleNamespace(tokenizer=load_tokenizer(build(cfg.model)), facts=facts)
     with pytest.raises(NoRoom, match=r"evaluation\.max_not_run=0\.01: 3 of the 3"):
-        room_of_part(cfg, splits, part, loaded=loaded, prompt=build(cfg.prompt))
+        room_of_part(cfg, splits, part, model=model, prompt=build(cfg.prompt))
 
 
 def test_undecided_is_counted_apart() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.types import Budget, Completion, Decision, Fork, Verdict
 from cft.verifiers.grader import Grader
 from experiments.interdependence import Pair, forks_of, pairs_of, replace_pairs, share, summary

@@ -234,7 +234,7 @@ def test_a_server_out_of_reach_makes_the_run_offline_and_training_goes_on(
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setattr("cft.loggers.wandb_run.INIT_TIMEOUT_S", 2.0)
-    with pytest.warns(UserWarning, match=r"W&B is out of reach .*goes on offline.*wandb sync"):
+    with pytest.warns(UserWarning, match=r"W&B is out of reach .*continues offline.*wandb sync"):
         ended = train(chain.annotations, "logger=wandb", "hydra.run.dir=run")
     assert ended.status == 0, ended.text
     (path,) = offline_runs(tmp_path)

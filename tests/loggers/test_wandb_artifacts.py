@@ -16,7 +16,7 @@ import yaml
 
 from cft.annotation.store import SHIPPED
 from cft.config.build import CONF_DIR
-from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.command_line import command_line_errors, read_command_line
 from cft.loggers.build import RunFacts, close_loggers, log_made, logging_to, wandb_logger
 from cft.loggers.wandb_run import WandbRun, artifact_of
 from cft.runs.lineage import Link, annotation_link, checkpoint_link
@@ -168,7 +168,7 @@ def test_a_broken_server_makes_the_run_offline(kind: str, tmp_path: Path, monkey
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("WANDB_API_KEY", "local-" + "a" * 40)
         monkeypatch.setattr("cft.loggers.wandb_run.INIT_TIMEOUT_S", 1.0)
-        with pytest.warns(UserWarning, match=r"W&B is out of reach .*goes on offline"):
+        with pytest.warns(UserWarning, match=r"W&B is out of reach .*continues offline"):
             run = opened(tmp_path / "r", mode="online")
         server.shutdown()
     assert not run.online
@@ -233,7 +233,7 @@ def test_the_commands_of_the_sweep_pass_the_check() -> None:
         assert head == "/usr/bin/env python"
         assert "logger=wandb" in arguments
         line = read_command_line(shlex.split(arguments), stage="train", conf_dir=CONF_DIR)
-        assert command_line_mistakes(line, stage="train") == []
+        assert command_line_errors(line, stage="train") == []
 
 
 def test_a_run_of_an_agent_keeps_the_id_that_the_agent_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

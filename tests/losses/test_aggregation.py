@@ -40,28 +40,28 @@ def gradient(aggregation: Aggregation, made: WeightedLosses) -> tuple[float, lis
 def test_the_worse_group_of_each_row() -> None:
     """Row 0: groups 1.5 and 4; row 2: groups 5 and 2. Row 1 is empty."""
     made = losses([1.0, 2.0, 4.0, 5.0, 2.0], rows=[0, 0, 0, 2, 2], groups=[0, 0, 1, 0, 1])
-    value, grad = gradient(WorstGroup(share=constant(1.0)), made)
+    value, grad = gradient(WorstGroup(weight=constant(1.0)), made)
     assert value == pytest.approx(4.0 + 5.0)
     assert grad == [0.0, 0.0, 1.0, 1.0, 0.0]
 
 
 def test_the_worst_group_mixes_with_the_mean_of_all() -> None:
     made = losses([1.0, 2.0, 4.0], rows=[0, 0, 0], groups=[0, 0, 1])
-    value, _ = gradient(WorstGroup(share=constant(0.9)), made)
+    value, _ = gradient(WorstGroup(weight=constant(0.9)), made)
     assert value == pytest.approx(0.1 * 7 / 3 + 0.9 * 4.0)
 
 
 def test_a_group_that_is_negative_and_alone_is_still_the_worst() -> None:
     """An empty group must not win with its zero: losses such as PSFT's are negative."""
     made = losses([-1.0, -2.0], rows=[0, 0], groups=[1, 1])
-    assert gradient(WorstGroup(share=constant(1.0)), made)[0] == pytest.approx(-1.5)
+    assert gradient(WorstGroup(weight=constant(1.0)), made)[0] == pytest.approx(-1.5)
     made = losses([-1.0, -2.0], rows=[0, 0], groups=[1, 1])
     assert gradient(SoftmaxGroups(temperature=2.0, detached=True), made)[0] == pytest.approx(-1.5)
 
 
 def test_the_share_decays() -> None:
     made = losses([1.0, 2.0, 4.0], rows=[0, 0, 0], groups=[0, 0, 1])
-    decaying = WorstGroup(share=Coefficient(initial=0.8, final=0.0, shape="linear"))
+    decaying = WorstGroup(weight=Coefficient(initial=0.8, final=0.0, shape="linear"))
     half = float(decaying(made, progress=0.5).detach())
     assert half == pytest.approx(0.6 * 7 / 3 + 0.4 * 4.0)
 
@@ -76,12 +76,12 @@ def test_softmax_over_groups() -> None:
 
 def test_weights_scale_the_losses_within_their_group() -> None:
     made = losses([1.0, 2.0, 4.0], rows=[0, 0, 0], groups=[0, 0, 1], weights=[2.0, 1.0, 0.5])
-    assert gradient(WorstGroup(share=constant(1.0)), made)[0] == pytest.approx(2.0)  # means 2 and 2
+    assert gradient(WorstGroup(weight=constant(1.0)), made)[0] == pytest.approx(2.0)  # means 2 and 2
 
 
 @pytest.mark.parametrize(
     "aggregation",
-    [TokenMean(), WorstGroup(share=constant(0.9)), SoftmaxGroups(temperature=2.0, detached=False)],
+    [TokenMean(), WorstGroup(weight=constant(0.9)), SoftmaxGroups(temperature=2.0, detached=False)],
     ids=lambda a: type(a).__name__,
 )
 def test_no_tokens_at_all_is_zero_with_a_gradient(aggregation: Aggregation) -> None:
@@ -89,8 +89,8 @@ def test_no_tokens_at_all_is_zero_with_a_gradient(aggregation: Aggregation) -> N
 
 
 def test_a_share_of_the_worst_group_above_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"WorstGroup\.share: expected initial and final from 0 to 1, found 9\.0"):
-        WorstGroup(share=constant(9.0))
+    with pytest.raises(ValueError, match=r"WorstGroup\.weight: expected initial and final from 0 to 1, found 9\.0"):
+        WorstGroup(weight=constant(9.0))
 
 
 def test_a_temperature_of_zero_is_refused() -> None:

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from cft.losses.coefficient import Coefficient
-from cft.losses.objective import Regularizer
-from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy
+from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy, Regularizer
 from cft.losses.target import GEM, Distillation, LabelSmoothing, TargetSFT
 from cft.losses.token import NLL, ClippedRatio, Power, Prediction, TokenLoss
 from cft.training.calibration import calibrate, calibrated_threshold
@@ -41,9 +40,9 @@ def test_values_against_hand_computation() -> None:
     assert value(NLL(), given) == pytest.approx(math.log(2))
     assert value(Power(exponent=0.5), given) == pytest.approx(2 * (1 - math.sqrt(0.5)))
     smooth = [0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]
-    assert value(LabelSmoothing(share=0.1), given) == pytest.approx(-sum(map(_times_log, smooth, p)))
+    assert value(LabelSmoothing(smoothing=0.1), given) == pytest.approx(-sum(map(_times_log, smooth, p)))
     taught = [0.5 + 0.05, 0.3, 0.15]
-    assert value(Distillation(share=0.5), given) == pytest.approx(-sum(map(_times_log, taught, p)))
+    assert value(Distillation(teacher_weight=0.5), given) == pytest.approx(-sum(map(_times_log, taught, p)))
     assert value(KLFromReference(), given) == pytest.approx(sum(b * math.log(b / a) for a, b in zip(p, r, strict=True)))
     assert value(KLToReference(), given) == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, r, strict=True)))
     assert value(NegativeEntropy(), given) == pytest.approx(sum(map(_times_log, p, p)))
@@ -75,8 +74,8 @@ def test_sed_acts_where_the_top_two_are_short_of_tau() -> None:
 EVERY_LOSS: list[TokenLoss] = [
     NLL(),
     Power(exponent=0.5),
-    LabelSmoothing(share=0.1),
-    Distillation(share=0.5),
+    LabelSmoothing(smoothing=0.1),
+    Distillation(teacher_weight=0.5),
     TargetSFT(eta=0.5),
     GEM(beta=0.7, h="linear"),
     GEM(beta=0.7, h="log_sigmoid"),
@@ -153,8 +152,8 @@ def test_calibration_without_tokens_and_use_without_calibration_are_refused() ->
 def test_settings_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"GEM\.beta"):
         GEM(beta=0.0, h="linear")
-    with pytest.raises(ValueError, match=r"\.share"):
-        LabelSmoothing(share=1.5)
+    with pytest.raises(ValueError, match=r"\.smoothing"):
+        LabelSmoothing(smoothing=1.5)
     with pytest.raises(ValueError, match=r"TargetSFT\.eta"):
         TargetSFT(eta=-1.0)
     with pytest.raises(ValueError, match=r"ClippedRatio\.eps_low"):

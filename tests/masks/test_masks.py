@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cft.config.build import CONF_DIR
-from cft.masks.base import All, AnswerSpan, Complement, Critical, MaskError, Numeric, Prefix, RandomLike, mask_weights
+from cft.masks import All, AnswerSpan, Complement, Critical, MaskError, Numeric, Prefix, RandomLike, mask_weights
 from cft.types import AnnotatedResponse
 from tests.fakes import row
 
@@ -69,14 +69,14 @@ def test_any_needs_every_cell_and_says_how_to_fill_them() -> None:
 )
 def test_graded_truth_table(outcomes: list[int], weight: float, weight_if_cut_off_is_not_wrong: float) -> None:
     one = row([5], outcomes=[outcomes])
-    assert Critical(rule="share")(one).tolist() == [weight]
-    assert Critical(rule="share", cut_off="not_wrong")(one).tolist() == [weight_if_cut_off_is_not_wrong]
+    assert Critical(rule="fraction")(one).tolist() == [weight]
+    assert Critical(rule="fraction", cut_off="not_wrong")(one).tolist() == [weight_if_cut_off_is_not_wrong]
 
 
 @given(outcomes=st.lists(st.lists(st.sampled_from([R, W, C, D]), min_size=3, max_size=3), min_size=1, max_size=8))
 def test_graded_lies_between_all_and_any(outcomes: list[list[int]]) -> None:
     one = row(range(len(outcomes)), outcomes=outcomes)
-    graded = Critical(num_alternatives=3, rule="share")(one)
+    graded = Critical(num_alternatives=3, rule="fraction")(one)
     np.testing.assert_array_equal(graded == 1, Critical(num_alternatives=3, rule="all")(one) == 1)
     np.testing.assert_array_equal(graded > 0, Critical(num_alternatives=3, rule="any")(one) == 1)
     np.testing.assert_allclose(graded * 3, np.round(graded * 3), atol=1e-6)
@@ -85,7 +85,7 @@ def test_graded_lies_between_all_and_any(outcomes: list[list[int]]) -> None:
 @pytest.mark.parametrize("outcomes", [[R, U], [U, W]])
 def test_graded_needs_a_complete_annotation(outcomes: list[int]) -> None:
     with pytest.raises(MaskError, match="complete=true"):
-        Critical(rule="share")(row([5], outcomes=[outcomes]))
+        Critical(rule="fraction")(row([5], outcomes=[outcomes]))
 
 
 def test_unsettled_positions_are_refused() -> None:

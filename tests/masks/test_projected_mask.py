@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
-from cft.masks.base import Complement, Critical, MaskError
+from cft.masks import Complement, Critical, MaskError
 from cft.masks.projected import Projected, project
 from cft.types import AnnotatedResponse
 from tests.fakes import row

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cft.errors import BadValue
-from cft.masks.base import Mask, MaskError
+from cft.masks import Mask, MaskError
 from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore, top_of_row
 from cft.types import AnnotatedResponse
 from tests.fakes import row
@@ -26,7 +26,7 @@ def test_the_top_of_a_row_is_that_of_a_sort(values: list[int], share: float) -> 
     ranked = sorted(range(len(values)), key=lambda i: (-values[i], i))
     count = math.ceil(round(share * len(values), 9))
     expected = [float(i in ranked[:count]) for i in range(len(values))]
-    assert top_of_row(np.array(values, np.float32), share=share).tolist() == expected
+    assert top_of_row(np.array(values, np.float32), fraction=share).tolist() == expected
 
 
 def test_entropy_and_stored_scores_rank_within_the_row() -> None:
@@ -35,18 +35,18 @@ def test_entropy_and_stored_scores_rank_within_the_row() -> None:
         entropy=np.array([0.1, 0.9, 0.2, 0.9, 0.4], np.float32),
         scores={"attention_received": np.array([3, 0, 0, 1, 2], np.float32)},
     )
-    assert HighEntropy(share=0.2)(one).tolist() == [0, 1, 0, 0, 0]
-    assert HighEntropy(share=0.5)(one).tolist() == [0, 1, 0, 1, 1]
-    assert TopScore(score="attention_received", share=0.4)(one).tolist() == [1, 0, 0, 0, 1]
-    assert TopScore(score="attention_received", share=0.4).needs == ("attention_received",)
-    assert TopScore(score="logprob", share=0.4).needs == ()
+    assert HighEntropy(fraction=0.2)(one).tolist() == [0, 1, 0, 0, 0]
+    assert HighEntropy(fraction=0.5)(one).tolist() == [0, 1, 0, 1, 1]
+    assert TopScore(score="attention_received", fraction=0.4)(one).tolist() == [1, 0, 0, 0, 1]
+    assert TopScore(score="attention_received", fraction=0.4).needs == ("attention_received",)
+    assert TopScore(score="logprob", fraction=0.4).needs == ()
 
 
 @given(responses=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=9), min_size=1, max_size=6), share=SHARES)
 def test_tf_idf_is_that_of_scikit_learns_definition(responses: list[list[int]], share: float) -> None:
     """Smoothed idf as scikit-learn documents it, counted here anew for every token."""
     rows = [row(ids, number=n) for n, ids in enumerate(responses)]
-    mask = TfIdf(share=share)
+    mask = TfIdf(fraction=share)
     mask.fit(rows)
     for ids, one in zip(responses, rows, strict=True):
         score = [
@@ -72,7 +72,7 @@ def scored(number: int, *, length: int = 30) -> AnnotatedResponse:
 
 def test_token_cleaning_takes_the_top_of_the_whole_data_set() -> None:
     rows = [scored(n, length=5 + n) for n in range(20)]
-    mask = TokenCleaning(base="logprob", reference="cleaner", share=0.6)
+    mask = TokenCleaning(base="logprob", reference="cleaner", fraction=0.6)
     assert mask.needs == ("cleaner",)
     mask.fit(rows)
     # base loss - reference loss, in the paper's order
@@ -92,14 +92,14 @@ def test_equal_values_at_the_threshold_are_all_picked() -> None:
         )
         for n in range(3)
     ]
-    mask = TokenCleaning(base="logprob", reference="c", share=0.5)
+    mask = TokenCleaning(base="logprob", reference="c", fraction=0.5)
     mask.fit(tied)
     assert [mask(one).tolist() for one in tied] == [[1, 1]] * 3
 
 
 def test_a_threshold_without_a_data_set_is_refused() -> None:
     with pytest.raises(MaskError, match="fit"):
-        TokenCleaning(base="logprob", reference="cleaner", share=0.6)(scored(0))
+        TokenCleaning(base="logprob", reference="cleaner", fraction=0.6)(scored(0))
 
 
 def test_boilerplate_is_what_shuffled_training_makes_likelier() -> None:
@@ -113,10 +113,10 @@ def test_boilerplate_is_what_shuffled_training_makes_likelier() -> None:
 
 
 MASKS: list[Mask] = [
-    HighEntropy(share=0.2),
-    TopScore(score="cleaner", share=0.2),
-    TfIdf(share=0.3),
-    TokenCleaning(base="logprob", reference="cleaner", share=0.6),
+    HighEntropy(fraction=0.2),
+    TopScore(score="cleaner", fraction=0.2),
+    TfIdf(fraction=0.3),
+    TokenCleaning(base="logprob", reference="cleaner", fraction=0.6),
     Reasoning(base="logprob", shuffled="shuffled"),
 ]
 
@@ -135,12 +135,12 @@ def test_the_order_of_the_rows_decides_nothing(mask: Mask) -> None:
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
 def test_shares_are_shares(share: float) -> None:
-    with pytest.raises(BadValue, match=r"HighEntropy\.share: expected a number above 0 and at most 1"):
-        HighEntropy(share=share)
+    with pytest.raises(BadValue, match=r"HighEntropy\.fraction: expected a number above 0 and at most 1"):
+        HighEntropy(fraction=share)
 
 
 def test_two_models_are_expected() -> None:
     with pytest.raises(MaskError, match="two models"):
-        TokenCleaning(base="a", reference="a", share=0.6)
+        TokenCleaning(base="a", reference="a", fraction=0.6)
     with pytest.raises(MaskError, match="two models"):
         Reasoning(base="a", shuffled="a")

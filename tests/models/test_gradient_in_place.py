@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cft.models.cpu import gradient_in_place, onednn_linear
-from cft.models.cpu.gradient_in_place import LeanEmbedding, gradients_in_place, use_lean_embeddings
+from cft.models.cpu.gradient_in_place import InPlaceEmbedding, gradients_in_place, use_in_place_embeddings
 from cft.models.cpu.onednn_linear import available, use_onednn
-from cft.models.cpu.recomputed_layers import use_lean_layers
+from cft.models.cpu.recomputed_layers import use_recomputed_layers
 from cft.training.selective_lm import SelectiveLM
 from tests.architectures import gradients, uneven
 from tests.fakes import exact_llama, random_llama
@@ -55,8 +55,8 @@ def test_two_micro_batches_add_up_as_autograd_adds_them(tied: bool, chunk_tokens
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         use_onednn(model)
-        use_lean_layers(model)
-        assert use_lean_embeddings(model) == 1
+        use_recomputed_layers(model)
+        assert use_in_place_embeddings(model) == 1
         found = of_two_micro_batches(model, chunk_tokens=chunk_tokens, in_place=in_place)
         assert_as_exact_as_torch(found, *torchs_and_exact(tied))
 
@@ -64,8 +64,8 @@ def test_two_micro_batches_add_up_as_autograd_adds_them(tied: bool, chunk_tokens
 def lookup(*, padding: int | None = None) -> nn.Embedding:
     torch.manual_seed(0)
     layer = nn.Embedding(9, 4, padding_idx=padding)
-    assert use_lean_embeddings(layer) == 1
-    assert type(layer) is LeanEmbedding
+    assert use_in_place_embeddings(layer) == 1
+    assert type(layer) is InPlaceEmbedding
     return layer
 
 
@@ -103,4 +103,4 @@ def test_a_weight_that_somebody_watches_is_left_to_autograd() -> None:
 
 def test_embeddings_with_rules_of_their_own_stay_as_they_are() -> None:
     special = nn.ModuleList([nn.Embedding(9, 4, sparse=True), nn.Embedding(9, 4, max_norm=1.0)])
-    assert use_lean_embeddings(special) == 0
+    assert use_in_place_embeddings(special) == 0

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from cft.models.cpu import onednn_linear
-from cft.models.cpu import recomputed_layers as lean_layers
-from cft.models.cpu.recomputed_layers import use_lean_layers
+from cft.models.cpu import onednn_linear, recomputed_layers
+from cft.models.cpu.recomputed_layers import use_recomputed_layers
 from cft.models.kernels import Used, prepare_for_training
 from cft.training.selective_lm import SelectiveLM
 from tests.architectures import gradients, model_of, uneven
@@ -68,7 +67,7 @@ def test_value_and_gradient_stay(kind: str, checkpointing: bool) -> None:
     model = with_uneven_norms(kind)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert prepare_for_training(model, kernels="auto").lean_layers == CHANGED[kind]
+    assert prepare_for_training(model, kernels="auto").recomputed_layers == CHANGED[kind]
     assert_as_exact_as_torch(measured(model), *torchs_and_exact(kind))
 
 
@@ -107,7 +106,7 @@ def test_inference_mode_keeps_the_models_bits() -> None:
 def test_validation_in_inference_mode_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = random_llama(), []
     prepare_for_training(model, kernels="auto")
-    monkeypatch.setattr(lean_layers._RmsNorm, "forward", _counting(lean_layers._RmsNorm.forward, calls))
+    monkeypatch.setattr(recomputed_layers._RmsNorm, "forward", _counting(recomputed_layers._RmsNorm.forward, calls))
     with torch.inference_mode():
         model(torch.arange(1, 9)[None])
         assert calls == []
@@ -125,7 +124,7 @@ def _counting(inner: Any, calls: list[bool]) -> Any:
 
 def test_a_copy_computes_with_its_own_weights() -> None:
     model = random_llama()
-    use_lean_layers(model)
+    use_recomputed_layers(model)
     frozen = copy.deepcopy(model)
     x = torch.randn(3, 32)
     before = frozen.model.layers[0].mlp(x), frozen.model.norm(x)

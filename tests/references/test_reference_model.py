@@ -17,7 +17,7 @@ from cft.data.annotated import to_token_row
 from cft.data.batches import collate
 from cft.errors import BadValue
 from cft.losses.token import Prediction
-from cft.masks.base import All
+from cft.masks import All
 from cft.models.load import Lora, ModelSpec, apply_lora, base_weights_hash, load_causal_lm, load_tokenizer, weights_hash
 from cft.references.models import AdapterOff, Initial, Reference, Teacher, starts_as_reference
 from cft.scores.column import REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, StoredColumn

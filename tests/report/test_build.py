@@ -15,7 +15,7 @@ import pytest
 
 from cft.annotation.store import AnnotationStore
 from cft.cli.report import run as main
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.report.arms import Comparison
 from cft.report.build import PAGE, build_report, written_by_a_report
 from cft.report.compare import compare
@@ -124,8 +124,8 @@ def test_a_report_on_an_annotation_alone(tmp_path: Path) -> None:
     }
     kinds = {r["bin"]: r for r in read_csv(tmp_path / "critical_tokens.csv") if r["by"] == "kind"}
     assert sum(int(r["tokens"]) for r in kinds.values()) == 76_223
-    assert f"{float(kinds['operator']['share']):.0%}" == "81%"
-    assert kinds["line break"]["share"] == ""  # none occurs
+    assert f"{float(kinds['operator']['fraction']):.0%}" == "81%"
+    assert kinds["line break"]["fraction"] == ""  # none occurs
 
 
 def test_nothing_to_report_on_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

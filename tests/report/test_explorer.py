@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cft.annotation.kinds import kind_of, token_texts
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.report.explorer import OUTCOME_WORDS, OUTCOMES, explorer_json, packed, thousandths
 from cft.report.text import printable
 from cft.report.tokens import END, levels

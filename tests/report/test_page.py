@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cft.cli.report import run as main
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.report.build import build_report
 from cft.report.tokens import Evidence
 from tests.browser import Browser, executable

@@ -15,7 +15,7 @@ import scipy.stats
 from cft.annotation.kinds import count_kinds, kind_of
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.cli.report import run as main
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.report.tokens import LEVELS, levels, profile, spearman, terminal
 from cft.types import AnnotatedResponse, Outcome
 from tests.fakes import row
@@ -64,7 +64,7 @@ def test_the_profile_counts_each_token_once_in_each_view() -> None:
     assert {
         by: {b.bin: (b.tokens, b.critical) for b in bins.itertuples()} for by, bins in counted.groupby("by")
     } == views
-    assert found["share"].isna().sum() == (found["tokens"] == 0).sum()
+    assert found["fraction"].isna().sum() == (found["tokens"] == 0).sum()
 
 
 def test_the_rank_correlation_is_spearmans() -> None:

@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
 from cft.annotation.rows import ROW_SCHEMA
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.files import sha256_file
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.report.build import facts_of
 from cft.report.compare import compare
 from cft.report.read import collect

@@ -367,5 +367,5 @@ def test_the_command_itself_ends_well_and_reports_mistakes(
     assert manifest["command"].startswith("cft score annotation=mine score=attention_received ")
     wrong = run("score", "anotation=mine", "score=attention_recieved")
     assert wrong.status == 2
-    assert "cft score: 2 mistakes" in wrong.text
+    assert "cft score: 2 configuration errors" in wrong.text
     assert "did you mean annotation" in wrong.text

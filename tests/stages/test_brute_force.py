@@ -21,8 +21,8 @@ from tests.stage import annotate
 
 MAX_NEW_TOKENS = 38  # close enough to the lengths that some continuations are cut off
 ARGUMENTS = (
-    "limit=60",
-    "unit_size=30",
+    "limit=40",
+    "unit_size=20",
     "data.max_steps=2",
     f"max_new_tokens={MAX_NEW_TOKENS}",
     "annotation=brute_force",
@@ -112,10 +112,10 @@ def test_the_batch_changes_nothing(rows: list[AnnotatedResponse], tmp_path: Path
 def test_the_reference_engine_gives_the_same_table(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
     from cft.annotation.store import table_hash
 
-    folder = annotate(*ARGUMENTS, "limit=30", "engine=reference", f"annotations_dir={tmp_path}")
+    folder = annotate(*ARGUMENTS, "limit=3", "engine=reference", f"annotations_dir={tmp_path}")
     found = AnnotationStore(folder).rows()
     expected = [row for row in rows if row.problem_id in {r.problem_id for r in found}]
-    assert len(found) > 5
+    assert len(found) > 1
     assert table_hash(found) == table_hash(expected)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.logprob, other.logprob, atol=1e-4)

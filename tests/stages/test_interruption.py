@@ -233,7 +233,7 @@ def test_a_run_is_not_resumed_under_another_configuration(copied_run: Path) -> N
     assert "seed:" not in ended.text
 
 
-@pytest.mark.parametrize("damage", [flip, truncate])
+@pytest.mark.parametrize("damage", [flip, pytest.param(truncate, marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_not_resumed_from(copied_run: Path, damage: object) -> None:
     path, older = kept_checkpoints(copied_run / CHECKPOINTS)
     damage(path)  # type: ignore[operator]
@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(copied_run: Path, damage: obje
     assert ended.status == 2
     assert "Traceback" not in ended.text
     assert f"run/checkpoints/{path.name}: damaged" in ended.text
-    assert f"Delete it to go on from {older.name}" in ended.text
+    assert f"Delete it to resume from {older.name}" in ended.text
 
 
 def test_auto_passes_over_a_damaged_checkpoint_and_says_so(copied_run: Path) -> None:
@@ -252,7 +252,7 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(copied_run: Path) -> 
     ended = run("train", *TRAIN, "resume=auto", "hydra.run.dir=another")
     assert ended.status == 0, ended.text
     assert f"run/checkpoints/{path.name} is damaged" in ended.text
-    assert f"goes on in {copied_run} from {older.name}" in ended.text
+    assert f"resumes {copied_run} from {older.name}" in ended.text
     found = json.loads((copied_run / "results.json").read_text())
     assert found["best_validation"] == expected["best_validation"]
     assert found["budget"] == expected["budget"]
@@ -289,7 +289,7 @@ def test_auto_leaves_a_finished_run_and_one_of_another_configuration(
     monkeypatch.chdir(copied_run.parent)
     ended = run("train", *TRAIN, "resume=auto", "hydra.run.dir=another", "seed=1", "trainer.max_epochs=1")
     assert ended.status == 0, ended.text
-    assert "no run of this configuration to go on from" in ended.text
+    assert "no run of this configuration to resume from" in ended.text
     assert (copied_run.parent / "another" / "results.json").is_file()
 
 
@@ -342,7 +342,7 @@ def test_a_continuation_that_was_cut_off_is_not_taken_for_finished(copied_run: P
     assert (copied_run / "export.step-12" / "model.safetensors").read_bytes() == exported
     ended = run("train", *TRAIN, *more)
     assert ended.status == 0, ended.text
-    assert f"goes on in {copied_run} from step-00000014.ckpt" in ended.text
+    assert f"resumes {copied_run} from step-00000014.ckpt" in ended.text
     results = json.loads((copied_run / "results.json").read_text())
     assert results["budget"] == {"epochs": 4, "steps": 16, "rows_per_step": 1}
     # Another schedule than that of a run of four epochs, so that the two are not taken for repetitions.
@@ -415,7 +415,7 @@ def test_steps_that_end_within_an_epoch_are_validated_and_exported(
     assert all(torch.equal(weight, last["state_dict"][name]) for name, weight in best["state_dict"].items())
 
 
-@pytest.mark.parametrize("where", ["in a step", "in validation"])
+@pytest.mark.parametrize("where", ["in a step", pytest.param("in validation", marks=pytest.mark.slow)])
 def test_sigterm_leaves_a_checkpoint_and_the_command_that_goes_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -442,7 +442,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_that_goes_on(
         ended = run("train", *TRAIN, "hydra.run.dir=run")
     assert ended.status == 75, ended.text
     assert "Traceback" not in ended.text
-    assert "Interrupted by SIGTERM. Go on from the newest checkpoint with: cft train" in ended.text
+    assert "Interrupted by SIGTERM. Resume from the newest checkpoint with: cft train" in ended.text
     assert f"resume={tmp_path / 'run'}" in ended.text
     steps = [load_checkpoint(path)["global_step"] for path in kept_checkpoints(tmp_path / "run" / CHECKPOINTS)]
     assert steps[0] == (6 if where == "in a step" else EPOCH_STEPS)
@@ -453,7 +453,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_that_goes_on(
         assert ours[part] == theirs[part], part
 
 
-def test_ctrl_c_says_how_to_go_on(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_says_how_to_resume(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import signal as signals
 
     from cft.annotation.annotator import Annotator
@@ -467,7 +467,7 @@ def test_ctrl_c_says_how_to_go_on(copied_run: Path, monkeypatch: pytest.MonkeyPa
         patch.setattr(Annotator, "fresh", interrupt)
         ended = run("annotate", *ANNOTATE, "limit=6", "annotation=new one".replace(" ", "-"))
     assert ended.status == 130
-    assert "go on with the same command: cft annotate data.max_steps=2" in ended.text
+    assert "resume with the same command: cft annotate data.max_steps=2" in ended.text
     with monkeypatch.context() as patch:
         patch.setattr(CausalLMModule, "on_train_epoch_end", interrupt)
         ended = run("train", *TRAIN, "hydra.run.dir=second run")

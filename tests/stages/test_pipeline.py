@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,11 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cft.annotation.store import AnnotationStore
-from cft.masks.base import Critical
+from cft.masks import Critical
 from tests.entry import Ended, run
 
-PROBLEMS = ("data.max_steps=2", "data.num_train=24")
-TRAIN = ("validation.problems=6", "evaluation.problems=8", "evaluation.num_samples=2", "trainer.max_epochs=2")
+PROBLEMS = ("data.max_steps=2", "data.num_train=16")
+TRAIN = ("validation.problems=4", "evaluation.problems=8", "evaluation.num_samples=2", "trainer.max_epochs=2")
+MASKS = ("all", "critical", "random_like_critical")
 
 
 @pytest.fixture(scope="module")
@@ -24,24 +26,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("run") / "a b=c é"
 
 
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["3 jobs", "12 jobs"])
+def repeated(request: pytest.FixtureRequest) -> int:
+    """Weightings, and seeds of each, that are swept beside the masks."""
+    return int(request.param)
+
+
 @pytest.fixture(scope="module")
-def ran(folder: Path) -> dict[str, Ended]:
+def jobs(repeated: int) -> int:
+    return len(MASKS) * repeated**2
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path, repeated: int) -> dict[str, Ended]:
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        ended = {"annotate": run("annotate", *PROBLEMS, "annotation=mine", "limit=24", "unit_size=12")}
+        ended = {"annotate": run("annotate", *PROBLEMS, "annotation=mine", "limit=16", "unit_size=8")}
         ended["train"] = run(
             "train",
             "-m",
             "data.annotation=mine",
-            "mask=all,critical,random_like_critical",
-            "weighting=uniform,probability",
-            "seed=0,1",
+            f"mask={','.join(MASKS)}",
+            f"weighting={','.join(('uniform', 'probability')[:repeated])}",
+            f"seed={','.join('01'[:repeated])}",
             "hydra.sweep.dir=outputs/sweep",
             *TRAIN,
         )
         ended["evaluate"] = run(
-            "evaluate", "checkpoint=outputs/sweep/2", "limit=8", "num_samples=2", "hydra.run.dir=outputs/evaluated"
+            "evaluate", "checkpoint=outputs/sweep/0", "limit=8", "num_samples=2", "hydra.run.dir=outputs/evaluated"
         )
     return ended
 
@@ -52,21 +66,21 @@ def test_every_stage_ends_well(ran: dict[str, Ended]) -> None:
         assert "Traceback" not in ended.text
 
 
-def test_twelve_jobs_twelve_folders_twelve_rows(ran: dict[str, Ended], folder: Path) -> None:
+def test_each_job_has_its_folder_and_its_row(ran: dict[str, Ended], folder: Path, jobs: int, repeated: int) -> None:
     sweep = folder / "outputs" / "sweep"
-    results = [json.loads((sweep / str(i) / "results.json").read_text()) for i in range(12)]
-    assert len({(r["arm"]["mask"], r["arm"]["weighting"], r["seed"]) for r in results}) == 12
+    results = [json.loads((sweep / str(i) / "results.json").read_text()) for i in range(jobs)]
+    assert len({(r["arm"]["mask"], r["arm"]["weighting"], r["seed"]) for r in results}) == jobs
     with (sweep / "comparison.csv").open() as handle:
-        assert len(list(csv.DictReader(handle))) == 12
-    with (sweep / "arms.csv").open() as handle:
-        assert len(list(csv.DictReader(handle))) == 7  # six trained arms, and the model before training
+        assert len(list(csv.DictReader(handle))) == jobs
+    with (sweep / "arms.csv").open() as handle:  # beside what was trained, the model before training
+        assert len(list(csv.DictReader(handle))) == len(MASKS) * repeated + 1
     assert (sweep / "report.html").stat().st_size > 1000
     assert (sweep / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_random_mask_has_the_density_of_the_critical_one(ran: dict[str, Ended], folder: Path) -> None:
+def test_random_mask_has_the_density_of_the_critical_one(ran: dict[str, Ended], folder: Path, jobs: int) -> None:
     eligible: dict[str, set[int]] = {}
-    for i in range(12):
+    for i in range(jobs):
         result = json.loads((folder / "outputs" / "sweep" / str(i) / "results.json").read_text())
         eligible.setdefault(result["arm"]["mask"], set()).add(result["data"]["eligible_tokens"])
     assert eligible["random_like_critical"] == eligible["critical"]
@@ -98,7 +112,7 @@ def test_the_export_is_the_best_checkpoint_bit_for_bit(ran: dict[str, Ended], fo
 def test_evaluating_the_checkpoint_gives_what_training_measured(ran: dict[str, Ended], folder: Path) -> None:
     """The same problems, seeds and settings: train.py's own evaluation and evaluate.py's agree in every response."""
     columns = ["problem_id", "sample", "response_ids", "outcome"]
-    trained = pq.read_table(folder / "outputs" / "sweep" / "2" / "samples.parquet", columns=columns)
+    trained = pq.read_table(folder / "outputs" / "sweep" / "0" / "samples.parquet", columns=columns)
     evaluated = pq.read_table(folder / "outputs" / "evaluated" / "samples.parquet", columns=columns)
     assert trained.num_rows == 8 * 3
     assert trained.equals(evaluated)

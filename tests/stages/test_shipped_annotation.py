@@ -6,7 +6,7 @@ import numpy as np
 
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.config.build import build
-from cft.masks.base import Critical
+from cft.masks import Critical
 from cft.models.load import load_causal_lm, load_tokenizer, weights_hash
 from cft.prompts.chat import prompting
 from tests.stage import composed

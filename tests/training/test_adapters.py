@@ -16,7 +16,7 @@ from cft.models.export import export, export_adapter
 from cft.models.load import Lora, apply_lora
 from cft.training.checkpointing.checkpoints import CheckpointError
 from cft.training.checkpointing.position import Position
-from cft.training.checkpointing.resume import _asked, require_steps_left
+from cft.training.checkpointing.resume import _requested, require_steps_left
 from cft.training.module import FROZEN, CausalLMModule, frozen_names
 from tests.conftest import make_llama, make_tokenizer
 from tests.objectives import sft
@@ -114,5 +114,5 @@ def job_asking(trainer: dict[str, int]) -> Any:
 
 
 def test_what_is_asked_for_is_epochs_and_steps() -> None:
-    assert _asked(job_asking({"max_epochs": 3})) == (3, -1)
-    assert _asked(job_asking({"max_epochs": -1, "max_steps": 7})) == (-1, 7)
+    assert _requested(job_asking({"max_epochs": 3})) == (3, -1)
+    assert _requested(job_asking({"max_epochs": -1, "max_steps": 7})) == (-1, 7)

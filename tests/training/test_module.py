@@ -18,7 +18,9 @@ from cft.data.batches import GlobalOrderSampler, RowDataset, TokenRow
 from cft.errors import BadValue
 from cft.losses.aggregation import TokenMean, WorstGroup
 from cft.losses.coefficient import Coefficient
-from cft.losses.objective import Normalizer, Objective, Regularizer
+from cft.losses.normalizer import Normalizer
+from cft.losses.objective import Objective
+from cft.losses.regularizers import Regularizer
 from cft.losses.token import NLL
 from cft.training.callbacks.guards import TrainingDiverged
 from tests import gradient_driver
@@ -98,7 +100,7 @@ def test_a_micro_batch_that_was_dropped_is_noticed() -> None:
                 self._window -= 1
             return loss
 
-    with pytest.raises(RuntimeError, match="the sampler promised"):
+    with pytest.raises(RuntimeError, match="the sampler expected"):
         run(world=1, accumulate=4, batch=2, module_class=Lossy)
 
 
@@ -231,7 +233,7 @@ def test_a_share_that_decays_does_not_choose_the_best_epoch(tmp_path: Path) -> N
     share = Coefficient(initial=0.9, final=0.0, shape="linear")
     validated = [
         standing_still(sft(normalizer="sequence", aggregation=aggregation), tmp_path / str(i), data)[1]["val/loss"]
-        for i, aggregation in enumerate((WorstGroup(share=share), TokenMean()))
+        for i, aggregation in enumerate((WorstGroup(weight=share), TokenMean()))
     ]
     assert validated[0] == pytest.approx(validated[1], **CLOSE)
     assert len(set(validated[0])) == 1

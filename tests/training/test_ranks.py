@@ -157,7 +157,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_and_the_run_goes_on(tmp_path
     os.kill(rank, signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, out + err
-    assert "Interrupted by SIGTERM. Go on from the newest checkpoint with: cft train" in err
+    assert "Interrupted by SIGTERM. Resume from the newest checkpoint with: cft train" in err
     assert not Path(f"/proc/{rank}").exists()
     reached = position_of(read_checkpoint(newest_checkpoint(checkpoints))).steps
     assert not (tmp_path / "run" / "results.json").exists()

@@ -87,11 +87,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Los
     [
         ("on_train_batch_start", 4, 1, 3),  # right after a step that wrote nothing
         ("on_before_backward", 5, 3, 3),  # in the third of four micro-batches
-        ("on_before_backward", 6, 1, 6),  # right after a checkpoint
-        ("on_validation_batch_end", 10, 2, 10),  # in the validation at the end of the first epoch
-        ("on_train_epoch_end", 10, 1, 10),  # validated; the end of the epoch is not written
+        pytest.param("on_before_backward", 6, 1, 6, marks=pytest.mark.slow),  # right after a checkpoint
+        pytest.param(
+            "on_validation_batch_end", 10, 2, 10, marks=pytest.mark.slow
+        ),  # in the validation at the end of the first epoch
+        pytest.param(
+            "on_train_epoch_end", 10, 1, 10, marks=pytest.mark.slow
+        ),  # validated; the end of the epoch is not written
         ("on_train_epoch_start", 10, 1, 10),  # between two epochs; only the first epoch starts with 0 steps
-        ("on_train_batch_start", 14, 2, 12),  # in the second epoch
+        pytest.param("on_train_batch_start", 14, 2, 12, marks=pytest.mark.slow),  # in the second epoch
         ("on_validation_batch_end", 20, 1, 20),  # in the last validation, all steps done
     ],
 )
@@ -116,7 +120,7 @@ def handlers() -> Iterator[Interruption]:
         yield interruption
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_in_the_middle_of_a_step_saves_that_step_and_stops(
     whole: tuple[dict[str, Any], Losses], tmp_path: Path, handlers: Interruption, number: signal.Signals
 ) -> None:
@@ -185,7 +189,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))  # no temporary file
 
 
-@pytest.mark.parametrize("steps", [7, 13])
+@pytest.mark.parametrize("steps", [7, pytest.param(13, marks=pytest.mark.slow)])
 def test_the_last_step_is_validated_where_it_ends_no_epoch(tmp_path: Path, steps: int) -> None:
     """An epoch has 10 steps. A kill within the last validation leaves one that is due."""
     state, losses = train(tmp_path / "whole", steps=steps)

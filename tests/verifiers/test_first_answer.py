@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from cft.config.build import CONF_DIR, build
-from cft.config.command_line import command_line_mistakes, read_command_line
+from cft.config.command_line import command_line_errors, read_command_line
 from cft.types import Decision, Verifier
 from cft.verifiers import Exact, FirstAnswer, Math, MultipleChoice, Numeric, Regex, verifier_fingerprint
 from cft.verifiers.extract import explicit_answer, first_answer_end
@@ -262,7 +262,7 @@ def test_configs_name_the_verifier_inside(name: str, inner: Verifier) -> None:
 )
 def test_a_mistake_in_the_verifier_inside_is_found_by_the_check(override: str, said: str) -> None:
     line = read_command_line(["verifier=numeric_first", override], stage="annotate", conf_dir=CONF_DIR)
-    assert [m.key for m in command_line_mistakes(line, stage="annotate")] == [said]
+    assert [m.key for m in command_line_errors(line, stage="annotate")] == [said]
 
 
 @pytest.mark.parametrize(

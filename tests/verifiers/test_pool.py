@@ -137,9 +137,9 @@ def test_a_closed_pool_and_bad_settings_are_refused() -> None:
     pool.close()
     with pytest.raises(RuntimeError, match="closed"):
         pool.verify_all([("1", "1")])
-    with pytest.raises(ValueError, match="workers >= 1"):
+    with pytest.raises(ValueError, match=r"VerifierPool.workers: expected an integer of at least 1, found 0"):
         VerifierPool(NUMERIC, workers=0, timeout_s=1.0)
-    with pytest.raises(ValueError, match="timeout_s > 0"):
+    with pytest.raises(ValueError, match=r"VerifierPool.timeout_s: expected a number above 0, found 0.0"):
         VerifierPool(NUMERIC, workers=1, timeout_s=0.0)
 
 

@@ -32,9 +32,9 @@
     if (text !== undefined) made.textContent = text;
     return made;
   };
-  const percent = share => share >= 0.001 ? (100 * share).toFixed(1) + " %" : "< 0.1 %";
+  const percent = fraction => fraction >= 0.001 ? (100 * fraction).toFixed(1) + " %" : "< 0.1 %";
   const whole = n => n.toLocaleString("en-US");
-  const rounded = share => Math.round(100 * share) + " %";
+  const rounded = fraction => Math.round(100 * fraction) + " %";
 
   // ---- filters
 
@@ -85,9 +85,9 @@
       }
       if (any || filter.all) shown.push(r);
     }
-    const share = r => criticals[r] / Math.max(data.count[r], 1);
-    if (filter.order === "most") shown.sort((a, b) => share(b) - share(a) || a - b);
-    if (filter.order === "least") shown.sort((a, b) => share(a) - share(b) || a - b);
+    const fraction = r => criticals[r] / Math.max(data.count[r], 1);
+    if (filter.order === "most") shown.sort((a, b) => fraction(b) - fraction(a) || a - b);
+    if (filter.order === "least") shown.sort((a, b) => fraction(a) - fraction(b) || a - b);
     if (filter.order === "long") shown.sort((a, b) => data.count[b] - data.count[a] || a - b);
     const sum = values => values.reduce((a, b) => a + b, 0);
     byId("status").textContent = `${whole(shown.length)} of ${whole(data.count.length)} responses, `
@@ -99,7 +99,7 @@
 
   const drawKinds = (tokens, critical) => {
     const head = element("tr"), row = element("tr");
-    head.append(element("th", "", "critical share by kind"));
+    head.append(element("th", "", "critical fraction by kind"));
     row.append(element("td"));
     data.kinds.forEach((kind, k) => {
       if (!tokens[k]) return;

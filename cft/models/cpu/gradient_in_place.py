@@ -1,8 +1,8 @@
-"""Gradients of the vocabulary's matrices, added where they stand instead of made anew for each micro-batch.
+"""Gradients of the vocabulary's matrices, added to `weight.grad` directly instead of computed apart for each micro-batch.
 
 The embedding and the output head are the largest weights of a small model, and with sparse masks a micro-batch touches few of
 their rows by much. Plainly each backward pass makes a dense gradient of either, adds the two where they are tied, and adds
-the sum to what stood there; blocks of that size, made and freed between smaller ones, also leave holes that the allocator
+the sum to what was there; blocks of that size, made and freed between smaller ones, also leave holes that the allocator
 fills with fragments. Inside `gradients_in_place` both add to `weight.grad` themselves.
 
 Not under a strategy that waits for each gradient (DDP's hooks): `CausalLMModule.backward` switches it on for one process.
@@ -22,7 +22,7 @@ from torch.nn.functional import embedding
 
 MIN_WEIGHTS = 4_000_000  # smaller gradients are made and freed without harm
 
-_inside: ContextVar[bool] = ContextVar("gradients are added where they stand", default=False)
+_inside: ContextVar[bool] = ContextVar("gradients are added in place", default=False)
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def gradients_in_place(*, enabled: bool) -> Iterator[None]:
         _inside.reset(token)
 
 
-def standing_gradient(weight: Tensor) -> Tensor | None:
+def accumulated_gradient(weight: Tensor) -> Tensor | None:
     """`weight.grad` to add to, zeros where there was none; None where the gradient must be returned to autograd."""
     if not _inside.get() or weight.numel() < MIN_WEIGHTS or weight.dtype != torch.float32:
         return None
@@ -48,8 +48,8 @@ def standing_gradient(weight: Tensor) -> Tensor | None:
     return weight.grad
 
 
-class LeanEmbedding(nn.Embedding):
-    """Made of an nn.Embedding by changing its class: weights, names, hooks and copies stay as they are."""
+class InPlaceEmbedding(nn.Embedding):
+    """An nn.Embedding, changed by changing its class: weights, names, hooks and copies stay as they are."""
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.weight.requires_grad and self.weight.device.type == "cpu":
@@ -72,14 +72,14 @@ class _Lookup(torch.autograd.Function):
         ids_N, rows_ND = ids.flatten(), gradient.flatten(0, -2).to(weight.dtype)
         if ctx.padding_id is not None:  # nn.Embedding gives the padding token no gradient
             rows_ND = rows_ND * (ids_N != ctx.padding_id)[:, None]
-        standing = standing_gradient(weight)
-        if standing is None:
+        accumulated = accumulated_gradient(weight)
+        if accumulated is None:
             return torch.zeros_like(weight).index_add_(0, ids_N, rows_ND), None, None
-        standing.index_add_(0, ids_N, rows_ND)
+        accumulated.index_add_(0, ids_N, rows_ND)
         return None, None, None
 
 
-def use_lean_embeddings(model: nn.Module) -> int:
+def use_in_place_embeddings(model: nn.Module) -> int:
     """Let the model's large embeddings do so; returns how many do."""
     layers = [
         m
@@ -89,5 +89,5 @@ def use_lean_embeddings(model: nn.Module) -> int:
         and not (m.sparse or m.scale_grad_by_freq or m.max_norm is not None)
     ]
     for layer in layers:
-        layer.__class__ = LeanEmbedding
+        layer.__class__ = InPlaceEmbedding
     return len(layers)

@@ -18,35 +18,35 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from cft.models.cpu.gradient_in_place import standing_gradient
+from cft.models.cpu.gradient_in_place import accumulated_gradient
 from cft.models.rounding import half_of_the_digits
 
 MIN_WEIGHTS = 65_536  # for a smaller layer the call costs more than the product
 BLOCK = 8192  # rows of a large weight whose gradient is made at a time, where it is added in place
-_MADE_OF = "_cft_made_of"  # attribute of a tensor, see tell_made_of
+_RECOMPUTABLE = "_cft_recomputable"  # attribute of a tensor, see mark_recomputable
 
 
 class OneDnnLinear(nn.Linear):
-    """Made of an nn.Linear by changing its class: weights, names, hooks and copies stay as they are."""
+    """An nn.Linear, changed by changing its class: weights, names, hooks and copies stay as they are."""
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
-        if input.numel() and weight.dtype == torch.float32 and in_charge(input):
-            return _Product.apply(input, weight, self.bias, *_made_of(input))
+        if input.numel() and weight.dtype == torch.float32 and kernels_enabled(input):
+            return _Product.apply(input, weight, self.bias, *_recomputable_from(input))
         return linear(input, weight, self.bias)
 
 
-def tell_made_of(y: Tensor, source: Tensor, scale: Tensor, factor: Tensor) -> None:
-    """y = source * scale * factor: layers that read y make it again from these for their backward pass."""
+def mark_recomputable(y: Tensor, source: Tensor, scale: Tensor, factor: Tensor) -> None:
+    """y = source * scale * factor: layers that read y recompute it from these in their backward pass."""
     if y.requires_grad:  # without a backward pass there is nothing to save, and inference tensors have no version
-        setattr(y, _MADE_OF, (y._version, source, scale, factor))
+        setattr(y, _RECOMPUTABLE, (y._version, source, scale, factor))
 
 
-def _made_of(x: Tensor) -> tuple[Tensor | None, ...]:
-    version, *made_of = getattr(x, _MADE_OF, (None, None, None, None))
+def _recomputable_from(x: Tensor) -> tuple[Tensor | None, ...]:
+    version, *recomputable_from = getattr(x, _RECOMPUTABLE, (None, None, None, None))
     if version is None or version != x._version:  # changed in place since, by a hook say: no longer that product
         return None, None, None
-    return tuple(made_of)
+    return tuple(recomputable_from)
 
 
 _inside: ContextVar[bool] = ContextVar("inside a training or validation pass", default=False)
@@ -62,7 +62,7 @@ def training_pass() -> Iterator[None]:
         _inside.reset(token)
 
 
-def in_charge(x: Tensor) -> bool:
+def kernels_enabled(x: Tensor) -> bool:
     """Whether the kernels of this package compute on x, or torch's own: in float32 on a CPU, and not for engines, which
     work in inference mode."""
     return (
@@ -74,7 +74,7 @@ def in_charge(x: Tensor) -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """source * scale * factor = x, where given, is what x is made of again instead of being kept."""
+    """source * scale * factor = x, where given, is what x is recomputed from instead of being kept."""
 
     @staticmethod
     def forward(
@@ -94,13 +94,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        weight, x, *made_of = ctx.saved_tensors
+        weight, x, *recomputable_from = ctx.saved_tensors
         gradient_Ne = gradient.reshape(-1, gradient.shape[-1])
         of_x = product(gradient_Ne, weight.t()).view_as(x) if ctx.needs_input_grad[0] else None
         of_weight = None
         if ctx.needs_input_grad[1]:
-            if made_of:
-                scale, factor = made_of
+            if recomputable_from:
+                scale, factor = recomputable_from
                 x = (x * scale).mul_(factor)
             of_weight = gradient_of_weight(ctx.parameter, gradient_Ne, x.reshape(-1, x.shape[-1]))
         of_bias = gradient_Ne.sum(0) if ctx.needs_input_grad[2] else None
@@ -123,12 +123,12 @@ def product(x_Nd: Tensor, weight_ed: Tensor, bias_e: Tensor | None = None) -> Te
 
 def gradient_of_weight(weight_ed: Tensor, gradient_Ne: Tensor, x_Nd: Tensor) -> Tensor | None:
     """gradient.T @ x: [e, d], or None where it was added to `weight.grad` (see `cft/models/cpu/gradient_in_place.py`)."""
-    standing_ed = standing_gradient(weight_ed)
-    if standing_ed is None:
+    accumulated_ed = accumulated_gradient(weight_ed)
+    if accumulated_ed is None:
         return _outer(gradient_Ne, x_Nd)
-    blocks = zip(standing_ed.split(BLOCK), gradient_Ne.split(BLOCK, dim=1), strict=True)
-    for standing_bd, gradient_Nb in blocks:
-        standing_bd += _outer(gradient_Nb, x_Nd)
+    blocks = zip(accumulated_ed.split(BLOCK), gradient_Ne.split(BLOCK, dim=1), strict=True)
+    for accumulated_bd, gradient_Nb in blocks:
+        accumulated_bd += _outer(gradient_Nb, x_Nd)
     return None
 
 
@@ -144,7 +144,7 @@ def steps_up(rows: int) -> int:
     """The next of 16 numbers of rows between powers of two, in steps of at least 32.
 
     oneDNN generates code for every shape it meets and keeps it, 0.6 MB and some milliseconds each, about 15 a length of
-    batch; with lengths left as they come a training would go on making it."""
+    batch; with lengths left as they come a training would never stop generating it."""
     return -(-rows // _step(rows)) * _step(rows)
 
 

@@ -1,8 +1,8 @@
 """The gated feed-forward layer and the RMS norm of today's models, with less kept for the backward pass and fewer passes over
 memory: what is cheap is computed again instead.
 
-    gated feed-forward   keeps gate and up; silu(gate) and its product with up are made again
-    RMS norm             keeps its input and one number a token; the normalized values are made again, also by the layers
+    gated feed-forward   keeps gate and up; silu(gate) and its product with up are recomputed
+    RMS norm             keeps its input and one number a token; the normalized values are recomputed, also by the layers
                          of `cft/models/cpu/onednn_linear.py` that read them
 
 For a Llama of SmolLM2's size that is nearly half of the activations (264 of 504 MB at 375 tokens). Layers are found by their
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from cft.models.cpu.onednn_linear import OneDnnLinear, gradient_of_weight, in_charge, product, tell_made_of
+from cft.models.cpu.onednn_linear import OneDnnLinear, gradient_of_weight, kernels_enabled, mark_recomputable, product
 from cft.models.rounding import half_of_the_digits
 
 
-def use_lean_layers(model: nn.Module) -> int:
+def use_recomputed_layers(model: nn.Module) -> int:
     """Returns how many layers were changed. Each keeps its class, its weights and its own forward pass for other dtypes."""
     changed = 0
     right: dict[tuple[type, Any], bool] = {}
@@ -51,7 +51,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[Any, Te
 @torch.inference_mode(False)
 @torch.no_grad()
 def _same(layer: nn.Module, forward: Callable[[Any, Tensor], Tensor]) -> bool:
-    """Whether the lean form computes what the layer does; tried on the layer itself, whatever it holds."""
+    """Whether the recomputing form computes what the layer does; tried on the layer itself, whatever it holds."""
     weight = next(p for p in layer.parameters())
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
@@ -61,7 +61,7 @@ def _same(layer: nn.Module, forward: Callable[[Any, Tensor], Tensor]) -> bool:
 
 
 def _gated_forward(layer: Any, x: Tensor) -> Tensor:
-    if not in_charge(x):
+    if not kernels_enabled(x):
         return type(layer).forward(layer, x)
     gate, up, down = layer.gate_proj(x), layer.up_proj(x), layer.down_proj
     if type(down) is OneDnnLinear and x.numel() and not (down._forward_hooks or down._forward_pre_hooks):
@@ -70,10 +70,10 @@ def _gated_forward(layer: Any, x: Tensor) -> Tensor:
 
 
 def _norm_forward(layer: Any, x: Tensor) -> Tensor:
-    if not in_charge(x):
+    if not kernels_enabled(x):
         return type(layer).forward(layer, x)
     y, scale = _RmsNorm.apply(x, layer.weight, layer.variance_epsilon)
-    tell_made_of(y, x, scale, layer.weight)
+    mark_recomputable(y, x, scale, layer.weight)
     return y
 
 

@@ -46,7 +46,7 @@ def _advice(step: int, *, learning_rate: float) -> str:
 
 
 class OutOfMemory(UserError, MemoryError):
-    """The device has no room for a step; the message says which keys need less."""
+    """The device has no memory for a step; the message says which keys need less."""
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

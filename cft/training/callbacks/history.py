@@ -2,7 +2,7 @@
 
 Learning rate and coefficients are planned over all optimizer steps. A run that is resumed with other trainer.max_epochs
 or trainer.max_steps is planned again over another number of steps, so that its weights are not those of a run that was
-asked for as many from the start. Both facts travel in the checkpoints; `replanned` is a setting in results.json, and so
+requested as many from the start. Both facts travel in the checkpoints; `replanned` is a setting in results.json, and so
 part of the run's identity.
 """
 

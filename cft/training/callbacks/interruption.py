@@ -32,7 +32,7 @@ class _Asked(BaseException):
 
 
 class Interruption:
-    """What was asked of this process. max_hours: from now on, 0 = no limit."""
+    """What this process was told. max_hours: from now on, 0 = no limit."""
 
     def __init__(self, *, max_hours: float) -> None:
         self._deadline = time.monotonic() + 3600 * max_hours if max_hours > 0 else float("inf")
@@ -88,7 +88,7 @@ class Interruption:
         _stop(self.reasons())
 
     def stop_if_agreed(self, trainer: pl.Trainer, *, first: Callable[[], None] = lambda: None) -> None:
-        """Raises Interrupted on all ranks if any of them was asked to stop, after `first`; all call it at one point."""
+        """Raises Interrupted on all ranks if any of them was told to stop, after `first`; all call it at one point."""
         flags = torch.tensor(self.reasons(), dtype=torch.int32, device=trainer.strategy.root_device)
         total: Any = trainer.strategy.reduce(flags, reduce_op="sum")
         if bool(total.any()):
@@ -103,7 +103,7 @@ def _stop(flags: list[Any]) -> None:
 
 
 class StopWhenAsked(pl.Callback):
-    """Ends the training with Interrupted at the first boundary after it was asked for, the checkpoint written."""
+    """Ends the training with Interrupted at the first boundary after it was requested, the checkpoint written."""
 
     def __init__(self, interruption: Interruption, keeper: CheckpointKeeper | None) -> None:
         self.interruption = interruption

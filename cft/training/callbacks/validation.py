@@ -19,7 +19,7 @@ from cft.types import Outcome, Problem
 
 
 class GreedyAccuracy(pl.Callback):
-    """Logs val/accuracy, 0-1. Problems are dealt out to the ranks by position, and counts are summed.
+    """Logs val/accuracy, 0-1. Problems are assigned to the ranks by position, and counts are summed.
 
     A model whose weights are shared out over the ranks is collected for it on each of them.
     """
@@ -40,16 +40,16 @@ class GreedyAccuracy(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        share = self.problems[trainer.global_rank :: trainer.world_size]
+        own = self.problems[trainer.global_rank :: trainer.world_size]
         model = whole_model(pl_module.lm.model)  # type: ignore[union-attr]
-        right = self.interruption.unless_asked(lambda: self._right(model, share), otherwise=0)
+        right = self.interruption.unless_asked(lambda: self._right(model, own), otherwise=0)
         self.interruption.stop_if_agreed(trainer)
-        counts = torch.tensor([right, len(share)], dtype=torch.float64, device=pl_module.device)
+        counts = torch.tensor([right, len(own)], dtype=torch.float64, device=pl_module.device)
         total_right, total = trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # type: ignore[union-attr]
         pl_module.log("val/accuracy", total_right / total, prog_bar=True)
 
-    def _right(self, model: PreTrainedModel, share: Sequence[Problem]) -> int:
-        if not share:
+    def _right(self, model: PreTrainedModel, problems: Sequence[Problem]) -> int:
+        if not problems:
             return 0
-        samples = self.make_solver(model).solve(share, request=self.request, title="Validating")
+        samples = self.make_solver(model).solve(problems, request=self.request, title="Validating")
         return sum(s.outcome == Outcome.RIGHT for s in samples if s.sample == GREEDY_SAMPLE)

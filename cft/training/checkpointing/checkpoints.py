@@ -22,12 +22,12 @@ class CheckpointError(UserError, ValueError):
 
 
 def path_of_step(folder: Path, *, step: int) -> Path:
-    """Where the checkpoint after `step` optimizer steps stands."""
+    """Where the checkpoint after `step` optimizer steps is."""
     return folder / f"step-{step:08d}.ckpt"
 
 
 def kept_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints to go on from, the newest first."""
+    """Checkpoints to resume from, the newest first."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in found if _STEP.fullmatch(path.name)), key=_step_of, reverse=True)
 
@@ -36,13 +36,13 @@ def newest_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of `folder`, if it is sound. Raises CheckpointError if there is none, or it is damaged."""
     found = kept_checkpoints(folder)
     if not found:
-        raise CheckpointError(f"{folder}: no checkpoint; the run ended before it wrote its first one, start it anew")
+        raise CheckpointError(f"{folder}: no checkpoint; the run ended before it wrote its first one, start it again")
     damage = damage_of(found[0])
     if damage:
         remedy = (
-            f"Delete it to go on from {found[1].name}, or restore it from a copy"
+            f"Delete it to resume from {found[1].name}, or restore it from a copy"
             if len(found) > 1
-            else "Delete the run folder and start the run anew, or restore the file from a copy"
+            else "Delete the run folder and start the run again, or restore the file from a copy"
         )
         raise CheckpointError(f"{found[0]}: damaged ({damage}). {remedy}")
     return found[0]
@@ -81,11 +81,11 @@ def damage_of(path: Path) -> str:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a Lightning checkpoint, on the CPU; tensors and plain values only. Raises CheckpointError."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; the run ended before it was written, start it anew")
+        raise CheckpointError(f"{path}: no such checkpoint; the run ended before it was written, start it again")
     damage = damage_of(path)
     if damage:
         raise CheckpointError(
-            f"{path}: damaged ({damage}). Delete the run folder and start the run anew, or restore the file from a copy"
+            f"{path}: damaged ({damage}). Delete the run folder and start the run again, or restore the file from a copy"
         )
     return read_checkpoint(path)
 

@@ -1,4 +1,4 @@
-"""Writes the checkpoints that a training goes on from: every so many optimizer steps, before each validation and at the
+"""Writes the checkpoints that a training resumes from: every so many optimizer steps, before each validation and at the
 end of each epoch, always between two steps, whole or not at all; the newest few stay.
 """
 

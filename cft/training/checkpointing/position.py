@@ -1,11 +1,11 @@
-"""Where a training stands, so that it can go on from within an epoch as if nothing had happened.
+"""Where a training is, so that it can resume within an epoch as if nothing had happened.
 
     order of an epoch = permutation(seed, epoch)      position = optimizer steps done in it
     rows already used = steps done in the epoch * rows of an optimizer step, for any number of processes
 
 Lightning restores its own counters but replays a resumed epoch from its first row (Lightning issue 19764), and its
 counters are of micro-batches, which mean other rows under another number of processes. So a checkpoint carries a Position,
-and on resuming Lightning's counters are written anew from it. `next` says what comes next: a step, the validation after
+and on resuming Lightning's counters are written from it. `next` says what comes next: a step, the validation after
 the step, or the next epoch.
 """
 
@@ -71,7 +71,7 @@ def current_position(trainer: pl.Trainer, *, rows_per_step: int, next: Next) -> 
 
 
 def write_counters(checkpoint: dict[str, Any], position: Position, *, accumulate: int) -> None:
-    """Put counters into a Lightning checkpoint that make Lightning go on at `position`.
+    """Put counters into a Lightning checkpoint that make Lightning continue at `position`.
 
     Totals decide what Lightning takes the moment for: inside an epoch, after a step ("step") or within the
     validation that follows it ("validation"). What else it reads is set in `correct_counters`.

@@ -1,13 +1,13 @@
 """Where a training begins: in a new folder, or where an earlier run with the same configuration stopped.
 
-resume=<run folder> goes on from the newest checkpoint in it, which must be sound. resume=auto looks for runs of the same
-configuration beside this one's folder (in a multirun: in all multiruns beside this one), passes over damaged
-checkpoints and says so; without one it starts anew. So a cluster may run the same command again and again.
+resume=<run folder> resumes from the newest checkpoint in it, which must be sound. resume=auto looks for runs of the same
+configuration beside this one's folder (in a multirun: in all multiruns beside this one), skips damaged
+checkpoints and says so; without one it starts a new run. So a cluster may run the same command again and again.
 
-A multirun given its folder again (hydra.sweep.dir) goes on by itself: jobs that have results are passed over, the one that
-was cut off goes on, and a job that the folder has no run of gets one, whatever its number is now.
+A multirun given its folder again (hydra.sweep.dir) resumes by itself: jobs that have results are skipped, the one that
+was cut off is resumed, and a job that the folder has no run of gets one, whatever its number is now.
 
-A run has finished when its results.json is of as many epochs and steps as are asked for. config.yaml does not tell: it
+A run has finished when its results.json is of as many epochs and steps as are requested. config.yaml does not tell: it
 says what was begun last. A new run is refused a folder in which it would cost an earlier one. Nothing is written before
 a start has passed every check (`begin`), and results of less are then set aside.
 """
@@ -45,7 +45,7 @@ _FREE_BELOW = ("trainer.strategy", "interruption", "callbacks.last")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """folder: the run's. checkpoint: what it goes on from, None for a new run. finished: there is nothing left to do."""
+    """folder: the run's. checkpoint: what it resumes from, None for a new run. finished: there is nothing left to do."""
 
     folder: Path
     checkpoint: Path | None = None
@@ -55,7 +55,7 @@ class Start:
 def start_of(job: Job, *, resume: str) -> Start:
     """resume: a run's folder, AUTO, or "" for a new run. Raises ConfigError, CheckpointError."""
     if not resume:
-        return _of_same_sweep(job) if job.multirun else _anew(job)
+        return _of_same_sweep(job) if job.multirun else _new_run(job)
     if resume == AUTO:
         return _newest_of_same_config(job)
     folder = Path(resume)
@@ -81,7 +81,7 @@ def begin(start: Start, job: Job, facts: dict[str, Any], *, annotation: Path) ->
 
 
 def require_steps_left(position: Position, *, max_epochs: int, max_steps: int) -> None:
-    """Raises ConfigError where the run that is resumed has gone beyond what is asked for."""
+    """Raises ConfigError where the run that is resumed has gone beyond what is requested."""
     done = position.epoch + int(position.next == "epoch" or position.epoch_steps > 0)
     if 0 <= max_epochs < done:
         raise ConfigError(
@@ -114,16 +114,16 @@ def _newest_of_same_config(job: Job) -> Start:
             return Start(folder, finished=True)
     found = []
     for folder in same:
-        if any(0 <= now < then for then, now in zip(_finished_at(folder) or (), _asked(job), strict=False)):
+        if any(0 <= now < then for then, now in zip(_finished_at(folder) or (), _requested(job), strict=False)):
             continue  # a run of more epochs or steps is no start for one of fewer
         checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
         if checkpoint is not None:
             found.append((checkpoint.stat().st_mtime_ns, folder, checkpoint))
     if not found:
-        console.print(f"resume=auto: no run of this configuration to go on from under {job.folder.parent}; a new one")
-        return _anew(job)
+        console.print(f"resume=auto: no run of this configuration to resume from under {job.folder.parent}; a new one")
+        return _new_run(job)
     _, folder, checkpoint = max(found)
-    console.print(f"resume=auto: goes on in {folder} from {checkpoint.name}")
+    console.print(f"resume=auto: resumes {folder} from {checkpoint.name}")
     return Start(folder, checkpoint)
 
 
@@ -131,17 +131,17 @@ def _of_same_sweep(job: Job) -> Start:
     runs = [path.parent for path in sorted(job.folder.parent.glob(f"*/{CONFIG}"))]
     folder = next((run for run in runs if not _differing(run, job)), None)
     if folder is None:
-        return _anew(job)
+        return _new_run(job)
     if _is_finished(folder, job):
         console.print(f"{folder} has finished; nothing to do")
         return Start(folder, finished=True)
     checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
     if checkpoint is not None:
-        console.print(f"Goes on in {folder} from {checkpoint.name}")
+        console.print(f"Resumes {folder} from {checkpoint.name}")
     return Start(folder, checkpoint)
 
 
-def _anew(job: Job) -> Start:
+def _new_run(job: Job) -> Start:
     """A new run in this job's folder. Raises ConfigError where that would cost an earlier run."""
     folder = job.folder
     if not (folder / CONFIG).is_file():
@@ -157,27 +157,27 @@ def _anew(job: Job) -> Start:
     else:
         return Start(folder)
     raise ConfigError(
-        f"hydra.run.dir={folder}: holds {found}, which a new one would replace; choose another hydra.run.dir, or go on "
-        f"with it: resume={folder}, with its own arguments (trainer.max_epochs and trainer.max_steps may be higher)"
+        f"hydra.run.dir={folder}: holds {found}, which a new one would replace; choose another hydra.run.dir, or resume "
+        f"it: resume={folder}, with its own arguments (trainer.max_epochs and trainer.max_steps may be higher)"
     )
 
 
 def _say_skipped(path: Path, damage: str) -> None:
-    console.print(f"{path} is damaged ({damage}) and passed over")
+    console.print(f"{path} is damaged ({damage}) and skipped")
 
 
 def _is_finished(folder: Path, job: Job) -> bool:
-    return _finished_at(folder) == _asked(job)
+    return _finished_at(folder) == _requested(job)
 
 
-def _asked(job: Job) -> tuple[int, int]:
+def _requested(job: Job) -> tuple[int, int]:
     """(trainer.max_epochs, trainer.max_steps): the first that is reached ends a training; -1 = no limit."""
     trainer = job.config["trainer"]
     return trainer["max_epochs"], trainer.get("max_steps", -1)
 
 
 def _finished_at(folder: Path) -> tuple[int, int] | None:
-    """What was asked for of the training that the results are of, None where there are none."""
+    """What was requested of the training that the results are of, None where there are none."""
     if (results := RunResults.find(folder)) is None:
         return None
     settings = results.settings

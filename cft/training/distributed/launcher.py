@@ -98,7 +98,7 @@ class JobLauncher(ScriptLauncher):
         self.file.unlink(missing_ok=True)
         bad = [process.returncode for process in self.procs if process.returncode]
         if bad and not failed:
-            raise RankFailed(f"a process of this run ended with exit status {bad[0]}; its error stands above")
+            raise RankFailed(f"a process of this run ended with exit status {bad[0]}; its error is above")
 
     def _end_others(self, *, grace_s: float) -> None:
         deadline = time.monotonic() + grace_s
@@ -112,7 +112,7 @@ class JobLauncher(ScriptLauncher):
 
 def leave_group(trainer: pl.Trainer) -> None:
     """All ranks at the end of training, which is the last that they do together: NCCL's group ends as a collective, and the
-    first rank, which goes on to export and evaluate, would come to it long after the others."""
+    first rank, which continues to export and evaluate, would come to it long after the others."""
     if trainer.world_size > 1 and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

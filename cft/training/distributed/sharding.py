@@ -35,7 +35,7 @@ class ShardingError(RuntimeError):
 
 
 class FullySharded(ModelParallelStrategy):
-    """All processes are one data-parallel group. A checkpoint is one file that any strategy can go on from.
+    """All processes are one data-parallel group. A checkpoint is one file that any strategy can resume from.
 
     replicas: copies of the sharded model; each is shared out over world / replicas processes that follow each other.
     """
@@ -168,7 +168,7 @@ def trained_weights(
 
 def release(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     """After training: give back this rank's shards, gradients and optimizer states, which Lightning leaves on the device, so
-    that the whole model has room there."""
+    that the whole model fits there."""
     for optimizer in trainer.strategy.optimizers:
         optimizer.state.clear()
     for tensor in [*module.parameters(), *module.buffers()]:

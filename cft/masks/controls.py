@@ -1,0 +1,40 @@
+"""Masks made from another one, to compare it with: as many tokens at random, and the tokens that it leaves out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cft.masks.base import Mask, MaskOf, Weights, hash_of
+from cft.types import AnnotatedResponse
+
+
+class RandomLike(MaskOf):
+    """As many tokens of each row as `like` picks, drawn at random: the control for "fewer tokens" alone.
+
+    Args:
+        like: the mask whose number of tokens is matched, row by row.
+        seed: the draw is a function of (seed, response id): the same on any rank, in any order.
+    """
+
+    def __init__(self, *, like: Mask, seed: int) -> None:
+        super().__init__(like)
+        self.seed = seed
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        length, count = len(row.response_ids), int((self.inner(row) > 0).sum())
+        seed = hash_of("random_like", str(self.seed), row.response_id)
+        chosen = np.random.default_rng(seed).choice(length, size=count, replace=False)
+        weights = np.zeros(length, dtype=np.float32)
+        weights[chosen] = 1.0
+        return weights
+
+
+class Complement(MaskOf):
+    """The tokens that `of` leaves out; none of a row that it knows nothing about."""
+
+    def __init__(self, *, of: Mask) -> None:
+        super().__init__(of)
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        left_out = (self.inner(row) == 0).astype(np.float32)
+        return left_out if self.inner.knows(row) else np.zeros_like(left_out)

@@ -1,0 +1,91 @@
+"""Identities of weights: SHA-256 over names, types, shapes and bytes, of a loaded model or of its files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """sha256 over names, types, shapes and bytes of all weights, adapters included."""
+    return hash_of(model.state_dict())
+
+
+def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
+    """What `weights_hash` gives of the same checkpoint loaded without adapters and as `dtype`, a ModelSpec's."""
+    import torch
+
+    kept = {
+        name.replace(".base_layer.", "."): tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    return hash_of(kept)
+
+
+def hash_of(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of weights by name."""
+    return _digest(sorted(state), state.__getitem__)
+
+
+def hash_of_files(folder: Path, *, config: PreTrainedConfig, dtype: str) -> str | None:
+    """What `weights_hash` would give of the checkpoint in `folder` loaded as `dtype`, one weight in memory at a time.
+
+    None where the files do not say: transformers renames, merges or converts some weights of some models while it loads.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    if getattr(config, "auto_map", None):
+        return None  # code of the model's own, which is run where the model is loaded
+    files = {
+        name: path
+        for path in sorted(folder.glob("model*.safetensors"))
+        for name in safe_open(path, framework="pt").keys()  # noqa: SIM118 - it is no mapping
+    }
+    try:
+        with torch.device("meta"):
+            empty: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    except (ValueError, TypeError, RuntimeError):
+        return None
+    if dtype != "float32" and (empty._keep_in_fp32_modules or empty._keep_in_fp32_modules_strict):
+        return None
+    state, tied = empty.state_dict(), dict(empty.all_tied_weights_keys)
+    source = {name: name if name in files else tied.get(name, "") for name in state}
+    if any(name in files for name in tied) or not all(origin in files for origin in source.values()):
+        return None
+
+    def weight(name: str) -> torch.Tensor:
+        with safe_open(files[source[name]], framework="pt") as opened:
+            found = opened.get_tensor(source[name])
+        if found.shape != state[name].shape:
+            raise _OtherShape
+        return found.to(state[name].dtype)
+
+    try:
+        return _digest(sorted(state), weight)
+    except _OtherShape:
+        return None  # loading says what is wrong
+
+
+class _OtherShape(Exception):
+    pass
+
+
+def _digest(names: Iterable[str], weight: Callable[[str], torch.Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name in names:
+        tensor = weight(name)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat: torch.Tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
