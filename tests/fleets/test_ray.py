@@ -31,7 +31,17 @@ pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ANNOTATE = ("limit=24", "unit_size=1", "annotations_dir=annotations", "max_new_tokens=96")
-START_ATTEMPTS = 4  # Ray gives the processes of a node 15 seconds, which a busy machine may not
+START_ATTEMPTS = 4
+
+
+def started(start: Callable[[], Any]) -> Any:
+    """Ray gives the processes of a node half a minute, which a busy machine may not."""
+    for attempt in range(START_ATTEMPTS):
+        try:
+            return start()
+        except Exception as error:  # noqa: BLE001 - Ray raises nothing more special
+            print(f"a node did not start, attempt {attempt + 1}: {error}")
+    raise AssertionError("no node started")
 
 
 class Nodes:
@@ -41,22 +51,15 @@ class Nodes:
         import ray
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        head = {"num_cpus": 1, "include_dashboard": False}
+        self.cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.restore()
         os.chdir(ROOT)  # which the workers' imports begin at
         ray.init(address=self.cluster.address, log_to_driver=False)
 
     def restore(self) -> None:
-        for _ in range(START_ATTEMPTS):
-            while len(self.cluster.list_all_nodes()) < 3:
-                try:
-                    self.cluster.add_node(num_cpus=1)
-                except Exception as error:  # noqa: BLE001 - Ray raises nothing more special
-                    print(f"a node did not start: {error}")
-                    break
-            else:
-                return
-        raise AssertionError("no three nodes started")
+        while len(self.cluster.list_all_nodes()) < 3:
+            started(lambda: self.cluster.add_node(num_cpus=1))
 
     def lose(self, node_id: str) -> None:
         node = next(node for node in self.cluster.worker_nodes if node.node_id == node_id)
@@ -68,7 +71,9 @@ def nodes() -> Iterator[Nodes]:
     import ray
 
     before = Path.cwd()
-    found = Nodes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_agent_register_timeout_ms", "100000")
+        found = Nodes()
     yield found
     ray.shutdown()
     found.cluster.shutdown()
