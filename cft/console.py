@@ -10,13 +10,27 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cft.run_log import log
+
 PLAIN_EVERY_S = 10.0
 
-console = Console(stderr=False, soft_wrap=True)
+
+class _Recorded(Console):
+    """What is printed for a person goes into the run's log, too (`cft/run_log.py`)."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        for text in objects:
+            if isinstance(text, str):
+                log.info("%s", text)
+
+
+console: Console = _Recorded(stderr=False, soft_wrap=True)
 
 
 class Bar:

@@ -221,7 +221,7 @@ def plot(growth: dict[int, dict[str, float]], exponents: dict[str, float], path:
     axes.set(
         xlabel="response length R (tokens)", ylabel="seconds per response, one alternative a position", xticks=LENGTHS
     )
-    axes.set_xticklabels(LENGTHS)
+    axes.set_xticklabels(map(str, LENGTHS))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

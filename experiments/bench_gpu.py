@@ -158,13 +158,13 @@ def page(everything: dict[str, Any]) -> str:
 def table(found: dict[str, Any]) -> list[str]:
     """A row a measurement; measurements of the same values share a table."""
     lines: list[str] = []
-    columns: tuple[str, ...] | None = None
+    columns: tuple[str, ...] = ()  # of the table that is open
     for name, value in found.items():
         if not isinstance(value, dict):
             lines += [*([""] if lines else []), f"{name}: {json.dumps(value)}", ""]
-            columns = None
+            columns = ()
             continue
-        if tuple(value) != columns:
+        if not columns or tuple(value) != columns:
             columns = tuple(value)
             lines += ["", "| |" + "".join(f" {column} |" for column in columns), "|---|" + "---|" * len(columns)]
         lines.append(f"| {name} |" + "".join(f" {cell(value[column])} |" for column in columns))

@@ -24,6 +24,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def data_folder() -> Path:
     return Path(os.environ.get("CFT_DATA_DIR") or Path(__file__).resolve().parent.parent.parent / "shared" / "data")
 
 
-def median(values: list[float]) -> float:
+def median(values: Sequence[float]) -> float:
     return float(np.median(values)) if values else float("nan")
 
 

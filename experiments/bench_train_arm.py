@@ -120,7 +120,7 @@ def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tupl
     losses: list[float] = []
 
     class Watch(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
             if trainer.global_step > len(losses):
                 losses.append(float(trainer.callback_metrics["train/loss"]))
                 clock()

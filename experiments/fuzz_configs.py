@@ -159,8 +159,8 @@ def _in_child(stage: str, arguments: list[str], folder: Path, out: Path) -> None
         status = cft([stage, *arguments])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         raise
     finally:
         sys.stdout.flush()

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -68,7 +69,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def make_model(tokenizer: Any) -> Any:
+    """tokenizer: of `make_tokenizer`, whose ids of one token transformers types as those of any number."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -103,7 +105,7 @@ def encode(pairs: Iterator[tuple[str, str]], *, tokenizer: PreTrainedTokenizerFa
     return rows
 
 
-def prompt_ids(question: str, *, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def prompt_ids(question: str, *, tokenizer: Any) -> list[int]:
     messages = [{"role": "user", "content": question}]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
@@ -143,7 +145,7 @@ def train(model: LlamaForCausalLM, rows: list[tuple[list[int], int]], *, lr: flo
 
 @torch.inference_mode()
 def answer(
-    model: LlamaForCausalLM,
+    model: Any,
     questions: list[str],
     *,
     tokenizer: PreTrainedTokenizerFast,

@@ -66,6 +66,8 @@ def mutated(mutant: Mutant, source: str) -> str:
         raise MutantError(f"{mutant.name}: {mutant.place} holds {mutant.old!r} {len(found)} times, expected once")
     first, last = found[0][0], found[0][-1]
     lines = source.encode().splitlines(keepends=True)
+    assert last.end_lineno is not None, "positions are those of parsed source"
+    assert last.end_col_offset is not None
     start = sum(map(len, lines[: first.lineno - 1])) + first.col_offset
     end = sum(map(len, lines[: last.end_lineno - 1])) + last.end_col_offset
     text = textwrap.indent(new, " " * first.col_offset).lstrip().encode()

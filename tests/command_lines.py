@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cft.config.build import CONF_DIR
 from cft.config.command_line import command_line_errors, read_command_line
@@ -31,3 +33,38 @@ def representatives(lines: Iterable[tuple[str, Sequence[str]]]) -> list[tuple[st
             chosen.append((stage, argv))
             known |= words
     return chosen
+
+
+Line = tuple[str, tuple[str, ...]]
+
+
+def mistakes_together(cases: Iterable[Sequence[Any]], wanted: Sequence[Any]) -> tuple[str, ...]:
+    """The mistakes of the command line in which the case `wanted` of `cases`, (stage, arguments), each with one mistake, was
+    checked among others that set other keys: a check of ten mistakes costs what a check of one does."""
+    return _together(tuple((stage, tuple(argv)) for stage, argv in cases))[wanted[0], tuple(wanted[1])]
+
+
+@cache
+def _together(cases: tuple[Line, ...]) -> dict[Line, tuple[str, ...]]:
+    lines: list[list[Line]] = []
+    for case in cases:
+        line = next(
+            (line for line in lines if line[0][0] == case[0] and not any(_clash(case[1], c[1]) for c in line)), []
+        )
+        if not line:
+            lines.append(line)
+        line.append(case)
+    found = {}
+    for line in lines:
+        reported = mistakes(line[0][0], *(word for _, argv in line for word in argv))
+        assert len(reported) == len(line), (line, reported)
+        found |= dict.fromkeys(line, tuple(reported))
+    return found
+
+
+def _clash(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two command lines set the same thing, or one of them a part of what the other sets. A flag is of all."""
+    if "-m" in (*one, *other):
+        return True
+    places = [{word.lstrip("+~-").partition("=")[0].rpartition("@")[2] for word in argv} for argv in (one, other)]
+    return any(f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.") for a in places[0] for b in places[1])

@@ -1,6 +1,6 @@
-"""Writes one shard of a store of made-up units, without a model, and kills its own process (SIGKILL) at a named point.
+"""Writes shard 1 of 3 of stores of made-up units, without a model, each in a process that kills itself (SIGKILL) at a point.
 
-python tests/shard_driver.py <folder> <shard> <count> <point>
+python tests/shard_driver.py <folder> <point> ...      prints how each process ended
 """
 
 from __future__ import annotations
@@ -94,5 +94,9 @@ def left() -> None:
 POINTS = {f.__name__: f for f in (arriving, committing, leaving, left)}
 
 if __name__ == "__main__":
-    POINTS[sys.argv[4]]()
-    write(Path(sys.argv[1]), Shard(int(sys.argv[2]), int(sys.argv[3])))
+    for folder, point in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        if (child := os.fork()) == 0:  # no thread is running yet
+            POINTS[point]()
+            write(Path(folder), Shard(1, 3))
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -28,6 +28,7 @@ KNOWN = {
     "models/cpu/packed_linear.py": {"_linear_pointwise", "_reorder_linear_weight"},
     "models/cpu/recomputed_layers.py": {"_forward_hooks", "_forward_pre_hooks"},
     "models/export.py": {"_buffers"},
+    "models/hashes.py": {"_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"},
     "models/kernels.py": {"_call_impl", "_compiled_call_impl", "_no_split_modules"},
     # W&B
     "loggers/wandb_run.py": {"_offline", "_wandb_init"},

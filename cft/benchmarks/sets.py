@@ -15,7 +15,7 @@ from typing import ClassVar
 from cft.benchmarks.rows import LAYOUTS, Layout
 from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, json_lines
-from cft.data.sources import Splits, splits_of
+from cft.data.splits import Splits, splits_of
 from cft.ranges import Fraction, in_range
 from cft.types import Problem, Verdict, Verifier
 
@@ -44,7 +44,11 @@ class Suite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkVerifier:
-    """`verifier=benchmark`: each benchmark's own verifier; `other` for a source of problems that names none."""
+    """`verifier=benchmark`: each benchmark's own verifier.
+
+    Args:
+        other: for a source of problems that names none.
+    """
 
     name: ClassVar[str] = "benchmark"
     version: ClassVar[str] = "1"
@@ -91,7 +95,15 @@ def benchmark(
 
 
 def suite(*, name: str, members: dict[str, Splits]) -> Suite:
-    """Several benchmarks in one run: `benchmark=cft11`, or `benchmark=gsm8k,math`. A suite in it counts as its members."""
+    """Several benchmarks in one run: `benchmark=cft11`, or `benchmark=gsm8k,math`. A suite in it counts as its members.
+
+    Args:
+        name: of the suite, in tables and results.
+        members: benchmarks and suites by name.
+
+    Raises:
+        ProblemError: it has no members.
+    """
     found: dict[str, Splits] = {}
     for key, member in members.items():
         found |= member.members if isinstance(member, Suite) else {key: member}

@@ -17,6 +17,7 @@ from cft.cli.exit_status import reported
 from cft.config.build import check_command_line, checked
 from cft.config.hydra_internals import argument_parser
 from cft.config.stages import STAGES
+from cft.run_log import recording
 from cft.shipped import CONF_DIR
 
 
@@ -32,7 +33,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
 
 def job(cfg: DictConfig, *, name: str) -> Any:
     """One job. Returns what the stage returns, which a sweeper of Hydra may optimize."""
-    with reported():
+    with reported(), recording():
         cfg = checked(cfg, name)
         from cft.cli.job import stage_inputs  # heavy imports follow the check
 

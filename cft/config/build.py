@@ -34,6 +34,7 @@ from cft.config.check import (
 )
 from cft.config.part import Part
 from cft.config.redaction import redacted as _redacted
+from cft.console import console
 from cft.errors import UserError
 from cft.ranges import show
 from cft.shipped import CONF_DIR
@@ -81,7 +82,7 @@ def checked(cfg: DictConfig, stage: str) -> DictConfig:
     if errors:
         raise ConfigError(*errors)
     for note in find_unused(cfg):
-        print(f"Note: {note}", flush=True)
+        console.print(f"Note: {note}", markup=False)
     return cfg
 
 

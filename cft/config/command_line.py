@@ -8,7 +8,6 @@ value of one axis while the others stay; each job checks its own combination aga
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,19 +23,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cft.config.allow_list import bad_prefix
-from cft.config.check import ErrorDetail, find_errors, is_runtime, suggestion
-from cft.config.hydra_internals import apply_override, argument_parser
+from cft.config.check import ErrorDetail, find_errors
+from cft.config.hydra_internals import argument_parser
+from cft.config.hydra_keys import hydra_errors
+from cft.config.override_value import has_path, set_value
 from cft.config.overrides import Item, Reader, lists_in_defaults, reason, shown
 from cft.config.preflight import unwritable
-from cft.config.redaction import is_secret_key, redacted_text
-from cft.config.source import TargetError, resolve, signature
+from cft.config.redaction import redacted_text
 from cft.config.stages import register_schemas
 
 _COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # Hydra raises bare ones, too
 _FLAGS_WITH_VALUES = {"--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--info"}
 _FLAGS_WITH_VALUES |= {"--experimental-rerun", "-c", "-p", "-cp", "-cn", "-cd", "-i"}
-_LOGGING_CLASS = re.compile(r"(logging|logging\.handlers|colorlog)\.\w+(Handler|Formatter)")
-_HYDRA_TARGETS = ("hydra.", "hydra_plugins.", "cft.cli.multirun.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +111,7 @@ class _Check:
     errors: list[ErrorDetail]
     extra: tuple[str, ...] = ()  # the user's own target prefixes
     read_files: set[Path] = field(default_factory=set)  # whose defaults are checked
+    found_files: dict[tuple[str, ...], list[tuple[Path, str, str]]] = field(default_factory=dict)
 
     def run(self) -> None:
         try:
@@ -215,13 +214,13 @@ class _Check:
 
     def check(self, job: _Job) -> list[ErrorDetail]:
         config = copy.deepcopy(job.config)
-        found = list(_hydra_errors(config))
+        found = list(hydra_errors(config))
         if OmegaConf.select(config, "allow_targets"):
             found.append(ErrorDetail("allow_targets", "is accepted on the command line only, not from a yaml"))
         chosen = [str(c) for c in config.hydra.runtime.choices]
         for override in job.values:
             named = self.reader.option_at_inner_place(override, choices=chosen)
-            found += filter(None, [named or _set_value(override, config, stage=self.stage)])
+            found += filter(None, [named or set_value(override, config, stage=self.stage)])
         found += _unwritable_folder(config, multirun=self.line.multirun)
         with open_dict(config):
             del config["hydra"]
@@ -236,9 +235,9 @@ class _Check:
 
     def file_that_sets(self, key: str, groups: Sequence[Override]) -> str:
         """The last yaml that gives a key, "" where none does."""
-        for file, name, package in reversed(list(self.files(groups))):
+        for file, name, package in reversed(self.files(groups)):
             inside = _within(key, package)
-            if inside is not None and _has_path(OmegaConf.load(file), inside):
+            if inside is not None and has_path(OmegaConf.load(file), inside):
                 return name
         return ""
 
@@ -249,10 +248,15 @@ class _Check:
             for error in lists_in_defaults(OmegaConf.load(file), stage=self.stage):
                 self.errors.append(ErrorDetail(error.key, f"{error.text} ({name})"))
 
-    def files(self, groups: Sequence[Override]) -> Iterator[tuple[Path, str, str]]:
+    def files(self, groups: Sequence[Override]) -> list[tuple[Path, str, str]]:
         """(file, its name for messages, package) of each yaml that a job is composed of, a later one wins."""
-        lines = [*self.reader.search_path, *(o.input_line or "" for o in groups)]
-        for default in self.loader.compute_defaults_list(self.line.config_name, lines, RunMode.RUN).defaults:
+        lines = (*self.reader.search_path, *(o.input_line or "" for o in groups))
+        if lines not in self.found_files:
+            self.found_files[lines] = list(self.files_of(lines))
+        return self.found_files[lines]
+
+    def files_of(self, lines: Sequence[str]) -> Iterator[tuple[Path, str, str]]:
+        for default in self.loader.compute_defaults_list(self.line.config_name, list(lines), RunMode.RUN).defaults:
             for folder in (self.line.config_dir, *self.line.extra_dirs):
                 file = folder / f"{default.config_path}.yaml"
                 if file.is_file():
@@ -268,109 +272,6 @@ def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[ErrorDetai
     except OmegaConfBaseException:  # known in the job only
         return []
     return [ErrorDetail(key, text)] if (text := unwritable(folder)) else []
-
-
-def _set_value(override: Override, config: DictConfig, *, stage: str) -> ErrorDetail | None:
-    """Apply one override as Hydra does; what is wrong with it if that fails."""
-    key, value = override.key_or_group, override.value()
-    if is_secret_key(key.rpartition(".")[2]) and isinstance(value, str) and value:
-        variable = "WANDB_API_KEY" if "wandb" in key else "HF_TOKEN" if "hf" in key or "model" in key else ""
-        text = f"a secret must not be on the command line, which is saved: use the environment variable {variable}"
-        return ErrorDetail(key, text.rstrip())
-    try:
-        apply_override(config, override)
-    except HydraException as error:
-        changes = not (override.is_delete() or override.is_add() or override.package is not None)
-        if changes and not _has_path(config, key.split(".")):
-            return ErrorDetail(key, _unknown_key(key, config, stage=stage))
-        return ErrorDetail(shown(override), reason(error))
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        return ErrorDetail(shown(override), reason(error))
-    return None
-
-
-def _unknown_key(key: str, config: DictConfig, *, stage: str) -> str:
-    """What to write instead of a key that is not in the config."""
-    parts = key.split(".")
-    depth = next(n for n in range(len(parts) - 1, -1, -1) if _has_path(config, parts[:n]))
-    parent, leaf = ".".join(parts[:depth]), parts[depth]
-    node = OmegaConf.select(config, parent) if parent else config
-    names = [str(n) for n in node if n != "hydra"] if isinstance(node, DictConfig) else []
-    where = parent or f"cft {stage}"
-    if isinstance(node, DictConfig) and isinstance(target := node.get("_target_"), str):
-        where = target
-        try:
-            found = signature(resolve(target))
-        except TargetError:
-            found = None
-        parameters = [p.name for p in found.parameters] if found else []
-        runtime = [p.name for p in found.parameters if is_runtime(p, found, node)] if found else []
-        if leaf in runtime:
-            return f"{target} gets it from the program, not from the config"
-        if leaf in parameters and depth == len(parts) - 1:
-            return f"is a parameter of {target} that no yaml sets yet: add it with +{key}=..."
-        names += parameters
-    near = suggestion(leaf, [n for n in dict.fromkeys(names) if not n.startswith("_")])
-    if near and parent:
-        near = near.replace("did you mean ", f"did you mean {parent}.")
-    if not near:
-        paths = list(_paths(config))
-        same = [p for p in paths if p.rpartition(".")[2] == parts[-1]]
-        near = f", did you mean {' or '.join(same)}?" if same else suggestion(key, paths)
-    return f"{where} has no '{leaf}'{near}"
-
-
-def _hydra_errors(config: DictConfig) -> Iterator[ErrorDetail]:
-    """Hydra builds its launcher, sweeper and callbacks itself: theirs must be Hydra's own or a plugin's."""
-    tree = OmegaConf.to_container(config.hydra, resolve=False)
-    for path, target in _values_of("_target_", tree, "hydra"):
-        if not (isinstance(target, str) and target.startswith(_HYDRA_TARGETS)):
-            yield ErrorDetail(
-                path, f"'{target}' is refused: under hydra, targets must be in {' or '.join(_HYDRA_TARGETS)}"
-            )
-    for key in ("job_logging", "hydra_logging"):  # logging.config calls whatever these name
-        logging = OmegaConf.to_container(config.hydra[key], resolve=False) if config.hydra[key] is not None else {}
-        for path, name in [*_values_of("()", logging, f"hydra.{key}"), *_values_of("class", logging, f"hydra.{key}")]:
-            if not _LOGGING_CLASS.fullmatch(str(name)):
-                yield ErrorDetail(path, f"'{name}' is refused: expected a handler or formatter of logging or colorlog")
-    # Hydra adds the command line to this list, so that a yaml could pose as the command line.
-    if any("allow_targets" in str(line) for line in config.hydra.overrides.task):
-        yield ErrorDetail("hydra.overrides.task", "is Hydra's record of the command line and cannot be set in a yaml")
-
-
-def _values_of(key: str, tree: object, path: str) -> Iterator[tuple[str, object]]:
-    """(path, value) of a key wherever it occurs in a tree."""
-    if isinstance(tree, dict):
-        if key in tree:
-            yield f"{path}.{key}", tree[key]
-        for name, inner in tree.items():
-            yield from _values_of(key, inner, f"{path}.{name}")
-    elif isinstance(tree, list):
-        for i, inner in enumerate(tree):
-            yield from _values_of(key, inner, f"{path}[{i}]")
-
-
-def _paths(config: DictConfig) -> Iterator[str]:
-    """Dotted paths of all leaves but Hydra's."""
-
-    def walk(tree: object, path: str) -> Iterator[str]:
-        if isinstance(tree, dict):
-            for name, inner in tree.items():
-                if not str(name).startswith("_") and (path or name != "hydra"):
-                    yield from walk(inner, f"{path}.{name}" if path else str(name))
-        if path:
-            yield path
-
-    return walk(OmegaConf.to_container(config, resolve=False), "")
-
-
-def _has_path(config: object, parts: Sequence[str]) -> bool:
-    tree = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    for part in parts:
-        if not isinstance(tree, dict) or part not in tree:
-            return False
-        tree = tree[part]
-    return True
 
 
 def _within(key: str, package: str) -> list[str] | None:

@@ -203,6 +203,15 @@ class LabelsConfig:
     allow_targets: list[str] = field(default_factory=list)
 
 
+@dataclass
+class AgreementConfig:
+    annotation: Name = MISSING
+    other: Name = MISSING
+    annotations_dir: Name = MISSING
+    seed: Seed = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key of a schema. record: the nested dataclass of a closed set; node: an open place; many: nodes by name."""

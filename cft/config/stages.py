@@ -65,6 +65,11 @@ STAGES: dict[str, Stage] = {
         "cft.stages.labels:labels",
         RULES["labels"],
     ),
+    "agreement": Stage(
+        "how far two annotations of the same problems agree, such as those of two engines; shown in the card of the first",
+        schema.AgreementConfig,
+        "cft.stages.agreement:agreement",
+    ),
 }
 
 

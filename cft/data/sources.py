@@ -1,17 +1,11 @@
-"""Sources of problems, and their split into train, validation and test.
-
-Each builder below is the `_target_` of a file in conf/data and gives `Splits`. A source that has no test set of its
-own is split by a hash of the seed and the problem's id, never by order: a file that grows moves no problem from one
-split to another. Training and validation problems whose question is also in the test set are dropped and counted.
-"""
+"""Sources of problems. Each builder below is the `_target_` of a file in conf/data and gives `Splits`."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -19,45 +13,12 @@ from typing import Any
 
 from cft.data import word_problems as generator
 from cft.data.hub_rows import hub_rows
-from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, normalized, to_problems
+from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, to_problems
+from cft.data.splits import Splits, split_parts, splits_of
 from cft.ranges import AtLeastOne, Count, Fraction, Name, in_range
 from cft.types import Problem, Verifier
 
 __all__ = ["ProblemError", "Splits", "arithmetic", "gsm8k", "hub", "jsonl", "reasoning_gym"]
-
-NAMES = ("train", "validation", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """Problems in the order of hash(seed, id), so that the first n of them are a random sample.
-
-    dropped: reason -> how many rows. fingerprint: sha256 of the splits' ids, questions, answers and solutions.
-    verifier: what grades the answers under `verifier=benchmark`, None where the source leaves that to the run.
-    """
-
-    name: str
-    train: tuple[Problem, ...]
-    validation: tuple[Problem, ...]
-    test: tuple[Problem, ...]
-    dropped: dict[str, int]
-    fingerprint: str
-    verifier: Verifier | None = None
-
-    def of(self, split: str) -> tuple[Problem, ...]:
-        """The problems of one split, at least one."""
-        if split not in NAMES:
-            raise ProblemError(f"unknown split {split!r} of data {self.name}; expected one of {', '.join(NAMES)}")
-        problems: tuple[Problem, ...] = getattr(self, split)
-        if not problems:
-            sizes = ", ".join(f"{name} {len(getattr(self, name))}" for name in NAMES)
-            remedy = "take another split or change the split's size or fraction in the data group"
-            raise ProblemError(f"data {self.name} has no {split} problems (found {sizes}); {remedy}")
-        return problems
-
-    def held_out_questions(self) -> frozenset[str]:
-        """Normalized questions of validation and test, which must not be trained on."""
-        return frozenset(normalized(problem.question) for problem in (*self.validation, *self.test))
 
 
 @in_range
@@ -135,7 +96,7 @@ def gsm8k(
         sources[part] = to_problems(
             rows, source=source, fields=fields_, id_prefix=f"gsm8k-{part}-", max_bad_rows=max_bad_rows
         )
-    return _from_parts(name=name, parts=sources, validation_fraction=validation_fraction, test_fraction=0.0, seed=seed)
+    return split_parts(name=name, parts=sources, validation_fraction=validation_fraction, test_fraction=0.0, seed=seed)
 
 
 def after_hashes(text: str) -> str:
@@ -197,7 +158,7 @@ def reasoning_gym(
     fields_ = Fields(id="", question="question", answer="answer", solution="")
     # All may be skipped: repeated draws are no one's error, and a task that has nothing else fails in `splits_of`.
     part = to_problems(rows, source=f"reasoning-gym {task}", fields=fields_, id_prefix=f"{task}-", max_bad_rows=1.0)
-    return _from_parts(
+    return split_parts(
         name=name,
         parts={"train": part},
         validation_fraction=validation_fraction,
@@ -249,7 +210,7 @@ def jsonl(
                 id_prefix="test-" if part == "test" else "",  # files often count from 0, each for itself
                 max_bad_rows=max_bad_rows,
             )
-    return _from_parts(
+    return split_parts(
         name=name,
         parts=parts,
         validation_fraction=validation_fraction,
@@ -302,91 +263,12 @@ def hub(
                 id_prefix="test-" if part == "test" else "",
                 max_bad_rows=max_bad_rows,
             )
-    return _from_parts(
+    return split_parts(
         name=name,
         parts=parts,
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         seed=seed,
-        verifier=verifier,
-    )
-
-
-def place_of(problem_id: str, *, seed: int) -> float:
-    """Where a problem lies between 0 and 1: decides its split and its order."""
-    digest = hashlib.sha256(f"{seed}\x1f{problem_id}".encode()).digest()
-    return int.from_bytes(digest[:8]) / 2**64
-
-
-def _from_parts(
-    *,
-    name: str,
-    parts: Mapping[str, tuple[list[Problem], Counter[str]]],
-    validation_fraction: float,
-    test_fraction: float,
-    seed: int,
-    verifier: Verifier | None = None,
-) -> Splits:
-    """Split what was read: the test part where there is one, else a fraction of the train part."""
-    own_test = "test" in parts
-    own_fraction = 0.0 if own_test else test_fraction
-    if validation_fraction + own_fraction > 1.0:
-        raise ProblemError(
-            f"validation_fraction={validation_fraction} and test_fraction={test_fraction} exceed 1 together"
-        )
-    found: dict[str, list[Problem]] = {split: [] for split in NAMES}
-    for problem in parts["train"][0]:
-        place = place_of(problem.id, seed=seed)
-        # Validation is the upper end, so that changing one fraction moves no problem between the two held-out splits.
-        split = "test" if place < own_fraction else "validation" if place >= 1.0 - validation_fraction else "train"
-        found[split].append(problem)
-    if own_test:
-        found["test"] = parts["test"][0]
-    dropped = sum((counts for _, counts in parts.values()), Counter[str]())
-    return splits_of(name=name, seed=seed, dropped=dropped, verifier=verifier, **found)
-
-
-def splits_of(
-    *,
-    name: str,
-    seed: int,
-    train: Iterable[Problem],
-    validation: Iterable[Problem],
-    test: Iterable[Problem],
-    dropped: Counter[str],
-    verifier: Verifier | None = None,
-) -> Splits:
-    """Drop leaks, sort, fingerprint."""
-    held_out: dict[str, str] = {}  # normalized question -> the split that has it
-    kept: dict[str, list[Problem]] = {}
-    for split, problems in (("test", test), ("validation", validation), ("train", train)):
-        kept[split] = []
-        for problem in problems:
-            other = held_out.get(normalized(problem.question), split)
-            if other == split:
-                kept[split].append(problem)
-            else:
-                dropped[f"{split} problem also in {other}"] += 1
-        if split != "train":
-            held_out |= {normalized(problem.question): split for problem in kept[split]}
-    digest = hashlib.sha256()
-    ordered: dict[str, tuple[Problem, ...]] = {}
-    for split in NAMES:
-        ordered[split] = tuple(sorted(kept[split], key=lambda p: (place_of(p.id, seed=seed), p.id)))
-        for problem in ordered[split]:
-            for text in (split, problem.id, problem.question, problem.answer, problem.solution):
-                data = text.encode()
-                digest.update(len(data).to_bytes(8) + data)
-    if not any(ordered.values()):
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none was requested"
-        raise ProblemError(f"data {name} is left with no problems ({reasons})")
-    return Splits(
-        name,
-        ordered["train"],
-        ordered["validation"],
-        ordered["test"],
-        dropped=dict(sorted(dropped.items())),
-        fingerprint=digest.hexdigest(),
         verifier=verifier,
     )
 

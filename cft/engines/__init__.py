@@ -3,14 +3,21 @@
 `Reference`, `SharedPrefix`, ... are what conf/engine/*.yaml names: they make an engine of a model.
 """
 
+from cft.engines.continuous import Continuous, ContinuousEngine
 from cft.engines.factory import EngineError
 from cft.engines.reference import Reference, ReferenceEngine
+from cft.engines.server import Server
 from cft.engines.shared_prefix import SharedPrefix, SharedPrefixEngine
+from cft.engines.vllm import Vllm
 
 __all__ = [
+    "Continuous",
+    "ContinuousEngine",
     "EngineError",
     "Reference",
     "ReferenceEngine",
+    "Server",
     "SharedPrefix",
     "SharedPrefixEngine",
+    "Vllm",
 ]

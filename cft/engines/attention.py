@@ -27,7 +27,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 ATTENTION = "cft_forks"  # its name in transformers' registry
 # What torch's attention calls on a CPU; it alone gives the log-sum-exp too. In float32 a fifth faster than product by product.
 FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-SPARE_COLUMNS = 32  # a block is made with room for so many tokens, and doubled when full
+SPARE_COLUMNS = (
+    32  # a block is made with room for so many tokens; when full it gets as many again, or half of what it has
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class KVBlock(Generic[Row]):
 
     rows: what the caller keeps of each fork, in the order of the batch.
 
-    keys: by layer, [n, h, T, d]; seen: how many of the T columns each row has, the last ones.
+    keys: by layer, [n, h, T, d]; seen: how many of the T columns each row has, the last ones. The first columns belong to rows
+    that have left: where the block is copied anyway, they stay behind.
     """
 
     def __init__(self, rows: Sequence[Row], keys: Keys, seen: Sequence[int]) -> None:
@@ -62,6 +65,7 @@ class KVBlock(Generic[Row]):
         missing = self.columns - torch.tensor(seen, device=position_T.device)
         self.mask_nT = _additive(position_T[None] < missing[:, None], dtype=keys[0].k.dtype)
         self.ragged = min(seen) < self.columns
+        self._starts = [self.columns - count for count in seen]  # the first column of each row
         self._reserve(self.columns + SPARE_COLUMNS)
 
     def __len__(self) -> int:
@@ -70,10 +74,33 @@ class KVBlock(Generic[Row]):
     def bytes_held(self) -> int:
         return num_bytes(self.keys)
 
+    @property
+    def width(self) -> int:
+        """Columns that a row still sees."""
+        return self.columns - min(self._starts, default=self.columns)
+
     def make_room(self) -> None:
         """For one more token of each fork. If memory runs out here, some layers have more room than others."""
         if self.columns == min(layer.k.shape[2] for layer in self.keys):
-            self._reserve(2 * self.columns)
+            self.trim()
+            self._reserve(self.columns + max(SPARE_COLUMNS, self.columns // 2))
+
+    def trim(self) -> None:
+        """Leave out the columns that no row sees. Their memory is free once the keys are copied."""
+        first = self.columns - self.width
+        if first:
+            self.columns -= first
+            self._starts = [start - first for start in self._starts]
+            self.mask_nT = self.mask_nT[:, first:]
+            self.keys = [LayerKeys(*(part[:, :, first:] for part in (layer.k, layer.v))) for layer in self.keys]
+
+    def shrink(self) -> None:
+        """Give back the memory of rows that have left, layer by layer."""
+        n = len(self.rows)
+        for index, layer in enumerate(self.keys):
+            if layer.k.shape[0] > n:
+                self.keys[index] = LayerKeys(*(part[:n].clone() for part in (layer.k, layer.v)))
+        self.mask_nT = self.mask_nT[:n]
 
     def _reserve(self, columns: int) -> None:
         """Layer by layer: the memory that one leaves is there for the next."""
@@ -92,8 +119,9 @@ class KVBlock(Generic[Row]):
     def remove(self, index: int) -> None:
         """Drop a fork; the last one takes its place."""
         last = len(self.rows) - 1
-        self.rows[index] = self.rows[last]
-        self.rows.pop()
+        for each in (self.rows, self._starts):
+            each[index] = each[last]
+            each.pop()
         if index != last:
             self.mask_nT[index] = self.mask_nT[last]
             for layer in self.keys:
@@ -115,6 +143,8 @@ class KVBlock(Generic[Row]):
 
 def joined(one: KVBlock[Row], other: KVBlock[Row]) -> KVBlock[Row]:
     """Both as one block, the shorter rows right-aligned."""
+    one.trim()
+    other.trim()
     columns = max(one.columns, other.columns)
     n = len(one) + len(other)
     keys = []
@@ -132,6 +162,7 @@ def joined(one: KVBlock[Row], other: KVBlock[Row]) -> KVBlock[Row]:
             : len(part), : part.columns
         ]
     whole.ragged |= one.ragged or other.ragged
+    whole._starts = [start + columns - part.columns for part in (one, other) for start in part._starts]
     return whole
 
 

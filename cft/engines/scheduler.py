@@ -4,8 +4,10 @@ Forks that share a prefix read it from one stored copy. A fork that shares none 
 Forks admitted together form one KV block. When there are too many blocks, the two of most similar length are joined.
 
 If keys and values exceed the budget, or an allocation fails, the most recently admitted rows are preempted: they return
-to the front of the waiting queue and start again. The batch is then limited to what was left. It grows again after it has
-decoded for a while with memory to spare. Only a fork that does not fit alone is given up.
+to the front of the waiting queue and start again. The batch is then limited to what was left. It grows again when as many
+rows have ended as it holds, so that the memory of whole rows is known, and there is some to spare. Each time that growing was
+too much, it waits for twice as many rows: what is decoded in vain stays a small share. Only a fork that does not fit alone
+is given up.
 """
 
 from __future__ import annotations
@@ -25,10 +27,7 @@ MAX_BLOCKS = 6  # KV blocks: each costs some small operations a layer ...
 ROWS_PER_BLOCK = 20  # ... which a small batch feels more
 UNSHARED_ROWS = 64  # forks without a shared prefix are admitted in groups of so many, of similar length
 PREFILL_TOKENS = 1024  # prefilled in one pass
-REGROW_STEPS, REGROW_BELOW = (
-    32,
-    0.75,
-)  # the batch grows by an eighth after so many steps below this fraction of the budget
+REGROW_TO = 0.9  # the batch grows to the rows that would have filled this share of the budget, at most to twice as many
 REFILL = 8  # the next forks are admitted when one row in so many is free
 
 
@@ -52,10 +51,12 @@ class Scheduler(Generic[Row]):
     ) -> None:
         self.blocks: list[KVBlock[Row]] = []  # the youngest last
         self.waiting: deque[Row] = deque()
-        self.back_offs = 0
+        self.back_offs = self.lost_tokens = 0  # times that memory ran short, and tokens decoded in vain
         self._prefill = prefill
         self._most_rows = self._max_rows = max_rows
-        self._calm_steps = 0  # since the last time that memory ran short
+        self._most_bytes = self._ended = 0  # held, and rows that ended, since the limit last changed
+        self._patience = 1  # times the rows of the batch that have to end before it grows
+        self._grown = False  # whether the limit last changed by growing
         self._budget_bytes = budget_bytes
         self._prefixes: OrderedDict[int, tuple[TokenSequence, Keys]] = OrderedDict()  # by identity, the oldest first
         self._free_before_asking = 0
@@ -114,8 +115,7 @@ class Scheduler(Generic[Row]):
                     given_up += group
                 else:
                     self._wait(group)
-                    self._max_rows = self.live() or len(group) // 2
-                    self._calm_steps = 0
+                    self._limit(self.live() or len(group) // 2)
         self._join()
         return given_up
 
@@ -213,15 +213,24 @@ class Scheduler(Generic[Row]):
         return None, given_up
 
     def _grow(self) -> None:
-        """After a step that fitted: allow more rows again, a few at a time, where memory ran short before."""
-        self._calm_steps += 1
-        if self._max_rows < self._most_rows and self._calm_steps >= REGROW_STEPS:
-            self._calm_steps = 0
-            if self.bytes_held() < REGROW_BELOW * self._budget_bytes:
-                self._max_rows = min(self._most_rows, self._max_rows + max(1, self._max_rows // REFILL))
+        """After a step that fitted: allow more rows again, where memory ran short before."""
+        self._most_bytes = max(self._most_bytes, self.bytes_held())
+        if self._max_rows < self._most_rows and self._ended >= self._patience * self._max_rows:
+            fitting = int(self._max_rows * REGROW_TO * self._budget_bytes / self._most_bytes)
+            self._grown = fitting > self._max_rows
+            self._max_rows = max(self._max_rows, min(fitting, 2 * self._max_rows, self._most_rows))
+            self._most_bytes = self._ended = 0
 
-    def left(self) -> None:
-        """Evict empty blocks, after rows that ended were removed."""
+    def _limit(self, rows: int) -> None:
+        """Memory ran short with more than so many."""
+        self._patience *= 2 if self._grown else 1
+        self._grown = False
+        self._max_rows = rows
+        self._most_bytes = self._ended = 0
+
+    def left(self, ended: int) -> None:
+        """Evict empty blocks, after so many rows that ended were removed."""
+        self._ended += ended
         self.blocks = [block for block in self.blocks if len(block)]
         self._join()
         self._plan = None
@@ -229,7 +238,6 @@ class Scheduler(Generic[Row]):
     def _preempt(self) -> None:
         """Preempt the newest block, or half of the only one: its rows return to the front of the queue and start again."""
         self.back_offs += 1
-        self._calm_steps = 0
         if len(self.blocks) > 1:
             self._wait(self.blocks.pop().rows)
         else:
@@ -238,9 +246,11 @@ class Scheduler(Generic[Row]):
             self._wait(only.rows[half:])
             while len(only) > half:
                 only.remove(len(only) - 1)
-        self._max_rows = self.live()
+            only.shrink()
+        self._limit(self.live())
 
     def _wait(self, rows: list[Row]) -> None:
+        self.lost_tokens += sum(len(row.ids) - 1 - row.visible for row in rows)
         self.waiting.extendleft(reversed([row.restarted() for row in rows]))
         self._plan = None
 
@@ -252,8 +262,8 @@ class Scheduler(Generic[Row]):
 
 
 def _empty_cells(a: KVBlock[Row], b: KVBlock[Row]) -> int:
-    shorter, longer = sorted((a, b), key=lambda block: block.columns)
-    return (longer.columns - shorter.columns) * len(shorter)
+    shorter, longer = sorted((a, b), key=lambda block: block.width)
+    return (longer.width - shorter.width) * len(shorter)
 
 
 def _empty(like: Tensor, rows: int, columns: int) -> Tensor:

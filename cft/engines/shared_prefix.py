@@ -118,7 +118,8 @@ class SharedPrefixEngine:
         eos_ids: every token that ends a response.
         max_rows: forks decoded together, at least 1.
         kv_budget_mb: memory for keys and values, in 10^6 bytes; None: see `memory_for_keys`. Where it, or the machine's
-            memory, runs out, rows are preempted (`back_offs` counts over all runs).
+            memory, runs out, rows are preempted (`back_offs` counts that, and `lost_tokens` what was decoded in vain, over all
+            runs).
         tie_margin: logits; None: see `tie_margin_for`.
         kernels: "auto": layers in the form that decodes fastest, at the price of a second copy (linear layers in float32 on a
             CPU); "torch": as they are.
@@ -152,7 +153,7 @@ class SharedPrefixEngine:
         self.tie_margin = tie_margin_for(model.dtype, tie_margin)
         self.reference = ReferenceEngine(model, eos_ids, tie_margin=tie_margin, kernels=kernels)
         self.packed = self.reference.packed
-        self.back_offs = 0
+        self.back_offs = self.lost_tokens = 0
         self._self_check()
 
     @property
@@ -206,7 +207,8 @@ class SharedPrefixEngine:
         """One token for every fork; those that ended, which have left the batch."""
         logits_NV, too_large = scheduler.fitting(self.next_logits)
         self.back_offs += scheduler.back_offs
-        scheduler.back_offs = 0
+        self.lost_tokens += scheduler.lost_tokens
+        scheduler.back_offs = scheduler.lost_tokens = 0
         ended: list[tuple[Row, Finish]] = [(row, "memory") for row in too_large]
         if logits_NV is None:
             return ended
@@ -230,7 +232,7 @@ class SharedPrefixEngine:
                     block.remove(index)
                     ended.append((row, end))
         if ended:
-            scheduler.left()
+            scheduler.left(len(ended))
         return ended
 
     @contextmanager

@@ -116,10 +116,17 @@ def wandb_logger(
     artifacts: Literal["link", "upload", "none"],
     transcripts: Count,
 ) -> Logger:
-    """One W&B run per job. group: "" = one per multirun, annotation or evaluated training.
+    """One W&B run per job.
 
-    artifacts: "link" joins annotation, training and evaluation by files that describe them, "upload" sends rows and
-    weights, too; online only. transcripts: problems whose responses are shown in a table.
+    Args:
+        project: of W&B.
+        entity: user or team; "" = the account's default.
+        group: "" = one per multirun, annotation or evaluated training.
+        tags: beside those of the run itself.
+        mode: "offline" needs no account; WANDB_MODE wins.
+        artifacts: "link" joins annotation, training and evaluation by files that describe them, "upload" sends rows and
+            weights, too; online only.
+        transcripts: problems whose responses are shown in a table, at least 0.
     """
     from cft.loggers.wandb_run import opened
 

@@ -10,9 +10,9 @@ from cft.config.part import Part
 from cft.config.redaction import redacted
 from cft.console import console
 from cft.loggers.build import RunFacts, log_transcripts, log_values, logging_to
-from cft.runs.arm import spoken
 from cft.runs.job import Job
 from cft.runs.lineage import Link, checkpoint_link, model_inputs
+from cft.runs.names import parts_of_name, run_name
 from cft.runs.results import RESULTS, RunResults
 from cft.runs.run import CONFIG, flat, group_of, saved_config
 
@@ -71,12 +71,12 @@ def log_evaluation(
 def _facts(job: Job, folder: Path, results: RunResults, inputs: tuple[Link, ...]) -> RunFacts:
     """An evaluation of a checkpoint joins the group of its training."""
     arm = results.arm
-    told = spoken(arm)
+    told = parts_of_name(arm)
     trained = {"loss": arm.get("loss", "nll")} if "mask" in arm else {}  # as the training's own tags
     checkpoint = str(job.config["checkpoint"])
     return RunFacts(
         folder,
-        name="-".join([*map(str, told.values()), results.benchmark, f"seed{results.seed}"]),
+        name=run_name(arm, results.benchmark, seed=results.seed),
         group=group_of(Path(checkpoint)) if checkpoint else job.group,
         job_type="evaluate",
         tags=(*(f"{key}:{value}" for key, value in {**told, **trained}.items()), f"benchmark:{results.benchmark}"),

@@ -62,8 +62,19 @@ def token_statistics(hidden_ND: Tensor, target_N: Tensor, project: Projection, *
 
 
 class Objective:
-    """Weighting x token loss x aggregation x normalizer, plus regularizers. Configured by conf/loss; the weighting is
-    handed in at run time."""
+    """Weighting x token loss x aggregation x normalizer, plus regularizers. Configured by conf/loss.
+
+    Args:
+        weighting: comes from its own config group at run time.
+        token_loss: f, nats a token.
+        aggregation: of a row's token losses to one sum.
+        normalizer: what the sum is divided by (`cft/losses/normalizer.py`).
+        regularizers: further terms, by the names that their metrics get.
+        chunk_tokens: tokens whose logits exist at a time, at least 1.
+
+    Raises:
+        BadValue: the aggregation is per sequence and the normalizer is not.
+    """
 
     @in_range
     def __init__(

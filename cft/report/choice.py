@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cft.report.arms import ArmName, identity, named
+from cft.report.arm_names import ArmName, identity, named
 from cft.report.read import ReportError, Run, Runs
 
 

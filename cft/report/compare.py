@@ -16,24 +16,8 @@ from typing import Any
 import numpy as np
 
 from cft.evaluation.intervals import RATE, Interval, bootstrap_interval, is_unbounded, two_way_bootstrap
-from cft.report.arms import (
-    BASE,
-    Arm,
-    ArmName,
-    Comparison,
-    Measured,
-    Scope,
-    as_text,
-    identity,
-    is_base,
-    is_known,
-    is_trained,
-    metric_column,
-    named,
-    order_of,
-    values_of,
-    varying,
-)
+from cft.report.arm_names import BASE, ArmName, as_text, identity, is_base, is_trained, named, order_of, varying
+from cft.report.arms import Arm, Comparison, Measured, Scope, is_known, metric_column, values_of
 from cft.report.contrasts import contrasted
 from cft.report.read import ACCURACY, ReportError, Run, Runs, intervals
 from cft.runs.results import RESULTS

@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from cft.evaluation.paired_tests import holm, paired_difference
-from cft.report.arms import ACCURACY, Arm, Comparison, Contrast, is_base, is_sft, is_trained, values_of
+from cft.report.arm_names import is_base, is_sft, is_trained
+from cft.report.arms import ACCURACY, Arm, Comparison, Contrast, values_of
 from cft.report.read import ReportError, Run
 
 _UNKNOWN = "not recorded: "

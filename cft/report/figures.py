@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from cft.evaluation.intervals import Interval
-from cft.report.arms import BASE, MARK, Comparison
+from cft.report.arm_names import BASE
+from cft.report.arms import MARK, Comparison
 from cft.report.contrasts import contrast_metrics
 from cft.report.frames import RL_SAMPLES, mean_curve
 from cft.report.read import GROUPS

@@ -11,7 +11,8 @@ import pandas as pd
 
 from cft.evaluation.intervals import Interval, two_way_bootstrap
 from cft.evaluation.metrics import pass_at_k
-from cft.report.arms import Arm, Comparison, as_text, identity, is_trained
+from cft.report.arm_names import as_text, identity, is_trained
+from cft.report.arms import Arm, Comparison
 from cft.report.read import Run, training_log
 
 RL_SAMPLES = 8  # of each problem, in the step that annotation is held against

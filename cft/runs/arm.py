@@ -7,7 +7,7 @@ The method's part of it are the options of mask, weighting, loss, reference and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cft.runs.job import Job
@@ -33,12 +33,6 @@ def arm_of(job: Job, keys: Sequence[str]) -> dict[str, Any]:
         if name not in _NOT_AN_ARM and group.split(".")[0] != "logger" and group not in arm:
             arm[name] = value
     return arm
-
-
-def spoken(arm: Mapping[str, Any]) -> dict[str, Any]:
-    """What names and tags say of an arm: model, mask, weighting, and the loss where it is not the usual one."""
-    told = {key: arm[key] for key in ("model", "mask", "weighting") if arm.get(key) is not None}
-    return told if arm.get("loss", "nll") == "nll" else told | {"loss": arm["loss"]}
 
 
 def part_of(name: str) -> str:

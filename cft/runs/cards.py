@@ -22,6 +22,7 @@ from cft.annotation.store import AnnotationStore
 from cft.config.redaction import hidden
 from cft.files import write_bytes
 from cft.masks.critical import Critical
+from cft.runs.agreement import Share, engine_of, read_agreements
 from cft.runs.arm import METHOD, part_of
 from cft.runs.lineage import CARD, annotation_contents, annotation_link
 from cft.runs.results import RESULTS, RunResults
@@ -97,7 +98,8 @@ def annotation_card(store: AnnotationStore) -> str:
     solved = "The model solved the problems greedily" if _greedy(made) else "The data's own solutions were taken"
     facts = {
         "model": f"{model}, `{made['model']['path']}` at `{made['model']['revision']}`, {made['model']['dtype']}",
-        "SHA-256 of its weights": made["model"]["weights"],
+        "SHA-256 of its weights": made["model"]["weights"]
+        or "not known: servers decoded, see `probe` in manifest.json",
         "problems": f"{data['source']}, split {data['split']}, SHA-256 {data['sha256']}",
         "longest response": f"{made['decoding']['max_new_tokens']} tokens",
         "verifier": f"`{made['verifier']}`",
@@ -116,6 +118,7 @@ def annotation_card(store: AnnotationStore) -> str:
         "## Contents",
         table(("problems", "number"), _statuses(store)),
         *_statistics(rows, manifest),
+        *_agreements(store),
         "## Columns",
         "`rows/*.parquet`, one row a response:",
         table(
@@ -275,7 +278,7 @@ def _statistics(rows: Sequence[AnnotatedResponse], manifest: dict[str, Any]) -> 
         ("responses", f"{len(rows):,}"),
         ("response tokens", f"{lengths.sum():,}; {lengths.mean():.1f} a response, at most {lengths.max():,}"),
         ("critical tokens", f"{critical.sum():,} ({critical.mean():.1%}) with {k} alternatives"),
-        ("mean entropy", f"{_mean(entropy[critical])} nats of critical tokens, {_mean(entropy[~critical])} of others"),
+        ("mean entropy", _entropies(entropy, critical)),
         ("self-replays that ended otherwise", f"{counts.get('replay_flips', 0):,} of {counts.get('replays', 0):,}"),
         ("tokens decoded", _decoded(compute)),
     ]
@@ -290,6 +293,22 @@ def _statistics(rows: Sequence[AnnotatedResponse], manifest: dict[str, Any]) -> 
     ]
 
 
+def _agreements(store: AnnotationStore) -> list[str]:
+    """With other annotations of the same problems, where `cft agreement` compared them."""
+    found = read_agreements(store.folder)
+    if not found:
+        return []
+    head = ("compared with", "same responses", "same alternatives", "same outcomes", "same critical tokens")
+    parts = ("responses", "alternatives", "outcomes", "critical")
+    lines = [(f"{one['with']}: {one['engine']}", *(str(Share(**one[part])) for part in parts)) for one in found]
+    return [
+        "## Agreement",
+        f"Of this annotation ({engine_of(store.manifest())}) with others of the same problems. Alternatives, outcomes and "
+        "critical tokens are those of responses that are the same.",
+        table(head, lines),
+    ]
+
+
 def _decoded(compute: dict[str, Any]) -> str:
     """Without those decoded ahead for forks that were not needed in the end, which differ from run to run."""
     needed = sum(n for name, n in compute.items() if name.endswith("_tokens") and name != "speculative_tokens")
@@ -297,8 +316,15 @@ def _decoded(compute: dict[str, Any]) -> str:
     return f"{needed:,.0f}" + (f", and {ahead:,.0f} ahead of need" if ahead else "")
 
 
+def _entropies(entropy: np.ndarray, critical: np.ndarray) -> str:
+    if np.isnan(entropy).any():
+        return "not known: the engine saw the most probable tokens only"
+    return f"{_mean(entropy[critical])} nats of critical tokens, {_mean(entropy[~critical])} of others"
+
+
 def _mean(values: np.ndarray) -> str:
-    return f"{values.mean():.3f}" if len(values) else "-"
+    known = values[~np.isnan(values)]  # some engines do not compute it
+    return f"{known.mean():.3f}" if len(known) else "-"
 
 
 def _numbers(results: RunResults, metrics: dict[str, dict[str, float]]) -> str:

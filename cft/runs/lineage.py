@@ -21,7 +21,7 @@ from typing import Any, Literal
 from cft.config.redaction import redacted
 from cft.files import sha256_file, sha256_json
 from cft.models.export import SUMS
-from cft.runs.arm import spoken
+from cft.runs.names import run_name
 from cft.runs.results import RESULTS, RunResults
 from cft.runs.run import CONFIG, EXPORT
 
@@ -97,12 +97,7 @@ def checkpoint_link(folder: Path) -> Link:
     came_from = {"run": results.run, "identity": results.identity, "seed": results.seed}
     return Link(
         "checkpoint",
-        _name(
-            "checkpoint",
-            *map(str, spoken(results.arm).values()),
-            f"seed{results.seed}",
-            end=f"-{results.identity}",
-        ),
+        _name("checkpoint", run_name(results.arm, seed=results.seed), end=f"-{results.identity}"),
         fingerprint,
         {**came_from, **results.lineage},
         folder,

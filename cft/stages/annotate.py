@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from cft.config.build import ConfigError, build
 from cft.config.schema import AnnotateConfig, Split
 from cft.console import Bar, console, progress
 from cft.data.sources import Splits
+from cft.engines.server.probe import with_stored_probe
 from cft.fleets.base import Crew, Facts, Fleet, FleetError, left_out_message, package_facts
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.critical import critical_fraction
@@ -61,13 +63,13 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
         ) as loggers,
     ):
         with store.writing(
-            fingerprint=_conditions(cfg, crew.facts, spec=spec, splits=splits),
+            fingerprint=_conditions(cfg, crew.facts, store, spec=spec, splits=splits),
             info=_origin(cfg, job, spec=spec, inputs=inputs),
             part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard"), in_order=crew.in_order),
         ):
-            back_offs = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers)
-            back_offs += _fill_units(store, crew, plan=plan, shard=shard)
-        _print_back_offs(back_offs)
+            counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers)
+            counts += _fill_units(store, crew, plan=plan, shard=shard)
+        _print_engine_counts(counts)
         if crew.left_out:
             raise FleetError(
                 left_out_message(crew.left_out, kept=f"The others are in {store.folder}.", command=job.command)
@@ -108,7 +110,9 @@ def _print_problems(splits: Splits, plan: Plan, *, split: Split) -> None:
         console.print(f"Problems dropped: {count} ({reason})")
 
 
-def _conditions(cfg: AnnotateConfig, facts: Facts, *, spec: ModelSpec, splits: Splits) -> dict[str, Any]:
+def _conditions(
+    cfg: AnnotateConfig, facts: Facts, store: AnnotationStore, *, spec: ModelSpec, splits: Splits
+) -> dict[str, Any]:
     """What every unit of the annotation is made under: its fingerprint. facts: of the workers."""
     return {
         "model": {
@@ -124,7 +128,7 @@ def _conditions(cfg: AnnotateConfig, facts: Facts, *, spec: ModelSpec, splits: S
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
         "unit_size": cfg.unit_size,
         "replay_fraction": cfg.replay_fraction,
-        "numerics": facts["numerics"],
+        "numerics": _numerics(facts, store),
     }
 
 
@@ -141,10 +145,15 @@ def _origin(cfg: AnnotateConfig, job: Job, *, spec: ModelSpec, inputs: tuple[Lin
     }
 
 
-def _print_back_offs(back_offs: int) -> None:
-    if back_offs:
+def _print_engine_counts(counts: Counter[str]) -> None:
+    if given_up := counts["num_given_up"]:
         console.print(
-            f"Memory for keys and values ran short {back_offs} times, and what had been decoded was decoded again: "
+            f"{given_up} continuations could not be had (no room in the server's context, or each try failed): they count as "
+            "undecided. A longer context, or more of engine.retries and engine.timeout_s, may give them in another annotation"
+        )
+    if back_offs := counts["back_offs"]:
+        console.print(
+            f"Memory for keys and values ran short {back_offs} times, and {counts['lost_tokens']:,} tokens were decoded again: "
             "fewer engine.max_rows, or a larger engine.kv_budget_mb where there is room, save that"
         )
 
@@ -159,6 +168,15 @@ def _finish(store: AnnotationStore, job: Job, *, shard: Shard, loggers: Sequence
     write_annotation_card(store)
     log_totals(loggers, _totals(store.manifest()))
     log_made(loggers, annotation_link(store.folder))
+
+
+def _numerics(facts: Facts, store: AnnotationStore) -> dict[str, Any]:
+    """What may turn an outcome. A server's probe of its weights is never the same to the last digit: one that is near enough
+    is the stored one."""
+    found = facts["numerics"] | ({"probe": facts["probe"]} if facts["probe"] else {})
+    if not (store.folder / "manifest.json").exists():
+        return found
+    return with_stored_probe(found, store.manifest()["fingerprint"]["numerics"], of=str(store.folder))
 
 
 def _run_facts(cfg: AnnotateConfig, job: Job, *, model: str, data: str, inputs: tuple[Link, ...]) -> RunFacts:
@@ -202,8 +220,8 @@ def _annotate_units(
     plan: Plan,
     shard: Shard,
     loggers: Sequence[Logger],
-) -> int:
-    """Annotate the shard's units, but for what is committed already. Returns how often memory ran short."""
+) -> Counter[str]:
+    """Annotate the shard's units, but for what is committed already. Returns what its engines counted."""
     records = store.units()
     units = {u: unit for u, unit in enumerate(plan.units(records)) if shard.has(u)}
     missing = [u for u in plan.to_annotate(records) if u in units]
@@ -213,19 +231,19 @@ def _annotate_units(
             f"Resuming {store.folder}{of_shard}: {len(units) - len(missing)} of {len(units)} units are there already"
         )
     if not missing:
-        return 0
+        return Counter()
     todo = sum(len(units[u]) for u in missing)
     console.print(
         f"Annotating {todo} problems{of_shard}; at most {todo * cfg.max_new_tokens:,} tokens to solve them. "
         "The estimate of the whole follows once the first are solved."
     )
-    back_offs = 0
+    counts = Counter[str]()
     with progress("Annotating", total=todo) as bar:
         watch = Watch(bar, units)
         for u, done in crew.map(((u, Problems(tuple(units[u]))) for u in missing), watch=watch.hear):
             unit = done.result
             assert isinstance(unit, Unit)
-            back_offs += done.back_offs
+            counts += done.counts
             store.commit(
                 u,
                 rows=unit.rows,
@@ -241,7 +259,7 @@ def _annotate_units(
             critical = critical_fraction(unit.rows, num_alternatives=plan.num_alternatives)
             watch.unit_done(u, unit, critical=critical)
             log_values(loggers, {**_of_unit(unit), "annotate/critical_fraction": critical}, step=u)
-    return back_offs
+    return counts
 
 
 def _of_unit(unit: Unit) -> dict[str, float]:
@@ -257,19 +275,21 @@ def _of_unit(unit: Unit) -> dict[str, float]:
     }
 
 
-def _fill_units(store: AnnotationStore, crew: Crew[Problems | StoredRows, Done], *, plan: Plan, shard: Shard) -> int:
-    """Extend the shard's committed units to more alternatives, or to every outcome, where the plan asks for it. Returns how
-    often memory ran short."""
+def _fill_units(
+    store: AnnotationStore, crew: Crew[Problems | StoredRows, Done], *, plan: Plan, shard: Shard
+) -> Counter[str]:
+    """Extend the shard's committed units to more alternatives, or to every outcome, where the plan asks for it. Returns what
+    its engines counted."""
     records = store.units()
     todo = [u for u in plan.to_fill(records) if shard.has(u)]
     if not todo:
-        return 0
-    back_offs = 0
+        return Counter()
+    counts = Counter[str]()
     with progress("Filling untried cells", total=len(todo)) as bar:
         for u, done in crew.map((u, StoredRows(tuple(store.unit_rows(u)))) for u in todo):
             filled, record = done.result, records[u]
             assert isinstance(filled, Filled)
-            back_offs += done.back_offs
+            counts += done.counts
             facts = {key: value for key, value in record.items() if key not in ("rows", "problems")}
             facts |= {
                 "num_alternatives": max(record["num_alternatives"], plan.num_alternatives),
@@ -279,7 +299,7 @@ def _fill_units(store: AnnotationStore, crew: Crew[Problems | StoredRows, Done],
             }
             store.commit(u, rows=filled.rows, problems=store.unit_problems(u), facts=facts)
             bar.advance(facts=f"{filled.counts['forks']:,} continuations")
-    return back_offs
+    return counts
 
 
 def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from cft.verifiers import verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
 
+ENGINE_COUNTS = ("back_offs", "lost_tokens", "num_given_up")  # attributes that an engine may have
 FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened as units finish
 
 
@@ -73,10 +75,10 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of a unit. back_offs: how often memory for keys and values ran short over it."""
+    """What came of a unit. counts: of its engine over it, by name (`ENGINE_COUNTS`)."""
 
     result: Unit | Filled
-    back_offs: int
+    counts: Counter[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,25 +146,26 @@ class Annotating:
             "weights": weights,
             "eos_ids": list(model.facts.eos_ids),
             "verifier": verifier_fingerprint(verifier),
-            "numerics": numerics(engine),
+            "numerics": {key: value for key, value in numerics(engine).items() if key != "probe"},
+            "probe": engine.facts().get("probe"),
             "packages": package_facts(),
         }
 
     def work(self, item: Problems | StoredRows, report: Report) -> Done:
-        before = self._back_offs()
+        before = self._counts()
         if isinstance(item, Problems):
             _Meter(self.annotator, len(item.problems), report)
             found: Unit | Filled = self.annotator.fresh(item.problems)
         else:
             rows, tally, compute = self.annotator.filled(item.rows)
             found = Filled(rows, tally_counts(tally), compute)
-        return Done(found, self._back_offs() - before)
+        return Done(found, self._counts() - before)
 
     def close(self) -> None:
         self._held.close()
 
-    def _back_offs(self) -> int:
-        return getattr(self.annotator.engine, "back_offs", 0)
+    def _counts(self) -> Counter[str]:
+        return Counter({name: getattr(self.annotator.engine, name, 0) for name in ENGINE_COUNTS})
 
 
 class _Meter:

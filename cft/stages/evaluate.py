@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from cft import run_log
 from cft.benchmarks.sets import Suite, members_of, verifier_for
 from cft.benchmarks.sweep import is_benchmark_override
 from cft.config.build import ConfigError, build
 from cft.config.part import Part
 from cft.config.schema import EvaluateConfig
 from cft.console import console
-from cft.data.sources import Splits
+from cft.data.splits import Splits
 from cft.engines.factory import require_samples
 from cft.evaluation.evaluation import (
     Sample,
@@ -97,6 +98,7 @@ def _measured(
 ) -> float:
     cfg, job = subject.cfg, subject.job
     rooms = {name: _room(subject, members[name], problems) for name, problems in chosen.items()}  # before any is solved
+    run_log.write_to(job.folder)
     in_suite = isinstance(benchmark, Suite)
     found: dict[str, RunResults] = {}
     for name, splits in members.items():

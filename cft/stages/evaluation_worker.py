@@ -75,7 +75,9 @@ class Solving:
         self.model, known = known_facts(cfg, spec, device=device, hash_weights=hash_weights)
         self._held, self._pools = ExitStack(), dict[str, VerifierPool]()
         self.engine: Engine = self._held.enter_context(closing(build(cfg.engine)(self.model)))
-        self.facts: Facts = {**known, "engine": self.engine.facts()}
+        found = self.engine.facts()
+        probe = found.pop("probe", None)
+        self.facts: Facts = {**known, "engine": found, "probe": probe}
 
     def work(self, item: Piece, report: Report) -> list[Sample]:
         done = 0

@@ -13,7 +13,7 @@ from cft.config.schema import Split, TrainConfig
 from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.columns import columns_for
-from cft.data.sources import Splits
+from cft.data.splits import Splits
 from cft.engines.factory import EngineFactory, require_local, require_samples
 from cft.evaluation.room import Room, require_room, room_for
 from cft.losses.objective import Objective

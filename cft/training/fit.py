@@ -20,9 +20,10 @@ from cft.data.annotated import AnnotatedDataModule
 from cft.evaluation.evaluation import Solver
 from cft.loggers.build import RunFacts
 from cft.models.flops import arithmetic_of
-from cft.runs.arm import ARM_KEYS, arm_of, spoken
+from cft.runs.arm import ARM_KEYS, arm_of
 from cft.runs.job import Job
 from cft.runs.lineage import annotation_link, model_inputs
+from cft.runs.names import run_name
 from cft.runs.run import group_of
 from cft.training.callbacks.guards import Guards, memory_advice
 from cft.training.callbacks.history import History
@@ -171,7 +172,7 @@ class Fit:
         arm = arm_of(self.job, ARM_KEYS)
         return RunFacts(
             folder,
-            name="-".join([*map(str, spoken(arm).values()), f"seed{cfg.seed}"]),
+            name=run_name(arm, seed=cfg.seed),
             group=group_of(folder) if position else self.job.group,
             job_type="train",
             tags=(

@@ -101,9 +101,9 @@ def activation_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int
 
 def recomputed_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
     """Under gradient checkpointing: what the block that is computed again in the backward pass keeps until it is done."""
-    if not model.is_gradient_checkpointing:
-        return 0
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    if not layers:
+        return 0
     for module in layers:
         module.gradient_checkpointing = False  # type: ignore[assignment]
     try:

@@ -25,7 +25,14 @@ _ANOTHER = re.compile(r"[,;]\s*(?:and|or|but|not)\b", re.IGNORECASE)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultipleChoice(LastAnswer):
     """The final answer is one letter of `choices`: in a marker, after "the answer is", else on the last line, alone or as in
-    "B is correct". Several letters, the right one among them ("A or B"): undecided."""
+    "B is correct". Several letters, the right one among them ("A or B"): undecided.
+
+    Args:
+        choices: capital letters, such as ABCDE.
+
+    Raises:
+        BadValue: `choices` holds anything else.
+    """
 
     name: ClassVar[str] = "multiple_choice"
     version: ClassVar[str] = "3"
@@ -69,6 +76,9 @@ class Options(LastAnswer):
 
     Right is the option's letter or its text, in a marker, after "the answer is", else alone on the last line. A letter
     and a text that are not of one option, or several letters with the right one among them: undecided.
+
+    Args:
+        inner: grades answers that are no option.
     """
 
     name: ClassVar[str] = "options"

@@ -19,6 +19,9 @@ from cft.verifiers.extract import first_answer_end
 class FirstAnswer:
     """`inner` grades the text up to the end of its first closed marker that holds something; without one, all of it.
 
+    Args:
+        inner: any verifier.
+
     Once `final(text)` is true, the whole verdict on `text + more` is that on `text`, for every `more`: the end of the
     shortest prefix with a closed answer is found in that prefix alone (`first_answer_end`), so `inner`, which is
     deterministic, is given the same characters. Such a verdict is explicit: a cut-off does not change the outcome.

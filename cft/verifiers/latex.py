@@ -102,7 +102,6 @@ _PRIMES = re.compile(r"\^\s*\{?\s*('(?:\s*')*)\s*\}?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _MATRIX = re.compile(r"\\begin\s*\{(?:[pb]|small)?matrix\*?\}|\\begin\s*\{array\}\s*\{[^{}]*\}")
 _MATRIX_END = re.compile(r"\\end\s*\{(?:(?:[pb]|small)?matrix\*?|array)\}")
-_ARGUMENT = re.compile(r"(\^|_|\\sqrt|\\frac|\\binom)\s*\{([0-9A-Za-z])\}")
 _BARE_ARGUMENTS = re.compile(r"\\(frac|binom)\s*(\{[^{}]*\}|[0-9A-Za-z])\s*(\{[^{}]*\}|[0-9A-Za-z])")
 _OPEN, _CLOSE = "([{", ")]}"
 

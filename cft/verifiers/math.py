@@ -34,10 +34,16 @@ _LIBRARIES = ", ".join(
 class Math(LastAnswer):
     """The final answer is LaTeX: equal as text, as a number, part by part, else by math-verify (computer algebra).
 
-    lists: whether the order of a list without brackets matters (1, 2 and 2, 1): "set" (it does not), "sequence" (it
-    does), "unknown" (another order is undecided). Tuples and vectors are ordered, sets and "1 or 2" are not.
     What computer algebra could choke on is refused beforehand (undecided); what passes still needs the deadline of a
     pool, since this class has none. The first call that reaches math-verify imports it, which takes a second.
+
+    Args:
+        fallback_last_number: without a marker or "the answer is", the last number of the text is the answer.
+        lists: whether the order of a list without brackets matters (1, 2 and 2, 1): "set" (it does not), "sequence" (it
+            does), "unknown" (another order is undecided). Tuples and vectors are ordered, sets and "1 or 2" are not.
+
+    Raises:
+        BadValue: `lists` is none of the three.
     """
 
     name: ClassVar[str] = "math"

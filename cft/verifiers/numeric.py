@@ -17,8 +17,10 @@ class Numeric(LastAnswer):
 
     Tolerated: thousands separators, currency, percent, a unit, a trailing full stop, `\\frac`, `1 1/2`, `x = 5`, powers
     of ten, "1.5 million"; a gold decimal of six places or more was rounded, and means what is near it.
-    fallback_last_number: without a marker or "the answer is", the last number of the text is the answer.
     No number at all is wrong. An expression (`2^{3}`) or several numbers in a box: undecided; use `verifier=math`.
+
+    Args:
+        fallback_last_number: without a marker or "the answer is", the last number of the text is the answer.
     """
 
     name: ClassVar[str] = "numeric"

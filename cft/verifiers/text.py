@@ -18,7 +18,9 @@ from cft.verifiers.verdict import LastAnswer, by_number, gold_text, make_verdict
 class Exact(LastAnswer):
     """The final answer is text, compared after collapsing space and dropping a trailing full stop.
 
-    fallback_last_line: without a marker or "the answer is", the last line that is not empty is the answer.
+    Args:
+        case_sensitive: whether A and a differ.
+        fallback_last_line: without a marker or "the answer is", the last line that is not empty is the answer.
     """
 
     name: ClassVar[str] = "exact"
@@ -41,7 +43,14 @@ class Exact(LastAnswer):
 class Regex(LastAnswer):
     """The last match of `pattern` holds the answer: its first group that matched, or all of it where it has none.
 
-    compare: "text" (normalized, case ignored) or "number" (exact). A pattern can take for ever: run it under a pool.
+    A pattern can take for ever: run it under a pool.
+
+    Args:
+        pattern: a regular expression of Python's `re`.
+        compare: "text" (normalized, case ignored) or "number" (exact).
+
+    Raises:
+        BadValue: `pattern` is no regular expression, or `compare` neither of the two.
     """
 
     name: ClassVar[str] = "regex"

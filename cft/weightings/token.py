@@ -169,10 +169,16 @@ class EAFT(Weighting):
 
 
 class Product(Weighting):
-    """The product of several weightings, each detached or not as it is alone. factors: by any name.
+    """The product of several weightings, each detached or not as it is alone.
 
     At most one of them may select by rank: each would rank all eligible tokens for itself and scale its n / k as if it
     were alone, so that what two keep together may be anything from no token of a row to k of them, with the wrong sum.
+
+    Args:
+        factors: the weightings, by any name.
+
+    Raises:
+        BadValue: several of them select by rank.
     """
 
     def __init__(self, *, factors: Mapping[str, TokenWeighting]) -> None:

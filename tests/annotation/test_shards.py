@@ -22,6 +22,7 @@ import pytest
 from cft.annotation import store as store_module
 from cft.annotation.shards import ALONE, WHOLE, Part, Shard, clear_place, unfinished_message
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation, table_hash
+from cft.config.build import ConfigError
 from cft.files import FolderInUse
 from tests.conftest import ROOT
 from tests.entry import SHORT, Ended, run
@@ -70,9 +71,10 @@ def test_shards_one_after_another_in_any_order(tmp_path: Path, count: int) -> No
     is_the_whole(store)
 
 
-def test_shards_side_by_side(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attempts", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_shards_side_by_side(tmp_path: Path, attempts: int) -> None:
     """Locks are of open files, so threads stand for processes. Over and over, for they leave in another order each time."""
-    for attempt in range(15):
+    for attempt in range(attempts):
         store = AnnotationStore(tmp_path / str(attempt))
         at_one_time = partial(write, store.folder, meet=Barrier(3, timeout=60).wait)
         with ThreadPoolExecutor(3) as threads:
@@ -80,14 +82,23 @@ def test_shards_side_by_side(tmp_path: Path) -> None:
         is_the_whole(store)
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_a_shard_killed_anywhere(tmp_path: Path, point: str) -> None:
-    killed = tmp_path / "killed"
-    write(killed, THREE[0])
-    write(killed, THREE[2])
-    command = [sys.executable, str(ROOT / "tests" / "shard_driver.py"), str(killed), "1", "3", point]
+@pytest.fixture(scope="module")
+def all_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a point: shards 0 and 2 are done, and the process of shard 1 was killed at the point."""
+    folder = tmp_path_factory.mktemp("killed")
+    for point in POINTS:
+        write(folder / point, THREE[0])
+        write(folder / point, THREE[2])
+    arguments = [word for point in POINTS for word in (str(folder / point), point)]
+    command = [sys.executable, str(ROOT / "tests" / "shard_driver.py"), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == -signal.SIGKILL, ended.stdout + ended.stderr
+    assert ended.stdout.split() == [str(-signal.SIGKILL)] * len(POINTS), ended.stdout + ended.stderr
+    return folder
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_shard_killed_anywhere(all_killed: Path, tmp_path: Path, point: str) -> None:
+    killed = all_killed / point
     if point != "left":
         assert f"{COMMAND} shard=1" in refused(AnnotationStore(killed))
     # It may be gone on with by the same shard, by one process, or in another number of shards.
@@ -244,7 +255,7 @@ def test_many_missing_shards_are_not_a_wall_of_commands() -> None:
 
 # ------------------------------------------------------------------------------------------------ with a model
 
-COMMON = (*SHORT, "unit_size=1")  # six units
+COMMON = (*SHORT, "unit_size=1", "limit=4")  # four units
 
 
 def overrides(folder: Path, name: str, *more: str) -> tuple[str, ...]:
@@ -268,7 +279,7 @@ def facts(store: AnnotationStore) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> AnnotationStore:
     store = AnnotationStore(annotate(*overrides(tmp_path_factory.mktemp("annotations of = ü"), "whole")))
-    assert len(store.units()) == 6
+    assert len(store.units()) == 4
     assert len(store.rows()) >= 2
     return store
 
@@ -281,33 +292,34 @@ def ran(*arguments: str) -> Ended:
 
 def test_a_multirun_over_the_shards(whole: AnnotationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    ended = ran("-m", *overrides(tmp_path, "a", "num_shards=3", "shard=0,1,2"))
+    ended = ran("-m", *overrides(tmp_path, "a", "num_shards=2", "shard=0,1"))
     assert facts(AnnotationStore(tmp_path / "a")) == facts(whole)
-    assert "Shard 0 of 3 is done." in ended.text
-    assert "not done yet: shards 1, 2 of 3." in ended.text
+    assert "Shard 0 of 2 is done." in ended.text
+    assert "not done yet: shard 1 of 2." in ended.text
     assert ended.text.count("Train on it:") == 1
 
 
 def test_the_commands_that_a_shard_prints_finish_the_annotation(
-    whole: AnnotationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: AnnotationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ran(*overrides(tmp_path, "a", "num_shards=3", "shard=1"))
-    for entry in (
-        run("train", "data.annotation=a", f"annotations_dir='{tmp_path}'"),
-        run("annotate", *overrides(tmp_path, "a", "complete=true")),
-    ):
-        assert entry.status == 2
-        assert "Traceback" not in entry.text
-        assert "not done yet: shards 0, 2 of 3" in entry.text
-        commands = [line.strip() for line in entry.err.splitlines() if line.startswith("  cft annotate ")]
+    annotate(*overrides(tmp_path, "a", "num_shards=3", "shard=1"))
+    entry = run("train", "data.annotation=a", f"annotations_dir='{tmp_path}'")
+    assert entry.status == 2
+    assert "Traceback" not in entry.text
+    with pytest.raises(ConfigError) as alone:
+        annotate(*overrides(tmp_path, "a", "complete=true"))
+    for text in (entry.err, str(alone.value)):
+        assert "not done yet: shards 0, 2 of 3" in " ".join(text.split())
+        commands = [line.strip() for line in text.splitlines() if line.startswith("  cft annotate ")]
         assert len(commands) == 2
-    for command in commands:
-        ran(*shlex.split(command)[2:])
+    ran(*shlex.split(commands[0])[2:])
+    annotate(*shlex.split(commands[1])[2:])
     store = AnnotationStore(tmp_path / "a")
     assert facts(store) == facts(whole)
-    again = ran(*overrides(tmp_path, "a"))
-    assert "6 of 6 units are there already" in again.text
+    capsys.readouterr()
+    annotate(*overrides(tmp_path, "a"))
+    assert "4 of 4 units are there already" in capsys.readouterr().out
     assert facts(store) == facts(whole)
 
 
@@ -318,7 +330,7 @@ def test_shards_extend_and_complete_what_is_there(whole: AnnotationStore, tmp_pa
     alone = AnnotationStore(annotate(*overrides(tmp_path, "alone", *more)))
     for index in (1, 0):
         shards = AnnotationStore(annotate(*overrides(tmp_path, "shards", *more, "num_shards=2", f"shard={index}")))
-        assert [r["complete"] for r in shards.units().values()] == [index == 0, True] * 3
+        assert [r["complete"] for r in shards.units().values()] == [index == 0, True] * 2
     assert facts(shards) == facts(alone)
     assert facts(shards)["hash"] != facts(whole)["hash"]
 
@@ -364,7 +376,7 @@ def test_three_processes_at_once_one_of_them_killed(whole: AnnotationStore, tmp_
     output = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [0, -signal.SIGKILL, 0], output
     store = AnnotationStore(tmp_path / "a")
-    assert [*store.units()] == [0, 2, 3, 5]
+    assert [*store.units()] == [0, 2, 3]
     assert "shard 1 of 3" in refused(store)
     annotate(*arguments, "shard=1")
     assert facts(store) == facts(whole)

@@ -15,7 +15,7 @@ from cft.benchmarks.sets import benchmark, members_of, suite, verifier_for
 from cft.benchmarks.sweep import in_one_run
 from cft.config.build import CONF_DIR, build, check_command_line
 from cft.data.problem_rows import BadRow, ProblemError
-from cft.data.sources import Splits
+from cft.data.splits import Splits
 from cft.types import Problem, Verifier
 from cft.verifiers import Math, Numeric, Options
 from tests.stage import composed

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +16,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.config.build import CONF_DIR, build
+from cft.config.build import CONF_DIR, ConfigError, build
 from cft.config.needs import missing_scores, stored_scores, strings, unmet
 from cft.data.columns import GroupColumn, NoGroups, columns_for, needs_live
 from cft.errors import BadValue
 from cft.masks import Critical, Numeric
 from cft.scores.column import GROUP, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, StoredColumn
 from cft.scores.store import write_score
+from cft.types import AnnotatedResponse
 from tests.conftest import ROOT
 from tests.entry import run
 from tests.fakes import row
+from tests.stage import asked
 
 BOTH = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
 
@@ -91,7 +96,7 @@ def options(*groups: str) -> list[str]:
 BUILT = [o for o in options("weighting", "loss", "mask", "groups", "regularizer") if o != "mask=projected"]
 
 
-def tree_of(*overrides: str) -> dict[str, object]:
+def tree_of(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -99,10 +104,35 @@ def tree_of(*overrides: str) -> dict[str, object]:
     return {str(key): value for key, value in plain.items()}
 
 
+@cache
+def default_tree() -> dict[str, Any]:
+    return tree_of()
+
+
+def tree_with(option: str) -> dict[str, Any]:
+    """What `tree_of(option)` gives, the group alone being composed."""
+    group, _, name = option.partition("=")
+    tree = copy.deepcopy(default_tree())
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        part = OmegaConf.create({**tree, group: compose(f"{group}/{name}")[group]})
+    made = OmegaConf.to_container(part, resolve=True)[group]  # type: ignore[index]
+    if group == "regularizer":
+        tree["loss"]["regularizers"]["extra"] = made
+    else:
+        tree[group] = made
+    return tree
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", BUILT)
+def test_a_group_composed_alone_is_what_it_is_in_the_whole(option: str) -> None:
+    assert tree_with(option) == tree_of(option.replace("regularizer=", "+regularizer@loss.regularizers.extra="))
+
+
 @pytest.mark.parametrize("option", BUILT)
 def test_needs_read_from_the_source_are_those_of_the_objects(option: str) -> None:
     """For every option of every group: against the built objects' own `needs`."""
-    tree = tree_of(option.replace("regularizer=", "+regularizer@loss.regularizers.extra="))
+    tree = tree_with(option)
     objective, mask, groups = build(tree["loss"])(build(tree["weighting"])), build(tree["mask"]), build(tree["groups"])
     wanted = set(objective.needs)
     missing = {key for key, _ in unmet(tree)}
@@ -134,9 +164,14 @@ def test_a_stored_score_is_looked_for_where_it_would_be_read(tmp_path: Path) -> 
     assert list(missing_scores(tree)) == []
 
 
+@cache
+def first_row() -> list[AnnotatedResponse]:
+    return AnnotationStore(SHIPPED / "tiny_arith").rows()[:1]
+
+
 def store_score(annotations_dir: Path, *, name: str, kind: str) -> None:
     """A score of tiny_arith."""
-    rows = AnnotationStore(SHIPPED / "tiny_arith").rows()[:1]
+    rows = first_row()
     values = {one.response_id: one.logprob for one in rows}
     folder = annotations_dir / "tiny_arith" / "scores"
     method = {"score": {"kind": kind}}
@@ -181,7 +216,7 @@ def test_a_mask_by_score_takes_any_kind(kind: str, tmp_path: Path) -> None:
     assert list(missing_scores(tree)) == []
 
 
-# ---- through train.py itself
+# ---- by the check of a job, and through train.py itself
 
 
 @pytest.mark.parametrize(
@@ -200,8 +235,18 @@ def test_a_mask_by_score_takes_any_kind(kind: str, tmp_path: Path) -> None:
         (["experiment=target_sft"], "reference.model.path: has no value; give it with reference.model.path=..."),
     ],
 )
-def test_a_missing_need_ends_train_py_before_a_model_is_loaded(
+def test_a_missing_need_is_a_mistake_of_the_configuration(
     arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        asked("train", *arguments)
+    assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize("arguments", [["weighting=excess_loss"], ["mask=token_cleaning"]])
+def test_a_missing_need_ends_train_py_before_a_model_is_loaded(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import cft.models.load
 
@@ -209,7 +254,6 @@ def test_a_missing_need_ends_train_py_before_a_model_is_loaded(
     monkeypatch.setattr(cft.models.load, "load_causal_lm", lambda spec: pytest.fail("a model was loaded"))
     ended = run("train", *arguments)
     assert ended.status == 2
-    assert expected in ended.text
     assert "Traceback" not in ended.text
 
 

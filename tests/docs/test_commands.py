@@ -15,6 +15,7 @@ import pytest
 from cft.cli import report
 from cft.cli.stage import _named as named
 from cft.config.command_line import command_line_errors, read_command_line
+from cft.config.source import TargetError, resolve
 from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 from tests.command_lines import representatives
@@ -153,6 +154,32 @@ def test_paths_and_targets_exist(page: Path) -> None:
     if page.name == "README.md":
         links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
         assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_dotted_names_exist(page: Path) -> None:
+    """Names of the package in code spans and references: `cft.masks.Critical`, [...][cft.masks.base]."""
+    named = set(re.findall(r"[`\[](cft(?:\.\w+)+)[`\]]", read(page)))
+    assert [name for name in sorted(named) if not is_defined(name)] == []
+
+
+def test_paths_in_the_source_exist() -> None:
+    """`cft/masks/critical.py` in a comment or a docstring."""
+    named = {path for file in (ROOT / "cft").rglob("*.py") for path in re.findall(r"\bcft/[\w/]+\.py", read(file))}
+    assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
+
+
+def is_defined(name: str) -> bool:
+    try:
+        resolve(name)
+    except TargetError:  # a module is no target of a configuration
+        path = ROOT.joinpath(*name.split("."))
+        return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+    return True
+
+
+def test_a_dotted_name_that_does_not_exist_is_noticed() -> None:
+    assert [name for name in ("cft.masks.Critcal", "cft.mask", "cft.masks.base.Critical") if is_defined(name)] == []
 
 
 def test_readme_is_short() -> None:

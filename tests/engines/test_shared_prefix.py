@@ -23,10 +23,10 @@ from transformers import (
 from cft.annotation.counterfactual import ListSource
 from cft.engines import attention as fork_attention
 from cft.engines import scheduler as scheduler
-from cft.engines.attention import LayerKeys, Shared
+from cft.engines.attention import Decode, LayerKeys, Shared
 from cft.engines.factory import EngineError
 from cft.engines.reference import ReferenceEngine
-from cft.engines.shared_prefix import SharedPrefixEngine
+from cft.engines.shared_prefix import Row, SharedPrefixEngine
 from cft.models.cpu.packed_linear import PackedLinears
 from cft.models.load import Lora, ModelError, apply_lora
 from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, TokenSequence
@@ -148,14 +148,64 @@ def test_memory_beyond_the_budget_makes_forks_wait_and_changes_nothing() -> None
     assert engine.back_offs > 0
 
 
+def test_little_is_decoded_in_vain_where_memory_is_short() -> None:
+    """A budget of eight rows: under an eighth of the tokens, most of them before it is known; and half of the rows that fit."""
+    rng = np.random.default_rng(0)
+    sequence = TokenSequence(rng.integers(3, 60, 20).astype(np.int32), 4)
+    forks = [Fork(sequence, 4 + i % 17, int(rng.integers(3, 60)), GREEDY, i) for i in range(60)]
+    engine = SharedPrefixEngine(random_llama(), (), max_rows=64)
+    bytes_a_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, float32
+    engine.kv_budget_bytes = 8 * 45 * bytes_a_token
+    decode, live = engine.next_logits, []
+
+    def counted(rows: Sequence[Row], plan: Decode) -> torch.Tensor:
+        live.append(len(rows))
+        return decode(rows, plan)
+
+    engine.next_logits = counted  # type: ignore[method-assign]
+    found = run(engine, forks)
+    total = sum(completion.num_decoded for completion in found.values())
+    assert engine.back_offs > 0
+    assert engine.lost_tokens < total / 8
+    assert sum(live) == total + engine.lost_tokens
+    assert total / len(live) > 4
+
+
+def test_a_block_leaves_behind_what_no_row_sees() -> None:
+    """Rows come and go: the columns of those that left are not carried along."""
+    model = random_llama()
+    sequence = TokenSequence(np.arange(3, 23, dtype=np.int32), 4)
+    forks = [Fork(sequence, 4 + i % 17, 3 + i % 50, GREEDY, i) for i in range(40)]
+    engine = SharedPrefixEngine(model, (), max_rows=8)
+    decode, columns = engine.next_logits, []
+
+    def watched(rows: Sequence[Row], plan: Decode) -> torch.Tensor:
+        columns.append(max(block.columns for block in plan.blocks))
+        return decode(rows, plan)
+
+    engine.next_logits = watched  # type: ignore[method-assign]
+    assert_equal(run(engine, forks), run(ReferenceEngine(model, ()), forks))
+    assert len(columns) > 3 * 40
+    assert max(columns) < 40 + fork_attention.SPARE_COLUMNS
+
+
 def test_memory_that_ends_while_tails_grow_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some layers then have more room than others."""
-    model, forks, expected = of_llama()
-    engine = SharedPrefixEngine(model, EOS, max_rows=64)
-    widened, grown, failed = fork_attention._widened, [0], [0]
+    model, forks, budget = random_llama(), forks_of(3), Budget(60)
+    expected = run(ReferenceEngine(model, ()), forks, budget=budget)
+    engine = SharedPrefixEngine(model, (), max_rows=64)
+    widened, make_room = fork_attention._widened, fork_attention.KVBlock.make_room
+    growing, grown, failed = [False], [0], [0]
+
+    def grows(block: fork_attention.KVBlock[Row]) -> None:
+        growing[0] = len(block) > 1
+        try:
+            make_room(block)
+        finally:
+            growing[0] = False
 
     def scarce(part: torch.Tensor, columns: int) -> torch.Tensor:
-        if columns >= 2 * fork_attention.SPARE_COLUMNS and part.shape[0] > 1:
+        if growing[0]:
             grown[0] += 1
             if grown[0] % 5 == 3:
                 failed[0] += 1
@@ -163,7 +213,8 @@ def test_memory_that_ends_while_tails_grow_changes_nothing(monkeypatch: pytest.M
         return widened(part, columns)
 
     monkeypatch.setattr(fork_attention, "_widened", scarce)
-    assert_equal(run(engine, forks), expected)
+    monkeypatch.setattr(fork_attention.KVBlock, "make_room", grows)
+    assert_equal(run(engine, forks, budget=budget), expected)
     assert failed[0] > 0
 
 

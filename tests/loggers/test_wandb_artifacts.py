@@ -15,11 +15,10 @@ import pytest
 import yaml
 
 from cft.annotation.store import SHIPPED
-from cft.config.build import CONF_DIR
-from cft.config.command_line import command_line_errors, read_command_line
 from cft.loggers.build import RunFacts, close_loggers, log_made, logging_to, wandb_logger
 from cft.loggers.wandb_run import WandbRun, artifact_of
 from cft.runs.lineage import Link, annotation_link, checkpoint_link
+from tests.command_lines import mistakes
 from tests.conftest import ROOT
 from tests.stage import composed
 
@@ -144,7 +143,7 @@ def test_a_server_that_refuses_or_is_silent_does_not_stop_a_run(
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("kind", ["answers 500", "never answers"])
+@pytest.mark.parametrize("kind", [pytest.param("answers 500", marks=pytest.mark.slow), "never answers"])
 def test_a_broken_server_makes_the_run_offline(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the closed port of `test_wandb.py`."""
 
@@ -226,14 +225,25 @@ def commands_of_the_sweep() -> list[str]:
 
 
 def test_the_commands_of_the_sweep_pass_the_check() -> None:
+    """As one sweep of Hydra, which is checked by the same jobs: the first values, then each other value alone."""
     commands = commands_of_the_sweep()
     assert len(commands) == 8
+    values: dict[str, dict[str, None]] = {}
     for command in commands:
         head, _, arguments = command.partition(" train.py ")
         assert head == "/usr/bin/env python"
         assert "logger=wandb" in arguments
-        line = read_command_line(shlex.split(arguments), stage="train", conf_dir=CONF_DIR)
-        assert command_line_errors(line, stage="train") == []
+        for word in shlex.split(arguments):
+            key, _, value = word.partition("=")
+            values.setdefault(key, {})[value] = None
+    assert sum(len(each) - 1 for each in values.values()) < len(commands)
+    assert mistakes("train", "-m", *(f"{key}={','.join(each)}" for key, each in values.items())) == []
+
+
+@pytest.mark.slow
+def test_each_command_of_the_sweep_passes_the_check() -> None:
+    for command in commands_of_the_sweep():
+        assert mistakes("train", *shlex.split(command.partition(" train.py ")[2])) == []
 
 
 def test_a_run_of_an_agent_keeps_the_id_that_the_agent_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,11 @@ from cft.stages.score import batches, compute
 from cft.training.selective_lm import SelectiveLM
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
 from cft.weightings.row import SequenceRatio
-from tests.entry import FIT_ONLY, run
+from tests.entry import FIT_ONLY
 from tests.fakes import exact_llama, random_llama, row
 from tests.objectives import sft
 from tests.precision import assert_same
+from tests.stage import asked
 
 pytestmark = pytest.mark.numerics
 
@@ -231,8 +232,12 @@ def test_the_hash_of_the_base_is_that_of_the_checkpoint(tmp_path: Path, dtype: s
 FEW = ("experiment=psft", "data.max_rows=8", "trainer.max_epochs=1", "data.batch_size=4", *FIT_ONLY)
 
 
-def test_another_starting_model_than_the_annotated_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_starting_model_than_the_annotated_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In the output and in results.json; silent where the annotation's log-probs are those of the starting model."""
+    from cft.stages.train import train
+
     monkeypatch.chdir(tmp_path)
     spec = ModelSpec(name="tiny_arith", path="package:tiny_arith")
     moved = load_causal_lm(spec)
@@ -242,10 +247,10 @@ def test_another_starting_model_than_the_annotated_is_noted(tmp_path: Path, monk
     load_tokenizer(spec).save_pretrained("moved")
     noted = {}
     for name, extra in (("same", ()), ("moved", ("model.path=moved",))):
-        ended = run("train", *FEW, *extra, f"hydra.run.dir={name}")
-        assert ended.status == 0, ended.text
+        train(*asked("train", *FEW, *extra, folder=Path(name)))
+        said = " ".join("".join(capsys.readouterr()).split())
         results = json.loads(Path(name, "results.json").read_text(encoding="utf-8"))
-        noted[name] = (results.get("starts_as_reference"), "wants reference=initial" in ended.text)
+        noted[name] = (results.get("starts_as_reference"), "wants reference=initial" in said)
     assert noted == {"same": (True, False), "moved": (False, True)}
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from cft.cli.report import run as main
 from cft.report import frames
-from cft.report.arms import BASE, Comparison, is_sft, name_of
+from cft.report.arm_names import BASE, is_sft, name_of
+from cft.report.arms import Comparison
 from cft.report.compare import compare
 from cft.report.read import collect
 from tests.results import TARGETS, arm, compared, grid, read_csv, write_run

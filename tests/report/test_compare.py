@@ -13,7 +13,8 @@ import scipy.stats
 from cft.evaluation.intervals import bootstrap_interval, paired_two_way_bootstrap, two_way_bootstrap
 from cft.evaluation.paired_tests import holm, paired_difference
 from cft.report import frames
-from cft.report.arms import BASE, Comparison
+from cft.report.arm_names import BASE
+from cft.report.arms import Comparison
 from cft.report.compare import compare
 from cft.report.read import ReportError, collect
 from cft.report.tables import write_csv

@@ -13,7 +13,8 @@ import scipy.stats
 from cft.cli.report import run as main
 from cft.evaluation.paired_tests import holm
 from cft.report import frames
-from cft.report.arms import BASE, MARK, Comparison
+from cft.report.arm_names import BASE
+from cft.report.arms import MARK, Comparison
 from cft.report.compare import compare
 from cft.report.contrasts import marks_between
 from cft.report.read import ReportError, collect

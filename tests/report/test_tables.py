@@ -52,13 +52,13 @@ def test_a_table_says_what_it_has_no_room_for(tmp_path: Path) -> None:
         console = Console(width=width, record=True, file=io.StringIO())
         console.print(comparison_table(found, width=width))
         text = " ".join(console.export_text().split())
-        named = text.partition("No room here for ")[2].partition(": see comparison.md")[0].split(", ")
+        named = text.partition("No space here for ")[2].partition(": see comparison.md")[0].split(", ")
         header = text.partition("interval]")[2]
         for name in titles:
-            assert (name in named) != (name.split()[0] in header.partition("No room")[0])
+            assert (name in named) != (name.split()[0] in header.partition("No space")[0])
         if width == 200:
-            assert "lr" in header.partition("No room")[0]
-            assert "entropy (nats)" in header.partition("No room")[0]
+            assert "lr" in header.partition("No space")[0]
+            assert "entropy (nats)" in header.partition("No space")[0]
 
 
 def test_the_markdown_table_has_every_cell_of_the_page(comparison: Comparison) -> None:

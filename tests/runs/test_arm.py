@@ -31,17 +31,21 @@ def arm(*overrides: str) -> dict[str, Any]:
     return arm_of(job("train", *SAME, *overrides), ARM_KEYS)
 
 
+def slow(overrides: tuple[str, ...], differs: dict[str, Any]) -> Any:
+    return pytest.param(overrides, differs, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "overrides, differs",
     [
         ((), {}),
-        (("seed=3", "resume=auto", "loss=nll", "weighting=uniform"), {}),
-        (("experiment=gem",), {"loss": "gem"}),
+        slow(("seed=3", "resume=auto", "loss=nll", "weighting=uniform"), {}),
+        slow(("experiment=gem",), {"loss": "gem"}),
         (("experiment=sft_go",), {"loss": "sft_go", "groups": "tfidf", "loss.normalizer": "sequence"}),
-        (("weighting=probability", "weighting.exponent=1"), {"weighting": "probability"}),
+        slow(("weighting=probability", "weighting.exponent=1"), {"weighting": "probability"}),
         (("weighting=probability", "weighting.exponent=.3"), {"weighting": "probability", "weighting.exponent": 0.3}),
-        (("experiment=beyond_log",), {"loss": "power", "loss.token_loss.exponent": 1.0}),
-        (("mask=complement",), {"mask": "complement", "mask@mask.of": "critical"}),
+        slow(("experiment=beyond_log",), {"loss": "power", "loss.token_loss.exponent": 1.0}),
+        slow(("mask=complement",), {"mask": "complement", "mask@mask.of": "critical"}),
         (("mask=complement", "mask@mask.of=numeric"), {"mask": "complement", "mask@mask.of": "numeric"}),
         (
             (
@@ -55,7 +59,7 @@ def arm(*overrides: str) -> dict[str, Any]:
                 "loss.regularizers.kl.where": "other",
             },
         ),
-        (("mask=random_like_critical",), {"mask": "random_like_critical"}),  # its seed is the run's: no departure
+        slow(("mask=random_like_critical",), {"mask": "random_like_critical"}),  # its seed is the run's: no departure
         (("mask=random_like_critical", "mask.seed=9"), {"mask": "random_like_critical", "mask.seed": 9}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -82,7 +86,7 @@ def test_options_of_another_folder_are_composed_from_there(tmp_path: Path) -> No
     assert found["weighting.exponent"] == 0.4
 
 
-@pytest.mark.parametrize("name", ["asft", "psft", "shad"])
+@pytest.mark.parametrize("name", ["shad", *(pytest.param(n, marks=pytest.mark.slow) for n in ("asft", "psft"))])
 def test_no_choice_of_an_experiment_is_lost(name: str) -> None:
     """Its own defaults list, read without Hydra, is the arm's."""
     found, file = arm(f"experiment={name}"), OmegaConf.load(CONF / "experiment" / f"{name}.yaml")

@@ -13,7 +13,7 @@ from cft.runs.lineage import lineage
 from cft.runs.results import RunResults
 from cft.runs.run import save_config
 from tests.entry import FIT_ONLY, SHORT, Ended, run
-from tests.stage import job
+from tests.stage import annotate, job
 
 
 def sweep(folder: Path, seeds: str) -> Ended:
@@ -25,7 +25,7 @@ def sweep(folder: Path, seeds: str) -> Ended:
 def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two jobs done; the second one then looks as if it had been killed after its last checkpoint."""
     monkeypatch.chdir(tmp_path)
-    assert run("annotate", *SHORT, "annotation=a", f"annotations_dir={tmp_path}").status == 0
+    annotate(*SHORT, "annotation=a", f"annotations_dir={tmp_path}")
     ended = sweep(tmp_path, "0,1")
     assert ended.status == 0, ended.text
     (tmp_path / "sweep" / "1" / "results.json").unlink()

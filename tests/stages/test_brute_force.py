@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cft.annotation.store import AnnotationStore
+from cft.annotation.store import AnnotationStore, table_hash
 from cft.types import AnnotatedResponse
 from cft.verifiers import Numeric
 from tests.stage import annotate
@@ -103,19 +103,20 @@ def test_every_outcome_of_responses(rows: list[AnnotatedResponse], tiny_arith_pa
 
 def test_the_batch_changes_nothing(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
     """Sixteen times fewer rows at a time than by default, and so little memory that forks have to wait."""
-    from cft.annotation.store import table_hash
+    tight = ("limit=30", "engine.max_rows=16", "engine.kv_budget_mb=2")
+    found = AnnotationStore(annotate(*ARGUMENTS, *tight, f"annotations_dir={tmp_path}")).rows()
+    assert table_hash(found) == table_hash(of_the_same_problems(rows, found))
 
-    folder = annotate(*ARGUMENTS, "engine.max_rows=16", "engine.kv_budget_mb=2", f"annotations_dir={tmp_path}")
-    assert table_hash(AnnotationStore(folder).rows()) == table_hash(rows)
+
+def of_the_same_problems(rows: list[AnnotatedResponse], found: list[AnnotatedResponse]) -> list[AnnotatedResponse]:
+    assert len(found) > 1
+    return [row for row in rows if row.problem_id in {other.problem_id for other in found}]
 
 
 def test_the_reference_engine_gives_the_same_table(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
-    from cft.annotation.store import table_hash
-
     folder = annotate(*ARGUMENTS, "limit=3", "engine=reference", f"annotations_dir={tmp_path}")
     found = AnnotationStore(folder).rows()
-    expected = [row for row in rows if row.problem_id in {r.problem_id for r in found}]
-    assert len(found) > 1
+    expected = of_the_same_problems(rows, found)
     assert table_hash(found) == table_hash(expected)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.logprob, other.logprob, atol=1e-4)

@@ -121,7 +121,7 @@ def test_workers_end_with_the_context_and_with_an_exception_in_it() -> None:
     assert not any(_alive(pid) for pid in pids)
 
 
-@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize("end", [pytest.param("", marks=pytest.mark.slow), "os.kill(os.getpid(), 9)"])
 def test_workers_end_with_an_interpreter_that_never_closed_the_pool(end: str) -> None:
     script = (
         "import os\nfrom cft.verifiers.pool import VerifierPool\nfrom tests.verifiers.verifier_fakes import Introspective\n"
@@ -170,8 +170,10 @@ def test_a_thousand_easy_answers_a_second() -> None:
 
 @pytest.mark.parametrize(
     "verifier, gold",
-    [(Math(fallback_last_number=True, lists="unknown"), "\\sqrt{17}+\\ln 3"), (NUMERIC, "17")],
-    ids=["math", "numeric"],
+    [
+        pytest.param(Math(fallback_last_number=True, lists="unknown"), "\\sqrt{17}+\\ln 3", id="math"),
+        pytest.param(NUMERIC, "17", marks=pytest.mark.slow, id="numeric"),
+    ],
 )
 def test_hostile_answers_neither_hang_nor_count_as_wrong(verifier: Math | Numeric, gold: str) -> None:
     """None is computed: each is refused, or not read. So no verdict depends on the deadline, or on the machine."""

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 def best_checkpoint(folder: Path, *, monitor: str, mode: Literal["min", "max"]) -> Callback:
-    """Weights of the best epoch by a validation metric, as <run>/checkpoints/best.ckpt."""
+    """Weights of the best epoch by a validation metric, as <run>/checkpoints/best.ckpt.
+
+    Args:
+        folder: <run>/checkpoints, from the program.
+        monitor: val/accuracy, val/loss or another metric that validation logs.
+        mode: "max" for an accuracy, "min" for a loss.
+    """
     from cft.training.checkpointing.keeper import BestWeights
 
     return BestWeights(
@@ -30,7 +36,13 @@ def best_checkpoint(folder: Path, *, monitor: str, mode: Literal["min", "max"]) 
 
 @in_range
 def last_checkpoint(folder: Path, *, every_n_steps: Count, keep: AtLeastOne) -> CheckpointKeeper:
-    """Everything needed to resume, as <run>/checkpoints/step-<optimizer steps>.ckpt: `training/checkpointing/keeper.py`."""
+    """Everything needed to resume, as <run>/checkpoints/step-<optimizer steps>.ckpt.
+
+    Args:
+        folder: <run>/checkpoints, from the program.
+        every_n_steps: optimizer steps between two, at least 0; 0 = at validations and the ends of epochs only.
+        keep: files that stay, at least 1; the second serves where the newest is damaged.
+    """
     from cft.training.checkpointing.keeper import CheckpointKeeper
 
     return CheckpointKeeper(folder, every_n_steps=every_n_steps, keep=keep)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cft import run_log
 from cft.config.build import ConfigError
 from cft.console import console
 from cft.files import writing_errors
@@ -77,6 +78,7 @@ def begin(start: Start, job: Job, facts: dict[str, Any], *, annotation: Path) ->
     keep_rows(folder, facts, annotation=annotation, write=True)
     _set_results_aside(folder)
     save_config(folder, job)
+    run_log.write_to(folder)
     set_aside(folder / CHECKPOINTS, start=start.checkpoint)
 
 

@@ -50,7 +50,11 @@ class FullySharded(ModelParallelStrategy):
 
 
 def fully_sharded(*, replicas: AtLeastOne = 1) -> FullySharded:
-    """For conf/trainer/fsdp.yaml."""
+    """Weights, gradients and optimizer state sharded over the processes (FSDP2).
+
+    Args:
+        replicas: groups of processes that each hold all shards (HSDP), at least 1; 1 = every process holds another shard.
+    """
     return FullySharded(replicas=replicas)
 
 

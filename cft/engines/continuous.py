@@ -1,0 +1,213 @@
+"""transformers' own continuous batching: paged keys and values, prefixes shared by whole pages, CUDA graphs where there are.
+
+No dependency beyond transformers. Decoding runs in the library's thread; this module feeds it and reads what comes back:
+
+    take forks -> add_request ... get_result -> completion        as many requests in flight as `max_requests`
+                  cancel_request where the source says that a fork no longer matters
+
+A near tie is decided by whatever batch it was in: ids can differ from the reference engine's there, so the engine is not
+exact. It decodes greedily only, since the library draws samples from one stream of random numbers for the whole batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+from cft.engines.factory import EngineError, require_greedy
+from cft.engines.reference import ReferenceEngine, already_finished, fork_prefix, response_of
+from cft.models.architecture import context_length, require_plain_attention, require_steady_rotary
+from cft.models.attention import usable_attention
+from cft.models.device import device_facts, memory_for_keys
+from cft.ranges import AtLeastOne, in_range, require_in_range
+from cft.types import Budget, Completion, Fork, ForkSource, Key, TokenSequence, TopTokens
+
+if TYPE_CHECKING:
+    from cft.models.lazy import LazyModel
+
+PAGE_ON_CPU, PAGE_ON_GPU = 16, 256  # tokens; flash attention's kernel for decoding wants 256
+BATCH_TOKENS = 1024  # of one forward pass, prefill included
+WAIT_S = 0.2  # between two looks at forks that no longer matter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuous:
+    """transformers' own continuous batching, for GPUs without vLLM.
+
+    Args:
+        max_requests: continuations decoded together, at least 1.
+        kv_budget_mb: for keys and values, in 10^6 bytes. null: 4096 on a CPU, 3/4 of what a GPU has free.
+        page_size: tokens of a page; forks share whole pages of their prefix. null: 16 on a CPU, 256 on a GPU.
+    """
+
+    name: ClassVar[str] = "continuous"
+    local: ClassVar[bool] = True
+    samples: ClassVar[bool] = False
+    hashes_weights: ClassVar[bool] = True
+
+    max_requests: AtLeastOne = 256
+    kv_budget_mb: AtLeastOne | None = None
+    page_size: AtLeastOne | None = None
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
+
+    def __call__(self, model: LazyModel) -> ContinuousEngine:
+        return ContinuousEngine(model.load(), model.facts.eos_ids, **asdict(self))
+
+
+class ContinuousEngine:
+    """Decodes many forks together with transformers' continuous batching; greedily.
+
+    Args:
+        model: a causal language model in eval mode whose layers all use full attention.
+        eos_ids: every token that ends a response.
+        max_requests, kv_budget_mb, page_size: as in `Continuous`.
+
+    Raises:
+        EngineError: this model or this transformers has no continuous batching.
+    """
+
+    exact = False
+
+    @in_range
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_ids: Collection[int],
+        *,
+        max_requests: AtLeastOne = 256,
+        kv_budget_mb: AtLeastOne | None = None,
+        page_size: AtLeastOne | None = None,
+    ) -> None:
+        require_plain_attention(model)
+        if not hasattr(model, "continuous_batching_context_manager"):
+            raise EngineError(
+                f"engine=continuous: {type(model).__name__} has no continuous batching in transformers "
+                f"{version('transformers')}; use engine=shared_prefix"
+            )
+        self.model = model
+        self.eos_ids = frozenset(eos_ids)
+        self.in_flight = max_requests
+        self.page_size = page_size or (PAGE_ON_GPU if model.device.type == "cuda" else PAGE_ON_CPU)
+        self.num_blocks = self._blocks(memory_for_keys(model.device, megabytes=kv_budget_mb))
+        self.reference = ReferenceEngine(model, eos_ids, tie_margin=0.0)
+
+    def _blocks(self, budget_bytes: int) -> int:
+        """Pages of all layers that the budget holds, as far as requests at the context's end could fill them."""
+        config: Any = self.model.config.get_text_config(decoder=True)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        page_bytes = 2 * config.num_hidden_layers * heads * width * self.page_size * self.model.dtype.itemsize
+        wanted = self.in_flight * -(-context_length(config) // self.page_size)
+        return max(1, min(wanted, budget_bytes // page_bytes))
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            **device_facts(self.model.device),
+            "name": "continuous",
+            "version": version("transformers"),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "batch_invariant": False,
+            "attention": self.model.config._attn_implementation,
+        }
+
+    def close(self) -> None:
+        self.reference.close()
+
+    def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
+        """Passes of the model itself, one a sequence."""
+        return self.reference.score_all(sequences, k=k)
+
+    def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
+        generation = GenerationConfig(
+            do_sample=False,
+            eos_token_id=sorted(self.eos_ids) or -1,
+            pad_token_id=0,
+            max_new_tokens=budget.max_new_tokens,
+        )
+        in_flight: dict[str, Fork] = {}
+        manager: Any = None
+        count = 0
+        with usable_attention(self.model), ExitStack() as stack:
+            try:
+                while True:
+                    room = self.in_flight - len(in_flight)
+                    forks = source.take(room) if room else []
+                    for fork in forks:
+                        if completion := self._unsent(fork, budget=budget):
+                            yield fork.key, completion
+                            continue
+                        if manager is None:
+                            manager = stack.enter_context(self._manager(generation))
+                        count += 1
+                        ids = fork_prefix(fork)
+                        in_flight[name := str(count)] = fork
+                        left = fork.limit(budget) - (len(ids) - fork.sequence.prompt_len)
+                        manager.add_request(
+                            ids, request_id=name, max_new_tokens=left, eos_token_id=sorted(self.eos_ids) or -1
+                        )
+                    if not in_flight:
+                        if not forks:
+                            return
+                        continue
+                    wait = WAIT_S
+                    while (output := manager.get_result(timeout=wait)) is not None:
+                        wait = 0.0  # whatever else is there by now
+                        if output.is_finished() and (fork := in_flight.pop(output.request_id, None)):
+                            yield fork.key, self._completion(fork, output)
+                    if wait and not manager.is_running():
+                        raise EngineError(
+                            f"engine=continuous: transformers' generation loop ended with {len(in_flight)} requests under way"
+                        )
+                    for name in [name for name, fork in in_flight.items() if source.settled(fork.key)]:
+                        manager.cancel_request(name)
+                        fork = in_flight.pop(name)
+                        yield fork.key, Completion(response_of(fork_prefix(fork), fork), "decided", 0)
+            finally:
+                for name in in_flight:  # else the library finishes them before it stops
+                    manager.cancel_request(name)
+
+    def _manager(self, generation: GenerationConfig) -> AbstractContextManager[Any]:
+        """The library's loop, running while this is open."""
+        return self.model.continuous_batching_context_manager(
+            generation, continuous_batching_config=self._config(), warmup=False
+        )
+
+    def _unsent(self, fork: Fork, *, budget: Budget) -> Completion | None:
+        """Of a fork that has nothing to decode, or does not fit into memory alone."""
+        require_greedy(fork.sampling, name="continuous")
+        require_steady_rotary(self.model, length=fork.sequence.prompt_len + budget.max_new_tokens)
+        ids = fork_prefix(fork)
+        if finish := already_finished(fork, eos_ids=self.eos_ids, budget=budget):
+            return Completion(response_of(ids, fork), finish, 0)
+        if fork.sequence.prompt_len + fork.limit(budget) > self.num_blocks * self.page_size:
+            return Completion(response_of(ids, fork), "memory", 0)
+        return None
+
+    def _completion(self, fork: Fork, output: Any) -> Completion:
+        if output.error:
+            raise EngineError(f"engine=continuous: transformers could not decode a request: {output.error}")
+        ids = [*fork_prefix(fork), *output.generated_tokens]
+        finish = "stop" if ids[-1] in self.eos_ids else "length"
+        return Completion(response_of(ids, fork), finish, len(output.generated_tokens))
+
+    def _config(self) -> ContinuousBatchingConfig:
+        """Under the names that this transformers has."""
+        known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+        options = {
+            "page_size" if "page_size" in known else "block_size": self.page_size,
+            "num_blocks": self.num_blocks,
+            "max_batch_tokens": max(BATCH_TOKENS, self.in_flight),
+            "max_requests_per_batch": self.in_flight,
+            "allow_block_sharing": True,
+            "auto_switch_to_flash": False,  # model.attn_implementation says which
+        }
+        return ContinuousBatchingConfig(**{name: value for name, value in options.items() if name in known})

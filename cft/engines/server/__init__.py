@@ -1,0 +1,85 @@
+"""`engine=server`: any number of servers that take and give token ids, as one engine.
+
+wires       request and response of each kind of server, as pure functions
+client      a request to any of the servers, until one answers
+contract    what a server must do before a token of it is used
+engine      forks in, completions out
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from cft.engines.factory import EngineError
+from cft.ranges import AboveZero, AtLeastOne, AtLeastZero, Count, require_in_range
+
+if TYPE_CHECKING:
+    from cft.engines.server.engine import ServerEngine
+    from cft.models.lazy import LazyModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Servers that serve the model, already started; they take and return token ids.
+
+    Args:
+        url: Of each server, without a path: http://host:8000.
+        wire: Their kind; auto asks them.
+        per_server: Requests under way at each server.
+        top_logprobs: Most probable tokens that a server must be able to name; K alternatives and the end tokens need as many.
+        timeout_s: For a single request, its waiting at the server included.
+        retries: How often a request is sent again (429, 5xx, timeouts, broken connections), after growing pauses.
+        patience_s: How long to wait for a server while none is in health.
+        token_variable: Environment variable that holds the servers' API key, "" for none.
+    """
+
+    name: ClassVar[str] = "server"
+    local: ClassVar[bool] = False
+    samples: ClassVar[bool] = True
+    hashes_weights: ClassVar[bool] = False
+
+    url: Sequence[str] | str
+    wire: Literal["auto", "vllm", "sglang", "llama"] = "auto"
+    per_server: AtLeastOne = 128
+    top_logprobs: AtLeastOne = 8
+    timeout_s: AboveZero = 600.0
+    retries: Count = 6
+    patience_s: AtLeastZero = 60.0
+    token_variable: str = ""
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
+        if not self.urls or not all(url.startswith(("http://", "https://")) for url in self.urls):
+            raise EngineError(
+                f"engine.url={self.url}: expected addresses of servers, engine.url=[http://host:8000,http://other:8000]"
+            )
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Each once, without a slash at its end."""
+        urls = [self.url] if isinstance(self.url, str) else self.url
+        return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
+
+    def __call__(self, model: LazyModel) -> ServerEngine:
+        from cft.engines.server.engine import ServerEngine
+
+        token = os.environ.get(self.token_variable, "") if self.token_variable else ""
+        if self.token_variable and not token:
+            raise EngineError(
+                f"engine.token_variable={self.token_variable}: no such environment variable is set; it holds the servers' key"
+            )
+        return ServerEngine(
+            self.urls,
+            model.facts.eos_ids,
+            model.tokenizer,
+            wire=self.wire,
+            per_server=self.per_server,
+            top_logprobs=self.top_logprobs,
+            timeout_s=self.timeout_s,
+            retries=self.retries,
+            patience_s=self.patience_s,
+            token=token,
+        )

@@ -1,0 +1,39 @@
+"""Agreement from a configuration: two annotations of the same problems -> agreement.json and the card of the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from cft.annotation.store import AnnotationStore, find_annotation
+from cft.config.schema import AgreementConfig
+from cft.console import console
+from cft.runs.agreement import compare, engine_of, write_agreement
+from cft.runs.cards import write_annotation_card
+from cft.runs.job import Job
+
+
+def agreement(cfg: AgreementConfig, job: Job) -> Path:
+    """Returns the file written, in the folder of the first annotation."""
+    del job
+    one, other = (
+        AnnotationStore(find_annotation(name, annotations_dir=cfg.annotations_dir, key=key))
+        for name, key in ((cfg.annotation, "annotation"), (cfg.other, "other"))
+    )
+    found = compare(one, other)
+    path = write_agreement(one, other, found)
+    write_annotation_card(one)
+    title = f"{cfg.annotation} ({engine_of(one.manifest())}) and {cfg.other} ({engine_of(other.manifest())})"
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, share in (
+        ("same responses", found.responses),
+        ("same verdicts on them", found.verdicts),
+        ("same alternatives", found.alternatives),
+        ("same outcomes", found.outcomes),
+        ("same critical tokens", found.critical),
+    ):
+        table.add_row(name, str(share))
+    console.print(table)
+    console.print(f"Alternatives, outcomes and critical tokens: of responses that are the same -> {path}", markup=False)
+    return path
