@@ -296,7 +296,7 @@ class AnnotationStore:
 
     def _require_same(self, fingerprint: dict[str, Any]) -> None:
         stored = self.manifest()["fingerprint"]
-        then, now = (dict(_leaves(tree)) for tree in (stored, fingerprint))
+        then, now = (dict(_by_dotted_key(tree)) for tree in (stored, fingerprint))
         differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
         if differing:
             lines = [f"  {key}: stored {then.get(key)!r}, now {now.get(key)!r}" for key in differing]
@@ -386,10 +386,10 @@ def _total(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     return total
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """What a fingerprint says, by dotted key."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _by_dotted_key(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

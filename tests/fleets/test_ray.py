@@ -30,7 +30,8 @@ from tests.fleets.toy import Toy, Unable
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-ANNOTATE = ("limit=24", "unit_size=1", "annotations_dir=annotations", "max_new_tokens=96")
+# Short problems: the tests are about what happens around the method.
+ANNOTATE = ("data.max_steps=2", "limit=24", "unit_size=1", "annotations_dir=annotations", "max_new_tokens=64")
 START_ATTEMPTS = 4
 
 
