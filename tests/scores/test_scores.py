@@ -29,7 +29,7 @@ from cft.scores.store import (
     with_scores,
     write_score,
 )
-from cft.stages.score import compute, score
+from cft.stages.score import batches, compute, score
 from cft.types import AnnotatedResponse
 from tests.conftest import make_llama, make_tokenizer
 from tests.damage import flip, truncate
@@ -122,7 +122,7 @@ def test_a_score_is_that_of_each_row_alone(
     model: LlamaForCausalLM, kind: ScoreKind, expected: Any, batch_size: int
 ) -> None:
     rows = [some_row(n) for n in range(10)]
-    values = compute(kind, model, rows, batch_size=batch_size)
+    values = compute(kind, model, batches(rows, size=batch_size))
     assert values.keys() == {one.response_id for one in rows}
     for one in rows:
         np.testing.assert_allclose(values[one.response_id], expected(model, one), rtol=0, atol=ROUNDING)

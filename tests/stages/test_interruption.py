@@ -142,7 +142,7 @@ def test_a_kill_between_a_replaced_unit_and_its_old_shards(
 def test_rows_of_other_numerics_do_not_join_an_annotation(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cft.stages.annotate import numerics
+    from cft.stages.annotation_worker import numerics
 
     shutil.copytree(whole / "annotations", tmp_path / "annotations")
     monkeypatch.chdir(tmp_path)
