@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,14 @@ _active: list[MemoryHandler] = []
 
 
 class _File(logging.FileHandler):
+    """A full disk ends a run where its results are written, not for its log."""
+
     def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk ends a run where its results are written, not for its log."""
+        """Said by nobody."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager

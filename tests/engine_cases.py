@@ -13,8 +13,11 @@ from transformers import PreTrainedModel
 
 from cft.engines.continuous import ContinuousEngine
 from cft.engines.reference import ReferenceEngine
+from cft.engines.server.engine import ServerEngine
 from cft.engines.shared_prefix import SharedPrefixEngine
+from cft.engines.vllm import VllmEngine
 from cft.types import Engine
+from tests.scripted_server import Letters, ScriptedServer
 
 
 @dataclass(eq=False)
@@ -55,8 +58,7 @@ class EngineCase:
 
 def _bytes_a_token(model: PreTrainedModel) -> int:
     config: Any = model.config
-    width = config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * model.dtype.itemsize
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
 
 
 def _starve_shared_prefix(engine: SharedPrefixEngine, tokens: int) -> None:
@@ -65,6 +67,38 @@ def _starve_shared_prefix(engine: SharedPrefixEngine, tokens: int) -> None:
 
 def _starve_continuous(engine: ContinuousEngine, tokens: int) -> None:
     engine.num_blocks = tokens // engine.page_size
+
+
+def _server(subject: Subject, rows: int) -> ServerEngine:
+    """Of a server that lives as long as the process."""
+    server = ScriptedServer(subject.model, context=subject.model.config.max_position_embeddings)
+    return ServerEngine(
+        [server.url],
+        subject.eos_ids,
+        Letters(),  # type: ignore[arg-type]
+        wire="auto",
+        per_server=rows,
+        top_logprobs=6,
+        timeout_s=60.0,
+        retries=3,
+        patience_s=10.0,
+        token="",
+    )
+
+
+def _vllm(subject: Subject, rows: int) -> VllmEngine:
+    settings = {
+        "model": str(subject.folder),
+        "dtype": "float32",
+        "generation_config": "vllm",
+        "skip_tokenizer_init": True,
+        "max_model_len": subject.model.config.max_position_embeddings,
+        "max_num_seqs": rows,
+        "tensor_parallel_size": 1,
+        "enforce_eager": True,
+        "disable_log_stats": True,
+    }
+    return VllmEngine(settings, subject.eos_ids, device="cpu")
 
 
 ENGINES = {
@@ -82,5 +116,7 @@ ENGINES = {
             samples=False,
             starve=_starve_continuous,
         ),
+        EngineCase("server", _server),
+        EngineCase("vllm", _vllm, package="vllm"),
     )
 }

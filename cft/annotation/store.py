@@ -296,9 +296,10 @@ class AnnotationStore:
 
     def _require_same(self, fingerprint: dict[str, Any]) -> None:
         stored = self.manifest()["fingerprint"]
-        differing = [key for key in sorted({*stored, *fingerprint}) if stored.get(key) != fingerprint.get(key)]
+        then, now = (dict(_by_dotted_key(tree)) for tree in (stored, fingerprint))
+        differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
         if differing:
-            lines = [f"  {key}: stored {stored.get(key)!r}, now {fingerprint.get(key)!r}" for key in differing]
+            lines = [f"  {key}: stored {then.get(key)!r}, now {now.get(key)!r}" for key in differing]
             raise StoreError(
                 f"{self.folder}: made under other conditions, so new rows would not be comparable with its rows:\n"
                 + "\n".join(lines)
@@ -383,3 +384,12 @@ def _total(parts: Iterable[dict[str, float]]) -> dict[str, float]:
         for key, value in part.items():
             total[key] = round(total.get(key, 0) + value, 3)
     return total
+
+
+def _by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What a fingerprint says, by dotted key."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _by_dotted_key(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

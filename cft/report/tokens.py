@@ -91,8 +91,9 @@ def _tenths(tokens: int) -> NDArray[np.int_]:
 
 
 def _binned(values: NDArray[np.float64], edges: Sequence[float]) -> pd.Categorical:
-    """Bin of each value, lower edge included; the last bin holds its upper edge too."""
+    """Bin of each value, lower edge included; the last bin holds its upper edge too, and NaN is in none."""
     places = np.clip(np.searchsorted(np.asarray(edges), values, side="right") - 1, 0, len(edges) - 2)
+    places = np.where(np.isnan(values), -1, places)  # in no bin
     names = [f"{low:g}-{high:g}" if np.isfinite(high) else f"over {low:g}" for low, high in pairwise(edges)]
     return pd.Categorical.from_codes(places, names)
 

@@ -323,7 +323,8 @@ def _entropies(entropy: np.ndarray, critical: np.ndarray) -> str:
 
 
 def _mean(values: np.ndarray) -> str:
-    return f"{values.mean():.3f}" if len(values) else "-"
+    known = values[~np.isnan(values)]  # some engines do not compute it
+    return f"{known.mean():.3f}" if len(known) else "-"
 
 
 def _numbers(results: RunResults, metrics: dict[str, dict[str, float]]) -> str:

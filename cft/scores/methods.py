@@ -8,7 +8,7 @@ The values of a row do not depend on the rows beside it. To add a kind, write a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,23 +44,41 @@ class ReferenceLogprob:
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "reference_logprob", "version": 1}
 
-    @torch.no_grad()
     def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]:
-        ids_BT, attention_BT = _padded(model, rows)
-        hidden_BTD = model.base_model(ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
-        found = []
-        for b, row in enumerate(rows):
-            start, end = len(row.prompt_ids), len(row.prompt_ids) + len(row.response_ids)
-            # The state before a token predicts it.
-            chunks = zip(
-                hidden_BTD[b, start - 1 : end - 1].split(CHUNK_TOKENS),
-                ids_BT[b, start:end].split(CHUNK_TOKENS),
-                strict=True,
-            )
-            found.append(
-                torch.cat([log_probs(project(model, h_ND)).gather(1, y_N[:, None])[:, 0] for h_ND, y_N in chunks])
-            )
-        return [_array(values_R) for values_R in found]
+        return _of_distributions(model, rows, lambda logprob_NV, y_N: logprob_NV.gather(1, y_N[:, None])[:, 0])
+
+
+class Entropy:
+    """Entropy of the distribution that each response token was drawn from, nats: what engines that see only the most
+    probable tokens leave open in an annotation."""
+
+    eager = False
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "entropy", "version": 1}
+
+    def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]:
+        return _of_distributions(model, rows, lambda logprob_NV, _: torch.special.entr(logprob_NV.exp()).sum(-1))
+
+
+@torch.no_grad()
+def _of_distributions(
+    model: PreTrainedModel, rows: Sequence[AnnotatedResponse], value: Callable[[Tensor, Tensor], Tensor]
+) -> list[Values]:
+    """value(log-probs [N, V], the tokens [N] that came next) -> [N], of every response token."""
+    ids_BT, attention_BT = _padded(model, rows)
+    hidden_BTD = model.base_model(ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
+    found = []
+    for b, row in enumerate(rows):
+        start, end = len(row.prompt_ids), len(row.prompt_ids) + len(row.response_ids)
+        # The state before a token predicts it.
+        chunks = zip(
+            hidden_BTD[b, start - 1 : end - 1].split(CHUNK_TOKENS),
+            ids_BT[b, start:end].split(CHUNK_TOKENS),
+            strict=True,
+        )
+        found.append(torch.cat([value(log_probs(project(model, h_ND)), y_N) for h_ND, y_N in chunks]))
+    return [_array(values_R) for values_R in found]
 
 
 class AttentionReceived:

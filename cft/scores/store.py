@@ -35,7 +35,7 @@ from cft.shipped import CONF_DIR
 from cft.types import AnnotatedResponse
 
 SCHEMA_VERSION = 1
-KINDS = ("reference_logprob", "attention_received", "attention_to_prompt")  # options of conf/score
+KINDS = ("reference_logprob", "attention_received", "attention_to_prompt", "entropy")  # options of conf/score
 LOGPROB = KINDS[0]
 MODELS = CONF_DIR / "model"
 DEFAULT_MODEL = "tiny_arith"  # of conf/score.yaml

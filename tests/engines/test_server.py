@@ -26,7 +26,7 @@ from cft.engines.server.wires import WIRES, WireError
 from cft.types import GREEDY, Budget, Completion, Fork, Sampling, TokenSequence
 from tests.entry import SHORT
 from tests.fakes import random_llama
-from tests.scripted_server import OVERTAKEN, ScriptedServer
+from tests.scripted_server import OVERTAKEN, Letters, ScriptedServer
 from tests.stage import annotate
 
 EOS = (1, 2)
@@ -34,13 +34,6 @@ BUDGET = Budget(16)
 OPTIONS: dict[str, Any] = {
     "wire": "auto", "per_server": 16, "top_logprobs": 6, "timeout_s": 5.0, "retries": 3, "patience_s": 1.0, "token": ""
 }  # fmt: skip
-
-
-class Letters:
-    """A tokenizer of the random model: a letter is a token."""
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-        return {"input_ids": [3 + ord(letter) % 57 for letter in text][:40]}
 
 
 @pytest.fixture(autouse=True)
