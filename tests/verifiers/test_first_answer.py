@@ -280,6 +280,7 @@ def test_a_mistake_in_the_verifier_inside_is_found_by_the_check(override: str, s
     ],
     ids=lambda text: f"{text[:12]!r}",
 )
+@pytest.mark.timing
 def test_it_takes_time_linear_in_the_text(text: str) -> None:
     started = time.process_time()
     first_answer_end(text)
