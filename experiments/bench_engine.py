@@ -84,7 +84,7 @@ def growth_at(model: PreTrainedModel, prompt_ids: np.ndarray, length: int) -> di
     start = Fork(TokenSequence(prompt_ids, len(prompt_ids)), len(prompt_ids), None, GREEDY, 0)
     ((_, text),) = engine.run(ListSource([start]), budget=budget)
     sequence = TokenSequence(np.concatenate([prompt_ids, text.ids]), len(prompt_ids))
-    second = engine.score(sequence, k=2).top_ids_RK[:, 1]
+    second = engine.reference.score(sequence, k=2).top_ids_RK[:, 1]
     forks = [Fork(sequence, len(prompt_ids) + t, int(second[t]), GREEDY, t) for t in range(length)]
     started = time.perf_counter()
     for _ in engine.run(ListSource(forks), budget=budget):
@@ -164,7 +164,7 @@ def drafting(model: PreTrainedModel, eos: tuple[int, ...], prompts: list[np.ndar
         solve = Fork(TokenSequence(ids, len(ids)), len(ids), None, GREEDY, 0)
         ((_, text),) = engine.run(ListSource([solve]), budget=budget)
         sequence = TokenSequence(np.concatenate([ids, text.ids]), len(ids))
-        second = engine.score(sequence, k=2).top_ids_RK[:, 1]
+        second = engine.reference.score(sequence, k=2).top_ids_RK[:, 1]
         forks = [Fork(sequence, len(ids) + t, int(second[t]), GREEDY, t) for t in range(len(text.ids))]
         for t, completion in engine.run(ListSource(forks), budget=budget):
             counts = drafted_tokens(text.ids.tolist(), completion.ids.tolist(), start=int(t) + 1)  # type: ignore[arg-type]

@@ -53,12 +53,15 @@ class Part:
 
     request: what all shards of one annotation must ask for alike. to_do: from the commit records of all units, the
     numbers of those that are not yet as requested, whosever they are. command: this process's, less its `shard=`.
+    in_order: whether its units are committed in the order of their numbers, so that what an interruption leaves is a
+    beginning; else it has gaps, and no reader is let in until they are filled.
     """
 
     shard: Shard = WHOLE
     request: dict[str, Any] = field(default_factory=dict)
     to_do: Callable[[Mapping[int, dict[str, Any]]], set[int]] = field(default=lambda records: set())
     command: str = ""
+    in_order: bool = True
 
     def state(self, records: Mapping[int, dict[str, Any]], *, at_work: Mapping[Shard, str]) -> dict[str, Any] | None:
         """The manifest's entry about shards that are not done, or None where all are. JSON."""
@@ -78,6 +81,8 @@ ALONE = Part()
 
 def unfinished_message(state: Mapping[str, Any]) -> str:
     """Which shards are not done, and what to type; `state`: of Part."""
+    if state["count"] == 1:
+        return f"not done yet: some of its units are missing. Wait if it is running; else finish it with:\n  {state['command']}"
     shards = state["unfinished"]
     names = f"shard{'s' if len(shards) > 1 else ''} {', '.join(map(str, shards))} of {state['count']}"
     lines = [f"  {state['command']} shard={shard}" for shard in shards[:COMMANDS_SHOWN]]

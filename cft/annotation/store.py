@@ -244,7 +244,7 @@ class AnnotationStore:
                 self._require_made_under(self.units(), self._made_under)
                 state = part.state(self.units(), at_work=at_work(self.folder, but=part.shard))
                 # Alone, it may still be killed before the gaps of earlier shards are filled.
-                shards = state if part.shard.count > 1 or state is None else before
+                shards = state if part.shard.count > 1 or not part.in_order or state is None else before
                 self._write_manifest(fingerprint, info, finished=False, shards=shards)
                 self._remove_orphans(part.shard)
             yield
@@ -296,7 +296,7 @@ class AnnotationStore:
 
     def _require_same(self, fingerprint: dict[str, Any]) -> None:
         stored = self.manifest()["fingerprint"]
-        then, now = (dict(_leaves(tree)) for tree in (stored, fingerprint))
+        then, now = (dict(_by_dotted_key(tree)) for tree in (stored, fingerprint))
         differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
         if differing:
             lines = [f"  {key}: stored {then.get(key)!r}, now {now.get(key)!r}" for key in differing]
@@ -309,7 +309,7 @@ class AnnotationStore:
     def _require_agreement(self, part: Part) -> dict[str, Any] | None:
         """The state of shards that are not done. Raises StoreError if `part` is one of them and asks for other things."""
         state = self.unfinished_shards()
-        if state and state["count"] == part.shard.count and state["request"] != part.request:
+        if state and state["count"] == part.shard.count > 1 and state["request"] != part.request:
             theirs, ours = state["request"], part.request
             differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
             lines = [f"  {key}: the others {theirs.get(key)!r}, {part.shard} {ours.get(key)!r}" for key in differing]
@@ -386,10 +386,10 @@ def _total(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     return total
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """What a fingerprint says, by dotted key."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _by_dotted_key(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -28,8 +28,7 @@ from cft.config.check import (
     ErrorDetail,
     check_node,
     find_errors,
-    find_missing_inputs,
-    find_missing_scores,
+    find_missing,
     find_unused,
 )
 from cft.config.part import Part
@@ -78,7 +77,7 @@ def checked(cfg: DictConfig, stage: str) -> DictConfig:
     """
     errors = find_errors(cfg, stage=stage, extra=own_prefixes())
     if not errors:
-        errors = [*find_missing_inputs(cfg), *find_missing_scores(cfg)]
+        errors = find_missing(cfg)
     if errors:
         raise ConfigError(*errors)
     for note in find_unused(cfg):

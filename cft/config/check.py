@@ -63,18 +63,11 @@ def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) ->
     return list(dict.fromkeys(errors))
 
 
-def find_missing_scores(config: DictConfig) -> list[ErrorDetail]:
-    """Stored scores that a sound configuration needs and its annotation lacks; reads the file system."""
+def find_missing(config: DictConfig) -> list[ErrorDetail]:
+    """What a sound configuration refers to and this machine, or its annotation, lacks; reads the file system."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
-    return [ErrorDetail(key, text) for key, text in missing_scores(tree)]
-
-
-def find_missing_inputs(config: DictConfig) -> list[ErrorDetail]:
-    """What a sound configuration refers to and this machine lacks."""
-    tree = _resolved(config, "", [])
-    assert isinstance(tree, dict)
-    return [ErrorDetail(key, text) for key, text in missing_inputs(tree)]
+    return [ErrorDetail(key, text) for key, text in (*missing_inputs(tree), *missing_scores(tree))]
 
 
 def find_unused(config: DictConfig) -> list[ErrorDetail]:

@@ -1,20 +1,27 @@
 """What a sound config asks for and this machine does not have, found before the heavy imports: seconds, not a load later.
 
-missing_inputs      the annotation, the run to resume, the accelerator       in each job (`config.py`)
+missing_inputs      annotation, run to resume, accelerator, package          in each job (`config.py`)
 unwritable          the output folder, which Hydra makes before the job      on the command line (`command_line.py`)
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from cft.config.rules import RAY
+
 
 def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, what is not there) of a train config without errors."""
+    """(key, what is not there) of a config without errors."""
     trainer, data, resume = tree.get("trainer"), tree.get("data"), tree.get("resume")
+    fleet = tree.get("fleet")
+    if isinstance(fleet, Mapping) and fleet.get("_target_") == RAY and importlib.util.find_spec("ray") is None:
+        install = "pip install 'critical-token-finetuning[ray]'"
+        yield "fleet", f"ray needs the package ray, which is not installed: {install}, or choose fleet=none"
     if isinstance(trainer, Mapping) and (text := _no_accelerator(trainer.get("accelerator"))):
         yield "trainer.accelerator", text
     if isinstance(data, Mapping) and data.get("_target_") == "cft.data.annotated.annotated_rows":

@@ -24,6 +24,9 @@ MONITORED = (
 )
 
 
+RAY = "cft.fleets.Ray"  # what fleet=ray names
+
+
 class _NotApplicable(LookupError):
     pass
 
@@ -115,6 +118,19 @@ _TIES_IN_FLOAT32 = Rule(
     lambda v: v.number("engine.tie_margin") == 0 or v.text("model.dtype") == "float32",
 )
 
+_ON_RAY = (
+    Rule(
+        "device",
+        "auto, cpu or cuda with fleet=ray: which GPU a worker gets is Ray's choice",
+        lambda v: v.text("fleet._target_") != RAY or ":" not in v.text("device"),
+    ),
+    Rule(
+        "fleet.num_gpus",
+        "above 0, or null, with device=cuda",
+        lambda v: v.text("device") != "cuda" or v.number("fleet.num_gpus") > 0,
+    ),
+)
+
 RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes them from here
     "annotate": (
         _TIES_IN_FLOAT32,
@@ -133,6 +149,13 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "responses",
             "solve: the problems of reasoning-gym come without solutions",
             lambda v: v.text("responses") != "given" or v.text("data._target_") != "cft.data.sources.reasoning_gym",
+        ),
+        *_ON_RAY,
+        Rule(
+            "num_shards",
+            "1 with fleet=ray: its workers share the units among them (fleet.num_workers); shards are for commands that know "
+            "nothing of each other, each with fleet=none",
+            lambda v: v.text("fleet._target_") != RAY or v.number("num_shards") == 1,
         ),
         Rule(
             "shard",
@@ -195,8 +218,9 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         ),
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
+    "score": _ON_RAY,
     "labels": (_DATA_IS_READ,),
-    "evaluate": (_TIES_IN_FLOAT32, temperature()),
+    "evaluate": (_TIES_IN_FLOAT32, temperature(), *_ON_RAY),
 }
 
 

@@ -99,6 +99,7 @@ class AnnotateConfig:
     prompt: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING
+    fleet: Node = MISSING
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
     annotation: FolderName = MISSING
@@ -157,6 +158,7 @@ class EvaluateConfig:
     prompt: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING
+    fleet: Node = MISSING
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
     checkpoint: str = MISSING
@@ -177,6 +179,7 @@ class EvaluateConfig:
 class ScoreConfig:
     model: Node = MISSING
     score: Node = MISSING
+    fleet: Node = MISSING
     seed: Seed = MISSING
     annotation: Name = MISSING
     annotations_dir: Name = MISSING

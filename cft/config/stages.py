@@ -57,6 +57,7 @@ STAGES: dict[str, Stage] = {
         "what a frozen model says of each token of an annotation, stored for methods that ask for it",
         schema.ScoreConfig,
         "cft.stages.score:score",
+        RULES["score"],
     ),
     "labels": Stage(
         "a mask's choice as input_ids and labels, a data set for other trainers",

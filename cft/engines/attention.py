@@ -119,9 +119,9 @@ class KVBlock(Generic[Row]):
     def remove(self, index: int) -> None:
         """Drop a fork; the last one takes its place."""
         last = len(self.rows) - 1
-        for each in (self.rows, self._starts):
-            each[index] = each[last]
-            each.pop()
+        self.rows[index], self._starts[index] = self.rows[last], self._starts[last]
+        self.rows.pop()
+        self._starts.pop()
         if index != last:
             self.mask_nT[index] = self.mask_nT[last]
             for layer in self.keys:

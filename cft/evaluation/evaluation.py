@@ -6,7 +6,7 @@ sample number), so results do not depend on the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,11 +79,23 @@ class Solver:
     grader: Grader
     max_positions: int
 
-    def solve(self, problems: Sequence[Problem], *, request: SampleRequest, title: str) -> list[Sample]:
+    def solve(
+        self,
+        problems: Sequence[Problem],
+        *,
+        request: SampleRequest,
+        title: str = "",
+        on_done: Callable[[], None] | None = None,
+    ) -> list[Sample]:
         """All samples of all problems, by problem and sample number, each with the room that its prompt leaves.
+
+        on_done: called after each sample, and no bar is shown; else one with that title is.
 
         Raises ValueError for a problem without room: `cft/evaluation/room.py` tells beforehand, since not run is not wrong.
         """
+        if on_done is None:
+            with progress(title, total=len(problems) * (1 + request.num_samples)) as bar:
+                return self.solve(problems, request=request, on_done=bar.advance)
         prompts = [np.asarray(self.prompt.ids(self.tokenizer, p.question), dtype=np.int32) for p in problems]
         if without := [p.id for p, ids in zip(problems, prompts, strict=True) if len(ids) >= self.max_positions]:
             raise ValueError(f"problems without room in the context of {self.max_positions} tokens: {without}")
@@ -98,10 +110,9 @@ class Solver:
                     sampling = Sampling(request.temperature, request.top_p, request.seed, purpose)
                 forks.append(Fork(sequence, len(ids), None, sampling, (i, sample), self.max_positions - len(ids)))
         forks.sort(key=lambda fork: fork.prefix_len)
-        with progress(title, total=len(forks)) as bar:
-            for key, completion in self.engine.run(ListSource(forks), budget=Budget(request.max_new_tokens)):
-                done[key] = completion  # type: ignore[index]
-                bar.advance()
+        for key, completion in self.engine.run(ListSource(forks), budget=Budget(request.max_new_tokens)):
+            done[key] = completion  # type: ignore[index]
+            on_done()
         keys = sorted(done)
         entropy = self._entropies(prompts, done)
         verdicts = self.grader([(done[key], problems[key[0]].answer) for key in keys])

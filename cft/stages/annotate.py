@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
+from cft.annotation.annotator import Unit
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
@@ -22,6 +22,7 @@ from cft.config.schema import AnnotateConfig, Split
 from cft.console import Bar, console, progress
 from cft.data.sources import Splits
 from cft.engines.server.probe import with_stored_probe
+from cft.fleets.base import Crew, Facts, Fleet, FleetError, left_out_message, package_facts
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
 from cft.masks.critical import critical_fraction
 from cft.models.lazy import LazyModel
@@ -32,20 +33,18 @@ from cft.runs.cards import write_annotation_card
 from cft.runs.job import Job
 from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
 from cft.stages.annotation_summary import print_summary
-from cft.types import Budget, Completion, Engine
+from cft.stages.annotation_worker import Done, Filled, MakeAnnotating, Problems, StoredRows, UnitProgress
+from cft.types import Problem
 from cft.verifiers import verifier_fingerprint
-from cft.verifiers.grader import Grader
-from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
-
-FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened as units finish
 
 
 def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     """Run or resume the annotation that `cfg` describes; returns the store's folder."""
     quiet_libraries()
+    fleet: Fleet = build(cfg.fleet)
     store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
     splits = build(cfg.data)
     plan, shard = _plan(cfg, splits), Shard(cfg.shard, cfg.num_shards)
@@ -53,59 +52,43 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     if cfg.complete:
         _require_annotation(store)
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
-    verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
-    spec, prompt, make_engine = build(cfg.model), build(cfg.prompt), build(cfg.engine)
-    tokenizer = load_tokenizer(spec)
-    asked = prompting(prompt, tokenizer)
-    model = LazyModel(
-        spec,
-        tokenizer,
-        ends=[prompt.end_id(tokenizer)],
-        device=cfg.device,
-        shard=cfg.shard,
-        num_shards=cfg.num_shards,
-    )
-    weights = model.weights() if make_engine.hashes_weights else ""
+    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    spec: ModelSpec = build(cfg.model)
+    make = MakeAnnotating.of(cfg, verifier=verifier, every_outcome=plan.every_outcome)
     inputs = model_inputs(spec.path)
     with (
+        fleet.crew(make, device=cfg.device, expected=lambda: _known(cfg, spec, judged_by=judged_by)) as crew,
         logging_to(
             cfg.logger, lambda: _run_facts(cfg, job, model=spec.name, data=splits.name, inputs=inputs)
         ) as loggers,
-        VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
-        closing(make_engine(model)) as engine,
     ):
-        annotator = Annotator(
-            engine=engine,
-            tokenizer=tokenizer,
-            prompt=prompt,
-            grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
-            budget=Budget(cfg.max_new_tokens),
-            eos_ids=model.facts.eos_ids,
-            max_positions=model.facts.context,
-            num_alternatives=cfg.num_alternatives,
-            short_circuit=not plan.every_outcome,
-            replay_fraction=cfg.replay_fraction,
-            responses=cfg.responses,
-            padding_ids=model.facts.unnamed_ids,
-        )
         with store.writing(
-            fingerprint=_conditions(
-                cfg,
-                model,
-                weights=weights,
-                numerics=_as_stored(numerics(engine), store),
-                asked=asked,
-                splits=splits,
-                judged_by=verifier_fingerprint(verifier),
-            ),
+            fingerprint=_conditions(cfg, crew.facts, store, spec=spec, splits=splits),
             info=_origin(cfg, job, spec=spec, inputs=inputs),
-            part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard")),
+            part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard"), in_order=crew.in_order),
         ):
-            _annotate_units(store, annotator, plan=plan, shard=shard, loggers=loggers)
-            _fill_units(store, annotator, plan=plan, shard=shard)
-            _print_back_offs(engine)
+            counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers)
+            counts += _fill_units(store, crew, plan=plan, shard=shard)
+        _print_engine_counts(counts)
+        if crew.left_out:
+            raise FleetError(
+                left_out_message(crew.left_out, kept=f"The others are in {store.folder}.", command=job.command)
+            )
         _finish(store, job, shard=shard, loggers=loggers, max_new_tokens=cfg.max_new_tokens)
     return store.folder
+
+
+def _known(cfg: AnnotateConfig, spec: ModelSpec, *, judged_by: str) -> Facts:
+    """What workers must find wherever they are, as it is found here; no weights are loaded for it where their files do."""
+    prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
+    model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
+    return {
+        **prompting(prompt, tokenizer),
+        "weights": model.weights() if build(cfg.engine).hashes_weights else "",
+        "eos_ids": list(model.facts.eos_ids),
+        "verifier": judged_by,
+        "packages": package_facts(),
+    }
 
 
 def _plan(cfg: AnnotateConfig, splits: Splits) -> Plan:
@@ -128,31 +111,24 @@ def _print_problems(splits: Splits, plan: Plan, *, split: Split) -> None:
 
 
 def _conditions(
-    cfg: AnnotateConfig,
-    model: LazyModel,
-    *,
-    weights: str,
-    numerics: dict[str, Any],
-    asked: dict[str, Any],
-    splits: Splits,
-    judged_by: str,
+    cfg: AnnotateConfig, facts: Facts, store: AnnotationStore, *, spec: ModelSpec, splits: Splits
 ) -> dict[str, Any]:
-    """What every unit of the annotation is made under: its fingerprint."""
-    spec, ends = model.spec, model.facts.eos_ids
+    """What every unit of the annotation is made under: its fingerprint. facts: of the workers."""
     return {
         "model": {
             "path": spec.path,
             "revision": spec.revision,
-            "weights": weights,
+            "weights": facts["weights"],
             "dtype": spec.dtype,
         },
-        **asked,
-        "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": list(ends)},
-        "verifier": judged_by,
+        "tokenizer": facts["tokenizer"],
+        "prompt": facts["prompt"],
+        "decoding": {"responses": cfg.responses, "max_new_tokens": cfg.max_new_tokens, "eos_ids": facts["eos_ids"]},
+        "verifier": facts["verifier"],
         "data": {"source": splits.name, "split": cfg.split, "sha256": splits.fingerprint},
         "unit_size": cfg.unit_size,
         "replay_fraction": cfg.replay_fraction,
-        "numerics": numerics,
+        "numerics": _numerics(facts, store),
     }
 
 
@@ -169,16 +145,15 @@ def _origin(cfg: AnnotateConfig, job: Job, *, spec: ModelSpec, inputs: tuple[Lin
     }
 
 
-def _print_back_offs(engine: Engine) -> None:
-    if given_up := getattr(engine, "num_given_up", 0):
+def _print_engine_counts(counts: Counter[str]) -> None:
+    if given_up := counts["num_given_up"]:
         console.print(
             f"{given_up} continuations could not be had (no room in the server's context, or each try failed): they count as "
             "undecided. A longer context, or more of engine.retries and engine.timeout_s, may give them in another annotation"
         )
-    if back_offs := getattr(engine, "back_offs", 0):
+    if back_offs := counts["back_offs"]:
         console.print(
-            f"Memory for keys and values ran short {back_offs} times, and {getattr(engine, 'lost_tokens', 0):,} tokens were "
-            "decoded again: "
+            f"Memory for keys and values ran short {back_offs} times, and {counts['lost_tokens']:,} tokens were decoded again: "
             "fewer engine.max_rows, or a larger engine.kv_budget_mb where there is room, save that"
         )
 
@@ -195,13 +170,10 @@ def _finish(store: AnnotationStore, job: Job, *, shard: Shard, loggers: Sequence
     log_made(loggers, annotation_link(store.folder))
 
 
-def numerics(engine: Engine) -> dict[str, Any]:
-    """What may turn a near tie, and so an outcome: a part of the fingerprint. Exact engines can stand in for each other."""
-    return engine.facts() if engine.exact else {**engine.facts(), "exact": False}
-
-
-def _as_stored(found: dict[str, Any], store: AnnotationStore) -> dict[str, Any]:
-    """A server's probe of its weights is never the same to the last digit: one that is near enough is the stored one."""
+def _numerics(facts: Facts, store: AnnotationStore) -> dict[str, Any]:
+    """What may turn an outcome. A server's probe of its weights is never the same to the last digit: one that is near enough
+    is the stored one."""
+    found = facts["numerics"] | ({"probe": facts["probe"]} if facts["probe"] else {})
     if not (store.folder / "manifest.json").exists():
         return found
     return with_stored_probe(found, store.manifest()["fingerprint"]["numerics"], of=str(store.folder))
@@ -241,9 +213,15 @@ def _require_annotation(store: AnnotationStore) -> None:
 
 
 def _annotate_units(
-    store: AnnotationStore, annotator: Annotator, *, plan: Plan, shard: Shard, loggers: Sequence[Logger]
-) -> None:
-    """Annotate the shard's units, but for what is committed already."""
+    cfg: AnnotateConfig,
+    store: AnnotationStore,
+    crew: Crew[Problems | StoredRows, Done],
+    *,
+    plan: Plan,
+    shard: Shard,
+    loggers: Sequence[Logger],
+) -> Counter[str]:
+    """Annotate the shard's units, but for what is committed already. Returns what its engines counted."""
     records = store.units()
     units = {u: unit for u, unit in enumerate(plan.units(records)) if shard.has(u)}
     missing = [u for u in plan.to_annotate(records) if u in units]
@@ -253,18 +231,19 @@ def _annotate_units(
             f"Resuming {store.folder}{of_shard}: {len(units) - len(missing)} of {len(units)} units are there already"
         )
     if not missing:
-        return
+        return Counter()
     todo = sum(len(units[u]) for u in missing)
     console.print(
-        f"Annotating {todo} problems{of_shard}; at most {todo * annotator.budget.max_new_tokens:,} tokens to solve them. "
+        f"Annotating {todo} problems{of_shard}; at most {todo * cfg.max_new_tokens:,} tokens to solve them. "
         "The estimate of the whole follows once the first are solved."
     )
+    counts = Counter[str]()
     with progress("Annotating", total=todo) as bar:
-        watch = Watch(bar, problems_total=todo, short_circuit=annotator.short_circuit, k=annotator.num_alternatives)
-        annotator.on_solved, annotator.on_plan, annotator.on_fork = watch.on_solved, watch.on_plan, watch.on_fork
-        for u in missing:
-            watch.unit_starts(len(units[u]))
-            unit = annotator.fresh(units[u])
+        watch = Watch(bar, units)
+        for u, done in crew.map(((u, Problems(tuple(units[u]))) for u in missing), watch=watch.hear):
+            unit = done.result
+            assert isinstance(unit, Unit)
+            counts += done.counts
             store.commit(
                 u,
                 rows=unit.rows,
@@ -277,9 +256,10 @@ def _annotate_units(
                     "compute": unit.compute,
                 },
             )
-            critical = critical_fraction(unit.rows, num_alternatives=annotator.num_alternatives)
-            watch.unit_done(critical)
+            critical = critical_fraction(unit.rows, num_alternatives=plan.num_alternatives)
+            watch.unit_done(u, unit, critical=critical)
             log_values(loggers, {**_of_unit(unit), "annotate/critical_fraction": critical}, step=u)
+    return counts
 
 
 def _of_unit(unit: Unit) -> dict[str, float]:
@@ -295,25 +275,31 @@ def _of_unit(unit: Unit) -> dict[str, float]:
     }
 
 
-def _fill_units(store: AnnotationStore, annotator: Annotator, *, plan: Plan, shard: Shard) -> None:
-    """Extend the shard's committed units to more alternatives, or to every outcome, where the plan asks for it."""
+def _fill_units(
+    store: AnnotationStore, crew: Crew[Problems | StoredRows, Done], *, plan: Plan, shard: Shard
+) -> Counter[str]:
+    """Extend the shard's committed units to more alternatives, or to every outcome, where the plan asks for it. Returns what
+    its engines counted."""
     records = store.units()
     todo = [u for u in plan.to_fill(records) if shard.has(u)]
     if not todo:
-        return
+        return Counter()
+    counts = Counter[str]()
     with progress("Filling untried cells", total=len(todo)) as bar:
-        for u in todo:
-            record = records[u]
-            rows, tally, compute = annotator.filled(store.unit_rows(u))
+        for u, done in crew.map((u, StoredRows(tuple(store.unit_rows(u)))) for u in todo):
+            filled, record = done.result, records[u]
+            assert isinstance(filled, Filled)
+            counts += done.counts
             facts = {key: value for key, value in record.items() if key not in ("rows", "problems")}
             facts |= {
                 "num_alternatives": max(record["num_alternatives"], plan.num_alternatives),
                 "complete": plan.every_outcome,
-                "counts": _added(record["counts"], tally_counts(tally)),
-                "compute": _added(record["compute"], compute),
+                "counts": _added(record["counts"], filled.counts),
+                "compute": _added(record["compute"], filled.compute),
             }
-            store.commit(u, rows=rows, problems=store.unit_problems(u), facts=facts)
-            bar.advance(facts=f"{tally.forks:,} continuations")
+            store.commit(u, rows=filled.rows, problems=store.unit_problems(u), facts=facts)
+            bar.advance(facts=f"{filled.counts['forks']:,} continuations")
+    return counts
 
 
 def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -322,67 +308,53 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Watch:
-    """Turns the annotator's events into one bar: problems done, solved, annotated, critical share, tokens/s."""
+    """Turns what is heard of units into one bar: problems done, solved, annotated, critical share, tokens/s.
+
+    Of a unit the newest word stands: one that another worker begins again starts from nothing.
+    """
 
     bar: Bar
-    problems_total: int
-    short_circuit: bool
-    k: int
-    annotated: int = 0
-    solved: int = 0
-    tokens: int = 0
-    forks: int = 0
+    units: Mapping[int, Sequence[Problem]]
+    under_way: dict[int, UnitProgress] = field(default_factory=dict)
+    done: UnitProgress = field(default_factory=UnitProgress)
     critical: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
-    _unit_problems: int = 0
-    _unit_done: float = 0.0
-    _unit_forks: float = 1.0
     _estimated: bool = False
 
-    def unit_starts(self, problems: int) -> None:
-        self._unit_problems, self._unit_done = problems, 0.0
-
-    def on_solved(self, completion: Completion) -> None:
-        self.tokens += completion.num_decoded
-        self.solved += 1
-        self._advance(0.1)
-
-    def on_plan(self, kept: Sequence[Solved]) -> None:
-        lengths = np.array([len(s.completion.ids) for s in kept if s.completion], dtype=float)
-        self.annotated += len(kept)
-        share = FORKS_PER_POSITION / 2 if self.short_circuit else 1.0
-        self._unit_forks = max(1.0, share * self.k * lengths.sum())
-        if not self._estimated:
+    def hear(self, u: int, word: UnitProgress) -> None:
+        self.under_way[u] = word
+        if not self._estimated and not np.isnan(word.expected_tokens):
             self._estimated = True
-            # A fork at position t decodes about R - t tokens: R^2 / 2 a response and alternative.
-            per_problem = share * self.k * (lengths**2).sum() / 2 / max(1, self._unit_problems)
-            rate = self.tokens / max(1e-9, time.monotonic() - self.started)
-            whole = per_problem * self.problems_total
-            console.print(
-                f"Estimate from the first {self._unit_problems} problems ({len(kept)} to annotate, "
-                f"{lengths.mean() if len(lengths) else 0:.0f} tokens each): {whole:,.0f} tokens"
-                # Given responses were not decoded, so there is no speed yet.
-                + (f", about {whole / rate:,.0f} s at the {rate:,.0f} tokens/s of solving" if self.tokens else "")
-            )
+            self._print_estimate(word, problems=len(self.units[u]))
+        self._show()
 
-    def on_fork(self, completion: Completion) -> None:
-        self.tokens += completion.num_decoded
-        self.forks += 1
-        self._advance(0.9 * self._unit_problems / self._unit_forks)
+    def unit_done(self, u: int, unit: Unit, *, critical: float) -> None:
+        if not np.isnan(critical):
+            self.critical.append(critical)
+        self.under_way.pop(u, None)
+        tokens = int(unit.compute["solve_tokens"] + unit.compute["counterfactual_tokens"])
+        solved = sum(record.decoded_tokens > 0 for record in unit.problems)
+        self.done += UnitProgress(len(self.units[u]), solved, len(unit.rows), unit.counts["forks"], tokens)
+        self._show()
 
-    def unit_done(self, fraction: float) -> None:
-        if not np.isnan(fraction):
-            self.critical.append(fraction)
-        self._advance(self._unit_problems - self._unit_done)
+    def _print_estimate(self, word: UnitProgress, *, problems: int) -> None:
+        whole = word.expected_tokens / max(1, problems) * self.bar.total
+        tokens = sum(self.under_way.values(), self.done).tokens
+        rate = tokens / max(1e-9, time.monotonic() - self.started)
+        console.print(
+            f"Estimate from the first {problems} problems ({word.annotated} to annotate, {word.mean_tokens:.0f} tokens "
+            f"each): {whole:,.0f} tokens"
+            # Given responses were not decoded, so there is no speed yet.
+            + (f", about {whole / rate:,.0f} s at the {rate:,.0f} tokens/s of solving" if tokens else "")
+        )
 
-    def _advance(self, problems: float) -> None:
-        problems = min(problems, self._unit_problems - self._unit_done)
-        self._unit_done += problems
-        rate = self.tokens / max(1e-9, time.monotonic() - self.started)
+    def _show(self) -> None:
+        whole = sum(self.under_way.values(), self.done)
+        rate = whole.tokens / max(1e-9, time.monotonic() - self.started)
         critical = f"{np.mean(self.critical):.0%}" if self.critical else "-"
-        answered = f"answered {self.solved} " if self.solved else ""  # nothing is solved where responses are given
+        answered = f"answered {whole.solved} " if whole.solved else ""  # nothing is solved where responses are given
         self.bar.advance(
-            problems,
-            facts=f"{answered}annotated {self.annotated} critical {critical} "
-            f"continuations {self.forks:,} {rate:,.0f} tokens/s",
+            whole.problems - self.bar.done,
+            facts=f"{answered}annotated {whole.annotated} critical {critical} "
+            f"continuations {whole.forks:,} {rate:,.0f} tokens/s",
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,8 @@ from cft.console import console
 from cft.data.splits import Splits
 from cft.engines.factory import require_samples
 from cft.evaluation.evaluation import (
+    Sample,
     SampleRequest,
-    Solver,
     accuracy_sentence,
     summarize,
     verdict_counts,
@@ -34,6 +36,7 @@ from cft.evaluation.metrics import Interval
 from cft.evaluation.room import Room, require_room, room_for
 from cft.evaluation.suites import macro_average, suite_table, write_summary
 from cft.files import exclusive, write_json
+from cft.fleets.base import Crew, Fleet
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
 from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
@@ -50,10 +53,9 @@ from cft.runs.run import (
     save_config,
     settings_of,
 )
-from cft.types import Engine, Problem
+from cft.stages.evaluation_worker import MakeSolving, Piece, known_facts, request_of, solved
+from cft.types import Problem
 from cft.verifiers import other_verifier_note, verifier_fingerprint
-from cft.verifiers.grader import Grader
-from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,8 +84,7 @@ def _evaluate(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> float:
     chosen = {name: splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None] for name, splits in members.items()}
     for splits in members.values():  # refuses a class that is no verifier before anything is loaded
         verifier_fingerprint(verifier_for(splits, chosen=build(cfg.verifier)))
-    subject = _subject(cfg, job, inputs)
-    with closing(subject.engine):
+    with _subject(cfg, job, inputs) as subject:
         return _measured(subject, benchmark, members, chosen, started=started)
 
 
@@ -113,7 +114,7 @@ def _measured(
     facts = Measured(
         model=model.spec.name,
         dtype=model.spec.dtype,
-        device=str(subject.engine.facts().get("device", "")),
+        device=str(subject.crew.facts["engine"].get("device", "")),
         chat_template=_template_of(model.tokenizer) if isinstance(subject.prompt, Chat) else "",
         system=subject.prompt.system if isinstance(subject.prompt, Chat) else "",
         limit=cfg.limit,
@@ -133,25 +134,27 @@ def _measured(
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """The model under measurement, loaded once for all benchmarks. identity: arm and settings of its results."""
+    """The model under measurement, loaded once for all benchmarks, by each worker of the crew. identity: arm and settings of
+    its results."""
 
     cfg: EvaluateConfig
     job: Job
     inputs: tuple[Link, ...]
     prompt: Prompt
     model: LazyModel
-    engine: Engine
+    crew: Crew[Piece, list[Sample]]
     identity: dict[str, Any]
     seed: int
     graded_by: dict[str, str]  # what a checkpoint's training was graded by, by benchmark
 
     @property
     def request(self) -> SampleRequest:
-        cfg = self.cfg
-        return SampleRequest(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed, cfg.max_new_tokens)
+        return request_of(self.cfg)
 
 
-def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> _Subject:
+@contextmanager
+def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> Iterator[_Subject]:
+    fleet: Fleet = build(cfg.fleet)
     spec = build(cfg.model)
     trained: RunResults | None = None
     if cfg.checkpoint:
@@ -163,19 +166,21 @@ def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> _Subjec
     unknown = bool(cfg.checkpoint) and trained is None
     make_engine = build(cfg.engine)
     require_samples(make_engine, num_samples=cfg.num_samples, key="num_samples")
-    model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device)
-    weights = model.weights() if unknown and make_engine.hashes_weights else ""
-    return _Subject(
-        cfg,
-        job,
-        inputs,
-        prompt,
-        model,
-        make_engine(model),
-        _identity(job, trained, checkpoint=cfg.checkpoint, weights=weights),
-        cfg.seed if trained is None else trained.seed,
-        _judged(trained),
-    )
+    hash_weights = make_engine.hashes_weights and (unknown or fleet.elsewhere)
+    make = MakeSolving.of(cfg, spec=spec, hash_weights=hash_weights)
+    known = partial(known_facts, cfg, spec, device="cpu", hash_weights=hash_weights)
+    with fleet.crew(make, device=cfg.device, expected=lambda: known()[1]) as crew:
+        yield _Subject(
+            cfg,
+            job,
+            inputs,
+            prompt,
+            LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu"),
+            crew,
+            _identity(job, trained, checkpoint=cfg.checkpoint, weights=crew.facts["weights"] if unknown else ""),
+            cfg.seed if trained is None else trained.seed,
+            _judged(trained),
+        )
 
 
 def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -> RunResults:
@@ -189,11 +194,8 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
     if note := other_verifier_note(subject.graded_by.get(splits.name, graded_by), graded_by):
         console.print(note.replace("annotation", "training"), markup=False)
     started = time.monotonic()
-    with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
-        grader = Grader(model.tokenizer, pool.verify_all)
-        solver = Solver(subject.engine, model.tokenizer, subject.prompt, grader, model.facts.context)
-        title = f"Evaluating {model.spec.name} on {splits.name}"
-        samples = solver.solve(room.run, request=subject.request, title=title)
+    title = f"Evaluating {model.spec.name} on {splits.name}"
+    samples = solved(cfg, subject.crew, room.run, verifier=verifier, title=title, command=subject.job.command)
     intervals, per_problem = summarize(samples, seed=cfg.seed)
     save_config(folder, subject.job)
     write_samples(folder / "samples.parquet", samples, model.tokenizer)

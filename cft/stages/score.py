@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,17 @@ from transformers import PreTrainedModel
 
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
 from cft.config.build import ConfigError, build
+from cft.config.part import Part
 from cft.config.schema import ScoreConfig
 from cft.console import console, progress
+from cft.fleets.base import Crew, Facts, Fleet, FleetError, Report, left_out_message, package_facts
+from cft.models.device import device_facts
 from cft.models.lazy import LazyModel
 from cft.models.load import (
     ModelSpec,
     load_tokenizer,
+    locate,
+    read_config,
     require_room,
     tokenizer_hash,
 )
@@ -41,6 +48,7 @@ from cft.types import AnnotatedResponse
 def score(cfg: ScoreConfig, job: Job) -> Path:
     """Compute the score that `cfg` describes, or what a grown annotation lacks of it; returns its folder."""
     quiet_libraries()
+    fleet: Fleet = build(cfg.fleet)
     store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
     folder = scores_folder(store.folder, annotations_dir=cfg.annotations_dir)
     kind: ScoreKind = build(cfg.score)
@@ -51,15 +59,14 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
     spec = _model_spec(cfg, kind)
     tokenizer = load_tokenizer(spec)
     _require_same_tokenizer(store, tokenizer_hash(tokenizer), spec)
-    model = LazyModel(spec, tokenizer, device=cfg.device)  # loaded below, if there is something to score
     require_room(
-        model.config,
+        read_config(spec, locate(spec.path)),
         lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
         remedy="choose a model of a longer context",
     )
     method = {
         "score": kind.fingerprint(),
-        "model": {"weights": model.weights(), "dtype": spec.dtype},
+        "model": {"weights": LazyModel(spec, tokenizer, device="cpu").weights(), "dtype": spec.dtype},
         "tokenizer": tokenizer_hash(tokenizer),
     }
     known: dict[str, Values] = {}
@@ -73,7 +80,10 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
             return folder / name
     started = time.monotonic()
     missing = [row for row in rows if row.response_id not in known]
-    values = {**known, **compute(kind, model.load(), missing, batch_size=cfg.batch_size)}
+    make = MakeScoring(cfg.score, spec)
+    facts = {**method["model"], "tokenizer": method["tokenizer"], "packages": package_facts()}
+    with fleet.crew(make, device=cfg.device, expected=lambda: facts) as crew:
+        values = {**known, **_computed(crew, batches(missing, size=cfg.batch_size), job=job)}
     seconds = time.monotonic() - started
     write_score(
         folder,
@@ -94,18 +104,92 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
     return folder / name
 
 
-def compute(
-    kind: ScoreKind, model: PreTrainedModel, rows: Sequence[AnnotatedResponse], *, batch_size: int
-) -> dict[str, Values]:
-    """Values by response id. Rows of a batch are alike in length, so that little is padded."""
+def batches(rows: Sequence[AnnotatedResponse], *, size: int) -> list[list[AnnotatedResponse]]:
+    """Rows of a batch are alike in length, so that little is padded."""
     ordered = sorted(rows, key=lambda row: (len(row.prompt_ids) + len(row.response_ids), row.response_id))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def compute(
+    kind: ScoreKind,
+    model: PreTrainedModel,
+    parts: Sequence[Sequence[AnnotatedResponse]],
+    *,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Values]:
+    """Values by response id, a batch at a time."""
     values: dict[str, Values] = {}
     model.eval()
-    with progress("Scoring", total=len(rows)) as bar:
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
-            values |= {row.response_id: found for row, found in zip(batch, kind(model, batch), strict=True)}
-            bar.advance(len(batch))
+    for batch in parts:
+        values |= {row.response_id: found for row, found in zip(batch, kind(model, batch), strict=True)}
+        on_batch(len(batch))
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class MakeScoring:
+    """Makes a worker that scores batches of rows; travels to where it works."""
+
+    score: Part
+    spec: ModelSpec
+
+    def __call__(self, device: str) -> Scoring:
+        return Scoring(build(self.score), self.spec, device=device)
+
+
+class Scoring:
+    """A frozen model and what is asked of it."""
+
+    def __init__(self, kind: ScoreKind, spec: ModelSpec, *, device: str) -> None:
+        quiet_libraries()
+        tokenizer = load_tokenizer(spec)
+        lazy = LazyModel(spec, tokenizer, device=device)
+        weights = lazy.weights()
+        self.kind, self.model = kind, lazy.load()
+        self.facts: Facts = {
+            "weights": weights,
+            "dtype": spec.dtype,
+            "tokenizer": tokenizer_hash(tokenizer),
+            "device": device_facts(self.model.device),
+            "packages": package_facts(),
+        }
+
+    def work(self, item: Sequence[Sequence[AnnotatedResponse]], report: Report) -> dict[str, Values]:
+        done = 0
+
+        def on_batch(rows: int) -> None:
+            nonlocal done
+            done += rows
+            report(done)
+
+        return compute(self.kind, self.model, item, on_batch=on_batch)
+
+    def close(self) -> None:
+        pass
+
+
+def _computed(
+    crew: Crew[Sequence[Sequence[AnnotatedResponse]], dict[str, Values]],
+    parts: Sequence[Sequence[AnnotatedResponse]],
+    *,
+    job: Job,
+) -> dict[str, Values]:
+    """Values of all rows, batches as they are. Raises FleetError where some cannot be had."""
+    size = max(1, math.ceil(len(parts) / crew.pieces))
+    done, values = dict[int, int](), dict[str, Values]()
+    with progress("Scoring", total=sum(map(len, parts))) as bar:
+
+        def hear(piece: int, rows: int) -> None:
+            done[piece] = rows
+            bar.advance(sum(done.values()) - bar.done)
+
+        pieces = [parts[i : i + size] for i in range(0, len(parts), size)]
+        for piece, found in crew.map(enumerate(pieces), watch=hear):
+            values |= found
+            hear(piece, len(found))
+    if crew.left_out:
+        kept = "A score is of all rows, so nothing was written."
+        raise FleetError(left_out_message(crew.left_out, kept=kept, command=job.command))
     return values
 
 

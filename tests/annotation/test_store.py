@@ -199,7 +199,7 @@ def test_another_fingerprint_is_refused_by_the_parts_that_differ(tmp_path: Path)
     with pytest.raises(StoreError) as caught, made.writing(fingerprint=other, info={}):
         pass
     message = str(caught.value)
-    assert "model: stored {'weights': 'w1'}, now {'weights': 'w2'}" in message
+    assert "model.weights: stored 'w1', now 'w2'" in message
     assert "prompt: stored None, now 'new'" in message
     assert "tokenizer" not in message
     assert "another name" in message

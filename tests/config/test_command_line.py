@@ -457,6 +457,8 @@ def test_the_imported_object_is_checked_too(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:  # another test's
+        monkeypatch.delitem(sys.modules, name)
     (tmp_path / "mylab").mkdir()
     (tmp_path / "mylab" / "__init__.py").write_text("")
     (tmp_path / "mylab" / "masks.py").write_text(

@@ -140,7 +140,7 @@ def test_a_server_that_refuses_or_is_silent_does_not_stop_a_run(
     started = time.monotonic()
     with pytest.warns(UserWarning, match="no answer within"):
         run.made(annotation_link(ANNOTATION))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("kind", [pytest.param("answers 500", marks=pytest.mark.slow), "never answers"])

@@ -455,6 +455,13 @@ def test_every_model_file_makes_a_spec(conf: None, name: str) -> None:
     assert made.lora is None
     assert made.dtype == "float32"
     assert not made.trust_remote_code
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ("hub", "tiny_arith") else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+)
+def test_every_model_file_takes_adapters(conf: None, name: str) -> None:
+    overrides = ["+seed=3", f"+model={name}", *(["model.name=x", "model.path=a/b"] if name == "hub" else [])]
     adapted = instantiate(
         compose(overrides=[*overrides, "model/lora=default", "model.lora.r=2"]).model, _convert_="all"
     )

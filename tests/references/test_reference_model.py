@@ -22,7 +22,7 @@ from cft.models.load import Lora, ModelSpec, apply_lora, base_weights_hash, load
 from cft.references.models import AdapterOff, Initial, Reference, Teacher, starts_as_reference
 from cft.scores.column import REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, StoredColumn
 from cft.scores.methods import ReferenceLogprob
-from cft.stages.score import compute
+from cft.stages.score import batches, compute
 from cft.training.selective_lm import SelectiveLM
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
 from cft.weightings.row import SequenceRatio
@@ -47,7 +47,7 @@ def batch(*, stored: LlamaForCausalLM | None = None) -> TokenBatch:
     made = rows()
     columns = {}
     if stored is not None:
-        values = compute(ReferenceLogprob(), stored, made, batch_size=2)
+        values = compute(ReferenceLogprob(), stored, batches(made, size=2))
         made = [_with(one, values[one.response_id]) for one in made]
         columns = {REFERENCE_LOGPROB: StoredColumn("base")}
     return collate(

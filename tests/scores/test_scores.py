@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
 from cft.models.architecture import ModelError
 from cft.models.load import tokenizer_hash
-from cft.scores.methods import AttentionReceived, AttentionToPrompt, ReferenceLogprob, ScoreKind
+from cft.scores.methods import AttentionReceived, AttentionToPrompt, Entropy, ReferenceLogprob, ScoreKind
 from cft.scores.store import (
     annotating_model,
     check_score_name,
@@ -29,7 +29,7 @@ from cft.scores.store import (
     with_scores,
     write_score,
 )
-from cft.stages.score import compute, score
+from cft.stages.score import batches, compute, score
 from cft.types import AnnotatedResponse
 from tests.conftest import make_llama, make_tokenizer
 from tests.damage import flip, truncate
@@ -73,6 +73,14 @@ def assert_expected_logprobs(
     assert_as_exact_as_torch((torch.from_numpy(ours),), (torch.from_numpy(own).float(),), (torch.from_numpy(exact),))
 
 
+def expected_entropy(model: LlamaForCausalLM, one: AnnotatedResponse) -> list[float]:
+    with torch.no_grad():
+        ids = torch.tensor([[*one.prompt_ids.tolist(), *one.response_ids.tolist()]])
+        logprob_TV = model(ids).logits[0].log_softmax(-1)
+    chosen = range(len(one.prompt_ids) - 1, ids.shape[1] - 1)
+    return [float(-(logprob_TV[t].exp() * logprob_TV[t]).sum()) for t in chosen]
+
+
 def expected_received(model: LlamaForCausalLM, one: AnnotatedResponse) -> list[float]:
     ids, outputs = alone(model, one)
     found = []
@@ -101,10 +109,11 @@ def model() -> LlamaForCausalLM:
     ("kind", "expected"),
     [
         (ReferenceLogprob(), expected_logprob),
+        (Entropy(), expected_entropy),
         (AttentionReceived(layers=2), expected_received),
         (AttentionToPrompt(layers=1), expected_to_prompt),
     ],
-    ids=["reference_logprob", "attention_received", "attention_to_prompt"],
+    ids=["reference_logprob", "entropy", "attention_received", "attention_to_prompt"],
 )
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.numerics
@@ -113,7 +122,7 @@ def test_a_score_is_that_of_each_row_alone(
     model: LlamaForCausalLM, kind: ScoreKind, expected: Any, batch_size: int
 ) -> None:
     rows = [some_row(n) for n in range(10)]
-    values = compute(kind, model, rows, batch_size=batch_size)
+    values = compute(kind, model, batches(rows, size=batch_size))
     assert values.keys() == {one.response_id for one in rows}
     for one in rows:
         np.testing.assert_allclose(values[one.response_id], expected(model, one), rtol=0, atol=ROUNDING)

@@ -142,7 +142,7 @@ def test_a_kill_between_a_replaced_unit_and_its_old_shards(
 def test_rows_of_other_numerics_do_not_join_an_annotation(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cft.stages.annotate import numerics
+    from cft.stages.annotation_worker import numerics
 
     shutil.copytree(whole / "annotations", tmp_path / "annotations")
     monkeypatch.chdir(tmp_path)
@@ -150,7 +150,7 @@ def test_rows_of_other_numerics_do_not_join_an_annotation(
     before = path.read_bytes()
     ended = run("annotate", *ANNOTATE, "engine.tie_margin=0.01")
     assert ended.status == 2
-    assert "numerics: stored {'device': 'cpu', 'tie_margin': 0.001}, now" in ended.text
+    assert "numerics.tie_margin: stored 0.001, now 0.01" in ended.text
     assert path.read_bytes() == before
     ended = run("annotate", *ANNOTATE, "engine.max_rows=7")  # the same outcomes, and a record of it
     assert ended.status == 0, ended.text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,10 +55,8 @@ def test_a_tower_of_powers_is_never_evaluated() -> None:
         Pow(x, 10**30),
         Add(*(x**i for i in range(900))),
     ):
-        start = time.process_time()
-        with pytest.raises(NoValueError):
+        with pytest.raises(NoValueError):  # evaluated, it would take for ever
             value(hostile, {"x": 1.5})
-        assert time.process_time() - start < 1.0
 
 
 @given(st.integers(0, 99), st.integers(0, 59))

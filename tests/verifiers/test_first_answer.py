@@ -81,7 +81,7 @@ def test_where_the_first_answer_is_complete(text: str, prefix: str | None) -> No
     assert (None if end is None else text[:end]) == prefix
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TEXT)
 def test_it_is_the_shortest_prefix_with_a_closed_answer(text: str) -> None:
     """Against the definition, tried at every prefix."""
@@ -89,7 +89,7 @@ def test_it_is_the_shortest_prefix_with_a_closed_answer(text: str) -> None:
     assert first_answer_end(text) == next((n for n, f in enumerate(found) if f is not None and f.closed), None)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TEXT, st.sampled_from(["5", "B", "#### 5\n", "", "one\n#### 6"]))
 @example("\\boxed{5}. #### 6\n", "5")
 @example("\\boxed{#### 5} 6\n", "5")
@@ -107,7 +107,7 @@ def test_nothing_later_changes_a_final_verdict(text: str, answer: str) -> None:
             assert whole.explicit
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TEXT)
 def test_it_grades_as_the_inner_verifier_grades_the_text_up_to_there(text: str) -> None:
     end = first_answer_end(text)
@@ -190,7 +190,7 @@ def byte_level_ids(tokens: list[bytes]) -> tuple[Tokenizer, list[int]]:
     return tokenizer, [vocabulary[name] for name in names]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TOKENS)
 @example([b"\\boxed{", b"5", b"}\xf0", b"\x9f", b"\x98", b"\x80", b"\\boxed{6}"])
 def test_under_a_byte_level_decoder_a_verdict_stands_once_it_is_final(tokens: list[bytes]) -> None:
@@ -280,6 +280,7 @@ def test_a_mistake_in_the_verifier_inside_is_found_by_the_check(override: str, s
     ],
     ids=lambda text: f"{text[:12]!r}",
 )
+@pytest.mark.timing
 def test_it_takes_time_linear_in_the_text(text: str) -> None:
     started = time.process_time()
     first_answer_end(text)

@@ -117,6 +117,7 @@ def test_no_text_is_an_error_and_every_verdict_can_be_stored(response: str, answ
         "\\framebox[1]{",
     ],
 )
+@pytest.mark.timing
 def test_a_long_text_of_anything_takes_linear_time(text: str) -> None:
     long = text * (80_000 // len(text))  # in quadratic time that would be minutes
     started = time.process_time()

@@ -53,11 +53,11 @@ class Wire(Protocol):
 
 
 class VllmWire:
-    name = "vllm"
-    path = "/v1/completions"
-    about = ("/version", "/v1/models")
-    ranks_given = True
-    forces_ends = True
+    name: ClassVar[str] = "vllm"
+    path: ClassVar[str] = "/v1/completions"
+    about: ClassVar[tuple[str, ...]] = ("/version", "/v1/models")
+    ranks_given: ClassVar[bool] = True
+    forces_ends: ClassVar[bool] = True
 
     def facts(self, about: Mapping[str, Json]) -> dict[str, Any]:
         models = [entry for entry in about["/v1/models"].get("data", ()) if not entry.get("parent")]  # no adapters
@@ -128,11 +128,11 @@ class VllmWire:
 
 
 class SglangWire:
-    name = "sglang"
-    path = "/generate"
-    about = ("/get_model_info", "/get_server_info")
-    ranks_given = True
-    forces_ends = True
+    name: ClassVar[str] = "sglang"
+    path: ClassVar[str] = "/generate"
+    about: ClassVar[tuple[str, ...]] = ("/get_model_info", "/get_server_info")
+    ranks_given: ClassVar[bool] = True
+    forces_ends: ClassVar[bool] = True
 
     def facts(self, about: Mapping[str, Json]) -> dict[str, Any]:
         server = about["/get_server_info"]
@@ -199,11 +199,11 @@ class SglangWire:
 
 
 class LlamaWire:
-    name = "llama"
-    path = "/completion"
-    about = ("/props",)
-    ranks_given = False
-    forces_ends = False
+    name: ClassVar[str] = "llama"
+    path: ClassVar[str] = "/completion"
+    about: ClassVar[tuple[str, ...]] = ("/props",)
+    ranks_given: ClassVar[bool] = False
+    forces_ends: ClassVar[bool] = False
 
     def facts(self, about: Mapping[str, Json]) -> dict[str, Any]:
         props = about["/props"]
@@ -263,7 +263,8 @@ class LlamaWire:
         return {"content": text, "add_special": False}
 
 
-WIRES: dict[str, Wire] = {wire.name: wire for wire in (VllmWire(), SglangWire(), LlamaWire())}
+_ALL: tuple[Wire, ...] = (VllmWire(), SglangWire(), LlamaWire())
+WIRES = {wire.name: wire for wire in _ALL}
 
 
 def _field(payload: Json, name: str, kind: type) -> Any:

@@ -1,0 +1,42 @@
+"""fleet=none: the one worker is this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic
+
+from cft.fleets.base import Facts, Item, MakeWorker, Result, Worker, silent
+
+
+class InProcess:
+    """No workers elsewhere: units are computed one after another, here. An error of a unit ends the work, and what is
+    expected of workers is what this one finds."""
+
+    elsewhere: ClassVar[bool] = False
+
+    @contextmanager
+    def crew(
+        self, make: MakeWorker[Item, Result], *, device: str, expected: Callable[[], Facts]
+    ) -> Iterator[_Alone[Item, Result]]:
+        worker = make(device)
+        try:
+            yield _Alone(worker, worker.facts)
+        finally:
+            worker.close()
+
+
+@dataclass(slots=True)
+class _Alone(Generic[Item, Result]):
+    worker: Worker[Item, Result]
+    facts: Facts
+    pieces: int = 1
+    in_order: bool = True
+    left_out: dict[int, str] = field(default_factory=dict)
+
+    def map(
+        self, items: Iterable[tuple[int, Item]], *, watch: Callable[[int, Any], None] = silent
+    ) -> Iterator[tuple[int, Result]]:
+        for key, item in items:
+            yield key, self.worker.work(item, lambda progress, key=key: watch(key, progress))

@@ -1,0 +1,211 @@
+"""What annotates one unit after another where it works, and the numbers it reports on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
+from cft.config.build import build
+from cft.config.schema import AnnotateConfig
+from cft.fleets.base import Facts, Report, package_facts
+from cft.models.lazy import LazyModel
+from cft.models.load import load_tokenizer
+from cft.prompts.chat import prompting
+from cft.quiet import quiet_libraries
+from cft.types import AnnotatedResponse, Budget, Completion, Engine, Problem, Verifier
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
+
+ENGINE_COUNTS = ("back_offs", "lost_tokens", "num_given_up")  # attributes that an engine may have
+FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened as units finish
+
+
+@dataclass(frozen=True, slots=True)
+class UnitProgress:
+    """How far a unit is. problems: of it, done in parts. expected_tokens: that its counterfactuals may decode."""
+
+    problems: float = 0.0
+    solved: int = 0
+    annotated: int = 0
+    forks: int = 0
+    tokens: int = 0
+    expected_tokens: float = float("nan")
+    mean_tokens: float = float("nan")
+
+    def __add__(self, more: UnitProgress) -> UnitProgress:
+        """What both come to, without what is expected."""
+        return UnitProgress(
+            self.problems + more.problems,
+            self.solved + more.solved,
+            self.annotated + more.annotated,
+            self.forks + more.forks,
+            self.tokens + more.tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Problems:
+    """A unit to annotate."""
+
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """A committed unit, to be filled."""
+
+    rows: tuple[AnnotatedResponse, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """Rows of a committed unit with more cells tried. counts, compute: what that adds to the unit's."""
+
+    rows: list[AnnotatedResponse]
+    counts: dict[str, int]
+    compute: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a unit. counts: of its engine over it, by name (`ENGINE_COUNTS`)."""
+
+    result: Unit | Filled
+    counts: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class MakeAnnotating:
+    """Makes the worker that a config asks for; travels to where it works.
+
+    Args:
+        cfg: Of the stage.
+        verifier: That decides, with its settings.
+        every_outcome: Whether no alternative is left untried.
+    """
+
+    cfg: AnnotateConfig
+    verifier: Verifier
+    every_outcome: bool
+
+    @classmethod
+    def of(cls, cfg: AnnotateConfig, *, verifier: Verifier, every_outcome: bool) -> MakeAnnotating:
+        """Without what workers have no use for: loggers and data stay here."""
+        return cls(replace(cfg, logger={}, data=None), verifier, every_outcome)  # pyright: ignore[reportArgumentType]
+
+    def __call__(self, device: str) -> Annotating:
+        return Annotating(self.cfg, self.verifier, every_outcome=self.every_outcome, device=device)
+
+
+class Annotating:
+    """Model, engine, verifiers and annotator for the units of one annotation."""
+
+    def __init__(self, cfg: AnnotateConfig, verifier: Verifier, *, every_outcome: bool, device: str) -> None:
+        quiet_libraries()
+        spec, prompt, make_engine = build(cfg.model), build(cfg.prompt), build(cfg.engine)
+        tokenizer = load_tokenizer(spec)
+        asked = prompting(prompt, tokenizer)
+        model = LazyModel(
+            spec,
+            tokenizer,
+            ends=[prompt.end_id(tokenizer)],
+            device=device,
+            shard=cfg.shard,
+            num_shards=cfg.num_shards,
+        )
+        weights = model.weights() if make_engine.hashes_weights else ""
+        with ExitStack() as held:
+            engine: Engine = held.enter_context(closing(make_engine(model)))
+            pool = held.enter_context(
+                VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s)
+            )
+            self._held = held.pop_all()
+        self.annotator = Annotator(
+            engine=engine,
+            tokenizer=tokenizer,
+            prompt=prompt,
+            grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
+            budget=Budget(cfg.max_new_tokens),
+            eos_ids=model.facts.eos_ids,
+            max_positions=model.facts.context,
+            num_alternatives=cfg.num_alternatives,
+            short_circuit=not every_outcome,
+            replay_fraction=cfg.replay_fraction,
+            responses=cfg.responses,
+            padding_ids=model.facts.unnamed_ids,
+        )
+        self.facts: Facts = {
+            **asked,
+            "weights": weights,
+            "eos_ids": list(model.facts.eos_ids),
+            "verifier": verifier_fingerprint(verifier),
+            "numerics": {key: value for key, value in numerics(engine).items() if key != "probe"},
+            "probe": engine.facts().get("probe"),
+            "packages": package_facts(),
+        }
+
+    def work(self, item: Problems | StoredRows, report: Report) -> Done:
+        before = self._counts()
+        if isinstance(item, Problems):
+            _Meter(self.annotator, len(item.problems), report)
+            found: Unit | Filled = self.annotator.fresh(item.problems)
+        else:
+            rows, tally, compute = self.annotator.filled(item.rows)
+            found = Filled(rows, tally_counts(tally), compute)
+        return Done(found, self._counts() - before)
+
+    def close(self) -> None:
+        self._held.close()
+
+    def _counts(self) -> Counter[str]:
+        return Counter({name: getattr(self.annotator.engine, name, 0) for name in ENGINE_COUNTS})
+
+
+class _Meter:
+    """Turns the annotator's events over one unit into what is reported of it."""
+
+    def __init__(self, annotator: Annotator, problems: int, report: Report) -> None:
+        self.progress, self.problems, self.report = UnitProgress(), problems, report
+        self.share = FORKS_PER_POSITION / 2 if annotator.short_circuit else 1.0
+        self.k = annotator.num_alternatives
+        self.forks = 1.0  # expected
+        annotator.on_solved, annotator.on_plan, annotator.on_fork = self.on_solved, self.on_plan, self.on_fork
+
+    def on_solved(self, completion: Completion) -> None:
+        self._advance(0.1, completion, solved=self.progress.solved + 1)
+
+    def on_plan(self, kept: Sequence[Solved]) -> None:
+        lengths = np.array([len(s.completion.ids) for s in kept if s.completion], dtype=float)
+        self.forks = max(1.0, self.share * self.k * lengths.sum())
+        self.progress = replace(
+            self.progress,
+            annotated=len(kept),
+            # A fork at position t decodes about R - t tokens: R^2 / 2 a response and alternative.
+            expected_tokens=self.share * self.k * float((lengths**2).sum()) / 2,
+            mean_tokens=float(lengths.mean()) if len(lengths) else 0.0,
+        )
+        self.report(self.progress)
+
+    def on_fork(self, completion: Completion) -> None:
+        self._advance(0.9 * self.problems / self.forks, completion, forks=self.progress.forks + 1)
+
+    def _advance(self, problems: float, completion: Completion, **counts: int) -> None:
+        self.progress = replace(
+            self.progress,
+            problems=min(self.progress.problems + problems, self.problems),
+            tokens=self.progress.tokens + completion.num_decoded,
+            **counts,
+        )
+        self.report(self.progress)
+
+
+def numerics(engine: Engine) -> dict[str, Any]:
+    """What may turn a near tie, and so an outcome: a part of the fingerprint. Exact engines can stand in for each other."""
+    return engine.facts() if engine.exact else {**engine.facts(), "exact": False}
