@@ -13,7 +13,13 @@ KNOWN = {
     "config/hydra_internals.py": {"_internal", "_apply_overrides_to_config"},
     "training/lightning_internals.py": {
         *("_SubprocessScriptLauncher", "_check_can_spawn_children", "_launcher", "_set_num_threads_if_needed"),
-        *("_batches_that_stepped", "_data_parallel_size", "_restarting", "_tensor_parallel_size"),
+        *(
+            "_batches_that_stepped",
+            "_data_parallel_size",
+            "_restarting",
+            "_save_distributed_checkpoint",
+            "_tensor_parallel_size",
+        ),
     },
     # transformers: no public name tells these of a class before it is loaded, nor changes attention for one pass
     "engines/shared_prefix.py": {"_attn_implementation", "_supports_attention_backend"},

@@ -51,7 +51,8 @@ class LiveReference:
             return project(self.model, hidden_ND)
 
     def to(self, device: torch.device) -> None:
-        self.model.to(device)  # type: ignore[arg-type]
+        if self.model.get_input_embeddings().weight.device != device:  # type: ignore[union-attr]
+            self.model.to(device)  # type: ignore[arg-type]
 
 
 class Reference(Protocol):
@@ -124,10 +125,10 @@ class Score:
 
 
 def _frozen(model: PreTrainedModel, *, dtype: Dtype, mixed: bool) -> LiveReference:
-    if dtype == "bfloat16" or (dtype == "auto" and mixed):
-        model.to(torch.bfloat16)  # type: ignore[call-arg]
-    elif dtype == "float32":
-        model.to(torch.float32)  # type: ignore[call-arg]
+    kept = torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and mixed) else torch.float32
+    if dtype != "auto" or mixed:
+        for weight in model.parameters():  # not buffers: rotary frequencies are float32 in a bfloat16 model, too
+            weight.data = weight.data.to(kept)
     return LiveReference(model.eval().requires_grad_(False), switch=None)
 
 

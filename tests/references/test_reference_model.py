@@ -19,7 +19,7 @@ from cft.errors import BadValue
 from cft.losses.token import Prediction
 from cft.masks import All
 from cft.models.load import Lora, ModelSpec, apply_lora, base_weights_hash, load_causal_lm, load_tokenizer, weights_hash
-from cft.references.models import AdapterOff, Initial, Reference, Teacher, starts_as_reference
+from cft.references.models import AdapterOff, Dtype, Initial, Reference, Teacher, starts_as_reference
 from cft.scores.column import REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, StoredColumn
 from cft.scores.methods import ReferenceLogprob
 from cft.stages.score import batches, compute
@@ -260,3 +260,23 @@ def test_a_method_without_this_reference_is_not_asked() -> None:
     assert starts_as_reference(model, columns={}, manifest=manifest) is None
     assert starts_as_reference(model, columns={REFERENCE_LOGPROB: StoredColumn("score")}, manifest=manifest) is None
     assert starts_as_reference(model, columns={REFERENCE_LOGPROB: StoredColumn("logprob")}, manifest=manifest) is False
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mixed", "expected"),
+    [
+        ("auto", False, torch.float32),
+        ("auto", True, torch.bfloat16),
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+    ],
+)
+def test_a_reference_has_weights_of_the_dtype_and_float32_frequencies(
+    dtype: Dtype, mixed: bool, expected: torch.dtype
+) -> None:
+    policy = random_llama()
+    model = Initial(dtype=dtype).attach(policy, mixed=mixed).model
+    assert {weight.dtype for weight in model.parameters()} == {expected}
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+    assert {weight.dtype for weight in policy.parameters()} == {torch.float32}
+    assert list(model.buffers())

@@ -19,6 +19,7 @@ from cft.training.checkpointing.position import epoch_is_over, step_is_done
 from cft.training.lightning_internals import (
     ScriptLauncher,
     begin_epoch_afresh,
+    collect_shards,
     epoch_loop_state,
     limit_threads,
     require_first_start,
@@ -179,3 +180,19 @@ def test_the_mesh_has_the_sizes_that_were_set(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(_Stop):
         strategy.setup_environment()
     assert found == {"data": 6, "tensor": 1}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_state_dict_is_of_own_shards_or_of_all_weights(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    strategy = ModelParallelStrategy(save_distributed_checkpoint=not own)
+    strategy.model = OneWeight()
+    found = []
+
+    def state_dict(model: torch.nn.Module, *, options: Any) -> dict[str, Any]:
+        found.append(options.full_state_dict)
+        return {}
+
+    monkeypatch.setattr("torch.distributed.checkpoint.state_dict.get_model_state_dict", state_dict)
+    collect_shards(strategy, own=own)
+    strategy.lightning_module_state_dict()
+    assert found == [not own]

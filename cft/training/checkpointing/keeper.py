@@ -24,8 +24,7 @@ from cft.training.checkpointing.position import (
     position_of,
     write_counters,
 )
-from cft.training.checkpointing.sharded import read_folder
-from cft.training.distributed.sharding import FullySharded
+from cft.training.checkpointing.sharded import WritesShards, read_folder
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -69,7 +68,7 @@ class CheckpointKeeper(Checkpoint):
         self._max_steps = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if isinstance(trainer.strategy, FullySharded):
+        if isinstance(trainer.strategy, WritesShards):
             sharded = self.sharded is not False
             trainer.strategy.write_checkpoints(sharded=sharded, asynchronous=self.asynchronous and sharded)
 
@@ -108,7 +107,6 @@ class CheckpointKeeper(Checkpoint):
         self._written, self._next = trainer.global_step, next
         for logger in trainer.loggers:
             logger.save()  # what a resumed run will not log again
-        self._remove_old(trainer)  # what is written beside training is there by now
         trainer.save_checkpoint(path_of_step(self.folder, step=trainer.global_step))
         self._remove_old(trainer)
 
@@ -117,7 +115,7 @@ class CheckpointKeeper(Checkpoint):
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Wait until the newest checkpoint is on disk. All ranks call it together."""
-        if isinstance(trainer.strategy, FullySharded):
+        if isinstance(trainer.strategy, WritesShards):
             trainer.strategy.finish_checkpoint()
         self._remove_old(trainer)
 

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from cft.files import replace_folder, sha256_file, temporary_beside, write_atomically, write_bytes, writing_errors
 from cft.models.export import SUMS
@@ -31,6 +31,15 @@ FACTS = "facts.pt"
 INDEX = ".metadata"  # torch's name
 _WEIGHTS = "state_dict"
 _GROUPS = "optimizer_groups"
+
+
+@runtime_checkable
+class WritesShards(Protocol):
+    """What a strategy is that can write checkpoints of this form."""
+
+    def write_checkpoints(self, *, sharded: bool, asynchronous: bool) -> None: ...
+
+    def finish_checkpoint(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +191,7 @@ def read_folder(path: Path) -> dict[str, Any]:
     checkpoint[_WEIGHTS] = parts[_WEIGHTS]
     if (groups := checkpoint.pop(_GROUPS, None)) is not None:
         states = [parts.get(f"optimizer_{i}", {}) for i in range(len(groups))]
-        checkpoint["optimizer_states"] = [_numbered(s, g) for s, g in zip(states, groups, strict=True)]
+        checkpoint["optimizer_states"] = [numbered(s, g) for s, g in zip(states, groups, strict=True)]
     return checkpoint
 
 
@@ -192,7 +201,7 @@ def _empty(entry: Any) -> Any:
     return torch.empty(entry.size, dtype=entry.properties.dtype) if hasattr(entry, "properties") else None
 
 
-def _numbered(state: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+def numbered(state: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
     """An optimizer's state with weights by number, in the order of its groups, as torch has it outside of sharding."""
     number = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
     return {
@@ -229,3 +238,24 @@ def load_folder(path: Path, model: nn.Module, optimizers: Iterable[Optimizer]) -
         found: Any = {"state": state[f"optimizer_{i}"], "param_groups": groups}
         set_optimizer_state_dict(model, optimizer, optim_state_dict=found)
     return {**checkpoint, _WEIGHTS: weights}
+
+
+def load_whole(checkpoint: dict[str, Any], model: nn.Module, optimizers: Iterable[Optimizer], *, strict: bool) -> None:
+    """Into a sharded model, from what a single file holds. Collective; the first rank's content is taken.
+
+    Lightning's own counts the weights that are frozen among those of the optimizer.
+    """
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
+    set_model_state_dict(model, dict(checkpoint[_WEIGHTS]), options=whole)  # torch adds to what it is given
+    name_of = {weight: name for name, weight in model.named_parameters()}
+    for optimizer, saved in zip(optimizers, checkpoint["optimizer_states"], strict=True):
+        names = [name_of[weight] for group in optimizer.param_groups for weight in group["params"]]
+        groups = [{**group, "params": [names[i] for i in group["params"]]} for group in saved["param_groups"]]
+        named: Any = {"state": {names[i]: values for i, values in saved["state"].items()}, "param_groups": groups}
+        set_optimizer_state_dict(model, optimizer, optim_state_dict=named, options=whole)

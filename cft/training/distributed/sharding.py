@@ -18,12 +18,20 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from cft.errors import BadValue
 from cft.models.export import plain_copy
 from cft.ranges import AtLeastOne
 from cft.training.checkpointing.checkpoints import read_checkpoint, remove
-from cft.training.checkpointing.sharded import copy_of, load_folder, shards_of, write_folder
+from cft.training.checkpointing.sharded import (
+    copy_of,
+    load_folder,
+    load_whole,
+    numbered,
+    shards_of,
+    write_folder,
+)
 from cft.training.lightning_internals import collect_shards, set_parallel_sizes
 
 if TYPE_CHECKING:
@@ -64,12 +72,24 @@ class FullySharded(ModelParallelStrategy):
         self.sharded, self.asynchronous = sharded, asynchronous
         collect_shards(self, own=sharded)
 
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """As `load_whole` and other strategies read it: Lightning's own counts frozen weights among the optimizer's."""
+        if self.sharded:
+            return super().optimizer_state(optimizer)
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        found: Any = get_optimizer_state_dict(self.model, optimizer, options=options)
+        return numbered(found["state"], found["param_groups"]) if self.global_rank == 0 else found
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
         if not self.sharded:
-            if self.global_rank == 0 and Path(filepath).is_dir():
+            if self.global_rank == 0 and Path(filepath).is_dir():  # of another part of the run
                 remove(Path(filepath))
+            self.barrier()
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         self.finish_checkpoint()
@@ -92,11 +112,12 @@ class FullySharded(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))
+        assert self.lightning_module is not None
         if path.is_dir():
-            assert self.model is not None
-            return load_folder(path, self.model, self.optimizers)
-        names = read_checkpoint(path)["state_dict"]
-        return {**super().load_checkpoint(path, weights_only), "state_dict": dict.fromkeys(names)}  # Lightning drops it
+            return load_folder(path, self.lightning_module, self.optimizers)
+        checkpoint = read_checkpoint(path)
+        load_whole(checkpoint, self.lightning_module, self.optimizers, strict=self.lightning_module.strict_loading)
+        return checkpoint
 
     def teardown(self) -> None:
         try:
