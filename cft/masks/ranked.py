@@ -53,7 +53,7 @@ class HighEntropy(RowMask):
             raise MaskError(
                 f"response {row.response_id}: the annotation has no entropy here, since its engine saw only the most probable "
                 "tokens; compute it with cft score score=entropy annotation=..., then choose the same tokens with "
-                f"mask=top_score mask.score=entropy mask.fraction={self.fraction:g}"
+                f"mask=attention mask.score=entropy mask.fraction={self.fraction:g}"
             )
         return top_of_row(row.entropy, fraction=self.fraction)
 

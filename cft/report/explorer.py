@@ -108,6 +108,7 @@ def packed(values: Sequence[int] | NDArray[np.integer]) -> str:
 
 
 def thousandths(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.int64]:
-    """Magnitudes in 1/1000, at most 65.535; what is not a number becomes that limit."""
+    """Magnitudes in 1/1000, at most 65.534; what is not a number is 65535, which the page shows as unknown."""
     joined = np.concatenate(parts) if parts else np.zeros(0)
-    return np.nan_to_num(np.abs(joined) * 1000, nan=65535, posinf=65535).clip(0, 65535).round().astype(np.int64)
+    known = np.nan_to_num(np.abs(joined) * 1000, nan=0.0, posinf=65534).clip(0, 65534).round().astype(np.int64)
+    return np.where(np.isnan(joined), 65535, known)

@@ -149,7 +149,7 @@ def test_two_models_are_expected() -> None:
 def test_entropy_that_the_engine_left_open_is_refused_with_the_command_that_fills_it() -> None:
     known = row([5, 6, 7])
     open_ = dataclasses.replace(known, entropy=np.array([0.1, np.nan, 0.2], np.float32))
-    with pytest.raises(MaskError, match=r"response r0: .*cft score score=entropy .*mask=top_score mask\.score=entropy"):
+    with pytest.raises(MaskError, match=r"response r0: .*cft score score=entropy .*mask=attention mask\.score=entropy"):
         HighEntropy(fraction=0.5)(open_)
     scored = dataclasses.replace(open_, scores={"entropy": known.entropy})
     same = TopScore(score="entropy", fraction=0.5)(scored)

@@ -32,6 +32,7 @@
     if (text !== undefined) made.textContent = text;
     return made;
   };
+  const UNKNOWN = 65535;  // of cft/report/explorer.py: an engine that computes no entropy
   const percent = fraction => fraction >= 0.001 ? (100 * fraction).toFixed(1) + " %" : "< 0.1 %";
   const whole = n => n.toLocaleString("en-US");
   const rounded = fraction => Math.round(100 * fraction) + " %";
@@ -186,7 +187,7 @@
         [verdict, verdictClass(verdict)]));
     }
     const note = `${levels[columns.level[i]]} ${data.kinds[columns.kind[i]]}, token ${t + 1} of ${data.count[r]}, `
-      + `entropy ${(columns.entropy[i] / 1000).toFixed(2)} nats`;
+      + (columns.entropy[i] === UNKNOWN ? "entropy unknown" : `entropy ${(columns.entropy[i] / 1000).toFixed(2)} nats`);
     return [table, element("p", "note", note)];
   };
 
