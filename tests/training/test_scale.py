@@ -23,6 +23,7 @@ from cft.training.checkpointing.checkpoints import (
     read_checkpoint,
     read_position,
 )
+from cft.training.distributed.launcher import own_environment
 from tests.precision import ROUNDING, assert_same
 from tests.scale_driver import EVERY, STEPS, save_run
 from tests.two_ranks import on_two_ranks
@@ -46,7 +47,8 @@ def trained(folder: Path, strategy: str, world: int, accumulate: int, *, start: 
     folder.mkdir()
     arguments = (folder, strategy, world, accumulate, start)
     if world == 1:
-        save_run(*arguments)
+        with own_environment():  # of one process under FSDP2, a group
+            save_run(*arguments)
     else:
         on_two_ranks(save_run, *arguments)
     found = json.loads((folder / "result.json").read_text())
