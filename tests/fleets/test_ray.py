@@ -214,8 +214,9 @@ def test_evaluation_and_scores_on_the_cluster_are_those_of_one_process(
     assert manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
 
 
-def test_after_a_kill_of_the_driver_no_process_stays_and_the_command_goes_on(whole: Path, tmp_path: Path) -> None:
-    """With a cluster that the command starts for itself. Whatever was under way is lost, and nothing else."""
+def test_after_a_kill_of_the_driver_no_worker_stays_and_the_command_goes_on(whole: Path, tmp_path: Path) -> None:
+    """With a cluster that the command starts for itself. Whatever was under way is lost, and nothing else. Ray's own agents of
+    a node, which compute nothing, may stay a while."""
     command = ["annotate", *ANNOTATE, "annotation=c", "fleet=ray", "fleet.address=local", "fleet.num_workers=2"]
     words = [sys.executable, "-m", "cft", *command]
     mark = f"cft-test-{os.getpid()}"
@@ -230,7 +231,7 @@ def test_after_a_kill_of_the_driver_no_process_stays_and_the_command_goes_on(who
     before = {path: path.stat().st_mtime_ns for path in units.glob("0*.json")}
     assert 4 <= len(before) < 24
     deadline = time.monotonic() + 60
-    while (left := _marked(mark)) and time.monotonic() < deadline:
+    while (left := [name for name in _marked(mark) if "Agent" not in name]) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not left, f"processes that outlived the command: {left}"
     again = [word for word in command[1:] if not word.startswith("fleet")]
