@@ -92,7 +92,7 @@ test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pypr
 # fit a CPU build of torch, and would break the import of transformers.
 VLLM := OMP_NUM_THREADS=2 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python
 test-vllm: .venv-vllm/.stamp ## vLLM on a CPU, in process and as servers, against the reference engine (.venv-vllm, 3.5 GB; 10 minutes)
-	$(VLLM) -m pytest --no-header --tb=short tests/engines/test_vllm.py
+	$(VLLM) -m pytest --no-header --tb=short -k vllm tests/engines/test_vllm.py tests/engines/test_conformance.py
 
 .venv-vllm/.stamp: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv .venv-vllm

@@ -317,6 +317,7 @@ TABLE: dict[str, Case] = {
     "regularizer=sed": Case(NLL, further=SED, limits=EXTRA_OFF + off(f"{EXTRA}.token_loss.tau=0.0")),
     "regularizer=entropy_bonus": Case(NLL, further=ENTROPY, limits=EXTRA_OFF),
     f"regularizer=entropy_bonus {EXTRA}.where=critical": Case(NLL, further=(("critical", 0.01, negative_entropy),)),
+    f"regularizer=kl_to_reference {EXTRA}.where=critical": Case(NLL, further=(("critical", 0.1, kl_to_reference),)),
     f"regularizer=kl_to_reference {EXTRA}.coefficient.final=0.5 {EXTRA}.coefficient.shape=linear": Case(
         NLL, further=(("eligible", 0.1 + 0.4 / 4, kl_to_reference),), progress=0.25
     ),

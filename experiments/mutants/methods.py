@@ -27,7 +27,7 @@ LOSS = (
         "cft.losses.objective:_restricted",
         "prediction.reference_NV[on_C]",
         "prediction.reference_NV[: int(on_C.sum())]",
-        f"{_ORACLE}[regularizer=kl_from_reference]",
+        f"{_ORACLE}[regularizer=kl_to_reference loss.regularizers.extra.where=critical]",
     ),
     Mutant(
         "the weighting lets gradient through",
