@@ -290,6 +290,7 @@ def ran(*arguments: str) -> Ended:
     return ended
 
 
+@pytest.mark.slow
 def test_a_multirun_over_the_shards(whole: AnnotationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ended = ran("-m", *overrides(tmp_path, "a", "num_shards=2", "shard=0,1"))

@@ -95,8 +95,8 @@ def assert_equal(found: dict[Key, Completion], expected: dict[Key, Completion]) 
     "make",
     [
         lambda: random_llama(),
-        lambda: random_llama(num_key_value_heads=4, tie_word_embeddings=True),
-        lambda: random_model(Qwen2Config(**SMALL)),
+        pytest.param(lambda: random_llama(num_key_value_heads=4, tie_word_embeddings=True), marks=pytest.mark.slow),
+        pytest.param(lambda: random_model(Qwen2Config(**SMALL)), marks=pytest.mark.slow),
         lambda: random_model(Qwen3Config(**SMALL, head_dim=16)),
         lambda: random_model(Olmo2Config(**SMALL)),
     ],

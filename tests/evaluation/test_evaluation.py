@@ -58,6 +58,7 @@ def ids(samples: list[Sample]) -> dict[tuple[str, int], list[int]]:
     return {(s.problem.id, s.sample): s.completion.ids.tolist() for s in samples}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [4, pytest.param(12, marks=pytest.mark.slow)])
 def test_samples_do_not_depend_on_the_batch_or_the_order(parts, number: int) -> None:
     model, eos, _, problems, solver = parts

@@ -42,6 +42,7 @@ def test_a_unit_left_out_is_reported_and_the_same_command_makes_it(
     assert store.manifest()["fingerprint"] == AnnotationStore("annotations/b").manifest()["fingerprint"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_pieces_is_the_whole_one_and_none_where_a_piece_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

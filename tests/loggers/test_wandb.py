@@ -103,6 +103,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     return Chain(folder, annotations, sweep, trained, by_stage, runs)
 
 
+@pytest.mark.slow
 def test_a_multirun_gives_one_run_a_job_though_the_first_fails(chain: Chain) -> None:
     assert chain.trained.status == 1  # of the sweep, for its first job
     assert "out of luck" in chain.trained.text

@@ -38,6 +38,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
 
+@pytest.mark.slow
 def test_finished_jobs_are_passed_over_the_cut_off_one_goes_on_and_new_ones_are_added(begun: Path) -> None:
     before, metrics = files(begun / "0"), (begun / "1" / "metrics.csv").read_text()
     ended = sweep(begun.parent, "2,0,1")  # the old jobs have other numbers now
