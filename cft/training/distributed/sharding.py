@@ -57,7 +57,7 @@ class FullySharded(ModelParallelStrategy):
         super().__init__(save_distributed_checkpoint=True)
         self.replicas = replicas
         self.sharded, self.asynchronous = True, False
-        self._group: dist.ProcessGroup | None = None  # of writers: apart from training's, and on the CPU
+        self._group: Any = None  # of writers: apart from training's, and on the CPU
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
