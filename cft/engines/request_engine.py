@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ Result = TypeVar("Result")
 Pending = tuple[Fork, Future[DecodeResponse | None]]
 
 
-class RequestEngine:
+class RequestEngine(ABC):
     """What engines have in common that send requests. A subclass says how one is answered, and what its facts are.
 
     Args:
@@ -49,13 +50,18 @@ class RequestEngine:
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"engine={name}", daemon=True)
         self._thread.start()
 
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """As `cft.types.Engine` has them."""
+
+    @abstractmethod
     async def answer(self, request: DecodeRequest, *, sequence: TokenSequence) -> DecodeResponse | None:
         """sequence: what the request continues. None: there was no room for it, or all tries were in vain.
 
         Raises EngineError.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def end(self) -> None:
         """Gives back what the subclass holds in the event loop."""
 

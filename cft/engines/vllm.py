@@ -122,7 +122,8 @@ class VllmEngine(RequestEngine):
 def _response(output: Any, request: DecodeRequest) -> DecodeResponse:
     (chosen,) = output.outputs
     ids = list(chosen.token_ids)
-    decoded = [_ranked(position, token) for position, token in zip(chosen.logprobs or (), ids, strict=False)]
+    logprobs = chosen.logprobs or []
+    decoded = [_ranked(position, token) for position, token in zip(logprobs, ids, strict=bool(logprobs))]
     prompt = []
     if request.score_from is not None:
         pairs = zip(request.ids, output.prompt_logprobs, strict=True)
