@@ -1,0 +1,68 @@
+"""One bar over all units of an annotation, whoever computes them: problems done, solved, annotated, tokens/s."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cft.annotation.annotator import Unit
+from cft.console import Bar, console
+from cft.stages.annotation_worker import UnitProgress
+from cft.types import Problem
+
+
+@dataclass(slots=True)
+class Watch:
+    """Turns what is heard of units into one bar: problems done, solved, annotated, critical share, tokens/s.
+
+    Of a unit the newest word stands: one that another worker begins again starts from nothing.
+    """
+
+    bar: Bar
+    units: Mapping[int, Sequence[Problem]]
+    under_way: dict[int, UnitProgress] = field(default_factory=dict)
+    done: UnitProgress = field(default_factory=UnitProgress)
+    critical: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    _estimated: bool = False
+
+    def hear(self, u: int, word: UnitProgress) -> None:
+        self.under_way[u] = word
+        if not self._estimated and not np.isnan(word.expected_tokens):
+            self._estimated = True
+            self._print_estimate(word, problems=len(self.units[u]))
+        self._show()
+
+    def unit_done(self, u: int, unit: Unit, *, critical: float) -> None:
+        if not np.isnan(critical):
+            self.critical.append(critical)
+        self.under_way.pop(u, None)
+        tokens = int(unit.compute["solve_tokens"] + unit.compute["counterfactual_tokens"])
+        solved = sum(record.decoded_tokens > 0 for record in unit.problems)
+        self.done += UnitProgress(len(self.units[u]), solved, len(unit.rows), unit.counts["forks"], tokens)
+        self._show()
+
+    def _print_estimate(self, word: UnitProgress, *, problems: int) -> None:
+        whole = word.expected_tokens / max(1, problems) * self.bar.total
+        tokens = sum(self.under_way.values(), self.done).tokens
+        rate = tokens / max(1e-9, time.monotonic() - self.started)
+        console.print(
+            f"Estimate from the first {problems} problems ({word.annotated} to annotate, {word.mean_tokens:.0f} tokens "
+            f"each): {whole:,.0f} tokens"
+            # Given responses were not decoded, so there is no speed yet.
+            + (f", about {whole / rate:,.0f} s at the {rate:,.0f} tokens/s of solving" if tokens else "")
+        )
+
+    def _show(self) -> None:
+        whole = sum(self.under_way.values(), self.done)
+        rate = whole.tokens / max(1e-9, time.monotonic() - self.started)
+        critical = f"{np.mean(self.critical):.0%}" if self.critical else "-"
+        answered = f"answered {whole.solved} " if whole.solved else ""  # nothing is solved where responses are given
+        self.bar.advance(
+            whole.problems - self.bar.done,
+            facts=f"{answered}annotated {whole.annotated} critical {critical} "
+            f"continuations {whole.forks:,} {rate:,.0f} tokens/s",
+        )
