@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cft.models.text import decode, hidden_ids
-from cft.prompts.chat import Chat, PromptError, TextError, compared, control_tokens, special_tokens
+from cft.prompts.chat import Chat, Prompt, PromptError, TextError, compared, control_tokens, special_tokens
 from cft.prompts.spelling import Encoded, broken, encoded_frame, without_breaks
 
 if TYPE_CHECKING:
@@ -180,11 +180,11 @@ def _turn(
         last = first + closing[-1] + 1 if not tail.strip() else last
     if first == last:
         raise TextError(f"the chat template writes nothing of message {number} ({role})")
-    _require_spelt(tokenizer, encoded, first, last)
+    require_spelt(tokenizer, encoded, first, last)
     return Turn(number, role, first, last)
 
 
-def _require_spelt(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, first: int, last: int) -> None:
+def require_spelt(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, first: int, last: int) -> None:
     """The text of a turn survives encoding."""
     hidden = hidden_ids(tokenizer)
     spans = zip(encoded.ids[first:last].tolist(), encoded.span[first:last].tolist(), strict=True)
@@ -219,7 +219,7 @@ def _with_broken_specials(
 ) -> list[dict[str, Any]]:
     """Messages in which nothing spells a control token; the assistant may write special tokens that are part of answers."""
     special = special_tokens(tokenizer)
-    controls = _controls(prompt, tokenizer, str(tokenizer.chat_template))
+    controls = assistant_controls(prompt, tokenizer)
     made = []
     for message in messages:
         spelt = controls if message.get("role") == ASSISTANT else special
@@ -231,9 +231,14 @@ def _with_broken_specials(
     return made
 
 
+def assistant_controls(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """Texts of the tokens that no message holds, of the assistant neither."""
+    return _controls(prompt, tokenizer, str(tokenizer.chat_template))
+
+
 @lru_cache(maxsize=4)
-def _controls(prompt: Chat, tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
-    """Texts of the tokens that no message holds. template: the tokenizer's, which may be set anew."""
+def _controls(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
+    """template: the tokenizer's, which may be set anew."""
     del template
     end_id = prompt.end_id(tokenizer)
     ends = () if end_id is None else (end_id,)
