@@ -28,12 +28,13 @@ from cft.config.schema import LabelsConfig
 from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.batches import TokenRow
+from cft.data.module import RowsRequest
+from cft.data.row_shapes import IGNORED
 from cft.files import exclusive, sha256_file, write_atomically, write_json
 from cft.runs.cards import PAPER, TAGS, card, code, commands, digests, size_category, table, write_card
 from cft.runs.job import Job
 from cft.runs.lineage import annotation_link, lineage
 
-IGNORED = -100  # of labels, in torch and every trainer
 MANIFEST = "manifest.json"
 _CHOOSE_ROWS = ("max_rows", "validation_fraction", "max_tokens", "shuffle_responses")  # of the keys of `data`
 
@@ -44,13 +45,15 @@ def labels(cfg: LabelsConfig, job: Job) -> Path:
     store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
     benchmark, mask = build(cfg.benchmark), build(cfg.mask)
     data: AnnotatedDataModule = build(cfg.data)(
-        mask,
-        mask,  # the groups of the metrics, of which there are none here
-        {},
-        cfg.annotations_dir,
-        store.manifest()["fingerprint"]["tokenizer"],
-        cfg.seed,
-        benchmark.held_out_questions(),
+        RowsRequest(
+            mask,
+            mask,  # the groups of the metrics, of which there are none here
+            {},
+            cfg.annotations_dir,
+            store.manifest()["fingerprint"]["tokenizer"],
+            cfg.seed,
+            benchmark.held_out_questions(),
+        )
     )
     request = {
         **{key: job.config[key] for key in ("mask", "benchmark", "seed")},
