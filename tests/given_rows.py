@@ -47,7 +47,9 @@ def _messages(*problems: Problem) -> dict[str, Any]:
 
 
 def _tokens(problem: Problem, tokenizer: Any) -> dict[str, Any]:
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": problem.question}], return_dict=True)["input_ids"]
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": problem.question}], return_dict=True)[
+        "input_ids"
+    ]
     response = [*tokenizer(problem.solution, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     weights = [0.0] * len(prompt) + [1.0 + (i % 4) / 4 for i in range(len(response))]
     return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response, "weights": weights}
@@ -55,4 +57,7 @@ def _tokens(problem: Problem, tokenizer: Any) -> dict[str, Any]:
 
 def _spans(problem: Problem) -> dict[str, Any]:
     steps, mark, answer = problem.solution.rpartition("\n####")
-    return {"prompt": problem.question, "segments": [{"text": steps, "weight": 0.25}, {"text": mark + answer, "label": True}]}
+    return {
+        "prompt": problem.question,
+        "segments": [{"text": steps, "weight": 0.25}, {"text": mark + answer, "label": True}],
+    }
