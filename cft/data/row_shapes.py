@@ -11,6 +11,7 @@ Whatever cannot be read as its shape is a `BadRow` with the reason, which the re
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -228,7 +229,7 @@ class RowReader:
         if self.id_field:
             row_id = problem_id = read_field(value, self.id_field, numbers=True)
         else:
-            row_id, problem_id = _hash(dict(value)), _hash(asked)
+            row_id, problem_id = _digest(ids, allowed, weight), content_hash(json.dumps(asked, ensure_ascii=False))
         answer = read_field(value, self.answer_field, numbers=True) if self.answer_field else ""
         last = np.flatnonzero(allowed)[-1:]
         finish = "stop" if len(last) and hidden[last[0]] else "length"
@@ -259,5 +260,8 @@ def _require_at_their_tokens(ids: NDArray[np.int64], labels: NDArray[np.int64]) 
     )
 
 
-def _hash(value: Any) -> str:
-    return content_hash(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
+def _digest(*columns: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for column in columns:
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:20]
