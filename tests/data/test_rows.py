@@ -215,7 +215,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": [5, 6]}, "no loss is given"),
     ({"input_ids": [5, 6], "labels": [-100]}, "columns of several lengths"),
     ({"input_ids": [5, 6, 7], "labels": [6, 7, -100]}, "shifted labels"),
-    ({"input_ids": [5, 6, 7], "labels": [-100, 7, 7]}, r"labels\[1\] is 7, input_ids\[1\] is 6"),
+    ({"input_ids": [5, 6, 7], "labels": [-100, 9, 7]}, r"labels\[1\] is 9, input_ids\[1\] is 6"),
     ({"input_ids": [5, 99999], "labels": [-100, 99999]}, "ids of another tokenizer: 5 to 99999"),
     ({"input_ids": [5, 6], "weights": [0, float("nan")]}, r"weights\[1\] is infinite or NaN"),
     ({"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1], "labels": [5, 6, 7]}, "attention_mask with a gap"),
