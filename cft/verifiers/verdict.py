@@ -52,15 +52,16 @@ def other_verifier_note(annotated: str, now: str) -> str:
     `verifier_fingerprint` gives them."""
     if annotated == now:
         return ""
+    then, here = (_told(json.loads(fingerprint)) for fingerprint in (annotated, now))
     return (
-        f"Note: the annotation was graded by {_told(annotated)}, accuracy is graded by {_told(now)}: a response that one of "
+        f"Note: the annotation was graded by {then}, accuracy is graded by {here}: a response that one of "
         "them takes for right the other may not. Choose the annotation's with verifier=..., if that is not meant"
     )
 
 
-def _told(fingerprint: str) -> str:
-    found = json.loads(fingerprint)
-    arguments = ", ".join(f"{name}={value}" for name, value in sorted(found["args"].items()))
+def _told(found: dict[str, Any]) -> str:
+    values = {name: _told(value) if isinstance(value, dict) else value for name, value in found["args"].items()}
+    arguments = ", ".join(f"{name}={value}" for name, value in sorted(values.items()))
     return f"{found['name']}({arguments}), version {found['version']}"
 
 
