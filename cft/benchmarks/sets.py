@@ -19,6 +19,7 @@ from cft.data.splits import Splits, splits_of
 from cft.ranges import Fraction, in_range
 from cft.types import Problem, ThinkingTags, Verdict, Verifier
 from cft.verifiers.thinking import after_thinking
+from cft.verifiers.verdict import require_ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,12 @@ def verifier_for(splits: Splits, *, chosen: Verifier, thinking: ThinkingTags) ->
     the set's own.
 
     thinking: its tags, or two empty texts where nothing is thinking.
+
+    Raises:
+        UserError: this machine cannot run it.
     """
     own = chosen.for_problems(splits) if isinstance(chosen, BenchmarkVerifier) else chosen
+    require_ready(own)
     return after_thinking(own, thinking)
 
 

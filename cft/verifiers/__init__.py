@@ -11,6 +11,7 @@ know of thinking: the stages wrap it in `AfterThinking`.
 """
 
 from cft.verifiers.choice import MultipleChoice, Options
+from cft.verifiers.code import Code
 from cft.verifiers.first_answer import FirstAnswer
 from cft.verifiers.math import Math
 from cft.verifiers.numeric import Numeric
@@ -21,6 +22,7 @@ from cft.verifiers.verdict import BadVerifier, other_verifier_note, verifier_fin
 __all__ = [
     "AfterThinking",
     "BadVerifier",
+    "Code",
     "Exact",
     "FirstAnswer",
     "Math",

@@ -47,6 +47,18 @@ def verifier_fingerprint(verifier: Verifier) -> str:
     return json.dumps(_described(verifier), sort_keys=True, default=_described)
 
 
+def require_ready(verifier: Verifier) -> None:
+    """Whether this machine can run a verifier, and those within it; one that needs something of it has a `require_ready`.
+
+    Raises:
+        UserError: what is missing.
+    """
+    if ready := getattr(verifier, "require_ready", None):
+        ready()
+    for field in dataclasses.fields(verifier) if dataclasses.is_dataclass(verifier) else ():
+        require_ready(getattr(verifier, field.name))
+
+
 def other_verifier_note(annotated: str, now: str) -> str:
     """What a reader must know where accuracy is graded by another verifier than an annotation; "" where it is not. Both as
     `verifier_fingerprint` gives them."""
