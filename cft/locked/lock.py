@@ -21,18 +21,65 @@ CPU, MEMORY = "processor time", "memory"
 # Numbers of system calls: reading and writing open descriptors, memory, waiting and time, the end.
 _ALLOWED = {
     "x86_64": {
-        **{"read": 0, "write": 1, "close": 3, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "mremap": 25},
-        **{"madvise": 28, "rt_sigprocmask": 14, "rt_sigreturn": 15, "sigaltstack": 131, "restart_syscall": 219},
-        **{"sched_yield": 24, "nanosleep": 35, "clock_nanosleep": 230, "futex": 202, "rseq": 334, "getrandom": 318},
-        **{"gettimeofday": 96, "time": 201, "clock_gettime": 228, "clock_getres": 229, "getrusage": 98, "times": 100},
-        **{"getpid": 39, "gettid": 186, "exit": 60, "exit_group": 231},
+        "read": 0,
+        "write": 1,
+        "close": 3,
+        "mmap": 9,
+        "mprotect": 10,
+        "munmap": 11,
+        "brk": 12,
+        "mremap": 25,
+        "madvise": 28,
+        "rt_sigprocmask": 14,
+        "rt_sigreturn": 15,
+        "sigaltstack": 131,
+        "restart_syscall": 219,
+        "sched_yield": 24,
+        "nanosleep": 35,
+        "clock_nanosleep": 230,
+        "futex": 202,
+        "rseq": 334,
+        "getrandom": 318,
+        "gettimeofday": 96,
+        "time": 201,
+        "clock_gettime": 228,
+        "clock_getres": 229,
+        "getrusage": 98,
+        "times": 100,
+        "getpid": 39,
+        "gettid": 186,
+        "exit": 60,
+        "exit_group": 231,
     },
     "aarch64": {
-        **{"read": 63, "write": 64, "close": 57, "mmap": 222, "mprotect": 226, "munmap": 215, "brk": 214, "mremap": 216},
-        **{"madvise": 233, "rt_sigprocmask": 135, "rt_sigreturn": 139, "sigaltstack": 132, "restart_syscall": 128},
-        **{"sched_yield": 124, "nanosleep": 101, "clock_nanosleep": 115, "futex": 98, "rseq": 293, "getrandom": 278},
-        **{"gettimeofday": 169, "clock_gettime": 113, "clock_getres": 114, "getrusage": 165, "times": 153},
-        **{"getpid": 172, "gettid": 178, "exit": 93, "exit_group": 94},
+        "read": 63,
+        "write": 64,
+        "close": 57,
+        "mmap": 222,
+        "mprotect": 226,
+        "munmap": 215,
+        "brk": 214,
+        "mremap": 216,
+        "madvise": 233,
+        "rt_sigprocmask": 135,
+        "rt_sigreturn": 139,
+        "sigaltstack": 132,
+        "restart_syscall": 128,
+        "sched_yield": 124,
+        "nanosleep": 101,
+        "clock_nanosleep": 115,
+        "futex": 98,
+        "rseq": 293,
+        "getrandom": 278,
+        "gettimeofday": 169,
+        "clock_gettime": 113,
+        "clock_getres": 114,
+        "getrusage": 165,
+        "times": 153,
+        "getpid": 172,
+        "gettid": 178,
+        "exit": 93,
+        "exit_group": 94,
     },
 }
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -71,7 +118,9 @@ def lock(*, cpu_s: int, memory_bytes: int, keep: tuple[int, ...]) -> None:
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     # In one order of descriptors, what is between those that stay.
-    for low, high in zip([2, *sorted(keep)], [*sorted(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[0]], strict=True):
+    for low, high in zip(
+        [2, *sorted(keep)], [*sorted(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[0]], strict=True
+    ):
         os.closerange(low + 1, high)
     parent = os.getppid()
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) or os.getppid() != parent:
@@ -128,17 +177,21 @@ def not_refused() -> list[str]:
     """What a process that is locked could do all the same: each is tried, and none may work."""
     import socket
 
+    def write() -> None:
+        open(name := f"/tmp/cft-{os.getpid()}", "w").close()
+        os.remove(name)
+
     def end_a_child() -> None:
         if os.fork() == 0:
             os._exit(0)
 
     tries: dict[str, Callable[[], object]] = {
         "make a socket": socket.socket,
-        "write a file": lambda: open(f"/tmp/cft-{os.getpid()}", "w"),  # noqa: SIM115
+        "write a file": write,
         "read a file": lambda: open("/proc/self/status"),  # noqa: SIM115
         "list a folder": lambda: os.listdir("/"),
         "begin a process": end_a_child,
-        "run a program": lambda: os.execv(sys.executable, [sys.executable, "-c", ""]),
+        "run a program": lambda: os.execv("/nowhere", ["nowhere"]),
         "send a signal": lambda: os.kill(1, 0),
         "ask for limits": lambda: resource.getrlimit(resource.RLIMIT_CPU),  # the call that also changes them
     }

@@ -30,15 +30,16 @@ from cft.locked import program, tester
 from cft.locked.lock import NoLock, lock, not_refused
 from cft.locked.values import Channel, Gone
 
-MODULES = (
-    "abc array ast base64 binascii bisect builtins calendar cmath codecs collections collections.abc colorsys contextlib "
-    "copy csv dataclasses datetime decimal difflib enum errno fractions functools gc hashlib heapq hmac html inspect io "
-    "ipaddress itertools json keyword locale logging math numbers operator os os.path pathlib pprint queue random re "
-    "reprlib sched secrets shlex signal statistics string stringprep struct sys tempfile textwrap threading time "
-    "timeit token tokenize traceback types typing unicodedata unittest urllib.parse uuid warnings weakref zlib zoneinfo "
-    "_strptime encodings.ascii encodings.cp1252 encodings.idna encodings.latin_1 encodings.punycode encodings.utf_16 "
-    "encodings.utf_32 encodings.unicode_escape encodings.raw_unicode_escape encodings.rot_13 encodings.hex_codec"
-).split()
+# What programs import, and what that looks up in files when it is first used. Nothing is loaded under lock.
+MODULES = """
+    abc array ast base64 binascii bisect builtins calendar cmath codecs collections collections.abc colorsys contextlib
+    copy csv dataclasses datetime decimal difflib enum errno fractions functools gc hashlib heapq hmac html inspect io
+    ipaddress itertools json keyword locale logging math numbers operator os os.path pathlib pprint queue random re
+    reprlib sched secrets shlex signal statistics string stringprep struct sys tempfile textwrap threading time timeit
+    token tokenize traceback types typing unicodedata unittest urllib.parse uuid warnings weakref zlib zoneinfo _strptime
+    encodings.ascii encodings.cp1252 encodings.idna encodings.latin_1 encodings.punycode encodings.utf_16 encodings.utf_32
+    encodings.unicode_escape encodings.raw_unicode_escape encodings.rot_13 encodings.hex_codec
+"""
 
 
 class _Nothing:
@@ -51,7 +52,7 @@ class _Nothing:
 
 def main(descriptor: int, modules: Sequence[str]) -> None:
     commands = socket.socket(fileno=descriptor)
-    missing = _load([*MODULES, *modules])
+    missing = _load([*MODULES.split(), *modules])
     commands.send(json.dumps({"lock": _probe(), "missing": missing}).encode())
     alive: set[int] = set()
     while True:
@@ -77,7 +78,7 @@ def _load(modules: Sequence[str]) -> list[str]:
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever an import raises
             missing.append(f"{name}: {type(error).__name__}: {error}")
     time.localtime()
     for algorithm in ("md5", "sha1", "sha256", "sha512"):

@@ -138,7 +138,9 @@ class _Nursery:
                 try:
                     with asks, answers, theirs:
                         pids.append(self._command({"spawn": "program", **limits}, [answers.fileno()])["pid"])
-                        pids.append(self._command({"spawn": "tester", **limits}, [asks.fileno(), theirs.fileno()])["pid"])
+                        pids.append(
+                            self._command({"spawn": "tester", **limits}, [asks.fileno(), theirs.fileno()])["pid"]
+                        )
                     said = _exchanged(ours, json.dumps(asdict(trial)).encode() + b"\n", seconds=wall_s)
                 finally:
                     ends = self._command({"end": pids, "patience_s": 0.2 if said else 0.0})["ended"]

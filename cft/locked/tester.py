@@ -104,7 +104,9 @@ class Connection:
         sent = [self.sent(one) for one in arguments], {name: self.sent(one) for name, one in keywords.items()}
         value, after = self.ask("call", number, *sent)
         # What the program did to its arguments is done to the test's.
-        for mine, before, now in zip((*arguments, *keywords.values()), (*sent[0], *sent[1].values()), after, strict=False):
+        for mine, before, now in zip(
+            (*arguments, *keywords.values()), (*sent[0], *sent[1].values()), after, strict=False
+        ):
             if now != before and isinstance(mine, list | dict | set | bytearray):
                 _become(mine, self.plain(now))
         return self.plain(value)
@@ -153,7 +155,7 @@ def run(channel: Channel, task: dict[str, Any]) -> dict[str, str]:
     try:
         checks = compile(task["test"], "<test>", "exec")
         exec(compile(task["setup"], "<setup>", "exec"), names)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever a test raises
         return _said("undecided", f"the test itself does not run: {_shown(error)}")
     try:
         connection.ask("load", task["program"])
@@ -170,7 +172,7 @@ def run(channel: Channel, task: dict[str, Any]) -> dict[str, str]:
         return _said("undecided", "out of memory")
     except AssertionError as error:
         return _said("wrong", f"an assertion failed: {_line(error, task['test'])}")
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever a test raises
         return _said("wrong", _shown(error))
     if ended := connection.ended:
         return _said(ended.decision, ended.reason)

@@ -13,6 +13,7 @@ know of thinking: the stages wrap it in `AfterThinking`.
 from cft.verifiers.choice import MultipleChoice, Options
 from cft.verifiers.code import Code
 from cft.verifiers.first_answer import FirstAnswer
+from cft.verifiers.instructions import Instructions
 from cft.verifiers.math import Math
 from cft.verifiers.numeric import Numeric
 from cft.verifiers.text import Exact, Regex
@@ -25,6 +26,7 @@ __all__ = [
     "Code",
     "Exact",
     "FirstAnswer",
+    "Instructions",
     "Math",
     "MultipleChoice",
     "Numeric",

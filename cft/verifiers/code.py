@@ -1,12 +1,14 @@
 r"""A response is a program: it is right if the test of its problem holds, tried in locked processes (`cft/locked`).
 
 The gold answer is the test, as JSON (`gold_of`). Which part of a response is the program: the last fenced block that defines
-what is tested, else the last fenced block, else the text. What does not define it continues the problem's text, and ends where
-the field ends such completions: before a new line that begins with class, def, #, if, print (arXiv 2107.03374), or [DONE].
+what is tested, else the last fenced block, else the text, without prose before it. What does not define it continues the
+problem's text, and ends where the field ends such completions: before a new line that begins with class, def, #, if, print
+(arXiv 2107.03374), or [DONE].
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -22,7 +24,9 @@ from cft.verifiers.verdict import LastAnswer, shown
 
 WAIT = 8  # times the processor time, by the clock
 
-_BLOCK = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:(^[ \t]*\1[ \t]*$)|\Z)", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:(^[ \t]*\1[ \t]*$)|\Z)", re.MULTILINE | re.DOTALL
+)
 _PYTHON = ("", "py", "python", "python3")
 _STOP = re.compile(r"\n(?:class|def|#|if|print|```|\[DONE\])")
 _BEGIN = re.compile(r"^(?:from|import|def|class|async def|@)\b", re.MULTILINE)
@@ -86,7 +90,9 @@ def gold_of(*, before: str = "", setup: str = "", test: str, names: Sequence[str
 
 def program_of(response: str, *, before: str, names: Sequence[str]) -> tuple[str, bool]:
     """(the program, whether more of the response could not change it: its block is closed, or it came to a stop)."""
-    defined = re.compile(rf"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+(?:{'|'.join(map(re.escape, names))})\b", re.MULTILINE)
+    defined = re.compile(
+        rf"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+(?:{'|'.join(map(re.escape, names))})\b", re.MULTILINE
+    )
     blocks = [found for found in _BLOCK.finditer(response) if found[2].lower() in _PYTHON or defined.search(found[3])]
     chosen = next((block for block in reversed(blocks) if defined.search(block[3])), blocks[-1] if blocks else None)
     if chosen is None:
@@ -95,12 +101,20 @@ def program_of(response: str, *, before: str, names: Sequence[str]) -> tuple[str
         text, closed = chosen[3], chosen[4] is not None
     if defined.search(text):
         if chosen is None:
-            begin = _BEGIN.search(text)
-            text, done, _ = text[begin.start() if begin else 0 :].partition("[DONE]")
-            closed = bool(done)
+            text, done, _ = text.partition("[DONE]")
+            begin = None if _parses(text) else _BEGIN.search(text)
+            text, closed = text[begin.start() if begin else 0 :], bool(done)
         return (f"{before}\n\n" if before else "") + textwrap.dedent(text), closed
     stop = None if chosen else _STOP.search(text)
     return before + (text[: stop.start() + 1] if stop else text), closed or stop is not None
+
+
+def _parses(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return True
 
 
 def _gold(answer: str) -> dict[str, Any] | None:
