@@ -70,6 +70,7 @@ def main(descriptor: int, modules: Sequence[str]) -> None:
         commands.send(json.dumps(answer).encode())
     for pid in alive:
         _end(pid)
+    os._exit(0)  # nothing is to be cleaned up
 
 
 def _load(modules: Sequence[str]) -> list[str]:
