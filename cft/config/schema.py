@@ -17,6 +17,7 @@ from pydantic import Field as Limits
 
 from cft.config.part import Part
 from cft.ranges import AboveZero, AtLeastOne, AtLeastZero, Count, CountOrAll, Fraction, Name, Seed
+from cft.types import ThinkingTags
 
 Split = Literal["train", "validation", "test"]
 Node = Part  # one object
@@ -37,9 +38,20 @@ Nucleus = Annotated[float, Limits(gt=0, le=1, description="a number above 0 and 
 
 
 @dataclass
+class ThinkingConfig:
+    open: str = MISSING
+    close: str = MISSING
+
+    @property
+    def tags(self) -> ThinkingTags:
+        return ThinkingTags(self.open, self.close)
+
+
+@dataclass
 class VerifyConfig:
     workers: AtLeastOne = MISSING
     timeout_s: AboveZero = MISSING
+    thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
 
 
 @dataclass

@@ -71,7 +71,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
         objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
     )
     splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
-    verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
     graded_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),

@@ -87,7 +87,7 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
 
         def solver_of(model: PreTrainedModel) -> Solver:
             engine = run.make_engine(LazyModel.of(model, run.tokenizer, spec=run.model.spec))
-            grader = Grader(run.tokenizer, pool.verify_all)
+            grader = Grader.of(run.verifier, tokenizer=run.tokenizer, prompt=run.prompt, verify_all=pool.verify_all)
             return Solver(engine, run.tokenizer, run.prompt, grader, run.model.facts.context)
 
         # Of several processes the first one alone: some engines keep a second copy of the weights.
