@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cft.engines.attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
-from cft.engines.factory import EngineError
+from cft.engines.factory import EngineError, other_engines, require_decodes, require_within_window
 from cft.engines.reference import (
     ReferenceEngine,
     already_finished,
@@ -42,7 +42,7 @@ from cft.engines.reference import (
 )
 from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
 from cft.engines.scheduler import Scheduler
-from cft.models.architecture import fork_obstacles, require_plain_attention, require_steady_rotary
+from cft.models.architecture import require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.device import memory_for_keys
 from cft.models.kernels import DecodingChoice
@@ -107,6 +107,7 @@ class SharedPrefix:
         require_in_range(self)
 
     def __call__(self, model: LazyModel) -> SharedPrefixEngine:
+        require_decodes(self.name, model.config)
         return SharedPrefixEngine(model.load(), model.facts.eos_ids, **asdict(self))
 
 
@@ -139,12 +140,7 @@ class SharedPrefixEngine:
         tie_margin: AtLeastZero | None = None,
         kernels: DecodingChoice = "auto",
     ) -> None:
-        require_plain_attention(model)
-        if found := fork_obstacles(model.config):
-            raise EngineError(
-                f"engine=shared_prefix cannot decode with {type(model).__name__}, whose attention has {' and '.join(found)}; "
-                "use engine=reference"
-            )
+        require_decodes("shared_prefix", model.config)
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.max_rows = max_rows
@@ -184,7 +180,9 @@ class SharedPrefixEngine:
                 forks = source.take(scheduler.room())
                 scheduler.asked(got=len(forks))
                 for fork in forks:
-                    require_steady_rotary(self.model, length=fork.sequence.prompt_len + budget.max_new_tokens)
+                    length = fork.sequence.prompt_len + budget.max_new_tokens
+                    require_steady_rotary(self.model, length=length)
+                    require_within_window(self.model.config, length=length)
                     finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
                     if finish is not None:
                         yield fork.key, Completion(response_of(fork_prefix(fork), fork), finish, 0)
@@ -307,10 +305,10 @@ class SharedPrefixEngine:
             if not self.model._supports_attention_backend:
                 reason = "it computes attention by itself, where transformers offers no way to put another in its place"
             raise EngineError(
-                f"engine=shared_prefix cannot decode with {kind}: {reason}; use engine=reference"
+                f"engine=shared_prefix cannot decode with {kind}: {reason}; {other_engines(self.model.config)}"
             ) from error
         if not wrong <= half_of_the_digits(self.model.dtype):
             raise EngineError(
                 f"engine=shared_prefix does not compute what {kind} computes (error of a logit {wrong:.1e} of the largest): "
-                "its attention is no plain softmax over all earlier tokens; use engine=reference"
+                f"its attention is no plain softmax over all earlier tokens; {other_engines(self.model.config)}"
             )

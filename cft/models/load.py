@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from cft.files import sha256_json
 from cft.models.architecture import (
     ModelError,
+    loaded_attention,
     require_attention,
-    require_plain_attention,
     require_room,
     require_rows,
 )
@@ -42,7 +42,6 @@ __all__ = [
     "load_causal_lm",
     "load_tokenizer",
     "locate",
-    "require_plain_attention",
     "require_room",
     "template_hash",
     "tokenizer_hash",
@@ -141,7 +140,9 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
     source = locate(spec.path)
     require_intact(Path(source), weights=True)
     _require_whole(spec, source)
-    require_attention(spec, read_config(spec, source))
+    config = read_config(spec, source)
+    attention = loaded_attention(config, asked=spec.attn_implementation)
+    require_attention(spec, config, attention=attention)
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -150,7 +151,7 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
             source,
             revision=spec.revision,
             dtype=getattr(torch, spec.dtype),
-            attn_implementation=spec.attn_implementation,
+            attn_implementation=attention,
             trust_remote_code=spec.trust_remote_code,
             local_files_only=_is_local(source),
             use_safetensors=True,
