@@ -62,11 +62,17 @@ def require_samples(factory: EngineFactory, *, num_samples: int, key: str) -> No
 def require_decodes(name: str, config: PreTrainedConfig) -> None:
     """Raise EngineError where this engine would not decode what a model of this config does, with one that can."""
     if name == "shared_prefix":
-        found, why = fork_obstacles(config), "its forks share the keys of a prefix under a plain softmax over all of them"
+        found, why = (
+            fork_obstacles(config),
+            "its forks share the keys of a prefix under a plain softmax over all of them",
+        )
         if (seen := window(config)) is not None and seen < SHORTEST_WINDOW:
             found.append(f"attention to a window of {seen} tokens")
     elif name == "continuous":
-        found, why = paging_obstacles(config), "transformers' continuous batching keeps pages of keys and exchanges attention"
+        found, why = (
+            paging_obstacles(config),
+            "transformers' continuous batching keeps pages of keys and exchanges attention",
+        )
     else:
         return
     if found:

@@ -31,7 +31,7 @@ from cft.engines.sampling import choose, require_finite, tie_margin_for, uniform
 from cft.models.architecture import fork_obstacles, require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.device import device_facts
-from cft.models.head import project_exactly
+from cft.models.head import backbone, project_exactly
 from cft.models.kernels import DecodingChoice, DecodingKernels, prepare_for_decoding
 from cft.models.rounding import half_of_the_digits
 from cft.ranges import AtLeastZero, in_range, require_in_range
@@ -217,7 +217,7 @@ class ReferenceEngine:
         with usable_attention(self.model):
             if self.model.dtype.itemsize >= 4:
                 return self.model(input_ids_1T, use_cache=False, logits_to_keep=last).logits[0].float()
-            hidden_TD = self.model.base_model(input_ids_1T, use_cache=False).last_hidden_state[0, -last:]
+            hidden_TD = backbone(self.model)(input_ids_1T, use_cache=False).last_hidden_state[0, -last:]
         return project_exactly(self.model, hidden_TD)
 
 

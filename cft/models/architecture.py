@@ -15,7 +15,7 @@ the numerical checks (`SharedPrefixEngine._self_check`, `SelectiveLM.check_layou
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cft.errors import UserError
@@ -37,6 +37,15 @@ _NO_MIXER = {"moe", "mlp"}  # layers that look at no other position
 
 class ModelError(UserError, ValueError):
     """A model or tokenizer that cannot be had or cannot be used; the message names the key to change."""
+
+
+def require_packable(config: PreTrainedConfig) -> None:
+    """Raise ModelError if rows end to end would see each other whatever their attention is told."""
+    if found := packing_obstacles(config):
+        raise ModelError(
+            f"compute.layout=packed: {class_name(config)} ({config.name_or_path}) has {' and '.join(found)}, through which "
+            "rows laid end to end would see each other; set compute.layout=padded"
+        )
 
 
 def require_room(config: PreTrainedConfig, *, lengths: Mapping[str, int], remedy: str) -> None:

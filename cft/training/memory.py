@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cft.errors import UserError
+from cft.models.head import backbone
 from cft.models.kernels import TOKENS_STEP
 from cft.training.callbacks.guards import ADVICE
 
@@ -138,7 +139,7 @@ def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
         torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed),
         torch.autograd.graph.saved_tensors_hooks(pack, unpack),
     ):
-        model.base_model(input_ids=ids, use_cache=False)
+        backbone(model)(input_ids=ids, use_cache=False)
     model.train(was_training)
     return sum(storage.nbytes() for storage in kept.values())
 
