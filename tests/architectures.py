@@ -66,8 +66,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A family of models as people publish it, small. kind: of its config. options: those that make it what it is. engines: that
-    decode it, of those of this process. packs: whether rows may lie end to end. attention: that transformers offers."""
+    """A family of models as people publish it, small. kind: of its config. options: those that make it what it is. engines:
+    that decode it, of those of this process. packs: whether rows may lie end to end. attention: that transformers offers."""
 
     kind: str
     options: dict[str, Any]
@@ -83,12 +83,20 @@ LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 GRANITE = {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2}
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 LLAMA3_ROPE = {
-    **{"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0},
-    **{"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
 }
 LINEAR = {
-    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
-    **{"shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"]},
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "shared_expert_intermediate_size": 16,
+    "layer_types": ["linear_attention", "full_attention"],
 }
 
 FAMILIES: dict[str, Family] = {
@@ -97,19 +105,30 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family("smollm3", {"tie_word_embeddings": True, "no_rope_layers": [1, 0]}),
     "gemma-3": Family("gemma3_text", {"head_dim": 8, "sliding_window": WINDOW, "sliding_window_pattern": 2}, NO_FORKS),
     "gemma-3, short rows": Family("gemma3_text", {"head_dim": 8, "sliding_window": 48, "sliding_window_pattern": 2}),
-    "olmo-3": Family("olmo3", {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}, NO_FORKS),
+    "olmo-3": Family(
+        "olmo3", {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}, NO_FORKS
+    ),
     "phi-4-mini": Family("phi3", {"partial_rotary_factor": 0.75, "sliding_window": None, "tie_word_embeddings": True}),
     "granite-3.3": Family("granite", {**GRANITE, "tie_word_embeddings": True}),
     "granite-3.1-moe": Family("granitemoe", {**GRANITE, **LOCAL_EXPERTS}),
     "granite-4.0": Family(
         "granitemoehybrid",
-        {**GRANITE, **MAMBA2, "layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 48},
+        {
+            **GRANITE,
+            **MAMBA2,
+            "layer_types": ["full_attention"] * 2,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 48,
+        },
     ),
     "granite-4.0-h": Family(
         "granitemoehybrid",
         {
-            **{**GRANITE, **LOCAL_EXPERTS, **MAMBA2},
-            **{"layer_types": ["linear_attention", "full_attention"], "shared_intermediate_size": 48},
+            **GRANITE,
+            **LOCAL_EXPERTS,
+            **MAMBA2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "shared_intermediate_size": 48,
         },
         ("reference",),
         packs=False,
@@ -121,7 +140,10 @@ FAMILIES: dict[str, Family] = {
     "mamba": Family("mamba", {"state_size": 4}, ("reference",), packs=False, attention="eager"),
     "bamba": Family("bamba", {**MAMBA2, "attn_layer_indices": [1]}, ("reference",), packs=False),
     "falcon-h1": Family(
-        "falcon_h1", {**MAMBA2, "mamba_d_ssm": 64, "head_dim": 8, "lm_head_multiplier": 0.4}, ("reference",), packs=False
+        "falcon_h1",
+        {**MAMBA2, "mamba_d_ssm": 64, "head_dim": 8, "lm_head_multiplier": 0.4},
+        ("reference",),
+        packs=False,
     ),
     "gemma-2": Family(
         "gemma2",

@@ -107,7 +107,7 @@ class ReferenceEngine:
 
     def facts(self) -> dict[str, Any]:
         found = {**device_facts(self.model.device), "tie_margin": self.tie_margin}
-        return found if self.exact else {**found, **half_precision_facts("reference", self.model)}
+        return found if self.exact else {**found, **inexact_facts("reference", self.model)}
 
     def close(self) -> None:
         self.__dict__.pop("packed", None)
@@ -221,9 +221,9 @@ class ReferenceEngine:
         return project_exactly(self.model, hidden_TD)
 
 
-def half_precision_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
-    """What outcomes depend on where there are no ties to re-score: how an engine batches changes what it decodes. The ranks
-    of alternatives come from float32 logits there."""
+def inexact_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
+    """What outcomes depend on where re-scored ties do not settle them, in half precision and for a mixture of experts: how an
+    engine batches changes what it decodes. The ranks of alternatives come from float32 logits in half precision, too."""
     return {
         "name": name,
         "version": version("transformers"),

@@ -37,7 +37,7 @@ from cft.engines.reference import (
     already_finished,
     finish_of,
     fork_prefix,
-    half_precision_facts,
+    inexact_facts,
     response_of,
 )
 from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
@@ -45,6 +45,7 @@ from cft.engines.scheduler import Scheduler
 from cft.models.architecture import require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.device import memory_for_keys
+from cft.models.experts import experts_of
 from cft.models.kernels import DecodingChoice
 from cft.models.rounding import half_of_the_digits
 from cft.ranges import AtLeastOne, AtLeastZero, in_range, require_in_range
@@ -154,7 +155,8 @@ class SharedPrefixEngine:
 
     @property
     def exact(self) -> bool:
-        return self.reference.exact
+        """Not of a mixture of experts: which a token is sent to turns on near ties of the router, and these are not re-scored."""
+        return self.reference.exact and experts_of(self.model.config) is None
 
     @property
     def in_flight(self) -> int:
@@ -165,7 +167,7 @@ class SharedPrefixEngine:
         if self.exact:
             return found
         batch = {"max_rows": self.max_rows, "kv_budget_mb": self._kv_budget_mb}
-        return {**found, **half_precision_facts("shared_prefix", self.model), **batch}
+        return {**found, **inexact_facts("shared_prefix", self.model), **batch}
 
     def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
         return self.reference.score_all(sequences, k=k)

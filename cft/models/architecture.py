@@ -213,6 +213,21 @@ def window(config: PreTrainedConfig) -> int | None:
     return min((w for w in windows if w < context_length(config)), default=None)
 
 
+def attention_layers(config: PreTrainedConfig) -> tuple[int, int]:
+    """How many layers attend to all earlier tokens, and how many to a window."""
+    text = config.get_text_config(decoder=True)
+    layers = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
+    layers = list(layers or getattr(text, "attention_layers", None) or ())
+    if not layers:
+        count = int(text.num_hidden_layers)
+        return (0, count) if window(config) is not None else (count, 0)
+    windowed = sum(kind in ("sliding_attention", "hybrid_sliding", "local") for kind in layers)
+    whole = sum(kind in {*_ATTENTION, "hybrid"} for kind in layers) - sum(
+        kind in ("sliding_attention", "local") for kind in layers
+    )
+    return (whole, windowed) if window(config) is not None else (whole + windowed, 0)
+
+
 def _rotary_switches(text: Any) -> Iterator[int]:
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     # One set of parameters, or one for each kind of layer.

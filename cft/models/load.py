@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cft.files import sha256_json
+from cft.models.adapters import apply_lora
 from cft.models.architecture import (
     ModelError,
     loaded_attention,
@@ -60,7 +61,8 @@ class Lora:
         r: rank, at least 1.
         alpha: the adapters' product is scaled by alpha / r; at least 1.
         dropout: of the adapters' input, 0 to below 1.
-        target_modules: "all-linear" (every linear layer but the output head) or the ends of module names.
+        target_modules: "all-linear" (every linear layer but the output head, and experts where peft knows the family; see
+            `cft/models/adapters.py`) or the ends of module names.
         bias: which biases are trained, as in peft.
         seed: of the adapters' initial values.
 
@@ -207,31 +209,6 @@ def locate(path: str) -> str:
             "path starts from, or give it in full"
         )
     return path
-
-
-def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
-    """Put adapters into `model` itself and freeze the rest: its class, head and backbone stay. Raises ModelError."""
-    if importlib.util.find_spec("peft") is None:
-        raise ModelError(
-            "model.lora needs the peft package: pip install 'critical-token-finetuning[lora]', or model.lora=null"
-        )
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
-        bias=lora.bias,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(lora.seed)
-        try:
-            get_peft_model(model, config)  # changes `model`; the wrapper it returns is not needed
-        except ValueError as error:
-            raise ModelError(f"model.lora.target_modules={lora.target_modules}: {error}") from error
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

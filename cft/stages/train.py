@@ -28,6 +28,7 @@ from cft.evaluation.evaluation import (
 )
 from cft.files import exclusive
 from cft.loggers.build import close_loggers, log_made, log_transcripts
+from cft.models.adapters import coverage
 from cft.models.device import place
 from cft.models.experts import KEY as ROUTER_KEY
 from cft.models.experts import router_coefficient, router_note
@@ -153,6 +154,8 @@ def _is_first() -> bool:
 def _print_start(run: Prepared, module: CausalLMModule, folder: Path, *, router: float | None) -> None:
     for warning in run.data.warnings():
         console.print(f"Warning: {warning}", markup=False)
+    if said := coverage(module.lm.model):
+        console.print(said, markup=False)
     if note := router_note(module.lm.model.config, asked=router):
         console.print(note, markup=False)
     facts = run.data.facts()
