@@ -155,7 +155,7 @@ class SharedPrefixEngine:
 
     @property
     def exact(self) -> bool:
-        """Not of a mixture of experts: which a token is sent to turns on near ties of the router, and these are not re-scored."""
+        """Not of a mixture of experts: whom a token is sent to turns on near ties of the router, which are not re-scored."""
         return self.reference.exact and experts_of(self.model.config) is None
 
     @property

@@ -8,7 +8,7 @@
     logits      = 3 * loss.chunk_tokens * vocabulary * 4 bytes  logits, their log-softmax, its gradient
 
 Attention that stores its scores (eager) or a mask of them (windows, on a CPU) grows faster than that; what the allocator loses
-between tensors is not in it. A mixture of experts holds all of its weights and keeps activations of those that a token is sent to.
+between tensors is not in it. A mixture of experts holds all its weights, and keeps activations of those a token is sent to.
 """
 
 from __future__ import annotations
