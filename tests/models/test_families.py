@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cft.annotation.annotator import Annotator
@@ -16,12 +17,16 @@ from cft.engines.continuous import ContinuousEngine
 from cft.engines.factory import EngineError
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import SharedPrefixEngine
+from cft.models.adapters import apply_lora, coverage
 from cft.models.architecture import ModelError
-from cft.models.export import export
+from cft.models.experts import experts_of
+from cft.models.export import export, plain_copy
+from cft.models.flops import arithmetic_of
 from cft.models.head import project_exactly
 from cft.models.lazy import LazyModel
-from cft.models.load import ModelSpec
+from cft.models.load import Lora, ModelSpec
 from cft.prompts.chat import Chat
+from cft.training.memory import _kept_bytes, activation_bytes, measured_tokens
 from cft.training.selective_lm import SelectiveLM
 from cft.types import Budget, Decision, Engine, Problem, Verdict
 from cft.verifiers.grader import Grader
@@ -30,7 +35,7 @@ from tests.conftest import WORDS, make_tokenizer
 from tests.objectives import sft
 from tests.precision import assert_same, error
 
-QUICK = ("qwen3", "gemma-3", "granite-4.0-h", "qwen3-moe", "bamba")
+QUICK = ("gemma-3", "granite-4.0-h", "qwen3-moe")
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 ENGINES: dict[str, Callable[..., Engine]] = {
     "reference": ReferenceEngine,
@@ -163,3 +168,76 @@ def test_the_head_of_half_precision_scales_too(name: str) -> None:
     model = family(name)
     hidden_ND = model.base_model(torch.arange(1, 9)[None]).last_hidden_state[0]
     assert error(project_exactly(model, hidden_ND), model(torch.arange(1, 9)[None]).logits[0]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "granite-3.1-moe", pytest.param("mamba", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("in_float64")
+def test_adapters_go_where_they_are_used_and_merge(name: str, tmp_path: Path) -> None:
+    """Of experts too, where peft knows the family; what they leave out is said."""
+    model = exact_family(name, vocab_size=len(WORDS)).train()
+    apply_lora(model, lora=Lora(r=2))
+    adapters = [p for p in model.parameters() if p.requires_grad]
+    for number, weight in enumerate(adapters):
+        weight.data.copy_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
+    ids = torch.arange(1, 20)[None]
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in adapters)
+    said = coverage(model)
+    assert ("gate_up_proj" in said) == (name == "qwen3-moe")
+    assert ("none on the experts' weights" in said) == (name == "granite-3.1-moe")
+    merged = plain_copy(model.eval())
+    if experts_of(merged.config):
+        merged.set_experts_implementation("eager")
+    with torch.no_grad():
+        assert error(merged(ids).logits, model(ids).logits) < 1e-12
+
+
+def test_an_adapter_that_kernels_would_pass_over_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"kernels of MambaForCausalLM read .*\.out_proj as it is.*leave out out_proj"):
+        apply_lora(family("mamba"), lora=Lora(target_modules=["in_proj", "out_proj"]))
+    with pytest.raises(ModelError, match=r"model\.lora\.dropout=0\.1: .*stacked experts.*model\.lora\.dropout=0"):
+        apply_lora(family("qwen3-moe"), lora=Lora(dropout=0.1))
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "granite-3.1-moe", "gemma-3"])
+def test_the_arithmetic_is_of_what_a_token_passes_through(name: str) -> None:
+    """Against torch's counter: experts that are chosen, query heads, and of windows what they leave."""
+    model = family(name).train()
+    model.set_attn_implementation("eager")
+    if experts_of(model.config):
+        model.set_experts_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        hidden_ND = model.base_model(torch.randint(3, 60, (3, 40)), use_cache=False).last_hidden_state[:, -1]
+        model.get_output_embeddings()(hidden_ND).square().sum().backward()
+    by_kind = {str(kind): flops for kind, flops in counter.get_flop_counts()["Global"].items()}
+    attention = sum(flops for kind, flops in by_kind.items() if "bmm" in kind)
+    found = arithmetic_of(model)
+    products = found.block_token * 120 + found.head_token * 3
+    assert products == sum(by_kind.values()) - attention
+    # torch counts what a causal mask leaves out: half of it, and in one layer of gemma-3 all but the window.
+    seen = (0.5, (1 - (34 / 40) ** 2) / 2) if name == "gemma-3" else (0.5, 0.5)
+    assert found.of_rows([40] * 3, projected=3) - products == pytest.approx(attention * sum(seen) / 2)
+
+
+@pytest.mark.parametrize("chunk", [8, 64])
+def test_memory_is_measured_over_whole_chunks_of_a_state_space(chunk: int) -> None:
+    model = family("granite-4.0-h", mamba_chunk_size=chunk)
+    few, more = measured_tokens(model)
+    assert few == max(32, chunk)
+    direct = _kept_bytes(model, tokens=4 * more, mixed=False)
+    assert activation_bytes(model, tokens=4 * more, mixed=False) == pytest.approx(direct, rel=0.05)
+
+
+def test_a_model_that_does_not_continue_from_its_cache_is_decoded_without(caplog: pytest.LogCaptureFixture) -> None:
+    assert not ReferenceEngine(family("bamba"), (EOS,)).cached
+    assert "BambaForCausalLM does not continue from its cache" in caplog.text
+    assert ReferenceEngine(family("granite-4.0-h"), (EOS,)).cached
+    assert ReferenceEngine(family("mamba"), (EOS,)).cached  # its cache has another name
+
+
+def test_shared_prefix_is_not_exact_for_experts() -> None:
+    """A near tie of the router is not re-scored, so that the batch may decide; an annotation's fingerprint then says so."""
+    engine = SharedPrefixEngine(family("qwen3-moe"), (EOS,))
+    assert not engine.exact
+    assert engine.facts()["name"] == "shared_prefix"
+    assert ReferenceEngine(family("qwen3-moe"), (EOS,)).exact
