@@ -6,8 +6,10 @@ from cft.masks.critical import Critical
 from cft.masks.projected import Projected
 from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore
 from cft.masks.spans import All, AnswerSpan, Numeric, Prefix
+from cft.masks.thinking import AfterThinking, Thinking
 
 __all__ = [
+    "AfterThinking",
     "All",
     "AnswerSpan",
     "Complement",
@@ -23,6 +25,7 @@ __all__ = [
     "Reasoning",
     "RowMask",
     "TfIdf",
+    "Thinking",
     "TokenCleaning",
     "TooLittleEvidence",
     "TopScore",

@@ -27,6 +27,8 @@ class Critical(RowMask):
         TooLittleEvidence: the annotation holds fewer alternatives, or left some untried that decide.
     """
 
+    evidence = ("outcomes",)
+
     @in_range
     def __init__(
         self,
