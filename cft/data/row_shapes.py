@@ -60,7 +60,7 @@ class RowReader:
         """Raises BadRow where the fields are those of no shape, or of several."""
         if self.shape != "auto":
             return self.shape
-        there = {
+        there: dict[Shape, bool] = {
             "text": self.prompt_field in value and self.completion_field in value,
             "messages": self.messages_field in value,
             "tokens": "input_ids" in value,
