@@ -99,6 +99,7 @@ class AnnotateConfig:
     prompt: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING
+    positions: Node = MISSING
     fleet: Node = MISSING
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
@@ -110,7 +111,7 @@ class AnnotateConfig:
     num_alternatives: Alternatives = MISSING
     short_circuit: bool = MISSING
     complete: bool = MISSING
-    responses: Literal["solve", "given"] = MISSING
+    responses: Literal["solve", "given", "wrong", "given_wrong"] = MISSING
     unit_size: AtLeastOne = MISSING
     num_shards: AtLeastOne = MISSING
     shard: Count = MISSING

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cft.annotation.annotator import Unit
+from cft.annotation.responses import wanted
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
@@ -23,6 +24,7 @@ from cft.loggers.build import RunFacts, log_made, log_totals, log_values, loggin
 from cft.masks.critical import critical_fraction
 from cft.models.lazy import LazyModel
 from cft.models.load import ModelSpec, load_tokenizer
+from cft.positions import Positions
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
 from cft.runs.cards import write_annotation_card
@@ -31,6 +33,7 @@ from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
 from cft.stages.annotation_progress import Watch
 from cft.stages.annotation_summary import print_summary
 from cft.stages.annotation_worker import Done, Filled, MakeAnnotating, Problems, StoredRows
+from cft.types import Outcome
 from cft.verifiers import verifier_fingerprint
 
 if TYPE_CHECKING:
@@ -43,14 +46,15 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     fleet: Fleet = build(cfg.fleet)
     store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
     splits = build(cfg.data)
-    plan, shard = _plan(cfg, splits), Shard(cfg.shard, cfg.num_shards)
+    positions: Positions = build(cfg.positions)
+    plan, shard = _plan(cfg, splits, positions), Shard(cfg.shard, cfg.num_shards)
     _print_problems(splits, plan, split=cfg.split)
     if cfg.complete:
         _require_annotation(store)
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
     judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     spec: ModelSpec = build(cfg.model)
-    make = MakeAnnotating.of(cfg, verifier=verifier, every_outcome=plan.every_outcome)
+    make = MakeAnnotating.of(cfg, verifier=verifier, positions=positions, every_outcome=plan.every_outcome)
     inputs = model_inputs(spec.path)
     with (
         fleet.crew(make, device=cfg.device, expected=lambda: _known(cfg, spec, judged_by=judged_by)) as crew,
@@ -59,9 +63,10 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
         ) as loggers,
     ):
         with store.writing(
-            fingerprint=_conditions(cfg, crew.facts, store, spec=spec, splits=splits),
+            fingerprint=_conditions(cfg, crew.facts, store, spec=spec, splits=splits, positions=positions),
             info=_origin(cfg, job, spec=spec, inputs=inputs),
             part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard"), in_order=crew.in_order),
+            further_columns=_further_columns(cfg, positions),
         ):
             counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers)
             counts += _fill_units(store, crew, plan=plan, shard=shard)
@@ -87,7 +92,7 @@ def _known(cfg: AnnotateConfig, spec: ModelSpec, *, judged_by: str) -> Facts:
     }
 
 
-def _plan(cfg: AnnotateConfig, splits: Splits) -> Plan:
+def _plan(cfg: AnnotateConfig, splits: Splits, positions: Positions) -> Plan:
     problems = splits.of(cfg.split)
     return Plan(
         problems,
@@ -96,6 +101,7 @@ def _plan(cfg: AnnotateConfig, splits: Splits) -> Plan:
         num_alternatives=cfg.num_alternatives,
         every_outcome=cfg.complete or not cfg.short_circuit,
         fills_only=cfg.complete,
+        every_position=cfg.complete or not positions.settings(),
     )
 
 
@@ -107,10 +113,19 @@ def _print_problems(splits: Splits, plan: Plan, *, split: Split) -> None:
 
 
 def _conditions(
-    cfg: AnnotateConfig, facts: Facts, store: AnnotationStore, *, spec: ModelSpec, splits: Splits
+    cfg: AnnotateConfig,
+    facts: Facts,
+    store: AnnotationStore,
+    *,
+    spec: ModelSpec,
+    splits: Splits,
+    positions: Positions,
 ) -> dict[str, Any]:
-    """What every unit of the annotation is made under: its fingerprint. facts: of the workers."""
+    """What every unit of the annotation is made under: its fingerprint. facts: of the workers. What leaves the usual evidence
+    as it is says nothing."""
+    chosen = positions.settings()
     return {
+        **({"positions": chosen} if chosen else {}),
         "model": {
             "path": spec.path,
             "revision": spec.revision,
@@ -126,6 +141,12 @@ def _conditions(
         "replay_fraction": cfg.replay_fraction,
         "numerics": _numerics(facts, store),
     }
+
+
+def _further_columns(cfg: AnnotateConfig, positions: Positions) -> tuple[str, ...]:
+    """Columns beyond the usual ones, of every unit: files of one table have the same."""
+    wrong = ("verdict",) if wanted(cfg.responses) == Outcome.WRONG else ()
+    return (*wrong, *(("prefix_outcome",) if positions.probes else ()))
 
 
 def _origin(cfg: AnnotateConfig, job: Job, *, spec: ModelSpec, inputs: tuple[Link, ...]) -> dict[str, Any]:
@@ -246,8 +267,7 @@ def _annotate_units(
                 problems=unit.problems,
                 facts={
                     "problem_ids": ids_hash(units[u]),
-                    "num_alternatives": plan.num_alternatives,
-                    "complete": plan.every_outcome,
+                    **plan.facts(),
                     "counts": unit.counts,
                     "compute": unit.compute,
                 },
@@ -286,10 +306,9 @@ def _fill_units(
             filled, record = done.result, records[u]
             assert isinstance(filled, Filled)
             counts += done.counts
-            facts = {key: value for key, value in record.items() if key not in ("rows", "problems")}
+            facts = {key: value for key, value in record.items() if key not in ("rows", "problems", "every_position")}
             facts |= {
-                "num_alternatives": max(record["num_alternatives"], plan.num_alternatives),
-                "complete": plan.every_outcome,
+                **plan.facts(record),
                 "counts": _added(record["counts"], filled.counts),
                 "compute": _added(record["compute"], filled.compute),
             }

@@ -46,12 +46,14 @@ class Watch:
         self._show()
 
     def _print_estimate(self, word: UnitProgress, *, problems: int) -> None:
-        whole = word.expected_tokens / max(1, problems) * self.bar.total
+        whole, forks = (
+            expected / max(1, problems) * self.bar.total for expected in (word.expected_tokens, word.expected_forks)
+        )
         tokens = sum(self.under_way.values(), self.done).tokens
         rate = tokens / max(1e-9, time.monotonic() - self.started)
         console.print(
             f"Estimate from the first {problems} problems ({word.annotated} to annotate, {word.mean_tokens:.0f} tokens "
-            f"each): {whole:,.0f} tokens"
+            f"each): {forks:,.0f} continuations, {whole:,.0f} tokens"
             # Given responses were not decoded, so there is no speed yet.
             + (f", about {whole / rate:,.0f} s at the {rate:,.0f} tokens/s of solving" if tokens else "")
         )

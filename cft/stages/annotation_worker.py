@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
+from cft.annotation.annotator import Annotator, Unit, tally_counts
 from cft.config.build import build
 from cft.config.schema import AnnotateConfig
 from cft.fleets.base import Facts, Report, package_facts
 from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
+from cft.positions import Positions
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
 from cft.types import AnnotatedResponse, Budget, Completion, Engine, Problem, Verifier
@@ -29,7 +31,7 @@ FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened a
 
 @dataclass(frozen=True, slots=True)
 class UnitProgress:
-    """How far a unit is. problems: of it, done in parts. expected_tokens: that its counterfactuals may decode."""
+    """How far a unit is. problems: of it, done in parts. expected_tokens, expected_forks: of its counterfactuals."""
 
     problems: float = 0.0
     solved: int = 0
@@ -37,6 +39,7 @@ class UnitProgress:
     forks: int = 0
     tokens: int = 0
     expected_tokens: float = float("nan")
+    expected_forks: float = float("nan")
     mean_tokens: float = float("nan")
 
     def __add__(self, more: UnitProgress) -> UnitProgress:
@@ -88,26 +91,35 @@ class MakeAnnotating:
     Args:
         cfg: Of the stage.
         verifier: That decides, with its settings.
+        positions: Of a response that are tried.
         every_outcome: Whether no alternative is left untried.
     """
 
     cfg: AnnotateConfig
     verifier: Verifier
+    positions: Positions
     every_outcome: bool
 
     @classmethod
-    def of(cls, cfg: AnnotateConfig, *, verifier: Verifier, every_outcome: bool) -> MakeAnnotating:
+    def of(
+        cls, cfg: AnnotateConfig, *, verifier: Verifier, positions: Positions, every_outcome: bool
+    ) -> MakeAnnotating:
         """Without what workers have no use for: loggers and data stay here."""
-        return cls(replace(cfg, logger={}, data=None), verifier, every_outcome)  # pyright: ignore[reportArgumentType]
+        sent = replace(cfg, logger={}, data=None)  # pyright: ignore[reportArgumentType]
+        return cls(sent, verifier, positions, every_outcome)
 
     def __call__(self, device: str) -> Annotating:
-        return Annotating(self.cfg, self.verifier, every_outcome=self.every_outcome, device=device)
+        return Annotating(
+            self.cfg, self.verifier, positions=self.positions, every_outcome=self.every_outcome, device=device
+        )
 
 
 class Annotating:
     """Model, engine, verifiers and annotator for the units of one annotation."""
 
-    def __init__(self, cfg: AnnotateConfig, verifier: Verifier, *, every_outcome: bool, device: str) -> None:
+    def __init__(
+        self, cfg: AnnotateConfig, verifier: Verifier, *, positions: Positions, every_outcome: bool, device: str
+    ) -> None:
         quiet_libraries()
         spec, prompt, make_engine = build(cfg.model), build(cfg.prompt), build(cfg.engine)
         tokenizer = load_tokenizer(spec)
@@ -139,6 +151,8 @@ class Annotating:
             short_circuit=not every_outcome,
             replay_fraction=cfg.replay_fraction,
             responses=cfg.responses,
+            positions=positions,
+            every_position=cfg.complete,
             padding_ids=model.facts.unnamed_ids,
         )
         self.facts: Facts = {
@@ -181,15 +195,15 @@ class _Meter:
     def on_solved(self, completion: Completion) -> None:
         self._advance(0.1, completion, solved=self.progress.solved + 1)
 
-    def on_plan(self, kept: Sequence[Solved]) -> None:
-        lengths = np.array([len(s.completion.ids) for s in kept if s.completion], dtype=float)
-        self.forks = max(1.0, self.share * self.k * lengths.sum())
+    def on_plan(self, wanted: Sequence[NDArray[np.bool_]]) -> None:
+        """wanted: [R] of each response, the positions to try."""
+        self.forks = max(1.0, self.share * self.k * float(sum(wanted_R.sum() for wanted_R in wanted)))
         self.progress = replace(
             self.progress,
-            annotated=len(kept),
-            # A fork at position t decodes about R - t tokens: R^2 / 2 a response and alternative.
-            expected_tokens=self.share * self.k * float((lengths**2).sum()) / 2,
-            mean_tokens=float(lengths.mean()) if len(lengths) else 0.0,
+            annotated=len(wanted),
+            expected_tokens=self.share * self.k * sum(tokens_after(wanted_R) for wanted_R in wanted),
+            expected_forks=self.forks,
+            mean_tokens=float(np.mean([len(wanted_R) for wanted_R in wanted])) if wanted else 0.0,
         )
         self.report(self.progress)
 
@@ -204,6 +218,11 @@ class _Meter:
             **counts,
         )
         self.report(self.progress)
+
+
+def tokens_after(tries_R: NDArray[Any]) -> float:
+    """About what one alternative at each of these positions decodes: a response goes on for as long as it did, R - t."""
+    return float((tries_R * np.arange(len(tries_R), 0, -1)).sum())
 
 
 def numerics(engine: Engine) -> dict[str, Any]:
