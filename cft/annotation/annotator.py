@@ -70,7 +70,7 @@ class Annotator:
     short_circuit: bool
     replay_fraction: float
     responses: Responses = "solve"
-    positions: Positions = All()
+    positions: Positions = field(default_factory=All)
     every_position: bool = True
     padding_ids: frozenset[int] = frozenset()
     on_solved: Callable[[Completion], None] = field(default=lambda completion: None)
@@ -107,7 +107,7 @@ class Annotator:
         )
 
     def filled(self, rows: Sequence[AnnotatedResponse]) -> tuple[list[AnnotatedResponse], Tally, dict[str, float]]:
-        """Try the cells of stored rows that are wanted and untried: more alternatives, what short-circuit left, or positions."""
+        """Try the cells of stored rows that are wanted and untried: alternatives, or whole positions."""
         started = time.monotonic()
         wider = self._widened(rows)
         evidence = [

@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cft.annotation.rows import rows_table, table_hash, table_rows
+from cft.annotation.rows import ROW_SCHEMA, rows_table, table_hash, table_rows
 from cft.annotation.shards import ALONE, WHOLE, Part, Shard, at_work, clear_place, gate, place, unfinished_message
 from cft.errors import UserError
 from cft.files import sha256_file, sha256_json, write_bytes, write_json, writing_errors
@@ -135,6 +135,11 @@ class AnnotationStore:
                 f"name, or delete {self.folder}"
             )
         return manifest
+
+    def row_columns(self) -> pa.Schema:
+        """Names and types of the columns of its rows."""
+        paths = sorted((self.folder / "rows").glob("*.parquet"))
+        return pq.read_schema(paths[0]) if paths else ROW_SCHEMA
 
     def unfinished_shards(self) -> dict[str, Any] | None:
         """Of an annotation in shards that are not all done: their state, as cft.annotation.shards.Part gives it."""

@@ -51,7 +51,9 @@ class Plan:
     def facts(self, record: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What the commit record of a unit that is as requested says of it. record: of the unit that was filled, None of a
         fresh one. Where every position was tried nothing is said of positions."""
-        every_position = self.every_position if record is None else self.fills_only or record.get("every_position", True)
+        every_position = (
+            self.every_position if record is None else self.fills_only or record.get("every_position", True)
+        )
         return {
             "num_alternatives": max(self.num_alternatives, record["num_alternatives"] if record else 0),
             "complete": self.every_outcome,

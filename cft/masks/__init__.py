@@ -2,7 +2,7 @@
 
 from cft.masks.base import Mask, MaskError, MaskOf, RowMask, TooLittleEvidence, Weights, mask_weights
 from cft.masks.controls import Complement, RandomLike
-from cft.masks.critical import Critical
+from cft.masks.critical import Critical, Deciding, Turning
 from cft.masks.projected import Projected
 from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore
 from cft.masks.spans import All, AnswerSpan, Numeric, Prefix
@@ -12,6 +12,7 @@ __all__ = [
     "AnswerSpan",
     "Complement",
     "Critical",
+    "Deciding",
     "HighEntropy",
     "Mask",
     "MaskError",
@@ -26,6 +27,7 @@ __all__ = [
     "TokenCleaning",
     "TooLittleEvidence",
     "TopScore",
+    "Turning",
     "Weights",
     "mask_weights",
 ]

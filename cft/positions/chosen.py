@@ -97,9 +97,7 @@ class Spans:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise PositionsError(
-                f"positions.pattern: not a regular expression ({error}): {self.pattern!r}"
-            ) from error
+            raise PositionsError(f"positions.pattern: not a regular expression ({error}): {self.pattern!r}") from error
         object.__setattr__(self, "of_problem", _read_spans(self.file) if self.file else {})
 
     def settings(self) -> dict[str, Any]:

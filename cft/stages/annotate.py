@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cft.annotation.annotator import Unit
-from cft.annotation.responses import wanted
+from cft.annotation.responses import GIVEN, wanted
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
@@ -30,10 +30,11 @@ from cft.quiet import quiet_libraries
 from cft.runs.cards import write_annotation_card
 from cft.runs.job import Job
 from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
+from cft.stages.annotation_estimate import estimate
 from cft.stages.annotation_progress import Watch
 from cft.stages.annotation_summary import print_summary
 from cft.stages.annotation_worker import Done, Filled, MakeAnnotating, Problems, StoredRows
-from cft.types import Outcome
+from cft.types import Outcome, Problem
 from cft.verifiers import verifier_fingerprint
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
             part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard"), in_order=crew.in_order),
             further_columns=_further_columns(cfg, positions),
         ):
-            counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers)
+            estimated = _estimate_of_given(cfg, spec, positions) if cfg.responses in GIVEN else None
+            counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers, estimated=estimated)
             counts += _fill_units(store, crew, plan=plan, shard=shard)
         _print_engine_counts(counts)
         if crew.left_out:
@@ -237,8 +239,11 @@ def _annotate_units(
     plan: Plan,
     shard: Shard,
     loggers: Sequence[Logger],
+    estimated: Callable[[list[Problem]], str] | None,
 ) -> Counter[str]:
-    """Annotate the shard's units, but for what is committed already. Returns what its engines counted."""
+    """Annotate the shard's units, but for what is committed already. Returns what its engines counted.
+
+    estimated: what it will cost, where that is known before the start."""
     records = store.units()
     units = {u: unit for u, unit in enumerate(plan.units(records)) if shard.has(u)}
     missing = [u for u in plan.to_annotate(records) if u in units]
@@ -250,13 +255,16 @@ def _annotate_units(
     if not missing:
         return Counter()
     todo = sum(len(units[u]) for u in missing)
-    console.print(
-        f"Annotating {todo} problems{of_shard}; at most {todo * cfg.max_new_tokens:,} tokens to solve them. "
-        "The estimate of the whole follows once the first are solved."
+    cost = (
+        f"at most {todo * cfg.max_new_tokens:,} tokens to solve them. The estimate of the whole follows once the first are "
+        "solved."
+        if estimated is None
+        else estimated([problem for u in missing for problem in units[u]])
     )
+    console.print(f"Annotating {todo} problems{of_shard}; {cost}")
     counts = Counter[str]()
     with progress("Annotating", total=todo) as bar:
-        watch = Watch(bar, units)
+        watch = Watch(bar, units, word="critical" if wanted(cfg.responses) == Outcome.RIGHT else "turning")
         for u, done in crew.map(((u, Problems(tuple(units[u]))) for u in missing), watch=watch.hear):
             unit = done.result
             assert isinstance(unit, Unit)
@@ -274,8 +282,27 @@ def _annotate_units(
             )
             critical = critical_fraction(unit.rows, num_alternatives=plan.num_alternatives)
             watch.unit_done(u, unit, critical=critical)
-            log_values(loggers, {**_of_unit(unit), "annotate/critical_fraction": critical}, step=u)
+            log_values(loggers, {**_of_unit(unit), f"annotate/{watch.word}_fraction": critical}, step=u)
     return counts
+
+
+def _estimate_of_given(cfg: AnnotateConfig, spec: ModelSpec, positions: Positions) -> Callable[[list[Problem]], str]:
+    """What annotating the responses of the data will cost, in a sentence."""
+
+    def sentence(problems: list[Problem]) -> str:
+        prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
+        model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
+        found = estimate(
+            problems,
+            tokenizer=tokenizer,
+            prompt=prompt,
+            positions=positions,
+            eos_ids=model.facts.eos_ids,
+            max_new_tokens=cfg.max_new_tokens,
+        )
+        return found.sentence(num_alternatives=cfg.num_alternatives)
+
+    return sentence
 
 
 def _of_unit(unit: Unit) -> dict[str, float]:

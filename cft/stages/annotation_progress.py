@@ -18,11 +18,13 @@ from cft.types import Problem
 class Watch:
     """Turns what is heard of units into one bar: problems done, solved, annotated, critical share, tokens/s.
 
+    word: what the tokens are called that decide the responses.
     Of a unit the newest word stands: one that another worker begins again starts from nothing.
     """
 
     bar: Bar
     units: Mapping[int, Sequence[Problem]]
+    word: str = "critical"
     under_way: dict[int, UnitProgress] = field(default_factory=dict)
     done: UnitProgress = field(default_factory=UnitProgress)
     critical: list[float] = field(default_factory=list)
@@ -65,6 +67,6 @@ class Watch:
         answered = f"answered {whole.solved} " if whole.solved else ""  # nothing is solved where responses are given
         self.bar.advance(
             whole.problems - self.bar.done,
-            facts=f"{answered}annotated {whole.annotated} critical {critical} "
+            facts=f"{answered}annotated {whole.annotated} {self.word} {critical} "
             f"continuations {whole.forks:,} {rate:,.0f} tokens/s",
         )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cft.annotation.annotator import Annotator, Unit, tally_counts
+from cft.annotation.responses import wanted
 from cft.config.build import build
 from cft.config.schema import AnnotateConfig
 from cft.fleets.base import Facts, Report, package_facts
@@ -20,7 +21,7 @@ from cft.models.load import load_tokenizer
 from cft.positions import Positions
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
-from cft.types import AnnotatedResponse, Budget, Completion, Engine, Problem, Verifier
+from cft.types import AnnotatedResponse, Budget, Completion, Engine, Outcome, Problem, Verifier
 from cft.verifiers import verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
@@ -187,7 +188,8 @@ class _Meter:
 
     def __init__(self, annotator: Annotator, problems: int, report: Report) -> None:
         self.progress, self.problems, self.report = UnitProgress(), problems, report
-        self.share = FORKS_PER_POSITION / 2 if annotator.short_circuit else 1.0
+        few = annotator.short_circuit and wanted(annotator.responses) == Outcome.RIGHT
+        self.share = FORKS_PER_POSITION / 2 if few else 1.0  # another token seldom puts a wrong response right
         self.k = annotator.num_alternatives
         self.forks = 1.0  # expected
         annotator.on_solved, annotator.on_plan, annotator.on_fork = self.on_solved, self.on_plan, self.on_fork
@@ -195,15 +197,16 @@ class _Meter:
     def on_solved(self, completion: Completion) -> None:
         self._advance(0.1, completion, solved=self.progress.solved + 1)
 
-    def on_plan(self, wanted: Sequence[NDArray[np.bool_]]) -> None:
-        """wanted: [R] of each response, the positions to try."""
-        self.forks = max(1.0, self.share * self.k * float(sum(wanted_R.sum() for wanted_R in wanted)))
+    def on_plan(self, tries: Sequence[NDArray[np.bool_]]) -> None:
+        """tries: [R] of each response, the positions to try."""
+        forks = self.share * self.k * float(sum(tries_R.sum() for tries_R in tries))
+        self.forks = max(1.0, forks)
         self.progress = replace(
             self.progress,
-            annotated=len(wanted),
-            expected_tokens=self.share * self.k * sum(tokens_after(wanted_R) for wanted_R in wanted),
-            expected_forks=self.forks,
-            mean_tokens=float(np.mean([len(wanted_R) for wanted_R in wanted])) if wanted else 0.0,
+            annotated=len(tries),
+            expected_tokens=self.share * self.k * sum(tokens_after(tries_R) for tries_R in tries),
+            expected_forks=forks,
+            mean_tokens=float(np.mean([len(tries_R) for tries_R in tries])) if tries else 0.0,
         )
         self.report(self.progress)
 

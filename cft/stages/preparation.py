@@ -75,7 +75,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     graded_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),
-        Critical(num_alternatives=cfg.probe.critical_alternatives),
+        Critical(num_alternatives=cfg.probe.critical_alternatives, untried="leave_out"),
         columns,
         cfg.annotations_dir,
         current["tokenizer"],
