@@ -242,6 +242,10 @@ class Engine(Protocol):
         ...
 
 
+def _no_counts() -> NDArray[np.int16]:
+    return np.zeros((0, 0), dtype=np.int16)
+
+
 @dataclass(frozen=True, slots=True)
 class AnnotatedResponse:
     """One row of the store: a response and the evidence about each of its tokens (docs: `cft/annotation/store.py`).
@@ -269,6 +273,11 @@ class AnnotatedResponse:
     verdict: Literal["right", "wrong"] = "right"  # of the response itself
     # [R] what the model's greedy continuation of the response before t came to, UNTRIED where not asked; [0] without
     prefix_outcome: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    # [R, K + 1] sampled continuations, column 0 after the response's own token (`cft/annotation/sampled.py`); [0, 0] without
+    sampled: NDArray[np.int16] = field(default_factory=_no_counts)
+    sampled_right: NDArray[np.int16] = field(default_factory=_no_counts)
+    sampled_cut_off: NDArray[np.int16] = field(default_factory=_no_counts)
+    sampled_undecided: NDArray[np.int16] = field(default_factory=_no_counts)
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # [R] each: stored scores by name
 
     @property

@@ -23,6 +23,7 @@ from cft.annotation.counterfactual import (
     stored_evidence,
 )
 from cft.annotation.responses import GIVEN, Responses, Solved, Solving, wanted
+from cft.annotation.sampled import Counts, SampleDesign, draw_samples, no_samples, stored_samples
 from cft.annotation.search import choose_positions
 from cft.annotation.store import ProblemRecord
 from cft.models.text import char_spans
@@ -57,7 +58,8 @@ class Unit:
 class Annotator:
     """All that a unit needs. max_positions: the model's context length; longer prompts are skipped and counted.
     padding_ids: of the model's vocabulary those that are no token of the tokenizer; never alternatives.
-    every_position: stored rows are filled at positions of which nothing was tried, too."""
+    every_position: stored rows are filled at positions of which nothing was tried, too. samples: drawn beside the greedy
+    continuations, None = none."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
@@ -72,6 +74,7 @@ class Annotator:
     responses: Responses = "solve"
     positions: Positions = field(default_factory=All)
     every_position: bool = True
+    samples: SampleDesign | None = None
     padding_ids: frozenset[int] = frozenset()
     on_solved: Callable[[Completion], None] = field(default=lambda completion: None)
     on_plan: Callable[[Sequence[NDArray[np.bool_]]], None] = field(default=lambda wanted: None)
@@ -88,10 +91,11 @@ class Annotator:
         evidence, prefixes, tally = self._planned(kept, [alt_ids for _, alt_ids, _ in scored], views)
         self.on_plan([one.wanted_R for one in evidence])
         self._run(evidence, tally)
+        counts = self._sampled(evidence, tally, [no_samples(*one.alt_ids_RK.shape) for one in evidence])
         rows = [
-            self._row(s, view, top, alt_logprob, done, prefix)
-            for s, view, (top, _, alt_logprob), done, prefix in zip(
-                kept, views, scored, evidence, prefixes, strict=True
+            replace(self._row(s, view, top, alt_logprob, done, prefix), **drawn)
+            for s, view, (top, _, alt_logprob), done, prefix, drawn in zip(
+                kept, views, scored, evidence, prefixes, counts, strict=True
             )
         ]
         decoded = sum(s.completion.num_decoded for s in solved if s.completion)
@@ -115,6 +119,9 @@ class Annotator:
             for row, (alt_ids, _) in zip(rows, wider, strict=True)
         ]
         tally = self._run(evidence, Tally())
+        widths = [alt_ids.shape[1] for alt_ids, _ in wider]
+        stored = [stored_samples(row, k=k) if self.samples else {} for row, k in zip(rows, widths, strict=True)]
+        counts = self._sampled(evidence, tally, stored)
         filled = [
             replace(
                 row,
@@ -123,8 +130,9 @@ class Annotator:
                 alt_answer=done.answer_RK,
                 alt_tokens=done.tokens_RK,
                 alt_outcome=done.outcome_RK,
+                **drawn,
             )
-            for row, (_, alt_logprob), done in zip(rows, wider, evidence, strict=True)
+            for row, (_, alt_logprob), done, drawn in zip(rows, wider, evidence, counts, strict=True)
         ]
         return filled, tally, _compute(tally, seconds=time.monotonic() - started)
 
@@ -164,6 +172,24 @@ class Annotator:
         assert solved.completion is not None
         text, spans = char_spans(self.tokenizer, solved.completion.ids)
         return ResponseView(solved.problem.id, text, spans, top.entropy_R, wanted(self.responses))
+
+    def _sampled(
+        self, evidence: Sequence[Evidence], tally: Tally, counts: Sequence[dict[str, Counts]]
+    ) -> Sequence[dict[str, Counts]]:
+        """Columns of counts with samples where there were none; none at all where none are drawn."""
+        if self.samples is None:
+            return [{} for _ in evidence]
+        draw_samples(
+            self.engine,
+            evidence,
+            counts,
+            design=self.samples,
+            grader=self.grader,
+            budget=self.budget,
+            tally=tally,
+            on_fork=self.on_fork,
+        )
+        return counts
 
     def _run(self, evidence: list[Evidence], tally: Tally) -> Tally:
         return run_counterfactuals(
@@ -287,6 +313,7 @@ def tally_counts(tally: Tally, *, ties_in_solving: int = 0) -> dict[str, int]:
         "replay_flips": tally.replay_flips,
         "num_ties_rescored": tally.num_ties_rescored + ties_in_solving,
         **({"probes": tally.probes} if tally.probes else {}),
+        **({"samples": tally.samples} if tally.samples else {}),
     }
 
 
@@ -295,6 +322,7 @@ def _compute(tally: Tally, *, seconds: float) -> dict[str, float]:
         "counterfactual_tokens": tally.tokens,
         "speculative_tokens": tally.speculative_tokens,
         **({"probe_tokens": tally.probe_tokens} if tally.probe_tokens else {}),
+        **({"sample_tokens": tally.sample_tokens} if tally.sample_tokens else {}),
         "counterfactual_seconds": round(seconds, 3),
     }
 

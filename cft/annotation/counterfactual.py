@@ -130,7 +130,8 @@ class Evidence:
 class Tally:
     """Work done: forks and tokens decoded, near ties re-scored, replays and those that flipped.
 
-    probes, probe_tokens: continuations of a beginning of the response that chose its positions; they are in no other count.
+    probes, probe_tokens: continuations of a beginning of the response that chose its positions; samples, sample_tokens: sampled
+    continuations. Both are in no other count.
     speculative_tokens: decoded for forks that turned out not to be needed; they are in no other count.
     """
 
@@ -142,6 +143,8 @@ class Tally:
     speculative_tokens: int = 0
     probes: int = 0
     probe_tokens: int = 0
+    samples: int = 0
+    sample_tokens: int = 0
 
 
 @dataclass(slots=True)

@@ -28,6 +28,10 @@ _MATRIX = {  # [R, 2] or [R, K]
     "alt_logprob": pa.float32(),
     "alt_tokens": pa.int32(),
     "alt_outcome": pa.int8(),
+    "sampled": pa.int16(),
+    "sampled_right": pa.int16(),
+    "sampled_cut_off": pa.int16(),
+    "sampled_undecided": pa.int16(),
 }
 _INEXACT = {"logprob", "entropy", "alt_logprob"}  # agree between batch sizes and machines to about 1e-4 only
 
@@ -42,7 +46,7 @@ def _arrow_type(name: str) -> pa.DataType:
 
 # Columns that only some annotations have, with what a row without them means. Scores have tables of their own
 # (`cft/scores/store.py`).
-OPTIONAL = ("verdict", "prefix_outcome")
+OPTIONAL = ("verdict", "prefix_outcome", "sampled", "sampled_right", "sampled_cut_off", "sampled_undecided")
 ROW_SCHEMA = pa.schema(
     [(f.name, _arrow_type(f.name)) for f in fields(AnnotatedResponse) if f.name not in ("scores", *OPTIONAL)]
 )

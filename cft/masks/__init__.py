@@ -5,6 +5,7 @@ from cft.masks.controls import Complement, RandomLike
 from cft.masks.critical import Critical, Deciding, Turning
 from cft.masks.projected import Projected
 from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore
+from cft.masks.sampled import CriticalSampled
 from cft.masks.spans import All, AnswerSpan, Numeric, Prefix
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "AnswerSpan",
     "Complement",
     "Critical",
+    "CriticalSampled",
     "Deciding",
     "HighEntropy",
     "Mask",

@@ -73,7 +73,7 @@ class OutcomeRule(RowMask):
     def _require_evidence(self, row: AnnotatedResponse) -> None:
         """Raises MaskError for a response of the other verdict, TooLittleEvidence for one with fewer alternatives."""
         if row.verdict != self.verdict:
-            raise MaskError(_OTHER_VERDICT[self.verdict].format(response=row.response_id))
+            raise MaskError(OTHER_VERDICT[self.verdict].format(response=row.response_id))
         stored, k = row.alt_outcome.shape[1], self.num_alternatives
         if stored < k:
             raise TooLittleEvidence(
@@ -88,7 +88,7 @@ class OutcomeRule(RowMask):
         return f"num_alternatives={self.num_alternatives}{'' if self.rule == usual else ' short_circuit=false'}"
 
 
-_OTHER_VERDICT = {
+OTHER_VERDICT = {
     "right": "response {response} ends wrong, and mask=critical asks which tokens a right answer hangs on; expected "
     "mask=turning for an annotation of wrong responses, or one of right responses (cft annotate responses=solve or given)",
     "wrong": "response {response} ends right, and mask=turning asks which tokens turned a response wrong; expected "

@@ -55,6 +55,10 @@ COLUMNS = {
     "replay_outcome": "the same after the model's own token was put back, where that was tried",
     "verdict": "of the response itself, right or wrong",
     "prefix_outcome": "what the model's own continuation of the response before each token came to, where that was asked",
+    "sampled": "sampled continuations after the response's own token (column 0) and after each alternative",
+    "sampled_right": "of these, those that ended right",
+    "sampled_cut_off": "those cut off before an answer",
+    "sampled_undecided": "those undecided by the verifier",
 }
 _DECIDING = {
     "critical": "A token is *critical* if every such continuation ended wrong or was cut off.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cft.annotation.annotator import Unit
 from cft.annotation.responses import GIVEN, wanted
+from cft.annotation.sampled import COLUMNS
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
@@ -33,7 +34,7 @@ from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
 from cft.stages.annotation_estimate import estimate
 from cft.stages.annotation_progress import Watch
 from cft.stages.annotation_summary import print_summary
-from cft.stages.annotation_worker import Done, Filled, MakeAnnotating, Problems, StoredRows
+from cft.stages.annotation_worker import Done, Filled, MakeAnnotating, Problems, StoredRows, sample_design
 from cft.types import Outcome, Problem
 from cft.verifiers import verifier_fingerprint
 
@@ -55,6 +56,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
     judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     spec: ModelSpec = build(cfg.model)
+    _require_engine_that_samples(cfg)
     make = MakeAnnotating.of(cfg, verifier=verifier, positions=positions, every_outcome=plan.every_outcome)
     inputs = model_inputs(spec.path)
     with (
@@ -107,6 +109,15 @@ def _plan(cfg: AnnotateConfig, splits: Splits, positions: Positions) -> Plan:
     )
 
 
+def _require_engine_that_samples(cfg: AnnotateConfig) -> None:
+    make_engine = build(cfg.engine)
+    if sample_design(cfg) and not make_engine.samples:
+        raise ConfigError(
+            f"evidence=sampled: engine={make_engine.name} decodes greedily only; expected evidence=greedy, or an engine that "
+            "draws samples which do not depend on the batch, such as engine=shared_prefix"
+        )
+
+
 def _print_problems(splits: Splits, plan: Plan, *, split: Split) -> None:
     sizes = ", ".join(f"{name} {len(getattr(splits, name))}" for name in ("train", "validation", "test"))
     console.print(f"Problems of {splits.name}: {sizes}; asked for: {plan.asked} of {split}", markup=False)
@@ -125,9 +136,10 @@ def _conditions(
 ) -> dict[str, Any]:
     """What every unit of the annotation is made under: its fingerprint. facts: of the workers. What leaves the usual evidence
     as it is says nothing."""
-    chosen = positions.settings()
+    chosen, samples = positions.settings(), sample_design(cfg)
     return {
         **({"positions": chosen} if chosen else {}),
+        **({"evidence": samples.settings()} if samples else {}),
         "model": {
             "path": spec.path,
             "revision": spec.revision,
@@ -148,7 +160,7 @@ def _conditions(
 def _further_columns(cfg: AnnotateConfig, positions: Positions) -> tuple[str, ...]:
     """Columns beyond the usual ones, of every unit: files of one table have the same."""
     wrong = ("verdict",) if wanted(cfg.responses) == Outcome.WRONG else ()
-    return (*wrong, *(("prefix_outcome",) if positions.probes else ()))
+    return (*wrong, *(("prefix_outcome",) if positions.probes else ()), *(COLUMNS if sample_design(cfg) else ()))
 
 
 def _origin(cfg: AnnotateConfig, job: Job, *, spec: ModelSpec, inputs: tuple[Link, ...]) -> dict[str, Any]:
@@ -300,7 +312,8 @@ def _estimate_of_given(cfg: AnnotateConfig, spec: ModelSpec, positions: Position
             eos_ids=model.facts.eos_ids,
             max_new_tokens=cfg.max_new_tokens,
         )
-        return found.sentence(num_alternatives=cfg.num_alternatives)
+        samples = sample_design(cfg)
+        return found.sentence(num_alternatives=cfg.num_alternatives, num_samples=samples.num_samples if samples else 0)
 
     return sentence
 

@@ -31,13 +31,15 @@ class Estimate:
     probes: float
     probed: float
 
-    def sentence(self, *, num_alternatives: int) -> str:
+    def sentence(self, *, num_alternatives: int, num_samples: int = 0) -> str:
+        """num_samples: of each token at each position, beside the greedy continuations."""
+        a_position = num_alternatives + num_samples * (num_alternatives + 1)
         share = self.positions / max(1, self.tokens)
         probes = f", after {self.probes:,.0f} probes of about {self.probed:,.0f} tokens" if self.probes else ""
         return (
             f"{self.responses:,} given responses of {self.tokens:,} tokens; about {self.positions:,.0f} positions to try "
-            f"({share:.1%}): at most {num_alternatives * self.positions:,.0f} continuations, about "
-            f"{num_alternatives * self.decoded:,.0f} tokens{probes}. Responses that are not as asked for (right or wrong) cost "
+            f"({share:.1%}): at most {a_position * self.positions:,.0f} continuations, about "
+            f"{a_position * self.decoded:,.0f} tokens{probes}. Responses that are not as asked for (right or wrong) cost "
             "nothing"
         )
 

@@ -35,6 +35,8 @@ def print_summary(store: AnnotationStore, job: Job, *, max_new_tokens: int) -> N
     table.add_row("continuations", f"{counts.get('forks', 0):,}")
     if probes := counts.get("probes"):
         table.add_row("probes", f"{probes:,} beginnings of responses continued, to choose positions")
+    if samples := counts.get("samples"):
+        table.add_row("samples", f"{samples:,} sampled continuations")
     table.add_row("ties re-scored", f"{counts.get('num_ties_rescored', 0):,} (near ties)")
     table.add_row("self-replay flips", f"{counts.get('replay_flips', 0)} of {counts.get('replays', 0)}")
     spent = sum(value for name, value in compute.items() if name.endswith("_tokens"))

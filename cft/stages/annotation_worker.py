@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cft.annotation.annotator import Annotator, Unit, tally_counts
 from cft.annotation.responses import wanted
+from cft.annotation.sampled import SampleDesign
 from cft.config.build import build
 from cft.config.schema import AnnotateConfig
 from cft.fleets.base import Facts, Report, package_facts
@@ -154,6 +155,7 @@ class Annotating:
             responses=cfg.responses,
             positions=positions,
             every_position=cfg.complete,
+            samples=sample_design(cfg),
             padding_ids=model.facts.unnamed_ids,
         )
         self.facts: Facts = {
@@ -189,8 +191,10 @@ class _Meter:
     def __init__(self, annotator: Annotator, problems: int, report: Report) -> None:
         self.progress, self.problems, self.report = UnitProgress(), problems, report
         few = annotator.short_circuit and wanted(annotator.responses) == Outcome.RIGHT
-        self.share = FORKS_PER_POSITION / 2 if few else 1.0  # another token seldom puts a wrong response right
-        self.k = annotator.num_alternatives
+        share = FORKS_PER_POSITION / 2 if few else 1.0  # another token seldom puts a wrong response right
+        # Of a position: greedy continuations, and samples of each alternative and of its own token.
+        drawn = annotator.samples.num_samples if annotator.samples else 0
+        self.a_position = share * annotator.num_alternatives + drawn * (annotator.num_alternatives + 1)
         self.forks = 1.0  # expected
         annotator.on_solved, annotator.on_plan, annotator.on_fork = self.on_solved, self.on_plan, self.on_fork
 
@@ -199,12 +203,12 @@ class _Meter:
 
     def on_plan(self, tries: Sequence[NDArray[np.bool_]]) -> None:
         """tries: [R] of each response, the positions to try."""
-        forks = self.share * self.k * float(sum(tries_R.sum() for tries_R in tries))
+        forks = self.a_position * float(sum(tries_R.sum() for tries_R in tries))
         self.forks = max(1.0, forks)
         self.progress = replace(
             self.progress,
             annotated=len(tries),
-            expected_tokens=self.share * self.k * sum(tokens_after(tries_R) for tries_R in tries),
+            expected_tokens=self.a_position * sum(tokens_after(tries_R) for tries_R in tries),
             expected_forks=forks,
             mean_tokens=float(np.mean([len(tries_R) for tries_R in tries])) if tries else 0.0,
         )
@@ -221,6 +225,13 @@ class _Meter:
             **counts,
         )
         self.report(self.progress)
+
+
+def sample_design(cfg: AnnotateConfig) -> SampleDesign | None:
+    """None where continuations are greedy only."""
+    if cfg.evidence == "greedy":
+        return None
+    return SampleDesign(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed)
 
 
 def tokens_after(tries_R: NDArray[Any]) -> float:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_spans_of_a_file(
     with pytest.raises(PositionsError, match="ends behind its response"):
         annotated(working, problems, responses="given", positions=Spans(pattern="", file=str(file)))
     file.write_text('{"id": "x", "spans": [[3, 3]]}\n')
-    with pytest.raises(PositionsError, match="line 1.*start < end"):
+    with pytest.raises(PositionsError, match=r"line 1.*start < end"):
         Spans(pattern="", file=str(file))
 
 
@@ -122,7 +123,7 @@ def test_bisection_finds_transitions_of_the_model_s_own_continuations(
         assert row.prefix_outcome[asked].tolist() == list(s.values())
         s[len(response)] = 1
         edges = [0, round(len(response) / 2), len(response)]
-        differing = sum((s[a] == 1) != (s[b] == 1) for a, b in zip(edges, edges[1:], strict=False))
+        differing = sum((s[a] == 1) != (s[b] == 1) for a, b in pairwise(edges))
         found = np.flatnonzero(row.tried_R).tolist()
         assert len(found) == differing
         assert all((s[t] == 1) != (s[t + 1] == 1) for t in found)
@@ -150,7 +151,7 @@ def test_bisection_finds_one_transition_in_each_segment_whose_ends_differ(
     except StopIteration as end:
         wanted = end.value
     edges = sorted({round(i * length / segments) for i in range(segments + 1)})
-    pieces = list(zip(edges, edges[1:], strict=False))
+    pieces = list(pairwise(edges))
     for a, b in pieces:
         assert int(wanted[a:b].sum()) == (right[a] != right[b])
     assert all(right[t] != right[t + 1] for t in np.flatnonzero(wanted))
