@@ -21,7 +21,7 @@ from cft.verifiers import Numeric
 from tests.fakes import row
 from tests.stage import composed
 
-EVERY, SAMPLES = 20, 2
+EVERY, SAMPLES = 16, 2
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def working() -> Iterator[Annotator]:
     cfg = composed(
         "annotate",
         *("max_new_tokens=60", "verify.workers=1", "responses=given", "evidence=sampled", "seed=5"),
-        *(f"num_samples={SAMPLES}", "temperature=1.5", "top_p=0.95"),
+        *(f"num_samples={SAMPLES}", "temperature=1.0", "top_p=0.95"),
     )
     worker = Annotating(
         cfg, Numeric(fallback_last_number=True), positions=Stride(every=EVERY), every_outcome=False, device="cpu"
     )
     with closing(worker):
-        assert worker.annotator.samples == SampleDesign(SAMPLES, 1.5, 0.95, 5)
+        assert worker.annotator.samples == SampleDesign(SAMPLES, 1.0, 0.95, 5)
         yield worker.annotator
 
 
@@ -57,7 +57,7 @@ def test_counts_are_those_of_samples_drawn_one_by_one(working: Annotator, rows: 
             for j, token in enumerate(tokens):
                 outcomes = []
                 for i in range(SAMPLES):
-                    sampling = Sampling(1.5, 0.95, 5, f"counterfactual\x1f{one.response_id}\x1f{t}\x1f{token}\x1f{i}")
+                    sampling = Sampling(1.0, 0.95, 5, f"counterfactual\x1f{one.response_id}\x1f{t}\x1f{token}\x1f{i}")
                     fork = Fork(sequence, len(one.prompt_ids) + t, token, sampling, 0)
                     ((outcome, _),) = working.grader([(reference.complete(fork, budget=working.budget), one.answer)])
                     outcomes.append(outcome)
