@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +99,15 @@ class Spans:
         except re.error as error:
             raise PositionsError(f"positions.pattern: not a regular expression ({error}): {self.pattern!r}") from error
         object.__setattr__(self, "of_problem", _read_spans(self.file) if self.file else {})
+
+    def require_named(self, problem_ids: Collection[str], *, data: str) -> None:
+        """Raises PositionsError where the file names none of the problems."""
+        if self.of_problem and not self.of_problem.keys() & set(problem_ids):
+            theirs, ours = next(iter(self.of_problem)), next(iter(problem_ids), "")
+            raise PositionsError(
+                f"positions.file={self.file}: it names none of the problems of {data}; expected their ids, such as {ours!r}, "
+                f"found {theirs!r}"
+            )
 
     def settings(self) -> dict[str, Any]:
         named = {"spans": sha256_json(sorted(self.of_problem.items()))} if self.file else {}

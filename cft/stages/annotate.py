@@ -25,7 +25,7 @@ from cft.loggers.build import RunFacts, log_made, log_totals, log_values, loggin
 from cft.masks.critical import critical_fraction
 from cft.models.lazy import LazyModel
 from cft.models.load import ModelSpec, load_tokenizer
-from cft.positions import Positions
+from cft.positions import Positions, Spans
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
 from cft.runs.cards import write_annotation_card
@@ -51,6 +51,8 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     positions: Positions = build(cfg.positions)
     plan, shard = _plan(cfg, splits, positions), Shard(cfg.shard, cfg.num_shards)
     _print_problems(splits, plan, split=cfg.split)
+    if isinstance(positions, Spans):
+        positions.require_named({problem.id for problem in plan.problems}, data=splits.name)
     if cfg.complete:
         _require_annotation(store)
     verifier = verifier_for(splits, chosen=build(cfg.verifier))
