@@ -69,9 +69,13 @@ def most_uncertain(row: AnnotatedResponse, number: int) -> list[bool]:
     ("positions", "expected"),
     [
         (Stride(every=5, first=2), lambda row: [t % 5 == 2 for t in range(len(row.response_ids))]),
-        (Spans(pattern=r"\d+"), numbers),
+        pytest.param(Spans(pattern=r"\d+"), numbers, marks=pytest.mark.slow),
         (TopEntropy(number=4), lambda row: most_uncertain(row, 4)),
-        (TopEntropy(fraction=0.1), lambda row: most_uncertain(row, -(-len(row.response_ids) // 10))),
+        pytest.param(
+            TopEntropy(fraction=0.1),
+            lambda row: most_uncertain(row, -(-len(row.response_ids) // 10)),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["stride", "spans", "number", "fraction"],
 )
@@ -89,6 +93,7 @@ def test_what_is_tried_is_what_a_whole_annotation_has_there(
         np.testing.assert_array_equal(found.alt_ids, full.alt_ids)  # known of all: they cost nothing
 
 
+@pytest.mark.slow
 def test_spans_of_a_file(
     working: Annotator, problems: list[Problem], whole: list[AnnotatedResponse], tmp_path: Path
 ) -> None:
@@ -175,6 +180,7 @@ def test_wrong_responses_have_the_outcomes_of_brute_force(
     np.testing.assert_array_equal(row.tried_R, np.arange(len(row.response_ids)) % 9 == 0)
 
 
+@pytest.mark.slow
 def test_given_responses_that_end_wrong(working: Annotator, problems: list[Problem]) -> None:
     wrong = [
         dataclasses.replace(problem, answer=str(int(re.sub(r"\D", "", problem.answer)) + 1)) for problem in problems

@@ -44,6 +44,7 @@ def rows(working: Annotator) -> list[AnnotatedResponse]:
     return working.fresh(build(composed("annotate", "data.max_steps=2").data).train[:1]).rows
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_samples_drawn_one_by_one(working: Annotator, rows: list[AnnotatedResponse]) -> None:
     reference = ReferenceEngine(working.engine.model, working.eos_ids)  # type: ignore[attr-defined]
     seen: set[Outcome] = set()
@@ -68,6 +69,7 @@ def test_counts_are_those_of_samples_drawn_one_by_one(working: Annotator, rows: 
     assert {Outcome.RIGHT, Outcome.WRONG} <= seen
 
 
+@pytest.mark.slow
 def test_more_alternatives_and_positions_change_no_sample_that_is_there(
     working: Annotator, rows: list[AnnotatedResponse], monkeypatch: pytest.MonkeyPatch
 ) -> None:

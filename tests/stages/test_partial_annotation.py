@@ -15,6 +15,7 @@ from cft.annotation.store import AnnotationStore
 from cft.types import Outcome
 from tests.entry import SHORT, Ended, run
 
+pytestmark = pytest.mark.slow  # a dozen commands
 PARTLY = ("responses=given", "positions=bisect", "positions.segments=2", "evidence=sampled", "num_samples=1")
 
 
