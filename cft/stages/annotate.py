@@ -55,7 +55,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
         positions.require_named({problem.id for problem in plan.problems}, data=splits.name)
     if cfg.complete:
         _require_annotation(store)
-    verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
     judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     spec: ModelSpec = build(cfg.model)
     _require_engine_that_samples(cfg)

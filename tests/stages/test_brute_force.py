@@ -63,7 +63,7 @@ def of_the_same_problems(rows: list[AnnotatedResponse], found: list[AnnotatedRes
 
 
 def test_the_reference_engine_gives_the_same_table(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
-    folder = annotate(*ARGUMENTS, "limit=3", "engine=reference", f"annotations_dir={tmp_path}")
+    folder = annotate(*ARGUMENTS, "limit=2", "engine=reference", f"annotations_dir={tmp_path}")
     found = AnnotationStore(folder).rows()
     expected = of_the_same_problems(rows, found)
     assert table_hash(found) == table_hash(expected)
