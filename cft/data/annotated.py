@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.console import console
-from cft.data.batches import MicroBatchAssignment, TokenRow
+from cft.data.batches import UNKNOWN_GROUP, MicroBatchAssignment, TokenRow
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.pairing import other_prompts
 from cft.data.problem_rows import normalized
@@ -29,12 +30,20 @@ def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, column
     weight = np.zeros(length, dtype=np.float32)
     weight[prompt_len:] = mask_weights(mask, row)
     probe = np.full(length, -1, dtype=np.int8)
-    probe[prompt_len:] = mask_weights(group_mask, row) > 0
+    probe[prompt_len:] = _token_groups(group_mask, row)
     scores = {name: np.zeros(length, dtype=np.float32) for name in columns}
     for name, column in columns.items():
         scores[name][prompt_len:] = column(row)
     ids = np.concatenate([row.prompt_ids, row.response_ids]).astype(np.int64)
     return TokenRow(row.response_id, ids, weight, probe, scores)
+
+
+def _token_groups(group_mask: Mask, row: AnnotatedResponse) -> NDArray[np.int8]:
+    """[R] 1 critical, 0 other, UNKNOWN_GROUP where that is not known; of a wrong response no token is either."""
+    if row.verdict != "right":
+        return np.full(len(row.response_ids), UNKNOWN_GROUP, dtype=np.int8)
+    picked = mask_weights(group_mask, row) > 0
+    return np.where(group_mask.known(row), picked, UNKNOWN_GROUP).astype(np.int8)
 
 
 def in_validation(problem_id: str, *, fraction: float) -> bool:
@@ -65,6 +74,7 @@ def annotated_rows(
     validation_fraction: FractionBelowOne,
     max_tokens: Annotated[int, Field(ge=2)],
     shuffle_responses: bool,
+    wrong_responses: Literal["refuse", "train"] = "refuse",
 ) -> AnnotatedDataModule:
     """Rows of one annotation under a mask.
 
@@ -80,9 +90,12 @@ def annotated_rows(
         max_tokens: Longer rows are dropped and counted.
         shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
             (`cft/data/pairing.py`).
+        wrong_responses: What becomes of an annotation of responses that end wrong: "refuse" it, since the likelihood of a
+            wrong answer would be raised, or "train" on it all the same.
 
     Raises:
-        StoreError: No such annotation, one of another tokenizer, or one in which the mask picks nothing.
+        StoreError: No such annotation, one of another tokenizer, one of wrong responses, or one in which the mask picks
+            nothing.
         MaskError: An annotation without the evidence that the mask needs.
     """
     mask, group_mask, columns = request.mask, request.group_mask, request.columns
@@ -91,6 +104,8 @@ def annotated_rows(
     manifest = store.manifest()
     _require_tokenizer(store, manifest, request.tokenizer_sha256)
     every = store.rows()[: max_rows if max_rows >= 0 else None]
+    if wrong_responses == "refuse":
+        _require_right(store, every)
     apart = _apart_from_benchmark(every, request.exclude)
     sources: dict[str, Column] = {"mask": mask, "group_mask": group_mask, **columns}
     wanted = {name for source in sources.values() for name in source.needs}
@@ -162,6 +177,15 @@ def _require_tokenizer(store: AnnotationStore, manifest: Mapping[str, Any], toke
             f"{store.folder}: annotated with tokenizer {stored[:12]} ({manifest['model_name']}), but the "
             f"model's tokenizer is {tokenizer_sha256[:12]}; token ids would mean other text. Train the annotated "
             "model, or annotate with this one: cft annotate model=<this model>"
+        )
+
+
+def _require_right(store: AnnotationStore, rows: Sequence[AnnotatedResponse]) -> None:
+    if wrong := sum(row.verdict == "wrong" for row in rows):
+        raise StoreError(
+            f"{store.folder}: {wrong} of its {len(rows)} responses end wrong (cft annotate responses=wrong or given_wrong), "
+            "and training on them would imitate their mistakes; expected an annotation of right responses. To do it all "
+            "the same: data.wrong_responses=train"
         )
 
 
