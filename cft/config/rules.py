@@ -111,6 +111,10 @@ _DATA_IS_READ = Rule(
     lambda v: not v.text("data._target_").startswith("cft.data.sources."),
 )
 
+_PART_OF_PARTS = Rule(
+    "data.part", "from 0 to below data.parts", lambda v: v.number("data.part") < v.number("data.parts")
+)
+
 _TIES_IN_FLOAT32 = Rule(
     "engine.tie_margin",
     "null or 0 with model.dtype in half precision, where no margin says what another batch would turn (the replays of an "
@@ -166,6 +170,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
     "train": (
         _TIES_IN_FLOAT32,
         _DATA_IS_READ,
+        _PART_OF_PARTS,
         Rule(
             "trainer.max_steps",
             "above 0 because trainer.max_epochs is -1: one of the two must end the training",
@@ -219,7 +224,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
     "score": _ON_RAY,
-    "labels": (_DATA_IS_READ,),
+    "labels": (_DATA_IS_READ, _PART_OF_PARTS),
     "evaluate": (_TIES_IN_FLOAT32, temperature(), *_ON_RAY),
 }
 

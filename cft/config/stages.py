@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 
 from cft.config import schema
 from cft.config.rules import RULES, Rule
+from cft.config.step_words import register_references
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +121,4 @@ def register_schemas(*, strict: bool = True) -> bool:
 
 
 register_schemas()
+register_references()

@@ -65,7 +65,9 @@ def reference(path: str) -> str:
     return f"<step:{path}>"
 
 
-OmegaConf.register_new_resolver("step", reference, replace=True)
+def register_references() -> None:
+    """Once, with the stages."""
+    OmegaConf.register_new_resolver("step", reference, replace=True)
 
 
 def _words(

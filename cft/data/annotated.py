@@ -19,7 +19,7 @@ from cft.data.problem_rows import normalized
 from cft.errors import BadValue
 from cft.files import sha256_json
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
-from cft.ranges import AtLeastOne, CountOrAll, FractionBelowOne, Name, in_range
+from cft.ranges import AtLeastOne, Count, CountOrAll, FractionBelowOne, Name, in_range
 from cft.scores.column import GROUP, Column
 from cft.scores.store import annotating_model, with_scores
 from cft.types import AnnotatedResponse, StepCounts, TokenBatch
@@ -44,6 +44,12 @@ def in_validation(problem_id: str, *, fraction: float) -> bool:
     """Whether a problem's rows are held out; a function of the id alone, the same for every arm and seed."""
     digest = hashlib.blake2b(f"validation\x1f{problem_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64 < fraction
+
+
+def in_part(problem_id: str, *, part: int, parts: int) -> bool:
+    """Whether a problem's rows are in one of so many parts of about the same size; a function of the id alone."""
+    digest = hashlib.blake2b(f"part\x1f{problem_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % parts == part
 
 
 def rows_hash(rows: Sequence[AnnotatedResponse]) -> str:
@@ -75,6 +81,8 @@ def annotated_rows(
     batch_size: AtLeastOne,
     micro_batch_assignment: MicroBatchAssignment,
     max_rows: CountOrAll,
+    part: Count,
+    parts: AtLeastOne,
     validation_fraction: FractionBelowOne,
     max_tokens: Annotated[int, Field(ge=2)],
     shuffle_responses: bool,
@@ -94,6 +102,8 @@ def annotated_rows(
         batch_size: Rows of a micro-batch, per process.
         micro_batch_assignment: Of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
         max_rows: -1 = all, else the first by order in the store.
+        part: Of `parts` parts of the problems, from 0: the one that is trained on.
+        parts: 1 = all problems.
         validation_fraction: Fraction of the problems whose rows are held out, 0 to below 1.
         max_tokens: Longer rows are dropped and counted.
         shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
@@ -107,6 +117,7 @@ def annotated_rows(
     manifest = store.manifest()
     _require_tokenizer(store, manifest, tokenizer_sha256)
     every = store.rows()[: max_rows if max_rows >= 0 else None]
+    every = [row for row in every if in_part(row.problem_id, part=part, parts=parts)]
     apart = _apart_from_benchmark(every, exclude)
     sources: dict[str, Column] = {"mask": mask, "group_mask": group_mask, **columns}
     wanted = {name for source in sources.values() for name in source.needs}
