@@ -67,7 +67,7 @@ def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) ->
     ]
     errors += [ErrorDetail(key, text) for key, text in library_errors(tree, stage=stage) if key not in known]
     errors += [ErrorDetail(key, text) for key, text in unmet(tree) if key not in known]
-    if STAGES[stage].errors and not known:
+    if STAGES[stage].errors and not errors:  # what it reads is of the right type
         errors += named(STAGES[stage].errors)({**tree, "allow_targets": list(extra)})
     return list(dict.fromkeys(errors))
 

@@ -223,6 +223,7 @@ class PipelineConfig:
 @dataclass
 class CompareConfig:
     arms: list[str] = field(default_factory=list)
+    annotation: str = MISSING
     methods: dict[str, Any] = field(default_factory=dict)
     seeds: AtLeastOne = MISSING
     rates: list[float] = field(default_factory=list)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cft.config.check import ErrorDetail, Unknown
+from cft.pipelines.comparison import comparison_errors
 from cft.pipelines.plan import Planner, Settings, Step
 from cft.pipelines.reporting import REPORT
 
@@ -19,12 +20,22 @@ def pipeline_errors(tree: Mapping[str, Any]) -> list[ErrorDetail]:
     return errors
 
 
+def compare_errors(tree: Mapping[str, Any]) -> list[ErrorDetail]:
+    """Of the arms, rates and steps of cft compare."""
+    known = _known(tree)
+    return comparison_errors(known, Settings(folder=_NOWHERE, allowed=tuple(tree["allow_targets"])))
+
+
 def planned(tree: Mapping[str, Any], settings: Settings) -> tuple[list[Step], list[ErrorDetail]]:
     """The steps, with a report as the last one, and the errors of them all."""
     planner = Planner(settings, tree.get("shared") or {})
     nodes = {str(name): node for name, node in (tree.get("steps") or {}).items()}
     if not nodes:
-        return [], [ErrorDetail("steps", "there are none; choose a pipeline with pipeline=..., or add a step: +steps.train.stage=train")]
+        return [], [
+            ErrorDetail(
+                "steps", "there are none; choose a pipeline with pipeline=..., or add a step: +steps.train.stage=train"
+            )
+        ]
     for name, node in nodes.items():
         planner.add(name, node)
     if not any(step.stage == REPORT for step in planner.steps):

@@ -79,7 +79,7 @@ def shared_with(stage: str, shared: Sequence[Entry]) -> dict[str, Entry]:
     training, such as max_new_tokens, is so called by other stages.
     """
     keys = keys_of(STAGES[stage].schema)
-    benchmark = "benchmark" in keys and _is_benchmark(shared)
+    benchmark = "benchmark" in keys and takes_problems(shared)
     found = {}
     for entry in shared:
         key = entry.key
@@ -93,7 +93,7 @@ def shared_with(stage: str, shared: Sequence[Entry]) -> dict[str, Entry]:
     return found
 
 
-def _is_benchmark(shared: Sequence[Entry]) -> bool:
+def takes_problems(shared: Sequence[Entry]) -> bool:
     """Whether the shared `data` are problems, and no rows to train on."""
     chosen = next((str(entry.value) for entry in shared if entry.key == "data"), "arithmetic")
     return (CONF_DIR / "benchmark" / f"{chosen}.yaml").is_file() or not (CONF_DIR / "data" / f"{chosen}.yaml").is_file()

@@ -133,7 +133,9 @@ class Planner:
             errors.append(ErrorDetail("stage", f"'{stage}' is no stage that can be a step{near}"))
             return None
         if name in _RESERVED or not name.replace("-", "_").isidentifier():
-            errors.append(ErrorDetail("", "expected a name of letters, digits and _, other than " + ", ".join(_RESERVED)))
+            errors.append(
+                ErrorDetail("", "expected a name of letters, digits and _, other than " + ", ".join(_RESERVED))
+            )
             return None
         own = self._filled(entries_of({key: value for key, value in node.items() if key != "stage"}), errors)
         if stage == REPORT:
@@ -201,7 +203,9 @@ class Planner:
     def _wandb_group(self, config: Mapping[str, Any]) -> list[str]:
         loggers = config.get("logger") or {}
         ungrouped = [name for name, node in loggers.items() if isinstance(node, Mapping) and node.get("group") == ""]
-        return [Entry("", f"logger.{name}.group", self.settings.group).word for name in ungrouped if self.settings.group]
+        return [
+            Entry("", f"logger.{name}.group", self.settings.group).word for name in ungrouped if self.settings.group
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,4 +264,3 @@ def _missing(step: Step, earlier: Sequence[Step]) -> Iterator[tuple[str, str]]:
 def conf_dirs_of(flags: Sequence[str]) -> tuple[str, ...]:
     """Folders of the flags --config-dir FOLDER."""
     return tuple(flags[1::2])
-

@@ -112,11 +112,15 @@ def run_apart(step: Step, settings: Settings, *, more: Sequence[str] = (), resum
         return ended
     if received or status in (EXIT_RESUMABLE, EXIT_INTERRUPTED):
         raise _signal_error(received) or (
-            KeyboardInterrupt() if status == EXIT_INTERRUPTED else Interrupted(f"step {step.name}, which saved its state")
+            KeyboardInterrupt()
+            if status == EXIT_INTERRUPTED
+            else Interrupted(f"step {step.name}, which saved its state")
         )
     if status == EXIT_USER_ERROR:
         raise StepFailed(f"step {step.name} failed, see above; what was finished before it is kept")
-    how = f"was killed by {signal.Signals(-status).name}" if status and status < 0 else f"ended with exit status {status}"
+    how = (
+        f"was killed by {signal.Signals(-status).name}" if status and status < 0 else f"ended with exit status {status}"
+    )
     hint = " (the system may have run out of memory)" if status == -signal.SIGKILL else ""
     raise StepCrashed(f"step {step.name} {how}{hint}; what was finished before it is kept")
 

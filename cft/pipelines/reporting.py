@@ -54,7 +54,9 @@ def make_report(config: Mapping[str, Any], *, folder: Path, annotations_dir: Pat
     from cft.report.tables import print_tables
     from cft.report.tokens import token_evidence
 
-    settings = ReportSettings(**{entry.name: config[entry.name] for entry in fields(ReportSettings) if entry.name in config})
+    settings = ReportSettings(
+        **{entry.name: config[entry.name] for entry in fields(ReportSettings) if entry.name in config}
+    )
     folders = [Path(each) for each in settings.folders if Path(each).is_dir()]
     if not any(path for each in folders for path in each.rglob("results.json")):
         console.print("No report: no step of this pipeline has results that a report compares")

@@ -1,14 +1,14 @@
 """Runs the steps of a pipeline in their order; what is done is skipped, what was cut off is resumed, what changed is run again.
 
-    <folder>/<step>/            the step's run folder, as the stage writes it
-    <folder>/annotations/       annotations and the scores beside them
-    <folder>/steps/<step>.json  `cft/pipelines/records.py`
-    <folder>/earlier/           what a step made before its configuration or its inputs changed: nothing is deleted
+<folder>/<step>/            the step's run folder, as the stage writes it
+<folder>/annotations/       annotations and the scores beside them
+<folder>/steps/<step>.json  `cft/pipelines/records.py`
+<folder>/earlier/           what a step made before its configuration or its inputs changed: nothing is deleted
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,10 +31,21 @@ class Runner:
     isolated: bool
     flags: tuple[str, ...] = ()
 
-    def run(self, steps: Sequence[Step], *, of: int = 0, first: int = 1) -> dict[str, Record]:
+    def run(
+        self,
+        steps: Sequence[Step],
+        *,
+        title: str = "Step",
+        of: int = 0,
+        first: int = 1,
+        after: Callable[[Step], None] = lambda step: None,
+    ) -> dict[str, Record]:
         """Records by step; those of steps that may fail and did are not finished.
 
-        of: number of all steps, for the headings, where these are a part of them from number `first` on.
+        Args:
+            title: What a step is called in its heading.
+            of: Number of all steps, where these are a part of them from number `first` on.
+            after: Called when a step is done, in an earlier run too.
 
         Raises:
             StepFailed, StepCrashed: A step that may not fail did.
@@ -42,7 +53,9 @@ class Runner:
         done = {}
         with exclusive(self.settings.folder):
             for number, step in enumerate(steps, first):
-                done[step.name] = self._run(step, title=f"Step {number} of {of or len(steps)}: {step.name}")
+                done[step.name] = self._run(step, title=f"{title} {number} of {of or len(steps)}: {step.name}")
+                if done[step.name].finished:
+                    after(step)
         return done
 
     def _run(self, step: Step, *, title: str) -> Record:
@@ -89,7 +102,9 @@ class Runner:
         if set(changed) <= set(STAGES[step.stage].grows):
             console.print(f"Extends what is there: {', '.join(changed)} changed", markup=False)
             return ()
-        console.print(f"Runs again, since {', '.join(changed[:5])}{' ...' if changed[5:] else ''} changed", markup=False)
+        console.print(
+            f"Runs again, since {', '.join(changed[:5])}{' ...' if changed[5:] else ''} changed", markup=False
+        )
         for path in dict.fromkeys((step.folder, step.out)):
             if path.exists() and path.resolve().is_relative_to(self.settings.folder.resolve()):
                 aside = _free(self.settings.folder / EARLIER / path.name)
