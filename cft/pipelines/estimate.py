@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -145,7 +144,12 @@ def _extended(
     # One greedy response of the 1 + num_samples that the test draws for each problem.
     greedy = seconds_per_test / (1 + base.config["num_samples"])
     parts["test the untrained model"] = start + seconds_per_test * tests
-    measured = {arm: _measured(step, done) for arm, step in trainings.items() if step is not None}
+    # The few validations are in the time of a training, which then has one for all of the validation problems.
+    measured = {
+        arm: _measured(step, done, validation=_EPOCHS * _VALIDATED * greedy)
+        for arm, step in trainings.items()
+        if step is not None
+    }
     known = [one for one in measured.values() if one is not None]
     if not rows:
         rows = max((one[1] for one in known), default=0.0)
@@ -180,8 +184,8 @@ def _extended(
     )
 
 
-def _measured(step: Step, done: Mapping[str, Record]) -> tuple[Training, int] | None:
-    """(a training, rows it had); None where it failed."""
+def _measured(step: Step, done: Mapping[str, Record], *, validation: float) -> tuple[Training, int] | None:
+    """(a training, rows it had); None where it failed. validation: seconds of it that solved problems."""
     record = done[step.name]
     if not record.finished:
         return None
@@ -189,7 +193,7 @@ def _measured(step: Step, done: Mapping[str, Record]) -> tuple[Training, int] | 
     rows, seconds = int((results.data or {}).get("train_rows", 0)), results.train_seconds or 0.0
     return (
         Training(
-            seconds_per_row=seconds / max(1, _EPOCHS * rows),
+            seconds_per_row=max(0.0, seconds - validation) / max(1, _EPOCHS * rows),
             start=max(0.0, (record.seconds or 0.0) - seconds),
             export_bytes=sum(path.stat().st_size for path in (step.folder / "export").glob("*")),
         ),

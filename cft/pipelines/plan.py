@@ -127,7 +127,7 @@ class Planner:
             errors.append(ErrorDetail("", f"expected overrides of a stage, found {node!r}"))
             return None
         stage = str(node.get("stage", name))
-        if stage not in (*STAGES, REPORT) or STAGES.get(stage) and not STAGES[stage].step:
+        if stage not in (*STAGES, REPORT) or (stage in STAGES and not STAGES[stage].step):
             known = [one for one, entry in STAGES.items() if entry.step]
             near = suggestion(stage, known) or f"; they are {', '.join([*known, REPORT])}"
             errors.append(ErrorDetail("stage", f"'{stage}' is no stage that can be a step{near}"))
@@ -177,8 +177,8 @@ class Planner:
             for path in unknown:
                 near = suggestion(path, self._known)
                 names = ", ".join(step.name for step in self.steps) or "none"
-                text = f"${{step:{path}}} names no output of an earlier step{near}; the earlier steps are {names}, and each has "
-                errors.append(ErrorDetail(entry.key, f"{text}dir and config.KEY"))
+                text = f"${{step:{path}}} names no output of an earlier step{near}; the earlier steps are {names}"
+                errors.append(ErrorDetail(entry.key, f"{text}, and each has dir and config.KEY"))
             if not unknown:
                 found.append(replace(entry, value=filled(entry.value, self._known)))
         return found

@@ -1,5 +1,5 @@
-"""What a pipeline remembers of a step, and when that makes it one that is done: its configuration and what it read are the same,
-and what it made is there.
+"""What a pipeline remembers of a step, and when that makes it one that is done: its configuration and what it read are the
+same, and what it made is there.
 
 What a step reads is found in its configuration: every text that is a path, the annotation it names and the stored scores that
 its method needs. Contents count, not times: a step whose input was made again to the last bit is still done.
