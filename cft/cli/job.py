@@ -73,7 +73,8 @@ def composed(
 ) -> tuple[Any, Job]:
     """What `cft <stage> <overrides>` would call the stage with, for programs.
 
-    folder: the job's own. conf_dirs: of one's own yaml files, as --config-dir names them. check: whether the config is refused if a stage would refuse it.
+    folder: the job's own. conf_dirs: of one's own yaml files, as --config-dir names them. check: whether the config is
+    refused if a stage would refuse it.
 
     Raises ConfigError.
     """

@@ -1,5 +1,5 @@
-"""What a comparison will take, told before it starts: measured on a few problems, annotated, trained on and tested by the stages
-themselves, and extended to all of them.
+"""What a comparison will take, told before it starts: measured on a few problems, annotated, trained on and tested by the
+stages themselves, and extended to all of them.
 
 Seconds grow with problems and rows; what a process costs to start, load a model and export is measured once a kind. Memory is
 the most that a process of a step had; longer rows than those tried may need more, which a training estimates from its own

@@ -39,7 +39,7 @@ class Record:
         config: By dotted name, without what may change.
         read: Fingerprint of each thing it read.
         finished: Whether it ended well.
-        made: Paths that must be there.
+        made: Paths that must be there, from the pipeline's folder.
         seconds: Of its process, without the imports.
         peak_memory: Bytes of its process at most, and of the GPU where there is one.
         version: Of the package.
@@ -60,9 +60,9 @@ class Record:
     def fingerprint(self) -> str:
         return sha256_json([self.stage, self.config, self.read, self.version])
 
-    @property
-    def is_done(self) -> bool:
-        return self.finished and all(Path(path).exists() for path in self.made)
+    def is_done(self, folder: Path) -> bool:
+        """folder: of the pipeline, which paths inside of it count from."""
+        return self.finished and all((folder / path).exists() for path in self.made)
 
     def changed_since(self, then: Record) -> list[str]:
         """What differs, in words: keys of the configuration, and what was read."""
@@ -87,6 +87,11 @@ def record_of(step: Step, *, folder: Path, command: str) -> Record:
     return Record(
         step=step.name, stage=step.stage, command=command, config=json.loads(json.dumps(config, default=str)), read=read
     )
+
+
+def inside(folder: Path, path: str) -> str:
+    """A path from the pipeline's folder, where it is below."""
+    return str(_from(path, folder))
 
 
 def known_record(folder: Path, name: str) -> Record | None:

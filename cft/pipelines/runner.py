@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cft import run_log
 from cft.commands import command
 from cft.config.stages import STAGES
 from cft.console import console
 from cft.files import exclusive
 from cft.pipelines.plan import EARLIER, Settings, Step
 from cft.pipelines.process import Ended, StepCrashed, StepFailed, Stopped, run_apart, run_here
-from cft.pipelines.records import Record, known_record, record_of
+from cft.pipelines.records import Record, inside, known_record, record_of
 from cft.pipelines.reporting import REPORT
 from cft.quoting import setting
 
@@ -52,6 +53,7 @@ class Runner:
         """
         done = {}
         with exclusive(self.settings.folder):
+            run_log.write_to(self.settings.folder)
             for number, step in enumerate(steps, first):
                 done[step.name] = self._run(step, title=f"{title} {number} of {of or len(steps)}: {step.name}")
                 if done[step.name].finished:
@@ -62,7 +64,7 @@ class Runner:
         folder = self.settings.folder
         before = known_record(folder, step.name)
         now = record_of(step, folder=folder, command=self._command(step))
-        if before is not None and before.is_done and before.fingerprint == now.fingerprint:
+        if before is not None and before.is_done(folder) and before.fingerprint == now.fingerprint:
             console.print(f"{title}: done already", markup=False)
             return before
         console.rule(f"[bold]{title}", align="left")
@@ -87,7 +89,7 @@ class Runner:
         done = replace(
             now,
             finished=True,
-            made=list(ended.made),
+            made=[inside(self.settings.folder, path) for path in ended.made],
             seconds=round(ended.seconds, 2),
             peak_memory=ended.peak_memory,
         )
