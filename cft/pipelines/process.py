@@ -9,6 +9,7 @@ ends as SIGTERM would end it.
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import resource
@@ -30,8 +31,9 @@ from cft.cli.job import composed
 from cft.config.check import named
 from cft.config.schema import keys_of
 from cft.config.stages import STAGES
+from cft.console import console
 from cft.errors import Interrupted, UserError
-from cft.pipelines.plan import ANNOTATIONS, Settings, Step, spelled_out
+from cft.pipelines.plan import ANNOTATIONS, STEPS, Settings, Step, spelled_out
 from cft.pipelines.reporting import REPORT, make_report
 from cft.quoting import setting
 from cft.run_log import recording
@@ -183,6 +185,8 @@ def _signal_error(received: Sequence[signal.Signals]) -> BaseException | None:
 def _in_child(step: Step, settings: Settings, more: tuple[str, ...], resume: bool, sender: Connection) -> None:
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    running = _running(settings.folder)  # closed by the end of the process, however it comes
+    fcntl.flock(running, fcntl.LOCK_EX)
     try:
         sender.send(run_here(step, settings, more=more, resume=resume))
         return
@@ -198,6 +202,23 @@ def _in_child(step: Step, settings: Settings, more: tuple[str, ...], resume: boo
         status = 1
     sys.stdout.flush()
     raise SystemExit(status)
+
+
+def wait_for_orphan(folder: Path) -> None:
+    """Until the step's process of a pipeline that was killed has saved its state and ended. folder: of the pipeline."""
+    running = _running(folder)
+    try:
+        fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        console.print("Waits for a step of the run before this one, which was killed, to end")
+        fcntl.flock(running, fcntl.LOCK_EX)
+    finally:
+        os.close(running)
+
+
+def _running(folder: Path) -> int:
+    (folder / STEPS).mkdir(parents=True, exist_ok=True)
+    return os.open(folder / STEPS / ".running", os.O_RDWR | os.O_CREAT)
 
 
 def _end_with_parent() -> None:

@@ -18,7 +18,7 @@ from cft.config.stages import STAGES
 from cft.console import console
 from cft.files import exclusive
 from cft.pipelines.plan import EARLIER, Settings, Step
-from cft.pipelines.process import Ended, StepCrashed, StepFailed, Stopped, run_apart, run_here
+from cft.pipelines.process import Ended, StepCrashed, StepFailed, Stopped, run_apart, run_here, wait_for_orphan
 from cft.pipelines.records import Record, inside, known_record, record_of
 from cft.pipelines.reporting import REPORT
 from cft.quoting import setting
@@ -54,6 +54,7 @@ class Runner:
         done = {}
         with exclusive(self.settings.folder):
             run_log.write_to(self.settings.folder)
+            wait_for_orphan(self.settings.folder)
             for number, step in enumerate(steps, first):
                 done[step.name] = self._run(step, title=f"{title} {number} of {of or len(steps)}: {step.name}")
                 if done[step.name].finished:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cft.cli import report
-from cft.cli.stage import _named as named
+from cft.config.check import named
 from cft.config.command_line import command_line_errors, read_command_line
 from cft.config.source import TargetError, resolve
 from cft.config.stages import STAGES

@@ -11,6 +11,7 @@ import pytest
 
 from cft.config.stages import STAGES
 from cft.errors import Interrupted
+from cft.pipelines.plan import Planner, Settings
 from tests.entry import Ended, run
 from tests.pipelines import recorder
 
@@ -96,12 +97,10 @@ def test_errors_of_all_steps_come_together_and_nothing_starts() -> None:
 
 def test_what_is_the_runners_is_refused_of_a_step(tmp_path: Path) -> None:
     """A yaml that comes from anywhere may not widen whose classes are built."""
-    text = PIPELINE + "    allow_targets: [os.]\n    hydra.run.dir: elsewhere\n"
-    (tmp_path / "mine" / "pipeline" / "own.yaml").write_text(text)
-    ran, ended = pipeline()
-    assert (ran, ended.status) == ([], 2)
-    assert "steps.third.allow_targets: is accepted on the command line only" in ended.text
-    assert "steps.third.hydra.run.dir: is the pipeline's" in ended.text
+    planner = Planner(Settings(folder=tmp_path), {})
+    planner.add("third", {"stage": "evaluate", "allow_targets": ["os."], "hydra.run.dir": "elsewhere", "limit": 3})
+    assert [error.key for error in planner.errors] == ["steps.third.allow_targets", "steps.third.hydra.run.dir"]
+    assert "is accepted on the command line only" in planner.errors[0].text
 
 
 @pytest.mark.slow
