@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.console import console
-from cft.data.batches import MicroBatchAssignment, TokenRow
+from cft.data.batches import UNKNOWN_GROUP, MicroBatchAssignment, TokenRow
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.pairing import other_prompts
 from cft.data.problem_rows import normalized
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
-from cft.ranges import AtLeastOne, CountOrAll, FractionBelowOne, Name, in_range
+from cft.ranges import AtLeastOne, Count, CountOrAll, FractionBelowOne, Name, in_range
 from cft.scores.column import GROUP, Column
 from cft.scores.store import annotating_model, with_scores
 from cft.types import AnnotatedResponse, DataSource
@@ -29,7 +30,7 @@ def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, column
     weight = np.zeros(length, dtype=np.float32)
     weight[prompt_len:] = mask_weights(mask, row)
     probe = np.full(length, -1, dtype=np.int8)
-    probe[prompt_len:] = mask_weights(group_mask, row) > 0
+    probe[prompt_len:] = _token_groups(group_mask, row)
     scores = {name: np.zeros(length, dtype=np.float32) for name in columns}
     for name, column in columns.items():
         scores[name][prompt_len:] = column(row)
@@ -37,10 +38,24 @@ def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, column
     return TokenRow(row.response_id, ids, weight, probe, scores)
 
 
+def _token_groups(group_mask: Mask, row: AnnotatedResponse) -> NDArray[np.int8]:
+    """[R] 1 critical, 0 other, UNKNOWN_GROUP where that is not known; of a wrong response no token is either."""
+    if row.verdict != "right":
+        return np.full(len(row.response_ids), UNKNOWN_GROUP, dtype=np.int8)
+    picked = mask_weights(group_mask, row) > 0
+    return np.where(group_mask.known(row), picked, UNKNOWN_GROUP).astype(np.int8)
+
+
 def in_validation(problem_id: str, *, fraction: float) -> bool:
     """Whether a problem's rows are held out; a function of the id alone, the same for every arm and seed."""
     digest = hashlib.blake2b(f"validation\x1f{problem_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64 < fraction
+
+
+def in_part(problem_id: str, *, part: int, parts: int) -> bool:
+    """Whether a problem's rows are in one of so many parts of about the same size; a function of the id alone."""
+    digest = hashlib.blake2b(f"part\x1f{problem_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % parts == part
 
 
 def rows_hash(rows: Sequence[AnnotatedResponse]) -> str:
@@ -62,9 +77,12 @@ def annotated_rows(
     batch_size: AtLeastOne,
     micro_batch_assignment: MicroBatchAssignment,
     max_rows: CountOrAll,
+    part: Count,
+    parts: AtLeastOne,
     validation_fraction: FractionBelowOne,
     max_tokens: Annotated[int, Field(ge=2)],
     shuffle_responses: bool,
+    wrong_responses: Literal["refuse", "train"] = "refuse",
 ) -> AnnotatedDataModule:
     """Rows of one annotation under a mask.
 
@@ -76,13 +94,18 @@ def annotated_rows(
         batch_size: Rows of a micro-batch, per process.
         micro_batch_assignment: Of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
         max_rows: -1 = all, else the first by order in the store.
+        part: Of `parts` parts of the problems, from 0: the one that is trained on.
+        parts: 1 = all problems.
         validation_fraction: Fraction of the problems whose rows are held out, 0 to below 1.
         max_tokens: Longer rows are dropped and counted.
         shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
             (`cft/data/pairing.py`).
+        wrong_responses: What becomes of an annotation of responses that end wrong: "refuse" it, since the likelihood of a
+            wrong answer would be raised, or "train" on it all the same.
 
     Raises:
-        StoreError: No such annotation, one of another tokenizer, or one in which the mask picks nothing.
+        StoreError: No such annotation, one of another tokenizer, one of wrong responses, or one in which the mask picks
+            nothing.
         MaskError: An annotation without the evidence that the mask needs.
     """
     mask, group_mask, columns = request.mask, request.group_mask, request.columns
@@ -91,6 +114,9 @@ def annotated_rows(
     manifest = store.manifest()
     _require_tokenizer(store, manifest, request.tokenizer_sha256)
     every = store.rows()[: max_rows if max_rows >= 0 else None]
+    every = [row for row in every if in_part(row.problem_id, part=part, parts=parts)]
+    if wrong_responses == "refuse":
+        _require_right(store, every)
     apart = _apart_from_benchmark(every, request.exclude)
     sources: dict[str, Column] = {"mask": mask, "group_mask": group_mask, **columns}
     wanted = {name for source in sources.values() for name in source.needs}
@@ -162,6 +188,15 @@ def _require_tokenizer(store: AnnotationStore, manifest: Mapping[str, Any], toke
             f"{store.folder}: annotated with tokenizer {stored[:12]} ({manifest['model_name']}), but the "
             f"model's tokenizer is {tokenizer_sha256[:12]}; token ids would mean other text. Train the annotated "
             "model, or annotate with this one: cft annotate model=<this model>"
+        )
+
+
+def _require_right(store: AnnotationStore, rows: Sequence[AnnotatedResponse]) -> None:
+    if wrong := sum(row.verdict == "wrong" for row in rows):
+        raise StoreError(
+            f"{store.folder}: {wrong} of its {len(rows)} responses end wrong (cft annotate responses=wrong or given_wrong), "
+            "and training on them would imitate their mistakes; expected an annotation of right responses. To do it all "
+            "the same: data.wrong_responses=train"
         )
 
 

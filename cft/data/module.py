@@ -10,7 +10,15 @@ import lightning.pytorch as pl
 import numpy as np
 from torch.utils.data import DataLoader
 
-from cft.data.batches import GlobalOrderSampler, MicroBatch, MicroBatchAssignment, RowDataset, TokenRow, loader
+from cft.data.batches import (
+    UNKNOWN_GROUP,
+    GlobalOrderSampler,
+    MicroBatch,
+    MicroBatchAssignment,
+    RowDataset,
+    TokenRow,
+    loader,
+)
 from cft.errors import BadValue, UserError
 from cft.files import sha256_json
 from cft.masks.base import Mask
@@ -107,6 +115,7 @@ class RowsDataModule(pl.LightningDataModule):
             "response_tokens": response,
             "eligible_tokens": eligible,
             "eligible_fraction": eligible / response,
+            "tokens_in_no_group": sum(int((row.token_group == UNKNOWN_GROUP).sum()) for row in self.train_rows),
             "scores": self.scores,
             "learnt": self.learnt,
         }
@@ -120,7 +129,13 @@ class RowsDataModule(pl.LightningDataModule):
                 f"than of the method; {self.more}"
             )
         groups_N = np.concatenate([row.token_group[row.token_group >= 0] for row in self.train_rows])
-        if (groups_N > 0).mean() > ALL_CRITICAL:
+        if 0 < (untried := int((groups_N == UNKNOWN_GROUP).sum())) < len(groups_N):
+            found.append(
+                f"Of {untried:,} of the {len(groups_N):,} response tokens it is not known whether they are critical (positions "
+                "that cft annotate positions=... left out, or wrong responses): they are in neither group of the metrics"
+            )
+        groups_N = groups_N[groups_N != UNKNOWN_GROUP]
+        if len(groups_N) and (groups_N > 0).mean() > ALL_CRITICAL:
             found.append(
                 f"{(groups_N > 0).mean():.0%} of the response tokens are critical: whatever is changed, the answer is wrong. "
                 "Then the mask picks nothing out; look at the verifier, at max_new_tokens of the annotation (are continuations "

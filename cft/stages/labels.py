@@ -37,7 +37,13 @@ from cft.runs.job import Job
 from cft.runs.lineage import annotation_link, lineage
 
 MANIFEST = "manifest.json"
-_CHOOSE_ROWS = ("max_rows", "validation_fraction", "max_tokens", "shuffle_responses")  # of the keys of `data`
+_CHOOSE_ROWS = (
+    "max_rows",
+    "validation_fraction",
+    "max_tokens",
+    "shuffle_responses",
+    "wrong_responses",
+)  # of the keys of `data`
 
 
 def labels(cfg: LabelsConfig, job: Job) -> Path:
@@ -153,10 +159,20 @@ def labels_card(manifest: dict[str, Any], annotation: dict[str, Any]) -> str:
         "Train the model whose tokenizer this is: the ids mean nothing to another one."
         + (" A trainer that does not read `weights` counts every label alike." if weighted else ""),
         "## Limits",
+        *_left_out(facts),
         "The license of the problems is that of their source, and the annotated model's may bind its responses; neither was "
         "recorded here.",
     ]
     return card(header, parts)
+
+
+def _left_out(facts: dict[str, Any]) -> list[str]:
+    if not (untried := facts.get("tokens_in_no_group", 0)):
+        return []
+    return [
+        f"Of {untried:,} of the {facts['response_tokens']:,} response tokens for training the annotation says nothing that the "
+        "mask could read: their positions were not tried, or the response ends wrong."
+    ]
 
 
 def _write(path: Path, rows: Sequence[TokenRow], *, weighted: bool) -> dict[str, Any]:

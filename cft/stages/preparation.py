@@ -87,7 +87,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     data: RowsDataModule = build(cfg.data)(
         RowsRequest(
             build(cfg.mask),
-            Critical(num_alternatives=cfg.probe.critical_alternatives),
+            Critical(num_alternatives=cfg.probe.critical_alternatives, untried="leave_out"),
             columns,
             cfg.annotations_dir,
             current["tokenizer"],
