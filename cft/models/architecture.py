@@ -99,7 +99,9 @@ def require_attention(spec: ModelSpec, config: PreTrainedConfig, *, attention: s
             "causal language model"
         )
     # Before 5.20 transformers offered soft-capping models an attention that leaves the cap out.
-    if offers_attention(kind, attention) and not (attention == "sdpa" and _soft_cap(config.get_text_config(decoder=True))):
+    if offers_attention(kind, attention) and not (
+        attention == "sdpa" and _soft_cap(config.get_text_config(decoder=True))
+    ):
         return
     why = f" ({', '.join(found)})" if (found := fork_obstacles(config)) else ""
     engine = "" if not found and kind._supports_attention_backend else " engine=reference"
