@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -295,11 +296,21 @@ class AnnotatedResponse:
         return (self.alt_outcome != Outcome.UNTRIED).any(1)
 
 
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """Where rows came from. fingerprint: of an annotation that of its conditions, of other rows that of their contents."""
+
+    kind: Literal["annotation", "rows"]
+    name: str
+    place: Path
+    fingerprint: str
+
+
 class StepCounts(NamedTuple):
     """What the whole optimizer step holds, over all its micro-batches and ranks: what its sums are divided by.
 
-    eligible: tokens with static weight > 0. response: response tokens. critical, other: response tokens by token group.
-    sequence: rows with an eligible token. The sampler knows them before anything is computed, since masks are static.
+    eligible: tokens with a static weight other than 0. response: response tokens. critical, other: response tokens by token
+    group. sequence: rows with an eligible token. The sampler knows them before anything is computed, since masks are static.
     """
 
     eligible: int = 0

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cft.config.needs import strings
+from cft.config.needs import GIVEN_ROWS, strings
 from cft.ranges import show
 
 # What a validation logs (`cft/training/module.py`, `validation.py`): what the best epoch may be chosen by.
@@ -141,7 +141,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         Rule(
             "data._target_",
             "a source of problems, such as data=arithmetic; an annotation is what cft annotate makes",
-            lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
+            lambda v: not v.text("data._target_").startswith(("cft.data.annotated.", "cft.data.rows.")),
         ),
         Rule(
             "responses",
@@ -238,14 +238,29 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             lambda v: v.number("validation.problems") > 0,
         ),
         monitor(
+            tuple(metric for metric in MONITORED if metric.endswith(("_critical", "_other"))),
+            "val/loss or val/accuracy: which tokens are critical is not known of rows that were not annotated",
+            lambda v: v.text("data._target_") != GIVEN_ROWS,
+        ),
+        monitor(
             MONITORED[1:],
             "val/accuracy: no row is held out with data.validation_fraction=0",
-            lambda v: v.number("data.validation_fraction") > 0,
+            lambda v: (
+                v.number("data.validation_fraction") > 0
+                or bool(v.get("data.validation_path", "") or v.get("data.validation_split", ""))
+            ),
         ),
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
     "score": _ON_RAY,
-    "labels": (_DATA_IS_READ,),
+    "labels": (
+        _DATA_IS_READ,
+        Rule(
+            "data._target_",
+            "an annotation (data=annotated): labels are made of its evidence, and other rows hold their own",
+            lambda v: v.text("data._target_") != GIVEN_ROWS,
+        ),
+    ),
     "evaluate": (_TIES_IN_FLOAT32, temperature(), *_ON_RAY),
 }
 

@@ -40,7 +40,7 @@ class TokenRow:
 
     def counts(self) -> StepCounts:
         """What the row adds to its optimizer step. The first token is predicted by nothing and never counted."""
-        eligible, probe = int((self.weight[1:] > 0).sum()), self.token_group[1:]
+        eligible, probe = int((self.weight[1:] != 0).sum()), self.token_group[1:]
         return StepCounts(
             eligible, int((probe >= 0).sum()), int((probe == 1).sum()), int((probe == 0).sum()), int(eligible > 0)
         )

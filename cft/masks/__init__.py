@@ -7,8 +7,10 @@ from cft.masks.projected import Projected
 from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore
 from cft.masks.sampled import CriticalSampled
 from cft.masks.spans import All, AnswerSpan, Numeric, Prefix
+from cft.masks.thinking import AfterThinking, Thinking
 
 __all__ = [
+    "AfterThinking",
     "All",
     "AnswerSpan",
     "Complement",
@@ -26,6 +28,7 @@ __all__ = [
     "Reasoning",
     "RowMask",
     "TfIdf",
+    "Thinking",
     "TokenCleaning",
     "TooLittleEvidence",
     "TopScore",

@@ -56,10 +56,13 @@ class Mask(Protocol):
 class RowMask:
     """What most masks are: functions of one row's evidence alone.
 
-    score_arguments: constructor arguments that name stored scores, so that the config check knows what it needs.
+    score_arguments: constructor arguments that name stored scores, so that the config check knows what it needs. evidence:
+    what of an annotation it reads beside the text, which rows that someone brings do not hold (`EVIDENCE` in
+    `cft/config/needs.py`).
     """
 
     needs: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
     score_arguments: tuple[str, ...] = ()
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:

@@ -23,6 +23,7 @@ class OutcomeRule(RowMask):
     refused, or left out where `untried` says so, and then it counts as not known.
     """
 
+    evidence = ("outcomes",)
     verdict: Literal["right", "wrong"]  # of the responses it is about
 
     def __init__(self, *, num_alternatives: int, rule: Rule, untried: Untried) -> None:

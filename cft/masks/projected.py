@@ -54,6 +54,8 @@ class Projected(RowMask):
         MaskError: none of its responses is trained on (in `fit`).
     """
 
+    evidence = ("annotation",)
+
     def __init__(self, *, from_annotation: str, annotations_dir: str, inner: Mask) -> None:
         self.inner = inner
         self.name, self.annotations_dir = from_annotation, annotations_dir

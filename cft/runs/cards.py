@@ -158,7 +158,8 @@ def model_card(folder: Path) -> str:
     settings, data, arm = results.settings, results.data or {}, results.arm
     budget, chosen_by, best_epoch = results.budget or {}, results.best_validation or {}, results.best_epoch or 0
     base = settings["model.path"]
-    title = f"{arm['model']}, fine-tuned on {arm['mask']} tokens of {data['annotation']}"
+    kind = "annotation" if "annotation" in data else "rows"
+    title = f"{arm['model']}, fine-tuned on {arm['mask']} tokens of {data[kind]}"
     metrics = {name: found for name, found in results.metrics.items() if found.get("value") is not None}
     published = _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
     header = ModelCardData(
@@ -187,8 +188,7 @@ def model_card(folder: Path) -> str:
     loss = ", ".join(f"{name} {value}" for name, value in method.items())
     facts = {
         "base model": f"`{base}` at `{settings['model.revision']}`",
-        "annotation": data["annotation"],
-        **dict(digests(data["fingerprint"], annotation_contents(results.lineage), of="annotation's ")),
+        **_trained_on(data, results),
         "rows": f"{data['train_rows']:,} for training, {data['validation_rows']:,} for validation, SHA-256 "
         f"{data['rows_sha256']}",
         "loss on": f"{data['eligible_tokens']:,} of {data['response_tokens']:,} response tokens "
@@ -201,7 +201,7 @@ def model_card(folder: Path) -> str:
     parts = [
         f"# {title}",
         f"Made with Critical Token Fine-tuning ({PAPER}), cft {__version__}. Training began from the base model and saw only "
-        "responses of the annotation below.",
+        f"responses of the {kind} below.",
         "## Made from",
         table(("", ""), facts.items()),
         commands(results.lineage),
@@ -217,6 +217,15 @@ def model_card(folder: Path) -> str:
         "what may be done with these weights.",
     ]
     return card(header, parts)
+
+
+def _trained_on(data: dict[str, Any], results: RunResults) -> dict[str, str]:
+    """What the rows came from: an annotation, or rows that someone brought, which may be an annotation's."""
+    contents = annotation_contents(results.lineage)
+    if "annotation" in data:
+        return {"annotation": data["annotation"], **dict(digests(data["fingerprint"], contents, of="annotation's "))}
+    origin = {"annotation's contents, SHA-256": contents} if contents else {}
+    return {"rows of": data["rows"], "rows' file or data set, SHA-256": data["fingerprint"], **origin}
 
 
 def digests(conditions: str, contents: str, *, of: str = "") -> list[tuple[str, str]]:
