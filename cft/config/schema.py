@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import MISSING as UNSET
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
+from types import NoneType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
@@ -24,6 +25,7 @@ Node = Part  # one object
 Nodes = dict[str, Part]  # objects by name; none at all is allowed
 AnswerTokens = Annotated[int, Limits(ge=2, description="an integer of at least 2: one token of answer and the end")]
 Alternatives = Annotated[int, Limits(ge=1, le=1000)]
+Samples = Annotated[int, Limits(ge=1, le=10_000)]  # the store counts them in 16 bits
 FolderName = Annotated[
     str,
     Limits(
@@ -95,6 +97,11 @@ class ComputeConfig:
 
 
 @dataclass
+class RouterConfig:
+    aux_coef: AtLeastZero | None = MISSING
+
+
+@dataclass
 class ExportConfig:
     dtype: Literal["float32", "bfloat16"] = MISSING
 
@@ -111,6 +118,7 @@ class AnnotateConfig:
     prompt: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING
+    positions: Node = MISSING
     fleet: Node = MISSING
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
@@ -122,7 +130,11 @@ class AnnotateConfig:
     num_alternatives: Alternatives = MISSING
     short_circuit: bool = MISSING
     complete: bool = MISSING
-    responses: Literal["solve", "given"] = MISSING
+    responses: Literal["solve", "given", "wrong", "given_wrong"] = MISSING
+    evidence: Literal["greedy", "sampled"] = MISSING
+    num_samples: Samples = MISSING
+    temperature: AboveZero = MISSING
+    top_p: Nucleus = MISSING
     unit_size: AtLeastOne = MISSING
     num_shards: AtLeastOne = MISSING
     shard: Count = MISSING
@@ -158,6 +170,7 @@ class TrainConfig:
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
     interruption: InterruptionConfig = field(default_factory=InterruptionConfig)
     resume: str = MISSING
     allow_targets: list[str] = field(default_factory=list)
@@ -264,7 +277,10 @@ def _plain(hint: Any) -> Any:
     if is_dataclass(hint):
         return without_literals(hint)
     choices = get_args(hint) if get_origin(hint) in (Literal, Union) else ()
-    return _plain(next(c if get_origin(hint) is Union else type(c) for c in choices)) if choices else hint
+    if not choices:
+        return hint
+    plain = _plain(next(c if get_origin(hint) is Union else type(c) for c in choices))
+    return plain | None if NoneType in choices else plain
 
 
 def _default(original: Field[Any], hints: dict[str, Any]) -> Any:

@@ -28,7 +28,10 @@ from cft.evaluation.evaluation import (
 )
 from cft.files import exclusive
 from cft.loggers.build import close_loggers, log_made, log_transcripts
+from cft.models.adapters import coverage
 from cft.models.device import place
+from cft.models.experts import KEY as ROUTER_KEY
+from cft.models.experts import router_coefficient, router_note
 from cft.models.export import export_adapter
 from cft.models.kernels import prepare_for_training
 from cft.models.lazy import LazyModel
@@ -37,7 +40,7 @@ from cft.quiet import quiet_libraries
 from cft.runs.arm import ARM_KEYS, arm_of
 from cft.runs.cards import write_model_card
 from cft.runs.job import Job
-from cft.runs.lineage import annotation_link, checkpoint_link, lineage, model_inputs
+from cft.runs.lineage import checkpoint_link, data_link, lineage, model_inputs
 from cft.runs.results import RunResults, as_metrics
 from cft.runs.run import ADAPTER, EXPORT, TRAINED_BY, identity_of, settings_of
 from cft.stages.preparation import Prepared, measures_base, prepared
@@ -82,7 +85,7 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
     run = prepared(cfg, start.folder)
     module = _module(cfg, run)
     calibration = calibrate(module.lm, [*run.data.validation_rows, *run.data.train_rows])
-    _print_start(run, module, start.folder)
+    _print_start(run, module, start.folder, router=cfg.router.aux_coef)
     with VerifierPool(run.verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
 
         def solver_of(model: PreTrainedModel) -> Solver:
@@ -107,7 +110,8 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
             otherwise={},
         )
         interruption.stop_if_asked()
-    results = RunResults(**facts, **measured, best_epoch=best_epoch, calibration=calibration, base=base)
+    fixed = calibration | ({ROUTER_KEY: module.lm.router} if module.lm.router else {})
+    results = RunResults(**facts, **measured, best_epoch=best_epoch, calibration=fixed, base=base)
     results.write(start.folder)
     write_model_card(start.folder)
     log_made(fitted.trainer.loggers, checkpoint_link(start.folder))
@@ -133,6 +137,7 @@ def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
         probe_every_n_steps=cfg.probe.every_n_steps,
         layout=cfg.compute.layout,
         fused_loss=used.fused_loss,
+        router=router_coefficient(model.config, asked=cfg.router.aux_coef),
         reference=reference.attach(model, mixed=mixed) if live else None,
     )
 
@@ -146,13 +151,17 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
 
 
-def _print_start(run: Prepared, module: CausalLMModule, folder: Path) -> None:
+def _print_start(run: Prepared, module: CausalLMModule, folder: Path, *, router: float | None) -> None:
     for warning in run.data.warnings():
         console.print(f"Warning: {warning}", markup=False)
+    if said := coverage(module.lm.model):
+        console.print(said, markup=False)
+    if note := router_note(module.lm.model.config, asked=router):
+        console.print(note, markup=False)
     facts = run.data.facts()
     console.print(
         f"Training {run.model.spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
-        f"{facts['train_rows']:,} rows of {run.data.store.folder.name} ({facts['validation_rows']:,} more are held out for "
+        f"{facts['train_rows']:,} rows of {run.data.source.name} ({facts['validation_rows']:,} more are held out for "
         f"validation); loss on {facts['eligible_fraction']:.0%} of "
         f"{facts['response_tokens']:,} response tokens -> {folder}"
     )
@@ -215,8 +224,8 @@ def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder:
         "train_seconds": round(fitted.history.seconds(), 2),
         "eligible_fraction": facts["eligible_fraction"],
         "data": {
-            "annotation": data.store.folder.name,
-            "fingerprint": data.manifest["fingerprint_sha256"],
+            data.source.kind: data.source.name,
+            "fingerprint": data.source.fingerprint,
             "prompting": run.prompting,
             **facts,
         },
@@ -226,7 +235,7 @@ def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder:
             "rows_per_step": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         },
         "starts_as_reference": run.starts_as_reference,
-        "lineage": lineage(job.command, (annotation_link(data.store.folder), *model_inputs(run.model.spec.path))),
+        "lineage": lineage(job.command, (data_link(data.source), *model_inputs(run.model.spec.path))),
     }
 
 
