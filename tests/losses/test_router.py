@@ -110,6 +110,11 @@ def test_what_has_no_router_is_refused() -> None:
         router_coefficient(dense.config, asked=0.1)
     model = family("qwen3-moe")
     lm = SelectiveLM(model, sft(), router=0.1)
-    model.model.register_forward_hook(lambda _module, _inputs, output: output.update(router_logits=None) or output)
+
+    def without(_module: Any, _inputs: Any, output: Any) -> Any:
+        output.router_logits = None
+        return output
+
+    model.model.register_forward_hook(without)
     with pytest.raises(BadValue, match=r"router\.aux_coef=0\.1: .*no logits of its routers.*router\.aux_coef=0 trains"):
         lm.check_router()
