@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 from cft.config.allow_list import LIBRARIES, refusal
 from cft.config.annotations import type_of
 from cft.config.library_rules import library_errors
-from cft.config.needs import missing_scores, unmet, unused
+from cft.config.needs import lacking_evidence, missing_scores, unmet, unused
 from cft.config.preflight import missing_inputs
 from cft.config.redaction import holds_secret, is_secret_key
 from cft.config.rules import broken_rules
@@ -59,7 +59,8 @@ def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) ->
         ErrorDetail(key, text) for key, text in broken_rules(tree, rules=STAGES[stage].rules) if key not in known
     ]
     errors += [ErrorDetail(key, text) for key, text in library_errors(tree, stage=stage) if key not in known]
-    errors += [ErrorDetail(key, text) for key, text in unmet(tree) if key not in known]
+    needs = (*unmet(tree), *lacking_evidence(tree))
+    errors += [ErrorDetail(key, text) for key, text in needs if key not in known]
     return list(dict.fromkeys(errors))
 
 

@@ -18,12 +18,14 @@ from pydantic import Field as Limits
 
 from cft.config.part import Part
 from cft.ranges import AboveZero, AtLeastOne, AtLeastZero, Count, CountOrAll, Fraction, Name, Seed
+from cft.types import ThinkingTags
 
 Split = Literal["train", "validation", "test"]
 Node = Part  # one object
 Nodes = dict[str, Part]  # objects by name; none at all is allowed
 AnswerTokens = Annotated[int, Limits(ge=2, description="an integer of at least 2: one token of answer and the end")]
 Alternatives = Annotated[int, Limits(ge=1, le=1000)]
+Samples = Annotated[int, Limits(ge=1, le=10_000)]  # the store counts them in 16 bits
 FolderName = Annotated[
     str,
     Limits(
@@ -38,9 +40,20 @@ Nucleus = Annotated[float, Limits(gt=0, le=1, description="a number above 0 and 
 
 
 @dataclass
+class ThinkingConfig:
+    open: str = MISSING
+    close: str = MISSING
+
+    @property
+    def tags(self) -> ThinkingTags:
+        return ThinkingTags(self.open, self.close)
+
+
+@dataclass
 class VerifyConfig:
     workers: AtLeastOne = MISSING
     timeout_s: AboveZero = MISSING
+    thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
 
 
 @dataclass
@@ -105,6 +118,7 @@ class AnnotateConfig:
     prompt: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING
+    positions: Node = MISSING
     fleet: Node = MISSING
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
@@ -116,7 +130,11 @@ class AnnotateConfig:
     num_alternatives: Alternatives = MISSING
     short_circuit: bool = MISSING
     complete: bool = MISSING
-    responses: Literal["solve", "given"] = MISSING
+    responses: Literal["solve", "given", "wrong", "given_wrong"] = MISSING
+    evidence: Literal["greedy", "sampled"] = MISSING
+    num_samples: Samples = MISSING
+    temperature: AboveZero = MISSING
+    top_p: Nucleus = MISSING
     unit_size: AtLeastOne = MISSING
     num_shards: AtLeastOne = MISSING
     shard: Count = MISSING

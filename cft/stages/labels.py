@@ -1,4 +1,4 @@
-"""A mask's choice as a data set that any trainer reads: input_ids, labels, and weights where they are not 0 or 1.
+"""A mask's choice as a data set that any trainer reads: input_ids, labels, completion_mask, and weights that are not 0 or 1.
 
     <out>/data/train-00000-of-00001.parquet        the rows that cft train would train on under the same settings
     <out>/data/validation-00000-of-00001.parquet   those it would hold out, if any
@@ -7,7 +7,8 @@
 
 labels are the ids where a token carries loss, else -100 (prompt included). They are at the token they are about, and
 trainers shift them, as the models of transformers do. A loss that is summed and divided by the number of labels is
-`cft train`'s with `loss.normalizer=critical weighting=uniform`.
+`cft train`'s with `loss.normalizer=critical weighting=uniform`. `cft train data=rows` reads the data set back: the same rows
+under the same loss.
 """
 
 from __future__ import annotations
@@ -28,14 +29,21 @@ from cft.config.schema import LabelsConfig
 from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.batches import TokenRow
+from cft.data.module import RowsRequest
+from cft.data.row_shapes import IGNORED
 from cft.files import exclusive, sha256_file, write_atomically, write_json
 from cft.runs.cards import PAPER, TAGS, card, code, commands, digests, size_category, table, write_card
 from cft.runs.job import Job
 from cft.runs.lineage import annotation_link, lineage
 
-IGNORED = -100  # of labels, in torch and every trainer
 MANIFEST = "manifest.json"
-_CHOOSE_ROWS = ("max_rows", "validation_fraction", "max_tokens", "shuffle_responses")  # of the keys of `data`
+_CHOOSE_ROWS = (
+    "max_rows",
+    "validation_fraction",
+    "max_tokens",
+    "shuffle_responses",
+    "wrong_responses",
+)  # of the keys of `data`
 
 
 def labels(cfg: LabelsConfig, job: Job) -> Path:
@@ -44,13 +52,15 @@ def labels(cfg: LabelsConfig, job: Job) -> Path:
     store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
     benchmark, mask = build(cfg.benchmark), build(cfg.mask)
     data: AnnotatedDataModule = build(cfg.data)(
-        mask,
-        mask,  # the groups of the metrics, of which there are none here
-        {},
-        cfg.annotations_dir,
-        store.manifest()["fingerprint"]["tokenizer"],
-        cfg.seed,
-        benchmark.held_out_questions(),
+        RowsRequest(
+            mask,
+            mask,  # the groups of the metrics, of which there are none here
+            {},
+            cfg.annotations_dir,
+            store.manifest()["fingerprint"]["tokenizer"],
+            cfg.seed,
+            benchmark.held_out_questions(),
+        )
     )
     request = {
         **{key: job.config[key] for key in ("mask", "benchmark", "seed")},
@@ -89,6 +99,7 @@ def labels_table(rows: Sequence[TokenRow], *, weighted: bool) -> pa.Table:
         "input_ids": pa.array([row.ids for row in rows], pa.list_(pa.int32())),
         "labels": pa.array([np.where(row.weight > 0, row.ids, IGNORED) for row in rows], pa.list_(pa.int32())),
     }
+    columns["completion_mask"] = pa.array([(row.token_group >= 0).astype(np.int8) for row in rows], pa.list_(pa.int8()))
     if weighted:
         columns["weights"] = pa.array([row.weight for row in rows], pa.list_(pa.float32()))
     return pa.table(columns)
@@ -121,6 +132,7 @@ def labels_card(manifest: dict[str, Any], annotation: dict[str, Any]) -> str:
         ("`response_id`", "string", "in the annotation"),
         ("`input_ids`", "list of int32", "prompt, chat template applied, and response, end token included"),
         ("`labels`", "list of int32", f"the id where a token carries loss, else {IGNORED}; not shifted"),
+        ("`completion_mask`", "list of int8", "1 for the tokens of the response, with loss or without"),
         *([("`weights`", "list of float", "of each token's loss, 0 without one")] if weighted else []),
     ]
     counts = [
@@ -147,10 +159,20 @@ def labels_card(manifest: dict[str, Any], annotation: dict[str, Any]) -> str:
         "Train the model whose tokenizer this is: the ids mean nothing to another one."
         + (" A trainer that does not read `weights` counts every label alike." if weighted else ""),
         "## Limits",
+        *_left_out(facts),
         "The license of the problems is that of their source, and the annotated model's may bind its responses; neither was "
         "recorded here.",
     ]
     return card(header, parts)
+
+
+def _left_out(facts: dict[str, Any]) -> list[str]:
+    if not (untried := facts.get("tokens_in_no_group", 0)):
+        return []
+    return [
+        f"Of {untried:,} of the {facts['response_tokens']:,} response tokens for training the annotation says nothing that the "
+        "mask could read: their positions were not tried, or the response ends wrong."
+    ]
 
 
 def _write(path: Path, rows: Sequence[TokenRow], *, weighted: bool) -> dict[str, Any]:

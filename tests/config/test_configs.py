@@ -31,7 +31,7 @@ def stages_of(option: str) -> list[str]:
     """The stages that an option is for. An experiment is for the stage that its folder or its command names."""
     group, _, name = option.partition("=")
     if group == "data":  # problems to annotate, or an annotation to train on
-        return ["train" if name == "annotated" else "annotate"]
+        return ["train" if name in ("annotated", "rows") else "annotate"]
     if group == "regularizer":  # a place of its own under loss.regularizers, not one of the defaults
         return ["train"]
     if group != "experiment":
@@ -42,7 +42,7 @@ def stages_of(option: str) -> list[str]:
 
 
 # What meets a need that an option has beside its own keys, by the key of the message about it.
-COMPANIONS = {"reference": "reference=initial", "groups": "groups=critical"}
+COMPANIONS = {"reference": "reference=initial", "groups": "groups=critical", "mask": "mask=all"}
 
 
 def left_over(stage: str, *options: str) -> list[str]:
@@ -72,6 +72,9 @@ def together() -> list[tuple[str, tuple[str, ...]]]:
     for stage in STAGES:
         groups = {group: named for (of, group), named in found.items() if of == stage}
         alone = [(option,) for group in ("experiment", "reference") for option in groups.pop(group, [])]
+        if "data=rows" in groups.get("data", []):  # no mask that reads evidence goes with it
+            groups["data"].remove("data=rows")
+            alone.append(("data=rows",))
         rows = zip_longest(*groups.values())
         lines += [(stage, line) for line in (*alone, *(tuple(filter(None, row)) for row in rows))]
     return lines
