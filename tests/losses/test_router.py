@@ -20,7 +20,7 @@ from tests.precision import assert_same
 
 def test_of_one_row_it_is_the_loss_of_transformers() -> None:
     torch.manual_seed(0)
-    layers = tuple(torch.randn(17, 8) for _ in range(3))
+    layers: Any = tuple(torch.randn(17, 8) for _ in range(3))
     (ours,) = balance_of_rows(layers, torch.zeros(17, dtype=torch.long), num_rows=1, chosen=2)
     assert float(ours) == pytest.approx(float(load_balancing_loss_func(layers, 8, 2)), rel=1e-6)
     # With padding, which counts nowhere.

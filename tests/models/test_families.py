@@ -202,7 +202,7 @@ def test_an_adapter_that_kernels_would_pass_over_is_refused() -> None:
 @pytest.mark.parametrize("name", ["qwen3-moe", "granite-3.1-moe", "gemma-3"])
 def test_the_arithmetic_is_of_what_a_token_passes_through(name: str) -> None:
     """Against torch's counter: experts that are chosen, query heads, and of windows what they leave."""
-    model = family(name).train()
+    model: Any = family(name).train()
     model.set_attn_implementation("eager")
     if experts_of(model.config):
         model.set_experts_implementation("eager")
