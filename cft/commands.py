@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cft.config.redaction import redacted_text
+from cft.config.step_words import as_typed
 from cft.quoting import setting
 
 # What cft annotate leaves to its defaults is left to those of cft train where they are the same.
@@ -24,7 +25,7 @@ _RENAMED = {"max_new_tokens": "evaluation.max_new_tokens", "data.dir": "data.dir
 
 def command(stage: str, overrides: Sequence[str], *, flags: Sequence[str] = ()) -> str:
     """What to type to run a stage with these overrides, secrets left out."""
-    return shlex.join(["cft", stage, *flags, *map(redacted_text, overrides)])
+    return shlex.join(["cft", stage, *flags, *(redacted_text(as_typed(word)) for word in overrides)])
 
 
 def train_command(

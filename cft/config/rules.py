@@ -115,6 +115,10 @@ _DATA_IS_READ = Rule(
     lambda v: not v.text("data._target_").startswith("cft.data.sources."),
 )
 
+_PART_OF_PARTS = Rule(
+    "data.part", "from 0 to below data.parts", lambda v: v.number("data.part") < v.number("data.parts")
+)
+
 _TIES_IN_FLOAT32 = Rule(
     "engine.tie_margin",
     "null or 0 with model.dtype in half precision, where no margin says what another batch would turn (the replays of an "
@@ -207,6 +211,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
     "train": (
         _TIES_IN_FLOAT32,
         _DATA_IS_READ,
+        _PART_OF_PARTS,
         Rule(
             "trainer.max_steps",
             "above 0 because trainer.max_epochs is -1: one of the two must end the training",
@@ -270,6 +275,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
     "score": _ON_RAY,
     "labels": (
         _DATA_IS_READ,
+        _PART_OF_PARTS,
         Rule(
             "data._target_",
             "an annotation (data=annotated): labels are made of its evidence, and other rows hold their own",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cft.data.batches import TokenRow
+from cft.data.batches import UNKNOWN_GROUP, TokenRow
 from cft.masks.base import Mask, mask_weights
 from cft.scores.column import Column
 from cft.types import AnnotatedResponse, Outcome
@@ -89,13 +89,12 @@ class GivenRow:
 def given_token_row(
     row: GivenRow, response: AnnotatedResponse, *, mask: Mask, columns: Mapping[str, Column]
 ) -> TokenRow:
-    """The row with the mask's weights times its own. All allowed tokens are of the group "other": none is known to be
-    critical."""
+    """The row with the mask's weights times its own. Of no token it is known whether it is critical."""
     at = np.flatnonzero(row.allowed)
     weight = np.zeros(len(row.ids), dtype=np.float32)
     weight[at] = mask_weights(mask, response) * row.weight[at]
     group = np.full(len(row.ids), -1, dtype=np.int8)
-    group[at] = 0
+    group[at] = UNKNOWN_GROUP
     scores = {name: np.zeros(len(row.ids), dtype=np.float32) for name in columns}
     for name, column in columns.items():
         scores[name][at] = column(response)

@@ -10,7 +10,15 @@ import lightning.pytorch as pl
 import numpy as np
 from torch.utils.data import DataLoader
 
-from cft.data.batches import GlobalOrderSampler, MicroBatch, MicroBatchAssignment, RowDataset, TokenRow, loader
+from cft.data.batches import (
+    UNKNOWN_GROUP,
+    GlobalOrderSampler,
+    MicroBatch,
+    MicroBatchAssignment,
+    RowDataset,
+    TokenRow,
+    loader,
+)
 from cft.errors import BadValue, UserError
 from cft.files import sha256_json
 from cft.masks.base import Mask
@@ -23,7 +31,6 @@ if TYPE_CHECKING:
     from cft.prompts.chat import Prompt
 
 FEW_ROWS = 20
-UNKNOWN_GROUP = 2  # of a response token that is in the counts of all, and in neither group
 ALL_CRITICAL = 0.95  # of response tokens
 
 
@@ -122,9 +129,9 @@ class RowsDataModule(pl.LightningDataModule):
                 f"than of the method; {self.more}"
             )
         groups_N = np.concatenate([row.token_group[row.token_group >= 0] for row in self.train_rows])
-        if unknown := int((groups_N == UNKNOWN_GROUP).sum()):
+        if 0 < (untried := int((groups_N == UNKNOWN_GROUP).sum())) < len(groups_N):
             found.append(
-                f"Of {unknown:,} of the {len(groups_N):,} response tokens it is not known whether they are critical (positions "
+                f"Of {untried:,} of the {len(groups_N):,} response tokens it is not known whether they are critical (positions "
                 "that cft annotate positions=... left out, or wrong responses): they are in neither group of the metrics"
             )
         groups_N = groups_N[groups_N != UNKNOWN_GROUP]
