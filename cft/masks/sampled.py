@@ -41,6 +41,8 @@ class CriticalSampled(RowMask):
         MaskError: the response ends wrong.
     """
 
+    evidence = ("samples",)
+
     @in_range
     def __init__(
         self,
