@@ -230,16 +230,19 @@ def prompting(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, A
     }
 
 
-def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collection[int]) -> list[int]:
+def response_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collection[int], written: Collection[str] = ()
+) -> list[int]:
     """Ids of a given response, without its end.
 
     It is never encoded as control tokens: those that have a role (beginning, end, padding, unknown), those that the chat
-    template writes, and `ends`. Special tokens that are part of answers, such as `<answer>`, are.
+    template writes, and `ends`. Special tokens that are part of answers, such as `<answer>`, are, and those of `written`,
+    texts of tokens that models write though templates do so too, such as the tags of thinking.
 
     Raises:
         TextError: the tokenizer cannot spell the text.
     """
-    controls = set(control_tokens(tokenizer, ends=ends).values())
+    controls = {token for content, token in control_tokens(tokenizer, ends=ends).items() if content not in written}
     ids = encoded(tokenizer, text)
     if controls & set(ids):
         ids = encoded(tokenizer, text, special=False)
