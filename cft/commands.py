@@ -18,6 +18,8 @@ from cft.quoting import setting
 _SAME_DEFAULT = {"model": "tiny_arith", "prompt": "chat", "verifier": "benchmark", "data": "arithmetic"}
 # Group of cft annotate -> group of cft train that chooses the same thing.
 _CARRIED = {"model": "model", "prompt": "prompt", "verifier": "verifier", "data": "benchmark"}
+# Of a training that no problems come with.
+_NOT_TESTED = ("validation.problems=0", "evaluation.problems=0", "callbacks=best_loss")
 _RENAMED = {"max_new_tokens": "evaluation.max_new_tokens", "data.dir": "data.dir", "allow_targets": "allow_targets"}
 
 
@@ -41,6 +43,9 @@ def _carried(overrides: Sequence[str], *, choices: Mapping[str, str]) -> list[st
     """Overrides of cft annotate as cft train has them. choices: the option of each group."""
     split = [re.fullmatch(r"([+~]*)([^=]+)(=.*)?", word, re.DOTALL) for word in overrides]
     parts = [(m[1], m[2], m[3] or "") for m in split if m]
+    if choices.get("data") == "rows":  # they are no benchmark
+        parts = [part for part in parts if re.split(r"[.@/]", part[1])[0] != "data"]
+        return [*_carried(["".join(part) for part in parts], choices={**choices, "data": "arithmetic"}), *_NOT_TESTED]
     words = [
         f"{new}={choices[group]}"
         for group, new in _CARRIED.items()

@@ -49,12 +49,16 @@ class Problem:
     """One question with its gold answer. `id` is unique within its source and stable across runs.
 
     solution: a worked solution that ends in the answer, "" where the source has none (`cft annotate responses=given`).
+    messages: of a problem that is a conversation, as chat templates read them: the last one is the assistant's that answers,
+    the others are the prompt. tools: JSON schemas that come with it.
     """
 
     id: str
     question: str
     answer: str
     solution: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,9 @@ class ThinkingTags(NamedTuple):
     close: str
 
 
+NO_THINKING = ThinkingTags("", "")
+
+
 class Verifier(Protocol):
     """Compares a response with a gold answer. Never raises on model text; picklable; deterministic; a dataclass.
 
@@ -90,9 +97,7 @@ class Verifier(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[str]
-
-    @property
-    def can_be_final(self) -> bool: ...
+    can_be_final: ClassVar[bool]
 
     def __call__(self, response: str, answer: str) -> Verdict: ...
 

@@ -145,8 +145,23 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         _TIES_IN_FLOAT32,
         Rule(
             "data._target_",
-            "a source of problems, such as data=arithmetic; an annotation is what cft annotate makes",
-            lambda v: not v.text("data._target_").startswith(("cft.data.annotated.", "cft.data.rows.")),
+            "a source of problems, such as data=arithmetic or data=rows; an annotation is what cft annotate makes",
+            lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
+        ),
+        Rule(
+            "data.answer_field",
+            "the field of the gold answers: with data=rows a response without one is its own, and none would be wrong "
+            "(responses=given_wrong)",
+            lambda v: (
+                v.text("data._target_") != GIVEN_ROWS
+                or v.text("responses") != "given_wrong"
+                or v.text("data.answer_field") != ""
+            ),
+        ),
+        Rule(
+            "split",
+            "train with data=rows: its rows are not split (data.split chooses among those of a data set)",
+            lambda v: v.text("data._target_") != GIVEN_ROWS or v.text("split") == "train",
         ),
         Rule(
             "responses",

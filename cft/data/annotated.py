@@ -13,9 +13,9 @@ from pydantic import Field
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.console import console
 from cft.data.batches import UNKNOWN_GROUP, MicroBatchAssignment, TokenRow
+from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.pairing import other_prompts
-from cft.data.problem_rows import normalized
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
 from cft.ranges import AtLeastOne, Count, CountOrAll, FractionBelowOne, Name, in_range
 from cft.scores.column import GROUP, Column
@@ -201,7 +201,8 @@ def _require_right(store: AnnotationStore, rows: Sequence[AnnotatedResponse]) ->
 
 
 def _apart_from_benchmark(rows: Sequence[AnnotatedResponse], exclude: frozenset[str]) -> list[AnnotatedResponse]:
-    apart = [row for row in rows if normalized(row.problem) not in exclude]
+    held_out = HeldOut(exclude)  # a conversation may hold such a question beside others
+    apart = [row for row in rows if not held_out.is_in([row.problem])]
     if leaked := len(rows) - len(apart):
         console.print(f"Rows dropped: {leaked} of problems of the benchmark's validation or test split")
     return apart

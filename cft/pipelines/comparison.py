@@ -65,6 +65,9 @@ class Design:
                 yield ErrorDetail(
                     f"steps.{name}", f"no such step{suggestion(name, known) or ', they are ' + ', '.join(known)}"
                 )
+            for key in ({RATE, "seed"} & set(self._template(name))) if name in ("train", "search") else ():
+                text = f"is what the comparison varies; give it with {'rates' if key == RATE else 'seeds'}=..."
+                yield ErrorDetail(f"steps.{name}.{key}", text)
         arms = [*self.methods, *sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))]
         for arm in self.arms:
             if arm not in arms:
@@ -97,7 +100,7 @@ class Design:
         for arm in self.arms:
             nodes = {
                 f"search-{arm}-lr{rate:g}-seed{seed}".replace(".", "_"): self.training(
-                    arm, rate=rate, seed=seed, **{**self._template("search"), "evaluation.problems": 0}
+                    arm, rate=rate, seed=seed, more={**self._template("search"), "evaluation.problems": 0}
                 )
                 for rate in self.rates
                 for seed in range(SEARCH_SEED, SEARCH_SEED + self.search_seeds)
@@ -116,13 +119,13 @@ class Design:
     def report(self, planner: Planner) -> list[Step]:
         return _added(planner, {REPORT: {"stage": REPORT, "choose": RATE, **self._template(REPORT)}})
 
-    def training(self, arm: str, *, rate: float, seed: int, **more: Any) -> dict[str, Any]:
+    def training(self, arm: str, *, rate: float, seed: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The node of a training: the method, then the budget that all arms share."""
         rows = {"data.annotation": self.annotation} if self.annotation else {}
         if self.annotates:
             rows = {"data.annotation": "<step:annotate.config.annotation>"}
         method = {entry.key: entry.value for entry in entries_of(self.methods.get(arm) or {"experiment": arm})}
-        return {"stage": "train", **rows, **method, **self._template("train"), **more, RATE: rate, "seed": seed}
+        return {"stage": "train", **rows, **method, **self._template("train"), **(more or {}), RATE: rate, "seed": seed}
 
     def _template(self, name: str) -> dict[str, Any]:
         """With keys as they are in yaml, whatever was typed."""

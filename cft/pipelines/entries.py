@@ -14,6 +14,7 @@ from cft.quoting import setting
 from cft.shipped import CONF_DIR
 
 _REFERENCE = re.compile(r"<step:([^>]*)>")
+_OF_TESTS = ("num_samples", "temperature", "top_p")  # of an annotation's evidence they are other settings
 # A text that the grammar would read as another type.
 _NO_TEXT = re.compile(r"(?i)|null|true|false|nan|[+-]?inf|[+-]?[0-9][0-9_]*|[+-]?[0-9.][0-9_.]*(e[+-]?[0-9]+)?")
 
@@ -76,7 +77,7 @@ def shared_with(stage: str, shared: Sequence[Entry]) -> dict[str, Entry]:
     """Those of a pipeline's shared overrides that a stage takes, as it takes them: by the key they had.
 
     `data` are the problems: to annotate, or the benchmark of what is trained and tested. What `evaluation` holds of a
-    training, such as max_new_tokens, is so called by other stages.
+    training, such as max_new_tokens, is so called by other stages. How many samples are drawn, and how, is of tests.
     """
     keys = keys_of(STAGES[stage].schema)
     benchmark = "benchmark" in keys and takes_problems(shared)
@@ -85,6 +86,8 @@ def shared_with(stage: str, shared: Sequence[Entry]) -> dict[str, Entry]:
         key = entry.key
         if key.split(".")[0] == "data" and key != "data.dir" and benchmark:
             key = f"benchmark{key.removeprefix('data')}"
+        elif stage == "annotate" and key in _OF_TESTS:
+            continue
         elif entry.part not in keys and key in _inside(stage, "evaluation"):
             key = f"evaluation.{key}"
         elif entry.part not in keys:

@@ -85,12 +85,19 @@ def test_nested_yaml_is_spelled_out_and_what_is_typed_wins() -> None:
 
 def test_shared_words_reach_the_stages_that_have_the_key() -> None:
     shared = entries_of(
-        {"model": "m", "data": "jsonl", "data.path": "p", "max_new_tokens": 9, "mask": "all", "data.dir": "d"}
+        {"model": "m", "data": "jsonl", "data.path": "p", "max_new_tokens": 9, "mask": "all", "top_p": 0.5}
     )
     as_told = {stage: [e.word for e in shared_with(stage, shared).values()] for stage in ("annotate", "train", "score")}
-    assert as_told["annotate"] == ["model=m", "data=jsonl", "data.path=p", "max_new_tokens=9", "data.dir=d"]
+    assert as_told["annotate"] == ["model=m", "data=jsonl", "data.path=p", "max_new_tokens=9"]
     assert as_told["train"] == [
-        *("model=m", "benchmark=jsonl", "benchmark.path=p", "evaluation.max_new_tokens=9", "mask=all", "data.dir=d")
+        *(
+            "model=m",
+            "benchmark=jsonl",
+            "benchmark.path=p",
+            "evaluation.max_new_tokens=9",
+            "mask=all",
+            "evaluation.top_p=0.5",
+        )
     ]
     assert as_told["score"] == ["model=m"]
 
