@@ -49,12 +49,16 @@ class Problem:
     """One question with its gold answer. `id` is unique within its source and stable across runs.
 
     solution: a worked solution that ends in the answer, "" where the source has none (`cft annotate responses=given`).
+    messages: of a problem that is a conversation, as chat templates read them: the last one is the assistant's that answers,
+    the others are the prompt. tools: JSON schemas that come with it.
     """
 
     id: str
     question: str
     answer: str
     solution: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,9 @@ class ThinkingTags(NamedTuple):
 
     open: str
     close: str
+
+
+NO_THINKING = ThinkingTags("", "")
 
 
 class Verifier(Protocol):

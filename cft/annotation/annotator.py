@@ -29,12 +29,14 @@ from cft.annotation.store import ProblemRecord
 from cft.models.text import char_spans
 from cft.positions import All, Positions, ResponseView
 from cft.types import (
+    NO_THINKING,
     AnnotatedResponse,
     Budget,
     Completion,
     Engine,
     Outcome,
     Problem,
+    ThinkingTags,
     TokenSequence,
     TopTokens,
 )
@@ -59,7 +61,7 @@ class Annotator:
     """All that a unit needs. max_positions: the model's context length; longer prompts are skipped and counted.
     padding_ids: of the model's vocabulary those that are no token of the tokenizer; never alternatives.
     every_position: stored rows are filled at positions of which nothing was tried, too. samples: drawn beside the greedy
-    continuations, None = none."""
+    continuations, None = none. thinking: its tags, which given responses may hold as tokens."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
@@ -75,6 +77,7 @@ class Annotator:
     positions: Positions = field(default_factory=All)
     every_position: bool = True
     samples: SampleDesign | None = None
+    thinking: ThinkingTags = NO_THINKING
     padding_ids: frozenset[int] = frozenset()
     on_solved: Callable[[Completion], None] = field(default=lambda completion: None)
     on_plan: Callable[[Sequence[NDArray[np.bool_]]], None] = field(default=lambda wanted: None)
@@ -213,6 +216,7 @@ class Annotator:
             self.max_positions,
             self.responses,
             self._num_ranks,
+            self.thinking,
         )
 
     @property

@@ -6,6 +6,7 @@ Nothing below knows of Hydra or OmegaConf.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from cft.cli.method import method_choices
 from cft.config.build import checked, config_hash, own_prefixes, redacted
+from cft.config.compose import nested
 from cft.config.stages import STAGES
 from cft.config.typed import typed
 from cft.runs.job import Job
@@ -62,24 +64,32 @@ def command_flags(hydra: HydraConf) -> tuple[str, ...]:
 
 
 def composed(
-    stage: str, overrides: Sequence[str], *, folder: Path = Path("run"), check: bool = True
+    stage: str,
+    overrides: Sequence[str],
+    *,
+    folder: Path = Path("run"),
+    conf_dirs: Sequence[str] = (),
+    check: bool = True,
 ) -> tuple[Any, Job]:
     """What `cft <stage> <overrides>` would call the stage with, for programs.
 
-    folder: the job's own. check: whether the config is refused if a stage would refuse it.
+    folder: the job's own. conf_dirs: of one's own yaml files, as --config-dir names them. check: whether the config is
+    refused if a stage would refuse it.
 
     Raises ConfigError.
     """
     before = HydraConfig.instance().cfg
     try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=stage):
-            cfg = compose(stage, list(overrides), return_hydra_config=True)
+        with nested(), initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=stage):
+            path = [f"hydra.searchpath=[{','.join(f'file://{each}' for each in conf_dirs)}]"] if conf_dirs else []
+            cfg = compose(stage, [*path, *overrides], return_hydra_config=True)
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
             cfg.hydra.mode = RunMode.RUN
             cfg.hydra.runtime.output_dir = str(folder)
             HydraConfig.instance().set_config(cfg)
             hydra = cfg.hydra
             del cfg["hydra"]
-        return stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
+        inputs, job = stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
+        return inputs, replace(job, flags=tuple(word for each in conf_dirs for word in ("--config-dir", each)))
     finally:
         HydraConfig.instance().cfg = before

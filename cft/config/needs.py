@@ -25,6 +25,7 @@ GIVEN_ROWS = "cft.data.rows.given_rows"
 # What masks call `evidence`.
 EVIDENCE = {
     "outcomes": "what came of each token's alternatives",
+    "samples": "what came of samples after each token",
     "entropy": "the entropies",
     "annotation": "the rows",
     OWN_LOGPROB: "the log-probs",

@@ -115,6 +115,10 @@ _DATA_IS_READ = Rule(
     lambda v: not v.text("data._target_").startswith("cft.data.sources."),
 )
 
+_PART_OF_PARTS = Rule(
+    "data.part", "from 0 to below data.parts", lambda v: v.number("data.part") < v.number("data.parts")
+)
+
 _TIES_IN_FLOAT32 = Rule(
     "engine.tie_margin",
     "null or 0 with model.dtype in half precision, where no margin says what another batch would turn (the replays of an "
@@ -140,8 +144,23 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         _TIES_IN_FLOAT32,
         Rule(
             "data._target_",
-            "a source of problems, such as data=arithmetic; an annotation is what cft annotate makes",
-            lambda v: not v.text("data._target_").startswith(("cft.data.annotated.", "cft.data.rows.")),
+            "a source of problems, such as data=arithmetic or data=rows; an annotation is what cft annotate makes",
+            lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
+        ),
+        Rule(
+            "data.answer_field",
+            "the field of the gold answers: with data=rows a response without one is its own, and none would be wrong "
+            "(responses=given_wrong)",
+            lambda v: (
+                v.text("data._target_") != GIVEN_ROWS
+                or v.text("responses") != "given_wrong"
+                or v.text("data.answer_field") != ""
+            ),
+        ),
+        Rule(
+            "split",
+            "train with data=rows: its rows are not split (data.split chooses among those of a data set)",
+            lambda v: v.text("data._target_") != GIVEN_ROWS or v.text("split") == "train",
         ),
         Rule(
             "responses",
@@ -192,6 +211,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
     "train": (
         _TIES_IN_FLOAT32,
         _DATA_IS_READ,
+        _PART_OF_PARTS,
         Rule(
             "trainer.max_steps",
             "above 0 because trainer.max_epochs is -1: one of the two must end the training",
@@ -255,6 +275,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
     "score": _ON_RAY,
     "labels": (
         _DATA_IS_READ,
+        _PART_OF_PARTS,
         Rule(
             "data._target_",
             "an annotation (data=annotated): labels are made of its evidence, and other rows hold their own",

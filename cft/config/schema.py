@@ -237,6 +237,31 @@ class AgreementConfig:
     allow_targets: list[str] = field(default_factory=list)
 
 
+@dataclass
+class PipelineConfig:
+    steps: dict[str, Any] = field(default_factory=dict)  # overrides of stages, which their own schemas check
+    shared: dict[str, Any] = field(default_factory=dict)
+    isolated: bool = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CompareConfig:
+    arms: list[str] = field(default_factory=list)
+    annotation: str = MISSING
+    methods: dict[str, Any] = field(default_factory=dict)
+    seeds: AtLeastOne = MISSING
+    rates: list[float] = field(default_factory=list)
+    search_seeds: AtLeastOne = MISSING
+    keep: Literal["results", "exports", "all"] = MISSING
+    probe_problems: AtLeastOne = MISSING
+    estimate_only: bool = MISSING
+    steps: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+    isolated: bool = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key of a schema. record: the nested dataclass of a closed set; node: an open place; many: nodes by name."""

@@ -13,11 +13,11 @@ from pydantic import Field
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.console import console
 from cft.data.batches import UNKNOWN_GROUP, MicroBatchAssignment, TokenRow
+from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.pairing import other_prompts
-from cft.data.problem_rows import normalized
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
-from cft.ranges import AtLeastOne, CountOrAll, FractionBelowOne, Name, in_range
+from cft.ranges import AtLeastOne, Count, CountOrAll, FractionBelowOne, Name, in_range
 from cft.scores.column import GROUP, Column
 from cft.scores.store import annotating_model, with_scores
 from cft.types import AnnotatedResponse, DataSource
@@ -52,6 +52,12 @@ def in_validation(problem_id: str, *, fraction: float) -> bool:
     return int.from_bytes(digest) / 2**64 < fraction
 
 
+def in_part(problem_id: str, *, part: int, parts: int) -> bool:
+    """Whether a problem's rows are in one of so many parts of about the same size; a function of the id alone."""
+    digest = hashlib.blake2b(f"part\x1f{problem_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % parts == part
+
+
 def rows_hash(rows: Sequence[AnnotatedResponse]) -> str:
     """Hash of what training sees of the rows, in their order: an annotation may grow between two runs."""
     digest = hashlib.sha256()
@@ -71,6 +77,8 @@ def annotated_rows(
     batch_size: AtLeastOne,
     micro_batch_assignment: MicroBatchAssignment,
     max_rows: CountOrAll,
+    part: Count,
+    parts: AtLeastOne,
     validation_fraction: FractionBelowOne,
     max_tokens: Annotated[int, Field(ge=2)],
     shuffle_responses: bool,
@@ -86,6 +94,8 @@ def annotated_rows(
         batch_size: Rows of a micro-batch, per process.
         micro_batch_assignment: Of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
         max_rows: -1 = all, else the first by order in the store.
+        part: Of `parts` parts of the problems, from 0: the one that is trained on.
+        parts: 1 = all problems.
         validation_fraction: Fraction of the problems whose rows are held out, 0 to below 1.
         max_tokens: Longer rows are dropped and counted.
         shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
@@ -104,6 +114,7 @@ def annotated_rows(
     manifest = store.manifest()
     _require_tokenizer(store, manifest, request.tokenizer_sha256)
     every = store.rows()[: max_rows if max_rows >= 0 else None]
+    every = [row for row in every if in_part(row.problem_id, part=part, parts=parts)]
     if wrong_responses == "refuse":
         _require_right(store, every)
     apart = _apart_from_benchmark(every, request.exclude)
@@ -190,7 +201,8 @@ def _require_right(store: AnnotationStore, rows: Sequence[AnnotatedResponse]) ->
 
 
 def _apart_from_benchmark(rows: Sequence[AnnotatedResponse], exclude: frozenset[str]) -> list[AnnotatedResponse]:
-    apart = [row for row in rows if normalized(row.problem) not in exclude]
+    held_out = HeldOut(exclude)  # a conversation may hold such a question beside others
+    apart = [row for row in rows if not held_out.is_in([row.problem])]
     if leaked := len(rows) - len(apart):
         console.print(f"Rows dropped: {leaked} of problems of the benchmark's validation or test split")
     return apart

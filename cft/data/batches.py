@@ -25,9 +25,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cft.types import StepCounts, TokenBatch
 
 MicroBatchAssignment = Literal["in_order", "by_length", "by_tokens"]
-UNKNOWN_GROUP = (
-    2  # of a response token of which it is not known whether it is critical: in neither group of the metrics
-)
+# Of a response token of which it is not known whether it is critical: in neither group of the metrics.
+UNKNOWN_GROUP = 2
 
 
 @dataclass(frozen=True, slots=True)

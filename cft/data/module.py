@@ -129,9 +129,9 @@ class RowsDataModule(pl.LightningDataModule):
                 f"than of the method; {self.more}"
             )
         groups_N = np.concatenate([row.token_group[row.token_group >= 0] for row in self.train_rows])
-        if 0 < (untried := int((groups_N == UNKNOWN_GROUP).sum())) < len(groups_N):
+        if 0 < (unknown := int((groups_N == UNKNOWN_GROUP).sum())) < len(groups_N):
             found.append(
-                f"Of {untried:,} of the {len(groups_N):,} response tokens it is not known whether they are critical (positions "
+                f"Of {unknown:,} of the {len(groups_N):,} response tokens it is not known whether they are critical (positions "
                 "that cft annotate positions=... left out, or wrong responses): they are in neither group of the metrics"
             )
         groups_N = groups_N[groups_N != UNKNOWN_GROUP]

@@ -37,6 +37,32 @@ IGNORED = -100  # of labels
 _MASKS = ("attention_mask", "completion_mask", "assistant_masks")
 
 
+def shape_of(
+    value: Mapping[str, Any], *, shape: Shape | Literal["auto"], prompt: str, completion: str, messages: str
+) -> Shape:
+    """The shape that was chosen, or by the fields. prompt, completion, messages: names of fields.
+
+    Raises BadRow where the fields are those of no shape, or of several.
+    """
+    if shape != "auto":
+        return shape
+    there = {
+        "text": prompt in value and completion in value,
+        "messages": messages in value,
+        "tokens": "input_ids" in value,
+        "spans": "segments" in value or ("text" in value and "spans" in value),
+    }
+    found = [one for one in SHAPES if there[one]]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise BadRow(f"several shapes: its fields are those of {' and '.join(found)}; say which with data.shape=...")
+    raise BadRow(
+        f"no known shape: expected {prompt} and {completion}, {messages}, input_ids, or segments ({fields_found(value)}); "
+        "name the fields (data.*_field)"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class RowReader:
     """Reads rows of one shape, or of whichever shape each has.
@@ -58,24 +84,12 @@ class RowReader:
 
     def shape_of(self, value: Mapping[str, Any]) -> Shape:
         """Raises BadRow where the fields are those of no shape, or of several."""
-        if self.shape != "auto":
-            return self.shape
-        there = {
-            "text": self.prompt_field in value and self.completion_field in value,
-            "messages": self.messages_field in value,
-            "tokens": "input_ids" in value,
-            "spans": "segments" in value or ("text" in value and "spans" in value),
-        }
-        found = [shape for shape in SHAPES if there[shape]]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise BadRow(
-                f"several shapes: its fields are those of {' and '.join(found)}; say which with data.shape=..."
-            )
-        raise BadRow(
-            f"no known shape: expected {self.prompt_field} and {self.completion_field}, {self.messages_field}, input_ids, or "
-            f"segments ({fields_found(value)}); name the fields (data.*_field)"
+        return shape_of(
+            value,
+            shape=self.shape,
+            prompt=self.prompt_field,
+            completion=self.completion_field,
+            messages=self.messages_field,
         )
 
     def __call__(self, value: Mapping[str, Any], *, place: str) -> GivenRow:

@@ -23,6 +23,7 @@ class OutcomeRule(RowMask):
     refused, or left out where `untried` says so, and then it counts as not known.
     """
 
+    evidence = ("outcomes",)
     verdict: Literal["right", "wrong"]  # of the responses it is about
 
     def __init__(self, *, num_alternatives: int, rule: Rule, untried: Untried) -> None:
@@ -114,7 +115,6 @@ class Critical(OutcomeRule):
         MaskError: the response ends wrong.
     """
 
-    evidence = ("outcomes",)
     verdict = "right"
 
     @in_range
@@ -150,7 +150,6 @@ class Turning(OutcomeRule):
         MaskError: the response ends right.
     """
 
-    evidence = ("outcomes",)
     verdict = "wrong"
 
     @in_range

@@ -1,7 +1,8 @@
-"""Masks that tell a response's thinking from what follows it."""
+"""Masks that tell a response's thinking from what follows it, as verifiers do (`cft/verifiers/thinking.py`)."""
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -22,13 +23,16 @@ class Thinking(RowMask):
         close: the tag after it.
 
     Raises:
-        MaskError: an empty tag, or the same one twice.
+        MaskError: an empty tag, or one that is a part of the other.
     """
 
     def __init__(self, *, open: str = "<think>", close: str = "</think>") -> None:
-        if not open or not close or open == close:
-            raise MaskError(f"mask.open={open!r}, mask.close={close!r}: expected two tags that differ")
-        self.open, self.close = open, close
+        if not open.strip() or not close.strip() or open in close or close in open:
+            raise MaskError(
+                f"mask.open={open!r}, mask.close={close!r}: expected two tags, none of them a part of the other"
+            )
+        self.close = close
+        self.tags = re.compile(f"{re.escape(open)}|{re.escape(close)}")
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         weights = np.zeros(len(row.response_ids), dtype=np.float32)
@@ -37,16 +41,18 @@ class Thinking(RowMask):
         return weights
 
     def spans(self, row: AnnotatedResponse) -> list[tuple[int, int]]:
-        """Characters of the thinking of each turn."""
+        """Characters of the thinking, turn by turn. Tags do not nest: the first closing tag ends it."""
         found = []
         for start, end in turns(row):
-            text = row.response[start:end]
-            opened, closed = text.find(self.open), text.rfind(self.close)
-            if closed >= 0:
-                first = opened if 0 <= opened < closed else 0
-                found.append((start + first, start + closed + len(self.close)))
-            elif opened >= 0:
-                found.append((start + opened, end))
+            opened: int | None = start  # a prompt may have opened it, which a closing tag that comes first tells
+            tags = list(self.tags.finditer(row.response, start, end))
+            for number, tag in enumerate(tags):
+                if tag[0] == self.close:
+                    found += [(opened, tag.end())] if opened is not None else []
+                    opened = None
+                elif opened is None or number == 0:
+                    opened = tag.start()
+            found += [(opened, end)] if tags and opened is not None else []
         return found
 
 

@@ -15,15 +15,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cft.errors import UserError
 from cft.files import sha256_json
 from cft.models.load import template_hash, tokenizer_hash
+from cft.prompts.switches import switches, unread
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from transformers import PreTrainedTokenizerBase
 
 SLOT = "{question}"
@@ -137,7 +136,9 @@ class Chat:
             # apply_chat_template takes no function, so the clock that its templates read could not be set there.
             source: Any = tokenizer.get_chat_template(tools=list(tools) if tools else None)  # type: ignore[arg-type]
             compiled: Any = chat_template_utils._compile_jinja_template(source)
-            _require_read(self.template_kwargs, _switches(compiled.environment, source), tokenizer=tokenizer)
+            read = switches(compiled.environment, source) - _OURS
+            if problem := unread(self.template_kwargs, read, of=f"the chat template of {tokenizer.name_or_path}"):
+                raise PromptError(problem)
             with compiled.environment.activate_tracker(blocks, marked):
                 pieces = compiled.generate(
                     messages=messages,
@@ -229,16 +230,19 @@ def prompting(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, A
     }
 
 
-def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collection[int]) -> list[int]:
+def response_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collection[int], written: Collection[str] = ()
+) -> list[int]:
     """Ids of a given response, without its end.
 
     It is never encoded as control tokens: those that have a role (beginning, end, padding, unknown), those that the chat
-    template writes, and `ends`. Special tokens that are part of answers, such as `<answer>`, are.
+    template writes, and `ends`. Special tokens that are part of answers, such as `<answer>`, are, and those of `written`,
+    texts of tokens that models write though templates do so too, such as the tags of thinking.
 
     Raises:
         TextError: the tokenizer cannot spell the text.
     """
-    controls = set(control_tokens(tokenizer, ends=ends).values())
+    controls = {token for content, token in control_tokens(tokenizer, ends=ends).items() if content not in written}
     ids = encoded(tokenizer, text)
     if controls & set(ids):
         ids = encoded(tokenizer, text, special=False)
@@ -309,26 +313,6 @@ def _between(
 def compared(text: str) -> str:
     """Tokenizers may compose characters and drop white space at the ends of a text; more they must keep."""
     return unicodedata.normalize("NFC", text).strip()
-
-
-def _switches(environment: Environment, template: str) -> list[str]:
-    """Variables that a template reads and does not set itself, beside what the program and the tokenizer give it."""
-    from jinja2.meta import find_undeclared_variables
-
-    read = find_undeclared_variables(environment.parse(template)) - environment.globals.keys() - _OURS
-    return sorted(name for name in read if not name.endswith("_token"))
-
-
-def _require_read(given: Mapping[str, Any], read: Sequence[str], *, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A switch that the template does not read would change nothing. Raises PromptError."""
-    if unknown := [name for name in given if name not in read and not name.endswith("_token")]:
-        near = get_close_matches(unknown[0], read, n=1)
-        meant = f", did you mean {near[0]}?" if near else ""
-        found = f"it reads {', '.join(read)}{meant}" if read else "it reads none"
-        raise PromptError(
-            f"prompt.template_kwargs.{unknown[0]}: the chat template of {tokenizer.name_or_path} reads no such variable, so it "
-            f"would change nothing; {found}. Leave it out, or name one that is read"
-        )
 
 
 def _template_problem(error: Exception, tokenizer: PreTrainedTokenizerBase, *, system: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -65,15 +65,15 @@ def _plain(
             "where a token does"
         )
     require_spelt(tokenizer, whole, first, last)
-    bos = tokenizer.bos_token_id
+    bos: Any = tokenizer.bos_token_id
     opened = list(tokenizer("", add_special_tokens=True)["input_ids"])[:1] == [bos] and whole.ids[0] != bos
     end_id = prompt.end_id(tokenizer) if ends else None
     closed = end_id is not None
-    ids = np.concatenate([[bos] * opened, whole.ids, [end_id] * closed]).astype(np.int32)
     size = len(whole.text)
-    span = np.concatenate(
-        [[(0, 0)] * opened or np.zeros((0, 2)), whole.span, [(size, size)] * closed or np.zeros((0, 2))]
+    made = Encoded(
+        whole.text,
+        np.array([*[bos] * opened, *whole.ids.tolist(), *[end_id] * closed], dtype=np.int32),
+        np.array([*[[0, 0]] * opened, *whole.span.tolist(), *[[size, size]] * closed], dtype=np.int32),
+        np.array([*[True] * opened, *whole.special.tolist(), *[True] * closed], dtype=bool),
     )
-    special = np.concatenate([[True] * opened, whole.special, [True] * closed]).astype(bool)
-    made = Encoded(whole.text, ids, span.astype(np.int32), special)
     return Conversation(made, (Turn(0, ASSISTANT, first + opened, last + opened + closed),))

@@ -18,6 +18,7 @@ from cft.benchmarks.sets import verifier_for
 from cft.config.build import ConfigError, build
 from cft.config.schema import AnnotateConfig, Split
 from cft.console import console, progress
+from cft.data.row_problems import problems_of, wants_answers, with_answers
 from cft.data.sources import Splits
 from cft.engines.server.probe import with_stored_probe
 from cft.fleets.base import Crew, Facts, Fleet, FleetError, left_out_message, package_facts
@@ -47,7 +48,12 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     quiet_libraries()
     fleet: Fleet = build(cfg.fleet)
     store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
-    splits = build(cfg.data)
+    splits = problems_of(build(cfg.data))
+    if wants_answers(splits):
+        splits = with_answers(splits, thinking=cfg.verify.thinking.tags)
+        console.print("Gold answers: the final answers of the given responses, where data.answer_field names no others")
+    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     positions: Positions = build(cfg.positions)
     plan, shard = _plan(cfg, splits, positions), Shard(cfg.shard, cfg.num_shards)
     _print_problems(splits, plan, split=cfg.split)
@@ -55,8 +61,6 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
         positions.require_named({problem.id for problem in plan.problems}, data=splits.name)
     if cfg.complete:
         _require_annotation(store)
-    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
-    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     spec: ModelSpec = build(cfg.model)
     _require_engine_that_samples(cfg)
     make = MakeAnnotating.of(cfg, verifier=verifier, positions=positions, every_outcome=plan.every_outcome)
@@ -313,6 +317,7 @@ def _estimate_of_given(cfg: AnnotateConfig, spec: ModelSpec, positions: Position
             positions=positions,
             eos_ids=model.facts.eos_ids,
             max_new_tokens=cfg.max_new_tokens,
+            thinking=cfg.verify.thinking.tags,
         )
         samples = sample_design(cfg)
         return found.sentence(num_alternatives=cfg.num_alternatives, num_samples=samples.num_samples if samples else 0)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cft.annotation.responses import given_response
+from cft.annotation.responses import GivenResponses
 from cft.positions import Positions, ResponseView
 from cft.prompts.chat import Prompt, TextError
 from cft.stages.annotation_worker import tokens_after
-from cft.types import Outcome, Problem
+from cft.types import Outcome, Problem, ThinkingTags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,13 +52,15 @@ def estimate(
     positions: Positions,
     eos_ids: Sequence[int],
     max_new_tokens: int,
+    thinking: ThinkingTags,
 ) -> Estimate:
     """Of the responses that the data give, as if all were kept."""
     responses = tokens = 0
     tried = decoded = probes = probed = 0.0
+    given = GivenResponses(tokenizer, prompt, eos_ids=eos_ids, max_new_tokens=max_new_tokens, thinking=thinking)
     for problem in problems:
         try:
-            found = given_response(problem, tokenizer, prompt, eos_ids=eos_ids, max_new_tokens=max_new_tokens)
+            _, found = given(problem)
         except TextError:
             continue
         if found.finish == "length":

@@ -156,6 +156,7 @@ class Annotating:
             positions=positions,
             every_position=cfg.complete,
             samples=sample_design(cfg),
+            thinking=cfg.verify.thinking.tags,
             padding_ids=model.facts.unnamed_ids,
         )
         self.facts: Facts = {

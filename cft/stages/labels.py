@@ -39,6 +39,8 @@ from cft.runs.lineage import annotation_link, lineage
 MANIFEST = "manifest.json"
 _CHOOSE_ROWS = (
     "max_rows",
+    "part",
+    "parts",
     "validation_fraction",
     "max_tokens",
     "shuffle_responses",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from cft.data.batches import UNKNOWN_GROUP
 from cft.data.held_out import HeldOut
 from cft.data.module import NothingToTrain, RowsDataModule, RowsRequest
 from cft.data.problem_rows import BadRow, ProblemError, normalized
@@ -95,7 +96,7 @@ def test_every_shape_gives_the_tokens_of_prompt_and_response(
         }
         expected = [0.0] * len(prompt) + weights[shape]
     assert row.weight.tolist() == expected
-    assert (row.token_group == np.where(np.array(expected) > 0, 0, -1)).all()
+    assert (row.token_group == np.where(np.array(expected) > 0, UNKNOWN_GROUP, -1)).all()
 
 
 def test_given_weights_are_the_weights_of_a_cross_entropy(
@@ -170,7 +171,7 @@ def test_turns_roles_and_weights_of_messages_say_what_may_carry_loss() -> None:
 
 def test_thinking_and_what_follows_it_share_out_every_turn() -> None:
     tokenizer = byte_tokenizer(CHATML)
-    said = ["<think>one</think>\nYes", "No", "two</think>So", "<think>and"]
+    said = ["<think>one</think>\nYes", "No", "two</think>So</think>", "<think>a</think>b<think>c"]
     messages = [m for text in said for m in ({"role": "user", "content": "?"}, {"role": "assistant", "content": text})]
     response = RowReader(CHAT, tokenizer)({"messages": messages}, place="here").response()
     thought, rest = (mask_weights(mask, response) for mask in (Thinking(), AfterThinking()))
@@ -179,8 +180,8 @@ def test_thinking_and_what_follows_it_share_out_every_turn() -> None:
     def text(weights: Any) -> str:
         return str(tokenizer.decode(response.response_ids[weights > 0]))
 
-    assert text(thought) == "<think>one</think>two</think><think>and"
-    assert text(rest) == "\nYes<|im_end|>No<|im_end|>So<|im_end|><|im_end|>"
+    assert text(thought) == "<think>one</think>two</think><think>a</think><think>c"
+    assert text(rest) == "\nYes<|im_end|>No<|im_end|>So</think><|im_end|>b<|im_end|>"
 
 
 def test_weighted_spans_of_a_plain_text() -> None:
@@ -215,7 +216,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": [5, 6]}, "no loss is given"),
     ({"input_ids": [5, 6], "labels": [-100]}, "columns of several lengths"),
     ({"input_ids": [5, 6, 7], "labels": [6, 7, -100]}, "shifted labels"),
-    ({"input_ids": [5, 6, 7], "labels": [-100, 7, 7]}, r"labels\[1\] is 7, input_ids\[1\] is 6"),
+    ({"input_ids": [5, 6, 7], "labels": [-100, 9, 7]}, r"labels\[1\] is 9, input_ids\[1\] is 6"),
     ({"input_ids": [5, 99999], "labels": [-100, 99999]}, "ids of another tokenizer: 5 to 99999"),
     ({"input_ids": [5, 6], "weights": [0, float("nan")]}, r"weights\[1\] is infinite or NaN"),
     ({"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1], "labels": [5, 6, 7]}, "attention_mask with a gap"),
