@@ -57,6 +57,8 @@ def encoded(value: Any, stays: Callable[[Any], int]) -> Any:
         return ["Decimal", str(value)]
     if type(value) is type and vars(builtins).get(value.__name__) is value:
         return ["type", value.__name__]
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return encoded(value.item(), stays)  # a number that is equal to a plain one
     return ["remote", stays(value)]
 
 

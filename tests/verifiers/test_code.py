@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -189,6 +191,15 @@ def test_in_the_pool_weak_programs_are_no_fault_of_the_verifier(monkeypatch: pyt
     while any(Path(f"/proc/{pid}").exists() for pid in nursery) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(Path(f"/proc/{pid}").exists() for pid in nursery)  # it ends with the worker that began it
+
+
+def test_a_nursery_that_was_ended_from_outside_leaves_its_program_undecided_and_is_begun_again() -> None:
+    nursery = session._nursery(MODULES, os.getpid())
+    timer = threading.Timer(0.3, lambda: os.kill(nursery._process.pid, signal.SIGKILL))
+    timer.start()
+    verdict = tried("import time\ntime.sleep(3)\n" + RIGHT)
+    assert (verdict.decision, verdict.reason) == ("undecided", "the process that runs programs was ended from outside")
+    assert tried(RIGHT).decision == "right"
 
 
 def test_a_process_without_the_lock_is_found_out() -> None:
