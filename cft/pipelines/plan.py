@@ -145,10 +145,10 @@ class Planner:
             errors.append(ErrorDetail(entry.key, text))
             own.remove(entry)
         folder = self.settings.folder / name
-        taken = shared_with(stage, self.shared)
+        given = {entry.key for entry in own}
+        taken = shared_with(stage, self.shared, annotated="data.annotation" in given)
         self._taken |= set(taken)
         self._stages.add(stage)
-        given = {entry.key for entry in own}
         shared = [entry for entry in taken.values() if entry.key not in given]
         words = [entry.word for entry in (*self._defaults(STAGES[stage], folder), *shared, *own)]
         found = _composed(stage, tuple(words), self.settings, check=check)
