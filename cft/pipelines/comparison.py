@@ -1,6 +1,6 @@
 """The steps of `cft compare`: a pipeline whose trainings are repeated for each arm, learning rate and seed.
 
-annotate                 once, unless an annotation is given or the data are rows to train on
+annotate                 once, unless an annotation is given; of data that are rows, their own responses
 base                     the untrained model on the test problems, once
 search-ARM-lrRATE-seedN  one training for each rate, judged on validation problems alone
 ARM-seedN                at the rate that was best, with fresh seeds, tested

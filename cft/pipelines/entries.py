@@ -86,11 +86,12 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
     found = {}
     for entry in shared:
         key = entry.key
-        if key.split(".")[0] == "data" and key != "data.dir" and benchmark:
+        of_data = key.split(".")[0] == "data" and key != "data.dir"
+        if of_data and benchmark:
             key = f"benchmark{key.removeprefix('data')}"
-        elif key.split(".")[0] == "data" and annotated:
-            continue
-        elif stage == "annotate" and key in _OF_TESTS:
+        elif (of_data and (annotated or "data" not in keys or not keys["data"].node)) or (
+            stage == "annotate" and key in _OF_TESTS
+        ):
             continue
         elif entry.part not in keys and key in _inside(stage, "evaluation"):
             key = f"evaluation.{key}"
