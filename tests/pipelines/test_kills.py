@@ -17,8 +17,8 @@ import pytest
 from tests.conftest import ROOT
 
 WORDS = (
-    *("pipeline=cft", "limit=12", "steps.annotate.limit=24", "steps.annotate.unit_size=8", "num_samples=0"),
-    *("steps.train.validation.problems=4", "steps.train.trainer.max_epochs=3", "steps.train.data.batch_size=2"),
+    *("pipeline=cft", "limit=6", "steps.annotate.limit=16", "steps.annotate.unit_size=8", "num_samples=0"),
+    *("steps.train.validation.problems=2", "steps.train.trainer.max_epochs=2", "steps.train.data.batch_size=2"),
     *("steps.train.callbacks.last.every_n_steps=1", "hydra.run.dir=out"),
 )
 
