@@ -72,7 +72,7 @@ def test_labels_come_back_as_the_same_rows_and_the_same_loss(tmp_path: Path, tin
 REFUSED: list[tuple[tuple[str, ...], str, str]] = [
     (("mask=critical",), "mask", "Critical reads what came of each token's alternatives"),
     (("mask=random_like", "mask@mask.like=critical"), "mask", "Critical reads"),
-    (("mask=entropy",), "mask", "HighEntropy reads the entropies"),
+    (("mask=entropy",), "mask", "HighEntropy reads entropies"),
     (("mask=all", "groups=critical", "loss=sft_go"), "groups", "Critical reads"),
     (("mask=all", "reference=annotation", "weighting=excess_loss"), "reference", "log-probs of the annotating model"),
     (
@@ -92,7 +92,9 @@ def test_what_needs_evidence_is_refused_with_the_command_that_makes_it(
     (found,) = mistakes("train", "data=rows", "data.path=my rows.jsonl", *overrides)
     assert found.startswith(f"{key}: ")
     assert text in found
-    assert "cft annotate responses=given data=rows 'data.path='\"'\"'my rows.jsonl'\"'\"'' annotation=NAME" in found
+    rows_ = "data=rows 'data.path='\"'\"'my rows.jsonl'\"'\"''"
+    command = f"cft score {rows_} score=entropy" if "entropy" in text else f"responses=given {rows_} annotation=NAME"
+    assert command in found
 
 
 def test_a_missing_file_and_a_negative_weight_are_named_before_the_model_loads(
