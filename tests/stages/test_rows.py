@@ -119,7 +119,9 @@ def test_what_needs_evidence_is_refused_with_the_command_that_makes_it(
     assert found.startswith(f"{key}: ")
     assert text in found
     rows_ = "data=rows 'data.path='\"'\"'my rows.jsonl'\"'\"''"
-    command = f"cft score {rows_} score=entropy" if "HighEntropy" in text else f"responses=given {rows_} annotation=NAME"
+    command = (
+        f"cft score {rows_} score=entropy" if "HighEntropy" in text else f"responses=given {rows_} annotation=NAME"
+    )
     assert command in found
 
 
