@@ -219,7 +219,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
     "score": _ON_RAY,
-    "labels": (_DATA_IS_READ,),
+    "export": (_DATA_IS_READ,),
     "evaluate": (_TIES_IN_FLOAT32, temperature(), *_ON_RAY),
 }
 

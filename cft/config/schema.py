@@ -192,10 +192,11 @@ class ScoreConfig:
 
 
 @dataclass
-class LabelsConfig:
+class RowsExportConfig:
     data: Node = MISSING
     benchmark: Node = MISSING
     mask: Node = MISSING
+    format: Node = MISSING
     annotation: Name = MISSING
     annotations_dir: Name = MISSING
     out: Name = MISSING

@@ -59,11 +59,11 @@ STAGES: dict[str, Stage] = {
         "cft.stages.score:score",
         RULES["score"],
     ),
-    "labels": Stage(
-        "a mask's choice as input_ids and labels, a data set for other trainers",
-        schema.LabelsConfig,
-        "cft.stages.labels:labels",
-        RULES["labels"],
+    "export": Stage(
+        "an annotation under a mask as a data set for TRL, Axolotl, LLaMA-Factory, ms-swift, Tinker, DPO or verl",
+        schema.RowsExportConfig,
+        "cft.stages.export:export",
+        RULES["export"],
     ),
     "agreement": Stage(
         "how far two annotations of the same problems agree, such as those of two engines; shown in the card of the first",
