@@ -205,6 +205,19 @@ class RowsExportConfig:
 
 
 @dataclass
+class PushConfig:
+    path: Name = MISSING
+    repo_id: Name = MISSING
+    part: Literal["auto", "model", "adapter"] = MISSING
+    private: bool = MISSING
+    revision: Name = MISSING
+    message: str = MISSING
+    annotations_dir: Name = MISSING
+    seed: Seed = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
 class AgreementConfig:
     annotation: Name = MISSING
     other: Name = MISSING

@@ -65,6 +65,11 @@ STAGES: dict[str, Stage] = {
         "cft.stages.export:export",
         RULES["export"],
     ),
+    "push": Stage(
+        "an annotation, an export, a model or its adapters to the Hugging Face hub",
+        schema.PushConfig,
+        "cft.stages.push:push",
+    ),
     "agreement": Stage(
         "how far two annotations of the same problems agree, such as those of two engines; shown in the card of the first",
         schema.AgreementConfig,
