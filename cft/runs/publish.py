@@ -140,13 +140,21 @@ def _texts(path: Path) -> Iterator[str]:
     """Of a data file, where it holds some."""
     if path.suffix == ".parquet":
         table = pq.read_table(path, partitioning=None)  # pyright: ignore[reportArgumentType] - documented, not typed
-        for name, kind in zip(table.schema.names, table.schema.types, strict=True):
-            if pa.types.is_string(kind):
-                yield "\n".join(text or "" for text in table.column(name).to_pylist())
-            elif pa.types.is_nested(kind) and not (pa.types.is_list(kind) and pa.types.is_primitive(kind.value_type)):
-                yield json.dumps(table.column(name).to_pylist(), ensure_ascii=False, default=str)
+        for chunk in (chunk for column in table.columns for chunk in column.chunks):
+            yield from _strings(chunk)
     elif path.suffix in (".jsonl", ".json", ".txt", ".jinja", ".py"):
         yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def _strings(array: pa.Array) -> Iterator[str]:
+    """Of lists and records, too; each text once."""
+    if pa.types.is_list(array.type):
+        yield from _strings(array.flatten())
+    elif pa.types.is_struct(array.type):
+        for part in array.flatten():
+            yield from _strings(part)
+    elif pa.types.is_string(array.type):
+        yield "\n".join(text for text in array.unique().to_pylist() if text)
 
 
 def _holds_secret(text: str) -> bool:

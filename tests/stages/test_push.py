@@ -18,6 +18,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.config.build import ConfigError
 from cft.config.schema import PushConfig
+from cft.run_log import recording
 from cft.runs.job import Job
 from cft.runs.publish import PublishError, parcel, without_machine
 from cft.stages.push import PushError, push
@@ -58,7 +59,8 @@ def annotation(tmp_path: Path) -> Path:
 
 
 def test_an_annotation_opens_from_what_was_sent(here: Hub, annotation: Path, tmp_path: Path) -> None:
-    address = pushed("mine", tmp_path)
+    with recording():
+        address = pushed("mine", tmp_path)
     assert address == f"{here.endpoint}/datasets/me/it/commit/{'0' * 40}"
     (created,) = here.created
     assert (created["name"], created["organization"], created["type"], created["private"]) == (
@@ -160,7 +162,7 @@ def test_what_is_nothing_unfinished_or_wrongly_named_is_refused_before_the_hub_i
         pushed(tmp_path / "empty", tmp_path)
     with pytest.raises(ConfigError, match="repo_id=a b: expected a name such as"):
         pushed(annotation, tmp_path, repo_id="a b")
-    with pytest.raises(PublishError, match="part=adapter: .* is no run"):
+    with pytest.raises(PublishError, match=r"part=adapter: .* is no run"):
         pushed(annotation, tmp_path, part="adapter")
     shutil.rmtree(run / "export.adapter")
     with pytest.raises(PublishError, match=r"no export\.adapter, which only a training with model\.lora writes"):
@@ -178,7 +180,8 @@ def test_data_that_holds_a_secret_is_refused_and_links_stay_behind(
     pq.write_table(pa.table({"x": [1]}), tmp_path / "elsewhere.parquet")
     assert "rows/link.parquet" not in parcel(annotation).files
     monkeypatch.setenv("SOME_API_KEY", "planted-in-data-1")
-    pq.write_table(pa.table({"response": ["so planted-in-data-1 is"]}), annotation / "rows" / "99999.x.parquet")
+    hidden = [[{"content": "so planted-in-data-1 is"}]]
+    pq.write_table(pa.table({"messages": hidden}), annotation / "rows" / "99999.x.parquet")
     with pytest.raises(PublishError, match=r"99999\.x\.parquet: holds a secret"):
         parcel(annotation)
 
