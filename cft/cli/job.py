@@ -5,7 +5,8 @@ Nothing below knows of Hydra or OmegaConf.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,14 @@ def command_flags(hydra: HydraConf) -> tuple[str, ...]:
     return tuple(word for folder in folders for word in ("--config-dir", folder))
 
 
-def composed(
-    stage: str, overrides: Sequence[str], *, folder: Path = Path("run"), check: bool = True
-) -> tuple[Any, Job]:
-    """What `cft <stage> <overrides>` would call the stage with, for programs.
+@contextmanager
+def hydra_job(
+    stage: str, overrides: Sequence[str], *, folder: Path | None = None, check: bool = True
+) -> Iterator[tuple[Any, Job]]:
+    """What `cft <stage> <overrides>` would call the stage with, for programs; inside, Hydra knows the job as it does there.
 
-    folder: the job's own. check: whether the config is refused if a stage would refuse it.
+    folder: the job's own, None = where the command would put it. check: whether the config is refused if a stage would
+    refuse it.
 
     Raises ConfigError.
     """
@@ -76,10 +79,22 @@ def composed(
             cfg = compose(stage, list(overrides), return_hydra_config=True)
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
             cfg.hydra.mode = RunMode.RUN
-            cfg.hydra.runtime.output_dir = str(folder)
+            cfg.hydra.runtime.output_dir = "" if folder is None else str(folder)
             HydraConfig.instance().set_config(cfg)
+            if folder is None:
+                OmegaConf.set_readonly(cfg.hydra, False)
+                cfg.hydra.runtime.output_dir = str(Path(cfg.hydra.run.dir).absolute())
+                HydraConfig.instance().set_config(cfg)
             hydra = cfg.hydra
             del cfg["hydra"]
-        return stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
+        yield stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
     finally:
         HydraConfig.instance().cfg = before
+
+
+def composed(
+    stage: str, overrides: Sequence[str], *, folder: Path = Path("run"), check: bool = True
+) -> tuple[Any, Job]:
+    """The inputs alone of `hydra_job`."""
+    with hydra_job(stage, overrides, folder=folder, check=check) as inputs:
+        return inputs

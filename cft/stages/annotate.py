@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cft import run_log
 from cft.annotation.annotator import Unit
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
@@ -63,6 +64,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
             info=_origin(cfg, job, spec=spec, inputs=inputs),
             part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard"), in_order=crew.in_order),
         ):
+            run_log.write_to(job.folder)  # each shard's own, and each resumption's
             counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers)
             counts += _fill_units(store, crew, plan=plan, shard=shard)
         _print_engine_counts(counts)

@@ -32,7 +32,6 @@ def push(cfg: PushConfig, job: Job) -> str:
     named = Path(cfg.path)
     folder = named if named.is_dir() else find_annotation(cfg.path, annotations_dir=cfg.annotations_dir, key="path")
     made = parcel(folder, part=cfg.part)
-    job.folder.mkdir(parents=True, exist_ok=True)
     run_log.write_to(job.folder)
     if made.rewritten:
         console.print(f"Paths and secrets of this machine are left out of: {', '.join(made.rewritten)}", markup=False)

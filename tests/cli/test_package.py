@@ -156,7 +156,7 @@ def test_the_command_alone_lists_its_commands(capsys: pytest.CaptureFixture[str]
         text = capsys.readouterr().out
         for name in ("annotate", "train", "evaluate", "score", "export", "push", "report"):
             assert re.search(rf"^  {name} +\S", text, re.MULTILINE), name
-    assert set(COMMANDS) == {*STAGES, "report"}
+    assert set(COMMANDS) == {*STAGES, "report", "completion"}
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
