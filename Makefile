@@ -31,7 +31,7 @@ demo: .venv/.stamp ## CFT from start to end in under five minutes: outputs/demo/
 
 # Two workers of one thread each: threads that wait for each other on busy cores cost ten times more than they bring.
 test: .venv/.stamp ## the tests, but for slow ones and those that need a GPU or a browser
-	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium and not timing and not ray"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not chromium and not timing and not ray"
 
 # Libraries choose kernels by the processor, and kernels round differently: the numerical tests hold for each of them.
 NUMERICS := OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile -m "numerics and not slow and not gpu"
@@ -80,7 +80,7 @@ test-slow: .venv/.stamp ## the slow tests
 
 # The lower bounds of pyproject.toml, each one: what is pinned here is what they say (tests/test_package.py).
 test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pyproject.toml admits (.venv-lowest, some GB)
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --no-header --tb=short -n 2 --dist loadfile -m "not slow and not gpu and not chromium and not ray"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --no-header --tb=short -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not chromium and not ray"
 
 .venv-lowest/.stamp: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest

@@ -71,6 +71,13 @@ class Verdict:
     failed: bool = False
 
 
+class ThinkingTags(NamedTuple):
+    """What opens and what closes the thinking of a response; both "" where nothing is thinking."""
+
+    open: str
+    close: str
+
+
 class Verifier(Protocol):
     """Compares a response with a gold answer. Never raises on model text; picklable; deterministic; a dataclass.
 
@@ -80,7 +87,9 @@ class Verifier(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[str]
-    can_be_final: ClassVar[bool]
+
+    @property
+    def can_be_final(self) -> bool: ...
 
     def __call__(self, response: str, answer: str) -> Verdict: ...
 

@@ -44,11 +44,11 @@ def on_device(model: Any) -> Any:
     return moved
 
 
-def forks(*, sampled: bool, lone: int = 6) -> list[Fork]:
+def forks(*, sampled: bool, lone: int = 3) -> list[Fork]:
     rng = np.random.default_rng(0)
     sequence = TokenSequence(rng.integers(3, 60, 20).astype(np.int32), 2)
     how = SAMPLED if sampled else (GREEDY,)
-    made = [Fork(sequence, 3 + i, 5 + i, how[i % len(how)], i) for i in range(8)]
+    made = [Fork(sequence, 3 + i, 5 + i, how[i % len(how)], i) for i in range(6)]
     for i in range(lone):
         own = TokenSequence(rng.integers(3, 60, 5 + i).astype(np.int32), 1)
         made.append(Fork(own, len(own.ids), None, how[i % len(how)], 100 + i))
@@ -56,7 +56,7 @@ def forks(*, sampled: bool, lone: int = 6) -> list[Fork]:
 
 
 def decoded(engine: Any, work: list[Fork]) -> dict[Any, Completion]:
-    return dict(engine.run(ListSource(work), budget=Budget(14)))
+    return dict(engine.run(ListSource(work), budget=Budget(9)))
 
 
 def same_ids(sampled: bool) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def decode_step(*, sampled: bool, shared: int) -> dict[str, int]:
     model = random_llama()
     work = [fork for fork in forks(sampled=sampled, lone=0 if shared else 6) if shared or fork.key >= 100]
     totals = []
-    for limit in (26, 27) if shared else (6, 7):
+    for limit in (22, 23) if shared else (6, 7):
         with watching() as counts:
             engine = SharedPrefixEngine(on_device(model), (), tie_margin=0.0)
             for counter in (counts.kernels, counts.syncs, counts.copies):

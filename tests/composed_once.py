@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.defaults_list import DefaultsList
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import Overrides
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobRuntime
+from hydra.plugins.config_source import ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -21,16 +24,16 @@ from cft.config.stages import STAGES
 
 _compose = ConfigLoaderImpl._load_configuration_impl
 _parse = yaml.load
-_list = ConfigLoaderImpl.compute_defaults_list
+_expand = defaults_list._create_defaults_list
 _configs: dict[Hashable, DictConfig] = {}
-_lists: dict[Hashable, DefaultsList] = {}
+_expanded: dict[Hashable, tuple[Any, Overrides]] = {}
 _texts: dict[str, bytes] = {}
 
 
 def install() -> None:
     """For the rest of this process."""
     ConfigLoaderImpl._load_configuration_impl = _composed  # type: ignore[method-assign,assignment]
-    ConfigLoaderImpl.compute_defaults_list = _listed  # type: ignore[method-assign]
+    defaults_list._create_defaults_list = _expanded_once
     yaml.load = _parsed
 
 
@@ -45,13 +48,27 @@ def _composed(
     return copy.deepcopy(_configs[key])
 
 
-def _listed(loader: ConfigLoaderImpl, config_name: str | None, overrides: list[str], run_mode: RunMode) -> DefaultsList:
-    if config_name not in STAGES or any("searchpath" in text for text in overrides):
-        return _list(loader, config_name, overrides, run_mode)
-    key = _key(loader, config_name, overrides, run_mode)
-    if key not in _lists:
-        _lists[key] = _list(loader, config_name, overrides, run_mode)
-    return _lists[key]
+def _expanded_once(repo: IConfigRepository, config_name: str | None, overrides: Overrides, **options: bool) -> Any:
+    """The defaults list depends on the choices of options alone, and commands differ in values."""
+    if config_name not in STAGES:
+        return _expand(repo, config_name, overrides, **options)
+    chosen = (overrides.override_choices, overrides.deletions)
+    appended = [(default.group, default.package, default.value) for default in overrides.append_group_defaults]
+    key = (config_name, repr(chosen), repr(appended), tuple(sorted(options.items())), _read_by(repo.get_sources()))
+    if key not in _expanded:
+        _expanded[key] = (_expand(repo, config_name, overrides, **options), overrides)
+    found, then = _expanded[key]
+    vars(overrides).update({name: value for name, value in vars(then).items() if name != "config_overrides"})
+    return found
+
+
+def _read_by(sources: Iterable[ConfigSource]) -> Hashable:
+    """What sources hold now."""
+    schemas = ConfigStore.instance().repo
+    return (
+        tuple((source.provider, source.path, _files(source.full_path())) for source in sources),
+        tuple(bool(schemas[f"{stage}_schema.yaml"].node) for stage in STAGES),  # strict ones or none
+    )
 
 
 def _key(

@@ -58,6 +58,7 @@ def test_any_value_comes_back_from_hydras_grammar() -> None:
     assert list(given.values()) == values
 
 
+@pytest.mark.slow
 def test_the_printed_train_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my conf" / "verifier").mkdir(parents=True)

@@ -23,7 +23,7 @@ KNOWN = {
     },
     # transformers: no public name tells these of a class before it is loaded, nor changes attention for one pass
     "engines/shared_prefix.py": {"_attn_implementation", "_supports_attention_backend"},
-    "models/architecture.py": {"_is_stateful", "_supports_attention_backend"},
+    "models/architecture.py": {"_supports_attention_backend"},
     "engines/continuous.py": {"_attn_implementation"},
     "models/attention.py": {"_attn_implementation"},
     "prompts/chat.py": {"_compile_jinja_template"},

@@ -8,16 +8,15 @@ is the verifier's business.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from cft.benchmarks import choice_rows, task_rows
+from cft.benchmarks.choice_rows import LETTERS, Parts, Row
 from cft.data.problem_rows import BadRow, Number, fields_found, read_field
 from cft.verifiers.extract import boxed_answer
 from cft.verifiers.numbers import read_number
-
-Row = Mapping[str, Any]
-Parts = tuple[str, str, str]  # question, gold answer, solution
 
 
 def svamp(row: Row) -> Parts:
@@ -56,9 +55,8 @@ def tabmwp(row: Row) -> Parts:
         return question + (f" (unit: {unit})" if unit else ""), _plain(answer), solution
     if not isinstance(choices, list) or answer not in choices or len(choices) > 26:
         raise BadRow("choices: expected a list of at most 26 that holds the answer")
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    options = " ".join(f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=False))
-    return f"{question}\nOptions: {options}", f"({letters[choices.index(answer)]}) {answer}", solution
+    options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    return f"{question}\nOptions: {options}", f"({LETTERS[choices.index(answer)]}) {answer}", solution
 
 
 def boxed(row: Row) -> Parts:
@@ -107,8 +105,33 @@ LAYOUTS = {
     "boxed": RowLayout(boxed, "problem or question, solution with a \\boxed{} or answer"),
     "answered": RowLayout(answered, "question or problem, answer"),
     "olympiadbench": RowLayout(olympiadbench, "question, final_answer (context, solution)"),
+    "mmlu": RowLayout(choice_rows.mmlu, "question, choices, answer (the number of one)"),
+    "mmlu_pro": RowLayout(choice_rows.mmlu_pro, "question, options, answer (a letter)"),
+    "gpqa": RowLayout(choice_rows.gpqa, "Question, Correct Answer, Incorrect Answer 1 to 3 (Record ID, Explanation)"),
+    "commonsense_qa": RowLayout(choice_rows.commonsense_qa, "question, choices with label and text, answerKey"),
+    "medqa": RowLayout(choice_rows.medqa, "question, options by letter, answer_idx"),
+    "humaneval": RowLayout(task_rows.humaneval, "prompt, test, entry_point (canonical_solution)"),
+    "mbpp": RowLayout(task_rows.mbpp, "text or prompt, code, test_list (test_setup_code, test_imports)"),
+    "ifeval": RowLayout(task_rows.ifeval, "prompt, instruction_id_list, kwargs"),
 }
-Layout = Literal["svamp", "asdiv", "mawps", "carp_en", "tabmwp", "boxed", "answered", "olympiadbench"]
+Layout = Literal[
+    "svamp",
+    "asdiv",
+    "mawps",
+    "carp_en",
+    "tabmwp",
+    "boxed",
+    "answered",
+    "olympiadbench",
+    "mmlu",
+    "mmlu_pro",
+    "gpqa",
+    "commonsense_qa",
+    "medqa",
+    "humaneval",
+    "mbpp",
+    "ifeval",
+]
 
 
 def normal_answer(text: str) -> str:

@@ -17,7 +17,9 @@ from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, json_lines
 from cft.data.splits import Splits, splits_of
 from cft.ranges import Fraction, in_range
-from cft.types import Problem, Verdict, Verifier
+from cft.types import Problem, ThinkingTags, Verdict, Verifier
+from cft.verifiers.thinking import after_thinking
+from cft.verifiers.verdict import require_ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +119,18 @@ def members_of(benchmark: Splits | Suite) -> dict[str, Splits]:
     return benchmark.members if isinstance(benchmark, Suite) else {benchmark.name: benchmark}
 
 
-def verifier_for(splits: Splits, *, chosen: Verifier) -> Verifier:
-    """The verifier that grades a set: the one that was chosen, or with `verifier=benchmark` the set's own."""
-    return chosen.for_problems(splits) if isinstance(chosen, BenchmarkVerifier) else chosen
+def verifier_for(splits: Splits, *, chosen: Verifier, thinking: ThinkingTags) -> Verifier:
+    """The verifier that grades a set on what is outside of thinking: the one that was chosen, or with `verifier=benchmark`
+    the set's own.
+
+    thinking: its tags, or two empty texts where nothing is thinking.
+
+    Raises:
+        UserError: this machine cannot run it.
+    """
+    own = chosen.for_problems(splits) if isinstance(chosen, BenchmarkVerifier) else chosen
+    require_ready(own)
+    return after_thinking(own, thinking)
 
 
 def _problems(

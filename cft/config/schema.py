@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import MISSING as UNSET
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
+from types import NoneType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
@@ -17,6 +18,7 @@ from pydantic import Field as Limits
 
 from cft.config.part import Part
 from cft.ranges import AboveZero, AtLeastOne, AtLeastZero, Count, CountOrAll, Fraction, Name, Seed
+from cft.types import ThinkingTags
 
 Split = Literal["train", "validation", "test"]
 Node = Part  # one object
@@ -37,9 +39,20 @@ Nucleus = Annotated[float, Limits(gt=0, le=1, description="a number above 0 and 
 
 
 @dataclass
+class ThinkingConfig:
+    open: str = MISSING
+    close: str = MISSING
+
+    @property
+    def tags(self) -> ThinkingTags:
+        return ThinkingTags(self.open, self.close)
+
+
+@dataclass
 class VerifyConfig:
     workers: AtLeastOne = MISSING
     timeout_s: AboveZero = MISSING
+    thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
 
 
 @dataclass
@@ -80,6 +93,11 @@ class InterruptionConfig:
 class ComputeConfig:
     layout: Literal["padded", "packed"] = MISSING
     kernels: Literal["auto", "torch", "compiled"] = MISSING
+
+
+@dataclass
+class RouterConfig:
+    aux_coef: AtLeastZero | None = MISSING
 
 
 @dataclass
@@ -146,6 +164,7 @@ class TrainConfig:
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
     interruption: InterruptionConfig = field(default_factory=InterruptionConfig)
     resume: str = MISSING
     allow_targets: list[str] = field(default_factory=list)
@@ -266,7 +285,10 @@ def _plain(hint: Any) -> Any:
     if is_dataclass(hint):
         return without_literals(hint)
     choices = get_args(hint) if get_origin(hint) in (Literal, Union) else ()
-    return _plain(next(c if get_origin(hint) is Union else type(c) for c in choices)) if choices else hint
+    if not choices:
+        return hint
+    plain = _plain(next(c if get_origin(hint) is Union else type(c) for c in choices))
+    return plain | None if NoneType in choices else plain
 
 
 def _default(original: Field[Any], hints: dict[str, Any]) -> Any:

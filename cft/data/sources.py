@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,7 @@ def arithmetic(
         raise ProblemError(f"min_steps={min_steps}, max_steps={max_steps}: expected min_steps <= max_steps")
     found: dict[str, list[Problem]] = {}
     for split, count in zip(("train", "validation", "test"), (num_train, num_validation, num_test), strict=True):
-        stream = generator.problems(seed=seed, split=split, min_steps=min_steps, max_steps=max_steps)
-        found[split] = [problem for _, problem in islice(stream, count)]
+        found[split] = list(_generated(seed, split, min_steps, max_steps, count))
         if len(found[split]) < count:
             raise ProblemError(
                 f"num_{split}={count}: the generator has only {len(found[split])} different problems of {min_steps} to "
@@ -63,6 +63,12 @@ def arithmetic(
         test=found["test"],
         dropped=Counter(),
     )
+
+
+@lru_cache(maxsize=32)  # the jobs of a multirun ask for the same ones
+def _generated(seed: int, split: str, min_steps: int, max_steps: int, count: int) -> tuple[Problem, ...]:
+    stream = generator.problems(seed=seed, split=split, min_steps=min_steps, max_steps=max_steps)
+    return tuple(problem for _, problem in islice(stream, count))
 
 
 @in_range

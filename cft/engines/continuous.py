@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from cft.engines.factory import EngineError, require_greedy
+from cft.engines.factory import EngineError, require_decodes, require_greedy
 from cft.engines.reference import ReferenceEngine, already_finished, fork_prefix, response_of
-from cft.models.architecture import context_length, require_plain_attention, require_steady_rotary
+from cft.models.architecture import context_length, require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.device import device_facts, memory_for_keys
 from cft.ranges import AtLeastOne, in_range, require_in_range
@@ -60,6 +60,7 @@ class Continuous:
         require_in_range(self)
 
     def __call__(self, model: LazyModel) -> ContinuousEngine:
+        require_decodes(self.name, model.config)
         return ContinuousEngine(model.load(), model.facts.eos_ids, **asdict(self))
 
 
@@ -67,7 +68,7 @@ class ContinuousEngine:
     """Decodes many forks together with transformers' continuous batching; greedily.
 
     Args:
-        model: a causal language model in eval mode whose layers all use full attention.
+        model: a causal language model in eval mode whose layers use attention, to windows or to all earlier tokens.
         eos_ids: every token that ends a response.
         max_requests, kv_budget_mb, page_size: as in `Continuous`.
 
@@ -87,11 +88,11 @@ class ContinuousEngine:
         kv_budget_mb: AtLeastOne | None = None,
         page_size: AtLeastOne | None = None,
     ) -> None:
-        require_plain_attention(model)
+        require_decodes("continuous", model.config)
         if not hasattr(model, "continuous_batching_context_manager"):
             raise EngineError(
                 f"engine=continuous: {type(model).__name__} has no continuous batching in transformers "
-                f"{version('transformers')}; use engine=shared_prefix"
+                f"{version('transformers')}; use engine=reference"
             )
         self.model = model
         self.eos_ids = frozenset(eos_ids)

@@ -9,10 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from cft.errors import UserError
+from cft.models.architecture import class_name, fork_obstacles, paging_obstacles, window
 from cft.types import Engine, Sampling
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from cft.models.lazy import LazyModel
+
+SHORTEST_WINDOW = 16  # tokens; the check of engine=shared_prefix against a plain pass looks at fewer
 
 
 class EngineError(UserError, RuntimeError):
@@ -52,6 +57,46 @@ def require_samples(factory: EngineFactory, *, num_samples: int, key: str) -> No
             f"{key}={num_samples}: engine={factory.name} decodes greedily only; expected {key}=0, or an engine that draws "
             "samples which do not depend on the batch, such as engine=shared_prefix"
         )
+
+
+def require_decodes(name: str, config: PreTrainedConfig) -> None:
+    """Raise EngineError where this engine would not decode what a model of this config does, with one that can."""
+    if name == "shared_prefix":
+        found, why = (
+            fork_obstacles(config),
+            "its forks share the keys of a prefix under a plain softmax over all of them",
+        )
+        if (seen := window(config)) is not None and seen < SHORTEST_WINDOW:
+            found.append(f"attention to a window of {seen} tokens")
+    elif name == "continuous":
+        found, why = (
+            paging_obstacles(config),
+            "transformers' continuous batching keeps pages of keys and exchanges attention",
+        )
+    else:
+        return
+    if found:
+        raise EngineError(
+            f"engine={name} cannot decode with {class_name(config)} ({config.name_or_path}), which has "
+            f"{' and '.join(found)}: {why}; {other_engines(config)}"
+        )
+
+
+def require_within_window(config: PreTrainedConfig, *, length: int) -> None:
+    """Raise EngineError if a layer sees less than `length` tokens, prompt included: keys of a prefix are all seen here."""
+    seen = window(config)
+    if seen is not None and length > seen:
+        raise EngineError(
+            f"engine=shared_prefix shows a layer all earlier tokens, and layers of {class_name(config)} "
+            f"({config.name_or_path}) see {seen} at most: prompt and max_new_tokens come to {length}, expected at most "
+            f"{seen}; lower max_new_tokens, or {other_engines(config)}"
+        )
+
+
+def other_engines(config: PreTrainedConfig) -> str:
+    """What decodes with any model, and what may be faster."""
+    faster = "" if paging_obstacles(config) else " or engine=continuous"
+    return f"use engine=reference{faster} (engine=vllm and engine=server decode what they can serve)"
 
 
 def require_greedy(sampling: Sampling, *, name: str) -> None:

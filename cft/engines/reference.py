@@ -6,10 +6,15 @@ Near ties. Two computations of the same logits differ in the last bits (about 6e
 the best two tokens are nearer than `tie_margin`, the batch, the cache or the kernel would decide. There every engine,
 this one too, re-scores: `rescore` is one pass without a cache over this row's ids alone. That pass takes the
 packed linear layers (`cft/models/kernels.py`) where it can: they are the same for every engine, and faster.
+
+A recurrent state is kept as keys are, by the library's cache. Where the model at hand does not continue from it as a plain pass
+would (`cached`), each token is a pass over all ids.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,16 +28,20 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
-from cft.models.architecture import require_steady_rotary
+from cft.models.architecture import fork_obstacles, require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.device import device_facts
-from cft.models.head import project_exactly
+from cft.models.head import backbone, project_exactly
 from cft.models.kernels import DecodingChoice, DecodingKernels, prepare_for_decoding
+from cft.models.rounding import half_of_the_digits
 from cft.ranges import AtLeastZero, in_range, require_in_range
 from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TokenSequence, TopTokens
 
 if TYPE_CHECKING:
     from cft.models.lazy import LazyModel
+
+LOG = logging.getLogger(__name__)
+CACHES = ("past_key_values", "cache_params")  # what models call their cache
 
 
 def never_decided(key: Key, ids: Sequence[int]) -> bool:
@@ -98,7 +107,7 @@ class ReferenceEngine:
 
     def facts(self) -> dict[str, Any]:
         found = {**device_facts(self.model.device), "tie_margin": self.tie_margin}
-        return found if self.exact else {**found, **half_precision_facts("reference", self.model)}
+        return found if self.exact else {**found, **inexact_facts("reference", self.model)}
 
     def close(self) -> None:
         self.__dict__.pop("packed", None)
@@ -117,12 +126,10 @@ class ReferenceEngine:
         if finish is not None:
             return Completion(response_of(ids, fork), finish, 0)
         random = uniforms(fork.sampling, budget.max_new_tokens)
-        cache = DynamicCache(config=self.model.config)
+        cache = self._new_cache() if self.cached else {}
         feed, kept, ties = ids, len(ids), 0
         while True:
-            input_ids_BT = torch.tensor([feed], device=self.model.device)
-            with usable_attention(self.model):
-                output = self.model(input_ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = self._pass(feed, cache)
             position = len(ids) - fork.sequence.prompt_len
             uniform = float(random[position]) if len(random) else 0.0
             (token,), (near,) = choose(
@@ -133,7 +140,45 @@ class ReferenceEngine:
             ids = [*ids, token]
             if end := finish_of(ids, fork, eos_ids=self.eos_ids, budget=budget, decided=decided):
                 return Completion(response_of(ids, fork), end, len(ids) - kept, ties)
-            feed = [token]
+            feed = [token] if cache else ids
+
+    def _pass(self, ids: list[int], cache: dict[str, Any]) -> Any:
+        ids_BT = torch.tensor([ids], device=self.model.device)
+        with usable_attention(self.model):
+            return self.model(ids_BT, **cache, use_cache=bool(cache), logits_to_keep=1)
+
+    def _new_cache(self) -> dict[str, Any]:
+        """As an argument of the model; {} where it takes none that is known."""
+        taken = inspect.signature(self.model.forward).parameters
+        name = next((name for name in CACHES if name in taken), None)
+        return {} if name is None else {name: DynamicCache(config=self.model.config)}
+
+    @cached_property
+    @torch.inference_mode()
+    def cached(self) -> bool:
+        """Whether the model continues from its cache as a plain pass does. Tried where it keeps more than keys of all tokens:
+        some models of the library silently begin anew with every token, or read their state wrongly."""
+        if not fork_obstacles(self.model.config):
+            return True
+        embedding: Any = self.model.get_input_embeddings()
+        ids = (torch.arange(1, 13) * 7919 % int(embedding.weight.shape[0])).tolist()
+        cache, wrong = self._new_cache(), 0.0
+        try:
+            for start, end in ((0, 9), (9, 10), (10, 11), (11, 12)) if cache else ():
+                found = self._pass(ids[start:end], cache).logits[:, -1].float()
+                expected = self._pass(ids[:end], {}).logits[:, -1].float()
+                wrong = max(wrong, float((found - expected).abs().max() / expected.abs().max()))
+        except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
+            wrong = float("nan")
+        right = bool(cache) and wrong <= half_of_the_digits(self.model.dtype)
+        if not right:
+            LOG.warning(
+                "engine=reference: %s does not continue from its cache as a plain pass does in transformers %s: every token is "
+                "a pass over the whole response, which is right and slow",
+                type(self.model).__name__,
+                version("transformers"),
+            )
+        return right
 
     @torch.inference_mode()
     def rescore(self, ids: list[int], *, sampling: Sampling, uniform: float) -> int:
@@ -172,13 +217,13 @@ class ReferenceEngine:
         with usable_attention(self.model):
             if self.model.dtype.itemsize >= 4:
                 return self.model(input_ids_1T, use_cache=False, logits_to_keep=last).logits[0].float()
-            hidden_TD = self.model.base_model(input_ids_1T, use_cache=False).last_hidden_state[0, -last:]
+            hidden_TD = backbone(self.model)(input_ids_1T, use_cache=False).last_hidden_state[0, -last:]
         return project_exactly(self.model, hidden_TD)
 
 
-def half_precision_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
-    """What outcomes depend on where there are no ties to re-score: how an engine batches changes what it decodes. The ranks
-    of alternatives come from float32 logits there."""
+def inexact_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
+    """What outcomes depend on where re-scored ties do not settle them, in half precision and for a mixture of experts: how an
+    engine batches changes what it decodes. The ranks of alternatives come from float32 logits in half precision, too."""
     return {
         "name": name,
         "version": version("transformers"),

@@ -31,20 +31,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cft.engines.attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
-from cft.engines.factory import EngineError
+from cft.engines.factory import EngineError, other_engines, require_decodes, require_within_window
 from cft.engines.reference import (
     ReferenceEngine,
     already_finished,
     finish_of,
     fork_prefix,
-    half_precision_facts,
+    inexact_facts,
     response_of,
 )
 from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
 from cft.engines.scheduler import Scheduler
-from cft.models.architecture import fork_obstacles, require_plain_attention, require_steady_rotary
+from cft.models.architecture import require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.device import memory_for_keys
+from cft.models.experts import experts_of
 from cft.models.kernels import DecodingChoice
 from cft.models.rounding import half_of_the_digits
 from cft.ranges import AtLeastOne, AtLeastZero, in_range, require_in_range
@@ -107,6 +108,7 @@ class SharedPrefix:
         require_in_range(self)
 
     def __call__(self, model: LazyModel) -> SharedPrefixEngine:
+        require_decodes(self.name, model.config)
         return SharedPrefixEngine(model.load(), model.facts.eos_ids, **asdict(self))
 
 
@@ -139,12 +141,7 @@ class SharedPrefixEngine:
         tie_margin: AtLeastZero | None = None,
         kernels: DecodingChoice = "auto",
     ) -> None:
-        require_plain_attention(model)
-        if found := fork_obstacles(model.config):
-            raise EngineError(
-                f"engine=shared_prefix cannot decode with {type(model).__name__}, whose attention has {' and '.join(found)}; "
-                "use engine=reference"
-            )
+        require_decodes("shared_prefix", model.config)
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.max_rows = max_rows
@@ -158,7 +155,8 @@ class SharedPrefixEngine:
 
     @property
     def exact(self) -> bool:
-        return self.reference.exact
+        """Not of a mixture of experts: whom a token is sent to turns on near ties of the router, which are not re-scored."""
+        return self.reference.exact and experts_of(self.model.config) is None
 
     @property
     def in_flight(self) -> int:
@@ -169,7 +167,7 @@ class SharedPrefixEngine:
         if self.exact:
             return found
         batch = {"max_rows": self.max_rows, "kv_budget_mb": self._kv_budget_mb}
-        return {**found, **half_precision_facts("shared_prefix", self.model), **batch}
+        return {**found, **inexact_facts("shared_prefix", self.model), **batch}
 
     def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
         return self.reference.score_all(sequences, k=k)
@@ -184,7 +182,9 @@ class SharedPrefixEngine:
                 forks = source.take(scheduler.room())
                 scheduler.asked(got=len(forks))
                 for fork in forks:
-                    require_steady_rotary(self.model, length=fork.sequence.prompt_len + budget.max_new_tokens)
+                    length = fork.sequence.prompt_len + budget.max_new_tokens
+                    require_steady_rotary(self.model, length=length)
+                    require_within_window(self.model.config, length=length)
                     finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
                     if finish is not None:
                         yield fork.key, Completion(response_of(fork_prefix(fork), fork), finish, 0)
@@ -307,10 +307,10 @@ class SharedPrefixEngine:
             if not self.model._supports_attention_backend:
                 reason = "it computes attention by itself, where transformers offers no way to put another in its place"
             raise EngineError(
-                f"engine=shared_prefix cannot decode with {kind}: {reason}; use engine=reference"
+                f"engine=shared_prefix cannot decode with {kind}: {reason}; {other_engines(self.model.config)}"
             ) from error
         if not wrong <= half_of_the_digits(self.model.dtype):
             raise EngineError(
                 f"engine=shared_prefix does not compute what {kind} computes (error of a logit {wrong:.1e} of the largest): "
-                "its attention is no plain softmax over all earlier tokens; use engine=reference"
+                f"its attention is no plain softmax over all earlier tokens; {other_engines(self.model.config)}"
             )

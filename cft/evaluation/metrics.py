@@ -1,6 +1,7 @@
 """Evaluation metrics: pure functions over numpy arrays, one formula each.
 
     pass@k        1 - C(n - c, k) / C(n, k), the unbiased estimator            arXiv 2107.03374, eq. 1
+    avg@n         right samples / n samples of a problem: pass@1 by another name    (`cft/evaluation/evaluation.py`)
     maj@k         fraction of problems whose most frequent answer is right        arXiv 2203.11171 (self-consistency)
     distinct-n    different n-grams / all n-grams                              arXiv 1510.03055
     self-BLEU     mean BLEU-4 of each sample against the others                arXiv 1802.01886 (high: all alike)

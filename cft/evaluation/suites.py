@@ -89,10 +89,15 @@ def _column(entry: Mapping[str, Any], name: str) -> np.ndarray | None:
 
 
 def _extra(averages: Mapping[str, Interval]) -> list[str]:
-    """pass@k of the largest k, and what tells of a limit or of a verifier that gave up."""
-    found = [name for name in averages if name.startswith(f"{_PREFIX}pass_at_")]
-    largest = sorted(found, key=lambda name: int(name.rpartition("_")[2]))[-1:]
-    return [*largest, *(name for name in (f"{_PREFIX}cut_off_rate", f"{_PREFIX}undecided_rate") if name in averages)]
+    """avg@n, pass@k of the largest k, and what tells of a limit or of a verifier that gave up."""
+    found = [name for name in averages if name.startswith((f"{_PREFIX}avg_at_", f"{_PREFIX}pass_at_"))]
+    by_size = sorted(found, key=lambda name: int(name.rpartition("_")[2]))
+    largest = [[name for name in by_size if name.startswith(_PREFIX + kind)][-1:] for kind in ("avg", "pass")]
+    return [
+        *largest[0],
+        *largest[1],
+        *(name for name in (f"{_PREFIX}cut_off_rate", f"{_PREFIX}undecided_rate") if name in averages),
+    ]
 
 
 def _shown(entry: Mapping[str, float]) -> str:

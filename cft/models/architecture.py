@@ -1,18 +1,21 @@
 """What a model's config says of its attention and positions, and what follows for engines and layouts.
 
-    plain_obstacles     no engine and no layout here is right for it: recurrent state, windows, an encoder
-    fork_obstacles      engine=shared_prefix is not right for it: ALiBi, soft-capped scores, attention sinks
+    packing_obstacles   rows end to end are not right for it: recurrent state, ALiBi, chunks
+    fork_obstacles      engine=shared_prefix is not right for it: also soft-capped scores, attention sinks
+    paging_obstacles    engine=continuous is not right for it: recurrent state, chunks, attention of its own
+    window              how many tokens a layer sees at most, where that is less than the context
     require_*           what a stage cannot do with a model is said with the reason, before the weights where that is known
     context_length      how many tokens a row may have; ends where rotary embeddings begin to depend on the length
 
+Every decoder trains with `compute.layout=padded` and decodes with `engine=reference`; only an encoder is refused outright.
 All are read off the config, so that they are said before weights are loaded. What a config does not tell is found by
-the numerical checks (`SharedPrefixEngine._self_check`, `SelectiveLM.check_layout`).
+the numerical checks (`SharedPrefixEngine._self_check`, `SelectiveLM.check_layout`, `ReferenceEngine.cached`).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cft.errors import UserError
@@ -24,21 +27,25 @@ if TYPE_CHECKING:
 
 # Names of the context length in configs that do not call it max_position_embeddings; ALiBi has none.
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-_RECURRENT = {"linear_attention", "mamba", "mamba2", "recurrent", "conv", "short_conv"}
+_RECURRENT = {
+    *("linear_attention", "mamba", "mamba2", "recurrent", "conv", "short_conv"),
+    *("hybrid", "hybrid_sliding"),  # attention and a state space side by side in each layer
+}
+_ATTENTION = {"full_attention", "attention", "sliding_attention", "chunked_attention", "global", "local"}
+_NO_MIXER = {"moe", "mlp"}  # layers that look at no other position
 
 
 class ModelError(UserError, ValueError):
     """A model or tokenizer that cannot be had or cannot be used; the message names the key to change."""
 
 
-def require_plain_attention(model: PreTrainedModel) -> None:
-    """Raise ModelError unless every layer attends to all earlier tokens.
-
-    Forks cut a key-value cache at a position and packed rows rely on position ids: recurrent state, sliding windows and
-    chunks survive neither, and the numbers would be wrong without a sign.
-    """
-    if found := plain_obstacles(model.config, stateful=model._is_stateful):
-        raise _not_plain(f"{type(model).__name__} ({model.config.name_or_path})", found)
+def require_packable(config: PreTrainedConfig) -> None:
+    """Raise ModelError if rows end to end would see each other whatever their attention is told."""
+    if found := packing_obstacles(config):
+        raise ModelError(
+            f"compute.layout=packed: {class_name(config)} ({config.name_or_path}) has {' and '.join(found)}, through which "
+            "rows laid end to end would see each other; set compute.layout=padded"
+        )
 
 
 def require_room(config: PreTrainedConfig, *, lengths: Mapping[str, int], remedy: str) -> None:
@@ -82,64 +89,102 @@ def require_rows(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, config: Pr
         )
 
 
-def require_attention(spec: ModelSpec, config: PreTrainedConfig) -> None:
-    """What transformers would refuse with advice of its own: here with the reason and what to set."""
+def require_attention(spec: ModelSpec, config: PreTrainedConfig, *, attention: str) -> None:
+    """What transformers would refuse with advice of its own: here with the reason and what to set. attention: of
+    `loaded_attention`."""
+    kind, name = model_class(config), f"{class_name(config)} ({spec.path})"
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{name} has an encoder beside its decoder: responses here are continuations of one sequence of tokens; choose a "
+            "causal language model"
+        )
+    if offers_attention(kind, attention):
+        return
+    why = f" ({', '.join(found)})" if (found := fork_obstacles(config)) else ""
+    engine = "" if not found and kind._supports_attention_backend else " engine=reference"
+    raise ModelError(
+        f"model.attn_implementation={spec.attn_implementation}: {name} computes its attention by itself{why}, which "
+        f"transformers offers no {spec.attn_implementation} for; set model.attn_implementation=eager{engine}"
+    )
+
+
+def offers_attention(kind: type[PreTrainedModel] | None, attention: str) -> bool:
+    """Whether transformers can load the class (None: unknown) with this attention. One without any takes all."""
+    offered = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}.get(attention)
+    return kind is None or offered is None or getattr(kind, offered, True)
+
+
+def loaded_attention(config: PreTrainedConfig, *, asked: str) -> str:
+    """asked, or eager where the model has no attention that could be of another kind (Mamba)."""
+    kinds = _kinds(config.get_text_config(decoder=True))
+    return asked if kinds & {*_ATTENTION, "hybrid", "hybrid_sliding"} or not is_recurrent(config) else "eager"
+
+
+def model_class(config: PreTrainedConfig) -> Any:
+    """The class that a config's model is of, before it is loaded; None where code comes with the model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    offered = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}.get(spec.attn_implementation)
-    if kind is None and config.is_encoder_decoder:
-        raise _not_plain(f"{type(config).__name__} ({spec.path})", plain_obstacles(config, stateful=False))
-    if kind is None or offered is None or getattr(kind, offered, True):
-        return
-    if found := plain_obstacles(config, stateful=kind._is_stateful):
-        raise _not_plain(f"{kind.__name__} ({spec.path})", found)
-    why = f" ({', '.join(found)})" if (found := fork_obstacles(config)) else ""
-    engine = " engine=reference" if found or not kind._supports_attention_backend else ""
-    raise ModelError(
-        f"model.attn_implementation={spec.attn_implementation}: {kind.__name__} ({spec.path}) computes its attention by "
-        f"itself{why}, which transformers offers no {spec.attn_implementation} for; set model.attn_implementation=eager{engine}"
-    )
+    return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
 
 
-def _not_plain(what: str, found: Sequence[str]) -> ModelError:
-    return ModelError(
-        f"{what} has {' and '.join(found)}; cutting its cache or packing rows would change its answers; choose a model "
-        "whose layers all use full attention, such as model=qwen2.5-0.5b"
-    )
+def class_name(config: PreTrainedConfig) -> str:
+    return getattr(model_class(config), "__name__", type(config).__name__)
 
 
-def plain_obstacles(config: PreTrainedConfig, *, stateful: bool) -> list[str]:
-    """Why cutting a cache or packing rows would change this model's answers; [] where every layer attends to all
-    earlier tokens. stateful: `PreTrainedModel._is_stateful` of its class."""
+def is_recurrent(config: PreTrainedConfig) -> bool:
+    """Whether some layer carries a state from token to token, in place of keys that can be cut."""
+    kinds = _kinds(config.get_text_config(decoder=True))
+    stateful = bool(getattr(model_class(config), "_is_stateful", False))
+    return bool(kinds & _RECURRENT) or (stateful and not kinds)
+
+
+def packing_obstacles(config: PreTrainedConfig) -> list[str]:
+    """Why rows end to end would see each other; [] where a mask keeps them apart (a window is a part of it)."""
     text = config.get_text_config(decoder=True)
-    kinds = set(getattr(text, "layer_types", None) or ())
-    found = []
-    if stateful or kinds & _RECURRENT:
-        found.append("a recurrent state (state space or linear attention) in place of a cache that can be cut")
-    if getattr(config, "is_encoder_decoder", False):
-        found.append("an encoder beside its decoder")
-    window = _window(text)
-    # A window no shorter than the context hides nothing.
-    if window is not None and window < context_length(config):
-        found.append(f"attention to a window of {window} tokens (sliding, local or chunked layers)")
-    known = {"full_attention", "attention", "sliding_attention", "chunked_attention", "global", "local", *_RECURRENT}
-    if unknown := kinds - known:
-        found.append(f"layers of the kind {', '.join(sorted(unknown))}")
-    return found
+    return [*_states(config), *_chunks(text), *_alibi(text), *_unknown(text)]
 
 
 def fork_obstacles(config: PreTrainedConfig) -> list[str]:
-    """What this model's attention adds to a softmax over scores, which `cft/engines/attention.py` does not."""
+    """Why keys of a prefix cannot be shared, or what `cft/engines/attention.py` does not add to a softmax over scores."""
     text = config.get_text_config(decoder=True)
-    found = []
-    if getattr(text, "alibi", False) or text.model_type in ("bloom", "mpt"):
-        found.append("ALiBi biases on the scores")
+    found = [*_states(config), *_chunks(text), *_alibi(text), *_unknown(text)]
     if getattr(text, "attn_logit_softcapping", None):
         found.append("soft-capping of the scores")
     if text.model_type == "gpt_oss":
         found.append("attention sinks")
     return found
+
+
+def paging_obstacles(config: PreTrainedConfig) -> list[str]:
+    """Why transformers' continuous batching would not decode what the model does."""
+    text = config.get_text_config(decoder=True)
+    found = [*_states(config), *_chunks(text), *_unknown(text)]
+    if not getattr(model_class(config), "_supports_attention_backend", True):
+        found += _alibi(text) or ["attention of its own, which cannot be exchanged"]
+    return found
+
+
+def _kinds(text: Any) -> set[str]:
+    return set(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ())
+
+
+def _states(config: PreTrainedConfig) -> list[str]:
+    return ["a recurrent state (state space, convolution or linear attention)"] if is_recurrent(config) else []
+
+
+def _chunks(text: Any) -> list[str]:
+    chunk = getattr(text, "attention_chunk_size", None)
+    return [f"attention to chunks of {chunk} tokens"] if chunk and "chunked_attention" in _kinds(text) else []
+
+
+def _alibi(text: Any) -> list[str]:
+    biased = getattr(text, "alibi", False) or text.model_type in ("bloom", "mpt")
+    return ["ALiBi biases on the scores"] if biased else []
+
+
+def _unknown(text: Any) -> list[str]:
+    unknown = _kinds(text) - _ATTENTION - _RECURRENT - _NO_MIXER
+    return [f"layers of the kind {', '.join(sorted(unknown))}"] if unknown else []
 
 
 def context_length(config: PreTrainedConfig) -> int:
@@ -155,18 +200,32 @@ def rotary_switch(config: PreTrainedConfig) -> int | None:
     return min(_rotary_switches(config.get_text_config(decoder=True)), default=None)
 
 
-def _window(text: Any) -> int | None:
-    """The shortest window of any layer, None where all see everything."""
-    kinds = set(getattr(text, "layer_types", None) or ())
-    sliding, chunk = getattr(text, "sliding_window", None), getattr(text, "attention_chunk_size", None)
+def window(config: PreTrainedConfig) -> int | None:
+    """The most tokens that every layer sees, the newest included; None where all see the whole context."""
+    text = config.get_text_config(decoder=True)
+    kinds, sliding = _kinds(text), getattr(text, "sliding_window", None)
     windows = []
-    if sliding and (not kinds or "sliding_attention" in kinds):
+    if sliding and (not kinds or kinds & {"sliding_attention", "hybrid_sliding"}):
         windows.append(int(sliding))
-    if chunk and "chunked_attention" in kinds:
-        windows.append(int(chunk))
     if "local" in (getattr(text, "attention_layers", None) or ()):  # GPT-Neo
         windows.append(int(text.window_size))
-    return min(windows, default=None)
+    # One no shorter than the context hides nothing.
+    return min((w for w in windows if w < context_length(config)), default=None)
+
+
+def attention_layers(config: PreTrainedConfig) -> tuple[int, int]:
+    """How many layers attend to all earlier tokens, and how many to a window."""
+    text = config.get_text_config(decoder=True)
+    layers = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
+    layers = list(layers or getattr(text, "attention_layers", None) or ())
+    if not layers:
+        count = int(text.num_hidden_layers)
+        return (0, count) if window(config) is not None else (count, 0)
+    windowed = sum(kind in ("sliding_attention", "hybrid_sliding", "local") for kind in layers)
+    whole = sum(kind in {*_ATTENTION, "hybrid"} for kind in layers) - sum(
+        kind in ("sliding_attention", "local") for kind in layers
+    )
+    return (whole, windowed) if window(config) is not None else (whole + windowed, 0)
 
 
 def _rotary_switches(text: Any) -> Iterator[int]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cft.errors import UserError
 from cft.files import replace_folder, sha256_file, temporary_beside, write_bytes, writing_errors
+from cft.models.adapters import merged_weights
 
 if TYPE_CHECKING:
     import torch
@@ -164,22 +165,6 @@ def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
             owner, _, leaf = name.rpartition(".")
             shell.get_submodule(owner)._buffers[leaf] = buffer
     return shell.eval()
-
-
-def merged_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state dict that `model` would have if its adapters were folded in: W + scale * B A. Tensors may be shared."""
-    weights = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
-    weights = {name: tensor for name, tensor in weights.items() if ".lora_" not in name}
-    if hasattr(model, "peft_config"):
-        from peft.tuners.lora import LoraLayer
-
-        for name, layer in model.named_modules():
-            if isinstance(layer, LoraLayer):
-                key = f"{name}.weight"
-                for adapter in layer.active_adapters:
-                    delta = layer.get_delta_weight(adapter)  # pyright: ignore[reportAttributeAccessIssue]
-                    weights[key] = weights[key] + delta.to(weights[key])
-    return weights
 
 
 def _shell(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:

@@ -1,8 +1,11 @@
 """How much arithmetic a training step is, and how much of it a device could do: the two sides of MFU.
 
-    forward            2 N a token, N = weights of matrix products in the blocks
+    forward            2 N a token, N = weights of matrix products in the blocks that the token passes through: of a mixture of
+                       experts those it is sent to
     backward           2 N for the gradient of the inputs, 2 N_trained for that of the weights
-    attention          scores and mixing, causal: 2 L h T a token forward, twice that backward; T = length of the row
+    attention          scores and mixing, causal: 2 L h T a token forward, twice that backward; T = length of the row, in layers
+                       that see a window of W tokens what the window leaves of it; h = heads times their width, of the queries
+    recurrent layers   their projections and convolutions are among N; what the state itself costs is left out
     head               as the blocks, but for projected tokens only
 
 Padding counts as nothing and recomputation (gradient checkpointing) is no progress, so both lower the fraction.
@@ -20,6 +23,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from cft.models import kernels
+from cft.models.architecture import attention_layers, window
+from cft.models.experts import active_fraction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,15 +33,23 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
     """Floating-point operations of training a model: a token through the blocks, a token through the head, and a token
-    of a row of T tokens in attention, divided by T."""
+    of a row of T tokens in attention, divided by T: in layers that see all of it, and in those that see `window` tokens."""
 
     block_token: int
     head_token: int
     attention_token: int
+    windowed_token: int = 0
+    window: int = 0
 
     def of_rows(self, lengths: Sequence[int], *, projected: int) -> float:
         """lengths: tokens of each row. projected: tokens that reach the vocabulary."""
-        attention = sum(self.attention_token * length * length for length in lengths)
+        # Half of T^2 pairs; of windows what is nearer than W.
+        attention = sum(self.attention_token * length**2 for length in lengths)
+        attention += sum(
+            self.windowed_token * (length**2 - max(0, length - self.window) ** 2)
+            for length in lengths
+            if self.windowed_token
+        )
         return self.block_token * sum(lengths) + attention + self.head_token * projected
 
 
@@ -45,18 +58,24 @@ def arithmetic_of(model: PreTrainedModel) -> Arithmetic:
     config = model.config.get_text_config(decoder=True)
     outside = [model.get_input_embeddings(), model.get_output_embeddings()]
     apart = {id(p) for module in outside if module is not None for p in module.parameters()}
-    blocks = [p for p in model.parameters() if p.ndim == 2 and id(p) not in apart]
-    held, trained = sum(p.numel() for p in blocks), sum(p.numel() for p in blocks if p.requires_grad)
+    blocks = [
+        (round(p.numel() * active_fraction(model.config, name=name, weight=p)), p.requires_grad)
+        for name, p in model.named_parameters()
+        if p.ndim in (2, 3) and id(p) not in apart  # three axes: stacked experts, and convolutions along a row
+    ]
+    held, trained = sum(active for active, _ in blocks), sum(active for active, trained in blocks if trained)
     head = model.get_output_embeddings()
     assert head is not None
     weight: torch.Tensor = head.weight  # type: ignore[assignment]
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    heads = getattr(config, "num_attention_heads", None) or 0
+    width = (getattr(config, "head_dim", None) or config.hidden_size // heads) * heads if heads else 0
+    whole, windowed = attention_layers(model.config)
     return Arithmetic(
         block_token=4 * held + 2 * trained,
         head_token=(6 if weight.requires_grad else 4) * weight.numel(),
-        attention_token=6 * config.num_hidden_layers * width,
+        attention_token=6 * whole * width,
+        windowed_token=6 * windowed * width,
+        window=window(model.config) or 0,
     )
 
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")  # in the config, see `_scaled`
+_FACTORS = ("logit_scale", "lm_head_multiplier")  # in the config: Cohere, Falcon-H1
+_DIVISORS = ("logits_scaling",)  # Granite
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")  # Gemma 2, RecurrentGemma
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """All of a causal language model but its head: what gives `last_hidden_state`. Some name no base model (Llama 4)."""
+    base = model.base_model
+    return base if base is not model else model.get_decoder()
 
 
 def project(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
     """[N, V] logits, as the model's own forward gives them (`SelectiveLM.check_head` compares the two).
 
-    The names are those of transformers: Gemma caps its logits, Cohere multiplies and Granite divides them.
+    The names are those of transformers: Gemma caps its logits, Cohere and Falcon-H1 multiply and Granite divides them. What is
+    done to embeddings and residuals (Gemma, Granite) is done by the backbone.
     """
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has an output head"
@@ -35,15 +44,18 @@ def project_exactly(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
 def scales_logits(model: PreTrainedModel) -> bool:
     """Whether logits are more than the head's product."""
     config = model.config.get_text_config(decoder=True)
-    return any(getattr(config, name, None) is not None for name in _SCALES)
+    return any(getattr(config, name, None) is not None for name in (*_FACTORS, *_DIVISORS, *_CAPS))
 
 
 def _scaled(model: PreTrainedModel, logits_NV: Tensor) -> Tensor:
     config = model.config.get_text_config(decoder=True)
-    if (factor := getattr(config, "logit_scale", None)) is not None:
-        logits_NV = logits_NV * factor
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits_NV = logits_NV / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits_NV = torch.tanh(logits_NV / cap) * cap
+    for name in _FACTORS:
+        if (factor := getattr(config, name, None)) is not None:
+            logits_NV = logits_NV * factor
+    for name in _DIVISORS:
+        if (divisor := getattr(config, name, None)) is not None:
+            logits_NV = logits_NV / divisor
+    for name in _CAPS:
+        if (cap := getattr(config, name, None)) is not None:
+            logits_NV = torch.tanh(logits_NV / cap) * cap
     return logits_NV

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from cft.models.architecture import context_length, require_plain_attention
+from cft.models.architecture import context_length
 from cft.models.device import place
 from cft.models.export import require_intact
 from cft.models.hashes import hash_of_files
@@ -101,12 +101,11 @@ class LazyModel:
         """The model on its device, in eval mode; loaded once.
 
         Raises:
-            ModelError: it cannot be loaded, or its attention is none that the code knows.
+            ModelError: it cannot be loaded.
             DeviceError: the device is not there.
         """
         if self._model is None:
             model = load_causal_lm(self.spec, ends=self._ends)
-            require_plain_attention(model)
             place(model, device=self.device, **self._shards)
             self._model = model
         return self._model

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cft.files import sha256_json
+from cft.models.adapters import apply_lora
 from cft.models.architecture import (
     ModelError,
+    loaded_attention,
     require_attention,
-    require_plain_attention,
     require_room,
     require_rows,
 )
@@ -42,7 +43,6 @@ __all__ = [
     "load_causal_lm",
     "load_tokenizer",
     "locate",
-    "require_plain_attention",
     "require_room",
     "template_hash",
     "tokenizer_hash",
@@ -61,7 +61,8 @@ class Lora:
         r: rank, at least 1.
         alpha: the adapters' product is scaled by alpha / r; at least 1.
         dropout: of the adapters' input, 0 to below 1.
-        target_modules: "all-linear" (every linear layer but the output head) or the ends of module names.
+        target_modules: "all-linear" (every linear layer but the output head, and experts where peft knows the family; see
+            `cft/models/adapters.py`) or the ends of module names.
         bias: which biases are trained, as in peft.
         seed: of the adapters' initial values.
 
@@ -141,7 +142,9 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
     source = locate(spec.path)
     require_intact(Path(source), weights=True)
     _require_whole(spec, source)
-    require_attention(spec, read_config(spec, source))
+    config = read_config(spec, source)
+    attention = loaded_attention(config, asked=spec.attn_implementation)
+    require_attention(spec, config, attention=attention)
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -150,7 +153,7 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
             source,
             revision=spec.revision,
             dtype=getattr(torch, spec.dtype),
-            attn_implementation=spec.attn_implementation,
+            attn_implementation=attention,
             trust_remote_code=spec.trust_remote_code,
             local_files_only=_is_local(source),
             use_safetensors=True,
@@ -206,31 +209,6 @@ def locate(path: str) -> str:
             "path starts from, or give it in full"
         )
     return path
-
-
-def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
-    """Put adapters into `model` itself and freeze the rest: its class, head and backbone stay. Raises ModelError."""
-    if importlib.util.find_spec("peft") is None:
-        raise ModelError(
-            "model.lora needs the peft package: pip install 'critical-token-finetuning[lora]', or model.lora=null"
-        )
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
-        bias=lora.bias,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(lora.seed)
-        try:
-            get_peft_model(model, config)  # changes `model`; the wrapper it returns is not needed
-        except ValueError as error:
-            raise ModelError(f"model.lora.target_modules={lora.target_modules}: {error}") from error
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -36,9 +36,12 @@ def hidden_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(token for token in named | control if token is not None)
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | NDArray[np.int32]) -> str:
-    """Text of response ids: special tokens that are no text (`hidden_ids`) left out, spaces as the tokenizer has them."""
-    hidden = hidden_ids(tokenizer)
+def decode(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | NDArray[np.int32], *, shown: Collection[int] = ()
+) -> str:
+    """Text of response ids: special tokens that are no text (`hidden_ids`) left out but for those of `shown`, spaces as the
+    tokenizer has them."""
+    hidden = hidden_ids(tokenizer).difference(shown)
     kept = [int(i) for i in ids if int(i) not in hidden]
     text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)

@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cft.errors import UserError
@@ -22,6 +23,7 @@ from cft.files import sha256_json
 from cft.models.load import template_hash, tokenizer_hash
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from transformers import PreTrainedTokenizerBase
 
 SLOT = "{question}"
@@ -103,12 +105,6 @@ class Chat:
                 f"prompt=chat: the tokenizer of {tokenizer.name_or_path} has no chat template; use prompt=plain, or a "
                 "model that was trained on chats"
             )
-        for name in self.template_kwargs:
-            if isinstance(template, str) and not re.search(rf"\b{re.escape(name)}\b", template):
-                raise PromptError(
-                    f"prompt.template_kwargs.{name}: the chat template of {tokenizer.name_or_path} reads no such "
-                    "variable, so it would change nothing; leave it out"
-                )
         turns = [{"role": "system", "content": self.system}] if self.system else []
         turns.append({"role": "user", "content": self.template.replace(SLOT, question)})
         turns += [{"role": "assistant", "content": reply}] if reply is not None else []
@@ -117,7 +113,9 @@ class Chat:
 
         try:
             # apply_chat_template takes no function, so the clock that its templates read could not be set there.
-            compiled: Any = chat_template_utils._compile_jinja_template(tokenizer.get_chat_template())
+            text = tokenizer.get_chat_template()
+            compiled: Any = chat_template_utils._compile_jinja_template(text)
+            _require_read(self.template_kwargs, _switches(compiled.environment, text), tokenizer=tokenizer)
             return compiled.render(
                 messages=turns,
                 tools=None,
@@ -280,6 +278,26 @@ def _between(
 def _compared(text: str) -> str:
     """Tokenizers may compose characters and drop white space at the ends of a text; more they must keep."""
     return unicodedata.normalize("NFC", text).strip()
+
+
+def _switches(environment: Environment, template: str) -> list[str]:
+    """Variables that a template reads and does not set itself, beside what the program and the tokenizer give it."""
+    from jinja2.meta import find_undeclared_variables
+
+    read = find_undeclared_variables(environment.parse(template)) - environment.globals.keys() - _OURS
+    return sorted(name for name in read if not name.endswith("_token"))
+
+
+def _require_read(given: Mapping[str, Any], read: Sequence[str], *, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A switch that the template does not read would change nothing. Raises PromptError."""
+    if unknown := [name for name in given if name not in read and not name.endswith("_token")]:
+        near = get_close_matches(unknown[0], read, n=1)
+        meant = f", did you mean {near[0]}?" if near else ""
+        found = f"it reads {', '.join(read)}{meant}" if read else "it reads none"
+        raise PromptError(
+            f"prompt.template_kwargs.{unknown[0]}: the chat template of {tokenizer.name_or_path} reads no such variable, so it "
+            f"would change nothing; {found}. Leave it out, or name one that is read"
+        )
 
 
 def _template_problem(error: Exception, tokenizer: PreTrainedTokenizerBase, *, system: str) -> str:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from cft.console import console
 from cft.errors import BadValue
-from cft.models.head import project
+from cft.models.head import backbone, project
 from cft.models.load import base_weights_hash
 from cft.ranges import in_range
 from cft.scores.column import OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, Column, StoredColumn
@@ -43,7 +43,7 @@ class LiveReference:
     @torch.no_grad()
     def hidden(self, **inputs: Any) -> Tensor:
         with self.switch(), _eval_mode(self.model):
-            return self.model.base_model(**inputs, use_cache=False).last_hidden_state
+            return backbone(self.model)(**inputs, use_cache=False).last_hidden_state
 
     @torch.no_grad()
     def project(self, hidden_ND: Tensor) -> Tensor:

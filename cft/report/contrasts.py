@@ -71,11 +71,11 @@ def _reference(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
 
 
 def contrast_metrics(arms: Sequence[Arm]) -> list[str]:
-    """Accuracy, and pass@k and maj@k of the largest k that every arm with runs has."""
+    """Accuracy, and avg@k, pass@k and maj@k of the largest k that every arm with runs has."""
     with_runs = [arm for arm in arms if arm.runs]
     shared = [name for name in with_runs[0].metrics if all(name in a.metrics for a in with_runs)] if with_runs else []
     chosen = [ACCURACY]
-    for prefix in ("eval/pass_at_", "eval/maj_at_"):
+    for prefix in ("eval/avg_at_", "eval/pass_at_", "eval/maj_at_"):
         of_kind = [name for name in shared if name.startswith(prefix) and name.removeprefix(prefix).isdecimal()]
         chosen += sorted(of_kind, key=lambda name: int(name.rpartition("_")[2]))[-1:]
     return chosen

@@ -105,12 +105,14 @@ def cells(comparison: Comparison) -> pd.DataFrame:
 
 
 def _shown_metrics(comparison: Comparison) -> list[str]:
-    """Accuracy first; of pass@k the smallest and the largest k, of maj@k the largest; no rate that is zero everywhere. All
+    """Accuracy first; of avg@k, pass@k and maj@k the largest k (pass@1 is avg@k); no rate that is zero everywhere. All
     else is in the CSV files."""
     names = list(dict.fromkeys(name for arm in comparison.arms for name in arm.metrics))
     by_k = [name for name in names if name.rpartition("_at_")[2].isdecimal()]
     zero = [n for n in _RATES if not any(n in a.metrics and a.metrics[n].interval.value > 0 for a in comparison.arms)]
-    kept = {*contrast_metrics(comparison.arms), "eval/pass_at_1"}
+    contrasted = contrast_metrics(comparison.arms)
+    averaged = any(name.startswith("eval/avg_at_") for name in contrasted)
+    kept = {*contrasted, *(() if averaged else ("eval/pass_at_1",))}
     out = {ACCURACY, *_IN_CSV_ONLY, *zero, *(name for name in by_k if name not in kept)}
     order = list(_TITLES)
     place = {name: (name not in by_k, order.index(name) if name in order else len(order)) for name in names}

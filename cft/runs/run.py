@@ -20,7 +20,7 @@ ADAPTER = "export.adapter"  # with LoRA, beside the export, in which adapters ar
 # Parts of a config that make a trained model what it is, and an untrained one under measurement.
 TRAINED_BY = (
     *("model", "data", "optimizer", "schedule", "trainer", "callbacks", "prompt"),
-    *("mask", "weighting", "loss", "reference", "groups"),
+    *("mask", "weighting", "loss", "router", "reference", "groups"),
 )
 MEASURED_AS = ("model", "prompt")
 # Below those parts, what says where files lie or what is shown.

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cft.errors import BadValue
-from cft.models.head import project
+from cft.models.head import backbone, project
 from cft.models.log_probs import log_probs
 from cft.ranges import AtLeastOne, in_range
 from cft.scores.store import Values
@@ -67,7 +67,7 @@ def _of_distributions(
 ) -> list[Values]:
     """value(log-probs [N, V], the tokens [N] that came next) -> [N], of every response token."""
     ids_BT, attention_BT = _padded(model, rows)
-    hidden_BTD = model.base_model(ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
+    hidden_BTD = backbone(model)(ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
     found = []
     for b, row in enumerate(rows):
         start, end = len(row.prompt_ids), len(row.prompt_ids) + len(row.response_ids)
@@ -140,7 +140,7 @@ class AttentionToPrompt:
 def _attention(model: PreTrainedModel, rows: Sequence[AnnotatedResponse], *, layers: int) -> list[Tensor]:
     """[L, L] of each row without its padding: what query i pays to key j, mean over heads and the last layers."""
     ids_BT, attention_BT = _padded(model, rows)
-    outputs = model.base_model(ids_BT, attention_mask=attention_BT, use_cache=False, output_attentions=True)
+    outputs = backbone(model)(ids_BT, attention_mask=attention_BT, use_cache=False, output_attentions=True)
     found = [layer for layer in outputs.attentions or () if layer is not None]
     if layers > len(found):
         raise BadValue(

@@ -48,7 +48,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     _print_problems(splits, plan, split=cfg.split)
     if cfg.complete:
         _require_annotation(store)
-    verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
     judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     spec: ModelSpec = build(cfg.model)
     make = MakeAnnotating.of(cfg, verifier=verifier, every_outcome=plan.every_outcome)

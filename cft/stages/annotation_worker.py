@@ -131,7 +131,7 @@ class Annotating:
             engine=engine,
             tokenizer=tokenizer,
             prompt=prompt,
-            grader=Grader(tokenizer, pool.verify_all, verifier.final if verifier.can_be_final else None),
+            grader=Grader.of(verifier, tokenizer=tokenizer, prompt=prompt, verify_all=pool.verify_all),
             budget=Budget(cfg.max_new_tokens),
             eos_ids=model.facts.eos_ids,
             max_positions=model.facts.context,

@@ -83,7 +83,7 @@ def _evaluate(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> float:
     members = members_of(benchmark)
     chosen = {name: splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None] for name, splits in members.items()}
     for splits in members.values():  # refuses a class that is no verifier before anything is loaded
-        verifier_fingerprint(verifier_for(splits, chosen=build(cfg.verifier)))
+        verifier_fingerprint(verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags))
     with _subject(cfg, job, inputs) as subject:
         return _measured(subject, benchmark, members, chosen, started=started)
 
@@ -189,7 +189,7 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
     if (known := same_evaluation(folder / RESULTS, subject.job, inputs=subject.inputs)) is not None:
         console.print(f"{folder} has finished; nothing to do")
         return known
-    verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
     graded_by = verifier_fingerprint(verifier)
     if note := other_verifier_note(subject.graded_by.get(splits.name, graded_by), graded_by):
         console.print(note.replace("annotation", "training"), markup=False)

@@ -87,7 +87,12 @@ class Solving:
             done += 1
             report(done)
 
-        grader = Grader(self.model.tokenizer, self._pool(item.verifier).verify_all)
+        grader = Grader.of(
+            item.verifier,
+            tokenizer=self.model.tokenizer,
+            prompt=self.prompt,
+            verify_all=self._pool(item.verifier).verify_all,
+        )
         solver = Solver(self.engine, self.model.tokenizer, self.prompt, grader, self.model.facts.context)
         return solver.solve(item.problems, request=request_of(self.cfg), on_done=on_done)
 

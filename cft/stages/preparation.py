@@ -14,10 +14,18 @@ from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.columns import columns_for
 from cft.data.splits import Splits
-from cft.engines.factory import EngineFactory, require_local, require_samples
+from cft.engines.factory import (
+    EngineFactory,
+    require_decodes,
+    require_local,
+    require_samples,
+    require_within_window,
+)
 from cft.evaluation.room import Room, require_room, room_for
 from cft.losses.objective import Objective
 from cft.masks.critical import Critical
+from cft.models.architecture import require_packable
+from cft.models.experts import router_coefficient
 from cft.models.export import require_exportable
 from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
@@ -71,7 +79,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
         objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
     )
     splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
-    verifier = verifier_for(splits, chosen=build(cfg.verifier))
+    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
     graded_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     data: AnnotatedDataModule = build(cfg.data)(
         build(cfg.mask),
@@ -92,12 +100,14 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
         lengths={row.row_id: len(row.ids) for row in (*data.train_rows, *data.validation_rows)},
         remedy="lower data.max_tokens, or choose a model of a longer context",
     )
+    _require_possible(cfg, model, make_engine)
     require_exportable(model.load(), tokenizer)
     if measures_base(cfg):
         model.weights()  # before they change
     at_reference = starts_as_reference(model.load(), columns=columns, manifest=data.manifest)
     validation, tested = (
-        room_of_part(cfg, splits, part, model=model, prompt=prompt) for part in ("validation", "evaluation")
+        room_of_part(cfg, splits, part, model=model, prompt=prompt, engine=make_engine.name)
+        for part in ("validation", "evaluation")
     )
     return Prepared(
         prompt,
@@ -113,6 +123,15 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
         validation,
         tested,
     )
+
+
+def _require_possible(cfg: TrainConfig, model: LazyModel, make_engine: EngineFactory) -> None:
+    """What the model's config says against the layout, the engine or the router's loss, before its weights are read."""
+    if cfg.compute.layout == "packed":
+        require_packable(model.config)
+    router_coefficient(model.config, asked=cfg.router.aux_coef)
+    if cfg.validation.problems or cfg.evaluation.problems:
+        require_decodes(make_engine.name, model.config)
 
 
 def measures_base(cfg: TrainConfig) -> bool:
@@ -141,15 +160,22 @@ def _require_same_prompt(data: AnnotatedDataModule, current: dict[str, Any], pro
 
 
 def room_of_part(
-    cfg: TrainConfig, splits: Splits, part: Literal["validation", "evaluation"], *, model: LazyModel, prompt: Prompt
+    cfg: TrainConfig,
+    splits: Splits,
+    part: Literal["validation", "evaluation"],
+    *,
+    model: LazyModel,
+    prompt: Prompt,
+    engine: str,
 ) -> Room:
-    """The problems of one part that can be run. Raises NoRoom before anything is trained."""
+    """The problems of one part that can be run. Raises NoRoom, or what the engine cannot do, before anything is trained."""
     split: Split = "validation" if part == "validation" else "test"
     limit, wanted = cfg.evaluation.max_new_tokens, (cfg.validation if part == "validation" else cfg.evaluation).problems
     problems = splits.of(split)[: wanted if wanted >= 0 else None] if wanted else ()
+    prompt_lens = {problem.id: len(prompt.ids(model.tokenizer, problem.question)) for problem in problems}
     room = room_for(
         problems,
-        prompt_len=lambda problem: len(prompt.ids(model.tokenizer, problem.question)),
+        prompt_len=lambda problem: prompt_lens[problem.id],
         context=model.facts.context,
         max_new_tokens=limit,
     )
@@ -161,6 +187,8 @@ def room_of_part(
             max_not_run=cfg.evaluation.max_not_run,
             max_new_tokens=limit,
         )
+        if engine == "shared_prefix":
+            require_within_window(model.config, length=max(prompt_lens[p.id] for p in room.run) + limit)
     return room
 
 

@@ -28,7 +28,10 @@ from cft.evaluation.evaluation import (
 )
 from cft.files import exclusive
 from cft.loggers.build import close_loggers, log_made, log_transcripts
+from cft.models.adapters import coverage
 from cft.models.device import place
+from cft.models.experts import KEY as ROUTER_KEY
+from cft.models.experts import router_coefficient, router_note
 from cft.models.export import export_adapter
 from cft.models.kernels import prepare_for_training
 from cft.models.lazy import LazyModel
@@ -82,12 +85,12 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
     run = prepared(cfg, start.folder)
     module = _module(cfg, run)
     calibration = calibrate(module.lm, [*run.data.validation_rows, *run.data.train_rows])
-    _print_start(run, module, start.folder)
+    _print_start(run, module, start.folder, router=cfg.router.aux_coef)
     with VerifierPool(run.verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
 
         def solver_of(model: PreTrainedModel) -> Solver:
             engine = run.make_engine(LazyModel.of(model, run.tokenizer, spec=run.model.spec))
-            grader = Grader(run.tokenizer, pool.verify_all)
+            grader = Grader.of(run.verifier, tokenizer=run.tokenizer, prompt=run.prompt, verify_all=pool.verify_all)
             return Solver(engine, run.tokenizer, run.prompt, grader, run.model.facts.context)
 
         # Of several processes the first one alone: some engines keep a second copy of the weights.
@@ -107,7 +110,8 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
             otherwise={},
         )
         interruption.stop_if_asked()
-    results = RunResults(**facts, **measured, best_epoch=best_epoch, calibration=calibration, base=base)
+    fixed = calibration | ({ROUTER_KEY: module.lm.router} if module.lm.router else {})
+    results = RunResults(**facts, **measured, best_epoch=best_epoch, calibration=fixed, base=base)
     results.write(start.folder)
     write_model_card(start.folder)
     log_made(fitted.trainer.loggers, checkpoint_link(start.folder))
@@ -133,6 +137,7 @@ def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
         probe_every_n_steps=cfg.probe.every_n_steps,
         layout=cfg.compute.layout,
         fused_loss=used.fused_loss,
+        router=router_coefficient(model.config, asked=cfg.router.aux_coef),
         reference=reference.attach(model, mixed=mixed) if live else None,
     )
 
@@ -146,9 +151,13 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
 
 
-def _print_start(run: Prepared, module: CausalLMModule, folder: Path) -> None:
+def _print_start(run: Prepared, module: CausalLMModule, folder: Path, *, router: float | None) -> None:
     for warning in run.data.warnings():
         console.print(f"Warning: {warning}", markup=False)
+    if said := coverage(module.lm.model):
+        console.print(said, markup=False)
+    if note := router_note(module.lm.model.config, asked=router):
+        console.print(note, markup=False)
     facts = run.data.facts()
     console.print(
         f"Training {run.model.spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "

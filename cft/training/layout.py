@@ -5,7 +5,8 @@
 
 Either way a row ends before its last wanted token: what follows predicts nothing that is needed. A row without a
 wanted token is left out. Packing rests on the model's attention alone looking at other positions, so that
-`SelectiveLM.check_layout` tries it on the model at hand.
+`SelectiveLM.check_layout` tries it on the model at hand. A layer that sees a window gets the mask that transformers makes of
+the position ids, row by row.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cft.losses.eligible import EligibleTokens
+from cft.models.architecture import window
 
 Layout = Literal["padded", "packed"]
 ATTENTION = "cft_rows"
@@ -29,10 +31,12 @@ ATTENTION = "cft_rows"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """inputs: of the backbone. index_N: where the states that predict the tokens are among the B * T computed ones."""
+    """inputs: of the backbone. index_N: where the states that predict the tokens are among the B * T computed ones.
+    row_P: the row of each of these B * T positions, -1 for padding; None where it was not asked for."""
 
     inputs: dict[str, Any]
     index_N: Tensor
+    row_P: Tensor | None = None
 
     def states(self, hidden_BTD: Tensor) -> Tensor:
         """[N, D] hidden states that predict the tokens."""
@@ -40,10 +44,18 @@ class Placement:
 
 
 def placed(
-    input_ids_BT: Tensor, tokens: EligibleTokens, *, layout: Layout, by_rows: bool, flash: bool = False
+    input_ids_BT: Tensor,
+    tokens: EligibleTokens,
+    *,
+    layout: Layout,
+    by_rows: bool,
+    masked: bool = False,
+    flash: bool = False,
+    rows: bool = False,
 ) -> Placement:
-    """by_rows: the model's attention is `rows_attention` (see `attend_by_rows`). flash: it is flash attention. At least one
-    position is computed even when nothing is wanted: under DDP every parameter must take part on every rank."""
+    """by_rows: the model's attention is `rows_attention` (see `attend_by_rows`). masked: some layers need transformers' own
+    mask there. flash: it is flash attention. rows: whether `Placement.row_P` is wanted. At least one position is computed even
+    when nothing is wanted: under DDP every parameter must take part on every rank."""
     needed_B = computed_positions(tokens)
     row_B = needed_B.nonzero()[:, 0]
     lengths = needed_B[row_B].tolist()
@@ -51,14 +63,19 @@ def placed(
         width = max(lengths)
         place_B = torch.zeros_like(needed_B).scatter(0, row_B, torch.arange(len(row_B), device=row_B.device) * width)
         index_N = place_B[tokens.row_N] + tokens.position_N - 1
-        return Placement({"input_ids": input_ids_BT[row_B, :width]}, index_N)
+        row_P = None
+        if rows:
+            inside = torch.arange(width, device=row_B.device) < needed_B[row_B, None]
+            row_P = torch.where(inside, row_B[:, None], -1).flatten()
+        return Placement({"input_ids": input_ids_BT[row_B, :width]}, index_N, row_P)
     start_B = needed_B.cumsum(0) - needed_B
     position_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device).expand_as(input_ids_BT)
     kept_BT = position_BT < needed_B[:, None]
     inputs: dict[str, Any] = {"input_ids": input_ids_BT[kept_BT][None], "position_ids": position_BT[kept_BT][None]}
     if by_rows:
-        # A mask of four axes is taken as it is, so that transformers builds no [L, L] one; rows_attention needs none.
-        inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids_BT.device)
+        if not masked:
+            # A mask of four axes is taken as it is, so that transformers builds no [L, L] one; rows_attention needs none.
+            inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids_BT.device)
         inputs["row_lengths"] = torch.tensor(
             lengths
         )  # stays on the CPU, so that no layer waits for a device to read it
@@ -67,7 +84,8 @@ def placed(
         ends = torch.tensor([0, *lengths]).cumsum(0).to(input_ids_BT.device, torch.int32)
         inputs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
         inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
-    return Placement(inputs, start_B[tokens.row_N] + tokens.position_N - 1)
+    row_P = row_B.repeat_interleave(needed_B[row_B]) if rows else None
+    return Placement(inputs, start_B[tokens.row_N] + tokens.position_N - 1, row_P)
 
 
 def computed_positions(tokens: EligibleTokens) -> Tensor:
@@ -91,6 +109,11 @@ def attend_by_rows(model: PreTrainedModel) -> bool:
     return config._attn_implementation == ATTENTION
 
 
+def needs_mask(model: PreTrainedModel) -> bool:
+    """Whether some layer sees less than all earlier tokens of its row."""
+    return window(model.config) is not None
+
+
 def rows_attention(
     module: nn.Module,
     query: Tensor,
@@ -107,19 +130,32 @@ def rows_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    return _by_rows(query, key, value, row_lengths, dropout=dropout, scaling=scaling), None
+    mask = None if attention_mask is None or attention_mask.shape[-1] == 1 else attention_mask
+    return _by_rows(query, key, value, row_lengths, mask, dropout=dropout, scaling=scaling), None
 
 
 @torch.compiler.disable()  # the number of rows changes from batch to batch
 def _by_rows(
-    query: Tensor, key: Tensor, value: Tensor, row_lengths: Tensor, *, dropout: float, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_lengths: Tensor,
+    mask_11LL: Tensor | None,
+    *,
+    dropout: float,
+    scaling: float | None,
 ) -> Tensor:
-    grouped, lengths = query.shape[1] != key.shape[1], row_lengths.tolist()
-    rows = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    attended = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
-        for q, k, v in rows
-    ]
+    grouped, lengths, start = query.shape[1] != key.shape[1], row_lengths.tolist(), 0
+    attended = []
+    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
+        end = start + q.shape[2]
+        mask = None if mask_11LL is None else mask_11LL[..., start:end, start:end]
+        attended.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+            )
+        )
+        start = end
     return torch.cat([out.transpose(1, 2) for out in attended], dim=1)
 
 

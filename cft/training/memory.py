@@ -7,7 +7,8 @@
                                                                 again in the backward pass
     logits      = 3 * loss.chunk_tokens * vocabulary * 4 bytes  logits, their log-softmax, its gradient
 
-Attention that stores its scores (eager) grows faster than that; what the allocator loses between tensors is not in it.
+Attention that stores its scores (eager) or a mask of them (windows, on a CPU) grows faster than that; what the allocator loses
+between tensors is not in it. A mixture of experts holds all its weights, and keeps activations of those a token is sent to.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import torch
 from torch import Tensor
 
 from cft.errors import UserError
+from cft.models.architecture import is_recurrent
+from cft.models.head import backbone
 from cft.models.kernels import TOKENS_STEP
 from cft.training.callbacks.guards import ADVICE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MEASURED_TOKENS = (TOKENS_STEP, 3 * TOKENS_STEP)
 CLEARLY = 1.25  # an estimate this many times the memory there is cannot be off by so much
 
 
@@ -94,10 +96,18 @@ def largest_micro_batch(lengths: Sequence[int], *, batch_size: int, padded: bool
 
 def activation_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
     """Bytes that the backbone keeps for the backward pass of so many tokens: the line through two measurements."""
-    few, more = MEASURED_TOKENS
-    kept_few, kept_more = (_kept_bytes(model, tokens=n, mixed=mixed) for n in MEASURED_TOKENS)
+    few, more = measured_tokens(model)
+    kept_few, kept_more = (_kept_bytes(model, tokens=n, mixed=mixed) for n in (few, more))
     a_token = (kept_more - kept_few) / (more - few)
     return max(0, round(kept_few + a_token * (tokens - few)))
+
+
+def measured_tokens(model: PreTrainedModel) -> tuple[int, int]:
+    """Of the two passes. A state space is computed in chunks, to whose length a shorter row is padded."""
+    config = model.config.get_text_config(decoder=True)
+    chunks = [getattr(config, name, None) or 0 for name in ("chunk_size", "mamba_chunk_size")]
+    step = max([TOKENS_STEP, *(chunks if is_recurrent(model.config) else [])])
+    return step, 3 * step
 
 
 def recomputed_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
@@ -138,7 +148,7 @@ def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
         torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed),
         torch.autograd.graph.saved_tensors_hooks(pack, unpack),
     ):
-        model.base_model(input_ids=ids, use_cache=False)
+        backbone(model)(input_ids=ids, use_cache=False)
     model.train(was_training)
     return sum(storage.nbytes() for storage in kept.values())
 

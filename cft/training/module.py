@@ -50,7 +50,7 @@ FROZEN = "frozen_sha256"  # in the checkpoint
 
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never.
-    layout, fused_loss: see `SelectiveLM`."""
+    layout, fused_loss, router: see `SelectiveLM`."""
 
     _window: Tensor  # [terms, 2] sum and count of the optimizer step under way, this rank
     _validation: Tensor  # [terms, 2] of the validation under way, this rank
@@ -68,11 +68,15 @@ class CausalLMModule(pl.LightningModule):
         reference: LiveReference | None = None,
         layout: Layout = "packed",
         fused_loss: bool = False,
+        router: float = 0.0,
     ) -> None:
         super().__init__()
-        self.lm = SelectiveLM(model, objective, reference=reference, layout=layout, fused_loss=fused_loss)
+        self.lm = SelectiveLM(
+            model, objective, reference=reference, layout=layout, fused_loss=fused_loss, router=router
+        )
         self.lm.check_head()
         self.lm.check_layout()
+        self.lm.check_router()
         self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there
         self.build_optimizer = optimizer
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
@@ -80,7 +84,7 @@ class CausalLMModule(pl.LightningModule):
         self._expected = StepCounts()
         self._frozen: str | None = None
         self._norm: Tensor | None = None  # of the gradient of the step under way
-        terms = len(objective.names)
+        terms = len(self.lm.names)
         self.register_buffer("_window", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
         self.register_buffer("_validation", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
         self.register_buffer("_probes", torch.zeros(6, dtype=torch.float64), persistent=False)
@@ -180,7 +184,7 @@ class CausalLMModule(pl.LightningModule):
         self._norm = gradient_norm(self.parameters())
         rate = optimizer.param_groups[0]["lr"]
         require_finite(self, loss=sum(sums), norm=float(self._norm), step=self.global_step, learning_rate=rate)
-        expected = [getattr(self._expected, of) for of in self.lm.objective.divisors]
+        expected = [getattr(self._expected, of) for of in self.lm.divisors]
         if counts != expected:
             raise RuntimeError(
                 f"step {self.global_step}: the sampler expected {expected} tokens or rows to divide the loss by, the "
@@ -196,7 +200,7 @@ class CausalLMModule(pl.LightningModule):
         self.log("train/loss", self._total(sums, counts, progress=self._progress()), prog_bar=True)
         self.log("train/loss_tokens", float(counts[0]))
         self.log("train/gradient_norm", float(self._norm))
-        for name, total, count in zip(self.lm.objective.names[1:], sums[1:], counts[1:], strict=True):
+        for name, total, count in zip(self.lm.names[1:], sums[1:], counts[1:], strict=True):
             # In a place of their own: whatever a regularizer is called, no other metric has that name.
             self.log(f"train/term/{name}", total / max(1, count))
 
@@ -214,8 +218,7 @@ class CausalLMModule(pl.LightningModule):
 
     def _total(self, sums: list[float], counts: list[int], *, progress: float) -> float:
         """The loss: every term's mean times its coefficient then."""
-        regularizers = self.lm.objective.regularizers.values()
-        coefficients = [1.0, *(regularizer.coefficient(progress) for regularizer in regularizers)]
+        coefficients = self.lm.coefficients(progress)
         return sum(c * s / max(1, n) for c, s, n in zip(coefficients, sums, counts, strict=True))
 
     def configure_optimizers(self) -> Any:

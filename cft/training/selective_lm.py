@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +13,29 @@ from transformers import PreTrainedModel
 
 from cft.errors import BadValue
 from cft.losses.eligible import EligibleTokens, eligible_tokens
-from cft.losses.normalizer import TermSum
+from cft.losses.normalizer import Divisor, TermSum
 from cft.losses.objective import FrozenPrediction, FusedLogProbs, Objective, token_statistics
+from cft.losses.router import balance_of_rows
+from cft.models.architecture import require_packable
 from cft.models.attention import usable_attention, uses_flash
+from cft.models.experts import KEY, Experts, experts_of
 from cft.models.fused_head import fused_log_probs, has_fused_head
-from cft.models.head import project
+from cft.models.head import backbone, project
 from cft.models.kernels import training_pass
 from cft.models.rounding import half_of_the_digits
 from cft.references.models import LiveReference
-from cft.training.layout import Layout, Placement, attend_by_rows, placed
+from cft.training.layout import Layout, Placement, attend_by_rows, needs_mask, placed
 from cft.types import TokenBatch
 
 # Sums in the order [nll critical, entropy critical, count critical, nll other, entropy other, count other].
 PROBE_NAMES = ("loss_critical", "entropy_critical", "loss_other", "entropy_other")
+ROUTER = "router"  # the name of the term that balances experts
 
 
 class SelectiveLM(nn.Module):
     """reference: the live reference model, None where the objective needs none; no part of the module's own weights.
-    layout: see `cft/training/layout.py`. fused_loss: log-probs without all logits, where `cft/models/fused_head.py` can."""
+    layout: see `cft/training/layout.py`. fused_loss: log-probs without all logits, where `cft/models/fused_head.py` can.
+    router: coefficient of the loss that balances a mixture's experts (`cft/losses/router.py`), a term after the objective's."""
 
     def __init__(
         self,
@@ -39,25 +45,30 @@ class SelectiveLM(nn.Module):
         reference: LiveReference | None = None,
         layout: Layout = "padded",
         fused_loss: bool = False,
+        router: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self.router = router
+        self._experts: Experts | None = experts_of(model.config) if router else None
         self.layout: Layout = layout
         self.fused_loss = fused_loss
         # Only where rows are packed: elsewhere the model's attention is left as it is.
         models = [] if layout == "padded" else [model] if reference is None else [model, reference.model]
         switched = [attend_by_rows(m) for m in models]
         self._by_rows = all(switched)
+        self._masked = any(needs_mask(m) for m in models)
         self._reference = (reference,)  # in a tuple, so that it is no submodule: neither trained nor saved
 
     def forward(self, batch: TokenBatch, *, progress: float = 0.0) -> tuple[TermSum, ...]:
-        """The sums of the objective's terms over this batch."""
+        """The sums of the objective's terms over this batch, and the router's."""
         tokens = self.objective.tokens(batch)
         placement = self._placed(batch, tokens)
         with training_pass():
-            hidden_ND = self._hidden(placement)
-            return self.objective(
+            output = self._output(placement)
+            hidden_ND = placement.states(output.last_hidden_state)
+            terms = self.objective(
                 tokens,
                 hidden_ND,
                 self.project,
@@ -66,6 +77,32 @@ class SelectiveLM(nn.Module):
                 progress=progress,
                 fused=self._fused(hidden_ND),
             )
+            return terms if self._experts is None else (*terms, self._balance(output, placement, tokens))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the terms, in the order in which they are returned."""
+        return self.objective.names if self._experts is None else (*self.objective.names, ROUTER)
+
+    @property
+    def divisors(self) -> tuple[Divisor, ...]:
+        """What each term is divided by."""
+        return self.objective.divisors if self._experts is None else (*self.objective.divisors, "sequence")
+
+    def coefficients(self, progress: float) -> tuple[float, ...]:
+        """Of the terms, at this fraction of the optimizer steps."""
+        of_regularizers = [regularizer.coefficient(progress) for regularizer in self.objective.regularizers.values()]
+        return (1.0, *of_regularizers, *([] if self._experts is None else [self.router]))
+
+    def _balance(self, output: Any, placement: Placement, tokens: EligibleTokens) -> TermSum:
+        """Of the rows that have an eligible token."""
+        assert self._experts is not None
+        assert placement.row_P is not None
+        rows_B = tokens.row_N[tokens.on("eligible")].bincount(minlength=tokens.num_rows) > 0
+        loss_B = balance_of_rows(
+            output.router_logits, placement.row_P, num_rows=tokens.num_rows, chosen=self._experts.chosen
+        )
+        return TermSum((loss_B * rows_B).sum(), int(rows_B.sum()), "sequence", self.router)
 
     def probe(self, batch: TokenBatch) -> Tensor:
         """[6] float64 sums over response tokens (order: PROBE_NAMES). Call it without gradient."""
@@ -84,12 +121,26 @@ class SelectiveLM(nn.Module):
         return torch.stack([s.double() for s in sums])
 
     def _placed(self, batch: TokenBatch, tokens: EligibleTokens) -> Placement:
-        flash = uses_flash(self.model)
-        return placed(batch.input_ids_BT, tokens, layout=self.layout, by_rows=self._by_rows, flash=flash)
+        return self._placed_ids(batch.input_ids_BT, tokens, flash=uses_flash(self.model))
+
+    def _placed_ids(self, input_ids_BT: Tensor, tokens: EligibleTokens, *, flash: bool = False) -> Placement:
+        return placed(
+            input_ids_BT,
+            tokens,
+            layout=self.layout,
+            by_rows=self._by_rows,
+            masked=self._masked,
+            flash=flash,
+            rows=self._experts is not None,
+        )
 
     def _hidden(self, placement: Placement) -> Tensor:
         """[N, D] last hidden states that predict the tokens that were placed."""
-        return placement.states(self.model.base_model(**placement.inputs, use_cache=False).last_hidden_state)
+        return placement.states(self._output(placement).last_hidden_state)
+
+    def _output(self, placement: Placement) -> Any:
+        further = {} if self._experts is None else {"output_router_logits": True}
+        return backbone(self.model)(**placement.inputs, use_cache=False, **further)
 
     def project(self, hidden_ND: Tensor) -> Tensor:
         return project(self.model, hidden_ND)
@@ -137,7 +188,7 @@ class SelectiveLM(nn.Module):
         """Refuse models that do more to their logits than `cft/models/head.py` knows of: it would be left out silently."""
         ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
         with self._checking():
-            hidden_BTD = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+            hidden_BTD = backbone(self.model)(input_ids=ids_BT, use_cache=False).last_hidden_state
             ours = self.project(hidden_BTD[0]).float()
             theirs = self.model(input_ids=ids_BT, use_cache=False).logits[0].float()
         difference = float((ours - theirs).abs().max())
@@ -148,24 +199,40 @@ class SelectiveLM(nn.Module):
                 "something else. Use another model, or add that step to cft/models/head.py."
             )
 
+    def check_router(self) -> None:
+        """Refuse a coefficient for a loss that the model gives nothing to compute from."""
+        if self._experts is None:
+            return
+        ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
+        with self._checking():
+            output = backbone(self.model)(input_ids=ids_BT, use_cache=False, output_router_logits=True)
+        found = getattr(output, "router_logits", None) or ()
+        if not found or {logits.shape[-1] for logits in found} != {self._experts.number}:
+            raise BadValue(
+                f"{KEY}={self.router:g}: {type(self.model).__name__} hands out no logits of its routers in this transformers, "
+                f"and their balancing loss is computed from those; {KEY}=0 trains without it"
+            )
+
     def check_layout(self) -> None:
         """Refuse models whose rows see each other, or see padding, in the layout: tried on two rows of this model."""
+        if self.layout == "packed":
+            require_packable(self.model.config)
         device = self.model.device
         ids_BT = torch.arange(1, 15, device=device).view(2, 7) % self.model.config.vocab_size
         row_N, position_N = torch.tensor([0, 0, 1, 1, 1], device=device), torch.tensor([1, 4, 2, 5, 6], device=device)
         target_N = ids_BT[row_N, position_N]
         tokens = EligibleTokens(row_N, position_N, target_N, target_N.float(), target_N, {}, 2)
         with self._checking():
-            ours_ND = self._hidden(placed(ids_BT, tokens, layout=self.layout, by_rows=self._by_rows)).float()
+            ours_ND = self._hidden(self._placed_ids(ids_BT, tokens)).float()
             alone = [
-                self.model.base_model(input_ids=ids_BT[b : b + 1, :p], use_cache=False).last_hidden_state[0, -1]
+                backbone(self.model)(input_ids=ids_BT[b : b + 1, :p], use_cache=False).last_hidden_state[0, -1]
                 for b, p in zip(row_N.tolist(), position_N.tolist(), strict=True)
             ]
         alone_ND = torch.stack(alone).float()
         difference, size = float((ours_ND - alone_ND).abs().max()), float(alone_ND.abs().max())
         remedy = "compute.layout=padded"
         if self.layout == "padded":
-            remedy = "a model whose layers all use full causal attention"
+            remedy = "a model whose layers see earlier tokens alone"
         if not difference <= self._rounding() * size:
             raise BadValue(
                 f"compute.layout={self.layout}: hidden states of {type(self.model).__name__} differ by {difference:.2g} (of "

@@ -6,20 +6,27 @@ which model text needs (`Math` and `Regex` can take for ever on hostile input). 
 undecided, never wrong.
 
 A verifier of your own: a frozen dataclass with `name`, `version`, `can_be_final`, `__call__` and `final`, in an
-importable module. One whose verdict is final once the first answer is complete wraps another: `FirstAnswer`.
+importable module. One whose verdict is final once the first answer is complete wraps another: `FirstAnswer`. None needs to
+know of thinking: the stages wrap it in `AfterThinking`.
 """
 
 from cft.verifiers.choice import MultipleChoice, Options
+from cft.verifiers.code import Code
 from cft.verifiers.first_answer import FirstAnswer
+from cft.verifiers.instructions import Instructions
 from cft.verifiers.math import Math
 from cft.verifiers.numeric import Numeric
 from cft.verifiers.text import Exact, Regex
+from cft.verifiers.thinking import AfterThinking
 from cft.verifiers.verdict import BadVerifier, other_verifier_note, verifier_fingerprint
 
 __all__ = [
+    "AfterThinking",
     "BadVerifier",
+    "Code",
     "Exact",
     "FirstAnswer",
+    "Instructions",
     "Math",
     "MultipleChoice",
     "Numeric",

@@ -47,20 +47,33 @@ def verifier_fingerprint(verifier: Verifier) -> str:
     return json.dumps(_described(verifier), sort_keys=True, default=_described)
 
 
+def require_ready(verifier: Verifier) -> None:
+    """Whether this machine can run a verifier, and those within it; one that needs something of it has a `require_ready`.
+
+    Raises:
+        UserError: what is missing.
+    """
+    if ready := getattr(verifier, "require_ready", None):
+        ready()
+    for field in dataclasses.fields(verifier) if dataclasses.is_dataclass(verifier) else ():
+        require_ready(getattr(verifier, field.name))
+
+
 def other_verifier_note(annotated: str, now: str) -> str:
     """What a reader must know where accuracy is graded by another verifier than an annotation; "" where it is not. Both as
     `verifier_fingerprint` gives them."""
     if annotated == now:
         return ""
+    then, here = (_told(json.loads(fingerprint)) for fingerprint in (annotated, now))
     return (
-        f"Note: the annotation was graded by {_told(annotated)}, accuracy is graded by {_told(now)}: a response that one of "
+        f"Note: the annotation was graded by {then}, accuracy is graded by {here}: a response that one of "
         "them takes for right the other may not. Choose the annotation's with verifier=..., if that is not meant"
     )
 
 
-def _told(fingerprint: str) -> str:
-    found = json.loads(fingerprint)
-    arguments = ", ".join(f"{name}={value}" for name, value in sorted(found["args"].items()))
+def _told(found: dict[str, Any]) -> str:
+    values = {name: _told(value) if isinstance(value, dict) else value for name, value in found["args"].items()}
+    arguments = ", ".join(f"{name}={value}" for name, value in sorted(values.items()))
     return f"{found['name']}({arguments}), version {found['version']}"
 
 

@@ -300,6 +300,7 @@ def test_a_multirun_over_the_shards(whole: AnnotationStore, tmp_path: Path, monk
     assert ended.text.count("Train on it:") == 1
 
 
+@pytest.mark.slow
 def test_the_commands_that_a_shard_prints_finish_the_annotation(
     whole: AnnotationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

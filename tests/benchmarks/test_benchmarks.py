@@ -16,10 +16,11 @@ from cft.benchmarks.sweep import in_one_run
 from cft.config.build import CONF_DIR, build, check_command_line
 from cft.data.problem_rows import BadRow, ProblemError
 from cft.data.splits import Splits
-from cft.types import Problem, Verifier
+from cft.types import Problem, ThinkingTags, Verifier
 from cft.verifiers import Math, Numeric, Options
 from tests.stage import composed
 
+NO_TAGS = ThinkingTags("", "")
 NUMERIC = Numeric(fallback_last_number=True)
 OPTIONS = Options(inner=NUMERIC)
 CFT11 = (
@@ -39,7 +40,10 @@ def eleven(data_dir: Path) -> dict[str, tuple[tuple[Problem, ...], Verifier]]:
         pytest.skip(f"outside data: no {', '.join(missing)} in {data_dir}")
     cfg = composed("evaluate", "benchmark=cft11", f"data.dir={data_dir}")
     chosen = build(cfg.verifier)
-    return {n: (s.of("test"), verifier_for(s, chosen=chosen)) for n, s in members_of(build(cfg.benchmark)).items()}
+    return {
+        n: (s.of("test"), verifier_for(s, chosen=chosen, thinking=NO_TAGS))
+        for n, s in members_of(build(cfg.benchmark)).items()
+    }
 
 
 def files_of(name: str) -> tuple[str, ...]:
@@ -322,17 +326,17 @@ def test_every_config_names_a_verifier_that_suits_it(name: str) -> None:
 def test_a_verifier_that_is_chosen_wins_over_the_benchmarks_own(tmp_path: Path) -> None:
     splits = read(tmp_path, [{"question": "q", "answer": "1"}], verifier=OPTIONS)
     chosen = build(composed("evaluate").verifier)
-    assert verifier_for(splits, chosen=chosen) == OPTIONS
-    assert verifier_for(splits, chosen=NUMERIC) == NUMERIC
+    assert verifier_for(splits, chosen=chosen, thinking=NO_TAGS) == OPTIONS
+    assert verifier_for(splits, chosen=NUMERIC, thinking=NO_TAGS) == NUMERIC
     plain = build(composed("evaluate", "benchmark.num_test=3").benchmark)
-    assert verifier_for(plain, chosen=chosen) == NUMERIC  # as train.py grades by default
+    assert verifier_for(plain, chosen=chosen, thinking=NO_TAGS) == NUMERIC  # as train.py grades by default
 
 
 def test_a_source_of_problems_may_name_its_verifier(tmp_path: Path) -> None:
     path = tmp_path / "exam.jsonl"
     path.write_text(json.dumps({"question": "q", "answer": "1"}) + "\n", encoding="utf-8")
     cfg = composed("evaluate", "benchmark=jsonl", f"benchmark.path={path}", "+verifier@benchmark.verifier=math")
-    assert isinstance(verifier_for(build(cfg.benchmark), chosen=build(cfg.verifier)), Math)
+    assert isinstance(verifier_for(build(cfg.benchmark), chosen=build(cfg.verifier), thinking=NO_TAGS), Math)
 
 
 @pytest.mark.parametrize(

@@ -149,8 +149,9 @@ def test_each_benchmark_has_results_of_its_own_and_the_whole_their_average(suite
         assert pq.read_table(folder / name / "samples.parquet").num_rows == 3 * 3
         assert part["identity"] == whole["identity"]
         assert not any(is_benchmark_override(key) for key in part["arm"])
-    assert json.loads(parts["college_math"]["evaluation"]["verifier"])["name"] == "math"
-    assert json.loads(parts["arithmetic"]["evaluation"]["verifier"])["name"] == "numeric"
+    graded_by = json.loads(parts["college_math"]["evaluation"]["verifier"])
+    assert (graded_by["name"], graded_by["args"]["inner"]["name"]) == ("after_thinking", "math")
+    assert json.loads(parts["arithmetic"]["evaluation"]["verifier"])["args"]["inner"]["name"] == "numeric"
     assert "macro average" in first.text
     (harness,) = (json.loads(path.read_text()) for path in sorted((folder / "lm_eval").glob("results_*.json"))[:1])
     assert harness["results"]["college_math"]["exact_match,none"] == accuracies[1]

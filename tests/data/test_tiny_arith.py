@@ -68,6 +68,7 @@ def test_the_chat_template_is_begin_question_newline(tokenizer: PreTrainedTokeni
     assert tokenizer.apply_chat_template(answered, tokenize=False) == f"{text}{problem.solution}<eos>"
 
 
+@pytest.mark.slow
 def test_responses_are_short_and_end_and_are_right_on_a_part(
     tiny_arith_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:

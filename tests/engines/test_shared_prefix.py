@@ -97,7 +97,7 @@ def assert_equal(found: dict[Key, Completion], expected: dict[Key, Completion]) 
         lambda: random_llama(),
         pytest.param(lambda: random_llama(num_key_value_heads=4, tie_word_embeddings=True), marks=pytest.mark.slow),
         pytest.param(lambda: random_model(Qwen2Config(**SMALL)), marks=pytest.mark.slow),
-        lambda: random_model(Qwen3Config(**SMALL, head_dim=16)),
+        pytest.param(lambda: random_model(Qwen3Config(**SMALL, head_dim=16)), marks=pytest.mark.slow),
         lambda: random_model(Olmo2Config(**SMALL)),
     ],
     ids=["llama", "llama-tied-no-groups", "qwen2", "qwen3", "olmo2"],

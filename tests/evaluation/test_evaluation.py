@@ -190,7 +190,7 @@ def test_training_refuses_problems_without_room_before_it_starts(part: str) -> N
     facts = SimpleNamespace(context=256)
     model: Any = SimpleNamespace(tokenizer=load_tokenizer(build(cfg.model)), facts=facts)
     with pytest.raises(NoRoom, match=r"evaluation\.max_not_run=0\.01: 3 of the 3"):
-        room_of_part(cfg, splits, part, model=model, prompt=build(cfg.prompt))
+        room_of_part(cfg, splits, part, model=model, prompt=build(cfg.prompt), engine="reference")
 
 
 def test_undecided_is_counted_apart() -> None:

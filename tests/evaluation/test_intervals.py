@@ -138,6 +138,7 @@ def test_a_rate_has_its_limits_between_0_and_1_without_being_told() -> None:
     assert (found.low, found.high) == (0.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.5])
 def test_three_seeds_cover_too(spread: float) -> None:
     """`experiments/simulate_coverage.py` in small: 300 tables, standard error 1.3 points below the 95 to be expected."""

@@ -84,6 +84,7 @@ def test_the_line_of_results(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert line["arms"]["ours"]["samples_per_s"] == ROWS_PER_STEP / 2
 
 
+@pytest.mark.slow
 def test_an_arm_that_fails_is_named_with_its_log(tmp_path: Path) -> None:
     spec = ArmSpec("ours", "sparse", 4, 16, 8, overrides=("no.such.key=1",))
     (tmp_path / "rows.npz").write_bytes(b"")

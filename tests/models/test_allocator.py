@@ -24,6 +24,7 @@ print(held - before, kept - before, resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
 def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True)

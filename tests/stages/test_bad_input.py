@@ -114,6 +114,7 @@ def test_problems_of_which_none_is_solved_end_well_with_advice() -> None:
     assert annotate_rows([{**row, "answer": "-77"} for row in GOOD], "complete=true").status == 0
 
 
+@pytest.mark.slow
 def test_responses_that_are_all_cut_off_end_well_with_advice() -> None:
     ended = run("annotate", *SHORT, "annotation=a", "max_new_tokens=2")
     assert ended.status == 0, ended.text
@@ -165,6 +166,7 @@ def test_another_prompt_than_the_annotation_s(made: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_unfinished_annotation_is_trained_on_with_a_note(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "a", tmp_path / "b")
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())

@@ -21,8 +21,8 @@ from tests.stage import annotate
 
 MAX_NEW_TOKENS = 38  # close enough to the lengths that some continuations are cut off
 ARGUMENTS = (
-    "limit=40",
-    "unit_size=20",
+    "limit=20",
+    "unit_size=10",
     "data.max_steps=2",
     f"max_new_tokens={MAX_NEW_TOKENS}",
     "annotation=brute_force",
@@ -89,7 +89,7 @@ class BruteForce:
         return {"right": 1, "wrong": 0, "undecided": -3}[verdict.decision.value]
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_every_outcome_of_responses(rows: list[AnnotatedResponse], tiny_arith_path: Path, count: int) -> None:
     chosen = sample(rows, count=count)
     assert len(chosen) == count
@@ -103,7 +103,7 @@ def test_every_outcome_of_responses(rows: list[AnnotatedResponse], tiny_arith_pa
 
 def test_the_batch_changes_nothing(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
     """Sixteen times fewer rows at a time than by default, and so little memory that forks have to wait."""
-    tight = ("limit=30", "engine.max_rows=16", "engine.kv_budget_mb=2")
+    tight = ("limit=10", "engine.max_rows=16", "engine.kv_budget_mb=2")
     found = AnnotationStore(annotate(*ARGUMENTS, *tight, f"annotations_dir={tmp_path}")).rows()
     assert table_hash(found) == table_hash(of_the_same_problems(rows, found))
 
@@ -114,7 +114,7 @@ def of_the_same_problems(rows: list[AnnotatedResponse], found: list[AnnotatedRes
 
 
 def test_the_reference_engine_gives_the_same_table(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
-    folder = annotate(*ARGUMENTS, "limit=3", "engine=reference", f"annotations_dir={tmp_path}")
+    folder = annotate(*ARGUMENTS, "limit=2", "engine=reference", f"annotations_dir={tmp_path}")
     found = AnnotationStore(folder).rows()
     expected = of_the_same_problems(rows, found)
     assert table_hash(found) == table_hash(expected)

@@ -76,7 +76,7 @@ def counts_and_tokens(store: AnnotationStore) -> list[dict[str, object]]:
     [
         pytest.param("generating", 1, marks=pytest.mark.slow),
         pytest.param("appending", 1, marks=pytest.mark.slow),
-        ("committing", 1),
+        pytest.param("committing", 1, marks=pytest.mark.slow),  # quick: a shard is killed there
     ],
 )
 def test_an_annotation_killed_and_resumed_equals_an_uninterrupted_one(

@@ -17,7 +17,7 @@ from cft.masks import Critical
 from tests.entry import Ended, run
 
 PROBLEMS = ("data.max_steps=2", "data.num_train=16")
-TRAIN = ("validation.problems=4", "evaluation.problems=8", "evaluation.num_samples=2", "trainer.max_epochs=2")
+TRAIN = ("validation.problems=4", "evaluation.problems=4", "evaluation.num_samples=2", "trainer.max_epochs=2")
 MASKS = ("all", "critical", "random_like_critical")
 
 
@@ -43,7 +43,7 @@ def ran(folder: Path, repeated: int) -> dict[str, Ended]:
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        ended = {"annotate": run("annotate", *PROBLEMS, "annotation=mine", "limit=16", "unit_size=8")}
+        ended = {"annotate": run("annotate", *PROBLEMS, "annotation=mine", "limit=12", "unit_size=8")}
         ended["train"] = run(
             "train",
             "-m",
@@ -55,7 +55,7 @@ def ran(folder: Path, repeated: int) -> dict[str, Ended]:
             *TRAIN,
         )
         ended["evaluate"] = run(
-            "evaluate", "checkpoint=outputs/sweep/0", "limit=8", "num_samples=2", "hydra.run.dir=outputs/evaluated"
+            "evaluate", "checkpoint=outputs/sweep/0", "limit=4", "num_samples=2", "hydra.run.dir=outputs/evaluated"
         )
     return ended
 
@@ -114,7 +114,7 @@ def test_evaluating_the_checkpoint_gives_what_training_measured(ran: dict[str, E
     columns = ["problem_id", "sample", "response_ids", "outcome"]
     trained = pq.read_table(folder / "outputs" / "sweep" / "0" / "samples.parquet", columns=columns)
     evaluated = pq.read_table(folder / "outputs" / "evaluated" / "samples.parquet", columns=columns)
-    assert trained.num_rows == 8 * 3
+    assert trained.num_rows == 4 * 3
     assert trained.equals(evaluated)
     arm = json.loads((folder / "outputs" / "evaluated" / "results.json").read_text())["arm"]
     assert arm["mask"] == "all"

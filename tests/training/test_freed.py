@@ -34,6 +34,7 @@ def alive(parts: dict[str, Any]) -> list[str]:
     return [name for name, part in parts.items() if part() is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_a_trained_model_is_freed(monkeypatch: pytest.MonkeyPatch, layout: Layout, checkpointing: bool) -> None:
