@@ -27,8 +27,8 @@ def code_hash(notebook: dict[str, Any]) -> str:
 
 def executed(notebook: dict[str, Any], *, folder: Path) -> dict[str, Any]:
     """The notebook with the outputs of a kernel that ran it in `folder`. Raises CellExecutionError."""
-    import nbformat
-    from nbclient import NotebookClient
+    import nbformat  # pyright: ignore[reportMissingImports] - of the extra `notebook`
+    from nbclient import NotebookClient  # pyright: ignore[reportMissingImports]
 
     made = nbformat.from_dict(notebook)
     client = NotebookClient(

@@ -50,23 +50,26 @@ def push(cfg: PushConfig, job: Job) -> str:
 def _sent(made: Parcel, cfg: PushConfig) -> str:
     """One commit: all files of the parcel, and none that an earlier one left where they would be read together."""
     disable_progress_bars()
-    api = HfApi()
-    repo = {"repo_id": cfg.repo_id, "repo_type": made.repo_type}
-    api.create_repo(**repo, private=cfg.private, exist_ok=True)
+    api, name, kind = HfApi(), cfg.repo_id, made.repo_type
+    api.create_repo(name, repo_type=kind, private=cfg.private, exist_ok=True)
     if cfg.revision != "main":
-        api.create_branch(**repo, branch=cfg.revision, exist_ok=True)
+        api.create_branch(name, repo_type=kind, branch=cfg.revision, exist_ok=True)
     folders = {PurePosixPath(name).parent for name in made.files} - {PurePosixPath(".")}
     stale = [
-        name
-        for name in api.list_repo_files(**repo, revision=cfg.revision)
-        if name not in made.files and (PurePosixPath(name).parent in folders or name.endswith(".safetensors"))
+        file
+        for file in api.list_repo_files(name, repo_type=kind, revision=cfg.revision)
+        if file not in made.files and (PurePosixPath(file).parent in folders or file.endswith(".safetensors"))
     ]
     operations = [
-        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in made.files.items()),
-        *(CommitOperationDelete(path_in_repo=name) for name in stale),
+        *(CommitOperationAdd(path_in_repo=file, path_or_fileobj=content) for file, content in made.files.items()),
+        *(CommitOperationDelete(path_in_repo=file) for file in stale),
     ]
     sent = api.create_commit(
-        **repo, operations=operations, commit_message=cfg.message or f"{made.kind} of cft", revision=cfg.revision
+        name,
+        operations,
+        commit_message=cfg.message or f"{made.kind} of cft",
+        repo_type=kind,
+        revision=cfg.revision,
     )
     return str(sent.commit_url)
 

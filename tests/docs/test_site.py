@@ -72,7 +72,8 @@ def test_dead_links_are_found(link: str, dead: bool, tmp_path: Path, hooks: Modu
 
 def test_the_page_of_the_notebook_shows_what_its_cells_gave(hooks: ModuleType) -> None:
     page = hooks.notebook_page(ROOT / "docs" / "guides" / "notebook.ipynb")
-    assert page.startswith("# From a notebook\n\n[The notebook itself](notebook.ipynb)")
+    assert page.startswith("# From a notebook\n")
+    assert "\n\n[The notebook itself](notebook.ipynb), executed by `make notebook`.\n\n```python\nimport cft\n" in page
     assert "annotation.counts()\n```\n\n```text\n" in page
     assert "{'problems': 48," in page
     assert '<div style="font-family:ui-monospace' in page
