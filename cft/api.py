@@ -153,7 +153,8 @@ def show(row: AnnotatedResponse, mask: Mask | None = None) -> Shown:
 
     Args:
         row: Of an annotation.
-        mask: Whose tokens are on red; None = the critical mask of two alternatives, or of as many as the row has.
+        mask: Whose tokens are on red; None = those that decide the answer by two alternatives, or by as many as there are:
+            critical ones of a right response, turning ones of a wrong one.
 
     Raises:
         MaskError: The row's evidence cannot answer what the mask asks.

@@ -11,18 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cft.config.redaction import redacted_text
+from cft.config.step_words import as_typed
 from cft.quoting import setting
 
 # What cft annotate leaves to its defaults is left to those of cft train where they are the same.
 _SAME_DEFAULT = {"model": "tiny_arith", "prompt": "chat", "verifier": "benchmark", "data": "arithmetic"}
 # Group of cft annotate -> group of cft train that chooses the same thing.
 _CARRIED = {"model": "model", "prompt": "prompt", "verifier": "verifier", "data": "benchmark"}
+# Of a training that no problems come with.
+_NOT_TESTED = ("validation.problems=0", "evaluation.problems=0", "callbacks=best_loss")
 _RENAMED = {"max_new_tokens": "evaluation.max_new_tokens", "data.dir": "data.dir", "allow_targets": "allow_targets"}
 
 
 def command(stage: str, overrides: Sequence[str], *, flags: Sequence[str] = ()) -> str:
     """What to type to run a stage with these overrides, secrets left out."""
-    return shlex.join(["cft", stage, *flags, *map(redacted_text, overrides)])
+    return shlex.join(["cft", stage, *flags, *(redacted_text(as_typed(word)) for word in overrides)])
 
 
 def train_command(
@@ -40,6 +43,9 @@ def _carried(overrides: Sequence[str], *, choices: Mapping[str, str]) -> list[st
     """Overrides of cft annotate as cft train has them. choices: the option of each group."""
     split = [re.fullmatch(r"([+~]*)([^=]+)(=.*)?", word, re.DOTALL) for word in overrides]
     parts = [(m[1], m[2], m[3] or "") for m in split if m]
+    if choices.get("data") == "rows":  # they are no benchmark
+        parts = [part for part in parts if re.split(r"[.@/]", part[1])[0] != "data"]
+        return [*_carried(["".join(part) for part in parts], choices={**choices, "data": "arithmetic"}), *_NOT_TESTED]
     words = [
         f"{new}={choices[group]}"
         for group, new in _CARRIED.items()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -30,7 +31,9 @@ class Outcome(IntEnum):
 
     RIGHT = 1
     WRONG = 0
-    UNTRIED = -1  # an earlier alternative was right, so this one was not needed for an "all fail" mask
+    # An earlier alternative was right, so this one was not needed for an "all fail" mask; where the first one is untried, so is
+    # the position (`cft/positions`).
+    UNTRIED = -1
     CUT_OFF = -2  # the token limit came before an explicit answer
     UNDECIDED = -3  # the verifier could not decide: timed out, crashed, refused
 
@@ -46,12 +49,16 @@ class Problem:
     """One question with its gold answer. `id` is unique within its source and stable across runs.
 
     solution: a worked solution that ends in the answer, "" where the source has none (`cft annotate responses=given`).
+    messages: of a problem that is a conversation, as chat templates read them: the last one is the assistant's that answers,
+    the others are the prompt. tools: JSON schemas that come with it.
     """
 
     id: str
     question: str
     answer: str
     solution: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,9 @@ class ThinkingTags(NamedTuple):
 
     open: str
     close: str
+
+
+NO_THINKING = ThinkingTags("", "")
 
 
 class Verifier(Protocol):
@@ -249,9 +259,16 @@ class Engine(Protocol):
         ...
 
 
+def _no_counts() -> NDArray[np.int16]:
+    return np.zeros((0, 0), dtype=np.int16)
+
+
 @dataclass(frozen=True, slots=True)
 class AnnotatedResponse:
-    """One row of the store: a correct response and the evidence about each of its tokens (docs: `cft/annotation/store.py`)."""
+    """One row of the store: a response and the evidence about each of its tokens (docs: `cft/annotation/store.py`).
+
+    Of the columns with a default a store has those that its configuration makes (`cft/annotation/rows.py`).
+    """
 
     problem_id: str
     response_id: str
@@ -270,14 +287,37 @@ class AnnotatedResponse:
     alt_tokens: NDArray[np.int32]  # [R, K] tokens decoded for the verdict
     alt_outcome: NDArray[np.int8]  # [R, K] Outcome codes
     replay_outcome: NDArray[np.int8]  # [R] the self-replay control at sampled positions, UNTRIED elsewhere
+    verdict: Literal["right", "wrong"] = "right"  # of the response itself
+    # [R] what the model's greedy continuation of the response before t came to, UNTRIED where not asked; [0] without
+    prefix_outcome: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    # [R, K + 1] sampled continuations, column 0 after the response's own token (`cft/annotation/sampled.py`); [0, 0] without
+    sampled: NDArray[np.int16] = field(default_factory=_no_counts)
+    sampled_right: NDArray[np.int16] = field(default_factory=_no_counts)
+    sampled_cut_off: NDArray[np.int16] = field(default_factory=_no_counts)
+    sampled_undecided: NDArray[np.int16] = field(default_factory=_no_counts)
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # [R] each: stored scores by name
+
+    @property
+    def tried_R(self) -> NDArray[np.bool_]:
+        """[R] positions with a counterfactual: the first alternative is the first one tried."""
+        return (self.alt_outcome != Outcome.UNTRIED).any(1)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """Where rows came from. fingerprint: of an annotation that of its conditions, of other rows that of their contents."""
+
+    kind: Literal["annotation", "rows"]
+    name: str
+    place: Path
+    fingerprint: str
 
 
 class StepCounts(NamedTuple):
     """What the whole optimizer step holds, over all its micro-batches and ranks: what its sums are divided by.
 
-    eligible: tokens with static weight > 0. response: response tokens. critical, other: response tokens by token group.
-    sequence: rows with an eligible token. The sampler knows them before anything is computed, since masks are static.
+    eligible: tokens with a static weight other than 0. response: response tokens. critical, other: response tokens by token
+    group. sequence: rows with an eligible token. The sampler knows them before anything is computed, since masks are static.
     """
 
     eligible: int = 0
@@ -296,7 +336,7 @@ class TokenBatch:
 
     input_ids_BT: int64. lengths_B: int64, real tokens of a row.
     weight_BT: float32, static weight of the token's loss, 0 on prompt and padding.
-    token_group_BT: int8, 1 critical, 0 other response token, -1 prompt or padding.
+    token_group_BT: int8, 1 critical, 0 other response token, 2 one of which that is not known, -1 prompt or padding.
     row_ids: response ids, for messages.
     scores: float32 [B, T] each, by name: stored scores that a method declared to need; 0 outside the response.
     step_counts: of the optimizer step that the batch belongs to.

@@ -1,6 +1,7 @@
 """One unit of annotation: problems in, evidence rows and a record of every problem out.
 
-solve (greedy, or the data's own solutions) -> verify -> keep the correct -> score -> alternatives -> counterfactuals
+solve (greedy, or the data's own solutions) -> verify -> keep the correct (or the wrong) -> score -> alternatives ->
+positions -> counterfactuals
 """
 
 from __future__ import annotations
@@ -8,33 +9,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cft.annotation.counterfactual import (
     Evidence,
-    ListSource,
     Tally,
     alternatives,
     fresh_evidence,
     run_counterfactuals,
     stored_evidence,
 )
+from cft.annotation.responses import GIVEN, Responses, Solved, Solving, wanted
+from cft.annotation.sampled import Counts, SampleDesign, draw_samples, no_samples, stored_samples
+from cft.annotation.search import choose_positions
 from cft.annotation.store import ProblemRecord
-from cft.files import sha256_json
-from cft.models.text import char_spans, decode
-from cft.prompts.chat import TextError, response_ids
+from cft.models.text import char_spans
+from cft.positions import All, Positions, ResponseView
 from cft.types import (
-    GREEDY,
+    NO_THINKING,
     AnnotatedResponse,
     Budget,
     Completion,
     Engine,
-    Fork,
     Outcome,
     Problem,
+    ThinkingTags,
     TokenSequence,
     TopTokens,
 )
@@ -45,15 +47,6 @@ if TYPE_CHECKING:
 
     from cft.prompts.chat import Prompt
 
-NEAR_LIMIT = 0.9  # a response longer than this share of the limit leaves its counterfactuals no room
-
-_STATUS = {
-    Outcome.WRONG: "wrong",
-    Outcome.UNDECIDED: "undecided",
-    Outcome.CUT_OFF: "cut off",
-}
-_BROKEN_OFF = {"length": "cut off", "memory": "out of memory"}
-
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -63,21 +56,12 @@ class Unit:
     compute: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Solved:
-    """A problem with the response to annotate, or the status that says why there is none."""
-
-    problem: Problem
-    sequence: TokenSequence
-    completion: Completion | None
-    status: str
-    extracted: str
-
-
 @dataclass(slots=True)
 class Annotator:
     """All that a unit needs. max_positions: the model's context length; longer prompts are skipped and counted.
-    padding_ids: of the model's vocabulary those that are no token of the tokenizer; never alternatives."""
+    padding_ids: of the model's vocabulary those that are no token of the tokenizer; never alternatives.
+    every_position: stored rows are filled at positions of which nothing was tried, too. samples: drawn beside the greedy
+    continuations, None = none. thinking: its tags, which given responses may hold as tokens."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
@@ -89,40 +73,38 @@ class Annotator:
     num_alternatives: int
     short_circuit: bool
     replay_fraction: float
-    responses: Literal["solve", "given"] = "solve"
+    responses: Responses = "solve"
+    positions: Positions = field(default_factory=All)
+    every_position: bool = True
+    samples: SampleDesign | None = None
+    thinking: ThinkingTags = NO_THINKING
     padding_ids: frozenset[int] = frozenset()
     on_solved: Callable[[Completion], None] = field(default=lambda completion: None)
-    on_plan: Callable[[Sequence[Solved]], None] = field(default=lambda kept: None)
+    on_plan: Callable[[Sequence[NDArray[np.bool_]]], None] = field(default=lambda wanted: None)
     on_fork: Callable[[Completion], None] = field(default=lambda completion: None)
 
     def fresh(self, problems: Sequence[Problem]) -> Unit:
         """Solve and annotate problems nothing is known of."""
         started = time.monotonic()
-        solved = self._solve(problems)
+        solved = self._solving()(problems, on_solved=self.on_solved)
         solve_s = time.monotonic() - started
         kept = [s for s in solved if s.status == "annotated"]
-        self.on_plan(kept)
         scored = self._ranked([s.sequence for s in kept], known=[s.completion.top for s in kept if s.completion])
-        evidence = [
-            fresh_evidence(
-                response_id=_response_id(s),
-                answer=s.problem.answer,
-                sequence=s.sequence,
-                alt_ids_RK=alt_ids,
-                # A given token is not the model's choice: replaying it controls nothing.
-                replay_fraction=self.replay_fraction if self.responses == "solve" else 0.0,
-            )
-            for s, (_, alt_ids, _) in zip(kept, scored, strict=True)
-        ]
-        tally = self._run(evidence)
+        views = [self._view(s, top) for s, (top, _, _) in zip(kept, scored, strict=True)]
+        evidence, prefixes, tally = self._planned(kept, [alt_ids for _, alt_ids, _ in scored], views)
+        self.on_plan([one.wanted_R for one in evidence])
+        self._run(evidence, tally)
+        counts = self._sampled(evidence, tally, [no_samples(*one.alt_ids_RK.shape) for one in evidence])
         rows = [
-            self._row(s, top, alt_logprob, done)
-            for s, (top, _, alt_logprob), done in zip(kept, scored, evidence, strict=True)
+            replace(self._row(s, view, top, alt_logprob, done, prefix), **drawn)
+            for s, view, (top, _, alt_logprob), done, prefix, drawn in zip(
+                kept, views, scored, evidence, prefixes, counts, strict=True
+            )
         ]
-        decoded = sum(s.completion.num_decoded for s in solved if s.completion) if self.responses == "solve" else 0
+        decoded = sum(s.completion.num_decoded for s in solved if s.completion)
         return Unit(
             rows,
-            [_record(s, self.tokenizer) for s in solved],
+            [s.record(self.tokenizer) for s in solved],
             _counts(solved, tally),
             {
                 "solve_tokens": decoded,
@@ -132,11 +114,17 @@ class Annotator:
         )
 
     def filled(self, rows: Sequence[AnnotatedResponse]) -> tuple[list[AnnotatedResponse], Tally, dict[str, float]]:
-        """Try the cells of stored rows that are wanted and untried: more alternatives, or what short-circuit left."""
+        """Try the cells of stored rows that are wanted and untried: alternatives, or whole positions."""
         started = time.monotonic()
         wider = self._widened(rows)
-        evidence = [stored_evidence(row, alt_ids_RK=alt_ids) for row, (alt_ids, _) in zip(rows, wider, strict=True)]
-        tally = self._run(evidence)
+        evidence = [
+            stored_evidence(row, alt_ids_RK=alt_ids, every_position=self.every_position)
+            for row, (alt_ids, _) in zip(rows, wider, strict=True)
+        ]
+        tally = self._run(evidence, Tally())
+        widths = [alt_ids.shape[1] for alt_ids, _ in wider]
+        stored = [stored_samples(row, k=k) if self.samples else {} for row, k in zip(rows, widths, strict=True)]
+        counts = self._sampled(evidence, tally, stored)
         filled = [
             replace(
                 row,
@@ -145,92 +133,91 @@ class Annotator:
                 alt_answer=done.answer_RK,
                 alt_tokens=done.tokens_RK,
                 alt_outcome=done.outcome_RK,
+                **drawn,
             )
-            for row, (_, alt_logprob), done in zip(rows, wider, evidence, strict=True)
+            for row, (_, alt_logprob), done, drawn in zip(rows, wider, evidence, counts, strict=True)
         ]
         return filled, tally, _compute(tally, seconds=time.monotonic() - started)
 
-    def _run(self, evidence: list[Evidence]) -> Tally:
+    def _planned(
+        self, kept: Sequence[Solved], alt_ids: Sequence[NDArray[np.int32]], views: Sequence[ResponseView]
+    ) -> tuple[list[Evidence], list[NDArray[np.int8]], Tally]:
+        """Evidence of responses with the positions to try; outcomes of their beginnings, and what the choice cost."""
+        # A given token is not the model's choice: replaying it controls nothing.
+        replays = 0.0 if self.responses in GIVEN else self.replay_fraction
+        tally = Tally()
+
+        chosen = choose_positions(
+            self.positions,
+            views,
+            [(s.sequence, s.problem.answer) for s in kept],
+            engine=self.engine,
+            grader=self.grader,
+            budget=self.budget,
+            tally=tally,
+            on_fork=self.on_fork,
+        )
+        evidence = [
+            fresh_evidence(
+                response_id=s.response_id(),
+                answer=s.problem.answer,
+                sequence=s.sequence,
+                alt_ids_RK=ids,
+                replay_fraction=replays,
+                wanted_R=found.wanted_R,
+                expected=wanted(self.responses),
+            )
+            for s, ids, found in zip(kept, alt_ids, chosen, strict=True)
+        ]
+        return evidence, [found.prefix_R for found in chosen], tally
+
+    def _view(self, solved: Solved, top: TopTokens) -> ResponseView:
+        assert solved.completion is not None
+        text, spans = char_spans(self.tokenizer, solved.completion.ids)
+        return ResponseView(solved.problem.id, text, spans, top.entropy_R, wanted(self.responses))
+
+    def _sampled(
+        self, evidence: Sequence[Evidence], tally: Tally, counts: Sequence[dict[str, Counts]]
+    ) -> Sequence[dict[str, Counts]]:
+        """Columns of counts with samples where there were none; none at all where none are drawn."""
+        if self.samples is None:
+            return [{} for _ in evidence]
+        draw_samples(
+            self.engine,
+            evidence,
+            counts,
+            design=self.samples,
+            grader=self.grader,
+            budget=self.budget,
+            tally=tally,
+            on_fork=self.on_fork,
+        )
+        return counts
+
+    def _run(self, evidence: list[Evidence], tally: Tally) -> Tally:
         return run_counterfactuals(
             self.engine,
             evidence,
             grader=self.grader,
             budget=self.budget,
             short_circuit=self.short_circuit,
+            tally=tally,
             on_fork=self.on_fork,
         )
 
-    def _solve(self, problems: Sequence[Problem]) -> list[Solved]:
-        skipped: dict[int, str] = {}  # why a problem has no response
-        sequences = [self._prompt_sequence(problem, i, skipped) for i, problem in enumerate(problems)]
-        completions: dict[int, Completion] = {}
-        if self.responses == "given":
-            for i, problem in enumerate(problems):
-                if i not in skipped:
-                    try:
-                        completions[i] = self._given(problem)
-                    except TextError as error:
-                        skipped[i] = str(error)
-        else:
-            forks = [
-                Fork(sequence, sequence.prompt_len, None, GREEDY, i, top_k=self._num_ranks)
-                for i, sequence in enumerate(sequences)
-                if i not in skipped
-            ]
-            # By length, so that a batch pads little.
-            forks.sort(key=lambda fork: len(fork.sequence.ids))
-            for key, completion in self.engine.run(ListSource(forks), budget=self.budget):
-                completions[key] = completion  # type: ignore[index]
-                self.on_solved(completion)
-        order = sorted(completions)
-        verdicts = dict(zip(order, self.grader([(completions[i], problems[i].answer) for i in order]), strict=True))
-        return [
-            self._classified(problem, sequence, completions[i], verdicts[i])
-            if i in completions
-            else Solved(problem, sequence, None, skipped[i], "")
-            for i, (problem, sequence) in enumerate(zip(problems, sequences, strict=True))
-        ]
-
-    def _classified(
-        self,
-        problem: Problem,
-        sequence: TokenSequence,
-        completion: Completion,
-        verdict: tuple[Outcome, str],
-    ) -> Solved:
-        outcome, extracted = verdict
-        if completion.finish in _BROKEN_OFF:
-            status = _BROKEN_OFF[completion.finish]
-        elif outcome != Outcome.RIGHT:
-            status = _STATUS[outcome]
-        elif len(completion.ids) > NEAR_LIMIT * self.budget.max_new_tokens:
-            status = "near limit"
-        else:
-            status = "annotated"
-        whole = TokenSequence(np.concatenate([sequence.ids, completion.ids]), sequence.prompt_len)
-        return Solved(problem, whole, completion, status, extracted)
-
-    def _prompt_sequence(self, problem: Problem, index: int, skipped: dict[int, str]) -> TokenSequence:
-        try:
-            ids = np.asarray(self.prompt.ids(self.tokenizer, problem.question), dtype=np.int32)
-        except TextError:
-            ids, skipped[index] = np.zeros(0, dtype=np.int32), "question not encodable"
-        if len(ids) > self.max_positions - self.budget.max_new_tokens:
-            skipped[index] = "prompt too long"
-        return TokenSequence(ids, len(ids))
-
-    def _given(self, problem: Problem) -> Completion:
-        """The data's own solution as a response, closed as the prompt says. Raises TextError with the status."""
-        if not problem.solution:
-            raise TextError("no solution given")
-        end = self.prompt.end_id(self.tokenizer)
-        end = self.eos_ids[0] if end is None else end
-        try:
-            ids = response_ids(self.tokenizer, problem.solution, ends=self.eos_ids)
-        except TextError as error:
-            raise TextError("solution not encodable") from error
-        kept = np.asarray([*ids, end], dtype=np.int32)[: self.budget.max_new_tokens]
-        return Completion(kept, "stop" if len(kept) > len(ids) else "length", 0)
+    def _solving(self) -> Solving:
+        return Solving(
+            self.engine,
+            self.tokenizer,
+            self.prompt,
+            self.grader,
+            self.budget,
+            self.eos_ids,
+            self.max_positions,
+            self.responses,
+            self._num_ranks,
+            self.thinking,
+        )
 
     @property
     def _num_ranks(self) -> int:
@@ -279,20 +266,25 @@ class Annotator:
         return [wider[i] for i in range(len(rows))]
 
     def _row(
-        self, solved: Solved, top: TopTokens, alt_logprob: NDArray[np.float32], evidence: Evidence
+        self,
+        solved: Solved,
+        view: ResponseView,
+        top: TopTokens,
+        alt_logprob: NDArray[np.float32],
+        evidence: Evidence,
+        prefix_R: NDArray[np.int8],
     ) -> AnnotatedResponse:
         assert solved.completion is not None
-        text, spans = char_spans(self.tokenizer, solved.completion.ids)
         return AnnotatedResponse(
             problem_id=solved.problem.id,
             response_id=evidence.response_id,
             problem=solved.problem.question,
             answer=solved.problem.answer,
-            response=text,
+            response=view.text,
             finish=solved.completion.finish,
             prompt_ids=solved.sequence.ids[: solved.sequence.prompt_len],
             response_ids=solved.completion.ids,
-            char_span=spans,
+            char_span=view.char_span,
             logprob=top.logprob_R,
             entropy=top.entropy_R,
             alt_ids=evidence.alt_ids_RK,
@@ -301,30 +293,13 @@ class Annotator:
             alt_tokens=evidence.tokens_RK,
             alt_outcome=evidence.outcome_RK,
             replay_outcome=evidence.replay_R,
+            verdict="right" if evidence.expected == Outcome.RIGHT else "wrong",
+            prefix_outcome=prefix_R,
         )
 
 
 def _sequence(row: AnnotatedResponse) -> TokenSequence:
     return TokenSequence(np.concatenate([row.prompt_ids, row.response_ids]), len(row.prompt_ids))
-
-
-def _response_id(solved: Solved) -> str:
-    assert solved.completion is not None
-    return sha256_json([solved.problem.id, solved.completion.ids.tolist()])[:16]
-
-
-def _record(solved: Solved, tokenizer: PreTrainedTokenizerBase) -> ProblemRecord:
-    completion = solved.completion
-    if completion is None:
-        return ProblemRecord(solved.problem.id, solved.status, "", "", 0, 0)
-    return ProblemRecord(
-        solved.problem.id,
-        solved.status,
-        decode(tokenizer, completion.ids),
-        solved.extracted,
-        len(completion.ids),
-        completion.num_decoded,
-    )
 
 
 def _counts(solved: Sequence[Solved], tally: Tally) -> dict[str, int]:
@@ -341,6 +316,8 @@ def tally_counts(tally: Tally, *, ties_in_solving: int = 0) -> dict[str, int]:
         "replays": tally.replays,
         "replay_flips": tally.replay_flips,
         "num_ties_rescored": tally.num_ties_rescored + ties_in_solving,
+        **({"probes": tally.probes} if tally.probes else {}),
+        **({"samples": tally.samples} if tally.samples else {}),
     }
 
 
@@ -348,6 +325,8 @@ def _compute(tally: Tally, *, seconds: float) -> dict[str, float]:
     return {
         "counterfactual_tokens": tally.tokens,
         "speculative_tokens": tally.speculative_tokens,
+        **({"probe_tokens": tally.probe_tokens} if tally.probe_tokens else {}),
+        **({"sample_tokens": tally.sample_tokens} if tally.sample_tokens else {}),
         "counterfactual_seconds": round(seconds, 3),
     }
 

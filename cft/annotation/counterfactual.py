@@ -99,7 +99,10 @@ def replay_positions(response_id: str, length: int, *, fraction: float) -> NDArr
 
 @dataclass(slots=True)
 class Evidence:
-    """What is known of one response while its test runs; becomes the alt_* columns of an AnnotatedResponse."""
+    """What is known of one response while its test runs; becomes the alt_* columns of an AnnotatedResponse.
+
+    wanted_R: positions whose alternatives are tried. expected: what a replay of the response's own token comes to.
+    """
 
     response_id: str
     answer: str
@@ -110,9 +113,13 @@ class Evidence:
     tokens_RK: NDArray[np.int32]
     replay_R: NDArray[np.int8]
     replay_wanted_R: NDArray[np.bool_]
+    wanted_R: NDArray[np.bool_]
+    expected: Outcome = Outcome.RIGHT
 
     def next_alternatives(self, t: int, *, short_circuit: bool) -> list[int]:
         """Which alternatives of position t to try next: one at a time under short-circuit, else all untried ones."""
+        if not self.wanted_R[t]:
+            return []
         untried = np.flatnonzero(self.outcome_RK[t] == Outcome.UNTRIED).tolist()
         if not short_circuit:
             return untried
@@ -123,6 +130,8 @@ class Evidence:
 class Tally:
     """Work done: forks and tokens decoded, near ties re-scored, replays and those that flipped.
 
+    probes, probe_tokens: continuations of a beginning of the response that chose its positions; samples, sample_tokens: sampled
+    continuations. Both are in no other count.
     speculative_tokens: decoded for forks that turned out not to be needed; they are in no other count.
     """
 
@@ -132,6 +141,10 @@ class Tally:
     replays: int = 0
     replay_flips: int = 0
     speculative_tokens: int = 0
+    probes: int = 0
+    probe_tokens: int = 0
+    samples: int = 0
+    sample_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -257,7 +270,7 @@ class CounterfactualSource:
         if rank == REPLAY:
             row.replay_R[t] = outcome
             self.tally.replays += 1
-            self.tally.replay_flips += outcome != Outcome.RIGHT
+            self.tally.replay_flips += outcome != row.expected
             return
         row.outcome_RK[t, rank] = outcome
         row.answer_RK[t][rank] = extracted
@@ -280,10 +293,12 @@ def run_counterfactuals(
     grader: Grader,
     budget: Budget,
     short_circuit: bool,
+    tally: Tally | None = None,
     on_fork: Callable[[Completion], None] = lambda completion: None,
 ) -> Tally:
-    """Fill the untried cells of `rows` in place. on_fork is called for every completion, for progress displays."""
-    source = CounterfactualSource(rows, grader, short_circuit, engine.in_flight)
+    """Fill the untried cells of `rows` in place. on_fork is called for every completion, for progress displays. tally: goes
+    on from there."""
+    source = CounterfactualSource(rows, grader, short_circuit, engine.in_flight, tally or Tally())
     for key, completion in engine.run(source, budget=budget):
         source.receive(key, completion)
         on_fork(completion)
@@ -297,9 +312,12 @@ def fresh_evidence(
     sequence: TokenSequence,
     alt_ids_RK: NDArray[np.int32],
     replay_fraction: float,
+    wanted_R: NDArray[np.bool_] | None = None,
+    expected: Outcome = Outcome.RIGHT,
 ) -> Evidence:
-    """Evidence of a response of which nothing has been tried yet."""
+    """Evidence of a response of which nothing has been tried yet. wanted_R: positions to try and to replay, None = all."""
     length, k = alt_ids_RK.shape
+    wanted_R = np.ones(length, dtype=np.bool_) if wanted_R is None else wanted_R
     return Evidence(
         response_id,
         answer,
@@ -309,12 +327,16 @@ def fresh_evidence(
         [[""] * k for _ in range(length)],
         np.zeros((length, k), dtype=np.int32),
         np.full(length, Outcome.UNTRIED, dtype=np.int8),
-        replay_positions(response_id, length, fraction=replay_fraction),
+        replay_positions(response_id, length, fraction=replay_fraction) & wanted_R,
+        wanted_R,
+        expected,
     )
 
 
-def stored_evidence(row: AnnotatedResponse, *, alt_ids_RK: NDArray[np.int32]) -> Evidence:
+def stored_evidence(row: AnnotatedResponse, *, alt_ids_RK: NDArray[np.int32], every_position: bool = True) -> Evidence:
     """Evidence of a stored row, widened by untried columns where `alt_ids_RK` has more alternatives than it.
+
+    every_position: whether positions of which nothing was tried are to be tried now.
 
     Raises BadValue if the stored alternatives are not the first columns of alt_ids_RK: another model or tokenizer.
     """
@@ -335,4 +357,5 @@ def stored_evidence(row: AnnotatedResponse, *, alt_ids_RK: NDArray[np.int32]) ->
         np.pad(row.alt_tokens, ((0, 0), (0, extra))),
         row.replay_outcome.copy(),
         np.zeros(len(row.response_ids), dtype=np.bool_),
+        row.tried_R | every_position,
     )

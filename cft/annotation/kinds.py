@@ -18,7 +18,7 @@ _OPERATOR = re.compile(r"[-+*/=×÷·^<>≤≥%$−]+|\\(?:times|div|cdot|frac|s
 
 @dataclass(frozen=True, slots=True)
 class KindCount:
-    """Tokens of one kind: how many there are, how many the mask picks."""
+    """Tokens of one kind: of how many it is known whether the mask picks them, and how many it picks."""
 
     kind: str
     tokens: int
@@ -49,13 +49,20 @@ def token_texts(row: AnnotatedResponse) -> list[str]:
 
 
 def count_kinds(
-    rows: Sequence[AnnotatedResponse], *, mask: Callable[[AnnotatedResponse], NDArray[np.float32]]
+    rows: Sequence[AnnotatedResponse],
+    *,
+    mask: Callable[[AnnotatedResponse], NDArray[np.float32]],
+    known: Callable[[AnnotatedResponse], NDArray[np.bool_]] | None = None,
 ) -> list[KindCount]:
-    """Counts over all rows, in the order of KINDS; kinds that do not occur are left out."""
+    """Counts over all rows, in the order of KINDS; kinds that do not occur are left out. known: tokens that count, None =
+    all."""
     tokens: Counter[str] = Counter()
     critical: Counter[str] = Counter()
     for row in rows:
-        for text, weight in zip(token_texts(row), mask(row).tolist(), strict=True):
+        counting = known(row) if known else np.ones(len(row.response_ids), dtype=np.bool_)
+        for text, weight, counts in zip(token_texts(row), mask(row).tolist(), counting, strict=True):
+            if not counts:
+                continue
             kind = kind_of(text)
             tokens[kind] += 1
             critical[kind] += weight > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from typing import Any
@@ -20,6 +20,7 @@ _VECTOR = {  # [P] or [R]
     "logprob": pa.float32(),
     "entropy": pa.float32(),
     "replay_outcome": pa.int8(),
+    "prefix_outcome": pa.int8(),
 }
 _MATRIX = {  # [R, 2] or [R, K]
     "char_span": pa.int32(),
@@ -27,6 +28,10 @@ _MATRIX = {  # [R, 2] or [R, K]
     "alt_logprob": pa.float32(),
     "alt_tokens": pa.int32(),
     "alt_outcome": pa.int8(),
+    "sampled": pa.int16(),
+    "sampled_right": pa.int16(),
+    "sampled_cut_off": pa.int16(),
+    "sampled_undecided": pa.int16(),
 }
 _INEXACT = {"logprob", "entropy", "alt_logprob"}  # agree between batch sizes and machines to about 1e-4 only
 
@@ -39,17 +44,30 @@ def _arrow_type(name: str) -> pa.DataType:
     return pa.list_(pa.list_(pa.string())) if name == "alt_answer" else pa.string()
 
 
-# Scores have tables of their own (`cft/scores/store.py`).
-ROW_SCHEMA = pa.schema([(f.name, _arrow_type(f.name)) for f in fields(AnnotatedResponse) if f.name != "scores"])
+# Columns that only some annotations have, with what a row without them means. Scores have tables of their own
+# (`cft/scores/store.py`).
+OPTIONAL = ("verdict", "prefix_outcome", "sampled", "sampled_right", "sampled_cut_off", "sampled_undecided")
+ROW_SCHEMA = pa.schema(
+    [(f.name, _arrow_type(f.name)) for f in fields(AnnotatedResponse) if f.name not in ("scores", *OPTIONAL)]
+)
 
 
-def rows_table(rows: Sequence[AnnotatedResponse]) -> pa.Table:
-    return pa.Table.from_pylist([_record(row) for row in rows], schema=ROW_SCHEMA)
+def row_schema(further: Collection[str] = ()) -> pa.Schema:
+    """Of a table of rows. further: those of OPTIONAL that it has."""
+    return pa.schema([*ROW_SCHEMA, *(pa.field(name, _arrow_type(name)) for name in OPTIONAL if name in further)])
+
+
+def rows_table(rows: Sequence[AnnotatedResponse], *, further: Collection[str] = ()) -> pa.Table:
+    """further: columns of OPTIONAL that the table has whatever its rows hold; those that they hold it has anyhow."""
+    held = {name for row in rows for name in OPTIONAL if _holds(row, name)}
+    schema = row_schema({*further, *held})
+    return pa.Table.from_pylist([_record(row, schema.names) for row in rows], schema=schema)
 
 
 def table_rows(table: pa.Table) -> list[AnnotatedResponse]:
     """The inverse of rows_table."""
-    columns = {name: _decoder(name)(table.column(name).combine_chunks()) for name in ROW_SCHEMA.names}
+    names = [*ROW_SCHEMA.names, *(name for name in OPTIONAL if name in table.column_names)]
+    columns = {name: _decoder(name)(table.column(name).combine_chunks()) for name in names}
     return [
         AnnotatedResponse(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)
     ]
@@ -58,11 +76,22 @@ def table_rows(table: pa.Table) -> list[AnnotatedResponse]:
 def table_hash(rows: Sequence[AnnotatedResponse]) -> str:
     """SHA-256 over ids, text and outcomes (not floats) of the rows sorted by id: equal for equal annotations."""
     ordered = sorted(rows, key=lambda row: (row.problem_id, row.response_id))
-    return sha256_json([{k: v for k, v in _record(row).items() if k not in _INEXACT} for row in ordered])
+    return sha256_json([_record(row, _hashed(row)) for row in ordered])
 
 
-def _record(row: AnnotatedResponse) -> dict[str, Any]:
-    values = {name: getattr(row, name) for name in ROW_SCHEMA.names}
+def _hashed(row: AnnotatedResponse) -> list[str]:
+    held = [name for name in OPTIONAL if _holds(row, name)]
+    return [name for name in (*ROW_SCHEMA.names, *held) if name not in _INEXACT]
+
+
+def _holds(row: AnnotatedResponse, name: str) -> bool:
+    """Whether an optional column says more of the row than its absence does."""
+    value = getattr(row, name)
+    return value.size > 0 if isinstance(value, np.ndarray) else value != "right"
+
+
+def _record(row: AnnotatedResponse, names: Iterable[str]) -> dict[str, Any]:
+    values = {name: getattr(row, name) for name in names}
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cft.annotation.rows import rows_table, table_hash, table_rows
+from cft.annotation.rows import ROW_SCHEMA, rows_table, table_hash, table_rows
 from cft.annotation.shards import ALONE, WHOLE, Part, Shard, at_work, clear_place, gate, place, unfinished_message
 from cft.errors import UserError
 from cft.files import sha256_file, sha256_json, write_bytes, write_json, writing_errors
@@ -46,7 +46,8 @@ _KINDS = ("rows", "problems")
 class ProblemRecord:
     """What became of one problem.
 
-    status: annotated | wrong | undecided | cut off | near limit | prompt too long | no solution given.
+    status: annotated | wrong (or right, where wrong responses are annotated) | undecided | cut off | near limit | prompt too
+    long | no solution given.
     """
 
     problem_id: str
@@ -115,6 +116,7 @@ class AnnotationStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._made_under = ""  # the fingerprint of what is being written
+        self._further_columns: tuple[str, ...] = ()  # of the rows that are being written
 
     # ---- reading
 
@@ -133,6 +135,11 @@ class AnnotationStore:
                 f"name, or delete {self.folder}"
             )
         return manifest
+
+    def row_columns(self) -> pa.Schema:
+        """Names and types of the columns of its rows."""
+        paths = sorted((self.folder / "rows").glob("*.parquet"))
+        return pq.read_schema(paths[0]) if paths else ROW_SCHEMA
 
     def unfinished_shards(self) -> dict[str, Any] | None:
         """Of an annotation in shards that are not all done: their state, as cft.annotation.shards.Part gives it."""
@@ -225,19 +232,27 @@ class AnnotationStore:
     # ---- writing
 
     @contextmanager
-    def writing(self, *, fingerprint: dict[str, Any], info: dict[str, Any], part: Part = ALONE) -> Iterator[None]:
+    def writing(
+        self,
+        *,
+        fingerprint: dict[str, Any],
+        info: dict[str, Any],
+        part: Part = ALONE,
+        further_columns: tuple[str, ...] = (),
+    ) -> Iterator[None]:
         """Create the store or go on with it, as the only process at `part` of it.
 
         fingerprint: what must not change; info: for people, that of the last process; only its list `written_by` grows by what
         each process adds that was not there. The manifest says `finished` once no unit of any shard is
-        left to do and nobody else is at work; until then its `shards` says who is missing.
+        left to do and nobody else is at work; until then its `shards` says who is missing. further_columns: of
+        `cft.annotation.rows.OPTIONAL`, those that every file of rows has.
         Raises FolderInUse, WriteError, or StoreError naming what differs from the manifest or from the other shards.
         """
         with ExitStack() as held:
             with gate(self.folder):
                 held.enter_context(place(self.folder, part.shard))
                 before = None
-                self._made_under = sha256_json(fingerprint)
+                self._made_under, self._further_columns = sha256_json(fingerprint), further_columns
                 if (self.folder / "manifest.json").exists():
                     self._require_same(fingerprint)
                     before = self._require_agreement(part)
@@ -270,7 +285,7 @@ class AnnotationStore:
         path = self._record_path(unit)
         before = self._record(unit) if path.exists() else None
         record = {
-            "rows": self._write_table(unit, "rows", rows_table(rows)),
+            "rows": self._write_table(unit, "rows", rows_table(rows, further=self._further_columns)),
             "problems": self._write_table(
                 unit, "problems", pa.Table.from_pylist([asdict(p) for p in problems], schema=PROBLEM_SCHEMA)
             ),

@@ -16,7 +16,8 @@ Records = Mapping[int, dict[str, Any]]  # commit records by unit number
 class Plan:
     """What a configuration asks of an annotation: the first `asked` of the split's `problems`, in units of `unit_size`.
 
-    every_outcome: no alternative is left untried. fills_only: committed units are extended, none is annotated afresh.
+    every_outcome: no alternative of a position that is tried is left untried. every_position: no position is.
+    fills_only: committed units are extended, none is annotated afresh.
     """
 
     problems: Sequence[Problem]
@@ -25,6 +26,7 @@ class Plan:
     num_alternatives: int
     every_outcome: bool
     fills_only: bool
+    every_position: bool = True
 
     def request(self) -> dict[str, Any]:
         """What the shards of one annotation must have in common beyond its fingerprint. JSON."""
@@ -33,6 +35,7 @@ class Plan:
             "num_alternatives": self.num_alternatives,
             "complete": self.every_outcome,
             "fills_only": self.fills_only,
+            **({} if self.every_position else {"every_position": False}),
         }
 
     def units(self, records: Records) -> list[Sequence[Problem]]:
@@ -45,6 +48,18 @@ class Plan:
         wanted = min(max([self.asked, *reached]), len(self.problems))
         return [self.problems[u : min(u + self.unit_size, wanted)] for u in range(0, wanted, self.unit_size)]
 
+    def facts(self, record: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the commit record of a unit that is as requested says of it. record: of the unit that was filled, None of a
+        fresh one. Where every position was tried nothing is said of positions."""
+        every_position = (
+            self.every_position if record is None else self.fills_only or record.get("every_position", True)
+        )
+        return {
+            "num_alternatives": max(self.num_alternatives, record["num_alternatives"] if record else 0),
+            "complete": self.every_outcome,
+            **({} if every_position else {"every_position": False}),
+        }
+
     def to_annotate(self, records: Records) -> list[int]:
         if self.fills_only:
             return []
@@ -56,7 +71,9 @@ class Plan:
         return [
             u
             for u, record in records.items()
-            if record["num_alternatives"] < self.num_alternatives or (self.every_outcome and not record["complete"])
+            if record["num_alternatives"] < self.num_alternatives
+            or (self.every_outcome and not record["complete"])
+            or (self.fills_only and not record.get("every_position", True))
         ]
 
     def to_do(self, records: Records) -> set[int]:

@@ -19,7 +19,10 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
 from cft.commands import command
+from cft.config.stages import STAGES
+from cft.config.step_words import as_typed
 from cft.errors import Interrupted, UserError
+from cft.quoting import setting
 
 EXIT_USER_ERROR = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -73,7 +76,13 @@ def how_to_resume() -> str:
 
     hydra = HydraConfig.get()
     stage = str(hydra.job.name)
-    again = command(stage, _overrides(), flags=command_flags(hydra))
+    flags, where = command_flags(hydra), Path(hydra.runtime.output_dir)
+    if not STAGES[stage].step:  # of several steps
+        if hydra.mode == RunMode.MULTIRUN:
+            return f"Finished steps are kept; resume with the same command and hydra.sweep.dir={hydra.sweep.dir}"
+        again = command(stage, [*_overrides(), setting("hydra.run.dir", str(where))], flags=flags)
+        return f"Finished steps are kept; resume with: {again}"
+    again = command(stage, _overrides(), flags=flags)
     if stage == "annotate":
         return f"Committed units are kept; resume with the same command: {again}"
     if any(override.startswith("resume=") for override in _overrides()):
@@ -83,9 +92,8 @@ def how_to_resume() -> str:
         kept_checkpoints,
     )
 
-    folder = Path(hydra.runtime.output_dir)
-    if stage == "train" and kept_checkpoints(folder / CHECKPOINTS):
-        return f"Resume from the newest checkpoint with: {again} {shlex.quote(f'resume={folder}')}"
+    if stage == "train" and kept_checkpoints(where / CHECKPOINTS):
+        return f"Resume from the newest checkpoint with: {again} {shlex.quote(f'resume={where}')}"
     return f"No state to resume from was saved; start again: {again}"
 
 
@@ -106,4 +114,4 @@ def _in_multirun() -> bool:
 
 
 def _overrides() -> list[str]:
-    return list(HydraConfig.get().overrides.task)
+    return list(map(as_typed, HydraConfig.get().overrides.task))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from cft.cli.method import method_choices
 from cft.config.build import checked, config_hash, own_prefixes, redacted
+from cft.config.compose import nested
 from cft.config.stages import STAGES
 from cft.config.typed import typed
 from cft.runs.job import Job
@@ -64,19 +66,25 @@ def command_flags(hydra: HydraConf) -> tuple[str, ...]:
 
 @contextmanager
 def hydra_job(
-    stage: str, overrides: Sequence[str], *, folder: Path | None = None, check: bool = True
+    stage: str,
+    overrides: Sequence[str],
+    *,
+    folder: Path | None = None,
+    conf_dirs: Sequence[str] = (),
+    check: bool = True,
 ) -> Iterator[tuple[Any, Job]]:
     """What `cft <stage> <overrides>` would call the stage with, for programs; inside, Hydra knows the job as it does there.
 
-    folder: the job's own, None = where the command would put it. check: whether the config is refused if a stage would
-    refuse it.
+    folder: the job's own, None = where the command would put it. conf_dirs: of one's own yaml files, as --config-dir names
+    them. check: whether the config is refused if a stage would refuse it.
 
     Raises ConfigError.
     """
     before = HydraConfig.instance().cfg
     try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=stage):
-            cfg = compose(stage, list(overrides), return_hydra_config=True)
+        with nested(), initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=stage):
+            path = [f"hydra.searchpath=[{','.join(f'file://{each}' for each in conf_dirs)}]"] if conf_dirs else []
+            cfg = compose(stage, [*path, *overrides], return_hydra_config=True)
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
             cfg.hydra.mode = RunMode.RUN
             cfg.hydra.runtime.output_dir = "" if folder is None else str(folder)
@@ -87,14 +95,20 @@ def hydra_job(
                 HydraConfig.instance().set_config(cfg)
             hydra = cfg.hydra
             del cfg["hydra"]
-        yield stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
+        inputs, job = stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
+        yield inputs, replace(job, flags=tuple(word for each in conf_dirs for word in ("--config-dir", each)))
     finally:
         HydraConfig.instance().cfg = before
 
 
 def composed(
-    stage: str, overrides: Sequence[str], *, folder: Path = Path("run"), check: bool = True
+    stage: str,
+    overrides: Sequence[str],
+    *,
+    folder: Path = Path("run"),
+    conf_dirs: Sequence[str] = (),
+    check: bool = True,
 ) -> tuple[Any, Job]:
     """The inputs alone of `hydra_job`."""
-    with hydra_job(stage, overrides, folder=folder, check=check) as inputs:
+    with hydra_job(stage, overrides, folder=folder, conf_dirs=conf_dirs, check=check) as inputs:
         return inputs

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 
 from cft.cli.exit_status import reported
 from cft.config.build import check_command_line, checked
+from cft.config.check import named
 from cft.config.hydra_internals import argument_parser
 from cft.config.stages import STAGES
 from cft.run_log import recording
@@ -24,7 +24,7 @@ from cft.shipped import CONF_DIR
 def run(name: str, arguments: Sequence[str]) -> int:
     """`cft <name> <arguments>`: one job, or those of a multirun. Raises SystemExit with the status of a job that failed."""
     before = STAGES[name].arguments
-    words = _with_absolute_config_path(_named(before)(arguments) if before else list(arguments))
+    words = _with_absolute_config_path(named(before)(arguments) if before else list(arguments))
     sys.argv = [f"cft {name}", *words]  # which Hydra reads
     check_command_line(name)
     hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(partial(job, name=name))()
@@ -37,12 +37,7 @@ def job(cfg: DictConfig, *, name: str) -> Any:
         cfg = checked(cfg, name)
         from cft.cli.job import stage_inputs  # heavy imports follow the check
 
-        return _named(STAGES[name].run)(*stage_inputs(cfg, name, HydraConfig.get()))
-
-
-def _named(target: str) -> Callable[..., Any]:
-    module, _, function = target.partition(":")
-    return getattr(import_module(module), function)
+        return named(STAGES[name].run)(*stage_inputs(cfg, name, HydraConfig.get()))
 
 
 def _with_absolute_config_path(words: list[str]) -> list[str]:

@@ -8,9 +8,10 @@ only those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -19,7 +20,7 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 from cft.config.allow_list import LIBRARIES, refusal
 from cft.config.annotations import type_of
 from cft.config.library_rules import library_errors
-from cft.config.needs import missing_scores, unmet, unused
+from cft.config.needs import lacking_evidence, missing_scores, unmet, unused
 from cft.config.preflight import missing_inputs
 from cft.config.redaction import holds_secret, is_secret_key
 from cft.config.rules import broken_rules
@@ -43,6 +44,12 @@ class ErrorDetail:
         return f"{self.key}: {self.text}"
 
 
+def named(target: str) -> Callable[..., Any]:
+    """What module:function names."""
+    module, _, function = target.partition(":")
+    return getattr(import_module(module), function)
+
+
 class Unknown:
     """A value that is known once a job runs, such as ${hydra:job.num}: nothing is checked about it."""
 
@@ -59,7 +66,10 @@ def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) ->
         ErrorDetail(key, text) for key, text in broken_rules(tree, rules=STAGES[stage].rules) if key not in known
     ]
     errors += [ErrorDetail(key, text) for key, text in library_errors(tree, stage=stage) if key not in known]
-    errors += [ErrorDetail(key, text) for key, text in unmet(tree) if key not in known]
+    needs = (*unmet(tree), *lacking_evidence(tree))
+    errors += [ErrorDetail(key, text) for key, text in needs if key not in known]
+    if STAGES[stage].errors and not errors:  # what it reads is of the right type
+        errors += named(STAGES[stage].errors)({**tree, "allow_targets": list(extra)})
     return list(dict.fromkeys(errors))
 
 

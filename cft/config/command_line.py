@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cft.config.allow_list import bad_prefix
 from cft.config.check import ErrorDetail, find_errors
+from cft.config.compose import nested
 from cft.config.hydra_internals import argument_parser
 from cft.config.hydra_keys import hydra_errors
 from cft.config.override_value import has_path, set_value
@@ -78,9 +79,9 @@ def command_line_errors(line: CommandLine, *, stage: str) -> list[ErrorDetail]:
     for folder in (line.config_dir, *line.extra_dirs):
         if not folder.is_dir():
             return [*line.errors, ErrorDetail(str(folder), "there is no such config folder")]
-    register_schemas(strict=False)
+    strict = register_schemas(strict=False)  # loose already where the steps of a pipeline are checked
     try:
-        with initialize_config_dir(str(line.config_dir), job_name=stage, version_base="1.3"):
+        with nested(), initialize_config_dir(str(line.config_dir), job_name=stage, version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             folders = [o for o in line.overrides if o.lstrip("+").startswith("hydra.searchpath=")]
@@ -89,7 +90,7 @@ def command_line_errors(line: CommandLine, *, stage: str) -> list[ErrorDetail]:
             reader = Reader(hydra.config_loader, line.multirun, folders, errors)
             _Check(stage, line, hydra.config_loader, reader, errors).run()
     finally:
-        register_schemas()
+        register_schemas(strict=strict)
     return list(dict.fromkeys(errors))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import cft.config.stages  # noqa: F401  (registers the schemas that conf/*.yaml name)
@@ -20,6 +21,17 @@ class Tree:
 
     written: dict[str, Any]
     resolved: dict[str, Any]
+
+
+@contextmanager
+def nested() -> Iterator[None]:
+    """Around a composition that may happen inside of a job, or of another composition: Hydra knows one at a time."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 @contextmanager

@@ -9,16 +9,27 @@ is built is checked again by `cft/data/columns.py` and `cft/scores/store.py`.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 from cft.config.annotations import keys_of_dict, texts_of
 from cft.config.source import TargetError, resolve
+from cft.quoting import setting
 from cft.scores.column import GROUP, NO_GROUPS, NO_REFERENCE, OWN_LOGPROB, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
 
 _OF_OBJECTIVE = ("weighting", "loss")
 _OF_DATA = ("mask", "groups")
+GIVEN_ROWS = "cft.data.rows.given_rows"
+# What masks call `evidence`.
+EVIDENCE = {
+    "outcomes": "what came of each token's alternatives",
+    "samples": "what came of samples after each token",
+    "entropy": "the entropies",
+    "annotation": "the rows",
+    OWN_LOGPROB: "the log-probs",
+}
 
 
 def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -52,6 +63,45 @@ def unused(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         )
     if GROUP not in needs and _target(tree.get("groups")) not in (None, "cft.data.columns.NoGroups"):
         yield "groups", "are chosen, but the loss does not tell groups apart (loss=sft_go and loss=shad do): no effect"
+
+
+def lacking_evidence(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """(key, message) of every part that reads what an annotation holds, where rows are trained on that someone brings."""
+    data = tree.get("data")
+    if _target(data) != GIVEN_ROWS or not isinstance(data, Mapping):
+        return
+    path = shlex.quote(setting("data.path", str(data.get("path"))))
+    make = f"cft annotate responses=given data=rows {path} annotation=NAME"
+    then = f"these rows hold none; make it with: {make} (and model=... as here), and train with: cft train data.annotation=NAME"
+    for part in _OF_DATA:
+        for name, reads in _evidence_of(tree.get(part)):
+            yield part, f"{name} reads {EVIDENCE.get(reads, reads)} of an annotation, and {then}"
+    if _target(tree.get("reference")) == "cft.references.models.Annotation":
+        yield "reference", f"annotation is the log-probs of the annotating model, and {then}. Or set reference=initial"
+    loss = tree.get("loss")
+    regularizers = loss.get("regularizers") if isinstance(loss, Mapping) else None
+    for name, node in regularizers.items() if isinstance(regularizers, Mapping) else ():
+        if isinstance(node, Mapping) and node.get("where") in ("critical", "other"):
+            key = f"loss.regularizers.{name}.where"
+            yield (
+                key,
+                f"{node['where']} needs to know which tokens are critical, and {then}. Or take response or eligible",
+            )
+
+
+def _evidence_of(node: object) -> Iterator[tuple[str, str]]:
+    """(class, what it reads of an annotation) of a node and of those inside it."""
+    if not isinstance(node, Mapping):
+        return
+    target = _target(node)
+    if target:
+        name = target.rpartition(".")[2]
+        yield from ((name, reads) for reads in sorted(strings(target, "evidence") or ()))
+        for argument in sorted(strings(target, "logprob_arguments") or ()):
+            if node.get(argument) == OWN_LOGPROB:
+                yield name, OWN_LOGPROB
+    for inner in node.values():
+        yield from _evidence_of(inner)
 
 
 def stored_scores(tree: Mapping[str, object]) -> set[str]:

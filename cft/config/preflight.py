@@ -28,6 +28,12 @@ def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         name, annotations_dir = str(data.get("annotation")), str(tree.get("annotations_dir"))
         if text := _no_annotation(name, annotations_dir=annotations_dir):
             yield f"data.annotation={name}", text
+    if isinstance(data, Mapping) and data.get("_target_") == "cft.data.rows.given_rows":
+        from cft.data.row_files import not_there
+
+        for key in ("path", "validation_path"):
+            if (path := str(data.get(key) or "")) and (text := not_there(path)):
+                yield f"data.{key}={path}", text
     if isinstance(resume, str) and resume not in ("", "auto") and not (Path(resume) / "config.yaml").is_file():
         config = Path(resume) / "config.yaml"
         yield f"resume={resume}", f"no {config}; expected the folder of a run that cft train started, or auto"

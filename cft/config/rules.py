@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cft.config.needs import strings
+from cft.config.needs import GIVEN_ROWS, strings
 from cft.ranges import show
 
 # What a validation logs (`cft/training/module.py`, `validation.py`): what the best epoch may be chosen by.
@@ -105,10 +105,18 @@ def _trained_in_float32(v: Values) -> bool:
     return v.text("model.dtype") in (("float32", "bfloat16") if frozen else ("float32",))
 
 
+def _given(v: Values) -> bool:
+    return v.text("responses") in ("given", "given_wrong")
+
+
 _DATA_IS_READ = Rule(
     "data._target_",
     "an annotation, data=annotated data.annotation=<name>; problems are chosen by benchmark=...",
     lambda v: not v.text("data._target_").startswith("cft.data.sources."),
+)
+
+_PART_OF_PARTS = Rule(
+    "data.part", "from 0 to below data.parts", lambda v: v.number("data.part") < v.number("data.parts")
 )
 
 _TIES_IN_FLOAT32 = Rule(
@@ -136,19 +144,56 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         _TIES_IN_FLOAT32,
         Rule(
             "data._target_",
-            "a source of problems, such as data=arithmetic; an annotation is what cft annotate makes",
+            "a source of problems, such as data=arithmetic or data=rows; an annotation is what cft annotate makes",
             lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
         ),
         Rule(
-            "responses",
-            "solve: data.solution_field is empty, so the data has no solutions to give; name the field that holds them "
-            "(data.solution_field=...)",
-            lambda v: v.text("responses") != "given" or v.text("data.solution_field") != "",
+            "data.answer_field",
+            "the field of the gold answers: with data=rows a response without one is its own, and none would be wrong "
+            "(responses=given_wrong)",
+            lambda v: (
+                v.text("data._target_") != GIVEN_ROWS
+                or v.text("responses") != "given_wrong"
+                or v.text("data.answer_field") != ""
+            ),
+        ),
+        Rule(
+            "split",
+            "train with data=rows: its rows are not split (data.split chooses among those of a data set)",
+            lambda v: v.text("data._target_") != GIVEN_ROWS or v.text("split") == "train",
         ),
         Rule(
             "responses",
-            "solve: the problems of reasoning-gym come without solutions",
-            lambda v: v.text("responses") != "given" or v.text("data._target_") != "cft.data.sources.reasoning_gym",
+            "solve or wrong: data.solution_field is empty, so the data has no solutions to give; name the field that holds "
+            "them (data.solution_field=...)",
+            lambda v: not _given(v) or v.text("data.solution_field") != "",
+        ),
+        Rule(
+            "responses",
+            "solve or wrong: the problems of reasoning-gym come without solutions",
+            lambda v: not _given(v) or v.text("data._target_") != "cft.data.sources.reasoning_gym",
+        ),
+        Rule(
+            "responses",
+            "given or given_wrong with positions=bisect: a model's own greedy response goes on as itself from each of its "
+            "beginnings, so that there is nothing to find",
+            lambda v: _given(v) or not v.text("positions._target_").endswith(".Bisect"),
+        ),
+        Rule(
+            "positions.file",
+            '"" with responses=solve or wrong: spans of a file are of the data\'s responses (responses=given)',
+            lambda v: _given(v) or v.text("positions.file") == "",
+        ),
+        Rule(
+            "positions._target_",
+            "other positions than the most uncertain ones: this engine sees the most probable tokens only and knows no "
+            "entropies; positions=spans or stride, or engine=shared_prefix, continuous or reference",
+            lambda v: (
+                not (
+                    v.text("positions._target_").endswith(".TopEntropy")
+                    and v.text("engine._target_").endswith((".Server", ".Vllm"))
+                )
+            ),
         ),
         *_ON_RAY,
         Rule(
@@ -166,6 +211,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
     "train": (
         _TIES_IN_FLOAT32,
         _DATA_IS_READ,
+        _PART_OF_PARTS,
         Rule(
             "trainer.max_steps",
             "above 0 because trainer.max_epochs is -1: one of the two must end the training",
@@ -212,14 +258,30 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             lambda v: v.number("validation.problems") > 0,
         ),
         monitor(
+            tuple(metric for metric in MONITORED if metric.endswith(("_critical", "_other"))),
+            "val/loss or val/accuracy: which tokens are critical is not known of rows that were not annotated",
+            lambda v: v.text("data._target_") != GIVEN_ROWS,
+        ),
+        monitor(
             MONITORED[1:],
             "val/accuracy: no row is held out with data.validation_fraction=0",
-            lambda v: v.number("data.validation_fraction") > 0,
+            lambda v: (
+                v.number("data.validation_fraction") > 0
+                or bool(v.get("data.validation_path", "") or v.get("data.validation_split", ""))
+            ),
         ),
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
     "score": _ON_RAY,
-    "export": (_DATA_IS_READ,),
+    "export": (
+        _DATA_IS_READ,
+        _PART_OF_PARTS,
+        Rule(
+            "data._target_",
+            "an annotation (data=annotated): labels are made of its evidence, and other rows hold their own",
+            lambda v: v.text("data._target_") != GIVEN_ROWS,
+        ),
+    ),
     "evaluate": (_TIES_IN_FLOAT32, temperature(), *_ON_RAY),
 }
 

@@ -25,6 +25,7 @@ Node = Part  # one object
 Nodes = dict[str, Part]  # objects by name; none at all is allowed
 AnswerTokens = Annotated[int, Limits(ge=2, description="an integer of at least 2: one token of answer and the end")]
 Alternatives = Annotated[int, Limits(ge=1, le=1000)]
+Samples = Annotated[int, Limits(ge=1, le=10_000)]  # the store counts them in 16 bits
 FolderName = Annotated[
     str,
     Limits(
@@ -117,6 +118,7 @@ class AnnotateConfig:
     prompt: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING
+    positions: Node = MISSING
     fleet: Node = MISSING
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
@@ -128,7 +130,11 @@ class AnnotateConfig:
     num_alternatives: Alternatives = MISSING
     short_circuit: bool = MISSING
     complete: bool = MISSING
-    responses: Literal["solve", "given"] = MISSING
+    responses: Literal["solve", "given", "wrong", "given_wrong"] = MISSING
+    evidence: Literal["greedy", "sampled"] = MISSING
+    num_samples: Samples = MISSING
+    temperature: AboveZero = MISSING
+    top_p: Nucleus = MISSING
     unit_size: AtLeastOne = MISSING
     num_shards: AtLeastOne = MISSING
     shard: Count = MISSING
@@ -242,6 +248,31 @@ class AgreementConfig:
     other: Name = MISSING
     annotations_dir: Name = MISSING
     seed: Seed = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PipelineConfig:
+    steps: dict[str, Any] = field(default_factory=dict)  # overrides of stages, which their own schemas check
+    shared: dict[str, Any] = field(default_factory=dict)
+    isolated: bool = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CompareConfig:
+    arms: list[str] = field(default_factory=list)
+    annotation: str = MISSING
+    methods: dict[str, Any] = field(default_factory=dict)
+    seeds: AtLeastOne = MISSING
+    rates: list[float] = field(default_factory=list)
+    search_seeds: AtLeastOne = MISSING
+    keep: Literal["results", "exports", "all"] = MISSING
+    probe_problems: AtLeastOne = MISSING
+    estimate_only: bool = MISSING
+    steps: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+    isolated: bool = MISSING
     allow_targets: list[str] = field(default_factory=list)
 
 

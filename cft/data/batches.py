@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cft.types import StepCounts, TokenBatch
 
 MicroBatchAssignment = Literal["in_order", "by_length", "by_tokens"]
+# Of a response token of which it is not known whether it is critical: in neither group of the metrics.
+UNKNOWN_GROUP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class TokenRow:
 
     def counts(self) -> StepCounts:
         """What the row adds to its optimizer step. The first token is predicted by nothing and never counted."""
-        eligible, probe = int((self.weight[1:] > 0).sum()), self.token_group[1:]
+        eligible, probe = int((self.weight[1:] != 0).sum()), self.token_group[1:]
         return StepCounts(
             eligible, int((probe >= 0).sum()), int((probe == 1).sum()), int((probe == 0).sum()), int(eligible > 0)
         )

@@ -8,6 +8,7 @@ dropped and counted.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ def splits_of(
     for split in NAMES:
         ordered[split] = tuple(sorted(kept[split], key=lambda p: (place_of(p.id, seed=seed), p.id)))
         for problem in ordered[split]:
-            for text in (split, problem.id, problem.question, problem.answer, problem.solution):
+            turns = [json.dumps([problem.messages, problem.tools], sort_keys=True)] if problem.messages else []
+            for text in (split, problem.id, problem.question, problem.answer, problem.solution, *turns):
                 data = text.encode()
                 digest.update(len(data).to_bytes(8) + data)
     if not any(ordered.values()):

@@ -142,9 +142,11 @@ class Solver:
 def summarize(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interval], dict[str, list[Any]]]:
     """(metric -> mean and 95 % bootstrap interval over problems, per-problem values in the order of problem ids).
 
-    accuracy, response_tokens, entropy, cut_off_rate, undecided_rate are of the greedy response; avg_at_n, pass_at_k, maj_at_k,
-    distinct_n, self_bleu of the n sampled ones: k runs over powers of two, and n. avg_at_n, the share of right ones, is
-    pass_at_1 under the name by which small competitions are reported. Right is what the verifier says is right: a response that it cannot decide counts as not right in accuracy, pass@k and maj@k, and `verdict_counts` has it apart.
+    accuracy, response_tokens, entropy, cut_off_rate, undecided_rate are of the greedy response; avg_at_n, pass_at_k,
+    maj_at_k, distinct_n, self_bleu of the n sampled ones: k runs over powers of two, and n. avg_at_n, the share of
+    right ones, is pass_at_1 under the name by which small competitions are reported. Right is what the verifier says is
+    right: a response that it cannot decide counts as not right in accuracy, pass@k and maj@k, and `verdict_counts` has
+    it apart.
     Of `num_right`, right samples of each problem, any other pass@k follows (`cft/report/frames.py`).
     """
     by_problem: dict[str, list[Sample]] = {}

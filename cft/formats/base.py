@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cft.config.build import build
+from cft.data.row_shapes import IGNORED
 from cft.errors import UserError
 from cft.files import temporary_beside, write_atomically
 from cft.models.load import load_tokenizer, tokenizer_hash
@@ -31,7 +32,6 @@ from cft.types import AnnotatedResponse
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # of labels, in torch and every trainer
 EXACT = "format=labels or format=tinker"  # what carries every weight
 
 

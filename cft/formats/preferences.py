@@ -1,9 +1,9 @@
 """Pairs for direct preference optimization from the counterfactual evidence: a token against one that fails in its place.
 
-After the same prefix, the response's own token led to the right answer and the alternative to a wrong one. A pair is these
-two tokens and no more, as in pivotal token search (Phi-4, arXiv 2412.08905): continuations of alternatives
-are not stored. TRL's DPOTrainer encodes texts and puts an end token behind each, which would teach to stop after the
-critical token; so pairs are ids, and texts come only where they are asked for.
+After the same prefix, the response's own token led to the right answer and the alternative to a wrong one, or the other way
+round in a wrong response. A pair is these two tokens and no more, as in pivotal token search (Phi-4, arXiv 2412.08905):
+continuations of alternatives are not stored. TRL's DPOTrainer encodes texts and puts an end token behind each, which would
+teach to stop after the critical token; so pairs are ids, and texts come only where they are asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Preferences(Format):
     """prompt_ids, chosen_ids and rejected_ids, as the collator of TRL's DPOTrainer takes them.
 
     Args:
-        alternatives: Of each token with loss: the "first" failing alternative, or a pair for each of them ("all").
+        alternatives: Of each token with loss: the "first" alternative that ended otherwise, or a pair for each ("all").
         text: Whether there are columns prompt, chosen and rejected, too. A trainer that reads them encodes them again and
             adds an end token.
     """
@@ -40,8 +40,12 @@ class Preferences(Format):
     columns = (
         ("`response_id`, `position`", "string, int32", "the token of the response that the pair is about"),
         ("`prompt_ids`", "list of int32", "prompt and response up to it"),
-        ("`chosen_ids`", "list of int32", "the response's own token"),
-        ("`rejected_ids`", "list of int32", "an alternative after which the answer was wrong"),
+        (
+            "`chosen_ids`",
+            "list of int32",
+            "the token after which the answer was right: the response's own, if it is right",
+        ),
+        ("`rejected_ids`", "list of int32", "one after which the answer was wrong"),
     )
     use = (
         "python",
@@ -66,8 +70,8 @@ class Preferences(Format):
         pairs = [pair for example in examples for pair in self._pairs(example)]
         if split == "train" and not pairs:
             raise FormatError(
-                "format: no token with loss has an alternative that ended wrong, so there is no pair; choose a mask of tokens "
-                "that have, such as mask=critical, or another annotation"
+                "format: no token with loss has an alternative that ended otherwise, so there is no pair; choose a mask of "
+                "tokens that have, such as mask=critical (mask=turning for wrong responses), or another annotation"
             )
         schema = dict(_SCHEMA)
         if self.text:
@@ -79,13 +83,17 @@ class Preferences(Format):
 
     def _pairs(self, example: Example) -> Iterator[dict[str, Any]]:
         row, start = example.row, example.prompt_len
+        # Of a wrong response the alternative is the better one, where it turns the answer right.
+        other = Outcome.WRONG if row.verdict == "right" else Outcome.RIGHT
         for t in np.flatnonzero(example.weight[start:] > 0).tolist():
-            fails = np.flatnonzero(row.alt_outcome[t] == Outcome.WRONG).tolist()
-            for k in fails[:1] if self.alternatives == "first" else fails:
+            found = np.flatnonzero(row.alt_outcome[t] == other).tolist()
+            for k in found[:1] if self.alternatives == "first" else found:
+                own, alternative = [int(row.response_ids[t])], [int(row.alt_ids[t, k])]
+                chosen, rejected = (own, alternative) if row.verdict == "right" else (alternative, own)
                 yield {
                     "response_id": row.response_id,
                     "position": t,
                     "prompt_ids": example.ids[: start + t].tolist(),
-                    "chosen_ids": [int(row.response_ids[t])],
-                    "rejected_ids": [int(row.alt_ids[t, k])],
+                    "chosen_ids": chosen,
+                    "rejected_ids": rejected,
                 }

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cft.formats.base import IGNORED, Example, Format, Source, column
+from cft.data.row_shapes import IGNORED
+from cft.formats.base import Example, Format, Source, column
 
 _IDS = ("`input_ids`", "list of int32", "prompt, chat template applied, and response, end token included")
 _LABELS = ("`labels`", "list of int32", f"the id where a token carries loss, else {IGNORED}; not shifted")
@@ -22,7 +23,8 @@ _TRL = (
 
 
 class Labels(Format):
-    """input_ids, labels, and weights where they are not 0 or 1: for any trainer that takes tokens."""
+    """input_ids, labels, completion_mask, and weights where they are not 0 or 1: for any trainer that takes tokens, and for
+    `cft train data=rows`, which reads the same rows under the same loss."""
 
     library = "a trainer that reads labels alone"
     weighted = True
@@ -30,6 +32,7 @@ class Labels(Format):
         ("`response_id`", "string", "in the annotation"),
         _IDS,
         _LABELS,
+        ("`completion_mask`", "list of int8", "1 for the tokens of the response, with loss or without"),
         ("`weights`", "list of float32", "of each token's loss, 0 without one; where any is neither 0 nor 1"),
     )
     use = ("python", _TRL)
@@ -40,6 +43,7 @@ class Labels(Format):
         columns: dict[str, Any] = {
             "response_id": pa.array([example.row.response_id for example in examples], pa.string()),
             **_labelled(examples),
+            "completion_mask": column([_completed(example) for example in examples], pa.int8()),
         }
         if any(example.is_weighted for example in examples):
             columns["weights"] = column([example.weight for example in examples], pa.float32())
@@ -137,6 +141,10 @@ class Tinker(Format):
     def table(self, examples: Sequence[Example], source: Source, *, split: str) -> pa.Table:
         del source, split
         return pa.Table.from_pylist([_datum(example) for example in examples])
+
+
+def _completed(example: Example) -> np.ndarray:
+    return (np.arange(len(example.ids)) >= example.prompt_len).astype(np.int8)
 
 
 def _labelled(examples: Sequence[Example], *, attended: bool = False) -> dict[str, pa.Array]:

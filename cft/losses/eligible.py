@@ -32,7 +32,7 @@ class EligibleTokens:
     def on(self, where: On) -> Tensor:
         """[N] bool: the tokens that a term with that `on` speaks of."""
         if where == "eligible":
-            return self.weight_N > 0
+            return self.weight_N != 0
         if where == "response":
             return self.token_group_N >= 0
         return self.token_group_N == (1 if where == "critical" else 0)
@@ -55,7 +55,7 @@ def eligible_tokens(batch: TokenBatch, chosen_BT: Tensor) -> EligibleTokens:
 
 def tokens_on(batch: TokenBatch, where: Collection[On]) -> EligibleTokens:
     """The union of the sets named in `where`."""
-    chosen_BT = batch.weight_BT > 0
+    chosen_BT = batch.weight_BT != 0
     if "eligible" not in where:
         chosen_BT = chosen_BT & False
     if "response" in where:

@@ -1,6 +1,6 @@
 """What the sums of the loss are divided by.
 
-    critical   eligible tokens (static weight > 0 under this arm's mask)
+    critical   eligible tokens (static weight other than 0 under this arm's mask)
     response   all response tokens
     sequence   rows with an eligible token; each token then weighs 1 / (eligible tokens of its row)
 

@@ -71,6 +71,8 @@ class Objective:
         normalizer: what the sum is divided by (`cft/losses/normalizer.py`).
         regularizers: further terms, by the names that their metrics get.
         chunk_tokens: tokens whose logits exist at a time, at least 1.
+        negative_weights: whether rows may give tokens a negative weight, which lowers their probability without a bound;
+            else such rows are refused before training.
 
     Raises:
         BadValue: the aggregation is per sequence and the normalizer is not.
@@ -86,6 +88,7 @@ class Objective:
         normalizer: Normalizer,
         regularizers: Mapping[str, Regularizer],
         chunk_tokens: AtLeastOne = 1024,
+        negative_weights: bool = False,
     ) -> None:
         if aggregation.per_sequence and normalizer != "sequence":
             raise BadValue(
@@ -103,6 +106,7 @@ class Objective:
         self.normalizer: Normalizer = normalizer
         self.regularizers = dict(regularizers)
         self.chunk_tokens = chunk_tokens
+        self.negative_weights = negative_weights
 
     @property
     def names(self) -> tuple[str, ...]:

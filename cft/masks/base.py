@@ -39,7 +39,8 @@ class TooLittleEvidence(MaskError):
 class Mask(Protocol):
     """needs: names of stored scores that rows must bring (`row.scores`). fit: called once with all training rows, for
     statistics over the data set; what it learns depends on nothing else, nor on the order of the rows. facts: what it read
-    and learnt, for the run's results. JSON. knows: whether there is evidence about the row at all."""
+    and learnt, for the run's results. JSON. known: [R] the tokens that there is evidence about; of the others the mask picks
+    none."""
 
     needs: tuple[str, ...]
 
@@ -47,7 +48,7 @@ class Mask(Protocol):
 
     def facts(self) -> dict[str, Any]: ...
 
-    def knows(self, row: AnnotatedResponse) -> bool: ...
+    def known(self, row: AnnotatedResponse) -> NDArray[np.bool_]: ...
 
     def __call__(self, row: AnnotatedResponse) -> Weights: ...
 
@@ -55,10 +56,13 @@ class Mask(Protocol):
 class RowMask:
     """What most masks are: functions of one row's evidence alone.
 
-    score_arguments: constructor arguments that name stored scores, so that the config check knows what it needs.
+    score_arguments: constructor arguments that name stored scores, so that the config check knows what it needs. evidence:
+    what of an annotation it reads beside the text, which rows that someone brings do not hold (`EVIDENCE` in
+    `cft/config/needs.py`).
     """
 
     needs: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
     score_arguments: tuple[str, ...] = ()
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
@@ -67,10 +71,9 @@ class RowMask:
     def facts(self) -> dict[str, Any]:
         return {}
 
-    def knows(self, row: AnnotatedResponse) -> bool:
-        """Whether there is evidence about the row. Of one without, no token is eligible, in the complement neither."""
-        del row
-        return True
+    def known(self, row: AnnotatedResponse) -> NDArray[np.bool_]:
+        """[R] tokens that there is evidence about. No other is eligible, in the complement neither."""
+        return np.ones(len(row.response_ids), dtype=np.bool_)
 
 
 class MaskOf(RowMask):
@@ -86,8 +89,8 @@ class MaskOf(RowMask):
     def facts(self) -> dict[str, Any]:
         return self.inner.facts()
 
-    def knows(self, row: AnnotatedResponse) -> bool:
-        return self.inner.knows(row)
+    def known(self, row: AnnotatedResponse) -> NDArray[np.bool_]:
+        return self.inner.known(row)
 
 
 def mask_weights(mask: Mask, row: AnnotatedResponse) -> Weights:

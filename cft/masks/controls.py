@@ -9,7 +9,8 @@ from cft.types import AnnotatedResponse
 
 
 class RandomLike(MaskOf):
-    """As many tokens of each row as `like` picks, drawn at random: the control for "fewer tokens" alone.
+    """As many tokens of each row as `like` picks, drawn at random from those that it knows: the control for "fewer tokens"
+    alone.
 
     Args:
         like: the mask whose number of tokens is matched, row by row.
@@ -23,14 +24,15 @@ class RandomLike(MaskOf):
     def __call__(self, row: AnnotatedResponse) -> Weights:
         length, count = len(row.response_ids), int((self.inner(row) > 0).sum())
         seed = hash_of("random_like", str(self.seed), row.response_id)
-        chosen = np.random.default_rng(seed).choice(length, size=count, replace=False)
+        known = np.flatnonzero(self.inner.known(row))
+        chosen = np.random.default_rng(seed).choice(known, size=count, replace=False)
         weights = np.zeros(length, dtype=np.float32)
         weights[chosen] = 1.0
         return weights
 
 
 class Complement(MaskOf):
-    """The tokens that another mask leaves out; none of a row that it knows nothing about.
+    """The tokens that another mask leaves out, of those that it knows.
 
     Args:
         of: that mask.
@@ -40,5 +42,4 @@ class Complement(MaskOf):
         super().__init__(of)
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
-        left_out = (self.inner(row) == 0).astype(np.float32)
-        return left_out if self.inner.knows(row) else np.zeros_like(left_out)
+        return ((self.inner(row) == 0) & self.inner.known(row)).astype(np.float32)

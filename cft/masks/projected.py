@@ -54,6 +54,8 @@ class Projected(RowMask):
         MaskError: none of its responses is trained on (in `fit`).
     """
 
+    evidence = ("annotation",)
+
     def __init__(self, *, from_annotation: str, annotations_dir: str, inner: Mask) -> None:
         self.inner = inner
         self.name, self.annotations_dir = from_annotation, annotations_dir
@@ -87,16 +89,23 @@ class Projected(RowMask):
             **self.inner.facts(),
         }
 
-    def knows(self, row: AnnotatedResponse) -> bool:
+    def known(self, row: AnnotatedResponse) -> NDArray[np.bool_]:
+        """Tokens that overlap none of the partner's that the inner mask does not know, or one that it picks."""
         partner = self.partners.get(_key(row))
-        return partner is not None and self.inner.knows(partner)
+        if partner is None:
+            return np.zeros(len(row.response_ids), dtype=np.bool_)
+        unknown = self._carried((~self.inner.known(partner)).astype(np.float32), partner, row)
+        return (unknown == 0) | (self(row) > 0)
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         partner = self.partners.get(_key(row))
         if partner is None:
             return np.zeros(len(row.response_ids), dtype=np.float32)
+        return self._carried(mask_weights(self.inner, partner), partner, row)
+
+    def _carried(self, weights: Weights, partner: AnnotatedResponse, row: AnnotatedResponse) -> Weights:
         return project(
-            mask_weights(self.inner, partner),
+            weights,
             source_span=partner.char_span,
             target_span=row.char_span,
             ends=partner.finish == row.finish == "stop",

@@ -44,6 +44,8 @@ class HighEntropy(RowMask):
         fraction: fraction of the response's tokens that is picked, above 0 and at most 1. The paper's is 0.2.
     """
 
+    evidence = ("entropy",)
+
     @in_range
     def __init__(self, *, fraction: FractionAboveZero) -> None:
         self.fraction = fraction

@@ -38,8 +38,9 @@ def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
     from peft import LoraConfig, get_peft_model
 
     bypassed = set(_read_as_weights(model))
-    listed = None if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    if listed and (named := sorted(name for name in bypassed if name.rpartition(".")[2] in listed)):
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    listed = [] if isinstance(targets, str) else targets
+    if named := sorted(name for name in bypassed if name.rpartition(".")[2] in listed):
         raise ModelError(
             f"model.lora.target_modules: kernels of {type(model).__name__} read the weight of {named[0]} as it is, so that an "
             f"adapter there would do nothing; leave out {named[0].rpartition('.')[2]}"
@@ -48,7 +49,7 @@ def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules if listed is None else listed,
+        target_modules=targets,
         exclude_modules=sorted(bypassed) or None,
         bias=lora.bias,
         task_type="CAUSAL_LM",

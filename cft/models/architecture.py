@@ -98,7 +98,10 @@ def require_attention(spec: ModelSpec, config: PreTrainedConfig, *, attention: s
             f"{name} has an encoder beside its decoder: responses here are continuations of one sequence of tokens; choose a "
             "causal language model"
         )
-    if offers_attention(kind, attention):
+    # Before 5.20 transformers offered soft-capping models an attention that leaves the cap out.
+    if offers_attention(kind, attention) and not (
+        attention == "sdpa" and _soft_cap(config.get_text_config(decoder=True))
+    ):
         return
     why = f" ({', '.join(found)})" if (found := fork_obstacles(config)) else ""
     engine = "" if not found and kind._supports_attention_backend else " engine=reference"
@@ -147,9 +150,7 @@ def packing_obstacles(config: PreTrainedConfig) -> list[str]:
 def fork_obstacles(config: PreTrainedConfig) -> list[str]:
     """Why keys of a prefix cannot be shared, or what `cft/engines/attention.py` does not add to a softmax over scores."""
     text = config.get_text_config(decoder=True)
-    found = [*_states(config), *_chunks(text), *_alibi(text), *_unknown(text)]
-    if getattr(text, "attn_logit_softcapping", None):
-        found.append("soft-capping of the scores")
+    found = [*_states(config), *_chunks(text), *_alibi(text), *_unknown(text), *_soft_cap(text)]
     if text.model_type == "gpt_oss":
         found.append("attention sinks")
     return found
@@ -175,6 +176,10 @@ def _states(config: PreTrainedConfig) -> list[str]:
 def _chunks(text: Any) -> list[str]:
     chunk = getattr(text, "attention_chunk_size", None)
     return [f"attention to chunks of {chunk} tokens"] if chunk and "chunked_attention" in _kinds(text) else []
+
+
+def _soft_cap(text: Any) -> list[str]:
+    return ["soft-capping of the scores"] if getattr(text, "attn_logit_softcapping", None) else []
 
 
 def _alibi(text: Any) -> list[str]:

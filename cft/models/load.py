@@ -24,6 +24,7 @@ from cft.models.architecture import (
     require_room,
     require_rows,
 )
+from cft.models.ends import eos_ids, further_eos_ids, listed
 from cft.models.export import export, require_intact
 from cft.models.files import as_saved, damage
 from cft.models.hashes import base_weights_hash, weights_hash
@@ -172,7 +173,7 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
     if spec.eos_tokens or any(end is not None for end in ends):
         further = further_eos_ids(spec, load_tokenizer(spec), ends=ends)
         assert model.generation_config is not None
-        model.generation_config.eos_token_id = sorted({*_listed(model.generation_config.eos_token_id), *further})
+        model.generation_config.eos_token_id = sorted({*listed(model.generation_config.eos_token_id), *further})
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if spec.lora is not None:
@@ -211,40 +212,6 @@ def locate(path: str) -> str:
     return path
 
 
-def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end a response, rising: of the generation config and of the tokenizer. Raises ModelError if none."""
-    return all_eos_ids(model.generation_config, tokenizer, name=str(model.config.name_or_path))
-
-
-def all_eos_ids(
-    generation: GenerationConfig | None,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    name: str,
-    further: Collection[int] = (),
-) -> tuple[int, ...]:
-    """The same without a model. name: of the model, for the message. further: what the spec and the prompt add."""
-    of_model = generation.eos_token_id if generation is not None else None
-    of_tokenizer: Any = tokenizer.eos_token_id
-    ids = tuple(sorted({*_listed(of_model), *_listed(of_tokenizer), *further}))
-    if not ids:
-        raise ModelError(
-            f"{name}: neither generation_config.json nor the tokenizer names an end-of-sequence token, so no response could "
-            "end; name one in model.eos_tokens"
-        )
-    return ids
-
-
-def further_eos_ids(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, *, ends: Collection[int | None]) -> set[int]:
-    """Tokens that end a response beside the checkpoint's own: the prompt's and those of the spec. Raises ModelError."""
-    vocabulary = tokenizer.get_vocab()
-    if unknown := [token for token in spec.eos_tokens if token not in vocabulary]:
-        raise ModelError(
-            f"model.eos_tokens={list(spec.eos_tokens)}: {unknown[0]!r} is not in the vocabulary of {spec.path}"
-        )
-    return {end for end in ends if end is not None} | {int(vocabulary[token]) for token in spec.eos_tokens}
-
-
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of what turns text into ids and back: vocabulary, merges, rules, special tokens; not the template."""
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
@@ -262,10 +229,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of the chat template, absent included."""
     return sha256_json(tokenizer.chat_template)
-
-
-def _listed(ids: int | Sequence[int] | None) -> list[int]:
-    return [ids] if isinstance(ids, int) else [int(token) for token in ids or ()]
 
 
 def _settle_generation_config(model: PreTrainedModel) -> None:

@@ -21,6 +21,9 @@ _CONTROL = re.compile(
 )
 
 
+_WINDOW, _CONTEXT = 32, 4  # tokens that are decoded together, and before them
+
+
 @lru_cache(maxsize=1)
 def hidden_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids of the special tokens that are no text: end, beginning, padding, and what a chat template writes around turns.
@@ -60,16 +63,42 @@ def char_spans(
     ids = [int(i) for i in ids]
     text = decode(tokenizer, ids)
     hidden = hidden_ids(tokenizer)
+    ends = _ends(tokenizer, ids, text, window=_WINDOW) or _ends(tokenizer, ids, text, window=len(ids))
     spans = np.zeros((len(ids), 2), dtype=np.int32)
     start = 0
     for t, token in enumerate(ids):
-        end = max(start, _common_prefix(decode(tokenizer, ids[: t + 1]), text))
+        end = max(start, ends[t])
         if end == start and token not in hidden:
             spans[t] = start, min(start + 1, len(text))
         else:
             spans[t] = start, end
         start = end
     return text, spans
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, *, window: int) -> list[int]:
+    """How far the text is known after each token. What is decoded is `window` tokens and a few before them, so that a long
+    response takes no quadratic time; [] where a tokenizer's texts cannot be put together so."""
+    ends: list[int] = []
+    at = 0  # characters of the tokens before the window, which ends where a character does
+    while len(ends) < len(ids):
+        first = len(ends)
+        context = max(0, first - _CONTEXT)
+        before = len(decode(tokenizer, ids[context:first]))
+        whole = first
+        for t in range(first, min(first + window, len(ids))):
+            piece = decode(tokenizer, ids[context : t + 1])[before:]
+            known = _common_prefix(piece, text[at : at + len(piece)])
+            ends.append(at + known)
+            if known == len(piece):
+                whole = t + 1
+        if window >= len(ids):
+            return ends
+        if whole == first:
+            return []
+        del ends[whole:]
+        at = ends[-1]
+    return ends if at == len(text) else []
 
 
 def _common_prefix(a: str, b: str) -> int:

@@ -15,15 +15,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cft.errors import UserError
 from cft.files import sha256_json
 from cft.models.load import template_hash, tokenizer_hash
+from cft.prompts.switches import switches, unread
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from transformers import PreTrainedTokenizerBase
 
 SLOT = "{question}"
@@ -32,7 +31,7 @@ PROBE = "What is 2 + 3?"
 _REPLY = (
     "\ue000reply\ue000"  # placeholder of an assistant's text; no template writes characters of the private use area
 )
-_BREAK = "\ue001"  # breaks the spelling of a control token
+BREAK = "\ue001"  # breaks the spelling of a control token
 _OURS = {"add_generation_prompt", "documents", "messages", "strftime_now", "tools"}
 
 
@@ -99,33 +98,61 @@ class Chat:
 
     def _text(self, tokenizer: PreTrainedTokenizerBase, question: str, *, reply: str | None = None) -> str:
         """The conversation as the template writes it, open for the assistant's answer unless `reply` is it."""
+        messages = self.asked(question) + ([{"role": "assistant", "content": reply}] if reply is not None else [])
+        return self.rendered(tokenizer, messages, answer=reply is None)[0]
+
+    def asked(self, question: str) -> list[dict[str, Any]]:
+        """The messages that put a question: the system turn, where there is one, and the user's."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.template.replace(SLOT, question)}]
+
+    def rendered(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        answer: bool,
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """(a conversation as the template writes it, the characters that it marks as the assistant's by `{% generation %}`).
+
+        answer: whether the text is open for the assistant's next turn.
+
+        Raises:
+            PromptError: there is no template, or it refuses the conversation.
+        """
         template = tokenizer.chat_template
         if not template:
             raise PromptError(
                 f"prompt=chat: the tokenizer of {tokenizer.name_or_path} has no chat template; use prompt=plain, or a "
                 "model that was trained on chats"
             )
-        turns = [{"role": "system", "content": self.system}] if self.system else []
-        turns.append({"role": "user", "content": self.template.replace(SLOT, question)})
-        turns += [{"role": "assistant", "content": reply}] if reply is not None else []
         from jinja2 import TemplateError
         from transformers.utils import chat_template_utils
 
+        blocks: list[str] = []
+        marked: list[tuple[int, int]] = []
         try:
             # apply_chat_template takes no function, so the clock that its templates read could not be set there.
-            text = tokenizer.get_chat_template()
-            compiled: Any = chat_template_utils._compile_jinja_template(text)
-            _require_read(self.template_kwargs, _switches(compiled.environment, text), tokenizer=tokenizer)
-            return compiled.render(
-                messages=turns,
-                tools=None,
-                documents=None,
-                add_generation_prompt=reply is None,
-                strftime_now=self._day.strftime,
-                **{**tokenizer.special_tokens_map, **self.template_kwargs},
-            )
+            source: Any = tokenizer.get_chat_template(tools=list(tools) if tools else None)  # type: ignore[arg-type]
+            compiled: Any = chat_template_utils._compile_jinja_template(source)
+            read = switches(compiled.environment, source) - _OURS
+            if problem := unread(self.template_kwargs, read, of=f"the chat template of {tokenizer.name_or_path}"):
+                raise PromptError(problem)
+            with compiled.environment.activate_tracker(blocks, marked):
+                pieces = compiled.generate(
+                    messages=messages,
+                    tools=tools or None,
+                    documents=None,
+                    add_generation_prompt=answer,
+                    strftime_now=self._day.strftime,
+                    **{**tokenizer.special_tokens_map, **self.template_kwargs},
+                )
+                for piece in pieces:  # one by one: the tracker counts what is in `blocks`
+                    blocks.append(piece)
         except (TemplateError, TypeError) as error:
             raise PromptError(_template_problem(error, tokenizer, system=self.system)) from error
+        return "".join(blocks), marked
 
 
 class Plain:
@@ -203,29 +230,37 @@ def prompting(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, A
     }
 
 
-def response_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collection[int]) -> list[int]:
+def response_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, ends: Collection[int], written: Collection[str] = ()
+) -> list[int]:
     """Ids of a given response, without its end.
 
     It is never encoded as control tokens: those that have a role (beginning, end, padding, unknown), those that the chat
-    template writes, and `ends`. Special tokens that are part of answers, such as `<answer>`, are.
+    template writes, and `ends`. Special tokens that are part of answers, such as `<answer>`, are, and those of `written`,
+    texts of tokens that models write though templates do so too, such as the tags of thinking.
 
     Raises:
         TextError: the tokenizer cannot spell the text.
     """
-    roles = {str(content) for content in tokenizer.special_tokens_map.values()}
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
-    controls = {
-        token
-        for content, token in special_tokens(tokenizer).items()
-        if content in roles or content in template or token in ends
-    }
+    controls = {token for content, token in control_tokens(tokenizer, ends=ends).items() if content not in written}
     ids = encoded(tokenizer, text)
     if controls & set(ids):
         ids = encoded(tokenizer, text, special=False)
     spelt = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    if controls & set(ids) or _compared(str(spelt)) != _compared(text):
+    if controls & set(ids) or compared(str(spelt)) != compared(text):
         raise TextError("the tokenizer cannot spell this text")
     return ids
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase, *, ends: Collection[int]) -> dict[str, int]:
+    """Text -> id of the special tokens that no response is made of."""
+    roles = {str(content) for content in tokenizer.special_tokens_map.values()}
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    return {
+        content: token
+        for content, token in special_tokens(tokenizer).items()
+        if content in roles or content in template or token in ends
+    }
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
@@ -251,7 +286,7 @@ def _question_ids(tokenizer: PreTrainedTokenizerBase, question: str, render: Cal
     if not spelt.search(question):
         return encoded(tokenizer, render(question))
     # Broken, so that only the template's own are found; then everything between these is encoded as text.
-    broken = spelt.sub(lambda found: found[0][:1] + _BREAK + found[0][1:], question.replace(_BREAK, ""))
+    broken = spelt.sub(lambda found: found[0][:1] + BREAK + found[0][1:], question.replace(BREAK, ""))
     without = render(spelt.sub("", question))
     if _between(tokenizer, without, spelt, special) != encoded(tokenizer, without):
         raise TextError("it spells a special token, which this tokenizer cannot encode as text")
@@ -269,35 +304,15 @@ def _between(
     ids: list[int] = []
     start = 0
     for found in spelt.finditer(text):
-        ids += encoded(tokenizer, text[start : found.start()].replace(_BREAK, ""), special=False)
+        ids += encoded(tokenizer, text[start : found.start()].replace(BREAK, ""), special=False)
         ids.append(special[found[0]])
         start = found.end()
-    return ids + encoded(tokenizer, text[start:].replace(_BREAK, ""), special=False)
+    return ids + encoded(tokenizer, text[start:].replace(BREAK, ""), special=False)
 
 
-def _compared(text: str) -> str:
+def compared(text: str) -> str:
     """Tokenizers may compose characters and drop white space at the ends of a text; more they must keep."""
     return unicodedata.normalize("NFC", text).strip()
-
-
-def _switches(environment: Environment, template: str) -> list[str]:
-    """Variables that a template reads and does not set itself, beside what the program and the tokenizer give it."""
-    from jinja2.meta import find_undeclared_variables
-
-    read = find_undeclared_variables(environment.parse(template)) - environment.globals.keys() - _OURS
-    return sorted(name for name in read if not name.endswith("_token"))
-
-
-def _require_read(given: Mapping[str, Any], read: Sequence[str], *, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A switch that the template does not read would change nothing. Raises PromptError."""
-    if unknown := [name for name in given if name not in read and not name.endswith("_token")]:
-        near = get_close_matches(unknown[0], read, n=1)
-        meant = f", did you mean {near[0]}?" if near else ""
-        found = f"it reads {', '.join(read)}{meant}" if read else "it reads none"
-        raise PromptError(
-            f"prompt.template_kwargs.{unknown[0]}: the chat template of {tokenizer.name_or_path} reads no such variable, so it "
-            f"would change nothing; {found}. Leave it out, or name one that is read"
-        )
 
 
 def _template_problem(error: Exception, tokenizer: PreTrainedTokenizerBase, *, system: str) -> str:

@@ -120,7 +120,8 @@ def facts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
         told = {f"arm: {name}": value for name, value in key.items()}
         told |= {f"evaluation: {name}": value for name, value in results.evaluation.items()}
         told |= {f"budget: {name}": value for name, value in (results.budget or {}).items()}
-        told |= {"annotation": data.get("annotation"), "annotation: conditions, SHA-256": data.get("fingerprint")}
+        told |= {"annotation": data.get("annotation"), "rows": data.get("rows")}
+        told |= {f"{'rows' if 'rows' in data else 'annotation: conditions'}, SHA-256": data.get("fingerprint")}
         told |= {"annotation: contents, SHA-256": annotation_contents(results.lineage) or None}
         for name, value in told.items():
             if value is not None:

@@ -22,8 +22,8 @@ from cft.config.compose import composed_tree, composing
 from cft.config.needs import stored_scores
 from cft.config.saved import read_yaml
 from cft.config.source import resolve
+from cft.masks import Critical, CriticalSampled, Turning
 from cft.masks.base import Mask
-from cft.masks.critical import Critical
 from cft.runs.run import flat
 from cft.scores.column import GROUP, REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB
 from cft.scores.store import annotating_model, command_for
@@ -39,8 +39,12 @@ _SOURCE = re.compile(r"(?:arXiv[: ]*)?\b(\d{4}\.\d{5})\b")
 _PLAIN = ("_target_", "_partial_", "chunk_tokens")
 _UNSET = "???"
 METHOD = ("mask", "weighting", "loss", "groups", "reference")  # the groups that make a method
-COMPLETE = "a complete annotation"
-_GRADED = "graded"  # the annotation that the commands for it make and train on
+COMPLETE, SAMPLES, WRONG = "a complete annotation", "sampled evidence", "an annotation of wrong responses"
+_EVIDENCE = {  # what a mask asks of the annotation: its name, how it is made, what training on it says beside the name
+    COMPLETE: ("graded", "short_circuit=false limit=400", ()),
+    SAMPLES: ("sampled", "evidence=sampled limit=100", ()),
+    WRONG: ("mistakes", "responses=wrong limit=400", ("data.wrong_responses=train",)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +157,23 @@ def _entry(group: str, file: Path, *, plain_loss: Mapping[str, Any], published: 
 
 def _needs(tree: Mapping[str, Any]) -> tuple[str, ...]:
     objective, mask, groups = build(tree["loss"])(build(tree["weighting"])), build(tree["mask"]), build(tree["groups"])
-    complete = {COMPLETE} if _asks_for_all_cells(mask) else set()
-    return tuple(sorted({*objective.needs, *mask.needs, *groups.needs, *complete}))
+    return tuple(sorted({*objective.needs, *mask.needs, *groups.needs, *_evidence(mask)}))
 
 
-def _asks_for_all_cells(mask: Mask) -> bool:
-    """Whether annotation may not stop at the first right alternative."""
-    return isinstance(mask, Critical) and mask.rule != "all"
+def _evidence(mask: Mask) -> set[str]:
+    """What the mask asks of an annotation beyond what one has by default."""
+    if isinstance(mask, Turning):
+        return {WRONG}
+    if isinstance(mask, CriticalSampled):
+        return {SAMPLES}
+    # Annotation may not stop at the first right alternative.
+    return {COMPLETE} if isinstance(mask, Critical) and mask.rule != "all" else set()
 
 
 def _before(tree: Mapping[str, Any], needs: tuple[str, ...]) -> Iterator[str]:
     """Commands that make what the configuration reads of the annotation that ships with the package."""
-    if COMPLETE in needs:
-        yield f"cft annotate annotation={_GRADED} short_circuit=false limit=400"
+    for name, made, _ in (_EVIDENCE[need] for need in needs if need in _EVIDENCE):
+        yield f"cft annotate annotation={name} {made}"
     annotation = str(tree["data"]["annotation"])
     for name in sorted(stored_scores(tree)):
         yield command_for(name, annotation, model=annotating_model(AnnotationStore(SHIPPED / annotation).manifest()))
@@ -173,8 +181,8 @@ def _before(tree: Mapping[str, Any], needs: tuple[str, ...]) -> Iterator[str]:
 
 def _met(needs: tuple[str, ...], *, group: str, option: str) -> Iterator[str]:
     """Overrides that meet the needs in the cheapest way."""
-    if COMPLETE in needs:
-        yield f"data.annotation={_GRADED}"
+    for name, _, further in (_EVIDENCE[need] for need in needs if need in _EVIDENCE):
+        yield from (f"data.annotation={name}", *further)
     if group == "groups" and option != "none":
         yield "loss=sft_go"
     if GROUP in needs:

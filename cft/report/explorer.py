@@ -6,7 +6,7 @@ tables. 2,000 responses of 40 tokens take 2.5 MB, and nothing is drawn before it
     count       tokens of each response                    text, length     what is shown, and how much of it each token has
     name, id    texts of the vocabulary that occurs        logprob, entropy 1/1000 nat, the former negated
     alternative, alternative_logprob, outcome, answer_id   [tokens x K], row by row; answers: the texts of answer_id
-    level       0 plain, 1 wavering, 2 critical            kind             index into kinds
+    level       0 plain, 1 wavering, 2 critical, 3 untried kind             index into kinds
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cft.annotation.kinds import KINDS, kind_of, token_texts
+from cft.masks.base import Mask
 from cft.report.text import one_line, printable
-from cft.report.tokens import END, Decode, Mask, levels, visible
+from cft.report.tokens import END, Decode, levels, visible
 from cft.types import AnnotatedResponse, Outcome
 
-LEVELS = ("plain", "wavering", "critical")
+LEVELS = ("plain", "wavering", "critical", "untried")
 OUTCOME_WORDS = {
     Outcome.RIGHT: "right",
     Outcome.WRONG: "wrong",

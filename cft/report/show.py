@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 
 from cft.annotation.kinds import token_texts
 from cft.masks.base import Mask, mask_weights
-from cft.masks.critical import Critical
+from cft.masks.critical import Deciding
 from cft.report.tokens import END, LEVELS, USUAL_ALTERNATIVES, legend, levels, terminal, visible
 from cft.types import AnnotatedResponse, Outcome
 
@@ -80,9 +80,9 @@ class Shown:
 
 
 def shown(row: AnnotatedResponse, *, mask: Mask | None = None) -> Shown:
-    """mask: None = the critical one of two alternatives, or of as many as there are. Raises MaskError."""
+    """mask: None = the tokens that decide it by two alternatives, or by as many as there are. Raises MaskError."""
     held = row.alt_outcome.shape[1]
-    return Shown(row, mask_weights(mask or Critical(num_alternatives=max(1, min(USUAL_ALTERNATIVES, held))), row))
+    return Shown(row, mask_weights(mask or Deciding(num_alternatives=max(1, min(USUAL_ALTERNATIVES, held))), row))
 
 
 def _text(text: str) -> str:

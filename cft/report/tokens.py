@@ -2,7 +2,8 @@
 
     critical       the mask picks it: every alternative that it counts ended wrong or was cut off
     wavering       the first alternative did, another ended right or is undecided
-    plain          the first alternative ended right, or nothing is known
+    plain          the first alternative ended right, or is undecided
+    untried        nothing was tried there (cft annotate positions=...): such tokens are in no fraction
 
 `cft/report/explorer.py` gives them to the page, with each token's alternatives; `terminal` shows them in a terminal.
 """
@@ -25,7 +26,7 @@ from rich.text import Text
 from cft.annotation.kinds import KINDS, kind_of, token_texts
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.errors import UserError
-from cft.masks.base import MaskError
+from cft.masks.base import Mask, MaskError
 from cft.masks.critical import Critical
 from cft.models.smollm2 import DISTRIBUTION, converted_folder
 from cft.report.arms import Comparison
@@ -34,15 +35,20 @@ from cft.report.text import printable
 from cft.types import AnnotatedResponse, Outcome
 
 Decode = Callable[[Sequence[int]], str]  # ids -> text, special tokens shown
-Mask = Callable[[AnnotatedResponse], NDArray[np.float32]]  # > 0 is critical
 
 USUAL_ALTERNATIVES = 2
 END = "⏹"
 LEVELS = {
     "critical": "every alternative that the mask counts ends wrong or is cut off",
     "wavering": "the first one does, not every one",
+    "untried": "no alternative was tried there",
 }
-_TERMINAL_STYLES = {"critical": "bold white on red3", "wavering": "black on light_goldenrod2", "plain": ""}
+_TERMINAL_STYLES = {
+    "critical": "bold white on red3",
+    "wavering": "black on light_goldenrod2",
+    "untried": "dim",
+    "plain": "",
+}
 POSITION_BINS = 10
 # Nats; the entropy of a token that is all but certain is far below 0.01.
 ENTROPY_EDGES = (0.0, 0.001, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0, 1.5, np.inf)
@@ -55,17 +61,20 @@ PROBABILITY_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 0.999, 1.0)
 def profile(rows: Sequence[AnnotatedResponse], *, mask: Mask) -> tuple[pd.DataFrame, dict[str, float]]:
     """(critical_tokens.csv, Spearman's rank correlation of being critical with entropy and with probability).
 
-    A row a bin: by (kind, position, entropy or probability), bin, tokens, critical, fraction. Each token is counted once in
-    each view. The correlation is NaN where all tokens are alike.
+    A row a bin: by (kind, position, entropy or probability), bin, tokens, critical, fraction. Each token of which the mask
+    knows is counted once in each view. The correlation is NaN where all tokens are alike.
     """
-    critical = pd.Series(np.concatenate([mask(row) > 0 for row in rows]))
-    entropy = np.concatenate([row.entropy for row in rows]).astype(float)
-    probability = np.exp(np.minimum(np.concatenate([row.logprob for row in rows]).astype(float), 0.0))
+    known = np.concatenate([mask.known(row) for row in rows])
+    critical = pd.Series(np.concatenate([mask(row) > 0 for row in rows])[known])
+    entropy = np.concatenate([row.entropy for row in rows]).astype(float)[known]
+    probability = np.exp(np.minimum(np.concatenate([row.logprob for row in rows]).astype(float), 0.0))[known]
     tenths = [f"{at / POSITION_BINS:.0%}-{(at + 1) / POSITION_BINS:.0%}" for at in range(POSITION_BINS)]
     kinds = [kind_of(text) for row in rows for text in token_texts(row)]
     views = {
-        "kind": pd.Categorical(kinds, KINDS),
-        "position": pd.Categorical.from_codes(np.concatenate([_tenths(len(r.response_ids)) for r in rows]), tenths),
+        "kind": pd.Categorical(np.array(kinds)[known], KINDS),
+        "position": pd.Categorical.from_codes(
+            np.concatenate([_tenths(len(r.response_ids)) for r in rows])[known], tenths
+        ),
         "entropy": _binned(entropy, ENTROPY_EDGES),
         "probability": _binned(probability, PROBABILITY_EDGES),
     }
@@ -102,15 +111,15 @@ def _binned(values: NDArray[np.float64], edges: Sequence[float]) -> pd.Categoric
 
 
 def levels(row: AnnotatedResponse, mask: NDArray[np.float32]) -> list[str]:
-    """Of each token: critical, wavering or plain. Raises ValueError if the mask does not belong to the row."""
+    """Of each token: critical, wavering, plain or untried. Raises ValueError if the mask does not belong to the row."""
     if len(mask) != len(row.response_ids):
         raise ValueError(f"response {row.response_id}: mask of {len(mask)} for {len(row.response_ids)} tokens")
     if not row.alt_outcome.shape[1]:
         return ["critical" if weight > 0 else "plain" for weight in mask]
     first_fails = np.isin(row.alt_outcome[:, 0], [Outcome.WRONG, Outcome.CUT_OFF])
     return [
-        "critical" if weight > 0 else "wavering" if fails else "plain"
-        for weight, fails in zip(mask, first_fails, strict=True)
+        "critical" if weight > 0 else "wavering" if fails else "plain" if tried else "untried"
+        for weight, fails, tried in zip(mask, first_fails, row.tried_R, strict=True)
     ]
 
 
@@ -191,6 +200,7 @@ def token_evidence(
             raise ReportError(f"{store.folder} is not the annotation of that name that the runs were trained on")
         decode = _decoder(tokenizer, manifest, comparisons)
         rows: list[AnnotatedResponse] = store.rows()
+        _require_right(rows, store)
         mask = _mask(rows, alternatives=num_alternatives)
     except (ReportError, StoreError, MaskError) as error:
         if annotation:
@@ -204,10 +214,21 @@ def _mask(rows: Sequence[AnnotatedResponse], *, alternatives: int | None) -> Cri
     """The one that colors: of so many alternatives, else of two, or of one where the rows hold no more. Raises MaskError
     for rows that it cannot speak of."""
     held = min((row.alt_outcome.shape[1] for row in rows), default=USUAL_ALTERNATIVES)
-    mask = Critical(num_alternatives=min(USUAL_ALTERNATIVES, max(held, 1)) if alternatives is None else alternatives)
+    mask = Critical(
+        num_alternatives=min(USUAL_ALTERNATIVES, max(held, 1)) if alternatives is None else alternatives,
+        untried="leave_out",
+    )
     for row in rows:
         mask(row)
     return mask
+
+
+def _require_right(rows: Sequence[AnnotatedResponse], store: AnnotationStore) -> None:
+    if any(row.verdict == "wrong" for row in rows):
+        raise ReportError(
+            f"{store.folder} holds responses that end wrong, and the token explorer shows critical tokens of right ones; the "
+            "turning tokens of these are counted in its card, and mask=turning picks them"
+        )
 
 
 def _decoder(folder: Path | None, manifest: Mapping[str, Any], comparisons: Sequence[Comparison]) -> Decode:

@@ -4,7 +4,7 @@
     responses       with the same token ids; only their positions are compared
     alternatives    positions at which both tried the same tokens, in the same order
     outcomes        cells of these that both know, with the same outcome
-    critical        positions whose mask both can decide, with the same decision
+    critical        positions that both tried, with the same decision of the mask (turning ones of wrong responses)
 
 It is written beside the annotation (agreement.json), and its card shows it.
 """
@@ -19,12 +19,12 @@ from typing import Any
 
 from cft.annotation.store import AnnotationStore, ProblemRecord, StoreError
 from cft.files import write_json
-from cft.masks.critical import Critical
+from cft.masks.critical import Deciding
 from cft.types import AnnotatedResponse, Outcome
 
 FILE = "agreement.json"
 # What makes a comparison one of engines: everything else in the fingerprints must be the same.
-MAY_DIFFER = frozenset({"model", "numerics", "unit_size", "replay_fraction"})
+MAY_DIFFER = frozenset({"model", "numerics", "unit_size", "replay_fraction", "positions", "evidence"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,13 @@ def _compared(one: AnnotatedResponse, other: AnnotatedResponse) -> tuple[Share, 
     same_R = (one.alt_ids[:, :k] == other.alt_ids[:, :k]).all(-1)
     mine_Rk, theirs_Rk = one.alt_outcome[:, :k], other.alt_outcome[:, :k]
     known_Rk = (mine_Rk != Outcome.UNTRIED) & (theirs_Rk != Outcome.UNTRIED) & same_R[:, None]
-    mask = Critical(num_alternatives=k)
-    same_mask = int(((mask(one) > 0) == (mask(other) > 0)).sum())
+    mask = Deciding(num_alternatives=k)
+    both_R = mask.known(one) & mask.known(other)
+    same_mask = int(((mask(one) > 0) == (mask(other) > 0))[both_R].sum())
     return (
         Share(int(same_R.sum()), len(same_R)),
         Share(int((mine_Rk == theirs_Rk)[known_Rk].sum()), int(known_Rk.sum())),
-        Share(same_mask, len(same_R)),
+        Share(same_mask, int(both_R.sum())),
     )
 
 

@@ -17,11 +17,11 @@ from huggingface_hub import CardData, DatasetCardData, EvalResult, ModelCardData
 
 from cft import __version__
 from cft.annotation.kinds import count_kinds
-from cft.annotation.rows import ROW_SCHEMA
+from cft.annotation.responses import GIVEN, Responses, wanted
 from cft.annotation.store import AnnotationStore
 from cft.config.redaction import hidden
 from cft.files import write_bytes
-from cft.masks.critical import Critical
+from cft.masks.critical import Deciding, deciding_word
 from cft.runs.agreement import Share, engine_of, read_agreements
 from cft.runs.arm import METHOD, part_of
 from cft.runs.lineage import CARD, annotation_contents, annotation_link
@@ -53,6 +53,16 @@ COLUMNS = {
     "alt_tokens": "tokens decoded for it",
     "alt_outcome": "what came of it, see below",
     "replay_outcome": "the same after the model's own token was put back, where that was tried",
+    "verdict": "of the response itself, right or wrong",
+    "prefix_outcome": "what the model's own continuation of the response before each token came to, where that was asked",
+    "sampled": "sampled continuations after the response's own token (column 0) and after each alternative",
+    "sampled_right": "of these, those that ended right",
+    "sampled_cut_off": "those cut off before an answer",
+    "sampled_undecided": "those undecided by the verifier",
+}
+_DECIDING = {
+    "critical": "A token is *critical* if every such continuation ended wrong or was cut off.",
+    "turning": "A token is a *turning* one if one of these continuations ended right: there the response turned wrong.",
 }
 OUTCOMES = {
     Outcome.RIGHT: "right",
@@ -95,7 +105,8 @@ def annotation_card(store: AnnotationStore) -> str:
             for kind, default in (("rows", {"default": True}), ("problems", {}))
         ],
     )
-    solved = "The model solved the problems greedily" if _greedy(made) else "The data's own solutions were taken"
+    responses, whole = made["decoding"]["responses"], all(row.tried_R.all() for row in rows)
+    solved = "The data's own solutions were taken" if responses in GIVEN else "The model solved the problems greedily"
     facts = {
         "model": f"{model}, `{made['model']['path']}` at `{made['model']['revision']}`, {made['model']['dtype']}",
         "SHA-256 of its weights": made["model"]["weights"]
@@ -109,9 +120,10 @@ def annotation_card(store: AnnotationStore) -> str:
     }
     parts = [
         f"# {header.pretty_name}",
-        f"Verified responses with counterfactual evidence about each of their tokens, made with Critical Token Fine-tuning "
-        f"({PAPER}). {solved}; of each right response every token was replaced by the next most probable ones, and what "
-        "the model then arrived at was graded. A token is *critical* if every such continuation ended wrong or was cut off.",
+        f"{_kept(responses)} responses with counterfactual evidence about {'each' if whole else 'some'} of their tokens, made "
+        f"with Critical Token Fine-tuning ({PAPER}). {solved}; of each {wanted(responses).name.lower()} response "
+        f"{'every token' if whole else 'some tokens'} {'was' if whole else 'were'} replaced by the next most probable ones, "
+        "and what the model then arrived at was graded. " + _DECIDING[deciding_word(rows)],
         "## Made from",
         table(("", ""), facts.items()),
         commands(manifest.get("lineage", {})),
@@ -122,17 +134,20 @@ def annotation_card(store: AnnotationStore) -> str:
         "## Columns",
         "`rows/*.parquet`, one row a response:",
         table(
-            ("column", "type", ""), [(f"`{f.name}`", _type(str(f.type)), COLUMNS.get(f.name, "")) for f in ROW_SCHEMA]
+            ("column", "type", ""),
+            [(f"`{f.name}`", _type(str(f.type)), COLUMNS.get(f.name, "")) for f in store.row_columns()],
         ),
         "`problems/*.parquet` has one row a problem tried: its status, the response, the answer found in it.",
         "## Use",
         code("python", 'datasets.load_dataset("parquet", data_files="rows/*.parquet")'),
-        code("bash", f"cft train data.annotation={manifest['name']} annotations_dir=<the folder above this one>"),
+        code("bash", f"cft train data.annotation={manifest['name']} annotations_dir=<the folder above this one>")
+        if deciding_word(rows) == "critical"
+        else "These responses end wrong: `cft train` refuses to imitate them.",
         "## Limits",
-        f"Which tokens are critical is a fact about this model, this prompt, greedy continuations, {config['num_alternatives']}"
-        " alternatives a position and this verifier; another of these may give others. Problems without a verified response "
-        "have no row. The license of the problems is that of their source, and the model's may bind its responses; neither "
-        "was recorded here.",
+        f"Which tokens are {deciding_word(rows)} is a fact about this model, this prompt, greedy continuations, "
+        f"{config['num_alternatives']} alternatives a position and this verifier; another of these may give others. Problems "
+        f"without a {_kept(responses).lower()} response have no row. The license of the problems is that of their source, and "
+        "the model's may bind its responses; neither was recorded here.",
     ]
     return card(header, parts)
 
@@ -143,7 +158,8 @@ def model_card(folder: Path, *, adapter: bool = False) -> str:
     settings, data, arm = results.settings, results.data or {}, results.arm
     budget, chosen_by, best_epoch = results.budget or {}, results.best_validation or {}, results.best_epoch or 0
     base = settings["model.path"]
-    title = f"{arm['model']}, fine-tuned on {arm['mask']} tokens of {data['annotation']}"
+    kind = "annotation" if "annotation" in data else "rows"
+    title = f"{arm['model']}, fine-tuned on {arm['mask']} tokens of {data[kind]}"
     metrics = {name: found for name, found in results.metrics.items() if found.get("value") is not None}
     published = _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
     header = ModelCardData(
@@ -172,8 +188,7 @@ def model_card(folder: Path, *, adapter: bool = False) -> str:
     loss = ", ".join(f"{name} {value}" for name, value in method.items())
     facts = {
         "base model": f"`{base}` at `{settings['model.revision']}`",
-        "annotation": data["annotation"],
-        **dict(digests(data["fingerprint"], annotation_contents(results.lineage), of="annotation's ")),
+        **_trained_on(data, results),
         "rows": f"{data['train_rows']:,} for training, {data['validation_rows']:,} for validation, SHA-256 "
         f"{data['rows_sha256']}",
         "loss on": f"{data['eligible_tokens']:,} of {data['response_tokens']:,} response tokens "
@@ -186,7 +201,7 @@ def model_card(folder: Path, *, adapter: bool = False) -> str:
     parts = [
         f"# {title}",
         f"Made with Critical Token Fine-tuning ({PAPER}), cft {__version__}. Training began from the base model and saw only "
-        "responses of the annotation below.",
+        f"responses of the {kind} below.",
         "## Made from",
         table(("", ""), facts.items()),
         commands(results.lineage),
@@ -214,6 +229,15 @@ def _use(*, adapter: bool) -> list[str]:
         code("python", 'transformers.AutoModelForCausalLM.from_pretrained("<this folder>")'),
         code("bash", "cft evaluate checkpoint=<this folder>"),
     ]
+
+
+def _trained_on(data: dict[str, Any], results: RunResults) -> dict[str, str]:
+    """What the rows came from: an annotation, or rows that someone brought, which may be an annotation's."""
+    contents = annotation_contents(results.lineage)
+    if "annotation" in data:
+        return {"annotation": data["annotation"], **dict(digests(data["fingerprint"], contents, of="annotation's "))}
+    origin = {"annotation's contents, SHA-256": contents} if contents else {}
+    return {"rows of": data["rows"], "rows' file or data set, SHA-256": data["fingerprint"], **origin}
 
 
 def digests(conditions: str, contents: str, *, of: str = "") -> list[tuple[str, str]]:
@@ -254,8 +278,12 @@ def _type(arrow: str) -> str:
     return arrow.replace("list<item: ", "list of ").replace("list<element: ", "list of ").rstrip(">")
 
 
-def _greedy(fingerprint: dict[str, Any]) -> bool:
-    return fingerprint["decoding"]["responses"] == "solve"
+def _kept(responses: Responses) -> str:
+    return "Verified" if wanted(responses) == Outcome.RIGHT else "Wrong"
+
+
+def _share(picked: np.ndarray) -> str:
+    return f"{picked.mean():.1%}" if len(picked) else "-"
 
 
 def commands(lineage: dict[str, Any]) -> str:
@@ -280,27 +308,34 @@ def _statistics(rows: Sequence[AnnotatedResponse], manifest: dict[str, Any]) -> 
     if not rows:
         return ["No response was kept."]
     k = min(row.alt_ids.shape[1] for row in rows)
-    mask = Critical(num_alternatives=k)
+    mask, word = Deciding(num_alternatives=k), deciding_word(rows)
     lengths = np.array([len(row.response_ids) for row in rows])
-    critical = np.concatenate([mask(row) for row in rows]) > 0
-    entropy = np.concatenate([row.entropy for row in rows])
+    tried = np.concatenate([mask.known(row) for row in rows])
+    critical = np.concatenate([mask(row) for row in rows])[tried] > 0
+    entropy = np.concatenate([row.entropy for row in rows])[tried]
     outcomes = np.concatenate([row.alt_outcome.ravel() for row in rows])
     counts, compute = manifest["counts"], manifest["compute"]
     facts = [
         ("responses", f"{len(rows):,}"),
         ("response tokens", f"{lengths.sum():,}; {lengths.mean():.1f} a response, at most {lengths.max():,}"),
-        ("critical tokens", f"{critical.sum():,} ({critical.mean():.1%}) with {k} alternatives"),
-        ("mean entropy", _entropies(entropy, critical)),
+        *(
+            []
+            if tried.all()
+            else [("positions tried", f"{tried.sum():,} ({tried.mean():.1%}); the others are untried")]
+        ),
+        (f"{word} tokens", f"{critical.sum():,} ({_share(critical)}) with {k} alternatives"),
+        ("mean entropy", _entropies(entropy, critical, word=word)),
         ("self-replays that ended otherwise", f"{counts.get('replay_flips', 0):,} of {counts.get('replays', 0):,}"),
         ("tokens decoded", _decoded(compute)),
     ]
     kinds = [
-        (kind.kind, f"{kind.tokens:,}", f"{kind.critical / kind.tokens:.1%}") for kind in count_kinds(rows, mask=mask)
+        (kind.kind, f"{kind.tokens:,}", f"{kind.critical / kind.tokens:.1%}")
+        for kind in count_kinds(rows, mask=mask, known=mask.known)
     ]
     found = [(int(code), words, f"{(outcomes == code).sum():,}") for code, words in OUTCOMES.items()]
     return [
         table(("responses", ""), facts),
-        table(("kind of token", "number", "critical"), kinds),
+        table(("kind of token", "number" if tried.all() else "tried", word), kinds),
         table(("`alt_outcome`", "", "cells"), found),
     ]
 
@@ -328,10 +363,10 @@ def _decoded(compute: dict[str, Any]) -> str:
     return f"{needed:,.0f}" + (f", and {ahead:,.0f} ahead of need" if ahead else "")
 
 
-def _entropies(entropy: np.ndarray, critical: np.ndarray) -> str:
+def _entropies(entropy: np.ndarray, critical: np.ndarray, *, word: str) -> str:
     if np.isnan(entropy).any():
         return "not known: the engine saw the most probable tokens only"
-    return f"{_mean(entropy[critical])} nats of critical tokens, {_mean(entropy[~critical])} of others"
+    return f"{_mean(entropy[critical])} nats of {word} tokens, {_mean(entropy[~critical])} of others"
 
 
 def _mean(values: np.ndarray) -> str:

@@ -24,6 +24,7 @@ from cft.models.export import SUMS
 from cft.runs.names import run_name
 from cft.runs.results import RESULTS, RunResults
 from cft.runs.run import CONFIG, EXPORT
+from cft.types import DataSource
 
 CARD = "README.md"
 _LONGEST_NAME = 120  # of an artifact; W&B takes 128
@@ -31,13 +32,13 @@ _LONGEST_NAME = 120  # of an artifact; W&B takes 128
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An annotation or a checkpoint that a run made or read.
+    """An annotation, rows or a checkpoint that a run made or read.
 
     name: what an artifact may be called. fingerprint: SHA-256 of its contents. came_from: JSON. described_by: small files
     that say what it is. holds: the data or weights themselves. Files lie below `folder`.
     """
 
-    kind: Literal["annotation", "checkpoint"]
+    kind: Literal["annotation", "rows", "checkpoint"]
     name: str
     fingerprint: str
     came_from: dict[str, Any]
@@ -79,6 +80,17 @@ def annotation_link(folder: Path) -> Link:
     )
 
 
+def data_link(source: DataSource) -> Link:
+    """What a training read. Of rows that `cft export` made, it goes on to the annotation that they are of."""
+    if source.kind == "annotation":
+        return annotation_link(source.place)
+    folder = source.place if source.place.is_dir() else source.place.parent
+    made = next((path for path in (folder / "manifest.json", folder.parent / "manifest.json") if path.is_file()), None)
+    came_from = _lineage_in(made) if made else {}
+    holds = (source.place,) if source.place.is_file() else ()
+    return Link("rows", _name("rows", source.name), source.fingerprint, came_from, folder, (), holds)
+
+
 def model_inputs(path: str) -> tuple[Link, ...]:
     """The checkpoint that a model's path is the export of, if it is one."""
     folder = Path(path)
@@ -115,6 +127,15 @@ def annotation_contents(entry: Mapping[str, Any]) -> str:
     return next(iter(own), "") or next(
         filter(None, (annotation_contents(one.get("came_from") or {}) for one in inputs)), ""
     )
+
+
+def _lineage_in(manifest: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    entry = found.get("lineage") if isinstance(found, dict) else None
+    return entry if isinstance(entry, dict) else {}
 
 
 def _there(folder: Path, *names: str) -> tuple[Path, ...]:

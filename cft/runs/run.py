@@ -74,7 +74,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
     return flat(read_yaml(folder / CONFIG))
 
 
-def keep_rows(folder: Path, facts: dict[str, Any], *, annotation: Path, write: bool) -> None:
+def keep_rows(folder: Path, facts: dict[str, Any], *, source: Path, write: bool) -> None:
     """Record the rows a run trains on beside its config; a continuation on other rows raises ConfigError.
 
     facts: of the data module. A run from before rows were recorded is taken as it is.
@@ -87,8 +87,8 @@ def keep_rows(folder: Path, facts: dict[str, Any], *, annotation: Path, write: b
     then = json.loads(path.read_text(encoding="utf-8"))
     if then["rows_sha256"] != facts["rows_sha256"]:
         raise ConfigError(
-            f"resume={folder}: it began on other rows than {annotation} gives now: {_rows(then)} in {path}, "
-            f"{_rows(facts)} now; the annotation has grown or changed. Start a new run, or bring the old annotation back"
+            f"resume={folder}: it began on other rows than {source} gives now: {_rows(then)} in {path}, "
+            f"{_rows(facts)} now; it has grown or changed. Start a new run, or bring the old one back"
         )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cft import run_log
 from cft.annotation.annotator import Unit
+from cft.annotation.responses import GIVEN, wanted
+from cft.annotation.sampled import COLUMNS
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
 from cft.annotation.units import Plan, ids_hash
@@ -17,6 +19,7 @@ from cft.benchmarks.sets import verifier_for
 from cft.config.build import ConfigError, build
 from cft.config.schema import AnnotateConfig, Split
 from cft.console import console, progress
+from cft.data.row_problems import problems_of, wants_answers, with_answers
 from cft.data.sources import Splits
 from cft.engines.server.probe import with_stored_probe
 from cft.fleets.base import Crew, Facts, Fleet, FleetError, left_out_message, package_facts
@@ -24,14 +27,17 @@ from cft.loggers.build import RunFacts, log_made, log_totals, log_values, loggin
 from cft.masks.critical import critical_fraction
 from cft.models.lazy import LazyModel
 from cft.models.load import ModelSpec, load_tokenizer
+from cft.positions import Positions, Spans
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
 from cft.runs.cards import write_annotation_card
 from cft.runs.job import Job
 from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
+from cft.stages.annotation_estimate import estimate
 from cft.stages.annotation_progress import Watch
 from cft.stages.annotation_summary import print_summary
-from cft.stages.annotation_worker import Done, Filled, MakeAnnotating, Problems, StoredRows
+from cft.stages.annotation_worker import Done, Filled, MakeAnnotating, Problems, StoredRows, sample_design
+from cft.types import Outcome, Problem
 from cft.verifiers import verifier_fingerprint
 
 if TYPE_CHECKING:
@@ -43,15 +49,22 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     quiet_libraries()
     fleet: Fleet = build(cfg.fleet)
     store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
-    splits = build(cfg.data)
-    plan, shard = _plan(cfg, splits), Shard(cfg.shard, cfg.num_shards)
-    _print_problems(splits, plan, split=cfg.split)
-    if cfg.complete:
-        _require_annotation(store)
+    splits = problems_of(build(cfg.data))
+    if wants_answers(splits):
+        splits = with_answers(splits, thinking=cfg.verify.thinking.tags)
+        console.print("Gold answers: the final answers of the given responses, where data.answer_field names no others")
     verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
     judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    positions: Positions = build(cfg.positions)
+    plan, shard = _plan(cfg, splits, positions), Shard(cfg.shard, cfg.num_shards)
+    _print_problems(splits, plan, split=cfg.split)
+    if isinstance(positions, Spans):
+        positions.require_named({problem.id for problem in plan.problems}, data=splits.name)
+    if cfg.complete:
+        _require_annotation(store)
     spec: ModelSpec = build(cfg.model)
-    make = MakeAnnotating.of(cfg, verifier=verifier, every_outcome=plan.every_outcome)
+    _require_engine_that_samples(cfg)
+    make = MakeAnnotating.of(cfg, verifier=verifier, positions=positions, every_outcome=plan.every_outcome)
     inputs = model_inputs(spec.path)
     with (
         fleet.crew(make, device=cfg.device, expected=lambda: _known(cfg, spec, judged_by=judged_by)) as crew,
@@ -60,12 +73,14 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
         ) as loggers,
     ):
         with store.writing(
-            fingerprint=_conditions(cfg, crew.facts, store, spec=spec, splits=splits),
+            fingerprint=_conditions(cfg, crew.facts, store, spec=spec, splits=splits, positions=positions),
             info=_origin(cfg, job, spec=spec, inputs=inputs),
             part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard"), in_order=crew.in_order),
+            further_columns=_further_columns(cfg, positions),
         ):
             run_log.write_to(job.folder)  # each shard's own, and each resumption's
-            counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers)
+            estimated = _estimate_of_given(cfg, spec, positions) if cfg.responses in GIVEN else None
+            counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers, estimated=estimated)
             counts += _fill_units(store, crew, plan=plan, shard=shard)
         _print_engine_counts(counts)
         if crew.left_out:
@@ -89,7 +104,7 @@ def _known(cfg: AnnotateConfig, spec: ModelSpec, *, judged_by: str) -> Facts:
     }
 
 
-def _plan(cfg: AnnotateConfig, splits: Splits) -> Plan:
+def _plan(cfg: AnnotateConfig, splits: Splits, positions: Positions) -> Plan:
     problems = splits.of(cfg.split)
     return Plan(
         problems,
@@ -98,7 +113,17 @@ def _plan(cfg: AnnotateConfig, splits: Splits) -> Plan:
         num_alternatives=cfg.num_alternatives,
         every_outcome=cfg.complete or not cfg.short_circuit,
         fills_only=cfg.complete,
+        every_position=cfg.complete or not positions.settings(),
     )
+
+
+def _require_engine_that_samples(cfg: AnnotateConfig) -> None:
+    make_engine = build(cfg.engine)
+    if sample_design(cfg) and not make_engine.samples:
+        raise ConfigError(
+            f"evidence=sampled: engine={make_engine.name} decodes greedily only; expected evidence=greedy, or an engine that "
+            "draws samples which do not depend on the batch, such as engine=shared_prefix"
+        )
 
 
 def _print_problems(splits: Splits, plan: Plan, *, split: Split) -> None:
@@ -109,10 +134,20 @@ def _print_problems(splits: Splits, plan: Plan, *, split: Split) -> None:
 
 
 def _conditions(
-    cfg: AnnotateConfig, facts: Facts, store: AnnotationStore, *, spec: ModelSpec, splits: Splits
+    cfg: AnnotateConfig,
+    facts: Facts,
+    store: AnnotationStore,
+    *,
+    spec: ModelSpec,
+    splits: Splits,
+    positions: Positions,
 ) -> dict[str, Any]:
-    """What every unit of the annotation is made under: its fingerprint. facts: of the workers."""
+    """What every unit of the annotation is made under: its fingerprint. facts: of the workers. What leaves the usual evidence
+    as it is says nothing."""
+    chosen, samples = positions.settings(), sample_design(cfg)
     return {
+        **({"positions": chosen} if chosen else {}),
+        **({"evidence": samples.settings()} if samples else {}),
         "model": {
             "path": spec.path,
             "revision": spec.revision,
@@ -128,6 +163,12 @@ def _conditions(
         "replay_fraction": cfg.replay_fraction,
         "numerics": _numerics(facts, store),
     }
+
+
+def _further_columns(cfg: AnnotateConfig, positions: Positions) -> tuple[str, ...]:
+    """Columns beyond the usual ones, of every unit: files of one table have the same."""
+    wrong = ("verdict",) if wanted(cfg.responses) == Outcome.WRONG else ()
+    return (*wrong, *(("prefix_outcome",) if positions.probes else ()), *(COLUMNS if sample_design(cfg) else ()))
 
 
 def _origin(cfg: AnnotateConfig, job: Job, *, spec: ModelSpec, inputs: tuple[Link, ...]) -> dict[str, Any]:
@@ -218,8 +259,11 @@ def _annotate_units(
     plan: Plan,
     shard: Shard,
     loggers: Sequence[Logger],
+    estimated: Callable[[list[Problem]], str] | None,
 ) -> Counter[str]:
-    """Annotate the shard's units, but for what is committed already. Returns what its engines counted."""
+    """Annotate the shard's units, but for what is committed already. Returns what its engines counted.
+
+    estimated: what it will cost, where that is known before the start."""
     records = store.units()
     units = {u: unit for u, unit in enumerate(plan.units(records)) if shard.has(u)}
     missing = [u for u in plan.to_annotate(records) if u in units]
@@ -231,13 +275,16 @@ def _annotate_units(
     if not missing:
         return Counter()
     todo = sum(len(units[u]) for u in missing)
-    console.print(
-        f"Annotating {todo} problems{of_shard}; at most {todo * cfg.max_new_tokens:,} tokens to solve them. "
-        "The estimate of the whole follows once the first are solved."
+    cost = (
+        f"at most {todo * cfg.max_new_tokens:,} tokens to solve them. The estimate of the whole follows once the first are "
+        "solved."
+        if estimated is None
+        else estimated([problem for u in missing for problem in units[u]])
     )
+    console.print(f"Annotating {todo} problems{of_shard}; {cost}")
     counts = Counter[str]()
     with progress("Annotating", total=todo) as bar:
-        watch = Watch(bar, units)
+        watch = Watch(bar, units, word="critical" if wanted(cfg.responses) == Outcome.RIGHT else "turning")
         for u, done in crew.map(((u, Problems(tuple(units[u]))) for u in missing), watch=watch.hear):
             unit = done.result
             assert isinstance(unit, Unit)
@@ -248,16 +295,36 @@ def _annotate_units(
                 problems=unit.problems,
                 facts={
                     "problem_ids": ids_hash(units[u]),
-                    "num_alternatives": plan.num_alternatives,
-                    "complete": plan.every_outcome,
+                    **plan.facts(),
                     "counts": unit.counts,
                     "compute": unit.compute,
                 },
             )
             critical = critical_fraction(unit.rows, num_alternatives=plan.num_alternatives)
             watch.unit_done(u, unit, critical=critical)
-            log_values(loggers, {**_of_unit(unit), "annotate/critical_fraction": critical}, step=u)
+            log_values(loggers, {**_of_unit(unit), f"annotate/{watch.word}_fraction": critical}, step=u)
     return counts
+
+
+def _estimate_of_given(cfg: AnnotateConfig, spec: ModelSpec, positions: Positions) -> Callable[[list[Problem]], str]:
+    """What annotating the responses of the data will cost, in a sentence."""
+
+    def sentence(problems: list[Problem]) -> str:
+        prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
+        model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
+        found = estimate(
+            problems,
+            tokenizer=tokenizer,
+            prompt=prompt,
+            positions=positions,
+            eos_ids=model.facts.eos_ids,
+            max_new_tokens=cfg.max_new_tokens,
+            thinking=cfg.verify.thinking.tags,
+        )
+        samples = sample_design(cfg)
+        return found.sentence(num_alternatives=cfg.num_alternatives, num_samples=samples.num_samples if samples else 0)
+
+    return sentence
 
 
 def _of_unit(unit: Unit) -> dict[str, float]:
@@ -288,10 +355,9 @@ def _fill_units(
             filled, record = done.result, records[u]
             assert isinstance(filled, Filled)
             counts += done.counts
-            facts = {key: value for key, value in record.items() if key not in ("rows", "problems")}
+            facts = {key: value for key, value in record.items() if key not in ("rows", "problems", "every_position")}
             facts |= {
-                "num_alternatives": max(record["num_alternatives"], plan.num_alternatives),
-                "complete": plan.every_outcome,
+                **plan.facts(record),
                 "counts": _added(record["counts"], filled.counts),
                 "compute": _added(record["compute"], filled.compute),
             }

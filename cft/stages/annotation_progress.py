@@ -18,11 +18,13 @@ from cft.types import Problem
 class Watch:
     """Turns what is heard of units into one bar: problems done, solved, annotated, critical share, tokens/s.
 
+    word: what the tokens are called that decide the responses.
     Of a unit the newest word stands: one that another worker begins again starts from nothing.
     """
 
     bar: Bar
     units: Mapping[int, Sequence[Problem]]
+    word: str = "critical"
     under_way: dict[int, UnitProgress] = field(default_factory=dict)
     done: UnitProgress = field(default_factory=UnitProgress)
     critical: list[float] = field(default_factory=list)
@@ -46,12 +48,14 @@ class Watch:
         self._show()
 
     def _print_estimate(self, word: UnitProgress, *, problems: int) -> None:
-        whole = word.expected_tokens / max(1, problems) * self.bar.total
+        whole, forks = (
+            expected / max(1, problems) * self.bar.total for expected in (word.expected_tokens, word.expected_forks)
+        )
         tokens = sum(self.under_way.values(), self.done).tokens
         rate = tokens / max(1e-9, time.monotonic() - self.started)
         console.print(
             f"Estimate from the first {problems} problems ({word.annotated} to annotate, {word.mean_tokens:.0f} tokens "
-            f"each): {whole:,.0f} tokens"
+            f"each): {forks:,.0f} continuations, {whole:,.0f} tokens"
             # Given responses were not decoded, so there is no speed yet.
             + (f", about {whole / rate:,.0f} s at the {rate:,.0f} tokens/s of solving" if tokens else "")
         )
@@ -63,6 +67,6 @@ class Watch:
         answered = f"answered {whole.solved} " if whole.solved else ""  # nothing is solved where responses are given
         self.bar.advance(
             whole.problems - self.bar.done,
-            facts=f"{answered}annotated {whole.annotated} critical {critical} "
+            facts=f"{answered}annotated {whole.annotated} {self.word} {critical} "
             f"continuations {whole.forks:,} {rate:,.0f} tokens/s",
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from rich.table import Table
 
+from cft.annotation.responses import wanted
 from cft.annotation.store import AnnotationStore
 from cft.commands import train_command
 from cft.console import console
-from cft.masks.critical import critical_fraction
+from cft.masks.critical import critical_fraction, deciding_word
 from cft.runs.job import Job
 
 RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison of cost
@@ -26,12 +27,19 @@ def print_summary(store: AnnotationStore, job: Job, *, max_new_tokens: int) -> N
         table.add_row(f"  {status}", f"{count:,} ({count / len(problems):.0%})")
     if rows:
         fraction = critical_fraction(rows, num_alternatives=min(row.alt_ids.shape[1] for row in rows))
-        table.add_row("response tokens", f"{sum(len(row.response_ids) for row in rows):,}")
-        table.add_row("critical", f"{fraction:.1%}")
+        tokens, tried = sum(len(row.response_ids) for row in rows), sum(int(row.tried_R.sum()) for row in rows)
+        table.add_row("response tokens", f"{tokens:,}")
+        if tried < tokens:
+            table.add_row("positions tried", f"{tried:,} of them ({tried / tokens:.1%}); the others stay untried")
+        table.add_row(deciding_word(rows), f"{fraction:.1%}" + (" of those tried" if tried < tokens else ""))
     table.add_row("continuations", f"{counts.get('forks', 0):,}")
+    if probes := counts.get("probes"):
+        table.add_row("probes", f"{probes:,} beginnings of responses continued, to choose positions")
+    if samples := counts.get("samples"):
+        table.add_row("samples", f"{samples:,} sampled continuations")
     table.add_row("ties re-scored", f"{counts.get('num_ties_rescored', 0):,} (near ties)")
     table.add_row("self-replay flips", f"{counts.get('replay_flips', 0)} of {counts.get('replays', 0)}")
-    spent = sum(compute.get(f"{part}_tokens", 0) for part in ("solve", "counterfactual", "speculative"))
+    spent = sum(value for name, value in compute.items() if name.endswith("_tokens"))
     seconds = compute.get("solve_seconds", 0) + compute.get("counterfactual_seconds", 0)
     table.add_row("tokens decoded", f"{spent:,} in {seconds:,.0f} s ({spent / max(seconds, 1e-9):,.0f} tokens/s)")
     lengths = [r.response_tokens for r in problems if r.response_tokens]
@@ -44,11 +52,16 @@ def print_summary(store: AnnotationStore, job: Job, *, max_new_tokens: int) -> N
     console.print(table)
     if not rows:
         cut_off = statuses.get("cut off", 0) + statuses.get("near limit", 0)
+        kept = wanted(manifest["fingerprint"]["decoding"]["responses"]).name.lower()
         console.print(
-            "No response was both finished and right, so there is nothing to annotate and nothing to train on. "
+            f"No response was both finished and {kept}, so there is nothing to annotate and nothing to train on. "
             + (f"{cut_off} were cut off: raise max_new_tokens={max_new_tokens}. " if cut_off else "")
-            + "Take easier problems (data=...), a stronger model (model=...), or annotate the data's own solutions "
-            "(responses=given)."
+            + (
+                "Take easier problems (data=...), a stronger model (model=...), or annotate the data's own solutions "
+                "(responses=given)."
+                if kept == "right"
+                else "Take harder problems (data=...), or more of them (limit=...)."
+            )
         )
         return
     solved_lengths = [len(row.response_ids) for row in rows]
@@ -58,5 +71,11 @@ def print_summary(store: AnnotationStore, job: Job, *, max_new_tokens: int) -> N
             f"Note: max_new_tokens={max_new_tokens} is less than twice the 95th percentile of the solved "
             f"lengths ({p95:.0f}): many continuations may be cut off. Annotate again with max_new_tokens={int(2 * p95) + 1}."
         )
+    if any(row.verdict == "wrong" for row in rows):
+        console.print(
+            "These responses end wrong: cft train refuses to imitate them. mask=turning picks the turning tokens."
+        )
+        return
     train = train_command(store.folder, job.overrides, choices=job.choices, flags=job.flags)
-    console.print(f"Train on it: {train}", markup=False, soft_wrap=True)
+    partly = "" if all(row.tried_R.all() for row in rows) else " mask.untried=leave_out"
+    console.print(f"Train on it: {train}{partly}", markup=False, soft_wrap=True)

@@ -9,16 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cft.annotation.annotator import Annotator, Solved, Unit, tally_counts
+from cft.annotation.annotator import Annotator, Unit, tally_counts
+from cft.annotation.responses import wanted
+from cft.annotation.sampled import SampleDesign
 from cft.config.build import build
 from cft.config.schema import AnnotateConfig
 from cft.fleets.base import Facts, Report, package_facts
 from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
+from cft.positions import Positions
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
-from cft.types import AnnotatedResponse, Budget, Completion, Engine, Problem, Verifier
+from cft.types import AnnotatedResponse, Budget, Completion, Engine, Outcome, Problem, Verifier
 from cft.verifiers import verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
@@ -29,7 +33,7 @@ FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened a
 
 @dataclass(frozen=True, slots=True)
 class UnitProgress:
-    """How far a unit is. problems: of it, done in parts. expected_tokens: that its counterfactuals may decode."""
+    """How far a unit is. problems: of it, done in parts. expected_tokens, expected_forks: of its counterfactuals."""
 
     problems: float = 0.0
     solved: int = 0
@@ -37,6 +41,7 @@ class UnitProgress:
     forks: int = 0
     tokens: int = 0
     expected_tokens: float = float("nan")
+    expected_forks: float = float("nan")
     mean_tokens: float = float("nan")
 
     def __add__(self, more: UnitProgress) -> UnitProgress:
@@ -88,26 +93,35 @@ class MakeAnnotating:
     Args:
         cfg: Of the stage.
         verifier: That decides, with its settings.
+        positions: Of a response that are tried.
         every_outcome: Whether no alternative is left untried.
     """
 
     cfg: AnnotateConfig
     verifier: Verifier
+    positions: Positions
     every_outcome: bool
 
     @classmethod
-    def of(cls, cfg: AnnotateConfig, *, verifier: Verifier, every_outcome: bool) -> MakeAnnotating:
+    def of(
+        cls, cfg: AnnotateConfig, *, verifier: Verifier, positions: Positions, every_outcome: bool
+    ) -> MakeAnnotating:
         """Without what workers have no use for: loggers and data stay here."""
-        return cls(replace(cfg, logger={}, data=None), verifier, every_outcome)  # pyright: ignore[reportArgumentType]
+        sent = replace(cfg, logger={}, data=None)  # pyright: ignore[reportArgumentType]
+        return cls(sent, verifier, positions, every_outcome)
 
     def __call__(self, device: str) -> Annotating:
-        return Annotating(self.cfg, self.verifier, every_outcome=self.every_outcome, device=device)
+        return Annotating(
+            self.cfg, self.verifier, positions=self.positions, every_outcome=self.every_outcome, device=device
+        )
 
 
 class Annotating:
     """Model, engine, verifiers and annotator for the units of one annotation."""
 
-    def __init__(self, cfg: AnnotateConfig, verifier: Verifier, *, every_outcome: bool, device: str) -> None:
+    def __init__(
+        self, cfg: AnnotateConfig, verifier: Verifier, *, positions: Positions, every_outcome: bool, device: str
+    ) -> None:
         quiet_libraries()
         spec, prompt, make_engine = build(cfg.model), build(cfg.prompt), build(cfg.engine)
         tokenizer = load_tokenizer(spec)
@@ -139,6 +153,10 @@ class Annotating:
             short_circuit=not every_outcome,
             replay_fraction=cfg.replay_fraction,
             responses=cfg.responses,
+            positions=positions,
+            every_position=cfg.complete,
+            samples=sample_design(cfg),
+            thinking=cfg.verify.thinking.tags,
             padding_ids=model.facts.unnamed_ids,
         )
         self.facts: Facts = {
@@ -173,23 +191,27 @@ class _Meter:
 
     def __init__(self, annotator: Annotator, problems: int, report: Report) -> None:
         self.progress, self.problems, self.report = UnitProgress(), problems, report
-        self.share = FORKS_PER_POSITION / 2 if annotator.short_circuit else 1.0
-        self.k = annotator.num_alternatives
+        few = annotator.short_circuit and wanted(annotator.responses) == Outcome.RIGHT
+        share = FORKS_PER_POSITION / 2 if few else 1.0  # another token seldom puts a wrong response right
+        # Of a position: greedy continuations, and samples of each alternative and of its own token.
+        drawn = annotator.samples.num_samples if annotator.samples else 0
+        self.a_position = share * annotator.num_alternatives + drawn * (annotator.num_alternatives + 1)
         self.forks = 1.0  # expected
         annotator.on_solved, annotator.on_plan, annotator.on_fork = self.on_solved, self.on_plan, self.on_fork
 
     def on_solved(self, completion: Completion) -> None:
         self._advance(0.1, completion, solved=self.progress.solved + 1)
 
-    def on_plan(self, kept: Sequence[Solved]) -> None:
-        lengths = np.array([len(s.completion.ids) for s in kept if s.completion], dtype=float)
-        self.forks = max(1.0, self.share * self.k * lengths.sum())
+    def on_plan(self, tries: Sequence[NDArray[np.bool_]]) -> None:
+        """tries: [R] of each response, the positions to try."""
+        forks = self.a_position * float(sum(tries_R.sum() for tries_R in tries))
+        self.forks = max(1.0, forks)
         self.progress = replace(
             self.progress,
-            annotated=len(kept),
-            # A fork at position t decodes about R - t tokens: R^2 / 2 a response and alternative.
-            expected_tokens=self.share * self.k * float((lengths**2).sum()) / 2,
-            mean_tokens=float(lengths.mean()) if len(lengths) else 0.0,
+            annotated=len(tries),
+            expected_tokens=self.a_position * sum(tokens_after(tries_R) for tries_R in tries),
+            expected_forks=forks,
+            mean_tokens=float(np.mean([len(tries_R) for tries_R in tries])) if tries else 0.0,
         )
         self.report(self.progress)
 
@@ -204,6 +226,18 @@ class _Meter:
             **counts,
         )
         self.report(self.progress)
+
+
+def sample_design(cfg: AnnotateConfig) -> SampleDesign | None:
+    """None where continuations are greedy only."""
+    if cfg.evidence == "greedy":
+        return None
+    return SampleDesign(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed)
+
+
+def tokens_after(tries_R: NDArray[Any]) -> float:
+    """About what one alternative at each of these positions decodes: a response goes on for as long as it did, R - t."""
+    return float((tries_R * np.arange(len(tries_R), 0, -1)).sum())
 
 
 def numerics(engine: Engine) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from cft.config.schema import RowsExportConfig
 from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.batches import TokenRow
+from cft.data.module import RowsRequest
 from cft.files import exclusive, sha256_file, write_bytes, write_json
 from cft.formats.base import Example, Format, Source, write_table
 from cft.runs.cards import PAPER, TAGS, card, code, commands, digests, size_category, table, write_card
@@ -32,7 +33,8 @@ from cft.runs.lineage import annotation_link, lineage
 from cft.types import AnnotatedResponse
 
 MANIFEST = "manifest.json"
-_CHOOSE_ROWS = ("max_rows", "validation_fraction", "max_tokens", "shuffle_responses")  # of the keys of `data`
+# Of the keys of `data`.
+_CHOOSE_ROWS = ("max_rows", "validation_fraction", "max_tokens", "shuffle_responses", "wrong_responses")
 
 
 def export(cfg: RowsExportConfig, job: Job) -> Path:
@@ -43,13 +45,15 @@ def export(cfg: RowsExportConfig, job: Job) -> Path:
     rows_format: Format = build(cfg.format)
     benchmark, mask = build(cfg.benchmark), build(cfg.mask)
     data: AnnotatedDataModule = build(cfg.data)(
-        mask,
-        mask,  # the groups of the metrics, of which there are none here
-        {},
-        cfg.annotations_dir,
-        source.manifest["fingerprint"]["tokenizer"],
-        cfg.seed,
-        benchmark.held_out_questions(),
+        RowsRequest(
+            mask,
+            mask,  # the groups of the metrics, of which there are none here
+            {},
+            cfg.annotations_dir,
+            source.manifest["fingerprint"]["tokenizer"],
+            cfg.seed,
+            benchmark.held_out_questions(),
+        )
     )
     request = {
         **{key: job.config[key] for key in ("format", "mask", "benchmark", "seed")},
@@ -132,10 +136,20 @@ def export_card(manifest: dict[str, Any], annotation: dict[str, Any], rows_forma
         "Train the model whose tokenizer this is: token ids, and places of tokens, mean nothing to another one.",
         "## Limits",
         *rows_format.limits,
+        *_left_out(facts),
         "The license of the problems is that of their source, and the annotated model's may bind its responses; neither was "
         "recorded here.",
     ]
     return card(header, parts)
+
+
+def _left_out(facts: dict[str, Any]) -> list[str]:
+    if not (untried := facts.get("tokens_in_no_group", 0)):
+        return []
+    return [
+        f"Of {untried:,} of the {facts['response_tokens']:,} response tokens for training the annotation says nothing that the "
+        "mask could read: their positions were not tried, or the response ends wrong."
+    ]
 
 
 def _example(row: AnnotatedResponse, made: TokenRow) -> Example:

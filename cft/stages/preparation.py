@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from cft.benchmarks.sets import verifier_for
 from cft.config.build import ConfigError, build
 from cft.config.part import Part
@@ -13,6 +15,7 @@ from cft.config.schema import Split, TrainConfig
 from cft.console import console
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.columns import columns_for
+from cft.data.module import RowsDataModule, RowsRequest
 from cft.data.splits import Splits
 from cft.engines.factory import (
     EngineFactory,
@@ -55,7 +58,7 @@ class Prepared:
     reference: Reference
     splits: Splits
     verifier: Verifier
-    data: AnnotatedDataModule
+    data: RowsDataModule
     model: LazyModel
     make_engine: EngineFactory
     starts_as_reference: bool | None
@@ -81,17 +84,23 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
     verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
     graded_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
-    data: AnnotatedDataModule = build(cfg.data)(
-        build(cfg.mask),
-        Critical(num_alternatives=cfg.probe.critical_alternatives),
-        columns,
-        cfg.annotations_dir,
-        current["tokenizer"],
-        cfg.seed,
-        splits.held_out_questions(),
+    data: RowsDataModule = build(cfg.data)(
+        RowsRequest(
+            build(cfg.mask),
+            Critical(num_alternatives=cfg.probe.critical_alternatives, untried="leave_out"),
+            columns,
+            cfg.annotations_dir,
+            current["tokenizer"],
+            cfg.seed,
+            splits.held_out_questions(),
+            tokenizer=tokenizer,
+            prompt=prompt,
+        )
     )
-    _note_on_annotation(data, splits, graded_by=graded_by)
-    _require_same_prompt(data, current, cfg.prompt)
+    if isinstance(data, AnnotatedDataModule):
+        _note_on_annotation(data, splits, graded_by=graded_by)
+        _require_same_prompt(data, current, cfg.prompt)
+    _require_positive(data, objective)
     _require_metric(cfg.callbacks["best"]["monitor"], data)
     require_constructible(cfg, folder)
     model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")  # moved later
@@ -104,7 +113,11 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     require_exportable(model.load(), tokenizer)
     if measures_base(cfg):
         model.weights()  # before they change
-    at_reference = starts_as_reference(model.load(), columns=columns, manifest=data.manifest)
+    at_reference = (
+        starts_as_reference(model.load(), columns=columns, manifest=data.manifest)
+        if isinstance(data, AnnotatedDataModule)
+        else None
+    )
     validation, tested = (
         room_of_part(cfg, splits, part, model=model, prompt=prompt, engine=make_engine.name)
         for part in ("validation", "evaluation")
@@ -192,11 +205,24 @@ def room_of_part(
     return room
 
 
-def _require_metric(monitor: str, data: AnnotatedDataModule) -> None:
-    """The best epoch is chosen by a metric that will exist; found out before training, not after it."""
-    if monitor == "val/loss" and not any((row.weight > 0).any() for row in data.validation_rows):
+def _require_positive(data: RowsDataModule, objective: Objective) -> None:
+    """A negative weight drives a token's probability down without a bound; nobody gets that by accident."""
+    rows = (*data.train_rows, *data.validation_rows)
+    negative = next((row for row in rows if (row.weight < 0).any()), None)
+    if negative is not None and not objective.negative_weights:
+        at = int(np.flatnonzero(negative.weight < 0)[0])
         raise ConfigError(
-            f"callbacks.best.monitor=val/loss: {data.store.folder} gives {len(data.validation_rows)} validation rows, and "
-            "the mask picks no token in them; raise data.validation_fraction, annotate more problems, or choose epochs "
+            f"loss.negative_weights=false: row {negative.row_id} of {data.source.place} has the weight "
+            f"{negative.weight[at]:g} at token {at}. A negative weight lowers the probability of its token, without a bound; "
+            "repair the weights, or ask for that with loss.negative_weights=true"
+        )
+
+
+def _require_metric(monitor: str, data: RowsDataModule) -> None:
+    """The best epoch is chosen by a metric that will exist; found out before training, not after it."""
+    if monitor == "val/loss" and not any(row.weight.any() for row in data.validation_rows):
+        raise ConfigError(
+            f"callbacks.best.monitor=val/loss: {data.source.place} gives {len(data.validation_rows)} validation rows, and "
+            f"the mask picks no token in them; raise data.validation_fraction, {data.more}, or choose epochs "
             "by accuracy (callbacks=default)"
         )

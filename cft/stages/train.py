@@ -40,7 +40,7 @@ from cft.quiet import quiet_libraries
 from cft.runs.arm import ARM_KEYS, arm_of
 from cft.runs.cards import write_model_card
 from cft.runs.job import Job
-from cft.runs.lineage import annotation_link, checkpoint_link, lineage, model_inputs
+from cft.runs.lineage import checkpoint_link, data_link, lineage, model_inputs
 from cft.runs.results import RunResults, as_metrics
 from cft.runs.run import ADAPTER, EXPORT, TRAINED_BY, identity_of, settings_of
 from cft.stages.preparation import Prepared, measures_base, prepared
@@ -161,7 +161,7 @@ def _print_start(run: Prepared, module: CausalLMModule, folder: Path, *, router:
     facts = run.data.facts()
     console.print(
         f"Training {run.model.spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
-        f"{facts['train_rows']:,} rows of {run.data.store.folder.name} ({facts['validation_rows']:,} more are held out for "
+        f"{facts['train_rows']:,} rows of {run.data.source.name} ({facts['validation_rows']:,} more are held out for "
         f"validation); loss on {facts['eligible_fraction']:.0%} of "
         f"{facts['response_tokens']:,} response tokens -> {folder}"
     )
@@ -224,8 +224,8 @@ def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder:
         "train_seconds": round(fitted.history.seconds(), 2),
         "eligible_fraction": facts["eligible_fraction"],
         "data": {
-            "annotation": data.store.folder.name,
-            "fingerprint": data.manifest["fingerprint_sha256"],
+            data.source.kind: data.source.name,
+            "fingerprint": data.source.fingerprint,
             "prompting": run.prompting,
             **facts,
         },
@@ -235,7 +235,7 @@ def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder:
             "rows_per_step": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         },
         "starts_as_reference": run.starts_as_reference,
-        "lineage": lineage(job.command, (annotation_link(data.store.folder), *model_inputs(run.model.spec.path))),
+        "lineage": lineage(job.command, (data_link(data.source), *model_inputs(run.model.spec.path))),
     }
 
 

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 from cft.config.build import build, trying
 from cft.config.schema import TrainConfig
 from cft.console import console, progress
-from cft.data.annotated import AnnotatedDataModule
+from cft.data.module import RowsDataModule
 from cft.evaluation.evaluation import Solver
 from cft.loggers.build import RunFacts
 from cft.models.flops import arithmetic_of
 from cft.runs.arm import ARM_KEYS, arm_of
 from cft.runs.job import Job
-from cft.runs.lineage import annotation_link, model_inputs
+from cft.runs.lineage import data_link, model_inputs
 from cft.runs.names import run_name
 from cft.runs.run import group_of
 from cft.training.callbacks.guards import Guards, memory_advice
@@ -92,7 +92,7 @@ class Fit:
     start: Start
     interruption: Interruption
     module: CausalLMModule
-    data: AnnotatedDataModule
+    data: RowsDataModule
 
     def run(self, problems: tuple[Problem, ...], make_solver: Callable[[PreTrainedModel], Solver]) -> Fitted:
         """Raises ConfigError, DoesNotFit and the like before anything is written to the run's folder."""
@@ -126,7 +126,7 @@ class Fit:
                 require_same_steps(position, rows_per_step=rows)
             self.require_room(trainer, keeper)
             if getattr(rank_zero_only, "rank", 0) == 0:
-                begin(start, self.job, self.data.facts(), annotation=self.data.store.folder)
+                begin(start, self.job, self.data.facts(), source=self.data.source.place)
             facts = self.facts(position)
             trainer.loggers = [build(part)(facts) for part in cfg.logger.values()]
             launcher = use_own_launcher(trainer, cfg, self.job, start=start)
@@ -190,11 +190,11 @@ class Fit:
             job_type="train",
             tags=(
                 *(f"{key}:{arm[key]}" for key in ("mask", "weighting", "loss", "model")),
-                f"annotation:{self.data.store.folder.name}",
+                f"{self.data.source.kind}:{self.data.source.name}",
             ),
             config=self.job.config,
             command=self.job.command,
-            inputs=(annotation_link(self.data.store.folder), *model_inputs(cfg.model["path"])),
+            inputs=(data_link(self.data.source), *model_inputs(cfg.model["path"])),
             resumed_at=position.steps if position else 0,
             validated=position is None or position.next != "validation",
         )

@@ -105,8 +105,8 @@ def activation_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int
 def measured_tokens(model: PreTrainedModel) -> tuple[int, int]:
     """Of the two passes. A state space is computed in chunks, to whose length a shorter row is padded."""
     config = model.config.get_text_config(decoder=True)
-    chunks = [getattr(config, name, None) or 0 for name in ("chunk_size", "mamba_chunk_size")]
-    step = max([TOKENS_STEP, *(chunks if is_recurrent(model.config) else [])])
+    chunks = [int(getattr(config, name, None) or 0) for name in ("chunk_size", "mamba_chunk_size")]
+    step = max(TOKENS_STEP, *(chunks if is_recurrent(model.config) else (0,)))
     return step, 3 * step
 
 

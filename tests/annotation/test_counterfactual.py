@@ -188,6 +188,23 @@ def test_spans_of_multi_byte_characters() -> None:
     assert [text[a:b] for a, b in spans.tolist()] == ["a", "é", "é", "🎈", "🎈", "🎈", "🎈", "b", ""]
 
 
+def test_spans_of_a_long_response_are_those_of_its_decoded_prefixes() -> None:
+    """By windows, which end where a character does; a tokenizer whose texts cannot be put together so is read whole."""
+    for text in ("aé🎈b " * 40, "🎈" * 50):
+        ids = [*text.encode(), 256]
+        found, spans = char_spans(ByteTokenizer(), ids)  # type: ignore[arg-type]
+        expected = [(i, i + 1) for i, character in enumerate(text) for _ in character.encode()]
+        assert found == text
+        assert spans.tolist() == [list(span) for span in (*expected, (len(text), len(text)))]
+
+    class Mirrored(NumberTokenizer):
+        def decode(self, ids: Sequence[int], **options: object) -> str:
+            return super().decode(ids[::-1], **options)
+
+    text, spans = char_spans(Mirrored(), [7] * 80)  # type: ignore[arg-type]
+    assert (text, spans[-1, 1]) == (" ".join(["7"] * 80), len(text))
+
+
 class DawdlingEngine(ScriptedEngine):
     """Keeps every fork it was given under way until `take` gives no more, then ends one, drawn by a seed, and so on."""
 

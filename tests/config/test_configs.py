@@ -31,7 +31,7 @@ def stages_of(option: str) -> list[str]:
     """The stages that an option is for. An experiment is for the stage that its folder or its command names."""
     group, _, name = option.partition("=")
     if group == "data":  # problems to annotate, or an annotation to train on
-        return ["train" if name == "annotated" else "annotate"]
+        return ["train" if name in ("annotated", "rows") else "annotate"]
     if group == "regularizer":  # a place of its own under loss.regularizers, not one of the defaults
         return ["train"]
     if group != "experiment":
@@ -42,7 +42,7 @@ def stages_of(option: str) -> list[str]:
 
 
 # What meets a need that an option has beside its own keys, by the key of the message about it.
-COMPANIONS = {"reference": "reference=initial", "groups": "groups=critical"}
+COMPANIONS = {"reference": "reference=initial", "groups": "groups=critical", "mask": "mask=all"}
 
 
 def left_over(stage: str, *options: str) -> list[str]:
@@ -62,7 +62,8 @@ CASES = [(stage, option) for option in options() for stage in stages_of(option)]
 
 def together() -> list[tuple[str, tuple[str, ...]]]:
     """Every option once, in one of its stages: the n-th options of all groups of a stage make one command line. An
-    experiment chooses among the other groups, and stands alone; so does a reference, which some losses ask for."""
+    experiment chooses among the other groups, and stands alone; so does a reference, which some losses ask for. A pipeline
+    has the options of many stages: those are below."""
     found: dict[tuple[str, str], list[str]] = {}
     for option in options():
         stages = stages_of(option)
@@ -70,8 +71,11 @@ def together() -> list[tuple[str, tuple[str, ...]]]:
         found.setdefault((stages[sum(map(len, found.values())) % len(stages)], group), []).append(option)
     lines = []
     for stage in STAGES:
-        groups = {group: named for (of, group), named in found.items() if of == stage}
+        groups = {group: named for (of, group), named in found.items() if of == stage and group != "pipeline"}
         alone = [(option,) for group in ("experiment", "reference") for option in groups.pop(group, [])]
+        if "data=rows" in groups.get("data", []):  # no mask that reads evidence goes with it
+            groups["data"].remove("data=rows")
+            alone.append(("data=rows",))
         rows = zip_longest(*groups.values())
         lines += [(stage, line) for line in (*alone, *(tuple(filter(None, row)) for row in rows))]
     return lines

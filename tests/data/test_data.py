@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
 from cft.data.annotated import AnnotatedDataModule, annotated_rows, in_validation, to_token_row
 from cft.data.columns import GroupColumn
+from cft.data.module import RowsRequest
 from cft.data.pairing import other_prompts
 from cft.errors import BadValue
 from cft.masks import All, Critical, Mask, MaskError, Numeric, RowMask, Weights
@@ -127,7 +128,9 @@ def module(
         "shuffle_responses": False,
         **options,
     }
-    return annotated_rows(mask or All(), Critical(), columns or {}, str(tmp_path), "t", seed, exclude, **settings)
+    return annotated_rows(
+        RowsRequest(mask or All(), Critical(), columns or {}, str(tmp_path), "t", seed, exclude), **settings
+    )
 
 
 @pytest.fixture
@@ -282,7 +285,7 @@ def shipped(mask: Mask, **options: Any) -> AnnotatedDataModule:
         "shuffle_responses": False,
         **options,
     }
-    return annotated_rows(mask, All(), {}, "nowhere", tokenizer, 0, frozenset(), **settings)
+    return annotated_rows(RowsRequest(mask, All(), {}, "nowhere", tokenizer, 0, frozenset()), **settings)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,6 @@ def files() -> dict[str, str]:
     found: dict[str, str] = {}
     for page in PAGES:
         for block in blocks(read(page)):
-            if match := re.match(r"# (\S+/\S+\.(?:py|yaml))\n", block):
+            if match := re.match(r"(?:# @package _global_\n)?# (\S+/\S+\.(?:py|yaml))\n", block):
                 assert found.setdefault(match[1], block) == block, f"{name_of(page)} shows another {match[1]}"
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cft.cli import report
-from cft.cli.stage import _named as named
+from cft.config.check import named
 from cft.config.command_line import command_line_errors, read_command_line
 from cft.config.source import TargetError, resolve
 from cft.config.stages import STAGES
@@ -106,7 +106,7 @@ def new_tests() -> list[str]:
 
 def test_every_kind_of_new_part_is_shown_with_its_test() -> None:
     kinds = {match[1] for name in files() if (match := re.match(r"conf/(\w+)/", name))}
-    assert kinds == {"mask", "weighting", "loss", "verifier", "benchmark", "engine"}
+    assert kinds == {"mask", "weighting", "loss", "verifier", "benchmark", "engine", "pipeline"}
     assert len(new_tests()) == 4  # a benchmark is a yaml, and the engine is the reader's
 
 

@@ -91,6 +91,7 @@ def test_metrics_of_counted_samples() -> None:
     assert value["eval/response_tokens"] == 8.0
     assert value["eval/cut_off_rate"] == 0.5
     assert value["eval/pass_at_1"] == pytest.approx((1 / 4 + 3 / 4) / 2)
+    assert value["eval/avg_at_4"] == pytest.approx((1 / 4 + 3 / 4) / 2)
     assert value["eval/pass_at_2"] == pytest.approx((1 - 3 / 6 + 1.0) / 2)  # C(3,2)/C(4,2) = 3/6 of pairs miss
     assert value["eval/pass_at_4"] == 1.0
     assert value["eval/maj_at_4"] == 0.5

@@ -15,7 +15,7 @@ import pytest
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.formats import TRL, Axolotl, Labels, LlamaFactory, MsSwift, Preferences, ShareGPT, Tinker, Verl
 from cft.formats.base import Example, Format, FormatError, Source, write_table
-from cft.masks import Critical
+from cft.masks import Critical, Turning
 from cft.types import AnnotatedResponse, Outcome
 
 
@@ -82,6 +82,7 @@ def test_labels_keep_weights_to_the_last_bit(weighted: list[Example], source: So
     rows = pq.read_table(written(Labels(), weighted, source, tmp_path)).to_pylist()
     for row, one in zip(rows, weighted, strict=True):
         assert (row["input_ids"], row["labels"]) == (one.ids.tolist(), labels_of(one))
+        assert row["completion_mask"] == [0] * len(one.row.prompt_ids) + [1] * len(one.row.response_ids)
         assert np.array_equal(np.float32(row["weights"]), one.weight)
 
 
@@ -214,6 +215,19 @@ def test_pairs_are_tokens_against_what_fails_in_their_place(
                     expected.append((row.response_id, t, prefix, [row.response_ids[t]], [row.alt_ids[t, k]]))
     assert len(expected) > 50
     assert [tuple(pair.values()) for pair in pairs] == expected
+
+
+def test_in_a_wrong_response_the_token_that_turns_it_right_is_chosen(
+    stored: list[AnnotatedResponse], source: Source
+) -> None:
+    outcomes = np.full_like(stored[0].alt_outcome, Outcome.WRONG)
+    outcomes[3] = Outcome.WRONG, Outcome.RIGHT
+    wrong = dataclasses.replace(stored[0], alt_outcome=outcomes, verdict="wrong")
+    examples = [example(wrong, Turning()(wrong))]
+    (pair,) = Preferences(alternatives="first", text=False).table(examples, source, split="train").to_pylist()
+    assert pair["position"] == 3
+    assert pair["chosen_ids"] == [wrong.alt_ids[3, 1]]
+    assert pair["rejected_ids"] == [wrong.response_ids[3]]
 
 
 def test_texts_of_pairs_come_where_they_are_asked_for(critical: list[Example], source: Source) -> None:

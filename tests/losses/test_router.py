@@ -20,7 +20,7 @@ from tests.precision import assert_same
 
 def test_of_one_row_it_is_the_loss_of_transformers() -> None:
     torch.manual_seed(0)
-    layers = tuple(torch.randn(17, 8) for _ in range(3))
+    layers: Any = tuple(torch.randn(17, 8) for _ in range(3))
     (ours,) = balance_of_rows(layers, torch.zeros(17, dtype=torch.long), num_rows=1, chosen=2)
     assert float(ours) == pytest.approx(float(load_balancing_loss_func(layers, 8, 2)), rel=1e-6)
     # With padding, which counts nowhere.
@@ -110,6 +110,11 @@ def test_what_has_no_router_is_refused() -> None:
         router_coefficient(dense.config, asked=0.1)
     model = family("qwen3-moe")
     lm = SelectiveLM(model, sft(), router=0.1)
-    model.model.register_forward_hook(lambda _module, _inputs, output: output.update(router_logits=None) or output)
+
+    def without(_module: Any, _inputs: Any, output: Any) -> Any:
+        output.router_logits = None
+        return output
+
+    model.model.register_forward_hook(without)
     with pytest.raises(BadValue, match=r"router\.aux_coef=0\.1: .*no logits of its routers.*router\.aux_coef=0 trains"):
         lm.check_router()

@@ -28,7 +28,7 @@ from cft.models.load import Lora, ModelSpec
 from cft.prompts.chat import Chat
 from cft.training.memory import _kept_bytes, activation_bytes, measured_tokens
 from cft.training.selective_lm import SelectiveLM
-from cft.types import Budget, Decision, Engine, Problem, Verdict
+from cft.types import AnnotatedResponse, Budget, Decision, Engine, Problem, Verdict
 from cft.verifiers.grader import Grader
 from tests.architectures import FAMILIES, exact_family, family, uneven
 from tests.conftest import WORDS, make_tokenizer
@@ -100,28 +100,28 @@ def test_three_steps_are_the_same_in_both_layouts(name: str) -> None:
     assert_same(weights.get("packed", weights["padded"]), weights["padded"])
 
 
+@pytest.mark.parametrize("engine", ["shared_prefix", pytest.param("continuous", marks=pytest.mark.slow)])
 @every_family
-def test_given_responses_are_annotated_alike_by_every_engine_that_decodes_it(name: str) -> None:
-    """Equal alternatives and outcomes; no alternative without a name; the others refuse and name one that can."""
+def test_given_responses_are_annotated_alike_by_every_engine_that_decodes_it(name: str, engine: str) -> None:
+    """As by the reference engine; no alternative without a name; an engine that cannot refuses and names one that can."""
     model = family(name, vocab_size=PADDED)
-    units = {}
-    for engine, make in ENGINES.items():
-        if engine in FAMILIES[name].engines:
-            units[engine] = annotated(model, make(model, (EOS,)))
-        else:
-            with pytest.raises(EngineError, match=rf"engine={engine} cannot decode.* use engine=reference"):
-                make(model, (EOS,))
-    first = units["reference"].rows[0]
-    assert first.alt_ids.min() >= 0
-    assert first.alt_ids.max() < len(WORDS)
-    assert len({tuple(answers) for answers in first.alt_answer}) > 1
-    for unit in units.values():
-        assert unit.rows[0].alt_ids.tolist() == first.alt_ids.tolist()
-        assert unit.rows[0].alt_answer == first.alt_answer
-        assert unit.rows[0].alt_tokens.tolist() == first.alt_tokens.tolist()
+    if engine not in FAMILIES[name].engines:
+        with pytest.raises(EngineError, match=rf"engine={engine} cannot decode.* use engine=reference"):
+            ENGINES[engine](model, (EOS,))
+        if name not in QUICK:
+            return
+    expected = annotated(model, ReferenceEngine(model, (EOS,)))
+    assert expected.alt_ids.min() >= 0
+    assert expected.alt_ids.max() < len(WORDS)
+    assert len({tuple(answers) for answers in expected.alt_answer}) > 1
+    if engine in FAMILIES[name].engines:
+        found = annotated(model, ENGINES[engine](model, (EOS,)))
+        assert found.alt_ids.tolist() == expected.alt_ids.tolist()
+        assert found.alt_answer == expected.alt_answer
+        assert found.alt_tokens.tolist() == expected.alt_tokens.tolist()
 
 
-def annotated(model: PreTrainedModel, engine: Engine) -> Any:
+def annotated(model: PreTrainedModel, engine: Engine) -> AnnotatedResponse:
     tokenizer = make_tokenizer()
     facts = LazyModel.of(model, tokenizer, spec=ModelSpec(name="small", path="package:tiny_arith")).facts
 
@@ -134,7 +134,7 @@ def annotated(model: PreTrainedModel, engine: Engine) -> Any:
         tokenizer=tokenizer,
         prompt=Chat(system="", template="{question}"),
         grader=Grader(tokenizer, graded),
-        budget=Budget(12),
+        budget=Budget(8),
         eos_ids=(EOS,),
         max_positions=64,
         num_alternatives=2,
@@ -142,9 +142,9 @@ def annotated(model: PreTrainedModel, engine: Engine) -> Any:
         replay_fraction=0.0,
         responses="given",
         padding_ids=facts.unnamed_ids,
-    ).fresh([Problem("p", "What is 2 + 3 ?", "5", "2 + 3 = 5 so 5")])
+    ).fresh([Problem("p", "What is 2 + 3 ?", "5", "3 = 5 so 5")])
     engine.close()
-    return made
+    return made.rows[0]
 
 
 @every_family
@@ -202,7 +202,7 @@ def test_an_adapter_that_kernels_would_pass_over_is_refused() -> None:
 @pytest.mark.parametrize("name", ["qwen3-moe", "granite-3.1-moe", "gemma-3"])
 def test_the_arithmetic_is_of_what_a_token_passes_through(name: str) -> None:
     """Against torch's counter: experts that are chosen, query heads, and of windows what they leave."""
-    model = family(name).train()
+    model: Any = family(name).train()
     model.set_attn_implementation("eager")
     if experts_of(model.config):
         model.set_experts_implementation("eager")

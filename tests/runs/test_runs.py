@@ -99,10 +99,10 @@ def facts(digest: str, rows: int) -> dict[str, Any]:
 
 def test_a_run_is_not_continued_on_other_rows(tmp_path: Path) -> None:
     annotation = Path("annotations/a")
-    keep_rows(tmp_path, facts("aaaa", 10), annotation=annotation, write=True)
-    keep_rows(tmp_path, facts("aaaa", 10), annotation=annotation, write=True)
+    keep_rows(tmp_path, facts("aaaa", 10), source=annotation, write=True)
+    keep_rows(tmp_path, facts("aaaa", 10), source=annotation, write=True)
     with pytest.raises(ConfigError, match=r"annotations/a gives now: 10 \+ 1 rows .*aaaa.*12 \+ 1 rows .*bbbb"):
-        keep_rows(tmp_path, facts("bbbb", 12), annotation=annotation, write=True)
+        keep_rows(tmp_path, facts("bbbb", 12), source=annotation, write=True)
     assert json.loads((tmp_path / "data.json").read_text()) == facts("aaaa", 10)
 
 

@@ -48,7 +48,8 @@ def test_labels_stand_on_the_tokens_whose_every_alternative_failed(exported: Pat
         for token, outcomes in zip(source.response_ids.tolist(), source.alt_outcome.tolist(), strict=True):
             expected.append(token if all(outcome in (0, -2) for outcome in outcomes) else -100)
         assert row["labels"] == expected
-        assert row.keys() == {"response_id", "input_ids", "labels"}
+        assert row.keys() == {"response_id", "input_ids", "labels", "completion_mask"}
+        assert row["completion_mask"] == [0] * len(source.prompt_ids) + [1] * len(source.response_ids)
 
 
 def test_datasets_opens_it_with_and_without_the_card(exported: Path, tmp_path: Path) -> None:

@@ -213,7 +213,12 @@ def annotated() -> list[AnnotatedResponse]:
         rng, length = np.random.default_rng(i), len(row.response_ids)
         scores = {name: rng.permutation(length).astype(np.float32) / length - 1 for name in SCORES}
         outcome = np.where(row.alt_outcome == Outcome.UNTRIED, Outcome.RIGHT, row.alt_outcome).astype(np.int8)
-        made.append(dataclasses.replace(row, scores=scores, alt_outcome=outcome))
+        samples = {
+            "sampled": np.full((length, 3), 4, np.int16),
+            "sampled_right": rng.integers(0, 5, (length, 3)).astype(np.int16),
+            **{name: np.zeros((length, 3), np.int16) for name in ("sampled_cut_off", "sampled_undecided")},
+        }
+        made.append(dataclasses.replace(row, scores=scores, alt_outcome=outcome, **samples))
     return made
 
 
@@ -221,7 +226,7 @@ def rows_of(mask_option: str, *, needs: frozenset[str] = frozenset()) -> list[To
     """What train.py would make of them, but for two rows without an eligible token: no window of four is without one,
     nor the last one of three. needs: of an objective."""
     mask: Mask = mask_of(mask_option)
-    rows = annotated()
+    rows = [dataclasses.replace(row, verdict="wrong" if mask_option == "turning" else "right") for row in annotated()]
     given = {REFERENCE_LOGPROB, REFERENCE_DISTRIBUTION}
     columns = columns_for(needs, given=given, stored_logprob=OWN_LOGPROB, grouping=Critical())
     mask.fit(rows)

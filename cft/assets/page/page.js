@@ -11,7 +11,7 @@
   const columns = {};
   for (const name of ["length", "level", "kind", "id", "alternative", "answer_id", "logprob", "entropy",
     "alternative_logprob", "outcome"]) columns[name] = unpack(data[name]);
-  const levels = ["plain", "wavering", "critical"];
+  const levels = ["plain", "wavering", "critical", "untried"], UNTRIED = 3;
   const total = columns.level.length;
 
   // Where each response's tokens, and each token's text, begin.
@@ -20,11 +20,13 @@
   for (let i = 0; i < total; i++) textAt[i + 1] = textAt[i] + columns.length[i];
   const textOf = i => data.text.slice(textAt[i], textAt[i + 1]);
   const responseText = r => data.text.slice(textAt[first[r]], textAt[first[r + 1]]);
-  const criticals = data.count.map((_, r) => {
+  const countsOf = level => data.count.map((_, r) => {
     let n = 0;
-    for (let i = first[r]; i < first[r + 1]; i++) n += columns.level[i] === 2;
+    for (let i = first[r]; i < first[r + 1]; i++) n += columns.level[i] === level;
     return n;
   });
+  const criticals = countsOf(2), untried = countsOf(UNTRIED);
+  const fractionOf = r => criticals[r] / Math.max(data.count[r] - untried[r], 1);  // of the tokens that were tried
 
   const element = (tag, className, text) => {
     const made = document.createElement(tag);
@@ -73,6 +75,7 @@
     hideTip();
     readFilter();
     const shown = [], tokens = data.kinds.map(() => 0), critical = data.kinds.map(() => 0);
+    let left = 0;
     for (let r = 0; r < data.count.length; r++) {
       if (!found(r)) continue;
       const n = data.count[r];
@@ -81,19 +84,18 @@
         const i = first[r] + t;
         if (!matches(i, t, n)) continue;
         any = true;
-        tokens[columns.kind[i]]++;
+        if (columns.level[i] === UNTRIED) left++; else tokens[columns.kind[i]]++;
         critical[columns.kind[i]] += columns.level[i] === 2;
       }
       if (any || filter.all) shown.push(r);
     }
-    const fraction = r => criticals[r] / Math.max(data.count[r], 1);
-    if (filter.order === "most") shown.sort((a, b) => fraction(b) - fraction(a) || a - b);
-    if (filter.order === "least") shown.sort((a, b) => fraction(a) - fraction(b) || a - b);
+    if (filter.order === "most") shown.sort((a, b) => fractionOf(b) - fractionOf(a) || a - b);
+    if (filter.order === "least") shown.sort((a, b) => fractionOf(a) - fractionOf(b) || a - b);
     if (filter.order === "long") shown.sort((a, b) => data.count[b] - data.count[a] || a - b);
     const sum = values => values.reduce((a, b) => a + b, 0);
     byId("status").textContent = `${whole(shown.length)} of ${whole(data.count.length)} responses, `
-      + `${whole(sum(tokens))} of ${whole(total)} tokens, ${whole(sum(critical))} of them critical`
-      + (sum(tokens) ? ` (${rounded(sum(critical) / sum(tokens))})` : "");
+      + `${whole(sum(tokens) + left)} of ${whole(total)} tokens, ${whole(sum(critical))} of them critical`
+      + (sum(tokens) ? ` (${rounded(sum(critical) / sum(tokens))})` : "") + (left ? `, ${whole(left)} not tried` : "");
     drawKinds(tokens, critical);
     drawList(shown);
   };
@@ -136,7 +138,7 @@
     const r = Number(card.dataset.r), n = data.count[r];
     card.setAttribute("aria-label", "response " + (r + 1));
     card.append(element("p", "note", `${r + 1} · answer ${data.gold[r]} · ${criticals[r]} of ${n} tokens critical `
-      + `(${rounded(criticals[r] / Math.max(n, 1))})`));
+      + `(${rounded(fractionOf(r))})` + (untried[r] ? `, ${untried[r]} not tried` : "")));
     card.append(element("div", "problem", data.problem[r]));
     const response = element("div", "response");
     for (let t = 0; t < n; t++) {

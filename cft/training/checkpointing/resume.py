@@ -67,7 +67,7 @@ def start_of(job: Job, *, resume: str) -> Start:
     return Start(folder, newest_checkpoint(folder / CHECKPOINTS))
 
 
-def begin(start: Start, job: Job, facts: dict[str, Any], *, annotation: Path) -> None:
+def begin(start: Start, job: Job, facts: dict[str, Any], *, source: Path) -> None:
     """Make the run's folder that of the training which begins now; the first process calls it, after every other check.
 
     facts: of the data module. Raises ConfigError where the rows of a continuation are others; nothing is written then.
@@ -75,7 +75,7 @@ def begin(start: Start, job: Job, facts: dict[str, Any], *, annotation: Path) ->
     folder = start.folder
     if start.checkpoint is None:
         (folder / DATA).unlink(missing_ok=True)
-    keep_rows(folder, facts, annotation=annotation, write=True)
+    keep_rows(folder, facts, source=source, write=True)
     _set_results_aside(folder)
     save_config(folder, job)
     run_log.write_to(folder)

@@ -1,0 +1,133 @@
+"""Rows that someone brings as problems with their responses, for `cft annotate data=rows`.
+
+    prompt, completion       the question and its solution
+    messages (tools)         a conversation: its last assistant turn is the response, what comes before it the prompt
+
+Token ids and weighted spans are no problems: such rows are counted as bad ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, read_field
+from cft.data.row_fields import messages_of, tools_of
+from cft.data.row_files import file_rows
+from cft.data.row_shapes import Shape, shape_of
+from cft.data.splits import Splits, splits_of
+from cft.prompts.conversation import ASSISTANT
+from cft.types import Problem, ThinkingTags
+from cft.verifiers.extract import explicit_answer, phrase_answer
+from cft.verifiers.thinking import visible
+
+
+def problems_of(data: Splits | partial[Any]) -> Splits:
+    """The problems that a configured `data` gives: its own, or those of `data=rows`, whose other keys are a training's."""
+    return data if isinstance(data, Splits) else row_problems(data.keywords)
+
+
+def row_problems(keys: Mapping[str, Any]) -> Splits:
+    """All rows as problems of the split train, those of equal content once. keys: of conf/data/rows.yaml.
+
+    Raises:
+        ProblemError: No such file or data set, more bad rows than `max_bad_rows`, or none that is left.
+    """
+    path = str(keys["path"])
+    rows = file_rows(path, config=keys["config"], revision=keys["revision"], split=keys["split"])
+    chosen = list(islice(rows, None if keys["max_rows"] < 0 else keys["max_rows"]))
+    quarantine = Quarantine(
+        path,
+        keys["max_bad_rows"],
+        remedy="Repair them, set data.shape or the field names (data.*_field), or raise the limit",
+    )
+    problems: dict[str, Problem] = {}
+    for row in chosen:
+        try:
+            problem = _problem(row, keys)
+            if problem.id in problems:
+                raise BadRow(f"duplicate id: {problem.id}" if keys["id_field"] else "duplicate row")
+            problems[problem.id] = problem
+        except BadRow as error:
+            quarantine.add(row, reason=str(error))
+    quarantine.report(rows=len(chosen))
+    return splits_of(
+        name=Path(path).stem, seed=0, train=problems.values(), validation=(), test=(), dropped=quarantine.counts
+    )
+
+
+def with_answers(splits: Splits, *, thinking: ThinkingTags) -> Splits:
+    """Problems without a gold answer get the one that their own response gives outside of thinking, in a marker (boxed, ####,
+    <answer>) or in a phrase ("the answer is"); without any they are dropped and counted."""
+    answered = [
+        problem if problem.answer else replace(problem, answer=_final_answer(problem.solution, thinking))
+        for problem in splits.train
+    ]
+    kept = tuple(problem for problem in answered if problem.answer)
+    if not kept:
+        raise ProblemError(
+            f'data {splits.name}: none of its {len(answered)} responses gives a final answer (\\boxed, ####, <answer>, "the '
+            'answer is"), and no field of gold answers is named; expected data.answer_field=...'
+        )
+    dropped = Counter(splits.dropped)
+    if len(kept) < len(answered):
+        dropped["no final answer in the response; name a field of answers with data.answer_field"] = len(
+            answered
+        ) - len(kept)
+    return replace(splits, train=kept, dropped=dict(dropped))
+
+
+def wants_answers(splits: Splits) -> bool:
+    return any(not problem.answer for problem in splits.train)
+
+
+def _final_answer(response: str, thinking: ThinkingTags) -> str:
+    text = visible(response, thinking).text if any(thinking) else response
+    found = explicit_answer(text) or phrase_answer(text)
+    return found.text if found else ""
+
+
+def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
+    if row.value is None:
+        raise BadRow(row.reason)
+    value = row.value
+    names = {name: keys[f"{name}_field"] for name in ("prompt", "completion", "messages")}
+    shape: Shape = shape_of(value, shape=keys["shape"], **names)
+    if shape not in ("text", "messages"):
+        raise BadRow(
+            f"nothing to annotate: rows of {shape} are no problems, expected prompt and completion, or messages"
+        )
+    answer = read_field(value, keys["answer_field"], numbers=True) if keys["answer_field"] else ""
+    asked, said = value.get(names["prompt"]), value.get(names["completion"])
+    if shape == "text" and not (isinstance(asked, list) and isinstance(said, list)):
+        question, solution = read_field(value, names["prompt"]), read_field(value, names["completion"])
+        return Problem(_id(value, keys, question, solution, answer), question, answer, solution)
+    if shape == "text":
+        messages = messages_of(asked, names["prompt"]) + messages_of(said, names["completion"])
+    else:
+        messages = messages_of(value.get(names["messages"]), names["messages"])
+    last = max((i for i, message in enumerate(messages) if message["role"] == ASSISTANT), default=0)
+    if not last:
+        raise BadRow("no assistant turn behind another one: it is the response that is annotated")
+    turns = tuple({key: inner for key, inner in message.items() if key != "weight"} for message in messages[: last + 1])
+    question = "\n\n".join(str(turn["content"]) for turn in turns if turn["role"] == "user")
+    return Problem(
+        _id(value, keys, json.dumps(turns, sort_keys=True, ensure_ascii=False, default=str), "", answer),
+        question,
+        answer,
+        str(turns[-1]["content"]),
+        turns,
+        tuple(tools_of(value)),
+    )
+
+
+def _id(value: Mapping[str, Any], keys: Mapping[str, Any], *contents: str) -> str:
+    if keys["id_field"]:
+        return read_field(value, keys["id_field"], numbers=True)
+    return content_hash(*contents)

@@ -1,0 +1,253 @@
+"""Rows that someone brings -> rows ready for training: read, held against the benchmark, split, masked.
+
+What may carry loss (`data.roles`, `data.turns`, labels and weights of the rows) is decided while rows are read, and a mask
+picks among that: so a control such as random_like draws from the same tokens, and a fraction is of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cft.console import console
+from cft.data.annotated import in_validation
+from cft.data.batches import MicroBatchAssignment
+from cft.data.given import GivenRow, given_hash, given_token_row
+from cft.data.held_out import HeldOut
+from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
+from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row
+from cft.data.row_files import file_rows, fingerprint_of
+from cft.data.row_shapes import RowReader
+from cft.files import sha256_json
+from cft.prompts.chat import special_tokens
+from cft.prompts.conversation import ASSISTANT, WhichTurns
+from cft.ranges import AtLeastOne, CountOrAll, Fraction, FractionBelowOne, in_range
+from cft.scores.column import GROUP
+from cft.types import DataSource
+
+TooLong = Literal["skip", "cut"]
+
+
+@in_range
+def given_rows(
+    request: RowsRequest,
+    *,
+    path: Annotated[str, Field(min_length=1)],
+    validation_path: str,
+    split: str,
+    validation_split: str,
+    config: str,
+    revision: str,
+    shape: Literal["auto", "text", "messages", "tokens", "spans"],
+    prompt_field: str,
+    completion_field: str,
+    messages_field: str,
+    id_field: str,
+    answer_field: str,
+    roles: Sequence[str],
+    turns: WhichTurns,
+    max_bad_rows: Fraction,
+    dir: str,
+    batch_size: AtLeastOne,
+    micro_batch_assignment: MicroBatchAssignment,
+    max_rows: CountOrAll,
+    validation_fraction: FractionBelowOne,
+    max_tokens: Annotated[int, Field(ge=2)],
+    too_long: TooLong,
+) -> RowsDataModule:
+    """Rows of a JSONL or Parquet file, a folder or a data set of the hub, under a mask.
+
+    Args:
+        request: What the training asks for.
+        path: The file, the folder, or owner/name on the hub.
+        validation_path: Rows to hold out, likewise; "" = `validation_split` of `path`, or `validation_fraction` of the rows.
+        split: Of a folder or data set.
+        validation_split: Of a folder or data set, the rows to hold out; "" = `validation_fraction` of the rows.
+        config: Of a data set of the hub; "" = its default.
+        revision: Branch, tag or commit of it; "" = the newest.
+        shape: What a row is (`cft/data/row_shapes.py`); auto = by its fields.
+        prompt_field: Of shape text, and so is `completion_field`: a name, a path or a template.
+        messages_field: Of shape messages.
+        id_field: What rows are held out by; "" = a hash of what comes before the first token with loss.
+        answer_field: The gold answer; "" = none.
+        roles: Whose messages may carry loss.
+        turns: All turns of these roles, or the last one.
+        max_bad_rows: Fraction of a file's rows that may be skipped, 0 to 1; they are counted and named.
+        dir: Folder of the benchmark's files (read by the benchmark, kept here for its key).
+        batch_size: Rows of a micro-batch, per process.
+        micro_batch_assignment: Of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
+        max_rows: -1 = all, else the first of the file.
+        validation_fraction: Fraction of the ids whose rows are held out, 0 to below 1.
+        max_tokens: Tokens of the longest row.
+        too_long: Longer rows are skipped, or cut to their first tokens; both are counted.
+
+    Raises:
+        ProblemError: No such file or data set, more bad rows than that, or none that is left.
+        NothingToTrain: The mask picks no token.
+    """
+    tokenizer, prompt = request.tokenizer, request.prompt
+    if tokenizer is None or prompt is None:
+        raise ProblemError(
+            "data=rows: rows are encoded when they are read, which needs the model's tokenizer and a prompt"
+        )
+    _require_no_scores(request)
+    reader = RowReader(
+        prompt,
+        tokenizer,
+        shape=shape,
+        prompt_field=prompt_field,
+        completion_field=completion_field,
+        messages_field=messages_field,
+        id_field=id_field,
+        answer_field=answer_field,
+        roles=tuple(roles) or (ASSISTANT,),
+        turns=turns,
+    )
+    places = {False: (path, split)}
+    if validation_path or validation_split:
+        places[True] = (validation_path or path, validation_split or split)
+    found: list[tuple[bool, GivenRow]] = []
+    read, facts, digests = 0, Counter[str](), dict[bool, str]()
+    for held_out, (place, of_split) in places.items():
+        rows = list(file_rows(place, config=config, revision=revision, split=of_split))
+        rows = rows[: max_rows if max_rows >= 0 and not held_out else None]
+        digests[held_out] = fingerprint_of(place, rows)
+        read += len(rows)
+        given = _read(rows, reader, source=place, max_bad_rows=max_bad_rows, facts=facts)
+        found += [(held_out or (len(places) == 1 and _held_out(row, validation_fraction)), row) for row in given]
+    found = _numbered(found, facts)
+    apart = _apart(found, HeldOut(request.exclude))
+    kept = _fitting(apart, max_tokens=max_tokens, too_long=too_long, facts=facts)
+    _note(facts, max_tokens=max_tokens, special=special_tokens(tokenizer))
+    responses = {row.row_id: row.response() for _, row in kept}
+    sources = {"mask": request.mask, **request.columns}
+    for source in sources.values():
+        source.fit([responses[row.row_id] for held_out, row in kept if not held_out])
+    made = [
+        (held_out, given_token_row(row, responses[row.row_id], mask=request.mask, columns=request.columns))
+        for held_out, row in kept
+    ]
+    train_rows = [row for held_out, row in made if not held_out]
+    require_loss(path, request.mask, train_rows, total=len(made), more="Bring more rows")
+    if GROUP in request.columns:
+        require_two_groups(train_rows)
+    fingerprint = digests[False] if len(digests) == 1 else sha256_json([digests[False], digests[True]])
+    return RowsDataModule(
+        train_rows,
+        [row for held_out, row in made if held_out],
+        source=DataSource("rows", Path(path).name, Path(path).expanduser(), fingerprint),
+        rows_sha256=given_hash([row for _, row in kept]),
+        leaked=len(found) - len(apart),
+        scores={},
+        learnt={name: learnt for name, source in sources.items() if (learnt := source.facts())},
+        batch_size=batch_size,
+        micro_batch_assignment=micro_batch_assignment,
+        seed=request.seed,
+        read={"rows_read": read, **facts},
+    )
+
+
+def _read(
+    rows: Sequence[Row], reader: RowReader, *, source: str, max_bad_rows: float, facts: Counter[str]
+) -> list[GivenRow]:
+    quarantine = Quarantine(
+        source, max_bad_rows, remedy="Repair them, set data.shape or the field names (data.*_field), or raise the limit"
+    )
+    made = []
+    special = special_tokens(reader.tokenizer)
+    for row in rows:
+        try:
+            if row.value is None:
+                raise BadRow(row.reason)
+            given = reader(row.value, place=row.place)
+        except BadRow as error:
+            quarantine.add(row, reason=str(error))
+            continue
+        facts[f"rows_of_shape_{reader.shape_of(row.value)}"] += 1
+        facts["rows_that_spell_special_tokens"] += "input_ids" not in row.value and _spells(row.value, special)
+        made.append(given)
+    quarantine.report(rows=len(rows))
+    facts["bad_rows"] += sum(quarantine.counts.values())
+    return made
+
+
+def _spells(value: Any, special: Any) -> bool:
+    if isinstance(value, str):
+        return any(text in value for text in special)
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_spells(inner, special) for inner in values)
+
+
+def _held_out(row: GivenRow, fraction: float) -> bool:
+    return in_validation(row.problem_id, fraction=fraction)
+
+
+def _numbered(found: Sequence[tuple[bool, GivenRow]], facts: Counter[str]) -> list[tuple[bool, GivenRow]]:
+    """With a number behind an id that was there before: every row has its own, and repeated ones are kept."""
+    seen: Counter[str] = Counter()
+    made = []
+    for held_out, row in found:
+        seen[row.row_id] += 1
+        again = seen[row.row_id]
+        facts["repeated_rows"] += again > 1
+        made.append((held_out, replace(row, row_id=f"{row.row_id}#{again}") if again > 1 else row))
+    return made
+
+
+def _apart(found: Sequence[tuple[bool, GivenRow]], questions: HeldOut) -> list[tuple[bool, GivenRow]]:
+    apart = [(held_out, row) for held_out, row in found if not questions.is_in(row.questions)]
+    if leaked := len(found) - len(apart):
+        console.print(f"Rows dropped: {leaked} that hold questions of the benchmark's validation or test split")
+    return apart
+
+
+def _fitting(
+    found: Sequence[tuple[bool, GivenRow]], *, max_tokens: int, too_long: TooLong, facts: Counter[str]
+) -> list[tuple[bool, GivenRow]]:
+    kept = []
+    for held_out, row in found:
+        if len(row.ids) <= max_tokens:
+            kept.append((held_out, row))
+            continue
+        cut = row.cut(max_tokens)
+        if too_long == "cut" and cut.allowed.any():
+            facts["rows_cut"] += 1
+            kept.append((held_out, cut))
+        else:
+            facts["rows_too_long"] += 1
+    return kept
+
+
+def _note(facts: Counter[str], *, max_tokens: int, special: Any) -> None:
+    """Say what was done to the rows."""
+    if skipped := facts["rows_too_long"]:
+        console.print(
+            f"Rows skipped: {skipped} longer than data.max_tokens={max_tokens}, or all of their loss behind it"
+        )
+    if cut := facts["rows_cut"]:
+        console.print(
+            f"Rows cut: {cut} to their first {max_tokens} tokens (data.max_tokens); no end is learnt from them"
+        )
+    if again := facts["repeated_rows"]:
+        console.print(f"Note: {again} rows repeat the id of an earlier one; they were kept")
+    if spelt := facts["rows_that_spell_special_tokens"]:
+        console.print(
+            f"Note: {spelt} rows spell special tokens ({', '.join(list(special)[:3])}, ...) in their texts, which were encoded "
+            "as text: special tokens come from the chat template alone. If it was applied to these rows already, give the "
+            "messages instead (shape messages), or token ids",
+            markup=False,
+        )
+
+
+def _require_no_scores(request: RowsRequest) -> None:
+    wanted = {name for source in (request.mask, *request.columns.values()) for name in source.needs}
+    if wanted:
+        raise ProblemError(
+            f"data=rows: this method reads the stored score {sorted(wanted)[0]}, and scores are stored beside an annotation; "
+            "annotate the rows first: cft annotate responses=given"
+        )

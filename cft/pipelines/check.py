@@ -1,0 +1,50 @@
+"""Errors in the steps of a pipeline, found as those of a stage are: on the command line, before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cft.config.check import ErrorDetail, Unknown
+from cft.pipelines.comparison import comparison_errors
+from cft.pipelines.plan import Planner, Settings, Step
+from cft.pipelines.reporting import REPORT
+
+_NOWHERE = Path("outputs/pipeline/check")  # nothing is written while a configuration is checked
+
+
+def pipeline_errors(tree: Mapping[str, Any]) -> list[ErrorDetail]:
+    """Of all steps, each with the step's name. tree: the config of cft pipeline, resolved."""
+    _, errors = planned(_known(tree), Settings(folder=_NOWHERE, allowed=tuple(tree["allow_targets"])))
+    return errors
+
+
+def compare_errors(tree: Mapping[str, Any]) -> list[ErrorDetail]:
+    """Of the arms, rates and steps of cft compare."""
+    known = _known(tree)
+    return comparison_errors(known, Settings(folder=_NOWHERE, allowed=tuple(tree["allow_targets"])))
+
+
+def planned(tree: Mapping[str, Any], settings: Settings) -> tuple[list[Step], list[ErrorDetail]]:
+    """The steps, with a report as the last one, and the errors of them all."""
+    planner = Planner(settings, tree.get("shared") or {})
+    nodes = {str(name): node for name, node in (tree.get("steps") or {}).items()}
+    if not nodes:
+        return [], [
+            ErrorDetail(
+                "steps", "there are none; choose a pipeline with pipeline=..., or add a step: +steps.train.stage=train"
+            )
+        ]
+    for name, node in nodes.items():
+        planner.add(name, node)
+    if not any(step.stage == REPORT for step in planner.steps):
+        planner.add(REPORT, {})
+    return planner.steps, [*planner.errors, *planner.unused()]
+
+
+def _known(value: Any) -> Any:
+    """Without what only a job knows."""
+    if isinstance(value, Mapping):
+        return {name: _known(inner) for name, inner in value.items() if not isinstance(inner, Unknown)}
+    return [_known(inner) for inner in value if not isinstance(inner, Unknown)] if isinstance(value, list) else value

@@ -1,0 +1,171 @@
+"""The steps of `cft compare`: a pipeline whose trainings are repeated for each arm, learning rate and seed.
+
+annotate                 once, unless an annotation is given or the data are rows to train on
+base                     the untrained model on the test problems, once
+search-ARM-lrRATE-seedN  one training for each rate, judged on validation problems alone
+ARM-seedN                at the rate that was best, with fresh seeds, tested
+report                   arms at their chosen rates; intervals over seeds and problems, p-values by Holm
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cft.config.check import ErrorDetail, suggestion
+from cft.pipelines.entries import entries_of, takes_problems
+from cft.pipelines.plan import Planner, Settings, Step
+from cft.pipelines.reporting import REPORT
+from cft.shipped import CONF_DIR
+
+SEARCH_SEED = 100  # the first of those that search a rate; tested seeds count from 0
+RATE = "optimizer.lr"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """What is compared. methods: overrides of cft train by arm. templates: overrides of steps by kind."""
+
+    arms: tuple[str, ...]
+    methods: Mapping[str, Mapping[str, Any]]
+    rates: tuple[float, ...]
+    seeds: int
+    search_seeds: int
+    annotation: str
+    templates: Mapping[str, Mapping[str, Any]]
+    problems: bool  # the data are problems; else rows, which nothing annotates
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> Design:
+        """tree: the config of cft compare."""
+        return cls(
+            arms=tuple(dict.fromkeys(map(str, tree["arms"]))),
+            methods=tree.get("methods") or {},
+            rates=tuple(sorted(map(float, tree["rates"]))),
+            seeds=int(tree["seeds"]),
+            search_seeds=int(tree["search_seeds"]),
+            annotation=str(tree["annotation"]),
+            templates={name: dict(node or {}) for name, node in (tree.get("steps") or {}).items()},
+            problems=takes_problems(entries_of(tree.get("shared") or {})),
+        )
+
+    @property
+    def annotates(self) -> bool:
+        return self.problems and not self.annotation
+
+    @property
+    def trainings(self) -> int:
+        return len(self.arms) * (len(self.rates) * self.search_seeds + self.seeds)
+
+    def errors(self) -> Iterator[ErrorDetail]:
+        known = ("annotate", "evaluate", "train", "search", REPORT)
+        for name in self.templates:
+            if name not in known:
+                yield ErrorDetail(
+                    f"steps.{name}", f"no such step{suggestion(name, known) or ', they are ' + ', '.join(known)}"
+                )
+            for key in ({RATE, "seed"} & set(self._template(name))) if name in ("train", "search") else ():
+                text = f"is what the comparison varies; give it with {'rates' if key == RATE else 'seeds'}=..."
+                yield ErrorDetail(f"steps.{name}.{key}", text)
+        arms = [*self.methods, *sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))]
+        for arm in self.arms:
+            if arm not in arms:
+                near = suggestion(arm, arms) or f"; they are {', '.join(dict.fromkeys(arms))}"
+                yield ErrorDetail("arms", f"no such arm: {arm}{near}")
+        for key, values in (("arms", self.arms), ("rates", self.rates)):
+            if not values:
+                yield ErrorDetail(key, "is empty; give at least one")
+        if any(rate <= 0 for rate in self.rates):
+            yield ErrorDetail(
+                "rates", f"expected numbers above 0, found {', '.join(f'{rate:g}' for rate in self.rates)}"
+            )
+
+    # ---- steps
+
+    def fixed(self) -> dict[str, dict[str, Any]]:
+        """Nodes of the annotation and the untrained model."""
+        nodes: dict[str, dict[str, Any]] = (
+            {"annotate": {"stage": "annotate", **self._template("annotate")}} if self.annotates else {}
+        )
+        nodes["base"] = {"stage": "evaluate", **self._template("evaluate")}
+        return nodes
+
+    def before(self, planner: Planner) -> list[Step]:
+        return _added(planner, self.fixed())
+
+    def searches(self, planner: Planner) -> dict[str, list[Step]]:
+        """By arm; a training that diverges fails alone. The first of each arm is checked, the others differ in numbers."""
+        found = {}
+        for arm in self.arms:
+            nodes = {
+                f"search-{arm}-lr{rate:g}-seed{seed}".replace(".", "_"): self.training(
+                    arm, rate=rate, seed=seed, more={**self._template("search"), "evaluation.problems": 0}
+                )
+                for rate in self.rates
+                for seed in range(SEARCH_SEED, SEARCH_SEED + self.search_seeds)
+            }
+            found[arm] = _added(planner, nodes, may_fail=True)
+        return found
+
+    def finals(self, planner: Planner, rates: Mapping[str, float]) -> list[Step]:
+        nodes = {
+            f"{arm}-seed{seed}": self.training(arm, rate=rates[arm], seed=seed)
+            for arm in self.arms
+            for seed in range(self.seeds)
+        }
+        return _added(planner, nodes)
+
+    def report(self, planner: Planner) -> list[Step]:
+        return _added(planner, {REPORT: {"stage": REPORT, "choose": RATE, **self._template(REPORT)}})
+
+    def training(self, arm: str, *, rate: float, seed: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The node of a training: the method, then the budget that all arms share."""
+        rows = {"data.annotation": self.annotation} if self.annotation else {}
+        if self.annotates:
+            rows = {"data.annotation": "<step:annotate.config.annotation>"}
+        method = {entry.key: entry.value for entry in entries_of(self.methods.get(arm) or {"experiment": arm})}
+        return {"stage": "train", **rows, **method, **self._template("train"), **(more or {}), RATE: rate, "seed": seed}
+
+    def _template(self, name: str) -> dict[str, Any]:
+        """With keys as they are in yaml, whatever was typed."""
+        return {f"{entry.sign}{entry.key}": entry.value for entry in entries_of(self.templates.get(name) or {})}
+
+
+def comparison_errors(tree: Mapping[str, Any], settings: Settings) -> list[ErrorDetail]:
+    """Of the design, and of one step of each kind and arm."""
+    design = Design.of(tree)
+    errors = list(design.errors())
+    if errors:
+        return errors
+    planner = Planner(settings, tree.get("shared") or {})
+    for name, node in design.fixed().items():
+        planner.add(name, node)
+    for arm in design.arms:
+        planner.add(arm, design.training(arm, rate=design.rates[0], seed=0))
+    design.report(planner)
+    return [*planner.errors, *planner.unused()]
+
+
+def chosen_rate(steps: Sequence[Step]) -> float:
+    """The best of an arm's rates by its mean score on validation problems; test problems play no part.
+
+    Raises ReportError where no rate has a score.
+    """
+    from cft.report.choice import searched
+    from cft.report.read import ReportError, collect
+
+    folders = [step.folder for step in steps if step.folder.is_dir()]
+    choices = [choice for choice, _ in searched(collect(folders), key=RATE)] if folders else []
+    if len(choices) != 1 or not choices[0].chosen:
+        name = steps[0].name.rpartition("-lr")[0]
+        raise ReportError(
+            f"{name}: no learning rate has a validation score (all diverged?); give lower ones with rates=..., see "
+            f"{', '.join(str(folder / 'run.log') for folder in folders[:3])}"
+        )
+    return float(choices[0].chosen)
+
+
+def _added(planner: Planner, nodes: Mapping[str, Mapping[str, Any]], *, may_fail: bool = False) -> list[Step]:
+    found = [planner.add(name, node, check=False, may_fail=may_fail) for name, node in nodes.items()]
+    return [step for step in found if step is not None]

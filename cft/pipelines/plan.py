@@ -1,0 +1,266 @@
+"""From a pipeline's configuration to its steps: each the overrides of its stage in full, checked as the stage would.
+
+Steps are read in their order. An earlier one's outputs are ${step:NAME.dir}, the folder of what it makes, and
+${step:NAME.config.KEY}, a value of its configuration. All errors of all steps are found together; nothing is started and
+nothing heavy imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cft.cli.job import composed
+from cft.config.build import ConfigError
+from cft.config.check import ErrorDetail, named, suggestion
+from cft.config.command_line import command_line_errors, read_command_line
+from cft.config.needs import missing_scores, stored_scores
+from cft.config.preflight import missing_inputs
+from cft.config.schema import keys_of
+from cft.config.stages import STAGES, Stage
+from cft.pipelines.entries import Entry, entries_of, filled, referred, shared_with
+from cft.pipelines.reporting import REPORT, ReportSettings, report_errors
+from cft.runs.job import Job
+from cft.runs.run import flat
+from cft.shipped import CONF_DIR
+
+ANNOTATIONS = "annotations"  # below the pipeline's folder
+STEPS = "steps"  # records of what is done
+EARLIER = "earlier"  # what changed steps made before
+_RESERVED = (ANNOTATIONS, STEPS, EARLIER)
+# The runner's: where a step writes, what it resumes from, and whose classes may be built.
+_NOT_A_STEPS = ("hydra", "resume", "allow_targets")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One run of a stage.
+
+    Args:
+        name: In the pipeline.
+        stage: Of `STAGES`, or "report".
+        overrides: All of the stage's command line but for where it writes.
+        folder: The job's own.
+        out: Of what it makes, often the same.
+        config: Resolved, secrets replaced.
+        may_fail: Whether the pipeline goes on without it.
+    """
+
+    name: str
+    stage: str
+    overrides: tuple[str, ...]
+    folder: Path
+    out: Path
+    config: dict[str, Any]
+    may_fail: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What all steps have in common.
+
+    folder: of the pipeline. group: of its W&B runs. allowed: target prefixes of the command line. conf_dirs: of one's own,
+    where yaml files are looked for.
+    """
+
+    folder: Path
+    group: str = ""
+    allowed: tuple[str, ...] = ()
+    conf_dirs: tuple[str, ...] = ()
+
+
+class Planner:
+    """Makes steps one after the other. errors: of all of them so far."""
+
+    def __init__(self, settings: Settings, shared: Mapping[str, Any]) -> None:
+        self.settings, self.shared = settings, entries_of(shared)
+        self.steps: list[Step] = []
+        self.errors: list[ErrorDetail] = []
+        self._stages: set[str] = set()
+        self._taken: set[str] = set()  # shared keys that a step has
+        self._known: dict[str, Any] = {}  # what ${step:...} may name
+        self._faulty: set[str] = set()
+
+    def add(self, name: str, node: Any, *, check: bool = True, may_fail: bool = False) -> Step | None:
+        """The step that a node of yaml describes, None where it cannot be made.
+
+        check: False where a step like it was checked before.
+        """
+        errors: list[ErrorDetail] = []
+        step = self._step(name, node, errors, check=check)
+        self.errors += [replace(error, key=f"steps.{name}.{error.key}".rstrip(".")) for error in errors]
+        if step is None or errors:
+            self._faulty.add(name)
+            self._known[f"{name}.dir"] = str(self.settings.folder / name)
+        if step is None:
+            return None
+        step = replace(step, may_fail=may_fail)
+        self.steps.append(step)
+        self._known[f"{name}.dir"] = str(step.out)
+        self._known |= {f"{name}.config.{key}": value for key, value in flat(step.config).items()}
+        return step
+
+    def unused(self) -> Iterator[ErrorDetail]:
+        """Shared overrides that no step takes."""
+        stages = sorted(self._stages)
+        keys = [key for stage in stages for key in keys_of(STAGES[stage].schema)]
+        for entry in self.shared:
+            if entry.key not in self._taken:
+                near = suggestion(entry.part, [*keys, "pipeline", "steps", "arms", "seeds", "rates"])
+                text = f"no step has this key{near or f'; the steps are of {chr(44).join(stages)}'}"
+                yield ErrorDetail(entry.key, f"{text} (of one step: steps.NAME.{entry.key}=...)")
+
+    def missing(self) -> Iterator[ErrorDetail]:
+        """What steps read, no earlier step makes, and is not there. Reads the file system."""
+        for at, step in enumerate(self.steps):
+            if step.stage != REPORT:
+                for key, text in _missing(step, self.steps[:at]):
+                    yield ErrorDetail(f"steps.{step.name}.{key}", text)
+
+    # ---- one step
+
+    def _step(self, name: str, node: Any, errors: list[ErrorDetail], *, check: bool) -> Step | None:
+        if not isinstance(node, Mapping):
+            errors.append(ErrorDetail("", f"expected overrides of a stage, found {node!r}"))
+            return None
+        stage = str(node.get("stage", name))
+        if stage not in (*STAGES, REPORT) or (stage in STAGES and not STAGES[stage].step):
+            known = [one for one, entry in STAGES.items() if entry.step]
+            near = suggestion(stage, known) or f"; they are {', '.join([*known, REPORT])}"
+            errors.append(ErrorDetail("stage", f"'{stage}' is no stage that can be a step{near}"))
+            return None
+        if name in _RESERVED or not name.replace("-", "_").isidentifier():
+            errors.append(
+                ErrorDetail("", "expected a name of letters, digits and _, other than " + ", ".join(_RESERVED))
+            )
+            return None
+        own = self._filled(entries_of({key: value for key, value in node.items() if key != "stage"}), errors)
+        if stage == REPORT:
+            return self._report(name, own, errors)
+        for entry in [entry for entry in own if entry.part in _NOT_A_STEPS]:
+            text = "is the pipeline's: it decides where a step writes and what it resumes"
+            if entry.part == "allow_targets":
+                text = "is accepted on the command line only, for all steps: allow_targets=[...]"
+            errors.append(ErrorDetail(entry.key, text))
+            own.remove(entry)
+        folder = self.settings.folder / name
+        taken = shared_with(stage, self.shared)
+        self._taken |= set(taken)
+        self._stages.add(stage)
+        given = {entry.key for entry in own}
+        shared = [entry for entry in taken.values() if entry.key not in given]
+        words = [entry.word for entry in (*self._defaults(STAGES[stage], folder), *shared, *own)]
+        found = _composed(stage, tuple(words), self.settings, check=check)
+        errors += found.errors
+        if found.job is None:
+            return None
+        out = _out(STAGES[stage], found.job.config, folder)
+        if (twin := next((step for step in self.steps if step.out == out and step.stage == stage), None)) is not None:
+            key = (STAGES[stage].out or ("",))[-1]
+            errors.append(ErrorDetail(key, f"writes to {out}, as step {twin.name} does; give it another {key}"))
+        words += self._wandb_group(found.job.config)
+        return Step(
+            name=name, stage=stage, overrides=tuple(words), folder=folder, out=out, config=dict(found.job.config)
+        )
+
+    def _filled(self, own: Sequence[Entry], errors: list[ErrorDetail]) -> list[Entry]:
+        """With earlier steps' outputs; entries about faulty steps are left out, those have their own messages."""
+        found = []
+        for entry in own:
+            paths = list(referred(entry.value))
+            if any(path.split(".")[0] in self._faulty and path not in self._known for path in paths):
+                continue
+            unknown = [path for path in paths if path not in self._known]
+            for path in unknown:
+                near = suggestion(path, self._known)
+                names = ", ".join(step.name for step in self.steps) or "none"
+                text = f"${{step:{path}}} names no output of an earlier step{near}; the earlier steps are {names}"
+                errors.append(ErrorDetail(entry.key, f"{text}, and each has dir and config.KEY"))
+            if not unknown:
+                found.append(replace(entry, value=filled(entry.value, self._known)))
+        return found
+
+    def _report(self, name: str, own: Sequence[Entry], errors: list[ErrorDetail]) -> Step:
+        folder = self.settings.folder / name
+        errors += report_errors(own)
+        known = {entry.key: entry.value for entry in own if entry.key in ReportSettings.__dataclass_fields__}
+        read = [str(step.folder) for step in self.steps if step.stage in ("train", "evaluate")]
+        config = {"folders": read, **known}
+        return Step(name=name, stage=REPORT, overrides=(), folder=folder, out=folder, config=config)
+
+    def _defaults(self, stage: Stage, folder: Path) -> Iterator[Entry]:
+        """What the runner gives a step before anything else is said of it."""
+        if self.settings.allowed:
+            yield Entry("", "allow_targets", list(self.settings.allowed))
+        if "annotations_dir" in keys_of(stage.schema):
+            yield Entry("", "annotations_dir", str(self.settings.folder / ANNOTATIONS))
+        if len(stage.out) == 1:
+            yield Entry("", stage.out[0], str(folder))
+
+    def _wandb_group(self, config: Mapping[str, Any]) -> list[str]:
+        loggers = config.get("logger") or {}
+        ungrouped = [name for name, node in loggers.items() if isinstance(node, Mapping) and node.get("group") == ""]
+        return [
+            Entry("", f"logger.{name}.group", self.settings.group).word for name in ungrouped if self.settings.group
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Composed:
+    errors: tuple[ErrorDetail, ...]
+    job: Job | None
+
+
+@cache
+def _composed(stage: str, words: tuple[str, ...], settings: Settings, *, check: bool) -> _Composed:
+    """Kept: the steps of a pipeline are checked on the command line and again in its job."""
+    argv = list(spelled_out(stage, words))
+    errors: list[ErrorDetail] = []
+    if check:
+        flags = [word for folder in settings.conf_dirs for word in ("--config-dir", folder)]
+        line = read_command_line([*argv, *flags[-2:]], stage=stage, conf_dir=CONF_DIR)
+        errors = command_line_errors(line, stage=stage)
+    if errors:
+        return _Composed(tuple(errors), None)
+    try:
+        _, job = composed(stage, argv, folder=settings.folder, conf_dirs=settings.conf_dirs, check=False)
+    except ConfigError as error:
+        return _Composed(tuple(e if isinstance(e, ErrorDetail) else ErrorDetail("", e) for e in error.errors), None)
+    return _Composed((), job)
+
+
+def spelled_out(stage: str, words: Sequence[str]) -> list[str]:
+    """As the stage's command rewrites its arguments."""
+    if not STAGES[stage].arguments:
+        return list(words)
+    return named(STAGES[stage].arguments)(words)
+
+
+def _out(stage: Stage, config: Mapping[str, Any], folder: Path) -> Path:
+    return Path(*(str(config[key]) for key in stage.out)) if stage.out else folder
+
+
+def _missing(step: Step, earlier: Sequence[Step]) -> Iterator[tuple[str, str]]:
+    """(key, message) of what is not there and what no earlier step makes."""
+    annotations = [one.out for one in earlier if one.stage == "annotate"]
+    data = step.config.get("data")
+    name = str(data.get("annotation", "")) if isinstance(data, Mapping) else ""
+    made = Path(str(step.config.get("annotations_dir", "")), name) in annotations or Path(name) in annotations
+    for key, text in missing_inputs(step.config):
+        if not (made and key.startswith("data.annotation=")):
+            yield key, text
+    scores = {str(one.config["name"]) for one in earlier if one.stage == "score"}
+    lacking = stored_scores(step.config) - scores
+    if made and lacking:
+        for score in sorted(lacking):
+            yield "data.annotation", f"this method needs the stored score {score}, which no earlier step makes"
+    elif lacking or not scores:
+        yield from missing_scores(step.config)
+
+
+def conf_dirs_of(flags: Sequence[str]) -> tuple[str, ...]:
+    """Folders of the flags --config-dir FOLDER."""
+    return tuple(flags[1::2])

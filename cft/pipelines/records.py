@@ -1,0 +1,175 @@
+"""What a pipeline remembers of a step, and when that makes it one that is done: its configuration and what it read are the
+same, and what it made is there.
+
+What a step reads is found in its configuration: every text that is a path, the annotation it names and the stored scores that
+its method needs. Contents count, not times: a step whose input was made again to the last bit is still done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cft import __version__
+from cft.config.needs import stored_scores
+from cft.config.stages import STAGES
+from cft.files import sha256_file, sha256_json, write_json
+from cft.pipelines.plan import STEPS, Step
+from cft.pipelines.reporting import REPORT
+from cft.runs.results import RESULTS
+from cft.runs.run import flat
+
+# What may change of a finished step: how it is watched, where its processes are, when it is cut off.
+_FREE = ("logger", "allow_targets", "interruption", "resume", "fleet", "annotations_dir", "out", "replace")
+_FREE_KEYS = ("trainer.enable_progress_bar", "trainer.enable_model_summary", "verify.workers")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One step, as <pipeline>/steps/<name>.json holds it.
+
+    Args:
+        step: Its name.
+        stage: Of the step.
+        command: What would be typed to run it alone.
+        config: By dotted name, without what may change.
+        read: Fingerprint of each thing it read.
+        finished: Whether it ended well.
+        made: Paths that must be there, from the pipeline's folder.
+        seconds: Of its process, without the imports.
+        peak_memory: Bytes of its process at most, and of the GPU where there is one.
+        version: Of the package.
+    """
+
+    step: str
+    stage: str
+    command: str
+    config: dict[str, Any]
+    read: dict[str, str]
+    finished: bool = False
+    made: list[str] = field(default_factory=list)
+    seconds: float | None = None
+    peak_memory: dict[str, int] = field(default_factory=dict)
+    version: str = __version__
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256_json([self.stage, self.config, self.read, self.version])
+
+    def is_done(self, folder: Path) -> bool:
+        """folder: of the pipeline, which paths inside of it count from."""
+        return self.finished and all((folder / path).exists() for path in self.made)
+
+    def changed_since(self, then: Record) -> list[str]:
+        """What differs, in words: keys of the configuration, and what was read."""
+        keys = [key for key in sorted({*self.config, *then.config}) if self.config.get(key) != then.config.get(key)]
+        read = [name for name in sorted({*self.read, *then.read}) if self.read.get(name) != then.read.get(name)]
+        version = [] if self.version == then.version else ["the version of the package"]
+        return [*keys, *(f"the contents of {name}" for name in read), *version]
+
+    def write(self, folder: Path) -> None:
+        write_json(_path(folder, self.step), asdict(self))
+
+
+def record_of(step: Step, *, folder: Path, command: str) -> Record:
+    """As the step would be run now. folder: of the pipeline; below it, paths count from there, so that it may be moved."""
+    config = {
+        name: _from(value, folder)
+        for name, value in flat(step.config).items()
+        if name.split(".")[0] not in _FREE and name not in _FREE_KEYS
+    }
+    read = {str(_from(name, folder)): value for name, value in _read(step)}
+    # As JSON gives it back.
+    return Record(
+        step=step.name, stage=step.stage, command=command, config=json.loads(json.dumps(config, default=str)), read=read
+    )
+
+
+def inside(folder: Path, path: str) -> str:
+    """A path from the pipeline's folder, where it is below."""
+    return str(_from(path, folder))
+
+
+def known_record(folder: Path, name: str) -> Record | None:
+    """What was recorded of a step, None where nothing that can be read was."""
+    try:
+        return Record(**json.loads(_path(folder, name).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / STEPS / f"{name}.json"
+
+
+def _from(value: Any, folder: Path) -> Any:
+    if isinstance(value, list):
+        return [_from(inner, folder) for inner in value]
+    return value.replace(f"{folder}/", "") if isinstance(value, str) else value
+
+
+# ---- what a step reads
+
+
+def _read(step: Step) -> Iterator[tuple[str, str]]:
+    if step.stage == REPORT:
+        for each in step.config["folders"]:
+            yield from ((str(path), sha256_file(path)) for path in sorted(Path(each).rglob(RESULTS)))
+        return
+    writes = {str(step.folder), str(step.out), *(str(step.config.get(key)) for key in STAGES[step.stage].out)}
+    for name, value in flat(step.config).items():
+        if name.split(".")[0] in _FREE or not isinstance(value, str) or value in writes or not _is_path(value):
+            continue
+        yield value, _contents(Path(value))
+    yield from _annotation(step)
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return bool(text) and ("/" in text or "." in text) and Path(text).exists()
+    except (OSError, ValueError):  # no path: too long, or with a null byte
+        return False
+
+
+def _contents(path: Path) -> str:
+    """Of a file; of a run or a model its weights and results; of another folder every file's."""
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_log(file.relative_to(path)))
+    model = [file for file in files if file.suffix in _WEIGHTS and "checkpoints" not in file.parts]
+    if model:
+        files = [*model, *(file for file in files if file.name in (RESULTS, "tokenizer.json", "config.json"))]
+    return sha256_json([[str(file.relative_to(path)), sha256_file(file)] for file in files])
+
+
+def _is_log(inside: Path) -> bool:
+    return inside.suffix in (".log", ".lock") or any(part.startswith(".") for part in inside.parts)
+
+
+def _annotation(step: Step) -> Iterator[tuple[str, str]]:
+    """The rows of the annotation that a step names, and the stored scores that its method needs."""
+    data = step.config.get("data")
+    name = data.get("annotation") if isinstance(data, Mapping) else None
+    name = name or (step.config.get("annotation") if step.stage != "annotate" else None)
+    annotations_dir = step.config.get("annotations_dir")
+    if not isinstance(name, str) or not isinstance(annotations_dir, str):
+        return
+    from cft.annotation.store import StoreError, find_annotation
+    from cft.scores.store import scores_folder
+
+    try:
+        found = find_annotation(name, annotations_dir=annotations_dir)
+    except StoreError:
+        return  # the step says so itself
+    manifest = json.loads((found / "manifest.json").read_bytes())
+    units = [json.loads(path.read_bytes()) for path in sorted((found / "units").glob("*.json"))]
+    yield str(found), sha256_json([manifest["fingerprint_sha256"], [unit["rows"]["sha256"] for unit in units]])
+    folder = scores_folder(found, annotations_dir=annotations_dir)
+    for score in sorted(stored_scores(step.config)):
+        path = folder / score / "manifest.json"
+        if path.is_file():
+            yield str(path.parent), str(json.loads(path.read_bytes()).get("sha256"))

@@ -1,0 +1,60 @@
+"""From problems to a table for a paper with one command: annotation, search of learning rates, trainings, tests, report.
+
+A pipeline (`cft/pipelines`) whose trainings are repeated for each arm, rate and seed (`cft/pipelines/comparison.py`), after
+an estimate of what it will take (`cft/pipelines/estimate.py`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cft.config.build import ConfigError
+from cft.config.schema import CompareConfig
+from cft.config.typed import plain
+from cft.console import console
+from cft.pipelines.comparison import Design, chosen_rate
+from cft.pipelines.estimate import ESTIMATE, estimate
+from cft.pipelines.plan import Planner, Step
+from cft.pipelines.runner import Runner
+from cft.runs.job import Job
+from cft.stages.pipeline import settings_of
+
+_HEAVY = ("checkpoints", "export", "export.adapter")
+
+
+def compare(cfg: CompareConfig, job: Job) -> Path:
+    """Run what is not done; returns the folder of the comparison."""
+    settings, design = settings_of(cfg, job), Design.of(plain(cfg))
+    runner = Runner(settings=settings, isolated=cfg.isolated, flags=job.flags)
+    found = estimate(design, runner, cfg.shared, probe=cfg.probe_problems, keep=cfg.keep)
+    found.show()
+    if cfg.estimate_only:
+        console.print(f"Nothing else was started (estimate_only=true): {settings.folder / ESTIMATE}", markup=False)
+        return settings.folder
+    planner = Planner(settings, cfg.shared)
+    fixed = design.before(planner)
+    searches = design.searches(planner) if len(design.rates) > 1 else {}
+    searched = [step for steps in searches.values() for step in steps]
+    if missing := [*planner.errors, *planner.missing()]:
+        raise ConfigError(*missing)
+    of = len(fixed) + len(searched) + len(design.arms) * design.seeds + 1
+    runner.run([*fixed, *searched], of=of, after=lambda step: _thin(step, keep=cfg.keep))
+    rates = {arm: chosen_rate(steps) for arm, steps in searches.items()} or dict.fromkeys(design.arms, design.rates[0])
+    for arm, rate in rates.items():
+        console.print(f"Learning rate of {arm}: {rate:g}", markup=False)
+    finals = [*design.finals(planner, rates), *design.report(planner)]
+    runner.run(
+        finals,
+        of=of,
+        first=len(fixed) + len(searched) + 1,
+        after=lambda step: _thin(step, keep=cfg.keep, exports=cfg.keep == "exports"),
+    )
+    return settings.folder
+
+
+def _thin(step: Step, *, keep: str, exports: bool = False) -> None:
+    """Remove the weights that nobody asked to keep; results, logs and responses stay."""
+    if keep != "all" and step.stage == "train":
+        for name in _HEAVY[:1] if exports else _HEAVY:
+            shutil.rmtree(step.folder / name, ignore_errors=True)

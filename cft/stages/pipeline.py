@@ -1,0 +1,35 @@
+"""Several stages with one command (`cft/pipelines`): checked together, then run one after the other into one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cft.config.build import ConfigError
+from cft.config.schema import PipelineConfig
+from cft.config.typed import plain
+from cft.pipelines.check import planned
+from cft.pipelines.plan import Planner, Settings, conf_dirs_of
+from cft.pipelines.runner import Runner
+from cft.runs.job import Job
+
+
+def pipeline(cfg: PipelineConfig, job: Job) -> Path:
+    """Run the steps that are not done; returns the pipeline's folder."""
+    settings = settings_of(cfg, job)
+    steps, errors = planned(plain(cfg), settings)
+    planner = Planner(settings, {})
+    planner.steps = steps
+    if errors or (errors := list(planner.missing())):
+        raise ConfigError(*errors)
+    Runner(settings=settings, isolated=cfg.isolated, flags=job.flags).run(steps)
+    return settings.folder
+
+
+def settings_of(cfg: Any, job: Job) -> Settings:
+    return Settings(
+        folder=job.folder,
+        group=job.group,
+        allowed=tuple(cfg.allow_targets),
+        conf_dirs=conf_dirs_of(job.flags),
+    )

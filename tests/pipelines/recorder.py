@@ -1,0 +1,28 @@
+"""A stage function that notes what it is called with and leaves a file as large a model would, named in STAGES by tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cft.config.schema import EvaluateConfig
+from cft.errors import BadValue
+from cft.runs.job import Job
+
+calls: list[dict[str, Any]] = []
+raising: dict[str, BaseException] = {}  # by step
+
+
+def evaluate(cfg: EvaluateConfig, job: Job) -> Path:
+    """The contents of what it makes follow from `limit` alone."""
+    step = job.folder.name
+    calls.append({"step": step, "checkpoint": cfg.checkpoint, "limit": cfg.limit, "seed": cfg.seed, "group": job.group})
+    if (error := raising.get(step)) is not None:
+        raise error
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "model.safetensors").write_text(str(cfg.limit % 100))
+    return job.folder
+
+
+def failing() -> BadValue:
+    return BadValue("the data is not there")

@@ -1,0 +1,153 @@
+"""cft compare: which trainings there are, how a rate is chosen, what is said of a wrong design, what an estimate adds up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cft.config.step_words import of_compare
+from cft.errors import UserError
+from cft.pipelines import estimate
+from cft.pipelines.comparison import Design, chosen_rate
+from cft.pipelines.plan import Step
+from cft.pipelines.records import Record
+from cft.stages.compare import _thin
+from tests.command_lines import mistakes
+from tests.results import arm, write_run
+
+
+def design(**more: Any) -> Design:
+    tree = {
+        "arms": ["sft", "random", "sft"],
+        "methods": {"random": {"experiment": "cft", "mask": "random_like_critical"}},
+        "rates": [1e-4, 1e-5],
+        "seeds": 2,
+        "search_seeds": 1,
+        "annotation": "",
+        "steps": {
+            "train": {"trainer": {"max_epochs": 3}, "mask$0mask$like": "numeric"},
+            "search": {"trainer.max_epochs": 1},
+        },
+        "shared": {"data": "arithmetic"},
+    }
+    return Design.of({**tree, **more})
+
+
+class Planned:
+    """In place of a planner: the nodes that it is given."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.may_fail: set[str] = set()
+
+    def add(self, name: str, node: dict[str, Any], *, check: bool, may_fail: bool = False) -> None:
+        self.nodes[name] = node
+        self.may_fail |= {name} if may_fail else set()
+
+
+def test_every_arm_has_the_method_first_and_the_common_budget_after_it() -> None:
+    planned: Any = Planned()
+    one = design()
+    one.before(planned)
+    one.searches(planned)
+    one.finals(planned, {"sft": 1e-4, "random": 1e-5})
+    one.report(planned)
+    assert list(planned.nodes) == [
+        *("annotate", "base"),
+        *("search-sft-lr1e-05-seed100", "search-sft-lr0_0001-seed100"),
+        *("search-random-lr1e-05-seed100", "search-random-lr0_0001-seed100"),
+        *("sft-seed0", "sft-seed1", "random-seed0", "random-seed1", "report"),
+    ]
+    assert planned.may_fail == {name for name in planned.nodes if name.startswith("search-")}
+    assert list(planned.nodes["random-seed1"].items()) == [
+        ("stage", "train"),
+        ("data.annotation", "<step:annotate.config.annotation>"),
+        ("experiment", "cft"),
+        ("mask", "random_like_critical"),
+        ("trainer.max_epochs", 3),
+        ("mask@mask.like", "numeric"),
+        ("optimizer.lr", 1e-5),
+        ("seed", 1),
+    ]
+    searched = planned.nodes["search-sft-lr0_0001-seed100"]
+    assert (searched["evaluation.problems"], searched["trainer.max_epochs"]) == (0, 1)
+    assert (searched["seed"], searched["optimizer.lr"]) == (100, 1e-4)
+    assert planned.nodes["report"]["choose"] == "optimizer.lr"
+    assert one.trainings == 2 * (2 + 2)
+
+
+def test_an_annotation_that_is_there_and_rows_are_not_annotated() -> None:
+    assert design(annotation="mine").training("sft", rate=1.0, seed=0)["data.annotation"] == "mine"
+    assert not design(annotation="mine").annotates
+    rows = design(shared={"data": "annotated"})  # an option of `data` that is no benchmark
+    assert not rows.annotates
+    assert "data.annotation" not in rows.training("sft", rate=1.0, seed=0)
+
+
+def test_what_is_wrong_with_a_design_is_said_before_anything_starts() -> None:
+    found = mistakes(
+        "compare", *of_compare(["arms=sft,cftt", "rates=0,1e-5", "+steps.trian.stage=train", "steps.train.seed=1"])
+    )
+    assert any(m.startswith("arms: no such arm: cftt, did you mean cft?") for m in found), found
+    assert "rates: expected numbers above 0, found 0, 1e-05" in found
+    assert "steps.train.seed: is what the comparison varies; give it with seeds=..." in found
+    assert "steps.trian: no such step, did you mean train?" in found
+
+
+def searched(root: Path, scores: dict[float, float | None]) -> list[Step]:
+    steps = []
+    for number, (rate, score) in enumerate(scores.items()):
+        folder = root / str(number)
+        if score is not None:
+            best = {"metric": "val/accuracy", "value": score}
+            write_run(
+                root,
+                str(number),
+                arm("all", **{"optimizer.lr": rate}),
+                seed=100,
+                correct=[1],
+                metrics={},
+                best_validation=best,
+            )
+        steps.append(
+            Step(name=f"search-sft-lr{rate:g}", stage="train", overrides=(), folder=folder, out=folder, config={})
+        )
+    return steps
+
+
+def test_the_rate_is_the_best_on_validation_problems_and_the_smaller_of_equals(tmp_path: Path) -> None:
+    assert chosen_rate(searched(tmp_path / "a", {1e-5: 0.2, 3e-5: 0.5, 1e-4: 0.5})) == 3e-5
+    assert chosen_rate(searched(tmp_path / "b", {1e-5: 0.2, 3e-5: None})) == 1e-5  # the other one diverged
+    with pytest.raises(UserError, match=r"search-sft: no learning rate has a validation score .* rates="):
+        chosen_rate(searched(tmp_path / "c", {1e-5: None}))
+
+
+def test_weights_that_nobody_asked_for_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    step = Step(name="run", stage="train", overrides=(), folder=folder, out=folder, config={})
+    for name in ("checkpoints", "export"):
+        (folder / name).mkdir(parents=True)
+    (folder / "results.json").touch()
+    _thin(step, keep="all")
+    _thin(replace(step, stage="evaluate"), keep="results")
+    assert (folder / "checkpoints").is_dir()
+    _thin(step, keep="exports", exports=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["export", "results.json"]
+    _thin(step, keep="exports")
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
+
+
+def test_a_training_is_measured_without_what_it_solved(tmp_path: Path) -> None:
+    """12 seconds of training, 4 of them in validation, for 2 epochs of 10 rows; 20 seconds in all."""
+    folder = write_run(tmp_path, "run", arm("all"), seed=0, correct=[1], train_seconds=12.0, data={"train_rows": 10})
+    (folder / "export").mkdir()
+    (folder / "export" / "model.safetensors").write_bytes(b"x" * 50)
+    step = Step(name="run", stage="train", overrides=(), folder=folder, out=folder, config={})
+    done = Record(step="run", stage="train", command="", config={}, read={}, finished=True, seconds=20.0)
+    measured = estimate._measured(step, {"run": done}, validation=4.0)
+    assert measured == (estimate.Training(seconds_per_row=0.4, start=8.0, export_bytes=50), 10)
+    assert estimate._measured(step, {"run": replace(done, finished=False)}, validation=4.0) is None
+    assert [estimate.duration(s) for s in (5, 600, 7200)] == ["5 s", "10 min", "2.0 h"]

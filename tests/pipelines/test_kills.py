@@ -1,0 +1,85 @@
+"""A real pipeline on tiny_arith, each step in a process of its own, killed three times and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+WORDS = (
+    *("pipeline=cft", "limit=12", "steps.annotate.limit=24", "steps.annotate.unit_size=8", "num_samples=0"),
+    *("steps.train.validation.problems=4", "steps.train.trainer.max_epochs=3", "steps.train.data.batch_size=2"),
+    *("steps.train.callbacks.last.every_n_steps=1", "hydra.run.dir=out"),
+)
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cft", "pipeline", *WORDS],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
+
+
+def ended_after(folder: Path, reached: Callable[[], Any], number: signal.Signals) -> int:
+    """Exit status of a pipeline that got a signal once a point was reached."""
+    process = started(folder)
+    try:
+        for _ in range(6000):
+            if reached() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert process.poll() is None, (folder / "log").read_text()
+        process.send_signal(number)
+        return process.wait(300)
+    finally:
+        process.kill()
+
+
+def record(folder: Path, step: str) -> dict[str, Any]:
+    path = folder / "out" / "steps" / f"{step}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+@pytest.mark.slow
+def test_three_kills_and_a_restart(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    units, checkpoints = out / "annotations" / "tiny_arith-arithmetic" / "units", out / "train" / "checkpoints"
+    # While it annotates: at least one unit is there.
+    assert ended_after(tmp_path, lambda: list(units.glob("*.json")), signal.SIGKILL) == -signal.SIGKILL
+    assert not record(tmp_path, "annotate")["finished"]
+    # While it trains: told to end, it saves its state, and the pipeline says so.
+    assert ended_after(tmp_path, lambda: list(checkpoints.glob("step-*.ckpt")), signal.SIGTERM) == 75
+    annotated = (out / "steps" / "annotate.json").stat().st_mtime_ns
+    assert record(tmp_path, "annotate")["finished"]
+    assert not record(tmp_path, "train")["finished"]
+    # After the training, while something is tested.
+    assert ended_after(tmp_path, lambda: record(tmp_path, "train").get("finished"), signal.SIGKILL) == -signal.SIGKILL
+    trained = (out / "train" / "results.json").read_bytes()
+
+    process = started(tmp_path)
+    assert process.wait(600) == 0, (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "Resuming" in log  # the annotation's units
+    assert f"resume={out / 'train'}" in log or "resume=" in (out / "train" / "config.yaml").read_text()
+    assert (out / "steps" / "annotate.json").stat().st_mtime_ns == annotated
+    assert (out / "train" / "results.json").read_bytes() == trained
+    for step in ("annotate", "train", "base", "evaluate", "report"):
+        assert record(tmp_path, step)["finished"], step
+    assert (out / "report" / "report.html").is_file()
+    assert not (out / "earlier").exists()
