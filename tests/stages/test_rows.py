@@ -20,7 +20,7 @@ from cft.data.module import RowsDataModule, RowsRequest
 from cft.masks import All, Critical, TopScore
 from cft.prompts.chat import Chat
 from cft.runs.results import RunResults
-from cft.stages.labels import labels
+from cft.stages.export import export
 from cft.stages.score import score
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts
@@ -38,7 +38,7 @@ def test_labels_come_back_as_the_same_rows_and_the_same_loss(tmp_path: Path, tin
     tokenizer = AutoTokenizer.from_pretrained(tiny_arith_path)
     model = AutoModelForCausalLM.from_pretrained(tiny_arith_path, dtype=torch.float32).eval()
     chosen = ("mask=random_like", "mask@mask.like=numeric", "data.max_rows=12", "data.validation_fraction=0.3")
-    folder = labels(*asked("labels", "annotation=tiny_arith", *chosen, f"out={tmp_path / 'out'}"))
+    folder = export(*asked("export", "annotation=tiny_arith", *chosen, f"out={tmp_path / 'out'}"))
     files = {name: str(folder / "data" / f"{name}-00000-of-00001.parquet") for name in ("train", "validation")}
     cfg = composed("train", *chosen)
     store = AnnotationStore(SHIPPED / "tiny_arith")
