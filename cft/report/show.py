@@ -20,6 +20,7 @@ _STYLES = {
     "critical": "background:#d9363e;color:#fff;font-weight:600",
     "wavering": "background:#f3d774;color:#222",
     "plain": "",
+    "untried": "opacity:.6",
 }
 _FRAME = "font-family:ui-monospace,monospace;white-space:pre-wrap;line-height:1.7"
 _OUTCOMES = {

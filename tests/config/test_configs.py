@@ -42,7 +42,12 @@ def stages_of(option: str) -> list[str]:
 
 
 # What meets a need that an option has beside its own keys, by the key of the message about it.
-COMPANIONS = {"reference": "reference=initial", "groups": "groups=critical", "mask": "mask=all"}
+COMPANIONS = {
+    "reference": "reference=initial",
+    "groups": "groups=critical",
+    "mask": "mask=all",
+    "responses": "responses=given",
+}
 
 
 def left_over(stage: str, *options: str) -> list[str]:
@@ -54,7 +59,11 @@ def left_over(stage: str, *options: str) -> list[str]:
         given.append("model/lora=default")
     else:
         given += [COMPANIONS[key] for key in found if key in COMPANIONS]
-    return mistakes(stage, *argv, *given) if given else list(found.values())
+    if not given:
+        return list(found.values())
+    left = mistakes(stage, *argv, *given)  # rules are asked once every value is there
+    more = [COMPANIONS[key] for m in left if (key := m.partition(":")[0]) in COMPANIONS]
+    return mistakes(stage, *argv, *given, *more) if more else left
 
 
 CASES = [(stage, option) for option in options() for stage in stages_of(option)]
