@@ -146,7 +146,9 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         Rule(
             "data._target_",
             "a source of problems, such as data=arithmetic or data=rows; an annotation is what cft annotate makes",
-            lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
+            lambda v: (
+                v.text("data._target_") != NO_ROWS and not v.text("data._target_").startswith("cft.data.annotated.")
+            ),
         ),
         Rule(
             "data.answer_field",
