@@ -97,9 +97,7 @@ class Verifier(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[str]
-
-    @property
-    def can_be_final(self) -> bool: ...
+    can_be_final: ClassVar[bool]
 
     def __call__(self, response: str, answer: str) -> Verdict: ...
 

@@ -26,7 +26,6 @@ GIVEN_ROWS = "cft.data.rows.given_rows"
 EVIDENCE = {
     "outcomes": "what came of each token's alternatives",
     "samples": "what came of samples after each token",
-    "entropy": "the entropies",
     "annotation": "the rows",
     OWN_LOGPROB: "the log-probs",
 }
@@ -75,6 +74,14 @@ def lacking_evidence(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     then = f"these rows hold none; make it with: {make} (and model=... as here), and train with: cft train data.annotation=NAME"
     for part in _OF_DATA:
         for name, reads in _evidence_of(tree.get(part)):
+            if reads == "entropy":
+                command = f"cft score data=rows {path} score=entropy (and model=..., prompt=... as here)"
+                pick = "choose the same tokens with mask=attention mask.score=entropy mask.fraction=..."
+                yield (
+                    part,
+                    f"{name} reads entropies, of which these rows hold none; make them with: {command}, and {pick}",
+                )
+                continue
             yield part, f"{name} reads {EVIDENCE.get(reads, reads)} of an annotation, and {then}"
     if _target(tree.get("reference")) == "cft.references.models.Annotation":
         yield "reference", f"annotation is the log-probs of the annotating model, and {then}. Or set reference=initial"
@@ -137,6 +144,12 @@ def missing_scores(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(key, message) of every stored score that is not there or is of another kind, with the command that makes it. Reads
     the file system."""
     data, annotations_dir = tree.get("data"), str(tree.get("annotations_dir"))
+    if _target(data) == GIVEN_ROWS and isinstance(data, Mapping) and (wanted := _wanted(tree)):
+        from cft.scores.store import given_scores_folder
+
+        path = str(data.get("path"))
+        folder = given_scores_folder(path, annotations_dir=annotations_dir)
+        yield from _missing_in(folder, wanted, called=path, annotation="", model="", given=path, key="data.path")
     if _target(data) != "cft.data.annotated.annotated_rows" or not isinstance(data, Mapping):
         return
     yield from _missing(
@@ -153,7 +166,7 @@ def _missing(
     if not wanted:
         return
     from cft.annotation.store import AnnotationStore, StoreError, find_annotation
-    from cft.scores.store import annotating_model, command_for, expected_kind, other_kind, scores_folder
+    from cft.scores.store import annotating_model, scores_folder
 
     try:
         found = find_annotation(annotation, annotations_dir=annotations_dir)
@@ -161,20 +174,28 @@ def _missing(
     except StoreError:
         return  # that the annotation is missing or damaged has its own message
     folder = scores_folder(found, annotations_dir=annotations_dir)
+    yield from _missing_in(folder, wanted, called=annotation, annotation=annotation, model=model, given="", key=key)
+
+
+def _missing_in(
+    folder: Path, wanted: set[tuple[str, str]], *, called: str, annotation: str, model: str, given: str, key: str
+) -> Iterator[tuple[str, str]]:
+    from cft.scores.store import command_for, expected_kind, other_kind
+
     for name, kind in sorted(wanted):
         try:
             manifest = json.loads((Path(folder) / name / "manifest.json").read_bytes())
         except FileNotFoundError:
-            command = command_for(name, annotation, model=model)
-            yield key, f"{annotation} has no stored score {name}, which this method needs; make it with: {command}"
+            command = command_for(name, annotation, model=model, given=given)
+            yield key, f"{called} has no stored score {name}, which this method needs; make it with: {command}"
             continue
         except ValueError:
             continue  # damaged: reading it says so
         if not (isinstance(manifest, dict) and isinstance(manifest.get("fingerprint"), dict)):
             continue
         kind = kind or expected_kind(name)
-        if text := other_kind(manifest, name=name, kind=kind, annotation=annotation, model=model):
-            yield key, f"{annotation}: {text}"
+        if text := other_kind(manifest, name=name, kind=kind, annotation=annotation, model=model, given=given):
+            yield key, f"{called}: {text}"
 
 
 def _needs(node: object) -> Iterator[tuple[str, str]]:

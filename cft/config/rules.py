@@ -24,6 +24,7 @@ MONITORED = (
 )
 
 
+NO_ROWS = "cft.data.rows.no_rows"  # what data=none names
 RAY = "cft.fleets.Ray"  # what fleet=ray names
 
 
@@ -112,7 +113,7 @@ def _given(v: Values) -> bool:
 _DATA_IS_READ = Rule(
     "data._target_",
     "an annotation, data=annotated data.annotation=<name>; problems are chosen by benchmark=...",
-    lambda v: not v.text("data._target_").startswith("cft.data.sources."),
+    lambda v: v.text("data._target_") != NO_ROWS and not v.text("data._target_").startswith("cft.data.sources."),
 )
 
 _PART_OF_PARTS = Rule(
@@ -272,7 +273,14 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         ),
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
-    "score": _ON_RAY,
+    "score": (
+        *_ON_RAY,
+        Rule(
+            "data._target_",
+            "none (the rows of annotation=...) or rows of one's own, data=rows data.path=...",
+            lambda v: v.text("data._target_") in (GIVEN_ROWS, NO_ROWS),
+        ),
+    ),
     "export": (
         _DATA_IS_READ,
         _PART_OF_PARTS,

@@ -203,6 +203,8 @@ class EvaluateConfig:
 @dataclass
 class ScoreConfig:
     model: Node = MISSING
+    data: Node = MISSING
+    prompt: Node = MISSING
     score: Node = MISSING
     fleet: Node = MISSING
     seed: Seed = MISSING

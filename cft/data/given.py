@@ -58,10 +58,12 @@ class GivenRow:
             finish="length",
         )
 
-    def response(self) -> AnnotatedResponse:
-        """What masks see: the allowed tokens as one response, without evidence."""
+    def response(self, scores: Mapping[str, NDArray[np.float32]] | None = None) -> AnnotatedResponse:
+        """What masks see: the allowed tokens as one response, without evidence. scores: of the tokens of
+        `scored_row`."""
         response_ids = self.ids[self.allowed]
         text, span = _joined(self.text, self.span, self.allowed)
+        picked = self.allowed[self.prompt_len :]
         size = len(response_ids)
         unknown = np.full(size, np.nan, dtype=np.float32)
         none = np.zeros((size, 0), dtype=np.int32)
@@ -83,6 +85,7 @@ class GivenRow:
             alt_tokens=none,
             alt_outcome=none.astype(np.int8),
             replay_outcome=np.full(size, Outcome.UNTRIED, dtype=np.int8),
+            scores={name: values[picked] for name, values in (scores or {}).items()},
         )
 
 
@@ -99,6 +102,16 @@ def given_token_row(
     for name, column in columns.items():
         scores[name][at] = column(response)
     return TokenRow(row.row_id, row.ids.astype(np.int64), weight, group, scores)
+
+
+def scored_row(row: TokenRow) -> AnnotatedResponse:
+    """What stored scores are of: every token of a row from the first that may carry loss on."""
+    allowed = row.token_group >= 0
+    first = int(np.argmax(allowed))
+    ids, there = row.ids.astype(np.int32), np.arange(len(row.ids)) >= first
+    none = np.zeros((len(ids), 2), dtype=np.int32)
+    weight = np.ones(len(ids), dtype=np.float32)
+    return GivenRow(row.row_id, row.row_id, "", (), "", ids, there, weight, "", none, "length").response()
 
 
 def given_hash(rows: Sequence[GivenRow]) -> str:

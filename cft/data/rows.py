@@ -7,27 +7,30 @@ picks among that: so a control such as random_like draws from the same tokens, a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cft.annotation.store import StoreError
 from cft.console import console
 from cft.data.annotated import in_validation
 from cft.data.batches import MicroBatchAssignment
-from cft.data.given import GivenRow, given_hash, given_token_row
+from cft.data.given import GivenRow, given_hash, given_token_row, scored_row
 from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row
 from cft.data.row_files import file_rows, fingerprint_of
 from cft.data.row_shapes import RowReader
 from cft.files import sha256_json
+from cft.masks.spans import All
 from cft.prompts.chat import special_tokens
 from cft.prompts.conversation import ASSISTANT, WhichTurns
 from cft.ranges import AtLeastOne, CountOrAll, Fraction, FractionBelowOne, in_range
 from cft.scores.column import GROUP
+from cft.scores.store import Values, expected_kind, given_scores_folder, other_kind, read_score
 from cft.types import DataSource
 
 TooLong = Literal["skip", "cut"]
@@ -95,7 +98,6 @@ def given_rows(
         raise ProblemError(
             "data=rows: rows are encoded when they are read, which needs the model's tokenizer and a prompt"
         )
-    _require_no_scores(request)
     reader = RowReader(
         prompt,
         tokenizer,
@@ -124,8 +126,10 @@ def given_rows(
     apart = _apart(found, HeldOut(request.exclude))
     kept = _fitting(apart, max_tokens=max_tokens, too_long=too_long, facts=facts)
     _note(facts, max_tokens=max_tokens, special=special_tokens(tokenizer))
-    responses = {row.row_id: row.response() for _, row in kept}
     sources = {"mask": request.mask, **request.columns}
+    wanted = {name for source in sources.values() for name in source.needs}
+    scores, values = _scores([row for _, row in kept], wanted, path=path, annotations_dir=request.annotations_dir)
+    responses = {row.row_id: row.response(values.get(row.row_id)) for _, row in kept}
     for source in sources.values():
         source.fit([responses[row.row_id] for held_out, row in kept if not held_out])
     made = [
@@ -143,13 +147,17 @@ def given_rows(
         source=DataSource("rows", Path(path).name, Path(path).expanduser(), fingerprint),
         rows_sha256=given_hash([row for _, row in kept]),
         leaked=len(found) - len(apart),
-        scores={},
+        scores=scores,
         learnt={name: learnt for name, source in sources.items() if (learnt := source.facts())},
         batch_size=batch_size,
         micro_batch_assignment=micro_batch_assignment,
         seed=request.seed,
         read={"rows_read": read, **facts},
     )
+
+
+def no_rows() -> None:
+    """The absence of rows of one's own: `cft score` then reads an annotation."""
 
 
 def _read(
@@ -244,10 +252,26 @@ def _note(facts: Counter[str], *, max_tokens: int, special: Any) -> None:
         )
 
 
-def _require_no_scores(request: RowsRequest) -> None:
-    wanted = {name for source in (request.mask, *request.columns.values()) for name in source.needs}
-    if wanted:
-        raise ProblemError(
-            f"data=rows: this method reads the stored score {sorted(wanted)[0]}, and scores are stored beside an annotation; "
-            "annotate the rows first: cft annotate responses=given"
-        )
+def _scores(
+    rows: Sequence[GivenRow], names: Collection[str], *, path: str, annotations_dir: str
+) -> tuple[dict[str, str], dict[str, dict[str, Values]]]:
+    """(fingerprint of each stored score, its values by row and name). Raises StoreError with the command for what lacks."""
+    folder = given_scores_folder(path, annotations_dir=annotations_dir)
+    fingerprints: dict[str, str] = {}
+    values: dict[str, dict[str, Values]] = {}
+    for name in sorted(names):
+        score = read_score(folder, name=name, annotation="", model="", given=path)
+        kind = expected_kind(name)
+        if text := other_kind(score.manifest, name=name, kind=kind, annotation="", model="", given=path):
+            raise StoreError(f"{score.folder}: {text}")
+        fingerprints[name] = score.fingerprint
+        for row in rows:
+            found = score.of(scored_row(given_token_row(row, row.response(), mask=All(), columns={})))
+            if found is None:
+                raise StoreError(
+                    f"{score.folder}: no values for row {row.row_id} ({row.place}) with its present tokens: the rows, the "
+                    f"prompt or data.* settings are others than when it was made. Make it again: {score.manifest['command']} "
+                    "replace=true"
+                )
+            values.setdefault(row.row_id, {})[name] = found
+    return fingerprints, values

@@ -47,9 +47,9 @@ def macro_average(results: Mapping[str, Mapping[str, Any]], *, seed: int, resamp
 
 def suite_table(title: str, results: Mapping[str, Mapping[str, Any]], averages: Mapping[str, Interval]) -> Table:
     """One line a benchmark, the macro average last."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("benchmark", no_wrap=True)
     extra = _extra(averages)
+    table = Table(title=title, title_justify="left", padding=(0, 1 if len(extra) < 4 else 0))  # 80 columns hold it
+    table.add_column("benchmark", no_wrap=True)
     names = ("problems", "accuracy, 95 % interval", *(name.removeprefix(_PREFIX).replace("_", " ") for name in extra))
     for name in names:
         table.add_column(name, justify="right", no_wrap=name == names[1])
@@ -89,15 +89,12 @@ def _column(entry: Mapping[str, Any], name: str) -> np.ndarray | None:
 
 
 def _extra(averages: Mapping[str, Interval]) -> list[str]:
-    """avg@n, pass@k of the largest k, and what tells of a limit or of a verifier that gave up."""
+    """avg@n, pass@k of the largest k, and what tells of a limit or of a verifier that gave up, where one was met."""
     found = [name for name in averages if name.startswith((f"{_PREFIX}avg_at_", f"{_PREFIX}pass_at_"))]
     by_size = sorted(found, key=lambda name: int(name.rpartition("_")[2]))
     largest = [[name for name in by_size if name.startswith(_PREFIX + kind)][-1:] for kind in ("avg", "pass")]
-    return [
-        *largest[0],
-        *largest[1],
-        *(name for name in (f"{_PREFIX}cut_off_rate", f"{_PREFIX}undecided_rate") if name in averages),
-    ]
+    rates = (f"{_PREFIX}cut_off_rate", f"{_PREFIX}undecided_rate")
+    return [*largest[0], *largest[1], *(name for name in rates if name in averages and averages[name].value > 0)]
 
 
 def _shown(entry: Mapping[str, float]) -> str:

@@ -63,7 +63,7 @@ class CriticalSampled(RowMask):
 
     def known(self, row: AnnotatedResponse) -> NDArray[np.bool_]:
         self._require_samples(row)
-        return (row.sampled[:, : self.num_alternatives + 1] > 0).all(1)
+        return np.all(row.sampled[:, : self.num_alternatives + 1] > 0, axis=1)
 
     def __call__(self, row: AnnotatedResponse) -> Weights:
         known_R = self.known(row)

@@ -69,6 +69,14 @@ def scores_folder(annotation: Path, *, annotations_dir: str | Path) -> Path:
     return (Path(annotations_dir) / annotation.name if shipped else annotation) / "scores"
 
 
+def given_scores_folder(path: str, *, annotations_dir: str | Path) -> Path:
+    """Where the scores of rows that someone brings lie (`data=rows data.path=...`)."""
+    file = Path(path).expanduser()
+    place = str(file.resolve()) if file.exists() else path
+    digest = hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return Path(annotations_dir) / "rows" / f"{file.stem}-{digest}" / "scores"
+
+
 def with_scores(
     store: AnnotationStore, rows: Sequence[AnnotatedResponse], *, names: Collection[str], annotations_dir: str | Path
 ) -> tuple[list[AnnotatedResponse], dict[str, str]]:
@@ -94,16 +102,16 @@ def with_scores(
     return filled, {name: score.fingerprint for name, score in scores.items()}
 
 
-def read_score(folder: Path, *, name: str, annotation: str, model: str) -> StoredScore:
-    """folder: of all scores of the annotation, which the command line calls `annotation`. model: as for `command_for`.
+def read_score(folder: Path, *, name: str, annotation: str, model: str, given: str = "") -> StoredScore:
+    """folder: of all scores of the annotation, which the command line calls `annotation`. model, given: as for `command_for`.
 
     Raises StoreError if the score is missing or not what was written.
     """
     path = folder / name / "manifest.json"
     if not path.is_file():
-        command = command_for(name, annotation, model=model)
+        command = command_for(name, annotation, model=model, given=given)
         raise StoreError(f"{path.parent}: no stored score of that name; make it with: {command}")
-    again = f"Make it again: {command_for(name, annotation, model=model)} replace=true"
+    again = f"Make it again: {command_for(name, annotation, model=model, given=given)} replace=true"
     try:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:
@@ -198,14 +206,16 @@ def called(folder: Path, *, annotations_dir: str | Path) -> str:
     return folder.name if known else str(folder)
 
 
-def command_for(name: str, annotation: str, *, model: str) -> str:
+def command_for(name: str, annotation: str, *, model: str, given: str = "") -> str:
     """The command that makes a score of that name, which is the name of its kind or means a model's log-probs.
 
+    given: the path of rows that someone brings, in the place of an annotation.
     model: overrides that choose the annotating model, see `annotating_model`. Another model's log-probs are those of a
     trained one: the user puts its run folder in the place of RUN_FOLDER.
     """
     kind = expected_kind(name) or LOGPROB
-    parts = [_setting("annotation", annotation), f"score={kind}", _setting("name", name), model]
+    of = ["data=rows", _setting("data.path", given)] if given else [_setting("annotation", annotation)]
+    parts = [*of, f"score={kind}", _setting("name", name), model]
     return " ".join(["cft score", *filter(None, parts), *(() if kind == name else ("checkpoint=RUN_FOLDER",))])
 
 
@@ -234,15 +244,19 @@ def expected_kind(name: str) -> str:
     return name if name in KINDS else ""
 
 
-def other_kind(manifest: Mapping[str, Any], *, name: str, kind: str, annotation: str, model: str) -> str:
+def other_kind(
+    manifest: Mapping[str, Any], *, name: str, kind: str, annotation: str, model: str, given: str = ""
+) -> str:
     """What is wrong with a stored score that should be of the given kind; "" where nothing is, or any kind will do."""
     found = manifest["fingerprint"].get("score", {}).get("kind", "unknown")
     if not kind or found == kind:
         return ""
     if name == kind:
-        remedy = f"make it again: {command_for(name, annotation, model=model)} replace=true"
+        remedy = f"make it again: {command_for(name, annotation, model=model, given=given)} replace=true"
     else:
-        remedy = f"name one that holds it, or make one: {command_for('reference', annotation, model=model)}"
+        remedy = (
+            f"name one that holds it, or make one: {command_for('reference', annotation, model=model, given=given)}"
+        )
     return f"the stored score {name} is of the kind {found}, but {kind} is needed here; {remedy}"
 
 

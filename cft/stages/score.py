@@ -1,4 +1,4 @@
-"""Scoring from a configuration: annotation x frozen model x kind of score -> a stored score (`cft/scores/store.py`)."""
+"""Scoring from a configuration: rows x frozen model x kind of score -> a stored score (`cft/scores/store.py`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cft import run_log
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
@@ -19,7 +19,10 @@ from cft.config.build import ConfigError, build
 from cft.config.part import Part
 from cft.config.schema import ScoreConfig
 from cft.console import console, progress
+from cft.data.given import scored_row
+from cft.data.module import RowsDataModule, RowsRequest
 from cft.fleets.base import Crew, Facts, Fleet, FleetError, Report, left_out_message, package_facts
+from cft.masks.spans import All
 from cft.models.device import device_facts
 from cft.models.lazy import LazyModel
 from cft.models.load import (
@@ -39,6 +42,7 @@ from cft.scores.store import (
     Values,
     annotating_model,
     check_score_name,
+    given_scores_folder,
     read_score,
     scores_folder,
     write_score,
@@ -50,16 +54,13 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
     """Compute the score that `cfg` describes, or what a grown annotation lacks of it; returns its folder."""
     quiet_libraries()
     fleet: Fleet = build(cfg.fleet)
-    store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
-    folder = scores_folder(store.folder, annotations_dir=cfg.annotations_dir)
     kind: ScoreKind = build(cfg.score)
     name = check_score_name(cfg.name, kind=kind.fingerprint()["kind"])
-    rows = store.rows()
-    if not rows:
-        raise StoreError(f"{store.folder}: no rows to score; annotate more problems")
     spec = _model_spec(cfg, kind)
     tokenizer = load_tokenizer(spec)
-    _require_same_tokenizer(store, tokenizer_hash(tokenizer), spec)
+    given = build(cfg.data)  # what reads rows of one's own, or None
+    source = _annotated(cfg, tokenizer, spec) if given is None else _given(cfg, given, tokenizer)
+    folder, rows = source.folder, source.rows
     require_room(
         read_config(spec, locate(spec.path)),
         lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
@@ -72,8 +73,7 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
     }
     known: dict[str, Values] = {}
     if not cfg.replace and (folder / name / "manifest.json").is_file():
-        model_name = annotating_model(store.manifest())
-        stored = read_score(folder, name=name, annotation=cfg.annotation, model=model_name)
+        stored = read_score(folder, name=name, annotation=cfg.annotation, model=source.model, given=source.given)
         _require_same_method(stored, method)
         known = {row.response_id: values for row in rows if (values := stored.of(row)) is not None}
         if len(known) == len(rows) == len(stored.values):
@@ -104,6 +104,48 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
         f"Scored {len(missing):,} of {len(rows):,} rows ({tokens:,} response tokens) in {seconds:.1f} s -> {folder / name}"
     )
     return folder / name
+
+
+@dataclass(frozen=True, slots=True)
+class ToScore:
+    """folder: of the scores. model: overrides that choose the model that annotated, for messages. given: the path of rows that
+    someone brings."""
+
+    folder: Path
+    rows: list[AnnotatedResponse]
+    model: str = ""
+    given: str = ""
+
+
+def _annotated(cfg: ScoreConfig, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> ToScore:
+    store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
+    rows = store.rows()
+    if not rows:
+        raise StoreError(f"{store.folder}: no rows to score; annotate more problems")
+    _require_same_tokenizer(store, tokenizer_hash(tokenizer), spec)
+    folder = scores_folder(store.folder, annotations_dir=cfg.annotations_dir)
+    return ToScore(folder, rows, model=annotating_model(store.manifest()))
+
+
+def _given(
+    cfg: ScoreConfig, read: Callable[[RowsRequest], RowsDataModule], tokenizer: PreTrainedTokenizerBase
+) -> ToScore:
+    """Rows as `cft train data=rows` reads them under the same settings, those that it holds out included."""
+    request = RowsRequest(
+        All(),
+        All(),
+        {},
+        cfg.annotations_dir,
+        tokenizer_hash(tokenizer),
+        cfg.seed,
+        frozenset(),
+        tokenizer=tokenizer,
+        prompt=build(cfg.prompt),
+    )
+    data = read(request)
+    path = str(cfg.data["path"])
+    rows = [scored_row(row) for row in (*data.train_rows, *data.validation_rows)]
+    return ToScore(given_scores_folder(path, annotations_dir=cfg.annotations_dir), rows, given=path)
 
 
 def batches(rows: Sequence[AnnotatedResponse], *, size: int) -> list[list[AnnotatedResponse]]:

@@ -47,7 +47,8 @@ class Grader:
         cls, verifier: Verifier, *, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, verify_all: VerifyAll
     ) -> Grader:
         """verify_all: of a pool of `verifier`. prompt: what the responses answer."""
-        final = verifier.final if verifier.can_be_final else None
+        inner = verifier.inner if isinstance(verifier, AfterThinking) else verifier
+        final = verifier.final if inner.can_be_final else None
         if not isinstance(verifier, AfterThinking):
             return cls(tokenizer, verify_all, final)
         before = thinking_before(verifier.tags, tokenizer=tokenizer, prompt=prompt)

@@ -61,6 +61,7 @@ class AfterThinking:
 
     name: ClassVar[str] = "after_thinking"
     version: ClassVar[str] = "1"
+    can_be_final: ClassVar[bool] = True  # where `inner` can
     inner: Verifier
     open: str
     close: str
@@ -74,10 +75,6 @@ class AfterThinking:
                 )
 
     @property
-    def can_be_final(self) -> bool:
-        return self.inner.can_be_final
-
-    @property
     def tags(self) -> ThinkingTags:
         return ThinkingTags(self.open, self.close)
 
@@ -89,7 +86,7 @@ class AfterThinking:
 
     def final(self, text: str) -> bool:
         """Not inside of thinking, nor before the first tag: a closing one makes thinking of all that came before it."""
-        if not self.can_be_final:
+        if not self.inner.can_be_final:
             return False
         seen = visible(text, self.tags)
         begun = 0 if seen.thinking else self._begun(text)

@@ -30,8 +30,8 @@ def groups_of(stage: str) -> set[str]:
 def stages_of(option: str) -> list[str]:
     """The stages that an option is for. An experiment is for the stage that its folder or its command names."""
     group, _, name = option.partition("=")
-    if group == "data":  # problems to annotate, or an annotation to train on
-        return ["train" if name in ("annotated", "rows") else "annotate"]
+    if group == "data":  # problems to annotate, an annotation to train on, or rows of one's own
+        return {"annotated": ["train"], "rows": ["train", "score"], "none": ["score"]}.get(name, ["annotate"])
     if group == "regularizer":  # a place of its own under loss.regularizers, not one of the defaults
         return ["train"]
     if group != "experiment":

@@ -123,6 +123,8 @@ def module(
         "batch_size": 4,
         "micro_batch_assignment": "in_order",
         "max_rows": -1,
+        "part": 0,
+        "parts": 1,
         "validation_fraction": 0.2,
         "max_tokens": 64,
         "shuffle_responses": False,
@@ -149,6 +151,15 @@ def test_problems_of_the_benchmark_are_dropped_however_they_are_spelt(
     kept = {one.row_id for one in (*data.train_rows, *data.validation_rows)}
     assert kept == {f"r{n}" for n in range(30)} - {"r3", "r7"}
     assert data.facts()["rows_dropped_as_benchmark_problems"] == 2
+
+
+def test_parts_of_an_annotation_share_no_problem_and_lack_none(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
+    parts = [
+        {one.row_id for one in (*data.train_rows, *data.validation_rows)}
+        for data in (module(tmp_path, part=part, parts=3) for part in range(3))
+    ]
+    assert sorted(row_id for part in parts for row_id in part) == sorted(f"r{n}" for n in range(30))
+    assert all(len(part) > 3 for part in parts)
 
 
 def test_shuffled_training_pairs_rows_within_their_split(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
@@ -282,6 +293,8 @@ def shipped(mask: Mask, **options: Any) -> AnnotatedDataModule:
         "max_rows": 20,
         "validation_fraction": 0.0,
         "max_tokens": 512,
+        "part": 0,
+        "parts": 1,
         "shuffle_responses": False,
         **options,
     }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from cft.data.batches import UNKNOWN_GROUP
 from cft.data.held_out import HeldOut
 from cft.data.module import NothingToTrain, RowsDataModule, RowsRequest
 from cft.data.problem_rows import BadRow, ProblemError, normalized
@@ -95,7 +96,7 @@ def test_every_shape_gives_the_tokens_of_prompt_and_response(
         }
         expected = [0.0] * len(prompt) + weights[shape]
     assert row.weight.tolist() == expected
-    assert (row.token_group == np.where(np.array(expected) > 0, 0, -1)).all()
+    assert (row.token_group == np.where(np.array(expected) > 0, UNKNOWN_GROUP, -1)).all()
 
 
 def test_given_weights_are_the_weights_of_a_cross_entropy(

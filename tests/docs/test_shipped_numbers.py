@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cft.annotation.kinds import count_kinds, token_texts
-from cft.annotation.rows import ROW_SCHEMA
+from cft.annotation.rows import OPTIONAL, ROW_SCHEMA
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.masks import Critical
 from cft.report.explorer import OUTCOME_WORDS
@@ -85,7 +85,7 @@ def test_the_table_of_outcomes_has_every_code() -> None:
 
 def test_the_table_of_columns_has_every_field() -> None:
     table = re.findall(r"^\| (`[^|]*`) \|", FORMAT, re.MULTILINE)
-    assert sorted(re.findall(r"`(\w+)`", " ".join(table))) == sorted(ROW_SCHEMA.names)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(table))) == sorted([*ROW_SCHEMA.names, *OPTIONAL])
 
 
 def test_the_counts_of_options_in_the_readme() -> None:

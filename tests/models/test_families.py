@@ -175,13 +175,17 @@ def test_the_head_of_half_precision_scales_too(name: str) -> None:
 def test_adapters_go_where_they_are_used_and_merge(name: str, tmp_path: Path) -> None:
     """Of experts too, where peft knows the family; what they leave out is said."""
     model = exact_family(name, vocab_size=len(WORDS)).train()
-    apply_lora(model, lora=Lora(r=2))
+    apply_lora(model, lora=Lora(r=2, alpha=4))
     adapters = [p for p in model.parameters() if p.requires_grad]
     for number, weight in enumerate(adapters):
         weight.data.copy_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
     ids = torch.arange(1, 20)[None]
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in adapters)
+    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    assert {layer.scaling["default"] for layer in layers.values()} == {
+        2.0
+    }  # alpha / r, of the doubled rank of two in one too
     said = coverage(model)
     assert ("gate_up_proj" in said) == (name == "qwen3-moe")
     assert ("none on the experts' weights" in said) == (name == "granite-3.1-moe")

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -414,7 +416,10 @@ def conf() -> Iterator[None]:
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", MODELS)
+FEW = [n if n in ("hub", "tiny_arith", "qwen3-0.6b-base") else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+
+
+@pytest.mark.parametrize("name", FEW)
 def test_every_model_file_makes_a_spec(conf: None, name: str) -> None:
     overrides = ["+seed=3", f"+model={name}", *(["model.name=x", "model.path=a/b"] if name == "hub" else [])]
     made = instantiate(compose(overrides=overrides).model, _convert_="all")
@@ -423,17 +428,20 @@ def test_every_model_file_makes_a_spec(conf: None, name: str) -> None:
     assert made.lora is None
     assert made.dtype == "float32"
     assert not made.trust_remote_code
+    adapted = [*overrides, "model/lora=default", "model.lora.r=2"]
+    assert instantiate(compose(overrides=adapted).model, _convert_="all").lora == Lora(r=2, seed=3)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in ("hub", "tiny_arith") else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
-)
-def test_every_model_file_takes_adapters(conf: None, name: str) -> None:
-    overrides = ["+seed=3", f"+model={name}", *(["model.name=x", "model.path=a/b"] if name == "hub" else [])]
-    adapted = instantiate(
-        compose(overrides=[*overrides, "model/lora=default", "model.lora.r=2"]).model, _convert_="all"
-    )
-    assert adapted.lora == Lora(r=2, seed=3)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "hub"])
+def test_a_model_file_is_named_after_its_model(name: str) -> None:
+    """As the hub spells it, so that one is found by the other; only what differs from conf/model/hub.yaml is there."""
+    text = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())
+    assert text.pop("defaults") == ["hub", "_self_"]
+    assert text.pop("name") == name
+    owner, _, found = text.pop("path").lower().rpartition("/")
+    assert text.keys() <= {"eos_tokens"}
+    words = set(re.split(r"[-.]", name)) - {"base", "instruct", "it"}
+    assert not owner or len(words - set(re.split(r"[-.]", found))) == 0
 
 
 def test_stages_take_an_adapter_from_the_command_line(conf: None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
 
-from cft.annotation.rows import ROW_SCHEMA
+from cft.annotation.rows import OPTIONAL, ROW_SCHEMA
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.files import sha256_file
 from cft.formats import Labels
@@ -82,7 +82,7 @@ def test_the_numbers_on_an_annotation_card_are_those_of_its_rows(store: Annotati
 
 
 def test_every_column_and_outcome_is_explained() -> None:
-    assert list(COLUMNS) == ROW_SCHEMA.names
+    assert list(COLUMNS) == [*ROW_SCHEMA.names, *OPTIONAL]
     assert set(OUTCOMES) == set(Outcome)
 
 

@@ -76,7 +76,7 @@ def test_the_first_answer_is_the_first_outside_of_thinking() -> None:
     assert final.index(True) == text.index("5}") + 2
     assert all(final[text.index("5}") + 2 :])
     assert not verifier.final("\\boxed{5} and")  # a closing tag could follow, and make thinking of it
-    assert not AfterThinking(inner=NUMERIC, open="<think>", close="</think>").can_be_final
+    assert not AfterThinking(inner=NUMERIC, open="<think>", close="</think>").final(text)
 
 
 FRAGMENTS = [
@@ -140,7 +140,7 @@ class Fixed:
     words: tuple[str, ...]
 
     def ids(self, tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
-        return [int(i) for i in tokenizer.convert_tokens_to_ids(list(self.words))]
+        return [tokenizer.get_vocab()[word] for word in self.words]
 
     def end_id(self, tokenizer: PreTrainedTokenizerFast) -> int | None:
         return None
@@ -159,7 +159,7 @@ def graded(
         prompt=Fixed(prompt),  # pyright: ignore[reportArgumentType]
         verify_all=lambda items: [verifier(*item) for item in items],
     )
-    ids = [int(i) for i in tokenizer.convert_tokens_to_ids(list(words))]
+    ids = [tokenizer.get_vocab()[word] for word in words]
     ((outcome, answer),) = grader([(Completion(np.array(ids, np.int32), finish, len(ids)), "5")])  # type: ignore[arg-type]
     return outcome, answer, grader.decided(ids)
 
