@@ -21,7 +21,7 @@ from cft.runs.run import (
     keep_rows,
     settings_of,
 )
-from cft.stages.evaluate import ARM_KEYS, _identity
+from cft.stages.evaluation_identity import ARM_KEYS, evaluated_identity
 from tests.fakes import row
 from tests.stage import job
 
@@ -79,16 +79,18 @@ def test_an_evaluated_run_stays_the_arm_it_was_trained_as_with_the_facts_of_its_
     here = job("evaluate", "checkpoint=run", f"model={model}", *(["model.path=x/y"] if model != "tiny_arith" else []))
     measured = {"metrics": {}, "per_problem": {}, "benchmark": "a", "split": "test"}  # of the training's own evaluation
     trained = RunResults(stage="train", run="run", seed=0, **measured, **kept)
-    found = _identity(here, trained, checkpoint="run", weights="")
+    found = evaluated_identity(here, trained, checkpoint="run", weights="", rule=None)
     assert found == kept
 
 
 def test_a_plain_folder_is_told_by_its_weights_and_a_model_by_its_name() -> None:
     given = "runs/3/export"
-    found = _identity(job("evaluate", f"checkpoint={given}"), None, checkpoint=given, weights="0123456789abcdef")
+    found = evaluated_identity(
+        job("evaluate", f"checkpoint={given}"), None, checkpoint=given, weights="0123456789abcdef", rule=None
+    )
     assert found["arm"] == {"model": "3/export", "weights": "0123456789ab"}
     plain = job("evaluate")
-    base = _identity(plain, None, checkpoint="", weights="")
+    base = evaluated_identity(plain, None, checkpoint="", weights="", rule=None)
     assert base["arm"] == arm_of(plain, ARM_KEYS) == {"model": "tiny_arith"}
     assert base["settings"] == settings_of(plain, MEASURED_AS)
 
