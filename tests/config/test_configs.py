@@ -62,8 +62,8 @@ CASES = [(stage, option) for option in options() for stage in stages_of(option)]
 
 def together() -> list[tuple[str, tuple[str, ...]]]:
     """Every option once, in one of its stages: the n-th options of all groups of a stage make one command line. An
-    experiment chooses among the other groups, and stands alone; so does a reference, which some losses ask for, and a decoding rule,
-    which some engines cannot apply. A pipeline has the options of many stages: those are below."""
+    experiment chooses among the other groups, and stands alone; so does a reference, which some losses ask for, and a decoding
+    rule, which some engines cannot apply. A pipeline has the options of many stages: those are below."""
     found: dict[tuple[str, str], list[str]] = {}
     for option in options():
         stages = stages_of(option)

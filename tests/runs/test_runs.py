@@ -12,6 +12,8 @@ import pytest
 
 from cft.config.build import ConfigError
 from cft.data.annotated import rows_hash
+from cft.decoding import StopScaling
+from cft.report.arm_names import is_base, is_sft, name_of
 from cft.runs.arm import arm_of
 from cft.runs.results import RunResults
 from cft.runs.run import (
@@ -93,6 +95,22 @@ def test_a_plain_folder_is_told_by_its_weights_and_a_model_by_its_name() -> None
     base = evaluated_identity(plain, None, checkpoint="", weights="", rule=None)
     assert base["arm"] == arm_of(plain, ARM_KEYS) == {"model": "tiny_arith"}
     assert base["settings"] == settings_of(plain, MEASURED_AS)
+    assert evaluated_identity(job("evaluate", "decoding=none"), None, checkpoint="", weights="", rule=None) == base
+
+
+def test_a_decoding_rule_makes_another_arm() -> None:
+    found = []
+    for scale in (1.0, 2.0):
+        here = job("evaluate", "decoding=stop_scaling", f"decoding.scale={scale}")
+        found.append(evaluated_identity(here, None, checkpoint="", weights="", rule=StopScaling(scale=scale)))
+        assert found[-1]["arm"] == {"model": "tiny_arith", "decoding": "stop_scaling", "decoding.scale": scale}
+        assert found[-1]["settings"]["decoding.scale"] == scale
+        assert name_of(found[-1]["arm"]) == f"base model, decoding=stop_scaling, scale={scale}"
+    assert found[0]["identity"] != found[1]["identity"]
+    sft = {"model": "m", "mask": "all", "weighting": "uniform", "loss": "nll"}
+    decoded = sft | {"decoding": "tcd"}
+    assert [name_of(sft), name_of(decoded)] == ["SFT", "SFT, decoding=tcd"]
+    assert [is_sft(sft), is_sft(decoded), is_base(found[0]["arm"])] == [True, False, False]
 
 
 def facts(digest: str, rows: int) -> dict[str, Any]:
