@@ -71,8 +71,8 @@ CASES = [(stage, option) for option in options() for stage in stages_of(option)]
 
 def together() -> list[tuple[str, tuple[str, ...]]]:
     """Every option once, in one of its stages: the n-th options of all groups of a stage make one command line. An
-    experiment chooses among the other groups, and stands alone; so does a reference, which some losses ask for. A pipeline
-    has the options of many stages: those are below."""
+    experiment chooses among the other groups, and stands alone; so does a reference, which some losses ask for, and a decoding
+    rule, which some engines cannot apply. A pipeline has the options of many stages: those are below."""
     found: dict[tuple[str, str], list[str]] = {}
     for option in options():
         stages = stages_of(option)
@@ -81,7 +81,7 @@ def together() -> list[tuple[str, tuple[str, ...]]]:
     lines = []
     for stage in STAGES:
         groups = {group: named for (of, group), named in found.items() if of == stage and group != "pipeline"}
-        alone = [(option,) for group in ("experiment", "reference") for option in groups.pop(group, [])]
+        alone = [(option,) for group in ("experiment", "reference", "decoding") for option in groups.pop(group, [])]
         if "data=rows" in groups.get("data", []):  # no mask that reads evidence goes with it
             groups["data"].remove("data=rows")
             alone.append(("data=rows",))
