@@ -85,6 +85,8 @@ def shared_with(stage: str, shared: Sequence[Entry]) -> dict[str, Entry]:
     for entry in shared:
         key = entry.key
         if key.split(".")[0] == "data" and key != "data.dir" and benchmark:
+            if stage == "rl":  # it takes problems to respond to beside those that it is tested on
+                found[f"rl {key}"] = entry
             key = f"benchmark{key.removeprefix('data')}"
         elif stage == "annotate" and key in _OF_TESTS:
             continue

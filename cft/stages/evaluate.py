@@ -17,8 +17,7 @@ from rich.table import Table
 from cft import run_log
 from cft.benchmarks.sets import Suite, members_of, verifier_for
 from cft.benchmarks.sweep import is_benchmark_override
-from cft.config.build import ConfigError, build
-from cft.config.part import Part
+from cft.config.build import build
 from cft.config.schema import EvaluateConfig
 from cft.console import console
 from cft.data.splits import Splits
@@ -40,7 +39,7 @@ from cft.fleets.base import Crew, Fleet
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
 from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
-from cft.prompts.chat import Chat, Prompt, prompt_conflict, prompting
+from cft.prompts.chat import Chat, Prompt, prompting
 from cft.quiet import quiet_libraries
 from cft.runs.arm import arm_of
 from cft.runs.job import Job
@@ -53,6 +52,7 @@ from cft.runs.run import (
     save_config,
     settings_of,
 )
+from cft.runs.start import REPLACED, checkpoint_folder, require_same_prompt
 from cft.stages.evaluation_worker import MakeSolving, Piece, known_facts, request_of, solved
 from cft.types import Problem
 from cft.verifiers import other_verifier_note, verifier_fingerprint
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 ARM_KEYS = ("model",)
 SUMMARY = "summary.csv"
 LM_EVAL = "lm_eval"
-_REPLACED = ("checkpoint", "model.path", "model.name", "model.revision")  # settings that a checkpoint overrules
 
 
 def evaluate(cfg: EvaluateConfig, job: Job) -> float:
@@ -158,10 +157,11 @@ def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> Iterato
     spec = build(cfg.model)
     trained: RunResults | None = None
     if cfg.checkpoint:
-        folder, trained = _checkpoint(cfg.checkpoint)
+        folder, trained = checkpoint_folder(cfg.checkpoint)
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
-    _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint, cfg.prompt)
+    now = prompting(prompt, tokenizer)
+    require_same_prompt(trained, now, checkpoint=cfg.checkpoint, prompt_config=cfg.prompt, doing="evaluation")
     # Weights identify a checkpoint that says nothing of its training.
     unknown = bool(cfg.checkpoint) and trained is None
     make_engine = build(cfg.engine)
@@ -306,7 +306,7 @@ def _identity(job: Job, trained: RunResults | None, *, checkpoint: str, weights:
     """
     arm = {**arm_of(job, ARM_KEYS), **(trained.arm if trained else {})}
     # What it is measured on is no part of what it is, nor what the checkpoint takes the place of.
-    replaced = _REPLACED if checkpoint else ()
+    replaced = REPLACED if checkpoint else ()
     arm = {name: value for name, value in arm.items() if name not in replaced and not is_benchmark_override(name)}
     if trained:
         return {
@@ -321,30 +321,3 @@ def _identity(job: Job, trained: RunResults | None, *, checkpoint: str, weights:
         name = f"{path.parent.name}/{path.name}" if path.name == EXPORT else path.name
         arm |= {"model": name, "weights": weights[:12]}
     return {"arm": arm, "settings": settings, "identity": identity_of(settings)}
-
-
-def _checkpoint(checkpoint: str) -> tuple[Path, RunResults | None]:
-    """(Hugging Face folder, results of the training run or None) of a run folder or a model folder."""
-    path = Path(checkpoint)
-    for folder in (path / EXPORT, path):
-        if (folder / "config.json").is_file():
-            return folder, RunResults.find(path)
-    raise ConfigError(
-        f"checkpoint={checkpoint}: neither a run folder of cft train (with {EXPORT}/config.json) nor a Hugging Face model "
-        "folder (with config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"
-    )
-
-
-def _require_same_prompt(trained: RunResults | None, now: dict[str, Any], checkpoint: str, prompt_config: Part) -> None:
-    """A model trained under one prompt and tokenizer is not measured under another in silence."""
-    then = (trained.data or {}).get("prompting") if trained else None
-    if trained is None or then is None:
-        return
-    settings = {
-        key.removeprefix("prompt."): value for key, value in trained.settings.items() if key.startswith("prompt.")
-    }
-    if differing := prompt_conflict(then, now, then_config=settings, now_config=prompt_config):
-        raise ConfigError(
-            f"checkpoint={checkpoint}: {differing} differs between the training and this evaluation; set prompt=... as in "
-            f"training, or evaluate the export folder itself: checkpoint={checkpoint}/{EXPORT}"
-        )
