@@ -56,11 +56,15 @@ class Record(TrainerCallback):
 
 
 class StopWhenAsked(TrainerCallback):
-    """After the step under way, its checkpoint written. The stage then raises (`Interruption.stop_if_asked`)."""
+    """After the step under way, its checkpoint written. The stage then raises (`Interruption.stop_if_asked`).
 
-    def __init__(self, interruption: Interruption) -> None:
-        self.interruption = interruption
+    every: steps on the same responses, which no checkpoint holds.
+    """
+
+    def __init__(self, interruption: Interruption, *, every: int) -> None:
+        self.interruption, self.every = interruption, every
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if any(self.interruption.reasons()) and state.global_step < state.max_steps:
+        ends_here = state.global_step % self.every == 0 and state.global_step < state.max_steps
+        if ends_here and any(self.interruption.reasons()):
             control.should_save = control.should_training_stop = True

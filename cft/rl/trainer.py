@@ -6,6 +6,7 @@ as they are, so that no second tokenization of a rendered text can differ from t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ def grpo_trainer(
         ConfigError: what TRL says of a setting that our check let pass, or a TRL that this was not made for.
     """
     from datasets import Dataset
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
     from trl import GRPOConfig, GRPOTrainer
 
     if not callable(getattr(GRPOTrainer, "_tokenize_prompts", None)):
@@ -100,10 +101,11 @@ def grpo_trainer(
         reward_funcs=reward,
         args=args,
         train_dataset=Dataset.from_dict(rows_of(asked.problems)),
-        processing_class=model.tokenizer,
+        processing_class=copy.deepcopy(model.tokenizer),  # TRL gives it a padding token, our export keeps its own
         callbacks=callbacks,
         optimizers=(optimizer, None),
     )
+    trainer.remove_callback(PrinterCallback)
     if trainer.ref_model is not None:
         _same_weights(policy.state_dict(), trainer.accelerator.unwrap_model(trainer.ref_model))
     return trainer

@@ -218,7 +218,10 @@ def _learnt(
             folder=folder / CHECKPOINTS,
             device=chosen_device(cfg.device),
             reward=reward,
-            callbacks=[Record(loggers, on_step=bar.advance), StopWhenAsked(interruption)],
+            callbacks=[
+                Record(loggers, on_step=bar.advance),
+                StopWhenAsked(interruption, every=cfg.grpo.num_iterations),
+            ],
         )
         interruption.install()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
