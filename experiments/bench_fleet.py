@@ -36,7 +36,12 @@ def main() -> None:
     quiet_libraries()
     cfg, _ = composed("annotate", ["fleet=ray", "fleet.address=local", "fleet.num_workers=1"])
     splits = build(cfg.data)
-    make = MakeAnnotating.of(cfg, verifier=verifier_for(splits, chosen=build(cfg.verifier)), every_outcome=False)
+    make = MakeAnnotating.of(
+        cfg,
+        verifier=verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags),
+        positions=build(cfg.positions),
+        every_outcome=False,
+    )
     size, problems = arguments.unit_size, splits.train[: arguments.problems]
     units = [Problems(tuple(problems[i : i + size])) for i in range(0, len(problems), size)]
     seconds: dict[str, list[float]] = {"process": [], "ray": []}

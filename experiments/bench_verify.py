@@ -71,7 +71,7 @@ def on_samples(data: Path, *, rows: int, workers: int) -> dict[str, Any]:
     chosen = build(cfg.verifier)
     ours: dict[Verifier, list[tuple[str, Item]]] = {}
     for splits in members_of(build(cfg.benchmark)).values():
-        items = ours.setdefault(verifier_for(splits, chosen=chosen), [])
+        items = ours.setdefault(verifier_for(splits, chosen=chosen, thinking=cfg.verify.thinking.tags), [])
         for problem in splits.of("test")[:rows]:
             gold = problem.answer
             items += [("gold", (style % gold, gold)) for style in STYLES.values()]

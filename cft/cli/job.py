@@ -5,20 +5,25 @@ Nothing below knows of Hydra or OmegaConf.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from cft.cli.method import method_choices
 from cft.config.build import checked, config_hash, own_prefixes, redacted
 from cft.config.compose import nested
+from cft.config.hydra_internals import apply_override
 from cft.config.stages import STAGES
 from cft.config.typed import typed
 from cft.runs.job import Job
@@ -63,6 +68,42 @@ def command_flags(hydra: HydraConf) -> tuple[str, ...]:
     return tuple(word for folder in folders for word in ("--config-dir", folder))
 
 
+@contextmanager
+def hydra_job(
+    stage: str,
+    overrides: Sequence[str],
+    *,
+    folder: Path | None = None,
+    conf_dirs: Sequence[str] = (),
+    check: bool = True,
+) -> Iterator[tuple[Any, Job]]:
+    """What `cft <stage> <overrides>` would call the stage with, for programs; inside, Hydra knows the job as it does there.
+
+    folder: the job's own, None = where the command would put it. conf_dirs: of one's own yaml files, as --config-dir names
+    them. check: whether the config is refused if a stage would refuse it.
+
+    Raises ConfigError.
+    """
+    before = HydraConfig.instance().cfg
+    try:
+        with nested(), initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=stage):
+            cfg = compose(stage, [*_search_path(conf_dirs), *overrides], return_hydra_config=True)
+        with flag_override(cfg, ["struct", "readonly"], [False, False]):
+            cfg.hydra.mode = RunMode.RUN
+            cfg.hydra.runtime.output_dir = "" if folder is None else str(folder)
+            HydraConfig.instance().set_config(cfg)
+            if folder is None:
+                OmegaConf.set_readonly(cfg.hydra, False)
+                cfg.hydra.runtime.output_dir = str(Path(cfg.hydra.run.dir).absolute())
+                HydraConfig.instance().set_config(cfg)
+            hydra = cfg.hydra
+            del cfg["hydra"]
+        inputs, job = stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
+        yield inputs, replace(job, flags=tuple(word for each in conf_dirs for word in ("--config-dir", each)))
+    finally:
+        HydraConfig.instance().cfg = before
+
+
 def composed(
     stage: str,
     overrides: Sequence[str],
@@ -71,25 +112,41 @@ def composed(
     conf_dirs: Sequence[str] = (),
     check: bool = True,
 ) -> tuple[Any, Job]:
-    """What `cft <stage> <overrides>` would call the stage with, for programs.
+    """The inputs alone of `hydra_job`."""
+    with hydra_job(stage, overrides, folder=folder, conf_dirs=conf_dirs, check=check) as inputs:
+        return inputs
 
-    folder: the job's own. conf_dirs: of one's own yaml files, as --config-dir names them. check: whether the config is
-    refused if a stage would refuse it.
 
-    Raises ConfigError.
-    """
-    before = HydraConfig.instance().cfg
+def composed_config(stage: str, overrides: Sequence[str], *, conf_dirs: Sequence[str] = ()) -> dict[str, Any]:
+    """The config of `composed`, resolved and redacted, unchecked; those that differ in values alone are composed once."""
+    values = [word for word in overrides if _is_value(word, conf_dirs=conf_dirs)]
+    options = tuple(word for word in overrides if word not in values)
+    cfg = copy.deepcopy(_with_options(stage, options, tuple(conf_dirs)))
+    parser, before = OverridesParser.create(), HydraConfig.instance().cfg
     try:
-        with nested(), initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=stage):
-            path = [f"hydra.searchpath=[{','.join(f'file://{each}' for each in conf_dirs)}]"] if conf_dirs else []
-            cfg = compose(stage, [*path, *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
-            cfg.hydra.mode = RunMode.RUN
-            cfg.hydra.runtime.output_dir = str(folder)
-            HydraConfig.instance().set_config(cfg)
-            hydra = cfg.hydra
             del cfg["hydra"]
-        inputs, job = stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
-        return inputs, replace(job, flags=tuple(word for each in conf_dirs for word in ("--config-dir", each)))
+        for override in parser.parse_overrides(values):
+            apply_override(cfg, override)
+        return redacted(cfg)
     finally:
         HydraConfig.instance().cfg = before
+
+
+@cache
+def _with_options(stage: str, options: tuple[str, ...], conf_dirs: tuple[str, ...]) -> DictConfig:
+    with nested(), initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name=stage):
+        return compose(stage, [*_search_path(conf_dirs), *options], return_hydra_config=True)
+
+
+def _is_value(word: str, *, conf_dirs: Sequence[str]) -> bool:
+    """Whether an override sets a key that is there, and chooses no option."""
+    key, equals, _ = word.partition("=")
+    if not equals or key[0] in "+~" or "@" in key or "/" in key:
+        return False
+    return "." in key or not any((Path(folder) / key).is_dir() for folder in (CONF_DIR, *conf_dirs))
+
+
+def _search_path(conf_dirs: Sequence[str]) -> list[str]:
+    return [f"hydra.searchpath=[{','.join(f'file://{each}' for each in conf_dirs)}]"] if conf_dirs else []

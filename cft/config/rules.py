@@ -325,7 +325,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             lambda v: v.text("data._target_") in (GIVEN_ROWS, NO_ROWS),
         ),
     ),
-    "labels": (
+    "export": (
         _DATA_IS_READ,
         _PART_OF_PARTS,
         Rule(

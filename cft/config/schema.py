@@ -278,13 +278,27 @@ class ScoreConfig:
 
 
 @dataclass
-class LabelsConfig:
+class RowsExportConfig:
     data: Node = MISSING
     benchmark: Node = MISSING
     mask: Node = MISSING
+    format: Node = MISSING
     annotation: Name = MISSING
     annotations_dir: Name = MISSING
     out: Name = MISSING
+    seed: Seed = MISSING
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PushConfig:
+    path: Name = MISSING
+    repo_id: Name = MISSING
+    part: Literal["auto", "model", "adapter"] = MISSING
+    private: bool = MISSING
+    revision: Name = MISSING
+    message: str = MISSING
+    annotations_dir: Name = MISSING
     seed: Seed = MISSING
     allow_targets: list[str] = field(default_factory=list)
 

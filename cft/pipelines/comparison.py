@@ -1,6 +1,6 @@
 """The steps of `cft compare`: a pipeline whose trainings are repeated for each arm, learning rate and seed.
 
-annotate                 once, unless an annotation is given or the data are rows to train on
+annotate                 once, unless an annotation is given; of data that are rows, their own responses
 base                     the untrained model on the test problems, once
 search-ARM-lrRATE-seedN  one training for each rate, judged on validation problems alone
 ARM-seedN                at the rate that was best, with fresh seeds, tested
@@ -34,7 +34,7 @@ class Design:
     search_seeds: int
     annotation: str
     templates: Mapping[str, Mapping[str, Any]]
-    problems: bool  # the data are problems; else rows, which nothing annotates
+    problems: bool  # the data are problems; else rows, whose own responses are annotated
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> Design:
@@ -52,7 +52,7 @@ class Design:
 
     @property
     def annotates(self) -> bool:
-        return self.problems and not self.annotation
+        return not self.annotation
 
     @property
     def trainings(self) -> int:
@@ -85,9 +85,10 @@ class Design:
 
     def fixed(self) -> dict[str, dict[str, Any]]:
         """Nodes of the annotation and the untrained model."""
-        nodes: dict[str, dict[str, Any]] = (
-            {"annotate": {"stage": "annotate", **self._template("annotate")}} if self.annotates else {}
-        )
+        nodes: dict[str, dict[str, Any]] = {}
+        if self.annotates:
+            given = {} if self.problems else {"responses": "given"}
+            nodes["annotate"] = {"stage": "annotate", **given, **self._template("annotate")}
         nodes["base"] = {"stage": "evaluate", **self._template("evaluate")}
         return nodes
 

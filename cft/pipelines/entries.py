@@ -73,22 +73,27 @@ def filled(value: Any, known: Mapping[str, Any]) -> Any:
     return [filled(inner, known) for inner in value] if isinstance(value, list) else value
 
 
-def shared_with(stage: str, shared: Sequence[Entry]) -> dict[str, Entry]:
+def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False) -> dict[str, Entry]:
     """Those of a pipeline's shared overrides that a stage takes, as it takes them: by the key they had.
 
     `data` are the problems: to annotate, or the benchmark of what is trained and tested. What `evaluation` holds of a
     training, such as max_new_tokens, is so called by other stages. How many samples are drawn, and how, is of tests.
+
+    annotated: the step trains on an annotation, so that `data` that are rows are those which were annotated.
     """
     keys = keys_of(STAGES[stage].schema)
     benchmark = "benchmark" in keys and takes_problems(shared)
     found = {}
     for entry in shared:
         key = entry.key
-        if key.split(".")[0] == "data" and key != "data.dir" and benchmark:
+        of_data = key.split(".")[0] == "data" and key != "data.dir"
+        if of_data and benchmark:
             if stage == "rl":  # it takes problems to respond to beside those that it is tested on
                 found[f"rl {key}"] = entry
             key = f"benchmark{key.removeprefix('data')}"
-        elif stage == "annotate" and key in _OF_TESTS:
+        elif (of_data and (annotated or "data" not in keys or not keys["data"].node)) or (
+            stage == "annotate" and key in _OF_TESTS
+        ):
             continue
         elif entry.part not in keys and key in _inside(stage, "evaluation"):
             key = f"evaluation.{key}"

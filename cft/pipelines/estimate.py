@@ -18,6 +18,7 @@ from rich.table import Table
 from cft.cli.job import composed
 from cft.config.build import build
 from cft.console import console
+from cft.data.row_problems import problems_of
 from cft.files import write_json
 from cft.pipelines.comparison import Design
 from cft.pipelines.plan import Planner, Step, spelled_out
@@ -204,7 +205,7 @@ def _measured(step: Step, done: Mapping[str, Record], *, validation: float) -> t
 def _problems(design: Design, runner: Runner, shared: Mapping[str, Any]) -> int:
     """That will be annotated."""
     config = _inputs(Planner(runner.settings, shared).add("annotate", design.fixed()["annotate"], check=False), runner)
-    there = len(build(config.data).of(config.split))
+    there = len(problems_of(build(config.data)).of(config.split))
     return there if config.limit < 0 else min(config.limit, there)
 
 

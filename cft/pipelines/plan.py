@@ -13,8 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cft.cli.job import composed
-from cft.config.build import ConfigError
+from cft.cli.job import composed_config
 from cft.config.check import ErrorDetail, named, suggestion
 from cft.config.command_line import command_line_errors, read_command_line
 from cft.config.needs import missing_scores, stored_scores
@@ -23,7 +22,6 @@ from cft.config.schema import keys_of
 from cft.config.stages import STAGES, Stage
 from cft.pipelines.entries import Entry, entries_of, filled, referred, shared_with
 from cft.pipelines.reporting import REPORT, ReportSettings, report_errors
-from cft.runs.job import Job
 from cft.runs.run import flat
 from cft.shipped import CONF_DIR
 
@@ -147,24 +145,22 @@ class Planner:
             errors.append(ErrorDetail(entry.key, text))
             own.remove(entry)
         folder = self.settings.folder / name
-        taken = shared_with(stage, self.shared)
+        given = {entry.key for entry in own}
+        taken = shared_with(stage, self.shared, annotated="data.annotation" in given)
         self._taken |= set(taken)
         self._stages.add(stage)
-        given = {entry.key for entry in own}
         shared = [entry for entry in taken.values() if entry.key not in given]
         words = [entry.word for entry in (*self._defaults(STAGES[stage], folder), *shared, *own)]
         found = _composed(stage, tuple(words), self.settings, check=check)
         errors += found.errors
-        if found.job is None:
+        if found.config is None:
             return None
-        out = _out(STAGES[stage], found.job.config, folder)
+        out = _out(STAGES[stage], found.config, folder)
         if (twin := next((step for step in self.steps if step.out == out and step.stage == stage), None)) is not None:
             key = (STAGES[stage].out or ("",))[-1]
             errors.append(ErrorDetail(key, f"writes to {out}, as step {twin.name} does; give it another {key}"))
-        words += self._wandb_group(found.job.config)
-        return Step(
-            name=name, stage=stage, overrides=tuple(words), folder=folder, out=out, config=dict(found.job.config)
-        )
+        words += self._wandb_group(found.config)
+        return Step(name=name, stage=stage, overrides=tuple(words), folder=folder, out=out, config=dict(found.config))
 
     def _filled(self, own: Sequence[Entry], errors: list[ErrorDetail]) -> list[Entry]:
         """With earlier steps' outputs; entries about faulty steps are left out, those have their own messages."""
@@ -211,7 +207,7 @@ class Planner:
 @dataclass(frozen=True, slots=True)
 class _Composed:
     errors: tuple[ErrorDetail, ...]
-    job: Job | None
+    config: dict[str, Any] | None
 
 
 @cache
@@ -225,11 +221,7 @@ def _composed(stage: str, words: tuple[str, ...], settings: Settings, *, check: 
         errors = command_line_errors(line, stage=stage)
     if errors:
         return _Composed(tuple(errors), None)
-    try:
-        _, job = composed(stage, argv, folder=settings.folder, conf_dirs=settings.conf_dirs, check=False)
-    except ConfigError as error:
-        return _Composed(tuple(e if isinstance(e, ErrorDetail) else ErrorDetail("", e) for e in error.errors), None)
-    return _Composed((), job)
+    return _Composed((), composed_config(stage, argv, conf_dirs=settings.conf_dirs))
 
 
 def spelled_out(stage: str, words: Sequence[str]) -> list[str]:

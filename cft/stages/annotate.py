@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cft import run_log
 from cft.annotation.annotator import Unit
 from cft.annotation.responses import GIVEN, wanted
 from cft.annotation.sampled import COLUMNS
@@ -77,6 +78,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
             part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard"), in_order=crew.in_order),
             further_columns=_further_columns(cfg, positions),
         ):
+            run_log.write_to(job.folder)  # each shard's own, and each resumption's
             estimated = _estimate_of_given(cfg, spec, positions) if cfg.responses in GIVEN else None
             counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers, estimated=estimated)
             counts += _fill_units(store, crew, plan=plan, shard=shard)

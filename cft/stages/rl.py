@@ -32,7 +32,7 @@ from cft.quiet import quiet_libraries
 from cft.rl.arm import PARTS, arm_after, start_settings
 from cft.rl.problems import Asked, asked
 from cft.runs.arm import arm_of
-from cft.runs.cards import write_rl_card
+from cft.runs.cards import write_model_card
 from cft.runs.job import Job
 from cft.runs.lineage import Link, checkpoint_link, lineage
 from cft.runs.names import run_name
@@ -184,7 +184,7 @@ def _run(
         interruption.stop_if_asked()
         results = RunResults(**facts, **measured, base=base, train_seconds=round(seconds, 2))
         results.write(folder)
-        write_rl_card(folder)
+        write_model_card(folder)
         log_made(loggers, checkpoint_link(folder))
     _print_end(results, folder=folder, seconds=time.monotonic() - begun)
     return results.accuracy

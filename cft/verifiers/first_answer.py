@@ -35,7 +35,7 @@ class FirstAnswer:
 
     name: ClassVar[str] = "first_answer"
     version: ClassVar[str] = "3"
-    can_be_final = True
+    can_be_final: ClassVar[bool] = True
     inner: Verifier
 
     def __call__(self, response: str, answer: str) -> Verdict:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cft.errors import UserError
 from cft.files import sha256_file
@@ -22,7 +22,7 @@ class LastAnswer:
 
     __slots__ = ()
 
-    can_be_final = False
+    can_be_final: ClassVar[bool] = False
 
     def final(self, text: str) -> bool:
         """Not before the end: a later marker, phrase, number or line is the answer instead."""

@@ -79,12 +79,12 @@ def test_every_arm_has_the_method_first_and_the_common_budget_after_it() -> None
     assert one.trainings == 2 * (2 + 2)
 
 
-def test_an_annotation_that_is_there_and_rows_are_not_annotated() -> None:
-    assert design(annotation="mine").training("sft", rate=1.0, seed=0)["data.annotation"] == "mine"
-    assert not design(annotation="mine").annotates
-    rows = design(shared={"data": "annotated"})  # an option of `data` that is no benchmark
-    assert not rows.annotates
-    assert "data.annotation" not in rows.training("sft", rate=1.0, seed=0)
+def test_an_annotation_that_is_there_is_taken_and_rows_are_annotated_as_they_are() -> None:
+    there = design(annotation="mine")
+    assert there.training("sft", rate=1.0, seed=0)["data.annotation"] == "mine"
+    assert list(there.fixed()) == ["base"]
+    assert design(shared={"data": "rows"}).fixed()["annotate"] == {"stage": "annotate", "responses": "given"}
+    assert design().fixed()["annotate"] == {"stage": "annotate"}
 
 
 def test_what_is_wrong_with_a_design_is_said_before_anything_starts() -> None:

@@ -17,8 +17,8 @@ import pytest
 from tests.conftest import ROOT
 
 WORDS = (
-    *("pipeline=cft", "limit=12", "steps.annotate.limit=24", "steps.annotate.unit_size=8", "num_samples=0"),
-    *("steps.train.validation.problems=4", "steps.train.trainer.max_epochs=3", "steps.train.data.batch_size=2"),
+    *("pipeline=cft", "limit=6", "steps.annotate.limit=16", "steps.annotate.unit_size=8", "num_samples=0"),
+    *("steps.train.validation.problems=2", "steps.train.trainer.max_epochs=2", "steps.train.data.batch_size=2"),
     *("steps.train.callbacks.last.every_n_steps=1", "hydra.run.dir=out"),
 )
 
@@ -76,7 +76,7 @@ def test_three_kills_and_a_restart(tmp_path: Path) -> None:
     assert process.wait(600) == 0, (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
     assert "Resuming" in log  # the annotation's units
-    assert f"resume={out / 'train'}" in log or "resume=" in (out / "train" / "config.yaml").read_text()
+    assert f"resume: {out / 'train'}" in (out / "train" / "config.yaml").read_text()
     assert (out / "steps" / "annotate.json").stat().st_mtime_ns == annotated
     assert (out / "train" / "results.json").read_bytes() == trained
     for step in ("annotate", "train", "base", "evaluate", "report"):

@@ -106,3 +106,5 @@ def test_rows_to_train_on_are_no_benchmark() -> None:
     """`data` that only training knows is that of the training, not of the test."""
     shared = entries_of({"data": "annotated", "data.max_rows": 3})
     assert [entry.word for entry in shared_with("train", shared).values()] == ["data=annotated", "data.max_rows=3"]
+    assert shared_with("train", shared, annotated=True) == {}  # rows that an earlier step annotates
+    assert shared_with("evaluate", shared) == shared_with("score", shared) == {}
