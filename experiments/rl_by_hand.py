@@ -3,8 +3,8 @@
     python -m experiments.rl_by_hand [--steps 200] [--seed 0] [--out outputs/rl_by_hand]
 
 By hand means: TRL's documentation followed, with no line of `cft/rl`. The model from its folder, prompts as text of the
-tokenizer's chat template, AdamW as `GRPOConfig` makes it, and a reward function of three lines around the same verifier. Both run
-one after the other; ends in one line of JSON: the largest difference of each curve.
+tokenizer's chat template, AdamW as `GRPOConfig` makes it, and a reward function of three lines around the same verifier.
+Both run one after the other; ends in one line of JSON: the largest difference of each curve.
 """
 
 from __future__ import annotations
