@@ -30,7 +30,7 @@ def by_hand(*, steps: int, seed: int, folder: Path) -> list[dict[str, float]]:
     """What TRL logs at each step."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] - an extra
 
     path = locate("package:tiny_arith")
     tokenizer = AutoTokenizer.from_pretrained(path)

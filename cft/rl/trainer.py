@@ -77,7 +77,7 @@ def grpo_trainer(
     """
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] - an extra
 
     if not callable(getattr(GRPOTrainer, "_tokenize_prompts", None)):
         raise ConfigError(
