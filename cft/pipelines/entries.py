@@ -82,12 +82,13 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
     annotated: the step trains on an annotation, so that `data` that are rows are those which were annotated.
     """
     keys = keys_of(STAGES[stage].schema)
-    benchmark = "benchmark" in keys and takes_problems(shared)
+    problems = takes_problems(shared)
+    takes_data = "data" in keys and keys["data"].node and (stage == "annotate" or not (problems or annotated))
     found = {}
     for entry in shared:
         key = entry.key
         of_data = key.split(".")[0] == "data" and key != "data.dir"
-        if of_data and benchmark:
+        if of_data and problems and "benchmark" in keys:
             key = f"benchmark{key.removeprefix('data')}"
         elif (of_data and (annotated or "data" not in keys or not keys["data"].node)) or (
             stage == "annotate" and key in _OF_TESTS
