@@ -79,7 +79,7 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
     `data` are the problems: to annotate, or the benchmark of what is trained and tested. What `evaluation` holds of a
     training, such as max_new_tokens, is so called by other stages. How many samples are drawn, and how, is of tests.
 
-    annotated: the step trains on an annotation, so that `data` that are rows are those which were annotated.
+    annotated: the step reads an annotation, so that `data` that are rows are those which were annotated.
     """
     keys = keys_of(STAGES[stage].schema)
     problems = takes_problems(shared)
@@ -90,9 +90,7 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
         of_data = key.split(".")[0] == "data" and key != "data.dir"
         if of_data and problems and "benchmark" in keys:
             key = f"benchmark{key.removeprefix('data')}"
-        elif (of_data and (annotated or "data" not in keys or not keys["data"].node)) or (
-            stage == "annotate" and key in _OF_TESTS
-        ):
+        elif (of_data and not takes_data) or (stage == "annotate" and key in _OF_TESTS):
             continue
         elif entry.part not in keys and key in _inside(stage, "evaluation"):
             key = f"evaluation.{key}"
