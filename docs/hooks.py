@@ -4,16 +4,19 @@
     reference/config/<group>.md   every option of a group with its defaults
     reference/methods.md          `cft/report/catalogue.py`
     reference/api/<package>.md    the public modules of each package, for mkdocstrings
+    guides/notebook.md            guides/notebook.ipynb with its outputs, as `make notebook` left it
 
 After the build every link of the site is followed: a page, file or anchor that is missing fails the build.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -52,6 +55,7 @@ def generated() -> Iterator[tuple[str, str]]:
     from cft.report.catalogue import document  # imports torch: only where pages are built
 
     yield "reference/methods.md", _linked(document())
+    yield "guides/notebook.md", notebook_page(ROOT / "docs" / "guides" / "notebook.ipynb")
     yield "reference/config/index.md", _config_index()
     for group in groups():
         yield f"reference/config/{group}.md", _group_page(group)
@@ -173,6 +177,34 @@ def _api_index() -> str:
 
 def _api_page(package: str) -> str:
     return "\n\n".join([f"# cft.{package}", *(f"::: {name}" for name in modules(package))]) + "\n"
+
+
+# --- the notebook
+
+
+def notebook_page(path: Path) -> str:
+    """Cells and outputs as Markdown; HTML of a result as it is."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    parts = [part for cell in cells for part in _cell(cell)]
+    parts.insert(1, f"[The notebook itself]({path.name}), executed by `make notebook`.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(cell: dict[str, Any]) -> Iterator[str]:
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        yield source
+        return
+    yield f"```python\n{source}\n```"
+    printed = []
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if "text/html" in data and output["output_type"] == "execute_result":
+            yield "".join(data["text/html"])
+        else:
+            printed.append("".join(output.get("text") or data.get("text/plain", "")).rstrip())
+    if any(printed):
+        yield "```text\n" + "\n".join(filter(None, printed)) + "\n```"
 
 
 # --- links of the built site

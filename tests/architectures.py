@@ -139,6 +139,18 @@ FAMILIES: dict[str, Family] = {
     "lfm2": Family("lfm2", {"layer_types": ["conv", "full_attention"]}, ("reference",), packs=False),
     "mamba": Family("mamba", {"state_size": 4}, ("reference",), packs=False, attention="eager"),
     "bamba": Family("bamba", {**MAMBA2, "attn_layer_indices": [1]}, ("reference",), packs=False),
+    "recurrentgemma": Family(
+        "recurrent_gemma",
+        {
+            "head_dim": 8,
+            "lru_width": 32,
+            "attention_window_size": WINDOW,
+            "num_hidden_layers": 3,
+            "logits_soft_cap": 3.0,
+        },
+        ("reference",),
+        packs=False,
+    ),
     "falcon-h1": Family(
         "falcon_h1",
         {**MAMBA2, "mamba_d_ssm": 64, "head_dim": 8, "lm_head_multiplier": 0.4},

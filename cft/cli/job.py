@@ -6,7 +6,8 @@ Nothing below knows of Hydra or OmegaConf.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -67,18 +68,19 @@ def command_flags(hydra: HydraConf) -> tuple[str, ...]:
     return tuple(word for folder in folders for word in ("--config-dir", folder))
 
 
-def composed(
+@contextmanager
+def hydra_job(
     stage: str,
     overrides: Sequence[str],
     *,
-    folder: Path = Path("run"),
+    folder: Path | None = None,
     conf_dirs: Sequence[str] = (),
     check: bool = True,
-) -> tuple[Any, Job]:
-    """What `cft <stage> <overrides>` would call the stage with, for programs.
+) -> Iterator[tuple[Any, Job]]:
+    """What `cft <stage> <overrides>` would call the stage with, for programs; inside, Hydra knows the job as it does there.
 
-    folder: the job's own. conf_dirs: of one's own yaml files, as --config-dir names them. check: whether the config is
-    refused if a stage would refuse it.
+    folder: the job's own, None = where the command would put it. conf_dirs: of one's own yaml files, as --config-dir names
+    them. check: whether the config is refused if a stage would refuse it.
 
     Raises ConfigError.
     """
@@ -88,14 +90,31 @@ def composed(
             cfg = compose(stage, [*_search_path(conf_dirs), *overrides], return_hydra_config=True)
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
             cfg.hydra.mode = RunMode.RUN
-            cfg.hydra.runtime.output_dir = str(folder)
+            cfg.hydra.runtime.output_dir = "" if folder is None else str(folder)
             HydraConfig.instance().set_config(cfg)
+            if folder is None:
+                OmegaConf.set_readonly(cfg.hydra, False)
+                cfg.hydra.runtime.output_dir = str(Path(cfg.hydra.run.dir).absolute())
+                HydraConfig.instance().set_config(cfg)
             hydra = cfg.hydra
             del cfg["hydra"]
         inputs, job = stage_inputs(checked(cfg, stage) if check else cfg, stage, hydra)
-        return inputs, replace(job, flags=tuple(word for each in conf_dirs for word in ("--config-dir", each)))
+        yield inputs, replace(job, flags=tuple(word for each in conf_dirs for word in ("--config-dir", each)))
     finally:
         HydraConfig.instance().cfg = before
+
+
+def composed(
+    stage: str,
+    overrides: Sequence[str],
+    *,
+    folder: Path = Path("run"),
+    conf_dirs: Sequence[str] = (),
+    check: bool = True,
+) -> tuple[Any, Job]:
+    """The inputs alone of `hydra_job`."""
+    with hydra_job(stage, overrides, folder=folder, conf_dirs=conf_dirs, check=check) as inputs:
+        return inputs
 
 
 def composed_config(stage: str, overrides: Sequence[str], *, conf_dirs: Sequence[str] = ()) -> dict[str, Any]:

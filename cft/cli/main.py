@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from cft import __version__
-from cft.cli import report, stage
+from cft.cli import completion, report, stage
 from cft.cli.exit_status import EXIT_USER_ERROR
 from cft.config.stages import STAGES
 
-COMMANDS = {**{name: entry.summary for name, entry in STAGES.items()}, "report": report.SUMMARY}
+COMMANDS = {
+    **{name: entry.summary for name, entry in STAGES.items()},
+    "report": report.SUMMARY,
+    "completion": completion.SUMMARY,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f", did you mean {near[0]}?" if near else ""
         print(f"cft: no command {name!r}{hint}\n\n{overview()}", file=sys.stderr)
         return EXIT_USER_ERROR
+    if name == "completion":
+        return completion.run(arguments, commands=tuple(COMMANDS))
     return stage.run(name, arguments) if name in STAGES else report.run(arguments)
 
 

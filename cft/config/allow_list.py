@@ -18,10 +18,12 @@ from cft.config.source import Definition, TargetError, resolve
 
 OWN = ("cft.",)
 LIBRARIES = ("torch.optim.", "lightning.pytorch.")  # their classes only
-# Their business is to make any object by name, or to read a command line.
+# Their business is to make any object by name, to read a command line, or to run jobs.
 _NEVER = (
     "lightning.pytorch.cli.",
+    "cft.api.",
     "cft.config.",
+    "cft.stages.",
 )
 
 
@@ -69,7 +71,7 @@ def _refused_definition(target: str, definition: Definition, extra: Sequence[str
     if not name.startswith((*OWN, *LIBRARIES, *extra)):
         return f"'{target}' is refused: it is {name}, which is not under {_listed(extra)}"
     if name.startswith(_NEVER) or target.startswith(_NEVER):
-        return f"'{target}' is refused: it builds other objects by name or reads the command line"
+        return f"'{target}' is refused: it builds other objects by name, reads the command line or runs jobs"
     if definition.kind not in ("class", "function"):
         return f"'{target}' is refused: it is neither a class nor a function of a module"
     if name.startswith(LIBRARIES) and not name.startswith((*OWN, *extra)) and definition.kind != "class":

@@ -54,20 +54,23 @@ def check_command_line(stage: str, argv: Sequence[str] | None = None, conf_dir: 
 
     Does nothing where the command line is sound, or only asks for --help, --cfg and the like.
     """
-    from cft.config.command_line import (  # a job in a launcher never needs it
-        command_line_errors,
-        read_command_line,
-    )
-
-    line = read_command_line(sys.argv[1:] if argv is None else argv, stage=stage, conf_dir=conf_dir)
-    if line.shows_only:
-        return
-    errors = command_line_errors(line, stage=stage)
+    errors = errors_of(stage, sys.argv[1:] if argv is None else argv, conf_dir=conf_dir)
     if errors:
         count = "1 configuration error" if len(errors) == 1 else f"{len(errors)} configuration errors"
         report = "\n".join(f"  {m}" for m in errors)
         print(f"cft {stage}: {count}, nothing was started\n{report}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def errors_of(stage: str, argv: Sequence[str], *, conf_dir: Path = CONF_DIR) -> list[ErrorDetail]:
+    """Every error of a command line; none of one that only asks for --help and the like."""
+    from cft.config.command_line import (  # a job in a launcher never needs it
+        command_line_errors,
+        read_command_line,
+    )
+
+    line = read_command_line(argv, stage=stage, conf_dir=conf_dir)
+    return [] if line.shows_only else command_line_errors(line, stage=stage)
 
 
 def checked(cfg: DictConfig, stage: str) -> DictConfig:

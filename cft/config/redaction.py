@@ -29,7 +29,7 @@ def is_secret_key(key: str) -> bool:
 
 
 def holds_secret(text: str) -> bool:
-    return bool(_URL_PASSWORD.search(text)) or any(secret in text for secret in _environment_secrets())
+    return bool(_URL_PASSWORD.search(text)) or any(secret in text for secret in environment_secrets())
 
 
 def redacted(value: object, *, key: str = "") -> object:
@@ -56,12 +56,12 @@ def redacted_text(text: str) -> str:
 
 def hidden(text: str) -> str:
     """Prose, such as a model's response, with the environment's secrets and the passwords of URLs replaced."""
-    for secret in _environment_secrets():
+    for secret in environment_secrets():
         text = text.replace(secret, REDACTED)
     return _URL_PASSWORD.sub(lambda m: m.group().split("://")[0] + f"://{REDACTED}@", text)
 
 
-def _environment_secrets() -> list[str]:
+def environment_secrets() -> list[str]:
     """Longest first, so that a secret which contains another is replaced whole."""
     found = {v for k, v in os.environ.items() if is_secret_key(k) and len(v) >= _SHORTEST_SECRET}
     return sorted(found, key=len, reverse=True)

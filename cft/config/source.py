@@ -224,7 +224,9 @@ def _in_module(source: griffe.Module, name: str, *, hops: int = 0) -> Definition
             return found
     if read_module(path) is not None:
         return Definition(path, "module")
-    return Definition(path, "unreadable") if "__getattr__" in source.members else None  # made at run time
+    # Made at run time; a module that lists its names makes no others.
+    made = "__getattr__" in source.members and (source.exports is None or name in map(str, source.exports))
+    return Definition(path, "unreadable") if made else None
 
 
 def _signature(parameters: griffe.Parameters, *, skip: int) -> Signature:

@@ -67,6 +67,12 @@ STAGES: dict[str, Stage] = {
         RULES["evaluate"],
         arguments="cft.benchmarks.sweep:in_one_run",
     ),
+    "rl": Stage(
+        "reinforcement learning from a checkpoint: the verifier's verdicts as rewards (TRL's GRPOTrainer)",
+        schema.RlConfig,
+        "cft.stages.rl:rl",
+        RULES["rl"],
+    ),
     "score": Stage(
         "what a frozen model says of each token of an annotation, stored for methods that ask for it",
         schema.ScoreConfig,
@@ -74,12 +80,17 @@ STAGES: dict[str, Stage] = {
         RULES["score"],
         redo=("replace=true",),
     ),
-    "labels": Stage(
-        "a mask's choice as input_ids and labels, a data set for other trainers",
-        schema.LabelsConfig,
-        "cft.stages.labels:labels",
-        RULES["labels"],
+    "export": Stage(
+        "an annotation under a mask as a data set for TRL, Axolotl, LLaMA-Factory, ms-swift, Tinker, DPO or verl",
+        schema.RowsExportConfig,
+        "cft.stages.export:export",
+        RULES["export"],
         out=("out",),
+    ),
+    "push": Stage(
+        "an annotation, an export, a model or its adapters to the Hugging Face hub",
+        schema.PushConfig,
+        "cft.stages.push:push",
     ),
     "agreement": Stage(
         "how far two annotations of the same problems agree, such as those of two engines; shown in the card of the first",

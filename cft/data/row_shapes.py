@@ -52,7 +52,7 @@ def shape_of(
         "tokens": "input_ids" in value,
         "spans": "segments" in value or ("text" in value and "spans" in value),
     }
-    found = [one for one in SHAPES if there[one]]
+    found: list[Shape] = [one for one in SHAPES if there[one]]
     if len(found) == 1:
         return found[0]
     if found:

@@ -28,6 +28,10 @@ class CannotLock(UserError, RuntimeError):
     """This machine cannot lock a process that runs a program; the message says why and what to do."""
 
 
+class _Ended(Exception):
+    """The nursery has ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """A program and its test.
@@ -129,28 +133,40 @@ class _Nursery:
             if self._process.poll() is not None:
                 self.close()
                 self._start()
-            limits = {"cpu_s": cpu_s, "memory_bytes": memory_bytes}
-            pids: list[int] = []
-            said, ends = b"", list[dict[str, Any]]()
-            asks, answers = socket.socketpair()
-            ours, theirs = socket.socketpair()
-            with ours:
-                try:
-                    with asks, answers, theirs:
-                        pids.append(self._command({"spawn": "program", **limits}, [answers.fileno()])["pid"])
-                        pids.append(
-                            self._command({"spawn": "tester", **limits}, [asks.fileno(), theirs.fileno()])["pid"]
-                        )
-                    said = _exchanged(ours, json.dumps(asdict(trial)).encode() + b"\n", seconds=wall_s)
-                finally:
-                    ends = self._command({"end": pids, "patience_s": 0.2 if said else 0.0})["ended"]
-            return _report(said, program=ends[0], test=ends[1], cpu_s=cpu_s, wall_s=wall_s)
+            try:
+                said, program, test = self._run(trial, {"cpu_s": cpu_s, "memory_bytes": memory_bytes}, wall_s=wall_s)
+            except _Ended:  # such as by a machine without memory; what it began ends with it
+                self._process.kill()
+                return Report("undecided", "the process that runs programs was ended from outside")
+            return _report(said, program=program, test=test, cpu_s=cpu_s, wall_s=wall_s)
+
+    def _run(
+        self, trial: Trial, limits: dict[str, int], *, wall_s: float
+    ) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+        """(what the test said, how program and test ended). Raises _Ended."""
+        pids: list[int] = []
+        said, ends = b"", list[dict[str, Any]]()
+        asks, answers = socket.socketpair()
+        ours, theirs = socket.socketpair()
+        with ours:
+            try:
+                with asks, answers, theirs:
+                    pids.append(self._command({"spawn": "program", **limits}, [answers.fileno()])["pid"])
+                    to_both = [asks.fileno(), theirs.fileno()]
+                    pids.append(self._command({"spawn": "tester", **limits}, to_both)["pid"])
+                said = _exchanged(ours, json.dumps(asdict(trial)).encode() + b"\n", seconds=wall_s)
+            finally:
+                ends = self._command({"end": pids, "patience_s": 0.2 if said else 0.0})["ended"]
+        return said, ends[0], ends[1]
 
     def _command(self, command: dict[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
-        socket.send_fds(self._commands, [json.dumps(command).encode()], list(descriptors))
-        answer = self._commands.recv(1 << 16)
+        try:
+            socket.send_fds(self._commands, [json.dumps(command).encode()], list(descriptors))
+            answer = self._commands.recv(1 << 16)
+        except OSError as error:
+            raise _Ended from error
         if not answer:
-            raise RuntimeError("the process that runs programs has ended")
+            raise _Ended
         return json.loads(answer)
 
 
@@ -210,7 +226,9 @@ def _environment() -> dict[str, str]:
     """What the nursery sees: where modules are, and settings under which every run is the same."""
     root = str(Path(cft.__file__).parent.parent)
     path = dict.fromkeys([root, *(os.path.abspath(entry or os.getcwd()) for entry in sys.path)])
-    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # none can be begun
+    fixed = {"PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}
+    return {"PYTHONPATH": os.pathsep.join(path), **fixed, **threads}
 
 
 def _close(process: subprocess.Popen[bytes], commands: socket.socket, owner: int) -> None:

@@ -87,7 +87,7 @@ class Connection:
     def plain(self, value: Any) -> Any:
         try:
             return decoded(value, lambda number: self.remotes.setdefault(number, Remote(self, number)))
-        except (ValueError, TypeError, IndexError, ArithmeticError, RecursionError):
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
             raise self.end("wrong", _UNREADABLE) from None
 
     def typed(self, kind: type[Any], *request: Any) -> Any:

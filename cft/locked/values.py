@@ -1,12 +1,13 @@
 """Plain data as lines of JSON, between two processes of which one believes nothing that the other sends.
 
-Lists, tuples, sets, dictionaries, numbers and text, bytes, ranges, fractions, decimals, and what is made of them. Of a value
-whose type is derived from one of these the base alone goes over: no comparison of the program's own is ever asked. Anything
-else stays where it is, and a `Remote` with its number goes over.
+Lists, tuples, sets, dictionaries, numbers and text, bytes, ranges, fractions, decimals, types of the language, and what is
+made of them. Of a value whose type is derived from one of these the base alone goes over: no comparison of the program's own
+is ever asked. Anything else stays where it is, and a `Remote` with its number goes over.
 """
 
 from __future__ import annotations
 
+import builtins
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 MAX_BYTES = 64 << 20
 _SMALL = 1 << 62
+_COLLECTIONS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class Unpassable(Exception):
@@ -45,20 +47,24 @@ def encoded(value: Any, stays: Callable[[Any], int]) -> Any:
         return [type(value).__name__ if type(value) in (bytes, bytearray) else "bytes", bytes(value).hex()]
     if isinstance(value, dict):
         return ["dict", [[encoded(key, stays), encoded(one, stays)] for key, one in dict.items(value)]]
-    for kind in (list, tuple, set, frozenset):
+    for name, kind in _COLLECTIONS.items():
         if isinstance(value, kind):
-            return [kind.__name__, [encoded(one, stays) for one in kind.__iter__(value)]]
+            return [name, [encoded(one, stays) for one in kind.__iter__(value)]]
     if type(value) is range:
         return ["range", *(hex(part) for part in (value.start, value.stop, value.step))]
     if type(value) is Fraction:
         return ["Fraction", hex(value.numerator), hex(value.denominator)]
     if type(value) is Decimal:
         return ["Decimal", str(value)]
+    if type(value) is type and vars(builtins).get(value.__name__) is value:
+        return ["type", value.__name__]
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return encoded(value.item(), stays)  # a number that is equal to a plain one
     return ["remote", stays(value)]
 
 
 def decoded(value: Any, remote: Callable[[int], Any]) -> Any:
-    """remote: what stands for the value of a number. Raises ValueError or TypeError for what `encoded` never makes."""
+    """remote: what stands for the value of a number. Raises ValueError, TypeError or LookupError for what is no value."""
     if not isinstance(value, list):
         if isinstance(value, dict):
             raise ValueError("no value")
@@ -66,8 +72,7 @@ def decoded(value: Any, remote: Callable[[int], Any]) -> Any:
     kind, *parts = value
     if kind == "dict":
         return {decoded(key, remote): decoded(one, remote) for key, one in parts[0]}
-    if kind in ("list", "tuple", "set", "frozenset"):
-        made = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
+    if made := _COLLECTIONS.get(kind):
         return made([decoded(one, remote) for one in parts[0]])
     if kind in ("bytes", "bytearray"):
         return {"bytes": bytes, "bytearray": bytearray}[kind].fromhex(parts[0])
@@ -83,6 +88,8 @@ def decoded(value: Any, remote: Callable[[int], Any]) -> Any:
         return Fraction(int(parts[0], 16), int(parts[1], 16))
     if kind == "Decimal":
         return Decimal(parts[0])
+    if kind == "type" and type(named := vars(builtins)[parts[0]]) is type:
+        return named
     if kind == "remote" and type(parts[0]) is int:
         return remote(parts[0])
     raise ValueError("no value")

@@ -79,8 +79,9 @@ def write_annotation_card(store: AnnotationStore) -> Path:
 
 
 def write_model_card(folder: Path) -> Path:
-    """README.md in the export of a finished run of cft train."""
-    return write_card(folder / EXPORT, model_card(folder))
+    """README.md in the export of a finished run of cft train or cft rl."""
+    told = rl_card if RunResults.read(folder / RESULTS).stage == "rl" else model_card
+    return write_card(folder / EXPORT, told(folder))
 
 
 def write_card(folder: Path, text: str) -> Path:
@@ -152,8 +153,8 @@ def annotation_card(store: AnnotationStore) -> str:
     return card(header, parts)
 
 
-def model_card(folder: Path) -> str:
-    """folder: of a finished run of cft train."""
+def model_card(folder: Path, *, adapter: bool = False) -> str:
+    """folder: of a finished run of cft train. adapter: of its adapters alone, which are used on top of the base model."""
     results = RunResults.read(folder / RESULTS)
     settings, data, arm = results.settings, results.data or {}, results.arm
     budget, chosen_by, best_epoch = results.budget or {}, results.best_validation or {}, results.best_epoch or 0
@@ -163,7 +164,7 @@ def model_card(folder: Path) -> str:
     metrics = {name: found for name, found in results.metrics.items() if found.get("value") is not None}
     published = _HUB_ID.fullmatch(base) is not None and not Path(base).exists()
     header = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         license="unknown",
         tags=TAGS,
@@ -208,8 +209,7 @@ def model_card(folder: Path) -> str:
         "## Results",
         _numbers(results, metrics),
         "## Use",
-        code("python", 'transformers.AutoModelForCausalLM.from_pretrained("<this folder>")'),
-        code("bash", "cft evaluate checkpoint=<this folder>"),
+        *_use(adapter=adapter),
         "## All settings",
         code("yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip()),
         "## Limits",
@@ -217,6 +217,62 @@ def model_card(folder: Path) -> str:
         "what may be done with these weights.",
     ]
     return card(header, parts)
+
+
+def rl_card(folder: Path) -> str:
+    """folder: of a finished run of cft rl."""
+    results = RunResults.read(folder / RESULTS)
+    settings, data, arm, budget = results.settings, results.data or {}, results.arm, results.budget or {}
+    title = f"{arm['model']} after reinforcement learning on {data['problems']}"
+    metrics = {name: found for name, found in results.metrics.items() if found.get("value") is not None}
+    base = settings.get("model.path", "")
+    header = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license="unknown",
+        tags=TAGS,
+        base_model=base if _HUB_ID.fullmatch(base) and not Path(base).exists() else None,
+    )
+    method = ", ".join(f"{name} {value}" for name, value in arm.items() if part_of(name) in METHOD and value != "none")
+    facts = {
+        "started from": f"{arm['model']}{f', fine-tuned: {method}' if method else ''}",
+        "problems": f"{data['train_problems']:,} of {data['problems']}, SHA-256 {data['fingerprint']}",
+        "reward": f"verdicts of `{data['verifier']}`; undecided ones left out; length penalty "
+        f"{settings['reward.length_penalty']}",
+        "training": f"GRPOTrainer of TRL, loss {settings['grpo.loss_type']}, steps: {budget['steps']} of "
+        f"{budget['rows_per_step']} responses, learning rate: {settings['optimizer.lr']}, seed: {results.seed}",
+        "settings (identity)": results.identity,
+    }
+    parts = [
+        f"# {title}",
+        f"Made with Critical Token Fine-tuning ({PAPER}), cft {__version__}.",
+        "## Made from",
+        table(("", ""), facts.items()),
+        commands(results.lineage),
+        "## Results",
+        _numbers(results, metrics),
+        "## Use",
+        *_use(adapter=False),
+        "## All settings",
+        code("yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip()),
+        "## Limits",
+        "This is one run with one seed. The licenses of the base model and of the problems were not recorded here; both bind "
+        "what may be done with these weights.",
+    ]
+    return card(header, parts)
+
+
+def _use(*, adapter: bool) -> list[str]:
+    if adapter:
+        lines = (
+            'base = transformers.AutoModelForCausalLM.from_pretrained("<the base model>")',
+            'peft.PeftModel.from_pretrained(base, "<this folder>")',
+        )
+        return [code("python", "\n".join(lines)), "These are the adapters; their base model is named above."]
+    return [
+        code("python", 'transformers.AutoModelForCausalLM.from_pretrained("<this folder>")'),
+        code("bash", "cft evaluate checkpoint=<this folder>"),
+    ]
 
 
 def _trained_on(data: dict[str, Any], results: RunResults) -> dict[str, str]:

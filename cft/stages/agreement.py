@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from cft import run_log
 from cft.annotation.store import AnnotationStore, find_annotation
 from cft.config.schema import AgreementConfig
 from cft.console import console
@@ -16,12 +17,12 @@ from cft.runs.job import Job
 
 def agreement(cfg: AgreementConfig, job: Job) -> Path:
     """Returns the file written, in the folder of the first annotation."""
-    del job
     one, other = (
         AnnotationStore(find_annotation(name, annotations_dir=cfg.annotations_dir, key=key))
         for name, key in ((cfg.annotation, "annotation"), (cfg.other, "other"))
     )
     found = compare(one, other)
+    run_log.write_to(job.folder)
     path = write_agreement(one, other, found)
     write_annotation_card(one)
     title = f"{cfg.annotation} ({engine_of(one.manifest())}) and {cfg.other} ({engine_of(other.manifest())})"

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cft import run_log
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
 from cft.config.build import ConfigError, build
 from cft.config.part import Part
@@ -78,6 +79,7 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
         if len(known) == len(rows) == len(stored.values):
             console.print(f"{folder / name}: all {len(rows):,} rows have their values already; nothing to do")
             return folder / name
+    run_log.write_to(job.folder)
     started = time.monotonic()
     missing = [row for row in rows if row.response_id not in known]
     make = MakeScoring(cfg.score, spec)

@@ -154,9 +154,9 @@ def test_the_command_alone_lists_its_commands(capsys: pytest.CaptureFixture[str]
     for argv in ([], ["--help"]):
         assert main(argv) == 0
         text = capsys.readouterr().out
-        for name in ("annotate", "train", "evaluate", "score", "labels", "report"):
+        for name in ("annotate", "train", "evaluate", "score", "export", "push", "report"):
             assert re.search(rf"^  {name} +\S", text, re.MULTILINE), name
-    assert set(COMMANDS) == {*STAGES, "report"}
+    assert set(COMMANDS) == {*STAGES, "report", "completion"}
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +200,7 @@ def test_configs_of_ones_own_are_found(
     (tmp_path / "mine" / "mask").mkdir(parents=True)
     (tmp_path / "mine" / "mask" / "own.yaml").write_text("_target_: cft.masks.Prefix\nnum_tokens: 3\n")
     (tmp_path / "whole").mkdir()
-    (tmp_path / "whole" / "labels.yaml").write_text("defaults:\n  - labels_schema\n  - _self_\nout: here\n")
+    (tmp_path / "whole" / "export.yaml").write_text("defaults:\n  - export_schema\n  - _self_\nout: here\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cft"])
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # put back: --cfg leaves it set
@@ -208,5 +208,5 @@ def test_configs_of_ones_own_are_found(
         main(["train", "--config-dir", "mine", "mask=own", "--help"])
     assert end.value.code == 0
     assert "num_tokens: 3" in capsys.readouterr().out
-    assert main(["labels", "--config-path", "whole", "--cfg", "job"]) == 0
+    assert main(["export", "--config-path", "whole", "--cfg", "job"]) == 0
     assert "out: here" in capsys.readouterr().out

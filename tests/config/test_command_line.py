@@ -385,6 +385,9 @@ DANGEROUS = [
     "cft.files.os.replace",
     "cft.config.build.import_target",  # another module's function under our name
     "cft.config.build.build",
+    "cft.api.push",
+    "cft.push",
+    "cft.stages.push.push",
     "cft.config.allow_list.import_target",
     "torch.optim.torch.hub.load",
     "torch.optim.lr_scheduler.partial",

@@ -45,7 +45,7 @@ def test_every_page_is_in_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     named = {line.split()[-1] for line in nav.splitlines() if line.endswith(".md")}
     written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
-    assert written | {"reference/methods.md"} == named
+    assert written | {"reference/methods.md", "guides/notebook.md"} == named
     assert yaml.safe_load("nav:" + nav)["nav"]
 
 
@@ -68,3 +68,14 @@ def test_dead_links_are_found(link: str, dead: bool, tmp_path: Path, hooks: Modu
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "index.html").write_text("", encoding="utf-8")
     assert hooks.dead_links(tmp_path) == ([f"a.html: {link}"] if dead else [])
+
+
+def test_the_page_of_the_notebook_shows_what_its_cells_gave(hooks: ModuleType) -> None:
+    page = hooks.notebook_page(ROOT / "docs" / "guides" / "notebook.ipynb")
+    assert page.startswith("# From a notebook\n")
+    assert "\n\n[The notebook itself](notebook.ipynb), executed by `make notebook`.\n\n```python\nimport cft\n" in page
+    assert "annotation.counts()\n```\n\n```text\n" in page
+    assert "{'problems': 48," in page
+    assert '<div style="font-family:ui-monospace' in page
+    assert "/tmp" not in page
+    assert "/home" not in page

@@ -13,7 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     Gemma2Config,
-    MistralConfig,
     Olmo2Config,
     PreTrainedModel,
     Qwen2Config,
@@ -28,7 +27,7 @@ from cft.engines.factory import EngineError
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import Row, SharedPrefixEngine
 from cft.models.cpu.packed_linear import PackedLinears
-from cft.models.load import Lora, ModelError, apply_lora
+from cft.models.load import Lora, apply_lora
 from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, TokenSequence
 from tests.fakes import random_llama
 from tests.precision import Measured, assert_as_exact_as_torch, assert_same, float64
@@ -333,12 +332,6 @@ def test_a_source_that_has_seen_enough_ends_a_fork() -> None:
 def test_attention_of_another_kind_is_refused(config: Any, reason: str) -> None:
     with pytest.raises(EngineError, match=f"{reason}.*engine=reference"):
         SharedPrefixEngine(random_model(config), EOS)
-
-
-def test_sliding_windows_are_refused() -> None:
-    """Ten tokens of a self-check would not reach the end of a window."""
-    with pytest.raises(ModelError, match="sliding"):
-        SharedPrefixEngine(random_model(MistralConfig(**SMALL, sliding_window=64)), EOS)
 
 
 @pytest.mark.numerics

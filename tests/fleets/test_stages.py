@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation, table_hash
+from cft.positions import Stride
 from cft.stages.annotation_worker import MakeAnnotating
 from cft.stages.evaluation_worker import MakeSolving
 from cft.verifiers import Numeric
@@ -85,7 +86,8 @@ def test_a_missing_package_is_named_before_anything_is_loaded(tmp_path: Path, mo
 
 def test_what_travels_to_workers_holds_neither_loggers_nor_data() -> None:
     cfg = composed("annotate", "logger=wandb", "logger.wandb.project=secretive", "fleet=none")
-    sent = pickle.dumps(MakeAnnotating.of(cfg, verifier=Numeric(fallback_last_number=True), every_outcome=False))
+    verifier, positions = Numeric(fallback_last_number=True), Stride(every=2)
+    sent = pickle.dumps(MakeAnnotating.of(cfg, verifier=verifier, positions=positions, every_outcome=False))
     assert b"secretive" not in sent
     assert b"cft.data.sources" not in sent
     again: MakeAnnotating = pickle.loads(sent)

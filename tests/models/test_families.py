@@ -182,7 +182,7 @@ def test_adapters_go_where_they_are_used_and_merge(name: str, tmp_path: Path) ->
     ids = torch.arange(1, 20)[None]
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in adapters)
-    layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    layers: dict[str, Any] = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
     assert {layer.scaling["default"] for layer in layers.values()} == {
         2.0
     }  # alpha / r, of the doubled rank of two in one too

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
 
-from cft.annotation.rows import ROW_SCHEMA
+from cft.annotation.rows import OPTIONAL, ROW_SCHEMA
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.files import sha256_file
+from cft.formats import Labels
 from cft.masks import Critical
 from cft.report.build import facts_of
 from cft.report.compare import compare
@@ -33,7 +34,7 @@ from cft.runs.cards import (
     write_model_card,
 )
 from cft.runs.lineage import annotation_link
-from cft.stages.labels import labels_card
+from cft.stages.export import export_card
 from cft.types import Outcome
 from tests.results import arm, write_run
 
@@ -81,7 +82,7 @@ def test_the_numbers_on_an_annotation_card_are_those_of_its_rows(store: Annotati
 
 
 def test_every_column_and_outcome_is_explained() -> None:
-    assert list(COLUMNS) == ROW_SCHEMA.names
+    assert list(COLUMNS) == [*ROW_SCHEMA.names, *OPTIONAL]
     assert set(OUTCOMES) == set(Outcome)
 
 
@@ -235,8 +236,15 @@ def test_every_card_and_the_page_tell_an_annotations_two_digests_apart_by_one_na
     trained = written(tmp_path / "run", data=data, lineage=line)
     split = {"rows": 1, "tokens": 1, "labels": 1, "weighted": False, "file": "data/x.parquet"}
     request = {"mask": {}, "seed": 0}
-    exported = {"splits": {"train": split}, "facts": {"eligible_fraction": 0.5}, "mask": "all", "tokenizer": "t"}
-    texts = [text, trained, labels_card({**exported, "request": request, "lineage": line}, manifest)]
+    exported = {
+        "splits": {"train": split},
+        "format": "labels",
+        "facts": {"eligible_fraction": 0.5},
+        "mask": "all",
+        "tokenizer": "t",
+    }
+    made = {**exported, "request": request, "lineage": line}
+    texts = [text, trained, export_card(made, manifest, Labels())]
     for one in texts:
         assert re.findall(r"^\| (?:annotation's )?conditions, SHA-256 \| (\w+) \|$", one, re.M) == [conditions]
         assert re.findall(r"^\| (?:annotation's )?contents, SHA-256 \| (\w+) \|$", one, re.M) == [contents]

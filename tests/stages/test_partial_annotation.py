@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from cft.annotation.annotator import Annotator
 from cft.annotation.rows import ROW_SCHEMA, table_hash
 from cft.annotation.sampled import COLUMNS
 from cft.annotation.store import AnnotationStore
+from cft.config.build import build
+from cft.models.load import load_tokenizer
 from cft.types import Outcome
 from tests.entry import SHORT, Ended, run
+from tests.stage import composed
 
 pytestmark = pytest.mark.slow  # a dozen commands
 PARTLY = ("responses=given", "positions=bisect", "positions.segments=2", "evidence=sampled", "num_samples=1")
@@ -99,18 +103,18 @@ def test_other_positions_or_samples_are_another_annotation(change: str, named: s
     assert "another name (annotation=...)" in ended.text
 
 
-def labels(name: str, *arguments: str) -> Ended:
-    rows = (f"annotation={name}", "annotations_dir=made", f"out=labels-{name}", "data.validation_fraction=0")
-    return run("labels", *rows, *arguments)
+def export(name: str, *arguments: str) -> Ended:
+    rows = (f"annotation={name}", "annotations_dir=made", f"out=export-{name}", "data.validation_fraction=0")
+    return run("export", *rows, *arguments)
 
 
 def test_a_mask_over_what_was_not_tried_is_a_choice() -> None:
-    refused = labels("whole")
+    refused = export("whole")
     assert refused.status == 2
     assert "positions were not tried" in refused.text
     assert "mask.untried=leave_out" in refused.text
-    assert labels("whole", "mask.untried=leave_out", "mask.num_alternatives=1").status == 0
-    assert "the annotation says nothing" in Path("labels-whole/README.md").read_text()
+    assert export("whole", "mask.untried=leave_out", "mask.num_alternatives=1").status == 0
+    assert "the annotation says nothing" in Path("export-whole/README.md").read_text()
 
 
 def test_wrong_responses_are_not_imitated_by_accident() -> None:
@@ -122,10 +126,31 @@ def test_wrong_responses_are_not_imitated_by_accident() -> None:
     assert "Wrong responses" in card
     assert "| turning tokens |" in card
     for mask in ("mask=all", "mask=turning"):
-        refused = labels("wrong", mask)
+        refused = export("wrong", mask)
         assert refused.status == 2
         assert "responses end wrong" in refused.text
         assert "data.wrong_responses=train" in refused.text
-    assert labels("wrong", "mask=turning", "mask.untried=leave_out", "data.wrong_responses=train").status == 0
-    meaningless = labels("wrong", "mask=critical", "data.wrong_responses=train")
+    assert export("wrong", "mask=turning", "mask.untried=leave_out", "data.wrong_responses=train").status == 0
+    meaningless = export("wrong", "mask=critical", "data.wrong_responses=train")
     assert "expected mask=turning" in meaningless.text
+
+
+def test_conversations_of_your_own_are_annotated_at_their_last_turn() -> None:
+    """A chat of two sums, and one sum as prompt and completion; the gold answers are those that the responses give."""
+    problems = build(composed("annotate", *SHORT).data).train[:3]
+    chat = [
+        {"role": role, "content": text}
+        for problem in problems[:2]
+        for role, text in (("user", problem.question), ("assistant", problem.solution))
+    ]
+    rows = [{"messages": chat}, {"prompt": problems[2].question, "completion": problems[2].solution}]
+    Path("chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ("data=rows", "data.path=chats.jsonl", "annotations_dir=made", "annotation=chats", "verify.workers=1")
+    ended = run("annotate", *common, "responses=given", "positions=stride")
+    assert ended.status == 0, ended.text
+    found = sorted(store("chats").rows(), key=lambda row: len(row.prompt_ids))
+    assert [row.answer for row in found] == [problems[2].answer, problems[1].answer]
+    assert [row.response for row in found] == [problems[2].solution, problems[1].solution]
+    text = load_tokenizer(build(composed("annotate").model)).decode(found[1].prompt_ids)
+    assert all(part in text for part in (problems[0].question, problems[0].solution, problems[1].question))
+    assert run("annotate", *common, "responses=given_wrong").status == 2  # without gold answers none is wrong

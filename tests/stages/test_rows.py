@@ -12,15 +12,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cft.annotation.store import SHIPPED, AnnotationStore
+from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
 from cft.config.build import build
 from cft.data.annotated import AnnotatedDataModule
 from cft.data.batches import collate
 from cft.data.module import RowsDataModule, RowsRequest
-from cft.masks import All, Critical
+from cft.masks import All, Critical, TopScore
 from cft.prompts.chat import Chat
 from cft.runs.results import RunResults
-from cft.stages.labels import labels
+from cft.stages.export import export
+from cft.stages.score import score
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts
 from tests.command_lines import mistakes
@@ -37,7 +38,7 @@ def test_labels_come_back_as_the_same_rows_and_the_same_loss(tmp_path: Path, tin
     tokenizer = AutoTokenizer.from_pretrained(tiny_arith_path)
     model = AutoModelForCausalLM.from_pretrained(tiny_arith_path, dtype=torch.float32).eval()
     chosen = ("mask=random_like", "mask@mask.like=numeric", "data.max_rows=12", "data.validation_fraction=0.3")
-    folder = labels(*asked("labels", "annotation=tiny_arith", *chosen, f"out={tmp_path / 'out'}"))
+    folder = export(*asked("export", "annotation=tiny_arith", *chosen, f"out={tmp_path / 'out'}"))
     files = {name: str(folder / "data" / f"{name}-00000-of-00001.parquet") for name in ("train", "validation")}
     cfg = composed("train", *chosen)
     store = AnnotationStore(SHIPPED / "tiny_arith")
@@ -69,6 +70,31 @@ def test_labels_come_back_as_the_same_rows_and_the_same_loss(tmp_path: Path, tin
         assert loss(before, f"loss.normalizer={normalizer}") - loss(validated, f"loss.normalizer={normalizer}") == 0.0
 
 
+def test_scores_of_rows_are_at_their_tokens(tmp_path: Path, tiny_arith_path: Path) -> None:
+    """The most uncertain tokens of the last turn, by entropies of the model's own logits; other rows name the command."""
+    path = write(tmp_path / "chats.jsonl", rows("messages", tokenizer=None, count=4))
+    brought = ("data=rows", f"data.path={path}", "data.turns=last", f"annotations_dir={tmp_path / 'out'}")
+    score(*asked("score", *brought, "score=entropy", "name=entropy"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_arith_path)
+    mask = TopScore(score="entropy", fraction=0.2)
+    directory = str(tmp_path / "out")
+    request = RowsRequest(mask, Critical(), {}, directory, "", 0, frozenset(), tokenizer=tokenizer, prompt=CHAT)
+    cfg = composed("train", *brought, "mask=all", "data.validation_fraction=0")
+    data: RowsDataModule = build(cfg.data)(request)
+    assert data.scores.keys() == {"entropy"}
+    model = AutoModelForCausalLM.from_pretrained(tiny_arith_path, dtype=torch.float32).eval()
+    for row in data.train_rows:
+        at = np.flatnonzero(row.token_group >= 0)
+        with torch.no_grad():
+            logprob = model(torch.from_numpy(row.ids)[None]).logits[0].log_softmax(-1)
+        entropy = -(logprob.exp() * logprob).sum(-1).numpy()[at - 1]
+        count = int(np.ceil(0.2 * len(at) - 1e-9))
+        assert set(np.flatnonzero(row.weight)) == set(at[np.argsort(-entropy, kind="stable")[:count]])
+    write(path, [{**row, "messages": row["messages"][2:]} for row in rows("messages", tokenizer=None, count=4)])
+    with pytest.raises(StoreError, match=r"no values for row .* \(chats.jsonl:1\) with its present tokens"):
+        build(cfg.data)(request)
+
+
 REFUSED: list[tuple[tuple[str, ...], str, str]] = [
     (("mask=critical",), "mask", "Critical reads what came of each token's alternatives"),
     (("mask=random_like", "mask@mask.like=critical"), "mask", "Critical reads"),
@@ -93,7 +119,9 @@ def test_what_needs_evidence_is_refused_with_the_command_that_makes_it(
     assert found.startswith(f"{key}: ")
     assert text in found
     rows_ = "data=rows 'data.path='\"'\"'my rows.jsonl'\"'\"''"
-    command = f"cft score {rows_} score=entropy" if "entropy" in text else f"responses=given {rows_} annotation=NAME"
+    command = (
+        f"cft score {rows_} score=entropy" if "HighEntropy" in text else f"responses=given {rows_} annotation=NAME"
+    )
     assert command in found
 
 
@@ -113,6 +141,7 @@ def test_a_missing_file_and_a_negative_weight_are_named_before_the_model_loads(
     assert "loss.negative_weights=false: row row 3 of rows.jsonl has the weight -1 at token" in ended.text
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_was_trained_on_and_resumes(
     tmp_path: Path, tiny_arith_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

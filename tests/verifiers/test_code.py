@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from cft.benchmarks.rows import LAYOUTS
+from cft.benchmarks.sets import verifier_for
+from cft.config.build import build
 from cft.data.problem_rows import json_lines
 from cft.errors import BadValue
 from cft.locked import CannotLock, require_lock, session
-from cft.types import Decision, Verdict
-from cft.verifiers import Code
+from cft.types import Decision, ThinkingTags, Verdict
+from cft.verifiers import Code, FirstAnswer
 from cft.verifiers.code import gold_of, program_of
 from cft.verifiers.pool import VerifierPool
+from cft.verifiers.verdict import require_ready
 from tests.hostile_programs import HOSTILE, MODULES, NAMES, QUICK, RIGHT, TEST
+from tests.stage import composed
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = ROOT / "tests" / "benchmarks" / "samples"
@@ -96,7 +102,7 @@ def test_what_goes_from_process_to_process() -> None:
         "def fails():\n    raise ValueError('as told')\n"
     )
     test = (
-        "for x in (None, True, 1, -1.5, float('inf'), 2j, 'a\\ud800', b'b', [1, (2, {3})], {'k': {1: []}}, range(3),\n"
+        "for x in (None, True, 1, -1.5, float('inf'), 2j, 'a\\ud800', b'b', [1, (2, {3})], {'k': {1: []}}, range(3), int,\n"
         "          10**5000, frozenset([1])):\n    assert echo(x) == x and type(echo(x)) is type(x), x\n"
         "assert echo(float('nan')) != echo(float('nan'))\n"
         "assert count('aab') == {'a': 2, 'b': 1}\nassert pair() == (1, 1 / Fraction(3))\n"
@@ -187,6 +193,15 @@ def test_in_the_pool_weak_programs_are_no_fault_of_the_verifier(monkeypatch: pyt
     assert not any(Path(f"/proc/{pid}").exists() for pid in nursery)  # it ends with the worker that began it
 
 
+def test_a_nursery_that_was_ended_from_outside_leaves_its_program_undecided_and_is_begun_again() -> None:
+    nursery = session._nursery(MODULES, os.getpid())
+    timer = threading.Timer(0.3, lambda: os.kill(nursery._process.pid, signal.SIGKILL))
+    timer.start()
+    verdict = tried("import time\ntime.sleep(3)\n" + RIGHT)
+    assert (verdict.decision, verdict.reason) == ("undecided", "the process that runs programs was ended from outside")
+    assert tried(RIGHT).decision == "right"
+
+
 def test_a_process_without_the_lock_is_found_out() -> None:
     code = (
         "from cft.locked import nursery\nnursery.lock = lambda **given: None\nnursery.MODULES = 'socket'\n"
@@ -199,15 +214,33 @@ def test_a_process_without_the_lock_is_found_out() -> None:
     )
 
 
-def test_a_machine_that_cannot_lock_is_told_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_lock_is_told_before_anything_is_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     require_lock.cache_clear()
-    monkeypatch.setattr(session, "_environment", lambda: {"PYTHONPATH": "/nowhere"})
-    with pytest.raises(CannotLock, match=r"verifier=code: this machine cannot lock a process.*seccomp"):
+    (tmp_path / "cft").mkdir()
+    (tmp_path / "cft" / "__init__.py").write_text("raise SystemExit('no such thing here')")
+    monkeypatch.setattr(session, "_environment", lambda: {"PYTHONPATH": str(tmp_path)})
+    with pytest.raises(
+        CannotLock, match=r"verifier=code: this machine cannot lock a process.*no such thing here.*seccomp"
+    ):
         Code(cpu_s=1, memory_mb=256).require_ready()
     monkeypatch.undo()
     require_lock.cache_clear()
     with pytest.raises(CannotLock, match=r"verifier.modules: no_such_module: ModuleNotFoundError"):
         Code(cpu_s=1, memory_mb=256, modules=["no_such_module"]).require_ready()
+
+
+def test_a_verifier_within_another_is_asked_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(modules: tuple[str, ...]) -> None:
+        raise CannotLock("no lock here")
+
+    monkeypatch.setattr("cft.verifiers.code.require_lock", refuse)
+    splits = build(composed("evaluate", "benchmark=humaneval", f"benchmark.dir={SAMPLES}").benchmark)
+    with pytest.raises(CannotLock, match="no lock here"):
+        verifier_for(splits, chosen=build(composed("evaluate").verifier), thinking=ThinkingTags("<think>", "</think>"))
+    with pytest.raises(CannotLock, match="no lock here"):
+        require_ready(FirstAnswer(inner=Code(cpu_s=1, memory_mb=1)))
 
 
 def test_bad_settings_and_answers() -> None:

@@ -1,4 +1,4 @@
-"""Labels for other trainers: the tokens are the mask's, plain `datasets` opens them, TRL's loss on them is ours."""
+"""Exports for other trainers: the tokens are the mask's, plain `datasets` opens them, TRL's loss on them is ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.config.build import ConfigError, build
 from cft.data.batches import TokenRow, collate
-from cft.stages.labels import labels, labels_table
+from cft.stages.export import export
 from cft.training.selective_lm import SelectiveLM
 from cft.types import StepCounts
 from tests.entry import run
@@ -26,7 +26,7 @@ ARGUMENTS = ("annotation=tiny_arith", "mask=critical", "data.max_rows=200", "ben
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return labels(*asked("labels", *ARGUMENTS, f"out={tmp_path_factory.mktemp('labels') / 'a b'}"))
+    return export(*asked("export", *ARGUMENTS, f"out={tmp_path_factory.mktemp('export') / 'a b'}"))
 
 
 def rows_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -83,24 +83,11 @@ def test_the_card_and_the_manifest_say_where_the_labels_come_from(exported: Path
 
 def test_the_same_again_gives_the_same_bytes_and_something_else_is_refused(exported: Path) -> None:
     before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
-    labels(*asked("labels", *ARGUMENTS, f"out={exported}"))
+    export(*asked("export", *ARGUMENTS, f"out={exported}"))
     assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
     with pytest.raises(ConfigError, match="holds something else already"):
-        labels(*asked("labels", *ARGUMENTS, f"out={exported}", "mask=all"))
+        export(*asked("export", *ARGUMENTS, f"out={exported}", "mask=all"))
     assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
-
-
-def test_weights_have_a_column_where_they_say_more_than_labels() -> None:
-    weight = np.array([0, 0, 0.5, 0, 1], dtype=np.float32)
-    row = TokenRow("r", np.arange(5), weight, np.array([-1, -1, 1, 0, 1], dtype=np.int8))
-    (record,) = labels_table([row], weighted=True).to_pylist()
-    assert record == {
-        "response_id": "r",
-        "input_ids": [0, 1, 2, 3, 4],
-        "labels": [-100, -100, 2, -100, 4],
-        "completion_mask": [0, 0, 1, 1, 1],
-        "weights": [0, 0, 0.5, 0, 1],
-    }
 
 
 @pytest.mark.slow
@@ -114,7 +101,7 @@ def test_the_first_loss_of_trl_is_ours(accumulate: int, tiny_arith_path: Path, t
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    folder = labels(*asked("labels", *ARGUMENTS, f"out={tmp_path / 'labels'}"))
+    folder = export(*asked("export", "format=trl", *ARGUMENTS, f"out={tmp_path / 'trl'}"))
     data = load_dataset("parquet", data_files=str(folder / "data" / "train-*.parquet"), cache_dir=str(tmp_path))[
         "train"
     ]
@@ -177,12 +164,58 @@ def test_the_first_loss_of_trl_is_ours(accumulate: int, tiny_arith_path: Path, t
     assert abs(sum(losses) - ours) <= FEW * rounded  # a loss is a mean of differences of logits
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed: pip install -e '.[bench]'")
+def test_trl_compares_the_two_tokens_of_a_pair_and_nothing_behind_them(tiny_arith_path: Path, tmp_path: Path) -> None:
+    """By the trainer that the card shows: prompt and one token, twice; the first loss of a model against itself is log 2."""
+    import math
+
+    from datasets import load_dataset
+    from trl import DPOConfig, DPOTrainer
+
+    folder = export(*asked("export", "format=dpo", *ARGUMENTS, f"out={tmp_path / 'dpo'}"))
+    pairs = load_dataset("parquet", data_files=str(folder / "data" / "train-*.parquet"), cache_dir=str(tmp_path))[
+        "train"
+    ]
+    seen: list[tuple[list[int], int]] = []
+    losses: list[float] = []
+
+    class TokenPairs(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+            return dataset
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            parts = (inputs[name] for name in ("input_ids", "attention_mask", "completion_mask"))
+            seen.extend((ids[there.bool()].tolist(), int(done.sum())) for ids, there, done in zip(*parts, strict=True))
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            losses.append((loss[0] if isinstance(loss, tuple) else loss).item())
+            return loss
+
+    arguments = DPOConfig(
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=8,
+        max_steps=1,
+        max_length=None,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        gradient_checkpointing=False,
+        model_init_kwargs={"dtype": "float32"},
+    )
+    TokenPairs(model=str(tiny_arith_path), args=arguments, train_dataset=pairs).train()
+    ours = {(*pair["prompt_ids"], *pair[name]) for pair in pairs for name in ("chosen_ids", "rejected_ids")}
+    assert len(seen) == 16
+    assert all(tuple(ids) in ours and completed == 1 for ids, completed in seen)
+    assert losses == pytest.approx([math.log(2)], rel=1e-5)
+
+
 @pytest.mark.parametrize("mistake, found", [("mask=critcal", "did you mean critical"), ("outt=x", "did you mean out")])
 def test_mistakes_are_found_before_anything_is_written(
     mistake: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ended = run("labels", mistake)
+    ended = run("export", mistake)
     assert ended.status == 2
     assert found in ended.text
     assert list(tmp_path.iterdir()) == []

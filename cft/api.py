@@ -1,0 +1,220 @@
+"""The commands as functions, for notebooks and programs.
+
+A function takes what its command takes: overrides as text (`"mask=critical"`, `"data.annotation=mine"`) and as keywords
+(`limit=8`). The same check comes first, the same stage runs, and the same files are written; errors are raised (`UserError`),
+never printed with an exit. Several jobs at once (`-m`) are the command line's alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cft.cli.job import hydra_job
+from cft.config.build import ConfigError, errors_of
+from cft.config.check import ErrorDetail
+from cft.config.stages import STAGES
+from cft.quoting import setting
+from cft.run_log import recording
+from cft.runs.job import Job
+from cft.runs.results import RESULTS, RunResults
+
+if TYPE_CHECKING:
+    from cft.annotation.store import AnnotationStore
+    from cft.masks.base import Mask
+    from cft.report.show import Shown
+    from cft.types import AnnotatedResponse
+
+Value = str | int | float | bool | Path | None | Sequence["Value"] | Mapping[str, "Value"]
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What `cft.annotate` made.
+
+    Args:
+        folder: Of the store.
+    """
+
+    folder: Path
+
+    @property
+    def store(self) -> AnnotationStore:
+        from cft.annotation.store import AnnotationStore
+
+        return AnnotationStore(self.folder)
+
+    def rows(self) -> list[AnnotatedResponse]:
+        """Responses with the evidence about each of their tokens."""
+        return self.store.rows()
+
+    def counts(self) -> dict[str, int]:
+        """Problems by what became of them, forks and replays."""
+        return self.store.manifest()["counts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What `cft.train` or `cft.evaluate` left.
+
+    Args:
+        folder: Of the run.
+        accuracy: Greedy, 0-1; of several benchmarks their macro average, NaN where nothing was solved.
+        results: results.json by benchmark.
+    """
+
+    folder: Path
+    accuracy: float
+    results: dict[str, RunResults]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What `cft.export` wrote.
+
+    Args:
+        folder: With data, manifest and card.
+        manifest: Of it.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def annotate(*overrides: str, **settings: Value) -> Annotation:
+    """`cft annotate`: find the tokens of correct responses that decide the answer.
+
+    Raises:
+        UserError: What the command would print.
+    """
+    return Annotation(_run("annotate", overrides, settings)[0])
+
+
+def train(*overrides: str, **settings: Value) -> Run:
+    """`cft train`: fine-tune on the tokens that a mask picks, and test the result.
+
+    Raises:
+        UserError: What the command would print.
+        Interrupted: The run was told to end; what it can resume from is in its folder.
+    """
+    from cft.training.checkpointing.resume import start_of
+
+    with _inputs("train", overrides, settings) as (cfg, job):
+        start = start_of(job, resume=cfg.resume)
+        accuracy = _stage("train")(cfg, job, start)
+        return _measured(start.folder, accuracy)
+
+
+def evaluate(*overrides: str, **settings: Value) -> Run:
+    """`cft evaluate`: accuracy, pass@k, diversity and entropy of a model or a checkpoint.
+
+    Raises:
+        UserError: What the command would print.
+    """
+    accuracy, job = _run("evaluate", overrides, settings)
+    return _measured(job.folder, accuracy)
+
+
+def score(*overrides: str, **settings: Value) -> Path:
+    """`cft score`: what a frozen model says of each token of an annotation. Returns the folder of the score.
+
+    Raises:
+        UserError: What the command would print.
+    """
+    return Path(_run("score", overrides, settings)[0])
+
+
+def export(*overrides: str, **settings: Value) -> Exported:
+    """`cft export`: an annotation under a mask as a data set for another trainer.
+
+    Raises:
+        UserError: What the command would print.
+    """
+    folder = Path(_run("export", overrides, settings)[0])
+    return Exported(folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+
+
+def push(*overrides: str, **settings: Value) -> str:
+    """`cft push`: to the Hugging Face hub. Returns the address of the commit.
+
+    Raises:
+        UserError: What the command would print.
+    """
+    return _run("push", overrides, settings)[0]
+
+
+def show(row: AnnotatedResponse, mask: Mask | None = None) -> Shown:
+    """A response in color, as HTML in a notebook: critical tokens on red, those with one failing alternative on yellow.
+
+    Args:
+        row: Of an annotation.
+        mask: Whose tokens are on red; None = those that decide the answer by two alternatives, or by as many as there are:
+            critical ones of a right response, turning ones of a wrong one.
+
+    Raises:
+        MaskError: The row's evidence cannot answer what the mask asks.
+    """
+    from cft.report.show import shown
+
+    return shown(row, mask=mask)
+
+
+def _run(stage: str, overrides: Sequence[str], settings: Mapping[str, Value]) -> tuple[Any, Job]:
+    """(what the stage returns, job)."""
+    with _inputs(stage, overrides, settings) as (cfg, job):
+        return _stage(stage)(cfg, job), job
+
+
+@contextmanager
+def _inputs(stage: str, overrides: Sequence[str], settings: Mapping[str, Value]) -> Iterator[tuple[Any, Job]]:
+    """What the stage is called with, after the check of the command line.
+
+    Raises ConfigError with all errors.
+    """
+    words = [*overrides, *(f"{key}={_literal(value)}" for key, value in settings.items())]
+    flags = [word for word in words if word.startswith("-")]
+    if flags:
+        raise ConfigError(
+            *(
+                ErrorDetail(flag, "a flag of the command line; a function takes key=value only, one job")
+                for flag in flags
+            )
+        )
+    rewrite = STAGES[stage].arguments
+    words = _named(rewrite)(words) if rewrite else words
+    if errors := errors_of(stage, words):
+        raise ConfigError(*errors)
+    with recording(), hydra_job(stage, words) as inputs:
+        yield inputs
+
+
+def _literal(value: Value) -> str:
+    """As Hydra's grammar reads it back."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value) if not isinstance(value, float) else repr(value)
+    if isinstance(value, str | Path):
+        return setting("", str(value)).removeprefix("=")
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_literal(inner)}" for key, inner in value.items()) + "}"
+    return "[" + ",".join(map(_literal, value)) + "]"
+
+
+def _measured(folder: Path, accuracy: float) -> Run:
+    """With the results below the folder, a suite's benchmark by benchmark."""
+    paths = sorted(folder.glob(f"*/{RESULTS}")) or list(folder.glob(RESULTS))
+    found = [RunResults.read(path) for path in paths]
+    return Run(folder, accuracy, {results.benchmark: results for results in found})
+
+
+def _stage(name: str) -> Any:
+    return _named(STAGES[name].run)
+
+
+def _named(target: str) -> Any:
+    module, _, function = target.partition(":")
+    return getattr(import_module(module), function)
