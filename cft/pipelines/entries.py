@@ -79,19 +79,20 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
     `data` are the problems: to annotate, or the benchmark of what is trained and tested. What `evaluation` holds of a
     training, such as max_new_tokens, is so called by other stages. How many samples are drawn, and how, is of tests.
 
-    annotated: the step trains on an annotation, so that `data` that are rows are those which were annotated.
+    annotated: the step reads an annotation, so that `data` that are rows are those which were annotated.
     """
     keys = keys_of(STAGES[stage].schema)
-    benchmark = "benchmark" in keys and takes_problems(shared)
+    problems = takes_problems(shared)
+    takes_data = "data" in keys and keys["data"].node and (stage == "annotate" or not (problems or annotated))
     found = {}
     for entry in shared:
         key = entry.key
         of_data = key.split(".")[0] == "data" and key != "data.dir"
-        if of_data and benchmark:
+        if of_data and problems and "benchmark" in keys:
             if stage == "rl":  # it takes problems to respond to beside those that it is tested on
                 found[f"rl {key}"] = entry
             key = f"benchmark{key.removeprefix('data')}"
-        elif (of_data and (annotated or not _takes_data(stage, shared))) or (stage == "annotate" and key in _OF_TESTS):
+        elif (of_data and not takes_data) or (stage == "annotate" and key in _OF_TESTS):
             continue
         elif entry.part not in keys and key in _inside(stage, "evaluation"):
             key = f"evaluation.{key}"
@@ -99,13 +100,6 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
             continue
         found[entry.key] = Entry(entry.sign, key, entry.value)
     return found
-
-
-def _takes_data(stage: str, shared: Sequence[Entry]) -> bool:
-    """Whether the shared `data` are something that the stage reads; scores are of an annotation, or of rows."""
-    keys = keys_of(STAGES[stage].schema)
-    rows = any(entry.key == "data" and entry.value == "rows" for entry in shared)
-    return "data" in keys and bool(keys["data"].node) and (stage != "score" or rows)
 
 
 def takes_problems(shared: Sequence[Entry]) -> bool:

@@ -146,7 +146,7 @@ class Planner:
             own.remove(entry)
         folder = self.settings.folder / name
         given = {entry.key for entry in own}
-        taken = shared_with(stage, self.shared, annotated="data.annotation" in given)
+        taken = shared_with(stage, self.shared, annotated=bool(given & {"data.annotation", "annotation"}))
         self._taken |= set(taken)
         self._stages.add(stage)
         shared = [entry for entry in taken.values() if entry.key not in given]

@@ -107,4 +107,6 @@ def test_rows_to_train_on_are_no_benchmark() -> None:
     shared = entries_of({"data": "annotated", "data.max_rows": 3})
     assert [entry.word for entry in shared_with("train", shared).values()] == ["data=annotated", "data.max_rows=3"]
     assert shared_with("train", shared, annotated=True) == {}  # rows that an earlier step annotates
-    assert shared_with("evaluate", shared) == shared_with("score", shared) == {}
+    assert shared_with("evaluate", shared) == {}
+    assert shared_with("score", shared, annotated=True) == {}
+    assert list(shared_with("score", shared)) == ["data", "data.max_rows"]  # rows are scored as they are
