@@ -114,17 +114,43 @@ class TokenSequence:
     prompt_len: int
 
 
+class Written(Protocol):
+    """What is known of a row whose next token is to be chosen. ids: prompt included; prompt_len of them are the prompt."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def prompt_len(self) -> int: ...
+
+
+class Adjustment(Protocol):
+    """Changes the logits before a token is chosen, greedily or not (`cft/decoding`). A pure function of the ids written so
+    far: a row may be decoded twice, and in any batch."""
+
+    def adjust(self, logits_NV: torch.Tensor, rows: Sequence[Written]) -> torch.Tensor:
+        """New logits, -inf where a token is forbidden; the given ones stay as they are."""
+        ...
+
+    def unsure(self, logits_NV: torch.Tensor, rows: Sequence[Written], *, tie_margin: float) -> torch.Tensor | None:
+        """[N] bool: rows where an error of `tie_margin` in the given logits could turn the choice although the adjusted ones
+        are farther apart. None: no row."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen. temperature 0 is greedy (equal logits: the lower id).
 
     Random numbers are a pure function of (seed, purpose): the same in any batch, on any rank.
+    adjustment: of the logits, before either kind of choice; None: none.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     purpose: str = ""
+    adjustment: Adjustment | None = None
 
 
 GREEDY = Sampling()

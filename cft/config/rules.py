@@ -127,6 +127,18 @@ _TIES_IN_FLOAT32 = Rule(
     lambda v: v.number("engine.tie_margin") == 0 or v.text("model.dtype") == "float32",
 )
 
+NO_RULE = "cft.decoding.no_rule"  # what decoding=none names
+
+_RULE_IS_APPLIED = Rule(
+    "engine._target_",
+    "engine=shared_prefix or engine=reference with a decoding rule: tokens of the other engines are chosen by code that would "
+    "not apply it; or decoding=none",
+    lambda v: (
+        v.text("decoding._target_") == NO_RULE
+        or not v.text("engine._target_").endswith((".Continuous", ".Server", ".Vllm"))
+    ),
+)
+
 _ON_RAY = (
     Rule(
         "device",
@@ -146,7 +158,9 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         Rule(
             "data._target_",
             "a source of problems, such as data=arithmetic or data=rows; an annotation is what cft annotate makes",
-            lambda v: not v.text("data._target_").startswith("cft.data.annotated."),
+            lambda v: (
+                v.text("data._target_") != NO_ROWS and not v.text("data._target_").startswith("cft.data.annotated.")
+            ),
         ),
         Rule(
             "data.answer_field",
@@ -290,7 +304,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             lambda v: v.text("data._target_") != GIVEN_ROWS,
         ),
     ),
-    "evaluate": (_TIES_IN_FLOAT32, temperature(), *_ON_RAY),
+    "evaluate": (_TIES_IN_FLOAT32, _RULE_IS_APPLIED, temperature(), *_ON_RAY),
 }
 
 

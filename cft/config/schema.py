@@ -182,6 +182,7 @@ class EvaluateConfig:
     benchmark: Node = MISSING
     prompt: Node = MISSING
     engine: Node = MISSING
+    decoding: Node = MISSING
     verifier: Node = MISSING
     fleet: Node = MISSING
     logger: Nodes = field(default_factory=dict)

@@ -35,7 +35,7 @@ def file_rows(path: str, *, config: str, revision: str, split: str) -> Iterator[
 def not_there(path: str) -> str:
     """Why a path is no file, no folder and no name of the hub either; "" where it may be one of them."""
     file = Path(path).expanduser()
-    if file.exists() or (path.count("/") == 1 and not file.suffix and path[0] not in "./~"):
+    if file.exists() or (path.count("/") == 1 and not file.parent.is_dir() and path[0] not in "./~"):
         return ""
     return (
         f"no such file (looked in {file.parent.absolute()}); expected a file of JSON lines, a Parquet file, a folder that "

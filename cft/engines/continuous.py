@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from cft.engines.factory import EngineError, require_decodes, require_greedy
+from cft.engines.factory import EngineError, require_decodes, require_greedy, require_unadjusted
 from cft.engines.reference import ReferenceEngine, already_finished, fork_prefix, response_of
 from cft.models.architecture import context_length, require_steady_rotary
 from cft.models.attention import usable_attention
@@ -50,6 +50,7 @@ class Continuous:
     name: ClassVar[str] = "continuous"
     local: ClassVar[bool] = True
     samples: ClassVar[bool] = False
+    adjusts: ClassVar[bool] = False
     hashes_weights: ClassVar[bool] = True
 
     max_requests: AtLeastOne = 256
@@ -187,6 +188,7 @@ class ContinuousEngine:
     def _unsent(self, fork: Fork, *, budget: Budget) -> Completion | None:
         """Of a fork that has nothing to decode, or does not fit into memory alone."""
         require_greedy(fork.sampling, name="continuous")
+        require_unadjusted(fork.sampling, name="continuous")
         require_steady_rotary(self.model, length=fork.sequence.prompt_len + budget.max_new_tokens)
         ids = fork_prefix(fork)
         if finish := already_finished(fork, eos_ids=self.eos_ids, budget=budget):

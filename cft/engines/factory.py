@@ -28,13 +28,15 @@ class EngineFactory(Protocol):
     """A frozen dataclass whose fields are the keys of its yaml.
 
     name: as in engine=NAME. local: it decodes with the model of this process, as the validation of a training needs.
-    samples: it takes forks with a temperature above 0. hashes_weights: the weights it decodes with are those that the
+    samples: it takes forks with a temperature above 0. adjusts: it takes forks with an adjustment of the logits
+    (`cft/decoding`); an engine that does not say so does not. hashes_weights: the weights it decodes with are those that the
     model's path names on this machine; else they are identified by `Engine.facts`.
     """
 
     name: ClassVar[str]
     local: ClassVar[bool]
     samples: ClassVar[bool]
+    adjusts: ClassVar[bool]
     hashes_weights: ClassVar[bool]
 
     def __call__(self, model: LazyModel) -> Engine: ...
@@ -57,6 +59,25 @@ def require_samples(factory: EngineFactory, *, num_samples: int, key: str) -> No
             f"{key}={num_samples}: engine={factory.name} decodes greedily only; expected {key}=0, or an engine that draws "
             "samples which do not depend on the batch, such as engine=shared_prefix"
         )
+
+
+def require_adjusts(factory: EngineFactory, *, rule: str) -> None:
+    """Raise EngineError where a decoding rule is asked for and the engine cannot apply it. rule: its name, "" for none."""
+    if rule and not getattr(factory, "adjusts", False):
+        raise EngineError(f"decoding={rule}: {_chosen_elsewhere(factory.name)}")
+
+
+def require_unadjusted(sampling: Sampling, *, name: str) -> None:
+    """Raise EngineError for a fork whose logits are to be adjusted. For engines that choose tokens where they cannot be."""
+    if sampling.adjustment is not None:
+        raise EngineError(f"a decoding rule was given: {_chosen_elsewhere(name)}")
+
+
+def _chosen_elsewhere(name: str) -> str:
+    return (
+        f"engine={name} has its tokens chosen by code that is not this program's, which would not apply the rule; expected "
+        "engine=shared_prefix or engine=reference, or decoding=none"
+    )
 
 
 def require_decodes(name: str, config: PreTrainedConfig) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -35,13 +35,20 @@ from cft.models.head import backbone, project_exactly
 from cft.models.kernels import DecodingChoice, DecodingKernels, prepare_for_decoding
 from cft.models.rounding import half_of_the_digits
 from cft.ranges import AtLeastZero, in_range, require_in_range
-from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, Sampling, TokenSequence, TopTokens
+from cft.types import Budget, Completion, Finish, Fork, ForkSource, Key, TokenSequence, TopTokens
 
 if TYPE_CHECKING:
     from cft.models.lazy import LazyModel
 
 LOG = logging.getLogger(__name__)
 CACHES = ("past_key_values", "cache_params")  # what models call their cache
+
+
+class Ids(NamedTuple):
+    """A row as adjustments of the logits see it (`cft.types.Written`)."""
+
+    ids: list[int]
+    prompt_len: int
 
 
 def never_decided(key: Key, ids: Sequence[int]) -> bool:
@@ -60,6 +67,7 @@ class Reference:
     name: ClassVar[str] = "reference"
     local: ClassVar[bool] = True
     samples: ClassVar[bool] = True
+    adjusts: ClassVar[bool] = True
     hashes_weights: ClassVar[bool] = True
 
     tie_margin: AtLeastZero | None = None
@@ -133,10 +141,14 @@ class ReferenceEngine:
             position = len(ids) - fork.sequence.prompt_len
             uniform = float(random[position]) if len(random) else 0.0
             (token,), (near,) = choose(
-                output.logits[:, -1].float(), sampling=[fork.sampling], uniform=[uniform], tie_margin=self.tie_margin
+                output.logits[:, -1].float(),
+                sampling=[fork.sampling],
+                uniform=[uniform],
+                tie_margin=self.tie_margin,
+                written=[Ids(ids, fork.sequence.prompt_len)],
             )
             if near:
-                token, ties = self.rescore(ids, sampling=fork.sampling, uniform=uniform), ties + 1
+                token, ties = self.rescore(ids, fork, uniform=uniform), ties + 1
             ids = [*ids, token]
             if end := finish_of(ids, fork, eos_ids=self.eos_ids, budget=budget, decided=decided):
                 return Completion(response_of(ids, fork), end, len(ids) - kept, ties)
@@ -181,12 +193,21 @@ class ReferenceEngine:
         return right
 
     @torch.inference_mode()
-    def rescore(self, ids: list[int], *, sampling: Sampling, uniform: float) -> int:
-        """The token after `ids`, prompt included, by one pass without a cache over them alone: no batch, no history."""
+    def rescore(self, ids: list[int], fork: Fork, *, uniform: float) -> int:
+        """The token after `ids`, prompt included, by one pass without a cache over them alone: no batch, no history.
+
+        fork: what is continued; it says how tokens are chosen.
+        """
         ids_BT = torch.tensor([ids], device=self.model.device)
         with self.packed.active(), usable_attention(self.model):
             logits = self.model(ids_BT, use_cache=False, logits_to_keep=1).logits
-        (token,), _ = choose(logits[:, -1].float(), sampling=[sampling], uniform=[uniform], tie_margin=0.0)
+        (token,), _ = choose(
+            logits[:, -1].float(),
+            sampling=[fork.sampling],
+            uniform=[uniform],
+            tie_margin=0.0,
+            written=[Ids(ids, fork.sequence.prompt_len)],
+        )
         return token
 
     def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:

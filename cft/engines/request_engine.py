@@ -18,7 +18,7 @@ from collections.abc import Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from cft.engines.factory import EngineError
+from cft.engines.factory import EngineError, require_unadjusted
 from cft.engines.reference import already_finished, finish_of, fork_prefix, response_of
 from cft.engines.requests import DecodeRequest, DecodeResponse, Ranked, top_tokens_of
 from cft.types import Budget, Completion, Fork, ForkSource, Key, TokenSequence, TopTokens
@@ -128,6 +128,7 @@ class RequestEngine(ABC):
                 future.cancel()
 
     def _request(self, fork: Fork, budget: Budget) -> DecodeRequest:
+        require_unadjusted(fork.sampling, name=self.name)
         ids = fork_prefix(fork)
         limit = fork.limit(budget) - (len(ids) - fork.sequence.prompt_len)
         return DecodeRequest(ids, limit, self.eos_ids, fork.sampling, top=fork.top_k if _from_the_start(fork) else 0)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cft.errors import BadValue
-from cft.types import Sampling
+from cft.types import Adjustment, Sampling, Written
 
 TIE_MARGIN = 1e-3  # logits, in float32
 
@@ -57,13 +57,22 @@ def uniforms(sampling: Sampling, count: int) -> NDArray[np.float64]:
 
 
 def choose(
-    logits_NV: Tensor, *, sampling: Sequence[Sampling], uniform: Sequence[float], tie_margin: float
+    logits_NV: Tensor,
+    *,
+    sampling: Sequence[Sampling],
+    uniform: Sequence[float],
+    tie_margin: float,
+    written: Sequence[Written],
 ) -> tuple[list[int], list[bool]]:
     """The next token of every row, and whether the choice was so near to another that rounding could turn it.
 
     uniform: of the row's next position, anything for greedy rows. tie_margin: logits; 0 = nothing is near.
+    written: what the logits follow, for rows with an adjustment.
     Raises FloatingPointError if the logits are not finite.
     """
+    unsure = list[bool]()
+    if any(how.adjustment is not None for how in sampling):
+        logits_NV, unsure = adjusted(logits_NV, sampling=sampling, written=written, tie_margin=tie_margin)
     token_N, margin_N = greedy(logits_NV)
     tokens, near = token_N.tolist(), (margin_N < tie_margin).tolist()
     kinds: dict[tuple[float, float], list[int]] = {}
@@ -77,7 +86,32 @@ def choose(
         too_near = (distance_N < TIE_MARGIN_PROBABILITY).tolist()
         for row, token, close in zip(rows, drawn_N.tolist(), too_near, strict=True):
             tokens[row], near[row] = token, close and tie_margin > 0
+    if unsure:
+        near = [one or other for one, other in zip(near, unsure, strict=True)]
     return tokens, near
+
+
+def adjusted(
+    logits_NV: Tensor, *, sampling: Sequence[Sampling], written: Sequence[Written], tie_margin: float
+) -> tuple[Tensor, list[bool]]:
+    """Logits as each row's adjustment makes them, and the rows where the adjustment itself turns on a near tie."""
+    require_finite(logits_NV.amax(-1))  # before tokens are forbidden: what is broken would not be seen behind that
+    groups: dict[Adjustment | None, list[int]] = {}
+    for row, how in enumerate(sampling):
+        groups.setdefault(how.adjustment, []).append(row)
+    found_NV, unsure = logits_NV, [False] * len(sampling)
+    for adjustment, rows in groups.items():
+        if adjustment is None:
+            continue
+        whole = len(groups) == 1
+        before = logits_NV if whole else logits_NV[rows]
+        context = written if whole else [written[row] for row in rows]
+        after = adjustment.adjust(before, context)
+        found_NV = after if whole else found_NV.index_copy(0, torch.tensor(rows, device=logits_NV.device), after)
+        doubtful = adjustment.unsure(before, context, tie_margin=tie_margin) if tie_margin > 0 else None
+        for row, doubt in zip(rows, [] if doubtful is None else doubtful.tolist(), strict=doubtful is not None):
+            unsure[row] = doubt
+    return found_NV, unsure
 
 
 def greedy(logits_NV: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,6 +71,10 @@ class Row:
         ids = fork_prefix(fork)
         return cls(fork, ids, random, len(ids) - 1)
 
+    @property
+    def prompt_len(self) -> int:
+        return self.fork.sequence.prompt_len
+
     def restarted(self) -> Row:
         return Row.start(self.fork, random=self.random)
 
@@ -97,6 +101,7 @@ class SharedPrefix:
     name: ClassVar[str] = "shared_prefix"
     local: ClassVar[bool] = True
     samples: ClassVar[bool] = True
+    adjusts: ClassVar[bool] = True
     hashes_weights: ClassVar[bool] = True
 
     max_rows: AtLeastOne = 256
@@ -218,10 +223,11 @@ class SharedPrefixEngine:
             sampling=[row.fork.sampling for row in rows],
             uniform=[row.uniform() for row in rows],
             tie_margin=self.tie_margin,
+            written=rows,
         )
         for row, token, tie in zip(rows, tokens, near, strict=True):
             if tie:
-                token = self.reference.rescore(row.ids, sampling=row.fork.sampling, uniform=row.uniform())
+                token = self.reference.rescore(row.ids, row.fork, uniform=row.uniform())
                 row.ties += 1
             row.ids.append(token)
         for block in scheduler.blocks:

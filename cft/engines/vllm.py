@@ -166,6 +166,7 @@ class Vllm:
     name: ClassVar[str] = "vllm"
     local: ClassVar[bool] = False
     samples: ClassVar[bool] = True
+    adjusts: ClassVar[bool] = False
     hashes_weights: ClassVar[bool] = True
 
     max_num_seqs: AtLeastOne = 256

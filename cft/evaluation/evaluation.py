@@ -21,7 +21,18 @@ from cft.evaluation.intervals import is_unbounded
 from cft.evaluation.metrics import Interval, bootstrap_interval, distinct_n, maj_at_k, pass_at_k, self_bleu
 from cft.files import write_atomically
 from cft.models.text import decode
-from cft.types import GREEDY, Budget, Completion, Engine, Fork, Outcome, Problem, Sampling, TokenSequence
+from cft.types import (
+    GREEDY,
+    Adjustment,
+    Budget,
+    Completion,
+    Engine,
+    Fork,
+    Outcome,
+    Problem,
+    Sampling,
+    TokenSequence,
+)
 from cft.verifiers.grader import Grader
 
 if TYPE_CHECKING:
@@ -71,13 +82,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """A model as seen from outside: an engine with its tokenizer, its prompt and the grader. max_positions: its context."""
+    """A model as seen from outside: an engine with its tokenizer, its prompt and the grader.
+
+    max_positions: its context. adjustment: of the logits before a token is chosen (`cft/decoding`), greedy or not.
+    """
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     prompt: Prompt
     grader: Grader
     max_positions: int
+    adjustment: Adjustment | None = None
 
     def solve(
         self,
@@ -104,10 +119,12 @@ class Solver:
         for i, ids in enumerate(prompts):
             sequence = TokenSequence(ids, len(ids))  # one object: engines compute a shared prompt once
             for sample in range(GREEDY_SAMPLE, request.num_samples):
-                sampling = GREEDY
+                sampling = GREEDY if self.adjustment is None else Sampling(adjustment=self.adjustment)
                 if sample != GREEDY_SAMPLE:
                     purpose = f"sample\x1f{problems[i].id}\x1f{sample}"
-                    sampling = Sampling(request.temperature, request.top_p, request.seed, purpose)
+                    sampling = Sampling(
+                        request.temperature, request.top_p, request.seed, purpose, adjustment=self.adjustment
+                    )
                 forks.append(Fork(sequence, len(ids), None, sampling, (i, sample), self.max_positions - len(ids)))
         forks.sort(key=lambda fork: fork.prefix_len)
         for key, completion in self.engine.run(ListSource(forks), budget=Budget(request.max_new_tokens)):

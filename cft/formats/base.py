@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from cft.config.build import build
 from cft.data.row_shapes import IGNORED
 from cft.errors import UserError
-from cft.files import temporary_beside, write_atomically
+from cft.files import temporary_beside, write_atomically, write_bytes
 from cft.models.load import load_tokenizer, tokenizer_hash
 from cft.prompts.chat import SLOT, Chat, Prompt
 from cft.types import AnnotatedResponse
@@ -68,7 +68,7 @@ class Source:
         manifest: Of the annotation.
     """
 
-    def __init__(self, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, manifest: dict[str, Any]) -> None:
         self.manifest = manifest
 
     @cached_property
@@ -152,7 +152,7 @@ def write_table(path: Path, table: pa.Table, *, suffix: str) -> None:
         write_atomically(path, lambda temporary: pq.write_table(table, temporary))
     else:
         lines = (json.dumps(_without_null(row), ensure_ascii=False) + "\n" for row in table.to_pylist())
-        write_atomically(path, lambda temporary: temporary.write_text("".join(lines), encoding="utf-8"))
+        write_bytes(path, "".join(lines).encode())
 
 
 def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

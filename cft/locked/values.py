@@ -18,6 +18,7 @@ from typing import Any
 
 MAX_BYTES = 64 << 20
 _SMALL = 1 << 62
+_COLLECTIONS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class Unpassable(Exception):
@@ -46,9 +47,9 @@ def encoded(value: Any, stays: Callable[[Any], int]) -> Any:
         return [type(value).__name__ if type(value) in (bytes, bytearray) else "bytes", bytes(value).hex()]
     if isinstance(value, dict):
         return ["dict", [[encoded(key, stays), encoded(one, stays)] for key, one in dict.items(value)]]
-    for kind in (list, tuple, set, frozenset):
+    for name, kind in _COLLECTIONS.items():
         if isinstance(value, kind):
-            return [kind.__name__, [encoded(one, stays) for one in kind.__iter__(value)]]
+            return [name, [encoded(one, stays) for one in kind.__iter__(value)]]
     if type(value) is range:
         return ["range", *(hex(part) for part in (value.start, value.stop, value.step))]
     if type(value) is Fraction:
@@ -71,8 +72,7 @@ def decoded(value: Any, remote: Callable[[int], Any]) -> Any:
     kind, *parts = value
     if kind == "dict":
         return {decoded(key, remote): decoded(one, remote) for key, one in parts[0]}
-    if kind in ("list", "tuple", "set", "frozenset"):
-        made = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
+    if made := _COLLECTIONS.get(kind):
         return made([decoded(one, remote) for one in parts[0]])
     if kind in ("bytes", "bytearray"):
         return {"bytes": bytes, "bytearray": bytearray}[kind].fromhex(parts[0])

@@ -89,9 +89,7 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
         of_data = key.split(".")[0] == "data" and key != "data.dir"
         if of_data and benchmark:
             key = f"benchmark{key.removeprefix('data')}"
-        elif (of_data and (annotated or "data" not in keys or not keys["data"].node)) or (
-            stage == "annotate" and key in _OF_TESTS
-        ):
+        elif (of_data and (annotated or not _takes_data(stage, shared))) or (stage == "annotate" and key in _OF_TESTS):
             continue
         elif entry.part not in keys and key in _inside(stage, "evaluation"):
             key = f"evaluation.{key}"
@@ -99,6 +97,13 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
             continue
         found[entry.key] = Entry(entry.sign, key, entry.value)
     return found
+
+
+def _takes_data(stage: str, shared: Sequence[Entry]) -> bool:
+    """Whether the shared `data` are something that the stage reads; scores are of an annotation, or of rows."""
+    keys = keys_of(STAGES[stage].schema)
+    rows = any(entry.key == "data" and entry.value == "rows" for entry in shared)
+    return "data" in keys and bool(keys["data"].node) and (stage != "score" or rows)
 
 
 def takes_problems(shared: Sequence[Entry]) -> bool:

@@ -78,8 +78,8 @@ def run_here(step: Step, settings: Settings, *, more: Sequence[str] = (), resume
             returned = named(STAGES[step.stage].run)(config, replace(job, group=settings.group or job.group))
     except UserError as error:
         raise StepFailed(f"step {step.name}: {error}") from error
-    made = dict.fromkeys([str(step.out), *([str(returned)] if isinstance(returned, Path) else [])])
-    return Ended(tuple(made), time.monotonic() - started, _peak_memory())
+    made = {str(step.out), str(returned)} if isinstance(returned, Path) else {str(step.out)}
+    return Ended(tuple(sorted(made)), time.monotonic() - started, _peak_memory())
 
 
 def run_apart(step: Step, settings: Settings, *, more: Sequence[str] = (), resume: bool = False) -> Ended:

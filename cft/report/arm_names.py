@@ -89,14 +89,14 @@ def is_trained(method: Method) -> bool:
 
 
 def is_base(method: Method) -> bool:
-    """Neither trained nor a checkpoint of unknown training."""
-    return not is_trained(method) and "weights" not in method
+    """Neither trained nor a checkpoint of unknown training, decoded as it is."""
+    return not (is_trained(method) or "weights" in method or "decoding" in method)
 
 
 def is_sft(method: Method) -> bool:
-    """Plain supervised fine-tuning, whatever it is divided by."""
+    """Plain supervised fine-tuning, whatever it is divided by, decoded as it is."""
     plain = all(method.get(part) == option for part, option in _PLAIN.items())
-    return plain and not _changed(method) and not _inner(method)
+    return plain and "decoding" not in method and not _changed(method) and not _inner(method)
 
 
 def order_of(method: Method) -> int:
@@ -158,6 +158,10 @@ def _labels(methods: Sequence[Method], keys: Sequence[dict[str, Any]]) -> list[s
 
 
 def name_of(method: Method) -> str:
+    if "decoding" in method:
+        rule = {name: value for name, value in method.items() if part_of(name) == "decoding"}
+        plain = name_of({name: value for name, value in method.items() if name not in rule})
+        return ", ".join([plain, *(said(name, value) for name, value in rule.items())])
     if is_base(method):
         return BASE
     if not is_trained(method):

@@ -139,7 +139,7 @@ def _widest(runs: list[Run], notes: list[str]) -> list[Run]:
 
 
 def _require_comparable(runs: list[Run], labels: dict[str, str]) -> None:
-    """Same text of the problems, same sampling, same verifier."""
+    """Same text of the problems, same sampling, same verifier. A decoding rule is part of the arm."""
     first = runs[0].results
     for run in runs[1:]:
         both, other = f"{_place(runs[0], labels)} and {_place(run, labels)}", run.results
@@ -150,7 +150,7 @@ def _require_comparable(runs: list[Run], labels: dict[str, str]) -> None:
                 f"{hashes[1]}); evaluate both on the same data"
             )
         ours, theirs = first.evaluation, other.evaluation
-        names = sorted({*ours, *theirs} - {"seed"}) if ours and theirs else []
+        names = sorted({*ours, *theirs} - {"seed", "decoding"}) if ours and theirs else []
         if differing := [f"{n}: {ours.get(n)} and {theirs.get(n)}" for n in names if ours.get(n) != theirs.get(n)]:
             raise ReportError(f"{both} differ in {', '.join(differing)}")
 

@@ -12,14 +12,16 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from cft.annotation.kinds import token_texts
 from cft.masks.base import Mask, mask_weights
 from cft.masks.critical import Deciding
-from cft.report.tokens import END, LEVELS, USUAL_ALTERNATIVES, legend, levels, terminal, visible
+from cft.report.tokens import END, LEVELS, USUAL_ALTERNATIVES, levels, terminal, visible
 from cft.types import AnnotatedResponse, Outcome
 
 # Dark text on light grounds, whatever the notebook's theme.
 _STYLES = {
     "critical": "background:#d9363e;color:#fff;font-weight:600",
     "wavering": "background:#f3d774;color:#222",
+    "untried": "text-decoration:underline dotted",
     "plain": "",
+    "untried": "opacity:.6",
 }
 _FRAME = "font-family:ui-monospace,monospace;white-space:pre-wrap;line-height:1.7"
 _OUTCOMES = {
@@ -38,21 +40,23 @@ class Shown:
     Args:
         row: Of an annotation.
         weights: Of each response token; above 0 is on red.
+        meaning: What red says, name and explanation.
     """
 
     row: AnnotatedResponse
     weights: NDArray[np.float32]
+    meaning: tuple[str, str]
 
     def _repr_html_(self) -> str:
         """What Jupyter shows. All text is escaped: it is a model's."""
-        texts, kinds = token_texts(self.row), levels(self.row, self.weights)
+        texts, kinds = token_texts(self.row), self._levels()
         tokens = "".join(
             f'<span style="{_STYLES[level]}" title="{escape(self._title(t), quote=True)}">{_text(text)}</span>'
             for t, (text, level) in enumerate(zip(texts, kinds, strict=True))
         )
         key = " ".join(
-            f'<span style="{_STYLES[level]};padding:0 .3em">{level}</span> {escape(meaning)}.'
-            for level, meaning in LEVELS.items()
+            f'<span style="{_STYLES[level]};padding:0 .3em">{escape(name)}</span> {escape(meaning)}.'
+            for level, (name, meaning) in self._key().items()
         )
         return (
             f'<div style="{_FRAME}"><b>{escape(self.row.problem)}</b>\n{tokens}</div>'
@@ -61,13 +65,24 @@ class Shown:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         del console, options
-        yield legend()
         yield terminal(self.row, self.weights)
+        yield "; ".join(f"{name}: {meaning}" for name, meaning in self._key().values())
 
     def __repr__(self) -> str:
         """Critical tokens in brackets."""
         texts = zip(token_texts(self.row), self.weights > 0, strict=True)
         return "".join(f"[{text or END}]" if picked else text for text, picked in texts)
+
+    def _levels(self) -> list[str]:
+        """Of each token. A first alternative that fails says something of a right response alone."""
+        found = levels(self.row, self.weights)
+        return found if self.row.verdict == "right" else ["plain" if one == "wavering" else one for one in found]
+
+    def _key(self) -> dict[str, tuple[str, str]]:
+        """Level -> name and meaning, of those that the response has."""
+        there = {*self._levels()}
+        named = {level: (level, text) for level, text in LEVELS.items()} | {"critical": self.meaning}
+        return {level: entry for level, entry in named.items() if level in there}
 
     def _title(self, t: int) -> str:
         """What the pointer over a token shows: how sure the model was, and what came of each alternative."""
@@ -81,8 +96,12 @@ class Shown:
 
 def shown(row: AnnotatedResponse, *, mask: Mask | None = None) -> Shown:
     """mask: None = the tokens that decide it by two alternatives, or by as many as there are. Raises MaskError."""
-    held = row.alt_outcome.shape[1]
-    return Shown(row, mask_weights(mask or Deciding(num_alternatives=max(1, min(USUAL_ALTERNATIVES, held))), row))
+    if mask is not None:
+        return Shown(row, mask_weights(mask, row), ("picked", f"by mask {type(mask).__name__}"))
+    held = max(1, min(USUAL_ALTERNATIVES, row.alt_outcome.shape[1]))
+    turning = ("turning", "with another token in its place the answer is right")
+    meaning = ("critical", LEVELS["critical"]) if row.verdict == "right" else turning
+    return Shown(row, mask_weights(Deciding(num_alternatives=held), row), meaning)
 
 
 def _text(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from cft.annotation.responses import GIVEN, wanted
 from cft.annotation.sampled import COLUMNS
 from cft.annotation.shards import WHOLE, Part, Shard, unfinished_message
 from cft.annotation.store import AnnotationStore, check_name
-from cft.annotation.units import Plan, ids_hash
+from cft.annotation.units import Plan, Records, ids_hash
 from cft.benchmarks.sets import verifier_for
 from cft.config.build import ConfigError, build
 from cft.config.schema import AnnotateConfig, Split
@@ -33,7 +33,7 @@ from cft.quiet import quiet_libraries
 from cft.runs.cards import write_annotation_card
 from cft.runs.job import Job
 from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
-from cft.stages.annotation_estimate import estimate
+from cft.stages.annotation_estimate import print_estimate
 from cft.stages.annotation_progress import Watch
 from cft.stages.annotation_summary import print_summary
 from cft.stages.annotation_worker import Done, Filled, MakeAnnotating, Problems, StoredRows, sample_design
@@ -66,6 +66,8 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     _require_engine_that_samples(cfg)
     make = MakeAnnotating.of(cfg, verifier=verifier, positions=positions, every_outcome=plan.every_outcome)
     inputs = model_inputs(spec.path)
+    if cfg.responses in GIVEN and not cfg.complete:
+        print_estimate(cfg, spec, positions, _to_annotate(store.units(), plan=plan, shard=shard))
     with (
         fleet.crew(make, device=cfg.device, expected=lambda: _known(cfg, spec, judged_by=judged_by)) as crew,
         logging_to(
@@ -79,8 +81,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
             further_columns=_further_columns(cfg, positions),
         ):
             run_log.write_to(job.folder)  # each shard's own, and each resumption's
-            estimated = _estimate_of_given(cfg, spec, positions) if cfg.responses in GIVEN else None
-            counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers, estimated=estimated)
+            counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers)
             counts += _fill_units(store, crew, plan=plan, shard=shard)
         _print_engine_counts(counts)
         if crew.left_out:
@@ -259,11 +260,8 @@ def _annotate_units(
     plan: Plan,
     shard: Shard,
     loggers: Sequence[Logger],
-    estimated: Callable[[list[Problem]], str] | None,
 ) -> Counter[str]:
-    """Annotate the shard's units, but for what is committed already. Returns what its engines counted.
-
-    estimated: what it will cost, where that is known before the start."""
+    """Annotate the shard's units, but for what is committed already. Returns what its engines counted."""
     records = store.units()
     units = {u: unit for u, unit in enumerate(plan.units(records)) if shard.has(u)}
     missing = [u for u in plan.to_annotate(records) if u in units]
@@ -275,13 +273,11 @@ def _annotate_units(
     if not missing:
         return Counter()
     todo = sum(len(units[u]) for u in missing)
-    cost = (
-        f"at most {todo * cfg.max_new_tokens:,} tokens to solve them. The estimate of the whole follows once the first are "
+    solving = (
+        f"; at most {todo * cfg.max_new_tokens:,} tokens to solve them. The estimate of the whole follows once the first are "
         "solved."
-        if estimated is None
-        else estimated([problem for u in missing for problem in units[u]])
     )
-    console.print(f"Annotating {todo} problems{of_shard}; {cost}")
+    console.print(f"Annotating {todo} problems{of_shard}{'' if cfg.responses in GIVEN else solving}")
     counts = Counter[str]()
     with progress("Annotating", total=todo) as bar:
         watch = Watch(bar, units, word="critical" if wanted(cfg.responses) == Outcome.RIGHT else "turning")
@@ -306,25 +302,10 @@ def _annotate_units(
     return counts
 
 
-def _estimate_of_given(cfg: AnnotateConfig, spec: ModelSpec, positions: Positions) -> Callable[[list[Problem]], str]:
-    """What annotating the responses of the data will cost, in a sentence."""
-
-    def sentence(problems: list[Problem]) -> str:
-        prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
-        model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
-        found = estimate(
-            problems,
-            tokenizer=tokenizer,
-            prompt=prompt,
-            positions=positions,
-            eos_ids=model.facts.eos_ids,
-            max_new_tokens=cfg.max_new_tokens,
-            thinking=cfg.verify.thinking.tags,
-        )
-        samples = sample_design(cfg)
-        return found.sentence(num_alternatives=cfg.num_alternatives, num_samples=samples.num_samples if samples else 0)
-
-    return sentence
+def _to_annotate(records: Records, *, plan: Plan, shard: Shard) -> list[Problem]:
+    """The problems of the shard's units that are not committed yet."""
+    units = plan.units(records)
+    return [problem for u in plan.to_annotate(records) if shard.has(u) for problem in units[u]]
 
 
 def _of_unit(unit: Unit) -> dict[str, float]:

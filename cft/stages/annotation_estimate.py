@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cft.annotation.responses import GivenResponses
+from cft.config.build import build
+from cft.config.schema import AnnotateConfig
+from cft.console import console
+from cft.models.lazy import LazyModel
+from cft.models.load import ModelSpec, load_tokenizer
 from cft.positions import Positions, ResponseView
 from cft.prompts.chat import Prompt, TextError
-from cft.stages.annotation_worker import tokens_after
+from cft.stages.annotation_worker import sample_design, tokens_after
 from cft.types import Outcome, Problem, ThinkingTags
 
 if TYPE_CHECKING:
@@ -42,6 +47,25 @@ class Estimate:
             f"{a_position * self.decoded:,.0f} tokens{probes}. Responses that are not as asked for (right or wrong) cost "
             "nothing"
         )
+
+
+def print_estimate(cfg: AnnotateConfig, spec: ModelSpec, positions: Positions, problems: Sequence[Problem]) -> None:
+    """What annotating the responses of the data will cost; no weights are loaded for it."""
+    if not problems:
+        return
+    prompt, tokenizer, samples = build(cfg.prompt), load_tokenizer(spec), sample_design(cfg)
+    model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
+    found = estimate(
+        problems,
+        tokenizer=tokenizer,
+        prompt=prompt,
+        positions=positions,
+        eos_ids=model.facts.eos_ids,
+        max_new_tokens=cfg.max_new_tokens,
+        thinking=cfg.verify.thinking.tags,
+    )
+    num_samples = samples.num_samples if samples else 0
+    console.print(found.sentence(num_alternatives=cfg.num_alternatives, num_samples=num_samples))
 
 
 def estimate(

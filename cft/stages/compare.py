@@ -40,7 +40,8 @@ def compare(cfg: CompareConfig, job: Job) -> Path:
         raise ConfigError(*missing)
     of = len(fixed) + len(searched) + len(design.arms) * design.seeds + 1
     runner.run([*fixed, *searched], of=of, after=lambda step: _thin(step, keep=cfg.keep))
-    rates = {arm: chosen_rate(steps) for arm, steps in searches.items()} or dict.fromkeys(design.arms, design.rates[0])
+    rates = {arm: chosen_rate(steps) for arm, steps in searches.items()}
+    rates = rates or dict.fromkeys(design.arms, next(iter(design.rates)))
     for arm, rate in rates.items():
         console.print(f"Learning rate of {arm}: {rate:g}", markup=False)
     finals = [*design.finals(planner, rates), *design.report(planner)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,13 +16,13 @@ from rich.table import Table
 
 from cft import run_log
 from cft.benchmarks.sets import Suite, members_of, verifier_for
-from cft.benchmarks.sweep import is_benchmark_override
 from cft.config.build import ConfigError, build
 from cft.config.part import Part
 from cft.config.schema import EvaluateConfig
 from cft.console import console
 from cft.data.splits import Splits
-from cft.engines.factory import require_samples
+from cft.decoding import Rule, bound, fingerprint
+from cft.engines.factory import require_adjusts, require_samples
 from cft.evaluation.evaluation import (
     Sample,
     SampleRequest,
@@ -42,28 +42,20 @@ from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
 from cft.prompts.chat import Chat, Prompt, prompt_conflict, prompting
 from cft.quiet import quiet_libraries
-from cft.runs.arm import arm_of
 from cft.runs.job import Job
 from cft.runs.lineage import Link, lineage
 from cft.runs.results import RESULTS, RunResults, as_metrics, without_nan
-from cft.runs.run import (
-    EXPORT,
-    MEASURED_AS,
-    identity_of,
-    save_config,
-    settings_of,
-)
-from cft.stages.evaluation_worker import MakeSolving, Piece, known_facts, request_of, solved
-from cft.types import Problem
+from cft.runs.run import EXPORT, save_config
+from cft.stages.evaluation_identity import checkpoint_of, evaluated_identity
+from cft.stages.evaluation_worker import MakeSolving, Piece, known_facts, request_of, solved, words_for
+from cft.types import Problem, Verifier
 from cft.verifiers import other_verifier_note, verifier_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ARM_KEYS = ("model",)
 SUMMARY = "summary.csv"
 LM_EVAL = "lm_eval"
-_REPLACED = ("checkpoint", "model.path", "model.name", "model.revision")  # settings that a checkpoint overrules
 
 
 def evaluate(cfg: EvaluateConfig, job: Job) -> float:
@@ -82,9 +74,13 @@ def _evaluate(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> float:
     benchmark = build(cfg.benchmark)
     members = members_of(benchmark)
     chosen = {name: splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None] for name, splits in members.items()}
-    for splits in members.values():  # refuses a class that is no verifier before anything is loaded
-        verifier_fingerprint(verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags))
-    with _subject(cfg, job, inputs) as subject:
+    verifiers = [
+        verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+        for splits in members.values()
+    ]
+    for verifier in verifiers:  # refuses a class that is no verifier before anything is loaded
+        verifier_fingerprint(verifier)
+    with _subject(cfg, job, inputs, verifiers) as subject:
         return _measured(subject, benchmark, members, chosen, started=started)
 
 
@@ -145,20 +141,28 @@ class _Subject:
     crew: Crew[Piece, list[Sample]]
     identity: dict[str, Any]
     seed: int
+    decoding: str  # fingerprint of the decoding rule, "" where there is none
     graded_by: dict[str, str]  # what a checkpoint's training was graded by, by benchmark
 
     @property
     def request(self) -> SampleRequest:
         return request_of(self.cfg)
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """How responses are made."""
+        return dataclasses.asdict(self.request) | ({"decoding": self.decoding} if self.decoding else {})
+
 
 @contextmanager
-def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> Iterator[_Subject]:
+def _subject(
+    cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...], verifiers: Sequence[Verifier]
+) -> Iterator[_Subject]:
     fleet: Fleet = build(cfg.fleet)
     spec = build(cfg.model)
     trained: RunResults | None = None
     if cfg.checkpoint:
-        folder, trained = _checkpoint(cfg.checkpoint)
+        folder, trained = checkpoint_of(cfg.checkpoint)
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
     _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint, cfg.prompt)
@@ -166,6 +170,11 @@ def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> Iterato
     unknown = bool(cfg.checkpoint) and trained is None
     make_engine = build(cfg.engine)
     require_samples(make_engine, num_samples=cfg.num_samples, key="num_samples")
+    rule: Rule | None = build(cfg.decoding)
+    require_adjusts(make_engine, rule=rule.name if rule else "")
+    model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
+    for verifier in verifiers if rule else ():
+        bound(rule, words_for(cfg, model, verifier))
     hash_weights = make_engine.hashes_weights and (unknown or fleet.elsewhere)
     make = MakeSolving.of(cfg, spec=spec, hash_weights=hash_weights)
     known = partial(known_facts, cfg, spec, device="cpu", hash_weights=hash_weights)
@@ -175,10 +184,13 @@ def _subject(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> Iterato
             job,
             inputs,
             prompt,
-            LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu"),
+            model,
             crew,
-            _identity(job, trained, checkpoint=cfg.checkpoint, weights=crew.facts["weights"] if unknown else ""),
+            evaluated_identity(
+                job, trained, checkpoint=cfg.checkpoint, weights=crew.facts["weights"] if unknown else "", rule=rule
+            ),
             cfg.seed if trained is None else trained.seed,
+            fingerprint(rule) if rule else "",
             _judged(trained),
         )
 
@@ -205,7 +217,7 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
         verdicts=verdict_counts(samples),
         metrics=as_metrics(intervals),
         per_problem=per_problem,
-        evaluation={**dataclasses.asdict(subject.request), "verifier": graded_by},
+        evaluation={**subject.conditions, "verifier": graded_by},
         problems_sha256=splits.fingerprint,
         seconds=round(time.monotonic() - started, 1),
     )
@@ -263,7 +275,7 @@ def _write_suite(
         not_run={name: entry["not_run"] for name, entry in results.items() if entry["not_run"]},
         metrics=as_metrics(averages),
         per_problem={"id": [], "correct": []},
-        evaluation={**dataclasses.asdict(subject.request), "verifier": verifiers},
+        evaluation={**subject.conditions, "verifier": verifiers},
         suite={name: {"problems": entry["problems"], "metrics": entry["metrics"]} for name, entry in results.items()},
         seconds=round(sum(entry["seconds"] for entry in results.values()), 1),
     ).write(folder)
@@ -296,43 +308,6 @@ def metrics_table(title: str, intervals: dict[str, Interval]) -> Table:
     for name, interval in intervals.items():
         table.add_row(name, f"{interval.value:.3f}", f"[{interval.low:.3f}, {interval.high:.3f}]".replace("[", r"\["))
     return table
-
-
-def _identity(job: Job, trained: RunResults | None, *, checkpoint: str, weights: str) -> dict[str, Any]:
-    """arm, settings and identity: what training recorded wins over what this evaluation would say. Its budget, data and
-    further facts come along.
-
-    weights: hash of a checkpoint that says nothing of its training, else "". Its weights tell such a model from others.
-    """
-    arm = {**arm_of(job, ARM_KEYS), **(trained.arm if trained else {})}
-    # What it is measured on is no part of what it is, nor what the checkpoint takes the place of.
-    replaced = _REPLACED if checkpoint else ()
-    arm = {name: value for name, value in arm.items() if name not in replaced and not is_benchmark_override(name)}
-    if trained:
-        return {
-            "arm": arm,
-            "settings": trained.settings,
-            "identity": trained.identity,
-            **trained.training_facts(),
-        }
-    settings = settings_of(job, MEASURED_AS)
-    if weights:
-        path = Path(checkpoint)
-        name = f"{path.parent.name}/{path.name}" if path.name == EXPORT else path.name
-        arm |= {"model": name, "weights": weights[:12]}
-    return {"arm": arm, "settings": settings, "identity": identity_of(settings)}
-
-
-def _checkpoint(checkpoint: str) -> tuple[Path, RunResults | None]:
-    """(Hugging Face folder, results of the training run or None) of a run folder or a model folder."""
-    path = Path(checkpoint)
-    for folder in (path / EXPORT, path):
-        if (folder / "config.json").is_file():
-            return folder, RunResults.find(path)
-    raise ConfigError(
-        f"checkpoint={checkpoint}: neither a run folder of cft train (with {EXPORT}/config.json) nor a Hugging Face model "
-        "folder (with config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"
-    )
 
 
 def _require_same_prompt(trained: RunResults | None, now: dict[str, Any], checkpoint: str, prompt_config: Part) -> None:

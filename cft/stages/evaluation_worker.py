@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from cft.config.build import build
 from cft.config.schema import EvaluateConfig
 from cft.console import progress
+from cft.decoding import Words, bound
 from cft.evaluation.evaluation import Sample, SampleRequest, Solver
 from cft.fleets.base import Crew, Facts, FleetError, Report, left_out_message, package_facts
 from cft.models.lazy import LazyModel
@@ -17,9 +18,10 @@ from cft.models.load import ModelSpec, load_tokenizer
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
 from cft.types import Engine, Problem, Verifier
-from cft.verifiers import verifier_fingerprint
+from cft.verifiers import MultipleChoice, verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
+from cft.verifiers.thinking import AfterThinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ class Solving:
             prompt=self.prompt,
             verify_all=self._pool(item.verifier).verify_all,
         )
-        solver = Solver(self.engine, self.model.tokenizer, self.prompt, grader, self.model.facts.context)
+        rule = bound(build(self.cfg.decoding), words_for(self.cfg, self.model, item.verifier))
+        solver = Solver(self.engine, self.model.tokenizer, self.prompt, grader, self.model.facts.context, rule)
         return solver.solve(item.problems, request=request_of(self.cfg), on_done=on_done)
 
     def close(self) -> None:
@@ -108,6 +111,13 @@ class Solving:
             made = VerifierPool(verifier, workers=self.cfg.verify.workers, timeout_s=self.cfg.verify.timeout_s)
             self._pools = {name: self._held.enter_context(made)}
         return self._pools[name]
+
+
+def words_for(cfg: EvaluateConfig, model: LazyModel, verifier: Verifier) -> Words:
+    """What a decoding rule may know of the model and of a benchmark's answers."""
+    inner = verifier.inner if isinstance(verifier, AfterThinking) else verifier
+    choices = inner.choices if isinstance(inner, MultipleChoice) else ""
+    return Words(model.tokenizer, model.facts.eos_ids, cfg.verify.thinking.tags, choices)
 
 
 def request_of(cfg: EvaluateConfig) -> SampleRequest:

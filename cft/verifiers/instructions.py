@@ -61,7 +61,7 @@ class Instructions(LastAnswer):
 def _asked(answer: str) -> list[tuple[str, Arguments]] | None:
     try:
         found = json.loads(answer)
-        asked = [(str(name), dict(arguments)) for name, arguments in found]
+        asked: list[tuple[str, Arguments]] = [(str(name), dict(arguments)) for name, arguments in found]
     except (ValueError, TypeError):
         return None
     return asked or None
@@ -105,8 +105,8 @@ def _first_word(text: str, a: Arguments) -> bool:
 
 
 def _postscript(text: str, a: Arguments) -> bool:
-    marker = a["postscript_marker"]
-    known = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
+    marker: str = a["postscript_marker"]
+    known: dict[str, str] = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     return re.search(known.get(marker, re.escape(marker.strip().lower())), text.lower()) is not None
 
 

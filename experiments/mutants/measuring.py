@@ -47,6 +47,34 @@ GRADING = (
         '{"name": identity.name, "version": identity.version, "args": {}}',
         "tests/verifiers/test_verifiers.py::test_a_fingerprint_distinguishes_name_version_and_arguments_apart",
     ),
+    Mutant(
+        "an answer before thinking that never ends",
+        "cft.verifiers.thinking:AfterThinking.__call__",
+        "seen.thinking and not self.inner.final(seen.text)",
+        "False",
+        "tests/verifiers/test_thinking.py::test_an_answer_in_thinking_is_none",
+    ),
+    Mutant(
+        "final before a tag says whether it is thinking",
+        "cft.verifiers.thinking:AfterThinking.final",
+        "seen.marked and self.inner.final(seen.text[: max(0, len(seen.text) - begun)])",
+        "self.inner.final(seen.text[: max(0, len(seen.text) - begun)])",
+        "tests/verifiers/test_thinking.py::test_the_first_answer_is_the_first_outside_of_thinking",
+    ),
+    Mutant(
+        "the right option of GPQA first",
+        "cft.benchmarks.choice_rows:gpqa",
+        "sorted([right, *wrong], key=place)",
+        "[right, *wrong]",
+        "tests/benchmarks/test_more_benchmarks.py::test_the_order_of_gpqa_is_that_of_a_hash_and_says_nothing_of_the_answer",
+    ),
+    Mutant(
+        "a program that ends itself with status 0 is right",
+        "cft.locked.session:_report",
+        'Report("wrong", f"the program ended itself ({ending})")',
+        'Report("right", f"the program ended itself ({ending})")',
+        "tests/verifiers/test_code.py::test_why",
+    ),
 )
 
 STATISTICS = (

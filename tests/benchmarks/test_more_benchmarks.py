@@ -47,7 +47,9 @@ def test_rows_of_every_layout_are_problems_whose_gold_answer_is_right(name: str)
 
 
 def test_options_are_listed_with_letters_and_are_right_by_letter_or_text() -> None:
-    verifier = made("mmlu_pro").verifier  # pyright: ignore[reportAttributeAccessIssue]
+    splits = made("mmlu_pro")
+    assert isinstance(splits, Splits)
+    assert (verifier := splits.verifier) is not None
     tenth = problems("mmlu_pro")["Which letter is the "]
     assert tenth.question.endswith("\n(I) I\n(J) J")
     assert tenth.answer == "(J) J"

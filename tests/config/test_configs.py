@@ -42,7 +42,12 @@ def stages_of(option: str) -> list[str]:
 
 
 # What meets a need that an option has beside its own keys, by the key of the message about it.
-COMPANIONS = {"reference": "reference=initial", "groups": "groups=critical", "mask": "mask=all"}
+COMPANIONS = {
+    "reference": "reference=initial",
+    "groups": "groups=critical",
+    "mask": "mask=all",
+    "responses": "responses=given",
+}
 
 
 def left_over(stage: str, *options: str) -> list[str]:
@@ -54,7 +59,11 @@ def left_over(stage: str, *options: str) -> list[str]:
         given.append("model/lora=default")
     else:
         given += [COMPANIONS[key] for key in found if key in COMPANIONS]
-    return mistakes(stage, *argv, *given) if given else list(found.values())
+    if not given:
+        return list(found.values())
+    left = mistakes(stage, *argv, *given)  # rules are asked once every value is there
+    more = [COMPANIONS[key] for m in left if (key := m.partition(":")[0]) in COMPANIONS]
+    return mistakes(stage, *argv, *given, *more) if more else left
 
 
 CASES = [(stage, option) for option in options() for stage in stages_of(option)]
@@ -62,8 +71,8 @@ CASES = [(stage, option) for option in options() for stage in stages_of(option)]
 
 def together() -> list[tuple[str, tuple[str, ...]]]:
     """Every option once, in one of its stages: the n-th options of all groups of a stage make one command line. An
-    experiment chooses among the other groups, and stands alone; so does a reference, which some losses ask for. A pipeline
-    has the options of many stages: those are below."""
+    experiment chooses among the other groups, and stands alone; so does a reference, which some losses ask for, and a decoding
+    rule, which some engines cannot apply. A pipeline has the options of many stages: those are below."""
     found: dict[tuple[str, str], list[str]] = {}
     for option in options():
         stages = stages_of(option)
@@ -72,7 +81,7 @@ def together() -> list[tuple[str, tuple[str, ...]]]:
     lines = []
     for stage in STAGES:
         groups = {group: named for (of, group), named in found.items() if of == stage and group != "pipeline"}
-        alone = [(option,) for group in ("experiment", "reference") for option in groups.pop(group, [])]
+        alone = [(option,) for group in ("experiment", "reference", "decoding") for option in groups.pop(group, [])]
         if "data=rows" in groups.get("data", []):  # no mask that reads evidence goes with it
             groups["data"].remove("data=rows")
             alone.append(("data=rows",))

@@ -106,11 +106,11 @@ def new_tests() -> list[str]:
 
 def test_every_kind_of_new_part_is_shown_with_its_test() -> None:
     kinds = {match[1] for name in files() if (match := re.match(r"conf/(\w+)/", name))}
-    assert kinds == {"mask", "weighting", "loss", "verifier", "benchmark", "engine", "pipeline"}
-    assert len(new_tests()) == 4  # a benchmark is a yaml, and the engine is the reader's
+    assert kinds == {"mask", "weighting", "loss", "verifier", "benchmark", "decoding", "engine", "pipeline"}
+    assert len(new_tests()) == 5  # a benchmark is a yaml, and the engine is the reader's
 
 
-@pytest.mark.parametrize("page", ["mask", "weighting", "loss", "verifier", "benchmark"])
+@pytest.mark.parametrize("page", ["mask", "weighting", "loss", "verifier", "benchmark", "decoding"])
 def test_a_new_part_is_as_short_as_is_said(page: str) -> None:
     shown = [b for b in blocks(read(ROOT / "docs" / "extend" / f"{page}.md")) if re.match(r"# \S+/\S+\n", b)]
     lines = sum(bool(line.strip()) for block in shown for line in block.splitlines()[1:])

@@ -81,7 +81,7 @@ def test_near_ties_are_settled_by_the_reference() -> None:
 
 def test_what_the_reference_settles_is_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     model, forks = random_llama(), random_forks(10)
-    monkeypatch.setattr(ReferenceEngine, "rescore", lambda self, ids, *, sampling, uniform: 7)
+    monkeypatch.setattr(ReferenceEngine, "rescore", lambda self, ids, fork, *, uniform: 7)
     for kind in (ReferenceEngine, SharedPrefixEngine):
         found = [c for _, c in kind(model, EOS, tie_margin=1e9).run(ListSource(forks), budget=BUDGET) if c.num_decoded]
         assert len(found) > 5

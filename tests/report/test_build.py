@@ -16,6 +16,7 @@ import pytest
 from cft.annotation.store import AnnotationStore
 from cft.cli.report import run as main
 from cft.masks import Critical
+from cft.masks.base import RowMask
 from cft.report.arms import Comparison
 from cft.report.build import PAGE, build_report, written_by_a_report
 from cft.report.compare import compare
@@ -67,12 +68,20 @@ def test_figures_are_images_that_change_with_the_data(comparison: Comparison, tm
     assert drawn[0] != drawn[1]
 
 
+class Given(RowMask):
+    def __init__(self, weights: np.ndarray) -> None:
+        self.weights = weights
+
+    def __call__(self, row: AnnotatedResponse) -> np.ndarray:
+        return self.weights
+
+
 def test_a_report_holds_every_file(
     tmp_path: Path, comparison: Comparison, hostile: tuple[AnnotatedResponse, np.ndarray]
 ) -> None:
     out = tmp_path / "out"
     one, mask = hostile
-    evidence = Evidence([one] * 3, lambda _: mask, lambda ids: f"t{ids[0]}", most=2)
+    evidence = Evidence([one] * 3, Given(mask), lambda ids: f"t{ids[0]}", most=2)
     page = build_report(out, comparisons=[comparison], evidence=evidence, title="T")
     figures = {
         f"{name}.{kind}"

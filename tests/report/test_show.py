@@ -12,7 +12,7 @@ import pytest
 import cft
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.masks import All, Critical
-from cft.types import AnnotatedResponse
+from cft.types import AnnotatedResponse, Outcome
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +46,16 @@ def test_text_of_a_model_is_no_markup(row: AnnotatedResponse) -> None:
 def test_another_mask_colors_and_text_has_brackets(row: AnnotatedResponse) -> None:
     assert repr(cft.show(row, All())).count("[") == len(row.response_ids)
     assert repr(cft.show(row)).count("[") == int((Critical()(row) > 0).sum())
+
+
+def test_red_says_what_it_is_in_right_and_wrong_responses_and_of_a_mask(row: AnnotatedResponse) -> None:
+    outcomes = np.full_like(row.alt_outcome, Outcome.WRONG)
+    outcomes[3] = Outcome.RIGHT
+    outcomes[4] = Outcome.UNTRIED
+    wrong = cft.show(dataclasses.replace(row, alt_outcome=outcomes, verdict="wrong"))
+    assert np.flatnonzero(wrong.weights).tolist() == [3]
+    assert ">turning</span> with another token in its place the answer is right." in wrong._repr_html_()
+    assert ">wavering<" not in wrong._repr_html_()
+    assert ">untried<" in wrong._repr_html_()
+    assert ">critical</span> every alternative that the mask counts" in cft.show(row)._repr_html_()
+    assert ">picked</span> by mask All." in cft.show(row, All())._repr_html_()

@@ -12,6 +12,8 @@ import pytest
 
 from cft.config.build import ConfigError
 from cft.data.annotated import rows_hash
+from cft.decoding import StopScaling
+from cft.report.arm_names import is_base, is_sft, name_of
 from cft.runs.arm import arm_of
 from cft.runs.results import RunResults
 from cft.runs.run import (
@@ -21,7 +23,7 @@ from cft.runs.run import (
     keep_rows,
     settings_of,
 )
-from cft.stages.evaluate import ARM_KEYS, _identity
+from cft.stages.evaluation_identity import ARM_KEYS, evaluated_identity
 from tests.fakes import row
 from tests.stage import job
 
@@ -79,18 +81,36 @@ def test_an_evaluated_run_stays_the_arm_it_was_trained_as_with_the_facts_of_its_
     here = job("evaluate", "checkpoint=run", f"model={model}", *(["model.path=x/y"] if model != "tiny_arith" else []))
     measured = {"metrics": {}, "per_problem": {}, "benchmark": "a", "split": "test"}  # of the training's own evaluation
     trained = RunResults(stage="train", run="run", seed=0, **measured, **kept)
-    found = _identity(here, trained, checkpoint="run", weights="")
+    found = evaluated_identity(here, trained, checkpoint="run", weights="", rule=None)
     assert found == kept
 
 
 def test_a_plain_folder_is_told_by_its_weights_and_a_model_by_its_name() -> None:
     given = "runs/3/export"
-    found = _identity(job("evaluate", f"checkpoint={given}"), None, checkpoint=given, weights="0123456789abcdef")
+    found = evaluated_identity(
+        job("evaluate", f"checkpoint={given}"), None, checkpoint=given, weights="0123456789abcdef", rule=None
+    )
     assert found["arm"] == {"model": "3/export", "weights": "0123456789ab"}
     plain = job("evaluate")
-    base = _identity(plain, None, checkpoint="", weights="")
+    base = evaluated_identity(plain, None, checkpoint="", weights="", rule=None)
     assert base["arm"] == arm_of(plain, ARM_KEYS) == {"model": "tiny_arith"}
     assert base["settings"] == settings_of(plain, MEASURED_AS)
+    assert evaluated_identity(job("evaluate", "decoding=none"), None, checkpoint="", weights="", rule=None) == base
+
+
+def test_a_decoding_rule_makes_another_arm() -> None:
+    found = []
+    for scale in (1.0, 2.0):
+        here = job("evaluate", "decoding=stop_scaling", f"decoding.scale={scale}")
+        found.append(evaluated_identity(here, None, checkpoint="", weights="", rule=StopScaling(scale=scale)))
+        assert found[-1]["arm"] == {"model": "tiny_arith", "decoding": "stop_scaling", "decoding.scale": scale}
+        assert found[-1]["settings"]["decoding.scale"] == scale
+        assert name_of(found[-1]["arm"]) == f"base model, decoding=stop_scaling, scale={scale}"
+    assert found[0]["identity"] != found[1]["identity"]
+    sft = {"model": "m", "mask": "all", "weighting": "uniform", "loss": "nll"}
+    decoded = sft | {"decoding": "tcd"}
+    assert [name_of(sft), name_of(decoded)] == ["SFT", "SFT, decoding=tcd"]
+    assert [is_sft(sft), is_sft(decoded), is_base(found[0]["arm"])] == [True, False, False]
 
 
 def facts(digest: str, rows: int) -> dict[str, Any]:

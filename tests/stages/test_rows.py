@@ -141,6 +141,7 @@ def test_a_missing_file_and_a_negative_weight_are_named_before_the_model_loads(
     assert "loss.negative_weights=false: row row 3 of rows.jsonl has the weight -1 at token" in ended.text
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_was_trained_on_and_resumes(
     tmp_path: Path, tiny_arith_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

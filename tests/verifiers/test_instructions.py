@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ CASES = {
 }
 
 
-def asked(*rules: tuple[str, dict[str, object]]) -> str:
+def asked(*rules: tuple[str, Mapping[str, object]]) -> str:
     return json.dumps([list(rule) for rule in rules])
 
 

@@ -39,6 +39,7 @@ class Server:
     name: ClassVar[str] = "server"
     local: ClassVar[bool] = False
     samples: ClassVar[bool] = True
+    adjusts: ClassVar[bool] = False
     hashes_weights: ClassVar[bool] = False
 
     url: Sequence[str] | str
