@@ -61,6 +61,10 @@ notebook: .venv/.stamp ## execute the notebook of the documentation and write it
 	$(PIP) install --quiet -c constraints.txt -e ".[notebook]"
 	OMP_NUM_THREADS=1 $(PY) -m experiments.notebook
 
+test-rl: .venv/.stamp ## cft rl beside TRL run by hand, resumed, exported (the extra `rl`; 5 minutes)
+	$(PIP) install --quiet -c constraints.txt -e ".[rl]"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short tests/rl
+
 bench-fleet: .venv/.stamp ## fleet=ray beside one process: what a worker costs (5 minutes)
 	$(PIP) install --quiet -c constraints.txt -e ".[ray]"
 	OMP_NUM_THREADS=1 $(PY) -m experiments.bench_fleet

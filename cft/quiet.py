@@ -13,6 +13,7 @@ _NOT_OURS_TO_FIX = (
     r".*is currently logging on step.*",
     r".*resuming from a checkpoint that ended before the epoch ended.*",  # ours carries the position in the epoch
     r".*have no `val_dataloader`.*",
+    r".*gradient_checkpointing. is deprecated.*",  # TRL's own settings
     r".*sync_dist=True.*",  # what we log is reduced over the ranks before
 )
 

@@ -92,7 +92,8 @@ def how_to_resume() -> str:
         kept_checkpoints,
     )
 
-    if stage == "train" and kept_checkpoints(where / CHECKPOINTS):
+    trained = kept_checkpoints(where / CHECKPOINTS) or [*(where / CHECKPOINTS).glob("checkpoint-*")]  # those of cft rl
+    if stage in ("train", "rl") and trained:
         return f"Resume from the newest checkpoint with: {again} {shlex.quote(f'resume={where}')}"
     return f"No state to resume from was saved; start again: {again}"
 

@@ -22,6 +22,8 @@ def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     if isinstance(fleet, Mapping) and fleet.get("_target_") == RAY and importlib.util.find_spec("ray") is None:
         install = "pip install 'critical-token-finetuning[ray]'"
         yield "fleet", f"ray needs the package ray, which is not installed: {install}, or choose fleet=none"
+    if "grpo" in tree and importlib.util.find_spec("trl") is None:
+        yield "grpo", "needs the package trl, which is not installed: pip install 'critical-token-finetuning[rl]'"
     if isinstance(trainer, Mapping) and (text := _no_accelerator(trainer.get("accelerator"))):
         yield "trainer.accelerator", text
     if isinstance(data, Mapping) and data.get("_target_") == "cft.data.annotated.annotated_rows":

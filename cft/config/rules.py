@@ -287,6 +287,50 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         ),
         Rule("callbacks.best.mode", "max for an accuracy, min for a loss", _mode_suits_monitor),
     ),
+    "rl": (
+        _TIES_IN_FLOAT32,
+        Rule(
+            "data._target_",
+            "a source of problems, such as data=arithmetic or data=gsm8k: the model writes the responses itself",
+            lambda v: v.text("data._target_").startswith("cft.data.sources."),
+        ),
+        Rule(
+            "model.dtype",
+            "float32: weights in half precision round small steps to zero; for speed and memory set precision=bf16-mixed",
+            lambda v: v.text("model.dtype") == "float32",
+        ),
+        Rule(
+            "model.lora",
+            "null: cft rl trains all weights; for adapters train in TRL from the export",
+            lambda v: v.get("model.lora", None) is None,
+        ),
+        Rule(
+            "micro_batch_size",
+            "a divisor of rollout.problems_per_step * rollout.num_generations, the responses of a step",
+            lambda v: (
+                v.number("rollout.problems_per_step")
+                * v.number("rollout.num_generations")
+                % v.number("micro_batch_size")
+                == 0
+            ),
+        ),
+        Rule(
+            "grpo.epsilon_high",
+            "a limit of the ratio itself with grpo.loss_type=cispo, such as 5.0",
+            lambda v: v.text("grpo.loss_type") != "cispo" or v.number("grpo.epsilon_high") >= 1,
+        ),
+        Rule(
+            "grpo.importance_sampling_level",
+            "sequence with grpo.loss_type=luspo, whose ratio is of the whole response",
+            lambda v: v.text("grpo.loss_type") != "luspo" or v.text("grpo.importance_sampling_level") == "sequence",
+        ),
+        Rule(
+            "save_every_n_steps",
+            "a multiple of grpo.num_iterations: a checkpoint holds no responses, so that it must come before new ones",
+            lambda v: v.number("save_every_n_steps") % v.number("grpo.num_iterations") == 0,
+        ),
+        temperature("evaluation."),
+    ),
     "score": (
         *_ON_RAY,
         Rule(

@@ -25,6 +25,7 @@ Node = Part  # one object
 Nodes = dict[str, Part]  # objects by name; none at all is allowed
 AnswerTokens = Annotated[int, Limits(ge=2, description="an integer of at least 2: one token of answer and the end")]
 Alternatives = Annotated[int, Limits(ge=1, le=1000)]
+Generations = Annotated[int, Limits(ge=2, description="an integer of at least 2: a group to compare")]
 Samples = Annotated[int, Limits(ge=1, le=10_000)]  # the store counts them in 16 bits
 FolderName = Annotated[
     str,
@@ -198,6 +199,64 @@ class EvaluateConfig:
     max_not_run: Fraction = MISSING
     device: Device = MISSING
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RolloutConfig:
+    problems_per_step: AtLeastOne = MISSING
+    num_generations: Generations = MISSING
+    max_new_tokens: AnswerTokens = MISSING
+    temperature: AboveZero = MISSING
+    top_p: Nucleus = MISSING
+
+
+@dataclass
+class GrpoConfig:
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = MISSING
+    beta: AtLeastZero = MISSING
+    epsilon: AtLeastZero = MISSING
+    epsilon_high: AtLeastZero | None = MISSING
+    num_iterations: AtLeastOne = MISSING
+    scale_rewards: Literal["group", "batch", "none"] = MISSING
+    importance_sampling_level: Literal["token", "sequence"] = MISSING
+    top_entropy_quantile: Fraction = MISSING
+    mask_truncated_completions: bool = MISSING
+
+
+@dataclass
+class RewardConfig:
+    length_penalty: Fraction = MISSING
+
+
+@dataclass
+class RlConfig:
+    model: Node = MISSING
+    data: Node = MISSING
+    benchmark: Node = MISSING
+    prompt: Node = MISSING
+    optimizer: Node = MISSING
+    engine: Node = MISSING
+    verifier: Node = MISSING
+    logger: Nodes = field(default_factory=dict)
+    seed: Seed = MISSING
+    checkpoint: str = MISSING
+    limit: CountOrAll = MISSING
+    steps: AtLeastOne = MISSING
+    micro_batch_size: AtLeastOne = MISSING
+    max_grad_norm: AtLeastZero = MISSING
+    precision: Literal["32-true", "bf16-mixed"] = MISSING
+    device: Literal["auto", "cpu", "cuda"] = MISSING
+    save_every_n_steps: AtLeastOne = MISSING
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    interruption: InterruptionConfig = field(default_factory=InterruptionConfig)
+    resume: str = MISSING
     allow_targets: list[str] = field(default_factory=list)
 
 

@@ -67,6 +67,12 @@ STAGES: dict[str, Stage] = {
         RULES["evaluate"],
         arguments="cft.benchmarks.sweep:in_one_run",
     ),
+    "rl": Stage(
+        "reinforcement learning from a checkpoint: the verifier's verdicts as rewards (TRL's GRPOTrainer)",
+        schema.RlConfig,
+        "cft.stages.rl:rl",
+        RULES["rl"],
+    ),
     "score": Stage(
         "what a frozen model says of each token of an annotation, stored for methods that ask for it",
         schema.ScoreConfig,

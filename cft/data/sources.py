@@ -66,7 +66,7 @@ def arithmetic(
 
 
 @lru_cache(maxsize=32)  # the jobs of a multirun ask for the same ones
-def _generated(seed: int, split: str, min_steps: int, max_steps: int, count: int) -> tuple[Problem, ...]:
+def _generated(seed: int, split: generator.Split, min_steps: int, max_steps: int, count: int) -> tuple[Problem, ...]:
     stream = generator.problems(seed=seed, split=split, min_steps=min_steps, max_steps=max_steps)
     return tuple(problem for _, problem in islice(stream, count))
 

@@ -88,6 +88,8 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
         key = entry.key
         of_data = key.split(".")[0] == "data" and key != "data.dir"
         if of_data and benchmark:
+            if stage == "rl":  # it takes problems to respond to beside those that it is tested on
+                found[f"rl {key}"] = entry
             key = f"benchmark{key.removeprefix('data')}"
         elif (of_data and (annotated or not _takes_data(stage, shared))) or (stage == "annotate" and key in _OF_TESTS):
             continue

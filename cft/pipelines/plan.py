@@ -183,7 +183,7 @@ class Planner:
         folder = self.settings.folder / name
         errors += report_errors(own)
         known = {entry.key: entry.value for entry in own if entry.key in ReportSettings.__dataclass_fields__}
-        read = [str(step.folder) for step in self.steps if step.stage in ("train", "evaluate")]
+        read = [str(step.folder) for step in self.steps if step.stage in ("train", "rl", "evaluate")]
         config = {"folders": read, **known}
         return Step(name=name, stage=REPORT, overrides=(), folder=folder, out=folder, config=config)
 

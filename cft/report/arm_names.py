@@ -21,6 +21,7 @@ from typing import Any
 from cft.report.read import Run
 from cft.runs.arm import part_of
 
+RL = "rl"  # of cft rl: its loss; the rest is the arm that it started from
 BASE = "base model"
 SFT = "SFT"
 _PLAIN = {"mask": "all", "weighting": "uniform", "loss": "nll"}
@@ -84,8 +85,8 @@ def varying(arms: Sequence[ArmName]) -> tuple[str, ...]:
 
 
 def is_trained(method: Method) -> bool:
-    """Whether cft train made it."""
-    return "mask" in method
+    """Whether cft train or cft rl made it."""
+    return "mask" in method or RL in method
 
 
 def is_base(method: Method) -> bool:
@@ -96,7 +97,7 @@ def is_base(method: Method) -> bool:
 def is_sft(method: Method) -> bool:
     """Plain supervised fine-tuning, whatever it is divided by, decoded as it is."""
     plain = all(method.get(part) == option for part, option in _PLAIN.items())
-    return plain and "decoding" not in method and not _changed(method) and not _inner(method)
+    return plain and not {RL, "decoding"} & method.keys() and not _changed(method) and not _inner(method)
 
 
 def order_of(method: Method) -> int:
@@ -162,6 +163,8 @@ def name_of(method: Method) -> str:
         rule = {name: value for name, value in method.items() if part_of(name) == "decoding"}
         plain = name_of({name: value for name, value in method.items() if name not in rule})
         return ", ".join([plain, *(said(name, value) for name, value in rule.items())])
+    if RL in method:
+        return f"{name_of({name: value for name, value in method.items() if name != RL})}, then RL"
     if is_base(method):
         return BASE
     if not is_trained(method):

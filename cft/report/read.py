@@ -149,7 +149,7 @@ def _with_trainings(runs: Sequence[Run]) -> list[Run]:
     trained: dict[tuple[Any, ...], Run] = {
         (run.results.run, run.results.identity, run.seed): run
         for run in runs
-        if run.results.stage == "train" and run.results.identity
+        if run.results.stage in ("train", "rl") and run.results.identity
     }
     found = []
     for run in runs:

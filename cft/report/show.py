@@ -21,7 +21,6 @@ _STYLES = {
     "wavering": "background:#f3d774;color:#222",
     "untried": "text-decoration:underline dotted",
     "plain": "",
-    "untried": "opacity:.6",
 }
 _FRAME = "font-family:ui-monospace,monospace;white-space:pre-wrap;line-height:1.7"
 _OUTCOMES = {

@@ -79,8 +79,9 @@ def write_annotation_card(store: AnnotationStore) -> Path:
 
 
 def write_model_card(folder: Path) -> Path:
-    """README.md in the export of a finished run of cft train."""
-    return write_card(folder / EXPORT, model_card(folder))
+    """README.md in the export of a finished run of cft train or cft rl."""
+    told = rl_card if RunResults.read(folder / RESULTS).stage == "rl" else model_card
+    return write_card(folder / EXPORT, told(folder))
 
 
 def write_card(folder: Path, text: str) -> Path:
@@ -213,6 +214,49 @@ def model_card(folder: Path, *, adapter: bool = False) -> str:
         code("yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip()),
         "## Limits",
         "This is one run with one seed. The licenses of the base model and of the data were not recorded here; both bind "
+        "what may be done with these weights.",
+    ]
+    return card(header, parts)
+
+
+def rl_card(folder: Path) -> str:
+    """folder: of a finished run of cft rl."""
+    results = RunResults.read(folder / RESULTS)
+    settings, data, arm, budget = results.settings, results.data or {}, results.arm, results.budget or {}
+    title = f"{arm['model']} after reinforcement learning on {data['problems']}"
+    metrics = {name: found for name, found in results.metrics.items() if found.get("value") is not None}
+    base = settings.get("model.path", "")
+    header = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license="unknown",
+        tags=TAGS,
+        base_model=base if _HUB_ID.fullmatch(base) and not Path(base).exists() else None,
+    )
+    method = ", ".join(f"{name} {value}" for name, value in arm.items() if part_of(name) in METHOD and value != "none")
+    facts = {
+        "started from": f"{arm['model']}{f', fine-tuned: {method}' if method else ''}",
+        "problems": f"{data['train_problems']:,} of {data['problems']}, SHA-256 {data['fingerprint']}",
+        "reward": f"verdicts of `{data['verifier']}`; undecided ones left out; length penalty "
+        f"{settings['reward.length_penalty']}",
+        "training": f"GRPOTrainer of TRL, loss {settings['grpo.loss_type']}, steps: {budget['steps']} of "
+        f"{budget['rows_per_step']} responses, learning rate: {settings['optimizer.lr']}, seed: {results.seed}",
+        "settings (identity)": results.identity,
+    }
+    parts = [
+        f"# {title}",
+        f"Made with Critical Token Fine-tuning ({PAPER}), cft {__version__}.",
+        "## Made from",
+        table(("", ""), facts.items()),
+        commands(results.lineage),
+        "## Results",
+        _numbers(results, metrics),
+        "## Use",
+        *_use(adapter=False),
+        "## All settings",
+        code("yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip()),
+        "## Limits",
+        "This is one run with one seed. The licenses of the base model and of the problems were not recorded here; both bind "
         "what may be done with these weights.",
     ]
     return card(header, parts)

@@ -12,6 +12,8 @@ def run_name(arm: Mapping[str, Any], *further: str, seed: int) -> str:
 
 
 def parts_of_name(arm: Mapping[str, Any]) -> dict[str, Any]:
-    """Model, mask, weighting, and the loss where it is not the usual one."""
+    """Model, mask, weighting, the loss where it is not the usual one, and that of reinforcement learning after it."""
     parts = {key: arm[key] for key in ("model", "mask", "weighting") if arm.get(key) is not None}
-    return parts if arm.get("loss", "nll") == "nll" else parts | {"loss": arm["loss"]}
+    if arm.get("loss", "nll") != "nll":
+        parts["loss"] = arm["loss"]
+    return parts | ({"rl": arm["rl"]} if "rl" in arm else {})

@@ -1,4 +1,4 @@
-"""results.json of a run of cft train or cft evaluate: what it holds, written and read in one place."""
+"""results.json of a run of cft train, cft rl or cft evaluate: what it holds, written and read in one place."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RunResults:
         base: {"metrics", "per_problem", "verdicts"} of the model before training.
     """
 
-    stage: Literal["train", "evaluate"]
+    stage: Literal["train", "rl", "evaluate"]
     run: str
     arm: dict[str, Any]
     seed: int

@@ -16,8 +16,7 @@ from rich.table import Table
 
 from cft import run_log
 from cft.benchmarks.sets import Suite, members_of, verifier_for
-from cft.config.build import ConfigError, build
-from cft.config.part import Part
+from cft.config.build import build
 from cft.config.schema import EvaluateConfig
 from cft.console import console
 from cft.data.splits import Splits
@@ -40,13 +39,14 @@ from cft.fleets.base import Crew, Fleet
 from cft.loggers.evaluation_record import evaluated_before, evaluated_model, log_evaluation, same_evaluation
 from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
-from cft.prompts.chat import Chat, Prompt, prompt_conflict, prompting
+from cft.prompts.chat import Chat, Prompt, prompting
 from cft.quiet import quiet_libraries
 from cft.runs.job import Job
 from cft.runs.lineage import Link, lineage
 from cft.runs.results import RESULTS, RunResults, as_metrics, without_nan
-from cft.runs.run import EXPORT, save_config
-from cft.stages.evaluation_identity import checkpoint_of, evaluated_identity
+from cft.runs.run import save_config
+from cft.runs.start import checkpoint_folder, require_same_prompt
+from cft.stages.evaluation_identity import evaluated_identity
 from cft.stages.evaluation_worker import MakeSolving, Piece, known_facts, request_of, solved, words_for
 from cft.types import Problem, Verifier
 from cft.verifiers import other_verifier_note, verifier_fingerprint
@@ -162,10 +162,11 @@ def _subject(
     spec = build(cfg.model)
     trained: RunResults | None = None
     if cfg.checkpoint:
-        folder, trained = checkpoint_of(cfg.checkpoint)
+        folder, trained = checkpoint_folder(cfg.checkpoint)
         spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name, lora=None)
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
-    _require_same_prompt(trained, prompting(prompt, tokenizer), cfg.checkpoint, cfg.prompt)
+    now = prompting(prompt, tokenizer)
+    require_same_prompt(trained, now, checkpoint=cfg.checkpoint, prompt_config=cfg.prompt, doing="evaluation")
     # Weights identify a checkpoint that says nothing of its training.
     unknown = bool(cfg.checkpoint) and trained is None
     make_engine = build(cfg.engine)
@@ -308,18 +309,3 @@ def metrics_table(title: str, intervals: dict[str, Interval]) -> Table:
     for name, interval in intervals.items():
         table.add_row(name, f"{interval.value:.3f}", f"[{interval.low:.3f}, {interval.high:.3f}]".replace("[", r"\["))
     return table
-
-
-def _require_same_prompt(trained: RunResults | None, now: dict[str, Any], checkpoint: str, prompt_config: Part) -> None:
-    """A model trained under one prompt and tokenizer is not measured under another in silence."""
-    then = (trained.data or {}).get("prompting") if trained else None
-    if trained is None or then is None:
-        return
-    settings = {
-        key.removeprefix("prompt."): value for key, value in trained.settings.items() if key.startswith("prompt.")
-    }
-    if differing := prompt_conflict(then, now, then_config=settings, now_config=prompt_config):
-        raise ConfigError(
-            f"checkpoint={checkpoint}: {differing} differs between the training and this evaluation; set prompt=... as in "
-            f"training, or evaluate the export folder itself: checkpoint={checkpoint}/{EXPORT}"
-        )

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from cft.benchmarks.sweep import is_benchmark_override
-from cft.config.build import ConfigError
 from cft.decoding import Rule
 from cft.runs.arm import arm_of
 from cft.runs.job import Job
 from cft.runs.results import RunResults
 from cft.runs.run import EXPORT, MEASURED_AS, identity_of, settings_of
+from cft.runs.start import REPLACED
 
 ARM_KEYS = ("model",)
 DECODING = "decoding"
-_REPLACED = ("checkpoint", "model.path", "model.name", "model.revision")  # settings that a checkpoint overrules
 
 
 def evaluated_identity(
@@ -29,7 +28,7 @@ def evaluated_identity(
     """
     arm = {**arm_of(job, ARM_KEYS), **(trained.arm if trained else {})}
     # What it is measured on is no part of what it is, nor what the checkpoint takes the place of.
-    replaced = _REPLACED if checkpoint else ()
+    replaced = REPLACED if checkpoint else ()
     arm = {name: value for name, value in arm.items() if name not in replaced and not is_benchmark_override(name)}
     arm = {name: value for name, value in arm.items() if name.split(".")[0] != DECODING}
     decoded = settings_of(job, (DECODING,)) if rule else {}
@@ -55,15 +54,3 @@ def _given(job: Job, decoded: Mapping[str, Any]) -> dict[str, Any]:
     """The rule's values that the command line gives."""
     names = [override.lstrip("+~").partition("=")[0] for override in job.overrides]
     return {name: decoded[name] for name in names if name in decoded}
-
-
-def checkpoint_of(checkpoint: str) -> tuple[Path, RunResults | None]:
-    """(Hugging Face folder, results of the training run or None) of a run folder or a model folder."""
-    path = Path(checkpoint)
-    for folder in (path / EXPORT, path):
-        if (folder / "config.json").is_file():
-            return folder, RunResults.find(path)
-    raise ConfigError(
-        f"checkpoint={checkpoint}: neither a run folder of cft train (with {EXPORT}/config.json) nor a Hugging Face model "
-        "folder (with config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,9 +22,8 @@ from cft.engines.factory import (
     require_decodes,
     require_local,
     require_samples,
-    require_within_window,
 )
-from cft.evaluation.room import Room, require_room, room_for
+from cft.evaluation.room import Room
 from cft.losses.objective import Objective
 from cft.masks.critical import Critical
 from cft.models.architecture import require_packable
@@ -35,6 +34,7 @@ from cft.models.load import load_tokenizer
 from cft.models.load import require_room as require_length
 from cft.prompts.chat import Prompt, prompt_conflict, prompting
 from cft.references.models import Reference, starts_as_reference
+from cft.stages.testing import room_of
 from cft.training.fit import require_constructible
 from cft.types import Verifier
 from cft.verifiers import other_verifier_note, verifier_fingerprint
@@ -118,9 +118,21 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
         if isinstance(data, AnnotatedDataModule)
         else None
     )
+    rooms: tuple[tuple[Split, int], ...] = (
+        ("validation", cfg.validation.problems),
+        ("test", cfg.evaluation.problems),
+    )
     validation, tested = (
-        room_of_part(cfg, splits, part, model=model, prompt=prompt, engine=make_engine.name)
-        for part in ("validation", "evaluation")
+        room_of(
+            splits,
+            split,
+            wanted=wanted,
+            evaluation=cfg.evaluation,
+            model=model,
+            prompt=prompt,
+            engine=make_engine.name,
+        )
+        for split, wanted in rooms
     )
     return Prepared(
         prompt,
@@ -170,39 +182,6 @@ def _require_same_prompt(data: AnnotatedDataModule, current: dict[str, Any], pro
             f"prompt: {differing} differs between {data.store.folder} and this run; set prompt=... as in the annotation, or "
             "annotate again"
         )
-
-
-def room_of_part(
-    cfg: TrainConfig,
-    splits: Splits,
-    part: Literal["validation", "evaluation"],
-    *,
-    model: LazyModel,
-    prompt: Prompt,
-    engine: str,
-) -> Room:
-    """The problems of one part that can be run. Raises NoRoom, or what the engine cannot do, before anything is trained."""
-    split: Split = "validation" if part == "validation" else "test"
-    limit, wanted = cfg.evaluation.max_new_tokens, (cfg.validation if part == "validation" else cfg.evaluation).problems
-    problems = splits.of(split)[: wanted if wanted >= 0 else None] if wanted else ()
-    prompt_lens = {problem.id: len(prompt.ids(model.tokenizer, problem.question)) for problem in problems}
-    room = room_for(
-        problems,
-        prompt_len=lambda problem: prompt_lens[problem.id],
-        context=model.facts.context,
-        max_new_tokens=limit,
-    )
-    if wanted:
-        require_room(
-            room,
-            where=f"{splits.name}/{split}",
-            key="evaluation.max_not_run",
-            max_not_run=cfg.evaluation.max_not_run,
-            max_new_tokens=limit,
-        )
-        if engine == "shared_prefix":
-            require_within_window(model.config, length=max(prompt_lens[p.id] for p in room.run) + limit)
-    return room
 
 
 def _require_positive(data: RowsDataModule, objective: Objective) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,21 +12,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedModel
 
-from cft.config.build import ConfigError, build, redacted
-from cft.config.schema import EvaluationConfig, TrainConfig
+from cft.config.build import ConfigError, build
+from cft.config.schema import TrainConfig
 from cft.console import console
 from cft.data.columns import needs_live
-from cft.evaluation.base import base_accuracy
-from cft.evaluation.evaluation import (
-    SampleRequest,
-    Solver,
-    accuracy_sentence,
-    summarize,
-    verdict_counts,
-    write_samples,
-)
+from cft.evaluation.evaluation import Solver, accuracy_sentence
 from cft.files import exclusive
-from cft.loggers.build import close_loggers, log_made, log_transcripts
+from cft.loggers.build import close_loggers, log_made
 from cft.models.adapters import coverage
 from cft.models.device import place
 from cft.models.experts import KEY as ROUTER_KEY
@@ -41,9 +32,10 @@ from cft.runs.arm import ARM_KEYS, arm_of
 from cft.runs.cards import write_model_card
 from cft.runs.job import Job
 from cft.runs.lineage import checkpoint_link, data_link, lineage, model_inputs
-from cft.runs.results import RunResults, as_metrics
+from cft.runs.results import RunResults
 from cft.runs.run import ADAPTER, EXPORT, TRAINED_BY, identity_of, settings_of
 from cft.stages.preparation import Prepared, measures_base, prepared
+from cft.stages.testing import base_of, evaluated
 from cft.training.calibration import calibrate
 from cft.training.callbacks.interruption import Interruption
 from cft.training.checkpointing.checkpoints import load_checkpoint
@@ -52,7 +44,6 @@ from cft.training.distributed.launcher import own_environment
 from cft.training.distributed.sharding import is_sharded, release, trained_weights
 from cft.training.fit import Fit, Fitted
 from cft.training.module import CausalLMModule, frozen_names
-from cft.verifiers import verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
 
@@ -106,7 +97,15 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
         place(model, device=_device(cfg))  # Lightning leaves it on the CPU
         facts = _facts(cfg, job, run, fitted, folder=start.folder)
         measured = interruption.unless_asked(
-            lambda: _evaluated(cfg.evaluation, run, fitted.trainer, lambda: solver_of(model), start.folder),
+            lambda: evaluated(
+                cfg.evaluation,
+                run.tested.run,
+                make_solver=lambda: solver_of(model),
+                verifier=run.verifier,
+                loggers=fitted.trainer.loggers,
+                step=fitted.trainer.global_step,
+                folder=start.folder,
+            ),
             otherwise={},
         )
         interruption.stop_if_asked()
@@ -171,19 +170,14 @@ def _base(cfg: TrainConfig, run: Prepared, solver_of: Callable[[PreTrainedModel]
     """Accuracy of the model before training, on the problems that it is tested on after it."""
     if not (run.tested.run and measures_base(cfg)):
         return None
-    decided_by = {
-        "weights": run.model.weights(),
-        "eos": run.model.facts.eos_ids,
-        "verifier": verifier_fingerprint(run.verifier),
-        "engine": redacted(cfg.engine),
-        "context": run.model.facts.context,
-        **run.prompting,
-    }
-    return base_accuracy(
-        lambda: solver_of(run.model.load()),
+    return base_of(
+        run.model,
         run.tested.run,
+        make_solver=lambda: solver_of(run.model.load()),
+        verifier=run.verifier,
+        engine=cfg.engine,
+        prompting=run.prompting,
         max_new_tokens=cfg.evaluation.max_new_tokens,
-        decided_by=decided_by,
     )
 
 
@@ -236,32 +230,6 @@ def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder:
         },
         "starts_as_reference": run.starts_as_reference,
         "lineage": lineage(job.command, (data_link(data.source), *model_inputs(run.model.spec.path))),
-    }
-
-
-def _evaluated(
-    settings: EvaluationConfig, run: Prepared, trainer: pl.Trainer, make_solver: Callable[[], Solver], folder: Path
-) -> dict[str, Any]:
-    """The fields of `RunResults` that come of the test problems; every response goes to samples.parquet."""
-    request = SampleRequest(
-        settings.num_samples, settings.temperature, settings.top_p, settings.seed, settings.max_new_tokens
-    )
-    evaluation = {**dataclasses.asdict(request), "verifier": verifier_fingerprint(run.verifier)}
-    if not run.tested.run:
-        return {"evaluation": evaluation, "metrics": {}, "per_problem": {"id": [], "correct": []}}
-    solver = make_solver()
-    samples = solver.solve(run.tested.run, request=request, title="Evaluating")
-    intervals, per_problem = summarize(samples, seed=settings.seed)
-    write_samples(folder / "samples.parquet", samples, solver.tokenizer)
-    log_transcripts(trainer.loggers, samples, solver.tokenizer)
-    for logger in trainer.loggers:
-        logger.log_metrics({name: i.value for name, i in intervals.items()}, step=trainer.global_step)
-        logger.save()
-    return {
-        "evaluation": evaluation,
-        "verdicts": verdict_counts(samples),
-        "metrics": as_metrics(intervals),
-        "per_problem": per_problem,
     }
 
 

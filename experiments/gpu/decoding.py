@@ -115,7 +115,9 @@ def decode_step(
         logits_NV, _ = scheduler.fitting(engine.next_logits)
         assert logits_NV is not None
         batch = scheduler.rows
-        tokens, _ = choose(logits_NV, sampling=[GREEDY] * len(batch), uniform=[0.0] * len(batch), tie_margin=0.0)
+        tokens, _ = choose(
+            logits_NV, sampling=[GREEDY] * len(batch), uniform=[0.0] * len(batch), tie_margin=0.0, written=batch
+        )
         for row, token in zip(batch, tokens, strict=True):
             row.ids.append(token)
         for block in scheduler.blocks:
@@ -150,7 +152,8 @@ def end_to_end(engine: SharedPrefixEngine, forks: Sequence[Fork], *, budget: Bud
 def rescored(engine: SharedPrefixEngine, *, prefix: int) -> dict[str, float]:
     """What a near tie costs."""
     ids = list(range(3, 3 + prefix + prefix // 2))
-    rescore = partial(engine.reference.rescore, ids, sampling=GREEDY, uniform=0.0)
+    fork = Fork(TokenSequence(np.asarray(ids, dtype=np.int32), prefix), prefix, None, GREEDY, 0)
+    rescore = partial(engine.reference.rescore, ids, fork, uniform=0.0)
     return {"tokens": len(ids), "ms": milliseconds(rescore, device=engine.model.device, times=5)}
 
 

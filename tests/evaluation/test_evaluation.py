@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cft.config.build import build
+from cft.config.schema import Split
 from cft.data.sources import arithmetic
 from cft.engines.reference import ReferenceEngine
 from cft.engines.shared_prefix import SharedPrefixEngine
@@ -29,7 +30,7 @@ from cft.evaluation.metrics import Interval
 from cft.evaluation.room import NoRoom, require_room, room_for
 from cft.models.load import eos_ids, load_causal_lm, load_tokenizer
 from cft.prompts.chat import Chat
-from cft.stages.preparation import room_of_part
+from cft.stages.testing import room_of
 from cft.types import Completion, Outcome, Problem
 from cft.verifiers import Numeric
 from cft.verifiers.grader import Grader
@@ -182,16 +183,22 @@ def test_accuracy_over_the_limit_has_no_cliff() -> None:
     assert curve[-1].run == 8
 
 
-@pytest.mark.parametrize("part", ["validation", "evaluation"])
-def test_training_refuses_problems_without_room_before_it_starts(part: str) -> None:
-    other = {"validation": "evaluation", "evaluation": "validation"}[part]
-    best = ("callbacks=best_loss",) if part == "evaluation" else ()
-    cfg = composed("train", f"prompt.system={'word ' * 300}", f"{part}.problems=3", f"{other}.problems=0", *best)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_training_refuses_problems_without_room_before_it_starts(split: Split) -> None:
+    cfg = composed("train", f"prompt.system={'word ' * 300}")
     splits = arithmetic(name="a", seed=0, num_train=1, num_validation=3, num_test=3)
     facts = SimpleNamespace(context=256)
     model: Any = SimpleNamespace(tokenizer=load_tokenizer(build(cfg.model)), facts=facts)
     with pytest.raises(NoRoom, match=r"evaluation\.max_not_run=0\.01: 3 of the 3"):
-        room_of_part(cfg, splits, part, model=model, prompt=build(cfg.prompt), engine="reference")
+        room_of(
+            splits,
+            split,
+            wanted=3,
+            evaluation=cfg.evaluation,
+            model=model,
+            prompt=build(cfg.prompt),
+            engine="reference",
+        )
 
 
 def test_undecided_is_counted_apart() -> None:

@@ -1,0 +1,70 @@
+"""What TRL's Trainer tells while it runs: to our loggers, and to end where a cluster says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cft.loggers.build import log_values
+from cft.rl.reward import PASS_RATE, UNDECIDED_RATE
+from cft.training.callbacks.interruption import Interruption
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+# TRL's name of a value -> ours in metrics.csv.
+LOGGED = {
+    "reward": "train/reward",
+    "reward_std": "train/reward_std",
+    PASS_RATE: f"train/{PASS_RATE}",
+    UNDECIDED_RATE: f"train/{UNDECIDED_RATE}",
+    "entropy": "train/entropy",
+    "completions/mean_length": "train/response_tokens",
+    "completions/clipped_ratio": "train/cut_off_rate",
+    "frac_reward_zero_std": "train/groups_without_signal",
+    "clip_ratio/region_mean": "train/clipped_tokens",
+    "kl": "train/kl",
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "lr",
+    "step_time": "perf/step_seconds",
+}
+
+
+class Record(TrainerCallback):
+    """Each step's values, to the loggers; a step is counted from 0, as in a training."""
+
+    def __init__(self, loggers: Sequence[Logger], on_step: Any) -> None:
+        self.loggers, self.on_step = loggers, on_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "reward" in logs:
+            found = {ours: float(logs[theirs]) for theirs, ours in LOGGED.items() if theirs in logs}
+            log_values(self.loggers, found, step=state.global_step - 1)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.on_step()
+
+
+class StopWhenAsked(TrainerCallback):
+    """After the step under way, its checkpoint written. The stage then raises (`Interruption.stop_if_asked`).
+
+    every: steps on the same responses, which no checkpoint holds.
+    """
+
+    def __init__(self, interruption: Interruption, *, every: int) -> None:
+        self.interruption, self.every = interruption, every
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        ends_here = state.global_step % self.every == 0 and state.global_step < state.max_steps
+        if ends_here and any(self.interruption.reasons()):
+            control.should_save = control.should_training_stop = True

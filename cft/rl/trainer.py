@@ -1,0 +1,117 @@
+"""TRL's GRPOTrainer as a configuration describes it.
+
+It is TRL's in all but where prompts come from: ids are made once, by our prompt (`cft/prompts/chat.py`), and are given to it
+as they are, so that no second tokenization of a rendered text can differ from them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cft.config.build import ConfigError, build
+from cft.config.schema import RlConfig
+from cft.models.lazy import LazyModel
+from cft.rl.problems import Asked, rows_of
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+def settings_of_trl(cfg: RlConfig, *, device: str) -> dict[str, Any]:
+    """Arguments of GRPOConfig that the configuration decides; the rest are TRL's own. device: "cpu" or "cuda:N"."""
+    rollout, grpo = cfg.rollout, cfg.grpo
+    return {
+        "seed": cfg.seed,
+        "max_steps": cfg.steps,
+        "per_device_train_batch_size": cfg.micro_batch_size,
+        "gradient_accumulation_steps": rollout.problems_per_step * rollout.num_generations // cfg.micro_batch_size,
+        "num_generations": rollout.num_generations,
+        "max_completion_length": rollout.max_new_tokens,
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "loss_type": grpo.loss_type,
+        "beta": grpo.beta,
+        "epsilon": grpo.epsilon,
+        "epsilon_high": grpo.epsilon_high,
+        "num_iterations": grpo.num_iterations,
+        "scale_rewards": grpo.scale_rewards,
+        "importance_sampling_level": grpo.importance_sampling_level,
+        "top_entropy_quantile": grpo.top_entropy_quantile,
+        "mask_truncated_completions": grpo.mask_truncated_completions,
+        "learning_rate": cfg.optimizer["lr"],
+        "lr_scheduler_type": _SCHEDULES[cfg.schedule.shape],
+        "warmup_steps": round(cfg.schedule.warmup_fraction * cfg.steps),
+        "max_grad_norm": cfg.max_grad_norm,
+        "bf16": cfg.precision == "bf16-mixed",
+        "use_cpu": device == "cpu",
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": cfg.save_every_n_steps,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def grpo_trainer(
+    cfg: RlConfig,
+    model: LazyModel,
+    asked: Asked,
+    *,
+    folder: Path,
+    device: str,
+    reward: Callable[..., list[float | None]],
+    callbacks: list[TrainerCallback],
+) -> Any:
+    """folder: of checkpoints.
+
+    Raises:
+        ConfigError: what TRL says of a setting that our check let pass, or a TRL that this was not made for.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback, set_seed
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] - an extra
+
+    if not callable(getattr(GRPOTrainer, "_tokenize_prompts", None)):
+        raise ConfigError(
+            "cft rl: this version of trl takes prompts otherwise; install one that is known to work: trl==1.16.0"
+        )
+
+    class WithOurPrompts(GRPOTrainer):
+        def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+            return [asked.prompts[name] for name in prompts], None, {}
+
+    set_seed(cfg.seed)
+    policy = model.load()
+    policy.config._name_or_path = model.source  # where TRL reads the reference from; its weights are set below
+    try:
+        args = GRPOConfig(output_dir=str(folder), **settings_of_trl(cfg, device=device))
+    except ValueError as error:
+        raise ConfigError(f"cft rl: TRL refuses these settings: {error}") from error
+    optimizer = build(cfg.optimizer)([p for p in policy.parameters() if p.requires_grad])
+    trainer = WithOurPrompts(
+        policy,
+        reward_funcs=reward,
+        args=args,
+        train_dataset=Dataset.from_dict(rows_of(asked.problems)),
+        processing_class=copy.deepcopy(model.tokenizer),  # TRL gives it a padding token, our export keeps its own
+        callbacks=callbacks,
+        optimizers=(optimizer, None),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if trainer.ref_model is not None:
+        _same_weights(policy.state_dict(), trainer.accelerator.unwrap_model(trainer.ref_model))
+    return trainer
+
+
+def _same_weights(weights: Mapping[str, Any], reference: Any) -> None:
+    """The reference is the start as it is in memory, in its precision."""
+    reference.float()
+    reference.load_state_dict(weights)

@@ -1,0 +1,47 @@
+"""What a run begins from where it is given `checkpoint=...`: a run folder of ours or any Hugging Face model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cft.config.build import ConfigError
+from cft.prompts.chat import prompt_conflict
+from cft.runs.results import RunResults
+from cft.runs.run import EXPORT
+
+# Settings that a checkpoint overrules.
+REPLACED = ("checkpoint", "model.path", "model.name", "model.revision")
+
+
+def checkpoint_folder(checkpoint: str) -> tuple[Path, RunResults | None]:
+    """(Hugging Face folder, results of the training run or None) of a run folder or a model folder. Raises ConfigError."""
+    path = Path(checkpoint)
+    for folder in (path / EXPORT, path):
+        if (folder / "config.json").is_file():
+            return folder, RunResults.find(path)
+    raise ConfigError(
+        f"checkpoint={checkpoint}: neither a run folder of cft train or cft rl (with {EXPORT}/config.json) nor a Hugging "
+        "Face model folder (with config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"
+    )
+
+
+def require_same_prompt(
+    trained: RunResults | None, now: dict[str, Any], *, checkpoint: str, prompt_config: Mapping[str, Any], doing: str
+) -> None:
+    """A model trained under one prompt and tokenizer is not put to work under another in silence.
+
+    doing: what this run is, for the message.
+    """
+    then = (trained.data or {}).get("prompting") if trained else None
+    if trained is None or then is None:
+        return
+    settings = {
+        key.removeprefix("prompt."): value for key, value in trained.settings.items() if key.startswith("prompt.")
+    }
+    if differing := prompt_conflict(then, now, then_config=settings, now_config=prompt_config):
+        raise ConfigError(
+            f"checkpoint={checkpoint}: {differing} differs between the training and this {doing}; set prompt=... as in "
+            f"training, or take the export folder itself: checkpoint={checkpoint}/{EXPORT}"
+        )

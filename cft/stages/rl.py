@@ -1,0 +1,345 @@
+"""Reinforcement learning from a checkpoint: rollouts and steps by TRL, verdicts, records and tests as of every training."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cft import run_log
+from cft.benchmarks.sets import verifier_for
+from cft.benchmarks.sweep import is_benchmark_override
+from cft.config.build import ConfigError, build
+from cft.config.schema import RlConfig
+from cft.console import console, progress
+from cft.data.splits import Splits
+from cft.engines.factory import EngineFactory, require_decodes, require_local, require_samples
+from cft.evaluation.evaluation import Solver, accuracy_sentence
+from cft.evaluation.room import Room
+from cft.files import exclusive
+from cft.loggers.build import RunFacts, log_made, log_values, logging_to
+from cft.loggers.evaluation_record import evaluated_model
+from cft.models.device import chosen_device, place
+from cft.models.export import export, require_exportable
+from cft.models.lazy import LazyModel
+from cft.models.load import load_tokenizer
+from cft.prompts.chat import Prompt, prompting
+from cft.quiet import quiet_libraries
+from cft.rl.arm import PARTS, arm_after, start_settings
+from cft.rl.problems import Asked, asked
+from cft.runs.arm import arm_of
+from cft.runs.cards import write_model_card
+from cft.runs.job import Job
+from cft.runs.lineage import Link, checkpoint_link, lineage
+from cft.runs.names import run_name
+from cft.runs.results import RunResults
+from cft.runs.run import CONFIG, EXPORT, flat, group_of, identity_of, save_config, saved_config, settings_of
+from cft.runs.start import REPLACED, checkpoint_folder, require_same_prompt
+from cft.stages.testing import base_of, evaluated, room_of
+from cft.training.callbacks.interruption import Interruption
+from cft.types import Verifier
+from cft.verifiers import verifier_fingerprint
+from cft.verifiers.grader import Grader
+from cft.verifiers.pool import VerifierPool
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+    from transformers import PreTrainedModel
+
+CHECKPOINTS = "checkpoints"
+_FREE = ("resume", "interruption", "allow_targets", "logger", "device", "save_every_n_steps", "verify.workers")
+
+
+def rl(cfg: RlConfig, job: Job) -> float:
+    """Greedy test accuracy (0-1) after the last step, NaN without evaluation problems; for sweepers."""
+    quiet_libraries()
+    folder = Path(cfg.resume) if cfg.resume else job.folder
+    if (done := _finished(folder, job)) is not None:
+        console.print(f"{folder} has finished; nothing to do")
+        return done.accuracy
+    checkpoint = _newest(folder, job, resume=cfg.resume)
+    interruption = Interruption(max_hours=cfg.interruption.max_hours)
+    with interruption.handlers(), exclusive(folder):
+        run = _prepared(cfg)
+        return _run(cfg, job, run, folder, checkpoint, interruption)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What can be refused before the weights are read. trained: results of what it starts from, where they are known."""
+
+    prompt: Prompt
+    prompting: dict[str, Any]
+    model: LazyModel
+    asked: Asked
+    data_name: str
+    splits: Splits
+    verifier: Verifier
+    tested: Room
+    make_engine: EngineFactory
+    trained: RunResults | None
+    inputs: tuple[Link, ...]
+
+    def solver(self, model: PreTrainedModel, pool: VerifierPool) -> Solver:
+        engine = self.make_engine(LazyModel.of(model, self.model.tokenizer, spec=self.model.spec))
+        return Solver(engine, self.model.tokenizer, self.prompt, self.grader(pool), self.model.facts.context)
+
+    def grader(self, pool: VerifierPool) -> Grader:
+        return Grader.of(self.verifier, tokenizer=self.model.tokenizer, prompt=self.prompt, verify_all=pool.verify_all)
+
+
+def _prepared(cfg: RlConfig) -> _Prepared:
+    spec, prompt, make_engine = build(cfg.model), build(cfg.prompt), build(cfg.engine)
+    require_local(make_engine)
+    require_samples(make_engine, num_samples=cfg.evaluation.num_samples, key="evaluation.num_samples")
+    trained: RunResults | None = None
+    if cfg.checkpoint:
+        start, trained = checkpoint_folder(cfg.checkpoint)
+        spec = dataclasses.replace(spec, path=str(start), name=Path(cfg.checkpoint).name, lora=None)
+    tokenizer = load_tokenizer(spec)
+    now = prompting(prompt, tokenizer)
+    require_same_prompt(trained, now, checkpoint=cfg.checkpoint, prompt_config=cfg.prompt, doing="run")
+    data, splits = build(cfg.data), build(cfg.benchmark)
+    verifier = verifier_for(data, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+    verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device)
+    if cfg.evaluation.problems:
+        require_decodes(make_engine.name, model.config)
+    found = asked(
+        data,
+        limit=cfg.limit,
+        held_out=splits.held_out_questions(),
+        prompt=prompt,
+        tokenizer=tokenizer,
+        context=model.facts.context,
+        max_new_tokens=cfg.rollout.max_new_tokens,
+        at_least=cfg.rollout.problems_per_step,
+    )
+    tested = room_of(
+        splits,
+        "test",
+        wanted=cfg.evaluation.problems,
+        evaluation=cfg.evaluation,
+        model=model,
+        prompt=prompt,
+        engine=make_engine.name,
+    )
+    inputs = evaluated_model(cfg.checkpoint, model_path=cfg.model["path"])
+    require_exportable(model.load(), tokenizer)
+    return _Prepared(prompt, now, model, found, data.name, splits, verifier, tested, make_engine, trained, inputs)
+
+
+def _run(
+    cfg: RlConfig, job: Job, run: _Prepared, folder: Path, checkpoint: Path | None, interruption: Interruption
+) -> float:
+    begun = time.monotonic()
+    facts = _facts(cfg, job, run, folder=folder)
+    save_config(folder, job)
+    run_log.write_to(folder)
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    _print_start(cfg, run, folder, done=done)
+    told = RunFacts(
+        folder,
+        name=run_name(facts["arm"], seed=cfg.seed),
+        group=group_of(folder) if checkpoint else job.group,
+        job_type="rl",
+        tags=("rl", f"data:{run.data_name}"),
+        config=job.config,
+        command=job.command,
+        inputs=run.inputs,
+        resumed_at=done,
+    )
+    with (
+        VerifierPool(run.verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
+        logging_to(cfg.logger, lambda: told) as loggers,
+    ):
+        base = None
+        if run.tested.run and cfg.evaluation.base:
+            base = base_of(
+                run.model,
+                run.tested.run,
+                make_solver=lambda: run.solver(run.model.load(), pool),
+                verifier=run.verifier,
+                engine=cfg.engine,
+                prompting=run.prompting,
+                max_new_tokens=cfg.evaluation.max_new_tokens,
+            )
+        interruption.stop_if_asked()
+        model, seconds = _learnt(cfg, run, folder, checkpoint, interruption, pool, loggers)
+        export(model, run.model.tokenizer, folder=folder / EXPORT, dtype=cfg.export.dtype)
+        place(model, device=cfg.device)
+        measured = evaluated(
+            cfg.evaluation,
+            run.tested.run,
+            make_solver=lambda: run.solver(model, pool),
+            verifier=run.verifier,
+            loggers=loggers,
+            step=cfg.steps,
+            folder=folder,
+        )
+        interruption.stop_if_asked()
+        results = RunResults(**facts, **measured, base=base, train_seconds=round(seconds, 2))
+        results.write(folder)
+        write_model_card(folder)
+        log_made(loggers, checkpoint_link(folder))
+    _print_end(results, folder=folder, seconds=time.monotonic() - begun)
+    return results.accuracy
+
+
+def _learnt(
+    cfg: RlConfig,
+    run: _Prepared,
+    folder: Path,
+    checkpoint: Path | None,
+    interruption: Interruption,
+    pool: VerifierPool,
+    loggers: list[Logger],
+) -> tuple[PreTrainedModel, float]:
+    """(the model after the last step, seconds of all steps). Raises Interrupted."""
+    from cft.rl.callbacks import Record, StopWhenAsked  # transformers' Trainer takes a second
+    from cft.rl.reward import verified_reward
+    from cft.rl.trainer import grpo_trainer
+
+    reward = verified_reward(
+        run.grader(pool),
+        ends=run.model.facts.eos_ids,
+        max_new_tokens=cfg.rollout.max_new_tokens,
+        length_penalty=cfg.reward.length_penalty,
+    )
+    with progress("Reinforcement learning", total=cfg.steps) as bar:
+        trainer = grpo_trainer(
+            cfg,
+            run.model,
+            run.asked,
+            folder=folder / CHECKPOINTS,
+            device=chosen_device(cfg.device),
+            reward=reward,
+            callbacks=[
+                Record(loggers, on_step=bar.advance),
+                StopWhenAsked(interruption, every=cfg.grpo.num_iterations),
+            ],
+        )
+        interruption.install()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    interruption.stop_if_asked()
+    seconds = sum(entry.get("step_time", 0.0) for entry in trainer.state.log_history)
+    log_values(loggers, {"perf/train_seconds": seconds}, step=cfg.steps - 1)
+    weights = {
+        name: tensor.detach().cpu()
+        for name, tensor in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()
+    }
+    del trainer
+    gc.collect()
+    # Loaded again: TRL exchanges the forward pass of the one it trains.
+    tokenizer = load_tokenizer(run.model.spec)
+    model = LazyModel(run.model.spec, tokenizer, ends=[run.prompt.end_id(tokenizer)], device="cpu").load()
+    model.load_state_dict(weights)
+    return model.eval(), seconds
+
+
+def _facts(cfg: RlConfig, job: Job, run: _Prepared, *, folder: Path) -> dict[str, Any]:
+    """The fields of `RunResults` that are known before the first step."""
+    weights = run.model.weights() if cfg.checkpoint and run.trained is None else ""
+    settings = settings_of(job, PARTS)
+    if cfg.checkpoint:
+        settings = {name: value for name, value in settings.items() if name not in REPLACED}
+    settings |= start_settings(run.trained, weights=weights)
+    own = {name: value for name, value in arm_of(job, ("model",)).items() if not is_benchmark_override(name)}
+    rollout = cfg.rollout
+    return {
+        "stage": "rl",
+        "run": folder.name,
+        "arm": arm_after(run.trained, own, loss_type=cfg.grpo.loss_type, checkpoint=cfg.checkpoint, weights=weights),
+        "identity": identity_of(settings),
+        "settings": settings,
+        "seed": cfg.seed,
+        "benchmark": run.splits.name if run.tested.run else "",
+        "split": "test",
+        **run.tested.facts(),
+        "data": {
+            "problems": run.data_name,
+            "fingerprint": run.asked.fingerprint(),
+            "train_problems": len(run.asked.problems),
+            "left_out": run.asked.left_out,
+            "verifier": verifier_fingerprint(run.verifier),
+            "prompting": run.prompting,
+        },
+        "budget": {"steps": cfg.steps, "rows_per_step": rollout.problems_per_step * rollout.num_generations},
+        "lineage": lineage(job.command, run.inputs),
+    }
+
+
+# ---- where it begins
+
+
+def _finished(folder: Path, job: Job) -> RunResults | None:
+    results = RunResults.find(folder)
+    if results is None:
+        return None
+    if differing := _differing(folder, job):
+        raise ConfigError(
+            f"hydra.run.dir={folder}: holds a run of another configuration that has finished ({differing}); choose another "
+            "folder"
+        )
+    return results
+
+
+def _newest(folder: Path, job: Job, *, resume: str) -> Path | None:
+    """The checkpoint to resume from: of the folder that is named, or that this job was given before."""
+    found = [path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    whole = [path for path in found if (path / "trainer_state.json").is_file()]  # written last but for the random state
+    if resume and not whole:
+        raise ConfigError(
+            f"resume={folder}: no checkpoint; the run ended before it wrote its first one, start it again"
+        )
+    if whole and (differing := _differing(folder, job)):
+        raise ConfigError(
+            f"{f'resume={folder}' if resume else f'hydra.run.dir={folder}'}: that run was configured otherwise "
+            f"({differing}); repeat its arguments, or choose another folder"
+        )
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _differing(folder: Path, job: Job) -> str:
+    if not (folder / CONFIG).is_file():
+        return f"there is no {CONFIG}"
+    then, now = saved_config(folder), flat(job.config)
+    keys = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+    return "; ".join(
+        f"{key}: then {then.get(key)!r}, now {now.get(key)!r}"
+        for key in keys
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    )
+
+
+# ---- what is printed
+
+
+def _print_start(cfg: RlConfig, run: _Prepared, folder: Path, *, done: int) -> None:
+    for reason, count in run.asked.left_out.items():
+        console.print(f"Left out: {count} problems of {run.data_name}, {reason}", markup=False)
+    from_where = cfg.checkpoint or run.model.spec.name
+    console.print(
+        f"{f'Resumes after step {done}' if done else 'Starts'} from {from_where}: {cfg.steps} steps of "
+        f"{cfg.rollout.problems_per_step} x {cfg.rollout.num_generations} responses to {len(run.asked.problems):,} problems of "
+        f"{run.data_name} -> {folder}",
+        markup=False,
+    )
+
+
+def _print_end(results: RunResults, *, folder: Path, seconds: float) -> None:
+    measured = "not tested (evaluation.problems=0)"
+    if results.metrics:
+        console.print(accuracy_sentence(results.verdicts, not_run=len(results.not_run)), markup=False)
+        base = results.base
+        before = f" (before {base['metrics']['eval/accuracy']['value']:.3f})" if base else ""
+        measured = f"test accuracy {results.accuracy:.3f}{before}"
+    console.print(
+        f"Done: {results.train_seconds:.0f} s of steps, {seconds:.0f} s in all; {measured}; reward, pass rate, entropy and "
+        f"length by step: {folder / 'metrics.csv'}; export: {folder / EXPORT}",
+        markup=False,
+    )

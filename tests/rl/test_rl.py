@@ -1,0 +1,196 @@
+"""cft rl without TRL: what is refused, what the reward is, which problems are asked, which arm it is. With it: test_trl.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+
+from cft.config.build import ConfigError
+from cft.config.preflight import missing_inputs
+from cft.data.problem_rows import normalized
+from cft.data.sources import arithmetic
+from cft.pipelines.entries import Entry, shared_with
+from cft.report.arm_names import BASE, is_base, is_sft, name_of
+from cft.rl.arm import arm_after, start_settings
+from cft.rl.problems import asked, rows_of
+from cft.rl.reward import reward_of, verified_reward
+from cft.runs.results import RunResults
+from cft.runs.start import checkpoint_folder
+from cft.types import Outcome
+from tests.command_lines import mistakes
+
+
+def test_every_mistake_is_found_before_anything_is_loaded() -> None:
+    found = mistakes(
+        "rl",
+        *(
+            "micro_batch_size=48",
+            "rollout.num_generations=1",
+            "data=annotated",
+            "data.annotation=x",
+            "grpo.loss_type=ppo",
+        ),
+        *("model/lora=default", "model.dtype=bfloat16", "reward.length_penalty=1.5", "save_every_n_steps=5"),
+        *("grpo.num_iterations=2", "grpo.top_entropy_quantile=20"),
+    )
+    keys = [text.partition(":")[0] for text in found]
+    assert sorted(keys) == sorted(
+        [
+            *("micro_batch_size", "rollout.num_generations", "data._target_", "grpo.loss_type", "model.lora"),
+            *("model.dtype", "reward.length_penalty", "save_every_n_steps", "grpo.top_entropy_quantile"),
+        ]
+    )
+
+
+def test_loss_types_that_need_more_say_so() -> None:
+    found = mistakes("rl", "grpo.loss_type=cispo", "grpo.epsilon_high=0.28")
+    assert [text.partition(":")[0] for text in found] == ["grpo.epsilon_high"]
+    assert mistakes("rl", "grpo.loss_type=cispo", "grpo.epsilon_high=5.0") == []
+
+
+def test_without_trl_the_install_line_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert list(missing_inputs({"grpo": {}, "resume": ""})) == [
+        ("grpo", "needs the package trl, which is not installed: pip install 'critical-token-finetuning[rl]'")
+    ]
+    assert list(missing_inputs({"resume": ""})) == []
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match=r"neither a run folder of cft train or cft rl .* nor a Hugging Face model"):
+        checkpoint_folder(str(tmp_path))
+
+
+# ---- the reward
+
+
+def test_only_right_responses_pay_for_their_length_and_undecided_ones_have_no_reward() -> None:
+    def reward(outcome: Outcome, penalty: float) -> float | None:
+        return reward_of(outcome, tokens=32, max_new_tokens=128, length_penalty=penalty)
+
+    assert reward(Outcome.RIGHT, 0.0) == 1.0
+    assert reward(Outcome.RIGHT, 0.5) == 1 - 0.5 * 0.25
+    assert reward(Outcome.WRONG, 0.5) == 0.0
+    assert reward(Outcome.CUT_OFF, 0.5) == 0.0
+    assert reward(Outcome.UNDECIDED, 0.5) is None
+
+
+def test_rates_are_of_what_was_decided() -> None:
+    outcomes = [Outcome.RIGHT, Outcome.UNDECIDED, Outcome.WRONG, Outcome.RIGHT]
+    seen: list[str] = []
+
+    def grader(items: Any) -> list[tuple[Outcome, str]]:
+        seen.extend(completion.finish for completion, _ in items)
+        return [(outcome, "") for outcome in outcomes]
+
+    grading: Any = grader
+    reward = verified_reward(grading, ends={2}, max_new_tokens=10, length_penalty=0.0)
+    logged: dict[str, float] = {}
+    ids = [[5, 2], [5], [2], [7, 8]]
+    found = reward(completion_ids=ids, answer=["1"] * 4, log_metric=logged.__setitem__, prompts=[], completions=[])
+    assert found == [1.0, None, 0.0, 1.0]
+    assert seen == ["stop", "length", "stop", "length"]
+    assert logged == {"undecided_rate": 0.25, "pass_rate": pytest.approx(2 / 3)}
+
+
+# ---- the problems
+
+
+class _Words:
+    """A prompt of as many tokens as the question has words."""
+
+    def ids(self, tokenizer: Any, question: str) -> list[int]:
+        return [*range(len(question.split()))]
+
+
+def _asked(**changes: Any) -> Any:
+    data = arithmetic(name="a", seed=0, num_train=20, num_validation=1, num_test=1)
+    prompt: Any = _Words()
+    values: dict[str, Any] = {
+        "limit": -1,
+        "held_out": frozenset(),
+        "context": 500,
+        "max_new_tokens": 100,
+        "at_least": 8,
+    }
+    return data, asked(data, prompt=prompt, tokenizer=prompt, **{**values, **changes})
+
+
+def test_problems_of_the_tests_are_not_trained_on() -> None:
+    data, everything = _asked()
+    held_out = frozenset(normalized(problem.question) for problem in data.train[:3])
+    _, found = _asked(held_out=held_out)
+    assert found.problems == everything.problems[3:]
+    assert found.left_out == {"held out for the tests": 3}
+    assert rows_of(found.problems)["prompt"] == [problem.id for problem in data.train[3:]]
+    assert found.fingerprint() != everything.fingerprint()
+
+
+def test_too_few_problems_for_a_step_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.problems_per_step=8: data a gives 5 problems"):
+        _asked(limit=5)
+    with pytest.raises(ConfigError, match=r"gives 0 problems, 20 left out \(no room for 100 tokens"):
+        _asked(context=101)
+
+
+# ---- what it is called
+
+
+def _results(stage: Any, arm: dict[str, Any], settings: dict[str, Any]) -> RunResults:
+    return RunResults(
+        stage=stage,
+        run="run",
+        arm=arm,
+        settings=settings,
+        seed=0,
+        benchmark="",
+        split="test",
+        metrics={},
+        per_problem={},
+    )
+
+
+def _trained(**arm: Any) -> RunResults:
+    settings = {"optimizer.lr": 1e-4, "mask._target_": "cft.masks.Critical"}
+    return _results("train", {"model": "m", "optimizer.lr": 1e-4, **arm}, settings)
+
+
+def test_an_arm_is_named_by_its_start() -> None:
+    own = {"model": "tiny_arith", "optimizer.lr": 1e-5, "checkpoint": "outputs/x"}
+    cft = _trained(mask="critical", weighting="uniform", loss="nll", reference="none", groups="none")
+    arm = arm_after(cft, own, loss_type="dapo", checkpoint="outputs/x", weights="")
+    assert arm["model"] == "m"
+    assert arm["optimizer.lr"] == 1e-5
+    assert arm["start.optimizer.lr"] == 1e-4
+    assert "checkpoint" not in arm
+    assert name_of(arm) == "CFT, then RL"
+    sft = arm_after(
+        _trained(mask="all", weighting="uniform", loss="nll"), own, loss_type="dapo", checkpoint="x", weights=""
+    )
+    assert name_of(sft) == "SFT, then RL"
+    assert not is_sft(sft)  # what others are compared with
+    base = arm_after(None, own, loss_type="dapo", checkpoint="", weights="")
+    assert name_of(base) == f"{BASE}, then RL"
+    assert not is_base(base)
+    twice = _results("rl", arm, {})
+    assert arm_after(twice, own, loss_type="grpo", checkpoint="x", weights="")["rl"] == "dapo, grpo"
+
+
+def test_settings_of_the_start_count_but_not_where_it_lies() -> None:
+    assert start_settings(_trained(), weights="") == {
+        "start.optimizer.lr": 1e-4,
+        "start.mask._target_": "cft.masks.Critical",
+    }
+    assert start_settings(None, weights="abc") == {"start.weights": "abc"}
+    assert start_settings(None, weights="") == {}
+
+
+def test_in_a_pipeline_the_shared_problems_are_asked_and_tested() -> None:
+    found = shared_with("rl", [Entry("", "data", "gsm8k"), Entry("", "max_new_tokens", 512)])
+    assert sorted(entry.word for entry in found.values()) == [
+        "benchmark=gsm8k",
+        "data=gsm8k",
+        "evaluation.max_new_tokens=512",
+    ]

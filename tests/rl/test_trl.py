@@ -1,0 +1,87 @@
+"""cft rl with TRL (make test-rl): the curves of TRL run by hand, resumed runs, exports, records."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+
+from cft.errors import Interrupted
+from cft.report.read import collect
+from cft.stages.evaluate import evaluate
+from cft.stages.rl import rl
+from cft.training.callbacks.interruption import Interruption
+from experiments.rl_by_hand import by_command, by_hand, differences
+from tests.stage import asked
+
+pytestmark = pytest.mark.slow
+FEW = ("rollout.problems_per_step=2", "rollout.num_generations=4", "micro_batch_size=8", "rollout.max_new_tokens=48")
+UNTESTED = ("evaluation.problems=0", "device=cpu", "optimizer.lr=1e-4")
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as handle:
+        return [float(row[name]) for row in csv.DictReader(handle) if row.get(name)]
+
+
+def run(folder: Path, *words: str) -> Path:
+    rl(*asked("rl", *FEW, *words, folder=folder))
+    return folder
+
+
+def test_the_curves_are_those_of_trl_by_hand(tmp_path: Path) -> None:
+    steps = 20
+    ours = by_command(steps=steps, seed=1, folder=tmp_path / "cft")
+    theirs = by_hand(steps=steps, seed=1, folder=tmp_path / "trl")
+    assert differences(ours, theirs) == {"reward": 0.0, "entropy": 0.0}
+    assert len({entry["reward"] for entry in theirs}) > 3
+
+
+def test_a_run_that_was_told_to_end_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path / "whole", *UNTESTED, "steps=6")
+    asked_times = iter([False, False, False, True])
+    real = Interruption.reasons
+
+    def reasons(self: Interruption) -> list[bool]:
+        found = real(self)
+        return [next(asked_times, True), *found[1:]]
+
+    # The stage looks once before the first step, the callback after each one.
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "reasons", reasons)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "cut", *UNTESTED, "steps=6")
+    assert len(curve(tmp_path / "cut", "train/reward")) == 3
+    run(tmp_path / "cut", *UNTESTED, "steps=6")
+    for name in ("train/reward", "train/entropy", "train/loss"):
+        assert curve(tmp_path / "cut", name) == curve(whole, name)
+    weights = [(folder / "export" / "model.safetensors").read_bytes() for folder in (whole, tmp_path / "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_what_it_leaves_is_evaluated_and_reported(tmp_path: Path) -> None:
+    first = run(tmp_path / "first", *UNTESTED, "steps=2", "reward.length_penalty=0.5", "grpo.beta=0.04")
+    few = ("evaluation.problems=4", "evaluation.num_samples=2")
+    settings = ("device=cpu", "steps=2", "grpo.loss_type=dr_grpo", "grpo.num_iterations=2", "grpo.epsilon_high=0.28")
+    options = ("grpo.top_entropy_quantile=0.2", "save_every_n_steps=2", f"checkpoint={first}")
+    second = run(tmp_path / "second", *few, *settings, *options)
+    results: dict[str, Any] = json.loads((second / "results.json").read_text())
+    (parent,) = results["lineage"]["inputs"]
+    assert parent["came_from"]["run"] == "first"
+    assert results["arm"]["rl"] == "dapo, dr_grpo"
+    assert results["settings"]["start.reward.length_penalty"] == 0.5
+    assert "cft rl" in (second / "export" / "README.md").read_text()
+    tested = tmp_path / "tested"
+    words = (f"checkpoint={second}", "limit=4", "num_samples=2", "device=cpu")
+    accuracy = evaluate(*asked("evaluate", *words, folder=tested))
+    assert accuracy == results["metrics"]["eval/accuracy"]["value"]
+    runs = collect([second, tested])
+    assert {entry.results.identity for entry in runs} == {results["identity"]}
+    assert all(entry.logs == second for entry in runs)
+    with pytest.raises(Exception, match=r"holds a run of another configuration that has finished"):
+        run(second, *few, *settings, *options, "seed=3")
