@@ -55,7 +55,7 @@ class RunResults:
         best_validation: {"metric", "value"} that chose it.
         train_seconds: Of training, those before an interruption included.
         eligible_fraction: Fraction of the response tokens that carry loss.
-        calibration: What a loss measured on the rows before training.
+        calibration: What a loss measured on the rows before training, and the coefficient of a router's loss.
         data: The annotation and the rows taken from it.
         budget: {"epochs", "steps", "rows_per_step"}.
         starts_as_reference: Whether the model started as the one that a stored reference is of.

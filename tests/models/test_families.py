@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ ENGINES: dict[str, Callable[..., Engine]] = {
     "continuous": ContinuousEngine,
 }
 EOS = WORDS.index("<eos>")
+KNOWS_EXPERTS = find_spec("peft.utils.transformers_weight_conversion") is not None  # of older versions none does
 PADDED = len(WORDS) + 12  # rows of the embedding: the last ones have no name
 
 every_family = pytest.mark.parametrize("name", NAMES)
@@ -187,8 +189,9 @@ def test_adapters_go_where_they_are_used_and_merge(name: str, tmp_path: Path) ->
         2.0
     }  # alpha / r, of the doubled rank of two in one too
     said = coverage(model)
-    assert ("gate_up_proj" in said) == (name == "qwen3-moe")
-    assert ("none on the experts' weights" in said) == (name == "granite-3.1-moe")
+    covered = name == "qwen3-moe" and KNOWS_EXPERTS
+    assert ("gate_up_proj" in said) == covered
+    assert ("none on the experts' weights" in said) == (experts_of(model.config) is not None and not covered)
     merged = plain_copy(model.eval())
     if experts_of(merged.config):
         merged.set_experts_implementation("eager")
@@ -199,8 +202,9 @@ def test_adapters_go_where_they_are_used_and_merge(name: str, tmp_path: Path) ->
 def test_an_adapter_that_kernels_would_pass_over_is_refused() -> None:
     with pytest.raises(ModelError, match=r"kernels of MambaForCausalLM read .*\.out_proj as it is.*leave out out_proj"):
         apply_lora(family("mamba"), lora=Lora(target_modules=["in_proj", "out_proj"]))
-    with pytest.raises(ModelError, match=r"model\.lora\.dropout=0\.1: .*stacked experts.*model\.lora\.dropout=0"):
-        apply_lora(family("qwen3-moe"), lora=Lora(dropout=0.1))
+    if KNOWS_EXPERTS:
+        with pytest.raises(ModelError, match=r"model\.lora\.dropout=0\.1: .*stacked experts.*model\.lora\.dropout=0"):
+            apply_lora(family("qwen3-moe"), lora=Lora(dropout=0.1))
 
 
 @pytest.mark.parametrize("name", ["qwen3-moe", "granite-3.1-moe", "gemma-3"])
