@@ -3,8 +3,8 @@
     cft evaluate -m decoding=stop_scaling decoding.scale=0,1,2 num_samples=0 hydra.sweep.dir=outputs/evaluate/stop_scaling
     python -m experiments.accuracy_by_length outputs/evaluate/stop_scaling
 
-Prints a row for each evaluation: mean tokens of the greedy responses, the fraction cut off, and accuracy, with 95 % intervals over
-problems, by rising length.
+Prints a row for each evaluation: mean tokens of the greedy responses, the fraction cut off, and accuracy, with 95 % intervals
+over problems, by rising length.
 """
 
 from __future__ import annotations

@@ -34,7 +34,15 @@ from cft.types import AnnotatedResponse
 
 MANIFEST = "manifest.json"
 # Of the keys of `data`.
-_CHOOSE_ROWS = ("max_rows", "part", "parts", "validation_fraction", "max_tokens", "shuffle_responses", "wrong_responses")
+_CHOOSE_ROWS = (
+    "max_rows",
+    "part",
+    "parts",
+    "validation_fraction",
+    "max_tokens",
+    "shuffle_responses",
+    "wrong_responses",
+)
 
 
 def export(cfg: RowsExportConfig, job: Job) -> Path:
