@@ -290,7 +290,12 @@ def test_a_tag_of_several_tokens_is_refused_before_a_model_is_loaded() -> None:
 
 
 def test_engines_that_choose_elsewhere_refuse_with_the_remedy() -> None:
-    for factory in (Continuous, Vllm, Server):
+    factories: tuple[Any, ...] = (
+        Continuous,
+        Vllm,
+        Server,
+    )  # their classes will do: vLLM's refuses to be made without it
+    for factory in factories:
         with pytest.raises(
             EngineError, match=r"decoding=tcd: engine=\w+ .*expected engine=shared_prefix or engine=reference"
         ):

@@ -18,6 +18,7 @@ from cft.report.arms import Comparison
 from cft.report.compare import compare
 from cft.report.read import ReportError, collect
 from cft.report.tables import write_csv
+from experiments.accuracy_by_length import curve
 from tests.results import arm, compared, draws, grid, read_csv, write_run
 
 
@@ -186,3 +187,26 @@ def test_arms_of_other_seeds_are_noted(tmp_path: Path, seeds: tuple[tuple[int, .
     (ours, theirs) = (", ".join(map(str, chosen)) for chosen in seeds)
     note = f"The arms were not trained with the same seeds: {ours} (SFT); {theirs} (CFT)."
     assert any(said.startswith(note) for said in comparison.notes) is noted
+
+
+def test_decoding_rules_are_arms_of_one_model_and_no_repetitions(tmp_path: Path) -> None:
+    """Two rules, and the model as it is: three arms side by side, in one curve of accuracy against length."""
+    made = {"num_samples": 0, "max_new_tokens": 8}
+    for number, scale in enumerate((None, 1.0, 2.0)):
+        key: dict[str, Any] = {"model": "tiny"}
+        more: dict[str, Any] = {"settings": {"model.name": "tiny"}, "evaluation": made}
+        if scale is not None:
+            key |= {"decoding": "stop_scaling", "decoding.scale": scale}
+            more["settings"] = {"model.name": "tiny", "decoding.scale": scale}
+            more["evaluation"] = made | {"decoding": f"stop_scaling 1 (scale={scale})"}
+        length = {"value": 9.0 - number, "low": 1.0, "high": 9.0}
+        metrics = {"eval/accuracy": length, "eval/response_tokens": length, "eval/cut_off_rate": length}
+        write_run(tmp_path, f"{scale}", key, seed=0, correct=[1, 0, 1], stage="evaluate", metrics=metrics, **more)
+    labels = [
+        "base model",
+        "base model, decoding=stop_scaling, scale=1.0",
+        "base model, decoding=stop_scaling, scale=2.0",
+    ]
+    assert [one.label for one in compared(tmp_path).arms] == labels
+    points = curve([tmp_path])
+    assert [(p.label, p.tokens.value) for p in points] == list(zip(reversed(labels), (7.0, 8.0, 9.0), strict=True))
