@@ -103,32 +103,18 @@ def test_other_positions_or_samples_are_another_annotation(change: str, named: s
     assert "another name (annotation=...)" in ended.text
 
 
-<<<<<<< HEAD
-def exported(name: str, *arguments: str) -> Ended:
-    rows = (f"annotation={name}", "annotations_dir=made", f"out=exported-{name}", "data.validation_fraction=0")
-=======
 def export(name: str, *arguments: str) -> Ended:
     rows = (f"annotation={name}", "annotations_dir=made", f"out=export-{name}", "data.validation_fraction=0")
->>>>>>> main
     return run("export", *rows, *arguments)
 
 
 def test_a_mask_over_what_was_not_tried_is_a_choice() -> None:
-<<<<<<< HEAD
-    refused = exported("whole")
-    assert refused.status == 2
-    assert "positions were not tried" in refused.text
-    assert "mask.untried=leave_out" in refused.text
-    assert exported("whole", "mask.untried=leave_out", "mask.num_alternatives=1").status == 0
-    assert "the annotation says nothing" in Path("exported-whole/README.md").read_text()
-=======
     refused = export("whole")
     assert refused.status == 2
     assert "positions were not tried" in refused.text
     assert "mask.untried=leave_out" in refused.text
     assert export("whole", "mask.untried=leave_out", "mask.num_alternatives=1").status == 0
     assert "the annotation says nothing" in Path("export-whole/README.md").read_text()
->>>>>>> main
 
 
 def test_wrong_responses_are_not_imitated_by_accident() -> None:
@@ -140,21 +126,12 @@ def test_wrong_responses_are_not_imitated_by_accident() -> None:
     assert "Wrong responses" in card
     assert "| turning tokens |" in card
     for mask in ("mask=all", "mask=turning"):
-<<<<<<< HEAD
-        refused = exported("wrong", mask)
-        assert refused.status == 2
-        assert "responses end wrong" in refused.text
-        assert "data.wrong_responses=train" in refused.text
-    assert exported("wrong", "mask=turning", "mask.untried=leave_out", "data.wrong_responses=train").status == 0
-    meaningless = exported("wrong", "mask=critical", "data.wrong_responses=train")
-=======
         refused = export("wrong", mask)
         assert refused.status == 2
         assert "responses end wrong" in refused.text
         assert "data.wrong_responses=train" in refused.text
     assert export("wrong", "mask=turning", "mask.untried=leave_out", "data.wrong_responses=train").status == 0
     meaningless = export("wrong", "mask=critical", "data.wrong_responses=train")
->>>>>>> main
     assert "expected mask=turning" in meaningless.text
 
 
