@@ -27,6 +27,7 @@ KNOWN = {
     "engines/continuous.py": {"_attn_implementation"},
     "models/attention.py": {"_attn_implementation"},
     "prompts/chat.py": {"_compile_jinja_template"},
+    "rl/trainer.py": {"_name_or_path"},
     "training/distributed/sharding.py": {"_no_split_modules"},
     "training/layout.py": {"_attn_implementation"},
     # torch: hooks and versions that a kernel of our own must respect, and oneDNN's products, which are tried before use

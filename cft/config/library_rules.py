@@ -73,6 +73,7 @@ _FROM_THE_PROGRAM = {"logger": "logger", "callbacks": "callbacks", "default_root
 # What the stages themselves read, and the constructor would have a default for.
 _NEEDED: dict[str, tuple[str, ...]] = {
     "train": ("optimizer.lr", "trainer.accelerator", "trainer.devices", "trainer.max_epochs"),
+    "rl": ("optimizer.lr",),
     "annotate": ("model.dtype",),
 }
 
