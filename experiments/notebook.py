@@ -6,6 +6,7 @@ is kept in its metadata: a changed cell that was not executed again is noticed b
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import re
@@ -69,6 +70,7 @@ def _clean(output: dict[str, Any], *, folder: Path) -> bool:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="Executes the notebook of the guides.").parse_args()
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         made = executed(notebook, folder=Path(folder).resolve())

@@ -92,6 +92,7 @@ def together() -> list[tuple[str, tuple[str, ...]]]:
     return lines
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize(("stage", "line"), together(), ids=lambda v: v if isinstance(v, str) else " ".join(v))
 def test_options_compose_and_pass_the_check(stage: str, line: tuple[str, ...]) -> None:
     """What an option leaves open (???) is given a placeholder; everything else must stand."""

@@ -72,6 +72,7 @@ def passes(command: Command, conf: Path) -> None:
     assert mistakes(command, conf=conf) == []
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("command", few(), ids=lambda c: f"{c.page}: {c.text}")
 def test_a_command_passes_the_check(command: Command, project: Path) -> None:
     passes(command, project / "conf")

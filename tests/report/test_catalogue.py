@@ -38,6 +38,7 @@ def as_typed() -> list[tuple[str, Sequence[str]]]:
     return [(stage, [word.replace("=...", "=x") for word in shlex.split(text)]) for stage, text in documented()]
 
 
+@pytest.mark.pages
 def test_commands_of_the_document_pass_the_check() -> None:
     for stage, argv in representatives(as_typed()):
         assert mistakes(stage, *argv) == [], argv
