@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from cft.engines.factory import EngineError, require_decodes, require_greedy, require_unadjusted
+from cft.engines.factory import EngineError
 from cft.engines.reference import ReferenceEngine, already_finished, fork_prefix, response_of
+from cft.engines.refusals import require_decodes, require_greedy, require_unadjusted
 from cft.models.architecture import context_length, require_steady_rotary
 from cft.models.attention import usable_attention
 from cft.models.device import device_facts, memory_for_keys

@@ -18,8 +18,9 @@ from collections.abc import Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from cft.engines.factory import EngineError, require_unadjusted
+from cft.engines.factory import EngineError
 from cft.engines.reference import already_finished, finish_of, fork_prefix, response_of
+from cft.engines.refusals import require_unadjusted
 from cft.engines.requests import DecodeRequest, DecodeResponse, Ranked, top_tokens_of
 from cft.types import Budget, Completion, Fork, ForkSource, Key, TokenSequence, TopTokens
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cft.engines.attention import ATTENTION, Decode, Keys, LayerKeys, Prefill
-from cft.engines.factory import EngineError, other_engines, require_decodes, require_within_window
+from cft.engines.factory import EngineError
 from cft.engines.reference import (
     ReferenceEngine,
     already_finished,
@@ -40,6 +40,7 @@ from cft.engines.reference import (
     inexact_facts,
     response_of,
 )
+from cft.engines.refusals import other_engines, require_decodes, require_within_window
 from cft.engines.sampling import choose, require_finite, tie_margin_for, uniforms
 from cft.engines.scheduler import Scheduler
 from cft.models.architecture import require_steady_rotary

@@ -7,7 +7,8 @@
     values      plain data as bytes
 
 The test is not in the program's process, nor is anything that says how it went: what a program finds in frames and memory,
-prints, patches or ends is its own. `cft/verifiers/code.py` is the verifier.
+prints, patches or ends is its own. `cft/verifiers/code.py` is the verifier, and
+`conf/verifier/code.yaml` has the limits of time and memory.
 """
 
 from cft.locked.session import CannotLock, Report, Trial, require_lock, tried

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cft.models.architecture import context_length
 from cft.models.device import place
-from cft.models.ends import all_eos_ids, further_eos_ids
+from cft.models.eos import all_eos_ids, further_eos_ids
 from cft.models.export import require_intact
 from cft.models.hashes import hash_of_files
 from cft.models.load import (

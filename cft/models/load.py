@@ -24,7 +24,7 @@ from cft.models.architecture import (
     require_room,
     require_rows,
 )
-from cft.models.ends import eos_ids, further_eos_ids, listed
+from cft.models.eos import eos_ids, further_eos_ids, listed
 from cft.models.export import export, require_intact
 from cft.models.files import as_saved, damage
 from cft.models.hashes import base_weights_hash, weights_hash

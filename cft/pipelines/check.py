@@ -1,4 +1,7 @@
-"""Errors in the steps of a pipeline, found as those of a stage are: on the command line, before anything is started."""
+"""Errors in the steps of a pipeline, found as those of a stage are: on the command line, before anything is started.
+
+The keys of one step are composed and checked in `plan.py`.
+"""
 
 from __future__ import annotations
 

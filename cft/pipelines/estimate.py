@@ -18,7 +18,7 @@ from rich.table import Table
 from cft.cli.job import composed
 from cft.config.build import build
 from cft.console import console
-from cft.data.row_problems import problems_of
+from cft.data.rows_as_problems import problems_of
 from cft.files import write_json
 from cft.pipelines.comparison import Design
 from cft.pipelines.plan import Planner, Step, spelled_out

@@ -19,7 +19,7 @@ from cft.benchmarks.sets import verifier_for
 from cft.config.build import ConfigError, build
 from cft.config.schema import AnnotateConfig, Split
 from cft.console import console, progress
-from cft.data.row_problems import problems_of, wants_answers, with_answers
+from cft.data.rows_as_problems import problems_of, wants_answers, with_answers
 from cft.data.sources import Splits
 from cft.engines.server.probe import with_stored_probe
 from cft.fleets.base import Crew, Facts, Fleet, FleetError, left_out_message, package_facts

@@ -21,7 +21,7 @@ from cft.config.schema import EvaluateConfig
 from cft.console import console
 from cft.data.splits import Splits
 from cft.decoding import Rule, bound, fingerprint
-from cft.engines.factory import require_adjusts, require_samples
+from cft.engines.refusals import require_adjusts, require_samples
 from cft.evaluation.evaluation import (
     Sample,
     SampleRequest,

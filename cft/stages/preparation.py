@@ -17,12 +17,8 @@ from cft.data.annotated import AnnotatedDataModule
 from cft.data.columns import columns_for
 from cft.data.module import RowsDataModule, RowsRequest
 from cft.data.splits import Splits
-from cft.engines.factory import (
-    EngineFactory,
-    require_decodes,
-    require_local,
-    require_samples,
-)
+from cft.engines.factory import EngineFactory
+from cft.engines.refusals import require_decodes, require_local, require_samples
 from cft.evaluation.room import Room
 from cft.losses.objective import Objective
 from cft.masks.critical import Critical

@@ -17,7 +17,8 @@ from cft.config.build import ConfigError, build
 from cft.config.schema import RlConfig
 from cft.console import console, progress
 from cft.data.splits import Splits
-from cft.engines.factory import EngineFactory, require_decodes, require_local, require_samples
+from cft.engines.factory import EngineFactory
+from cft.engines.refusals import require_decodes, require_local, require_samples
 from cft.evaluation.evaluation import Solver, accuracy_sentence
 from cft.evaluation.room import Room
 from cft.files import exclusive

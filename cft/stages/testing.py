@@ -11,7 +11,7 @@ from cft.config.build import redacted
 from cft.config.part import Part
 from cft.config.schema import EvaluationConfig, Split
 from cft.data.splits import Splits
-from cft.engines.factory import require_within_window
+from cft.engines.refusals import require_within_window
 from cft.evaluation.base import base_accuracy
 from cft.evaluation.evaluation import SampleRequest, Solver, summarize, verdict_counts, write_samples
 from cft.evaluation.room import Room, require_room, room_for

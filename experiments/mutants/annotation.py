@@ -46,7 +46,7 @@ ENGINES = (
     Mutant(
         "near ties left to the batch",
         "cft.engines.shared_prefix:SharedPrefixEngine._step",
-        "token = self.reference.rescore(row.ids, sampling=row.fork.sampling, uniform=row.uniform())",
+        "token = self.reference.rescore(row.ids, row.fork, uniform=row.uniform())",
         "pass",
         "tests/engines/test_rollout.py::test_what_the_reference_settles_is_what_is_taken",
     ),

@@ -14,7 +14,7 @@ from cft.annotation.responses import GivenResponses, asked
 from cft.commands import train_command
 from cft.config.build import CONF_DIR
 from cft.data.problem_rows import ProblemError
-from cft.data.row_problems import row_problems, with_answers
+from cft.data.rows_as_problems import row_problems, with_answers
 from cft.prompts.chat import Chat, Plain, TextError
 from cft.types import NO_THINKING, Outcome, Problem, ThinkingTags
 from cft.verifiers import AfterThinking, Numeric

@@ -28,8 +28,9 @@ from cft.decoding import (
     no_rule,
 )
 from cft.engines.continuous import Continuous
-from cft.engines.factory import EngineError, require_adjusts
+from cft.engines.factory import EngineError
 from cft.engines.reference import Ids, ReferenceEngine
+from cft.engines.refusals import require_adjusts
 from cft.engines.sampling import adjusted, choose, uniforms
 from cft.engines.server import Server
 from cft.engines.shared_prefix import SharedPrefix, SharedPrefixEngine

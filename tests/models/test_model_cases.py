@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from cft.annotation.annotator import Annotator
 from cft.annotation.counterfactual import ListSource, alternatives
-from cft.engines.factory import EngineError, require_decodes
+from cft.engines.factory import EngineError
 from cft.engines.reference import ReferenceEngine
+from cft.engines.refusals import require_decodes
 from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.models.architecture import context_length, require_packable, require_room
 from cft.models.export import export, require_exportable
