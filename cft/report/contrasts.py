@@ -203,4 +203,5 @@ def _values(values: Iterable[Any]) -> list[str]:
 
 
 def _is_untrained(arm: Arm) -> bool:
-    return is_base(arm.method) or not arm.runs
+    """A base model, whatever rule it is decoded by; weights of unknown training are none."""
+    return not (is_trained(arm.method) or "weights" in arm.method) or not arm.runs

@@ -207,6 +207,8 @@ def test_decoding_rules_are_arms_of_one_model_and_no_repetitions(tmp_path: Path)
         "base model, decoding=stop_scaling, scale=1.0",
         "base model, decoding=stop_scaling, scale=2.0",
     ]
-    assert [one.label for one in compared(tmp_path).arms] == labels
+    found = compared(tmp_path)
+    assert [one.label for one in found.arms] == labels
+    assert "no record" not in str((found.arms, found.notes))  # nothing was trained
     points = curve([tmp_path])
     assert [(p.label, p.tokens.value) for p in points] == list(zip(reversed(labels), (7.0, 8.0, 9.0), strict=True))
