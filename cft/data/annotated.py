@@ -12,7 +12,7 @@ from pydantic import Field
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.console import console
-from cft.data.batches import UNKNOWN_GROUP, MicroBatchAssignment, TokenRow
+from cft.data.batches import UNKNOWN_GROUP, MicroBatchAssignment, TokenRow, arrays_hash
 from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.pairing import other_prompts
@@ -60,12 +60,7 @@ def in_part(problem_id: str, *, part: int, parts: int) -> bool:
 
 def rows_hash(rows: Sequence[AnnotatedResponse]) -> str:
     """Hash of what training sees of the rows, in their order: an annotation may grow between two runs."""
-    digest = hashlib.sha256()
-    for row in rows:
-        for part in (row.prompt_ids, row.response_ids, row.alt_outcome):
-            digest.update(f"{part.dtype}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()
+    return arrays_hash(part for row in rows for part in (row.prompt_ids, row.response_ids, row.alt_outcome))
 
 
 @in_range

@@ -12,10 +12,11 @@ A rank for which no row is left gets an empty micro-batch, which contributes zer
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,15 @@ from cft.types import StepCounts, TokenBatch
 MicroBatchAssignment = Literal["in_order", "by_length", "by_tokens"]
 # Of a response token of which it is not known whether it is critical: in neither group of the metrics.
 UNKNOWN_GROUP = 2
+
+
+def arrays_hash(arrays: Iterable[NDArray[Any]]) -> str:
+    """SHA-256 of their types, shapes and contents, in their order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

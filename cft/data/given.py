@@ -6,14 +6,13 @@ else, so that what they pick, count and leave out is always of these. There is n
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cft.data.batches import UNKNOWN_GROUP, TokenRow
+from cft.data.batches import UNKNOWN_GROUP, TokenRow, arrays_hash
 from cft.masks.base import Mask, mask_weights
 from cft.scores.column import Column
 from cft.types import AnnotatedResponse, Outcome
@@ -116,12 +115,7 @@ def scored_row(row: TokenRow) -> AnnotatedResponse:
 
 def given_hash(rows: Sequence[GivenRow]) -> str:
     """Hash of what training sees of the rows, in their order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        for part in (row.ids, row.allowed, row.weight):
-            digest.update(f"{part.dtype}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()
+    return arrays_hash(part for row in rows for part in (row.ids, row.allowed, row.weight))
 
 
 def _joined(text: str, span: NDArray[np.int32], allowed: NDArray[np.bool_]) -> tuple[str, NDArray[np.int32]]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,7 +105,7 @@ class Source:
         return [*system, {"role": "user", "content": prompt.template.replace(SLOT, row.problem)}]
 
 
-class Format:
+class Format(ABC):
     """Base of the formats; `table` is theirs.
 
     library: as messages name it. suffix: of the files. weighted: whether every weight is carried. columns: name, type,
@@ -131,8 +132,9 @@ class Format:
                 "choose a mask of zeros and ones, such as mask=critical mask.rule=all"
             )
 
+    @abstractmethod
     def table(self, examples: Sequence[Example], source: Source, *, split: str) -> pa.Table:
-        raise NotImplementedError
+        """Rows of a split in the columns that the library reads."""
 
     def beside(self, splits: Sequence[str], source: Source) -> dict[str, str]:
         """Name -> text of further files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -16,7 +17,7 @@ Rule = Literal["all", "any", "fraction"]
 Untried = Literal["refuse", "leave_out"]
 
 
-class OutcomeRule(RowMask):
+class OutcomeRule(RowMask, ABC):
     """What the masks of this module share: a rule over the outcomes of the first K alternatives of each position.
 
     A position of which nothing was tried (`cft annotate positions=...`) is neither picked nor passed over in silence: it is
@@ -31,9 +32,9 @@ class OutcomeRule(RowMask):
         self.rule = rule
         self.untried = untried
 
+    @abstractmethod
     def counts_RK(self, outcome_RK: NDArray[np.int8]) -> NDArray[np.bool_]:
         """[R, K] alternatives with the outcome that the rule is about."""
-        raise NotImplementedError
 
     def known(self, row: AnnotatedResponse) -> NDArray[np.bool_]:
         return (row.alt_outcome[:, : self.num_alternatives] != Outcome.UNTRIED).any(1)

@@ -7,7 +7,7 @@ text. It says nothing of licenses that nobody recorded, and holds no secrets.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +199,24 @@ def model_card(folder: Path, *, adapter: bool = False) -> str:
         "these weights": f"epoch {best_epoch + 1}, chosen by {chosen_by['metric']}",
         "settings (identity)": results.identity,
     }
-    parts = [
+    told = f" Training began from the base model and saw only responses of the {kind} below."
+    return card(header, _of_weights(results, title, facts, metrics, told=told, bound_by="data", adapter=adapter))
+
+
+def _of_weights(
+    results: RunResults,
+    title: str,
+    facts: Mapping[str, str],
+    metrics: Mapping[str, Any],
+    *,
+    bound_by: str,
+    told: str = "",
+    adapter: bool = False,
+) -> list[str]:
+    """The parts of a card of trained weights. bound_by: what else has a license. told: how they were trained, in a sentence."""
+    return [
         f"# {title}",
-        f"Made with Critical Token Fine-tuning ({PAPER}), cft {__version__}. Training began from the base model and saw only "
-        f"responses of the {kind} below.",
+        f"Made with Critical Token Fine-tuning ({PAPER}), cft {__version__}.{told}",
         "## Made from",
         table(("", ""), facts.items()),
         commands(results.lineage),
@@ -211,12 +225,11 @@ def model_card(folder: Path, *, adapter: bool = False) -> str:
         "## Use",
         *_use(adapter=adapter),
         "## All settings",
-        code("yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip()),
+        code("yaml", yaml.safe_dump(results.settings, sort_keys=True, allow_unicode=True).strip()),
         "## Limits",
-        "This is one run with one seed. The licenses of the base model and of the data were not recorded here; both bind "
-        "what may be done with these weights.",
+        f"This is one run with one seed. The licenses of the base model and of the {bound_by} were not recorded here; both "
+        "bind what may be done with these weights.",
     ]
-    return card(header, parts)
 
 
 def rl_card(folder: Path) -> str:
@@ -243,23 +256,7 @@ def rl_card(folder: Path) -> str:
         f"{budget['rows_per_step']} responses, learning rate: {settings['optimizer.lr']}, seed: {results.seed}",
         "settings (identity)": results.identity,
     }
-    parts = [
-        f"# {title}",
-        f"Made with Critical Token Fine-tuning ({PAPER}), cft {__version__}.",
-        "## Made from",
-        table(("", ""), facts.items()),
-        commands(results.lineage),
-        "## Results",
-        _numbers(results, metrics),
-        "## Use",
-        *_use(adapter=False),
-        "## All settings",
-        code("yaml", yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip()),
-        "## Limits",
-        "This is one run with one seed. The licenses of the base model and of the problems were not recorded here; both bind "
-        "what may be done with these weights.",
-    ]
-    return card(header, parts)
+    return card(header, _of_weights(results, title, facts, metrics, bound_by="problems"))
 
 
 def _use(*, adapter: bool) -> list[str]:

@@ -235,13 +235,13 @@ def test_without_a_rule_logits_are_what_they_were() -> None:
 
 def test_samples_follow_the_penalized_distribution() -> None:
     """Probabilities, not logits: a sample has the probability max(p - penalty, 0) over their sum."""
-    z = torch.full((1, 60), -20.0)
-    z[0, [LETTERS["A"], LETTERS["B"], 30, 31]] = torch.tensor([0.15, 0.05, 0.7, 0.1]).log()
+    z = torch.full((1, 60), -60.0, dtype=torch.float64)
+    z[0, [LETTERS["A"], LETTERS["B"], 30, 31]] = torch.tensor([0.15, 0.05, 0.7, 0.1], dtype=torch.float64).log()
     how = Sampling(1.0, adjustment=bound(Tcd(allowed=["A", "B"]), words()))
     found, _ = adjusted(z, sampling=[how], written=[Ids([7], 1)], tie_margin=0.0)
     p = found.softmax(-1)[0]
-    expected = torch.tensor([0.15, 0.05, 0.3, 0.0]) / 0.5
-    torch.testing.assert_close(p[[LETTERS["A"], LETTERS["B"], 30, 31]], expected, atol=1e-6, rtol=1e-5)
+    expected = torch.tensor([0.15, 0.05, 0.3, 0.0], dtype=torch.float64) / 0.5
+    torch.testing.assert_close(p[[LETTERS["A"], LETTERS["B"], 30, 31]], expected, atol=1e-12, rtol=1e-12)
 
 
 def test_a_choice_at_a_rule_s_threshold_is_near() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -20,14 +21,16 @@ from tests.precision import assert_same
 
 def test_of_one_row_it_is_the_loss_of_transformers() -> None:
     torch.manual_seed(0)
-    layers: Any = tuple(torch.randn(17, 8) for _ in range(3))
-    (ours,) = balance_of_rows(layers, torch.zeros(17, dtype=torch.long), num_rows=1, chosen=2)
-    assert float(ours) == pytest.approx(float(load_balancing_loss_func(layers, 8, 2)), rel=1e-6)
+    # Probabilities and numbers of positions are powers of two: the sums that transformers makes in float32 are exact.
+    log_p = -torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 7], dtype=torch.float64) * math.log(2)
+    layers: Any = tuple(torch.stack([log_p[torch.randperm(8)] for _ in range(16)]) for _ in range(4))
+    (ours,) = balance_of_rows(layers, torch.zeros(16, dtype=torch.long), num_rows=1, chosen=2)
+    assert float(ours) == pytest.approx(float(load_balancing_loss_func(layers, 8, 2)), rel=1e-12)
     # With padding, which counts nowhere.
-    row_P = torch.where(torch.arange(17) < 11, 0, -1)
+    row_P = torch.where(torch.arange(16) < 8, 0, -1)
     masked = load_balancing_loss_func(layers, 8, 2, (row_P >= 0).long()[None])
     (ours,) = balance_of_rows(layers, row_P, num_rows=1, chosen=2)
-    assert float(ours) == pytest.approx(float(masked), rel=1e-6)
+    assert float(ours) == pytest.approx(float(masked), rel=1e-12)
 
 
 def test_it_is_least_where_experts_are_used_alike() -> None:

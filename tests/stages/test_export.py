@@ -20,6 +20,7 @@ from cft.types import StepCounts
 from tests.entry import run
 from tests.precision import FEW, float64
 from tests.stage import asked, composed
+from tests.trl_settings import ONE_STEP
 
 ARGUMENTS = ("annotation=tiny_arith", "mask=critical", "data.max_rows=200", "benchmark.num_test=100")
 
@@ -125,14 +126,7 @@ def test_the_first_loss_of_trl_is_ours(accumulate: int, tiny_arith_path: Path, t
             output_dir=str(tmp_path / "out"),
             per_device_train_batch_size=8 // accumulate,
             gradient_accumulation_steps=accumulate,
-            max_steps=1,
-            max_length=None,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            gradient_checkpointing=False,
-            model_init_kwargs={"dtype": "float32"},
+            **ONE_STEP,
         ),
         train_dataset=data,
     )
@@ -194,14 +188,7 @@ def test_trl_compares_the_two_tokens_of_a_pair_and_nothing_behind_them(tiny_arit
     arguments = DPOConfig(
         output_dir=str(tmp_path / "out"),
         per_device_train_batch_size=8,
-        max_steps=1,
-        max_length=None,
-        bf16=False,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        gradient_checkpointing=False,
-        model_init_kwargs={"dtype": "float32"},
+        **ONE_STEP,
     )
     TokenPairs(model=str(tiny_arith_path), args=arguments, train_dataset=pairs).train()
     ours = {(*pair["prompt_ids"], *pair[name]) for pair in pairs for name in ("chosen_ids", "rejected_ids")}

@@ -28,6 +28,7 @@ from tests.command_lines import mistakes
 from tests.entry import run
 from tests.given_rows import SHAPES, rows, write
 from tests.stage import asked, composed
+from tests.trl_settings import ONE_STEP
 
 FIT = ("data=rows", "mask=all", "validation.problems=0", "evaluation.problems=0", "callbacks=best_loss")
 CHAT = Chat(system="", template="{question}")
@@ -212,15 +213,8 @@ def test_the_loss_of_trl_on_the_same_chats_is_ours(tmp_path: Path, tiny_arith_pa
         args=SFTConfig(
             output_dir=str(tmp_path / "out"),
             per_device_train_batch_size=8,
-            max_steps=1,
-            max_length=None,
             assistant_only_loss=True,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            gradient_checkpointing=False,
-            model_init_kwargs={"dtype": "float32"},
+            **ONE_STEP,
         ),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list([{"messages": chat} for chat in chats]),
