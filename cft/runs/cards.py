@@ -207,7 +207,7 @@ def _of_weights(
     results: RunResults,
     title: str,
     facts: Mapping[str, str],
-    metrics: Mapping[str, Any],
+    metrics: dict[str, dict[str, float]],
     *,
     bound_by: str,
     told: str = "",

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from transformers import PreTrainedModel
@@ -99,7 +100,9 @@ class Fit:
         cfg, folder, start = self.cfg, self.start.folder, self.start
         position = position_of(read_position(start.checkpoint)) if start.checkpoint else None
         history = History()
-        callbacks = {name: build(part)(folder / CHECKPOINTS) for name, part in cfg.callbacks.items()}
+        made = {name: build(part)(folder / CHECKPOINTS) for name, part in cfg.callbacks.items()}
+        # Lightning's monitor refuses to run where nothing is logged.
+        callbacks = {name: c for name, c in made.items() if cfg.logger or not isinstance(c, LearningRateMonitor)}
         keeper = next((c for c in callbacks.values() if isinstance(c, CheckpointKeeper)), None)
         with progress("Training", total=1) as bar:
             extra: list[Any] = [
