@@ -190,7 +190,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         ),
         Rule(
             "responses",
-            "given or given_wrong with positions=bisect: a model's own greedy response goes on as itself from each of its "
+            "given or given_wrong with positions=bisect: a model's own greedy response continues as itself from each of its "
             "beginnings, so that there is nothing to find",
             lambda v: _given(v) or not v.text("positions._target_").endswith(".Bisect"),
         ),

@@ -169,7 +169,7 @@ class ReferenceEngine:
     @torch.inference_mode()
     def cached(self) -> bool:
         """Whether the model continues from its cache as a plain pass does. Tried where it keeps more than keys of all tokens:
-        some models of the library silently begin anew with every token, or read their state wrongly."""
+        some models of the library silently begin again with every token, or read their state wrongly."""
         if not fork_obstacles(self.model.config):
             return True
         embedding: Any = self.model.get_input_embeddings()

@@ -87,7 +87,7 @@ def _nursery(modules: tuple[str, ...], owner: int) -> _Nursery:
 
 
 class _Nursery:
-    """The process from which programs and tests are copied (`nursery.py`); it is started anew where it has ended."""
+    """The process from which programs and tests are copied (`nursery.py`); it is started again where it has ended."""
 
     def __init__(self, modules: tuple[str, ...]) -> None:
         self._modules, self._lock = modules, threading.Lock()

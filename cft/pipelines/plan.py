@@ -44,7 +44,7 @@ class Step:
         folder: The job's own.
         out: Of what it makes, often the same.
         config: Resolved, secrets replaced.
-        may_fail: Whether the pipeline goes on without it.
+        may_fail: Whether the pipeline continues without it.
     """
 
     name: str

@@ -82,7 +82,7 @@ class Runner:
         except (StepFailed, StepCrashed) as error:
             if not step.may_fail:
                 raise
-            console.print(f"{error}; the pipeline goes on without it", markup=False)
+            console.print(f"{error}; the pipeline continues without it", markup=False)
             return now
         return self._finish(now, ended)
 

@@ -238,7 +238,7 @@ def assistant_controls(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> fr
 
 @lru_cache(maxsize=4)
 def _controls(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
-    """template: the tokenizer's, which may be set anew."""
+    """template: the tokenizer's, which may be replaced."""
     del template
     end_id = prompt.end_id(tokenizer)
     ends = () if end_id is None else (end_id,)

@@ -81,7 +81,7 @@ def annotation_link(folder: Path) -> Link:
 
 
 def data_link(source: DataSource) -> Link:
-    """What a training read. Of rows that `cft export` made, it goes on to the annotation that they are of."""
+    """What a training read. Of rows that `cft export` made, it continues to the annotation that they are of."""
     if source.kind == "annotation":
         return annotation_link(source.place)
     folder = source.place if source.place.is_dir() else source.place.parent

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """responses: that can be encoded and fit. tokens: of them. positions: to try. decoded: by one alternative at each of
-    these, if each continuation goes on for as long as the response did. probes, probed: beginnings that are continued to
+    these, if each continuation continues for as long as the response did. probes, probed: beginnings that are continued to
     choose the positions, and what these decode."""
 
     responses: int

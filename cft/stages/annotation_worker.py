@@ -236,7 +236,7 @@ def sample_design(cfg: AnnotateConfig) -> SampleDesign | None:
 
 
 def tokens_after(tries_R: NDArray[Any]) -> float:
-    """About what one alternative at each of these positions decodes: a response goes on for as long as it did, R - t."""
+    """About what one alternative at each of these positions decodes: a response continues for as long as it did, R - t."""
     return float((tries_R * np.arange(len(tries_R), 0, -1)).sum())
 
 
