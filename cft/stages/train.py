@@ -216,6 +216,7 @@ def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder:
         "validation": run.validation.facts(),
         "best_validation": {"metric": best.monitor, "value": float(best.best_model_score)},
         "train_seconds": round(fitted.history.seconds(), 2),
+        "spent": fitted.history.spent(),
         "eligible_fraction": facts["eligible_fraction"],
         "data": {
             data.source.kind: data.source.name,
