@@ -144,7 +144,7 @@ def _entry(group: str, file: Path, *, plain_loss: Mapping[str, Any], published: 
     return Entry(
         group,
         option,
-        _remark(text) or documents[1].split("\n\n")[0].replace("\n", " "),
+        remark(text) or documents[1].split("\n\n")[0].replace("\n", " "),
         needs,
         settings,
         tuple(dict.fromkeys(_SOURCE.findall(text) or _SOURCE.findall(" ".join(documents)))),
@@ -202,8 +202,8 @@ def _docstring(target: str) -> str:
     return inspect.cleandoc(docstring.value) if docstring else ""
 
 
-def _remark(text: str) -> str:
-    """The comment that a yaml opens with, up to an empty line or the first key."""
+def remark(text: str) -> str:
+    """The comment that a yaml opens with."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):
