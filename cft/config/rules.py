@@ -325,6 +325,11 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             lambda v: v.text("grpo.loss_type") != "luspo" or v.text("grpo.importance_sampling_level") == "sequence",
         ),
         Rule(
+            "positions.file",
+            "empty: its spans are of responses that a file holds, and here the model writes new ones",
+            lambda v: v.text("positions.file") == "",
+        ),
+        Rule(
             "save_every_n_steps",
             "a multiple of grpo.num_iterations: a checkpoint holds no responses, so that it must come before new ones",
             lambda v: v.number("save_every_n_steps") % v.number("grpo.num_iterations") == 0,
