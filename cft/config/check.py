@@ -20,10 +20,11 @@ from cft.config.allow_list import LIBRARIES, refusal
 from cft.config.annotations import type_of
 from cft.config.library_rules import library_errors
 from cft.config.needs import lacking_evidence, missing_scores, unmet, unused
+from cft.config.parameter_groups import group_errors
 from cft.config.preflight import missing_inputs
 from cft.config.redaction import holds_secret, is_secret_key
 from cft.config.rules import broken_rules
-from cft.config.schema import keys_of
+from cft.config.schema import GROUPS, ParameterGroupConfig, keys_of
 from cft.config.source import Parameter, Signature, resolve, signature
 from cft.config.stages import STAGES
 from cft.ranges import mismatch
@@ -113,6 +114,8 @@ def _check_record(tree: dict, schema: type, path: str, extra: Sequence[str], err
             errors.append(ErrorDetail(_join(path, name), text))
     types = get_type_hints(schema, include_extras=True)
     for name, key in keys.items():
+        if name not in tree and not key.required and key.record is None:
+            continue
         here = _join(path, name)
         value = tree.get(name, "???" if key.required or key.record else {})
         if key.record is not None:
@@ -204,7 +207,9 @@ def _check_arguments(node: dict, found: Signature, args: list, path: str, errors
     for name, value in node.items():
         if name in RESERVED:
             continue
-        if name not in parameters:
+        if _join(path, name) == f"optimizer.{GROUPS}":
+            _check_groups(value, _join(path, name), errors)
+        elif name not in parameters:
             known = [p.name for p in found.parameters if not is_runtime(p, found, node)]
             listing = f"; it takes {', '.join(known)}" if len(known) <= 12 else ""
             text = f"{target} has no parameter '{name}'{suggestion(str(name), known) or listing or ''}"
@@ -225,6 +230,15 @@ def _check_arguments(node: dict, found: Signature, args: list, path: str, errors
             errors.append(
                 ErrorDetail(_join(path, p.name), f"{target} needs it; give it with +{_join(path, p.name)}=...")
             )
+
+
+def _check_groups(value: object, path: str, errors: list[ErrorDetail]) -> None:
+    """What the program takes out of an optimizer's node before it builds it."""
+    for name, group in value.items() if isinstance(value, dict) else ():
+        if isinstance(group, dict):
+            _check_record(group, ParameterGroupConfig, _join(path, name), (), errors)
+    known = {error.key for error in errors}
+    errors += [ErrorDetail(key, text) for key, text in group_errors(value, path) if key not in known]
 
 
 def is_runtime(parameter: Parameter, found: Signature, node: Mapping) -> bool:

@@ -305,6 +305,11 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             lambda v: v.get("model.lora", None) is None,
         ),
         Rule(
+            "optimizer.groups",
+            "none (optimizer/groups=none): cft rl trains all weights alike",
+            lambda v: not v.get("optimizer.groups", None),
+        ),
+        Rule(
             "micro_batch_size",
             "a divisor of rollout.problems_per_step * rollout.num_generations, the responses of a step",
             lambda v: (

@@ -112,6 +112,18 @@ class FilesConfig:
     dir: str = MISSING
 
 
+GROUPS = "groups"  # in the node of an optimizer, beside its constructor's parameters: ParameterGroupConfig by name
+
+
+@dataclass
+class ParameterGroupConfig:
+    """match: a regular expression over parameters' names, null for what no other group matches."""
+
+    match: str | None = MISSING
+    lr_multiplier: AtLeastZero = 1.0
+    weight_decay: AtLeastZero | None = None
+
+
 @dataclass
 class AnnotateConfig:
     model: Node = MISSING

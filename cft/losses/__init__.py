@@ -5,7 +5,7 @@ from cft.losses.coefficient import Coefficient
 from cft.losses.objective import Objective
 from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy, Regularizer
 from cft.losses.target import GEM, Distillation, LabelSmoothing, TargetSFT
-from cft.losses.token import NLL, ClippedRatio, Power, Prediction, TokenLoss
+from cft.losses.token import NLL, ClippedRatio, Power, Prediction, SymmetricCE, TokenLoss
 
 __all__ = [
     "GEM",
@@ -24,6 +24,7 @@ __all__ = [
     "Prediction",
     "Regularizer",
     "SoftmaxGroups",
+    "SymmetricCE",
     "TargetSFT",
     "TokenLoss",
     "TokenMean",
