@@ -77,11 +77,12 @@ class RowMask:
 
 
 class MaskOf(RowMask):
-    """A mask made from another one, whose needs and statistics it shares."""
+    """A mask made from another one, whose needs, evidence and statistics it shares."""
 
     def __init__(self, inner: Mask) -> None:
         self.inner = inner
         self.needs = inner.needs
+        self.evidence = getattr(inner, "evidence", ())
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         self.inner.fit(rows)

@@ -43,7 +43,7 @@ COMPLETE, SAMPLES, WRONG = "a complete annotation", "sampled evidence", "an anno
 _EVIDENCE = {  # what a mask asks of the annotation: its name, how it is made, what training on it says beside the name
     COMPLETE: ("graded", "short_circuit=false limit=400", ()),
     SAMPLES: ("sampled", "evidence=sampled limit=100", ()),
-    WRONG: ("mistakes", "responses=wrong limit=400", ("data.wrong_responses=train",)),
+    WRONG: ("mistakes", "responses=wrong limit=400", ("data.responses=wrong",)),
 }
 
 
