@@ -53,7 +53,7 @@ class RolloutDesign:
 
 def holds_rollouts(manifest: Mapping[str, Any]) -> bool:
     """Whether an annotation holds rollouts. manifest: of it."""
-    return manifest["fingerprint"]["decoding"]["responses"] == ROLLOUTS
+    return ROLLOUTS in manifest["fingerprint"]
 
 
 def pass_rate(verdicts: Iterable[str]) -> float:

@@ -1,9 +1,8 @@
 """Every error in a composed config, found without importing what its `_target_`s name.
 
-The closed sets are compared with `cft/config/schema.py`, every node with its constructor's signature, then the rules of
-`cft/config/rules.py` apply. The constructors follow one convention: what a yaml gives is keyword-only; what the program
-gives at run time are the positional parameters without a default, so that a `_partial_` node may leave out those, and
-only those.
+Keys are compared with `cft/config/schema.py`, every node with its constructor's signature, then the rules of
+`cft/config/rules.py` apply. Constructors follow one convention: parameters set in yaml are keyword-only; parameters that the
+program passes at run time are positional and have no default, so a `_partial_` node may omit those, and only those.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _DEEPEST = 30
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetail:
-    """key: the dotted path it is about, or the override as typed. text: what is wrong, and what would be right."""
+    """key: the dotted path it is about, or the override as typed. text: what is wrong and what was expected."""
 
     key: str
     text: str
@@ -51,7 +50,7 @@ def named(target: str) -> Callable[..., Any]:
 
 
 class Unknown:
-    """A value that is known once a job runs, such as ${hydra:job.num}: nothing is checked about it."""
+    """A value that is only known when a job runs, such as ${hydra:job.num}; it is not checked."""
 
 
 def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) -> list[ErrorDetail]:
@@ -68,29 +67,29 @@ def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) ->
     errors += [ErrorDetail(key, text) for key, text in library_errors(tree, stage=stage) if key not in known]
     needs = (*unmet(tree), *lacking_evidence(tree))
     errors += [ErrorDetail(key, text) for key, text in needs if key not in known]
-    if STAGES[stage].errors and not errors:  # what it reads is of the right type
+    if STAGES[stage].errors and not errors:  # the values that it reads have the right types
         errors += named(STAGES[stage].errors)({**tree, "allow_targets": list(extra)})
     return list(dict.fromkeys(errors))
 
 
 def find_missing(config: DictConfig) -> list[ErrorDetail]:
-    """What a sound configuration refers to and this machine, or its annotation, lacks; reads the file system."""
+    """Inputs that a valid configuration refers to and this machine or annotation lacks; reads the file system."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
     return [ErrorDetail(key, text) for key, text in (*missing_inputs(tree), *missing_scores(tree))]
 
 
 def find_unused(config: DictConfig) -> list[ErrorDetail]:
-    """Choices of a sound configuration that change nothing: no errors, but worth a note."""
+    """Choices in a valid configuration that have no effect: worth a note, no errors."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
     return [ErrorDetail(key, text) for key, text in unused(tree)]
 
 
 def check_node(node: object, *, path: str, extra: Sequence[str] = (), incomplete: bool = False) -> list[ErrorDetail]:
-    """Errors in one plain node and in those inside it. path: how messages call it, "" at the root.
+    """Errors in one plain node and in the nodes inside it. path: its name in messages, "" at the root.
 
-    incomplete: the program adds positional arguments to it, as to a `_partial_` node.
+    incomplete: whether the program adds positional arguments to it, as to a `_partial_` node.
     """
     errors: list[ErrorDetail] = []
     _check_tree({**node, "_partial_": True} if incomplete and isinstance(node, dict) else node, path, extra, errors)
@@ -229,7 +228,7 @@ def _check_arguments(node: dict, found: Signature, args: list, path: str, errors
 
 
 def is_runtime(parameter: Parameter, found: Signature, node: Mapping) -> bool:
-    """Does the program give it? In a library's signature only the first one is known to be (an optimizer's params)."""
+    """Whether the program passes it. In a library's signature only the first parameter is (an optimizer's params)."""
     if node.get("_partial_", False) is not True or parameter.keyword_only or not parameter.required:
         return False
     return parameter is found.parameters[0] or not str(node["_target_"]).startswith(LIBRARIES)
@@ -259,7 +258,7 @@ def _holds_unknown(value: object) -> bool:
 
 
 def _check_secrets(value: object, path: str, errors: list[ErrorDetail]) -> None:
-    """Hydra saves the whole config and the command line beside every run, so neither may hold a secret."""
+    """Hydra saves the whole config and the command line with every run, so neither may contain a secret."""
     if isinstance(value, dict):
         for name, inner in value.items():
             here = _join(path, name)

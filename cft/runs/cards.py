@@ -1,7 +1,7 @@
-"""Cards: a README.md beside what others may use, an annotation or an exported model, in the form of the Hugging Face hub.
+"""Cards: the README.md of an annotation or an exported model, in the format of the Hugging Face hub.
 
-A card repeats what the files hold (manifest, rows, results.json) and what follows from them; the same files give the same
-text. It says nothing of licenses that nobody recorded, and holds no secrets.
+A card is computed from the files (manifest, rows, results.json); the same files give the same text. It states no license that
+was not recorded, and contains no secrets.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ OUTCOMES = {
 
 
 def write_annotation_card(store: AnnotationStore) -> Path:
-    """README.md in the store's folder; counts as no part of the annotation."""
+    """Write README.md in the store's folder; it is not part of the annotation's hash."""
     return write_card(store.folder, annotation_card(store))
 
 
 def write_model_card(folder: Path) -> Path:
-    """README.md in the export of a finished run of cft train or cft rl."""
+    """Write README.md in the export of a finished run of cft train or cft rl."""
     told = rl_card if RunResults.read(folder / RESULTS).stage == "rl" else model_card
     return write_card(folder / EXPORT, told(folder))
 
@@ -208,7 +208,7 @@ def _thirds(rates: np.ndarray) -> tuple[int, int, int]:
 
 
 def model_card(folder: Path, *, adapter: bool = False) -> str:
-    """folder: of a finished run of cft train. adapter: of its adapters alone, which are used on top of the base model."""
+    """folder: of a finished run of cft train. adapter: for the adapters alone, which are loaded on top of the base model."""
     results = RunResults.read(folder / RESULTS)
     settings, data, arm = results.settings, results.data or {}, results.arm
     budget, chosen_by, best_epoch = results.budget or {}, results.best_validation or {}, results.best_epoch or 0
@@ -267,7 +267,7 @@ def _of_weights(
     told: str = "",
     adapter: bool = False,
 ) -> list[str]:
-    """The parts of a card of trained weights. bound_by: what else has a license. told: how they were trained, in a sentence."""
+    """The parts of a card of trained weights. bound_by: other licensed inputs. told: a sentence on the training."""
     return [
         f"# {title}",
         f"Made with Critical Token Fine-tuning ({PAPER}), cft {__version__}.{told}",
@@ -327,7 +327,7 @@ def _use(*, adapter: bool) -> list[str]:
 
 
 def _trained_on(data: dict[str, Any], results: RunResults) -> dict[str, str]:
-    """What the rows came from: an annotation, or rows that someone brought, which may be an annotation's."""
+    """Origin of the rows: an annotation, or data=rows, which may have been exported from an annotation."""
     contents = annotation_contents(results.lineage)
     if "annotation" in data:
         return {"annotation": data["annotation"], **dict(digests(data["fingerprint"], contents, of="annotation's "))}
@@ -336,7 +336,7 @@ def _trained_on(data: dict[str, Any], results: RunResults) -> dict[str, str]:
 
 
 def digests(conditions: str, contents: str, *, of: str = "") -> list[tuple[str, str]]:
-    """The two fingerprints of an annotation under names that tell them apart; what is not known is left out."""
+    """The two fingerprints of an annotation under distinct names; unknown ones are omitted."""
     named = ((f"{of}conditions, SHA-256", conditions), (f"{of}contents, SHA-256", contents))
     return [(name, digest) for name, digest in named if digest]
 
@@ -346,20 +346,20 @@ def size_category(rows: int) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Of Markdown; what is in a cell stays in it."""
+    """A Markdown table; cell contents are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(str(cell)) for cell in line) + " |" for line in lines)
 
 
 def code(language: str, text: str) -> str:
-    """A block that its text cannot end."""
+    """A fenced block with a fence that the text does not contain."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def card(header: CardData, parts: Iterable[str]) -> str:
-    """header: the hub's metadata. parts: Markdown; empty ones are left out."""
+    """header: the hub's metadata. parts: Markdown; empty ones are omitted."""
     text = "\n\n".join(part for part in parts if part)
     return hidden(RepoCard.from_template(header, template_str=_TEMPLATE, text=text).content + "\n")
 
@@ -382,7 +382,7 @@ def _share(picked: np.ndarray) -> str:
 
 
 def commands(lineage: dict[str, Any]) -> str:
-    """The commands that made this, the first one first; "" where none was recorded."""
+    """The commands that made this, in order; "" if none was recorded."""
     found: list[str] = []
     while lineage:
         found.insert(0, lineage.get("command", ""))
@@ -436,7 +436,7 @@ def _statistics(rows: Sequence[AnnotatedResponse], manifest: dict[str, Any]) -> 
 
 
 def _agreements(store: AnnotationStore) -> list[str]:
-    """With other annotations of the same problems, where `cft agreement` compared them."""
+    """Agreement with other annotations of the same problems, as stored by `cft agreement`."""
     found = read_agreements(store.folder)
     if not found:
         return []
@@ -452,7 +452,7 @@ def _agreements(store: AnnotationStore) -> list[str]:
 
 
 def _decoded(compute: dict[str, Any]) -> str:
-    """Without those decoded ahead for forks that were not needed in the end, which differ from run to run."""
+    """Tokens decoded, with those decoded ahead of need counted apart, since they differ from run to run."""
     needed = sum(n for name, n in compute.items() if name.endswith("_tokens") and name != "speculative_tokens")
     ahead = compute.get("speculative_tokens", 0)
     return f"{needed:,.0f}" + (f", and {ahead:,.0f} ahead of need" if ahead else "")
