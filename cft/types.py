@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Key = Hashable
 Finish = Literal["stop", "length", "decided", "memory"]
+ResponseVerdict = Literal[
+    "right", "wrong", "cut off", "undecided"
+]  # all but rollouts hold right or wrong responses alone
+GREEDY_SAMPLE = -1  # the number of the greedy response among a problem's responses; sampled ones count from 0
 
 
 class Outcome(IntEnum):
@@ -312,7 +316,8 @@ class AnnotatedResponse:
     alt_tokens: NDArray[np.int32]  # [R, K] tokens decoded for the verdict
     alt_outcome: NDArray[np.int8]  # [R, K] Outcome codes
     replay_outcome: NDArray[np.int8]  # [R] self-replay control at sampled positions, UNTRIED elsewhere
-    verdict: Literal["right", "wrong"] = "right"  # of the response itself
+    verdict: ResponseVerdict = "right"  # of the response itself
+    sample: int = GREEDY_SAMPLE  # its number among the problem's responses (`cft/annotation/rollouts.py`)
     # [R] outcome of the model's greedy continuation of the response before t, UNTRIED where not computed; [0] = no such column
     prefix_outcome: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     # [R, K + 1] counts of sampled continuations, column 0 after the response's own token (`cft/annotation/sampled.py`)

@@ -110,6 +110,10 @@ def _given(v: Values) -> bool:
     return v.text("responses") in ("given", "given_wrong")
 
 
+def _rolled_out(v: Values) -> bool:
+    return v.text("responses") == "rollouts"
+
+
 _DATA_IS_READ = Rule(
     "data._target_",
     "an annotation, data=annotated data.annotation=<name>; problems are chosen by benchmark=...",
@@ -193,6 +197,26 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "given or given_wrong with positions=bisect: a model's own greedy response continues as itself from each of its "
             "beginnings, so that there is nothing to find",
             lambda v: _given(v) or not v.text("positions._target_").endswith(".Bisect"),
+        ),
+        Rule(
+            "evidence",
+            "greedy with responses=rollouts: these are kept without counterfactuals (num_samples is of each problem)",
+            lambda v: not _rolled_out(v) or v.text("evidence") == "greedy",
+        ),
+        Rule(
+            "positions._target_",
+            "positions=all with responses=rollouts: nothing is tried at any position",
+            lambda v: not _rolled_out(v) or v.text("positions._target_").endswith(".All"),
+        ),
+        Rule(
+            "complete",
+            "false with responses=rollouts: there are no alternatives to try",
+            lambda v: not _rolled_out(v) or v.get("complete") is not True,
+        ),
+        Rule(
+            "num_samples",
+            "at least 1 with evidence=sampled",
+            lambda v: v.text("evidence") != "sampled" or v.number("num_samples") >= 1,
         ),
         Rule(
             "positions.file",

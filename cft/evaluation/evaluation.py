@@ -23,6 +23,7 @@ from cft.files import write_atomically
 from cft.models.text import decode
 from cft.types import (
     GREEDY,
+    GREEDY_SAMPLE,
     Adjustment,
     Budget,
     Completion,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cft.prompts.chat import Prompt
-
-GREEDY_SAMPLE = -1  # the number of the greedy response among a problem's samples
 
 SAMPLE_SCHEMA = pa.schema(
     [
