@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,7 +16,9 @@ from cft.data.batches import UNKNOWN_GROUP, MicroBatchAssignment, TokenRow, arra
 from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.pairing import other_prompts
+from cft.data.tags import tagged_rows
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
+from cft.models.load import tokenizer_hash
 from cft.ranges import AtLeastOne, Count, CountOrAll, FractionBelowOne, Name, in_range
 from cft.scores.column import GROUP, Column
 from cft.scores.store import annotating_model, with_scores
@@ -78,6 +80,7 @@ def annotated_rows(
     max_tokens: Annotated[int, Field(ge=2)],
     shuffle_responses: bool,
     wrong_responses: Literal["refuse", "train"] = "refuse",
+    tags: list[str] | None = None,
 ) -> AnnotatedDataModule:
     """Rows of one annotation under a mask.
 
@@ -97,6 +100,8 @@ def annotated_rows(
             (`cft/data/pairing.py`).
         wrong_responses: What becomes of an annotation of responses that end wrong: "refuse" it, since the likelihood of a
             wrong answer would be raised, or "train" on it all the same.
+        tags: Four texts, between which each response is written as its thinking and its answer (`cft/data/tags.py`); null: as
+            it is. The tokenizer may have more tokens than the annotation's, if they are these.
 
     Raises:
         StoreError: No such annotation, one of another tokenizer, one of wrong responses, or one in which the mask picks
@@ -107,7 +112,7 @@ def annotated_rows(
     annotations_dir, seed = request.annotations_dir, request.seed
     store = AnnotationStore(find_annotation(annotation, annotations_dir=annotations_dir))
     manifest = store.manifest()
-    _require_tokenizer(store, manifest, request.tokenizer_sha256)
+    _require_tokenizer(store, manifest, request, tags=tags or ())
     every = store.rows()[: max_rows if max_rows >= 0 else None]
     every = [row for row in every if in_part(row.problem_id, part=part, parts=parts)]
     if wrong_responses == "refuse":
@@ -122,8 +127,12 @@ def annotated_rows(
         return in_validation(row.problem_id, fraction=validation_fraction)
 
     if shuffle_responses:
-        _require_no_columns(columns)
+        _require_no_scores("data.shuffle_responses=true", "behind its own prompt", columns)
         rows = other_prompts(rows, seed=seed, part=is_held_out)
+    if tags is not None:
+        _require_no_scores("data.tags", "without tags", {*columns, *wanted})
+        assert request.tokenizer is not None and request.verify_all is not None
+        rows = tagged_rows(rows, texts=tags, tokenizer=request.tokenizer, verify_all=request.verify_all)
     rows = _fitting(rows, max_tokens=max_tokens)
     try:
         for source in sources.values():
@@ -176,8 +185,12 @@ class AnnotatedDataModule(RowsDataModule):
         self.store, self.manifest = store, manifest
 
 
-def _require_tokenizer(store: AnnotationStore, manifest: Mapping[str, Any], tokenizer_sha256: str) -> None:
-    stored = manifest["fingerprint"]["tokenizer"]
+def _require_tokenizer(
+    store: AnnotationStore, manifest: Mapping[str, Any], request: RowsRequest, *, tags: Sequence[str]
+) -> None:
+    stored, tokenizer_sha256 = manifest["fingerprint"]["tokenizer"], request.tokenizer_sha256
+    if stored != tokenizer_sha256 and tags and request.tokenizer is not None:
+        tokenizer_sha256 = tokenizer_hash(request.tokenizer, without=tags)
     if stored != tokenizer_sha256:
         raise StoreError(
             f"{store.folder}: annotated with tokenizer {stored[:12]} ({manifest['model_name']}), but the "
@@ -210,12 +223,11 @@ def _fitting(rows: Sequence[AnnotatedResponse], *, max_tokens: int) -> list[Anno
     return fitting
 
 
-def _require_no_columns(columns: Mapping[str, Column]) -> None:
-    if columns:
+def _require_no_scores(key: str, of: str, names: Collection[str]) -> None:
+    if names:
         raise StoreError(
-            f"data.shuffle_responses=true: {', '.join(sorted(columns))} would be of the response behind its own "
-            "prompt; train on shuffled pairs with a loss and a weighting that need neither groups nor a stored "
-            "reference"
+            f"{key}: {', '.join(sorted(names))} would be of the response {of}; train on such rows with a mask, a loss and a "
+            "weighting that need neither groups nor stored scores"
         )
 
 
