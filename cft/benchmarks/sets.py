@@ -7,7 +7,7 @@ Each `benchmark` is the `_target_` of a file in conf/benchmark: rows from a fold
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +18,7 @@ from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content
 from cft.data.splits import Splits, splits_of
 from cft.ranges import Fraction, in_range
 from cft.types import Problem, ThinkingTags, Verdict, Verifier
+from cft.verifiers.stripped import stripped
 from cft.verifiers.thinking import after_thinking
 from cft.verifiers.verdict import require_ready
 
@@ -119,18 +120,18 @@ def members_of(benchmark: Splits | Suite) -> dict[str, Splits]:
     return benchmark.members if isinstance(benchmark, Suite) else {benchmark.name: benchmark}
 
 
-def verifier_for(splits: Splits, *, chosen: Verifier, thinking: ThinkingTags) -> Verifier:
+def verifier_for(splits: Splits, *, chosen: Verifier, thinking: ThinkingTags, strip: Sequence[str] = ()) -> Verifier:
     """The verifier of a set, applied to the text outside the thinking: the chosen one, or with `verifier=benchmark` the set's
     own.
 
-    thinking: the tags, or two empty strings for none.
+    thinking: the tags, or two empty strings for none. strip: strings that are removed first.
 
     Raises:
         UserError: this machine cannot run it.
     """
     own = chosen.for_problems(splits) if isinstance(chosen, BenchmarkVerifier) else chosen
     require_ready(own)
-    return after_thinking(own, thinking)
+    return after_thinking(stripped(own, strip), thinking)
 
 
 def _problems(

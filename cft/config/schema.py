@@ -55,6 +55,7 @@ class VerifyConfig:
     workers: AtLeastOne = MISSING
     timeout_s: AboveZero = MISSING
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
+    strip: list[str] = field(default_factory=list)
 
 
 @dataclass

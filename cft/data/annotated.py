@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from cft.data.chosen import Choice, PassRates, Verdicts, chosen, require_no_coun
 from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.pairing import other_prompts
+from cft.data.tags import tagged_rows
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
+from cft.models.load import tokenizer_hash
 from cft.ranges import AtLeastOne, Count, CountOrAll, Fraction, FractionBelowOne, Name, in_range
 from cft.scores.column import GROUP, Column
 from cft.scores.store import annotating_model, with_scores
@@ -83,6 +85,7 @@ def annotated_rows(
     min_pass_rate: Fraction | None = None,
     max_pass_rate: Fraction | None = None,
     responses_per_problem: CountOrAll = -1,
+    tags: list[str] | None = None,
 ) -> AnnotatedDataModule:
     """Rows of one annotation under a mask.
 
@@ -106,6 +109,8 @@ def annotated_rows(
         max_pass_rate: The highest one, included; None = any.
         responses_per_problem: -1 = all, else at most so many of a problem, by a hash of their ids. Of equal responses to a
             problem there is one in any case.
+        tags: Four texts, between which each response is written as its thinking and its answer (`cft/data/tags.py`); null: as
+            it is. The tokenizer may have more tokens than the annotation's, if they are these.
 
     Raises:
         StoreError: No such annotation, one of another tokenizer, one without the responses that are asked for, or one in which
@@ -116,7 +121,7 @@ def annotated_rows(
     annotations_dir, seed = request.annotations_dir, request.seed
     store = AnnotationStore(find_annotation(annotation, annotations_dir=annotations_dir))
     manifest = store.manifest()
-    _require_tokenizer(store, manifest, request.tokenizer_sha256)
+    _require_tokenizer(store, manifest, request, tags=tags or ())
     rollouts = holds_rollouts(manifest)
     if rollouts:
         require_no_counterfactuals(str(store.folder), {"mask": mask, **columns})
@@ -136,8 +141,13 @@ def annotated_rows(
         return in_validation(row.problem_id, fraction=validation_fraction)
 
     if shuffle_responses:
-        _require_no_columns(columns)
+        _require_no_scores("data.shuffle_responses=true", "behind its own prompt", columns)
         rows = other_prompts(rows, seed=seed, part=is_held_out)
+    if tags is not None:
+        _require_no_scores("data.tags", "without tags", {*columns, *wanted})
+        assert request.tokenizer is not None
+        assert request.verify_all is not None
+        rows = tagged_rows(rows, texts=tags, tokenizer=request.tokenizer, verify_all=request.verify_all)
     rows = _fitting(rows, max_tokens=max_tokens)
     try:
         for source in sources.values():
@@ -191,8 +201,12 @@ class AnnotatedDataModule(RowsDataModule):
         self.store, self.manifest = store, manifest
 
 
-def _require_tokenizer(store: AnnotationStore, manifest: Mapping[str, Any], tokenizer_sha256: str) -> None:
-    stored = manifest["fingerprint"]["tokenizer"]
+def _require_tokenizer(
+    store: AnnotationStore, manifest: Mapping[str, Any], request: RowsRequest, *, tags: Sequence[str]
+) -> None:
+    stored, tokenizer_sha256 = manifest["fingerprint"]["tokenizer"], request.tokenizer_sha256
+    if stored != tokenizer_sha256 and tags and request.tokenizer is not None:
+        tokenizer_sha256 = tokenizer_hash(request.tokenizer, without=tags)
     if stored != tokenizer_sha256:
         raise StoreError(
             f"{store.folder}: annotated with tokenizer {stored[:12]} ({manifest['model_name']}), but the "
@@ -216,12 +230,11 @@ def _fitting(rows: Sequence[AnnotatedResponse], *, max_tokens: int) -> list[Anno
     return fitting
 
 
-def _require_no_columns(columns: Mapping[str, Column]) -> None:
-    if columns:
+def _require_no_scores(key: str, of: str, names: Collection[str]) -> None:
+    if names:
         raise StoreError(
-            f"data.shuffle_responses=true: {', '.join(sorted(columns))} would be of the response behind its own "
-            "prompt; train on shuffled pairs with a loss and a weighting that need neither groups nor a stored "
-            "reference"
+            f"{key}: {', '.join(sorted(names))} would be of the response {of}; train on such rows with a mask, a loss and a "
+            "weighting that need neither groups nor stored scores"
         )
 
 

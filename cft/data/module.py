@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cft.prompts.chat import Prompt
+    from cft.types import Verdict
 
 FEW_ROWS = 20
 ALL_CRITICAL = 0.95  # of response tokens
@@ -46,7 +47,8 @@ class RowsRequest:
     of every token, by the name under which the objective asks for them (`cft/data/columns.py`). annotations_dir: where an
     annotation is looked for by its name. tokenizer_sha256: of the model's tokenizer. seed: of the order of rows, and of what
     is drawn. exclude: normalized questions that must not be trained on: the benchmark's validation and test problems.
-    tokenizer, prompt: where rows are yet to be encoded.
+    tokenizer, prompt: where rows are yet to be encoded. verify_all: verdicts of (response, gold answer), where rows are yet to
+    be split at their answers.
     """
 
     mask: Mask
@@ -58,6 +60,7 @@ class RowsRequest:
     exclude: frozenset[str]
     tokenizer: PreTrainedTokenizerBase | None = None
     prompt: Prompt | None = None
+    verify_all: Callable[[Sequence[tuple[str, str]]], list[Verdict]] | None = None
 
 
 class RowsDataModule(pl.LightningDataModule):

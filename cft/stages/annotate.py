@@ -64,7 +64,9 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     if wants_answers(splits):
         splits = with_answers(splits, thinking=cfg.verify.thinking.tags)
         console.print("Gold answers: the final answers of the given responses, where data.answer_field names no others")
-    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+    verifier = verifier_for(
+        splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip
+    )
     judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     positions: Positions = build(cfg.positions)
     plan, shard = _plan(cfg, splits, positions), Shard(cfg.shard, cfg.num_shards)
