@@ -341,7 +341,8 @@ class StepCounts(NamedTuple):
     """What the whole optimizer step holds, over all its micro-batches and ranks: what its sums are divided by.
 
     eligible: tokens with a static weight other than 0. response: response tokens. critical, other: response tokens by token
-    group. sequence: rows with an eligible token. The sampler knows them before anything is computed, since masks are static.
+    group. sequence: rows with an eligible token. problem: groups of rows (`RowGroups`). The sampler knows them before anything
+    is computed, since masks are static.
     """
 
     eligible: int = 0
@@ -349,9 +350,31 @@ class StepCounts(NamedTuple):
     critical: int = 0
     other: int = 0
     sequence: int = 0
+    problem: int = 0
 
     def __add__(self, more: StepCounts) -> StepCounts:  # type: ignore[override]
         return StepCounts(*(a + b for a, b in zip(self, more, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroups:
+    """Which rows of a batch a loss over groups compares: of each problem one chosen row and rejected ones, all in the batch.
+
+    chosen_G: int64, the chosen row of each group. rejected_M: int64, rejected rows. group_M: int64, the group of each of them.
+    example_G: int64, the number of each group among those that are trained on; None where they are held out.
+    """
+
+    chosen_G: torch.Tensor
+    rejected_M: torch.Tensor
+    group_M: torch.Tensor
+    example_G: torch.Tensor | None
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> RowGroups:
+        chosen_G, rejected_M, group_M = (
+            tensor.to(device, non_blocking=non_blocking) for tensor in (self.chosen_G, self.rejected_M, self.group_M)
+        )
+        example_G = None if self.example_G is None else self.example_G.to(device, non_blocking=non_blocking)
+        return RowGroups(chosen_G, rejected_M, group_M, example_G)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +387,7 @@ class TokenBatch:
     row_ids: response ids, for messages.
     scores: float32 [B, T] each, by name: stored scores that a method declared to need; 0 outside the response.
     step_counts: of the optimizer step that the batch belongs to.
+    groups: of its rows, None where rows are trained on by themselves.
     """
 
     input_ids_BT: torch.Tensor
@@ -373,6 +397,7 @@ class TokenBatch:
     row_ids: tuple[str, ...]
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     step_counts: StepCounts = field(default_factory=StepCounts)
+    groups: RowGroups | None = None
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> TokenBatch:
         """The batch on another device; Lightning moves whatever has this method by calling it."""
@@ -388,4 +413,5 @@ class TokenBatch:
             self.row_ids,
             {name: moved(tensor) for name, tensor in self.scores.items()},
             self.step_counts,
+            None if self.groups is None else self.groups.to(device, non_blocking=non_blocking),
         )

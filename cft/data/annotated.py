@@ -35,7 +35,7 @@ def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, column
     for name, column in columns.items():
         scores[name][prompt_len:] = column(row)
     ids = np.concatenate([row.prompt_ids, row.response_ids]).astype(np.int64)
-    return TokenRow(row.response_id, ids, weight, probe, scores)
+    return TokenRow(row.response_id, ids, weight, probe, scores, group=row.problem_id, chosen=row.verdict == "right")
 
 
 def _token_groups(group_mask: Mask, row: AnnotatedResponse) -> NDArray[np.int8]:
@@ -96,7 +96,7 @@ def annotated_rows(
         shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
             (`cft/data/pairing.py`).
         wrong_responses: What becomes of an annotation of responses that end wrong: "refuse" it, since the likelihood of a
-            wrong answer would be raised, or "train" on it all the same.
+            wrong answer would be raised, or "train" on it all the same. A loss that compares responses takes both kinds.
 
     Raises:
         StoreError: No such annotation, one of another tokenizer, one of wrong responses, or one in which the mask picks
@@ -110,7 +110,7 @@ def annotated_rows(
     _require_tokenizer(store, manifest, request.tokenizer_sha256)
     every = store.rows()[: max_rows if max_rows >= 0 else None]
     every = [row for row in every if in_part(row.problem_id, part=part, parts=parts)]
-    if wrong_responses == "refuse":
+    if wrong_responses == "refuse" and not request.rejected:
         _require_right(store, every)
     apart = _apart_from_benchmark(every, request.exclude)
     sources: dict[str, Column] = {"mask": mask, "group_mask": group_mask, **columns}
@@ -149,6 +149,7 @@ def annotated_rows(
         batch_size=batch_size,
         micro_batch_assignment=micro_batch_assignment,
         seed=seed,
+        rejected=request.rejected,
     )
 
 

@@ -89,6 +89,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
             current["tokenizer"],
             cfg.seed,
             splits.held_out_questions(),
+            rejected=objective.rejected,
             tokenizer=tokenizer,
             prompt=prompt,
         )
