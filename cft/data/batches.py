@@ -249,9 +249,7 @@ def assigned_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int
     return [micro_batches[number] for _, number in sorted(heap, key=lambda item: (-item[0], item[1]))]
 
 
-def loader(
-    rows: Sequence[TokenRow], sampler: GlobalOrderSampler, *, held_out: bool = False
-) -> DataLoader[TokenBatch]:
+def loader(rows: Sequence[TokenRow], sampler: GlobalOrderSampler, *, held_out: bool = False) -> DataLoader[TokenBatch]:
     """batch_size=None: the sampler's items are whole micro-batches, and Lightning finds its set_epoch."""
     dataset = RowDataset(rows, score_names=rows[0].scores.keys(), held_out=held_out)  # all rows have the same columns
     return DataLoader(dataset, sampler=sampler, batch_size=None)

@@ -62,14 +62,15 @@ class Aggregation(ABC):
     """Token losses to one sum.
 
     needs: ("group",) if group_N must be there, and names of what `known` must hold. normalizer: the only one that makes
-    sense, None for any. of_sums: it sums over rows, so that weights are never divided by the tokens of a row. nll_alone: it
-    takes the token losses for -log p. measures: names of what `measure` gives, for the metrics.
+    sense, None for any. of_sums: it sums over rows, so that weights are never divided by the tokens of a row. about: read by
+    the config check, too (`cft/config/combinations.py`): ("responses",) for a function of the log-probs of whole responses, and
+    "groups" where it compares rows. measures: names of what `measure` gives, for the metrics.
     """
 
     needs: tuple[str, ...] = ()
     normalizer: Normalizer | None = None
     of_sums: bool = False
-    nll_alone: bool = False
+    about: tuple[str, ...] = ()
     measures: tuple[str, ...] = ()
 
     @abstractmethod

@@ -58,7 +58,7 @@ class FDivergence(Aggregation):
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
     normalizer: Normalizer | None = "sequence"
     of_sums: bool = True
-    nll_alone: bool = True
+    about: tuple[str, ...] = ("responses",)
     measures: tuple[str, ...] = ("log_ratio",)
 
     @in_range

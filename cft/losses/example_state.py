@@ -26,7 +26,9 @@ class ExampleState:
     def __init__(self, *, initial: float) -> None:
         self.initial = initial
         self.values_E = torch.empty(0, dtype=torch.float64)
-        self._decided_2E = torch.empty(2, 0, dtype=torch.float64)  # of the step under way: values, and 1 where one was decided
+        self._decided_2E = torch.empty(
+            2, 0, dtype=torch.float64
+        )  # of the step under way: values, and 1 where one was decided
 
     def begin(self, examples: int) -> None:
         """All examples as not seen yet."""

@@ -35,7 +35,7 @@ class GroupLoss(Aggregation):
 
     normalizer: Normalizer | None = "problem"
     of_sums: bool = True
-    nll_alone: bool = True
+    about: tuple[str, ...] = ("responses", "groups")
     measures: tuple[str, ...] = (MARGIN, ACCURACY)
     rejected: int
     state: ExampleState | None = None
@@ -104,7 +104,9 @@ class CriticalDPO(DPO):
     score_arguments: tuple[str, ...] = ("contrast",)
 
     @in_range
-    def __init__(self, *, beta: AboveZero, label_smoothing: FractionBelowHalf, rejected: AtLeastOne, contrast: Name) -> None:
+    def __init__(
+        self, *, beta: AboveZero, label_smoothing: FractionBelowHalf, rejected: AtLeastOne, contrast: Name
+    ) -> None:
         super().__init__(beta=beta, label_smoothing=label_smoothing, rejected=rejected)
         self.contrast = contrast
         self.needs = (REFERENCE_LOGPROB, contrast)

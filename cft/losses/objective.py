@@ -102,12 +102,12 @@ class Objective:
                 f"loss.normalizer: {type(aggregation).__name__} compares no rows of a problem, found problem; expected "
                 "critical, response or sequence"
             )
-        if aggregation.nll_alone and not isinstance(token_loss, NLL):
+        if "responses" in aggregation.about and not isinstance(token_loss, NLL):
             raise BadValue(
                 f"loss.token_loss: {type(aggregation).__name__} is a function of the log-probs of whole responses, found "
                 f"{type(token_loss).__name__}; expected cft.losses.NLL"
             )
-        if aggregation.nll_alone and not isinstance(weighting, Uniform):
+        if "responses" in aggregation.about and not isinstance(weighting, Uniform):
             raise BadValue(
                 f"weighting: {type(aggregation).__name__} compares log-probs of whole responses, which weights from the live "
                 f"prediction would change, found {type(weighting).__name__}; expected weighting=uniform"

@@ -264,7 +264,10 @@ def test_what_is_measured_is_of_pairs() -> None:
     terms = dict(zip(built.names, on_logits(built, batch, leaves_of(batch, logits(1))), strict=True))
     rows = {i: Row(ROWS[BY_ID[i]], logits(1)[BY_ID[i]]) for i in batch.row_ids}
     pairs = [
-        [next(r for i, r in rows.items() if i.startswith(f"{name}r") and ROWS[BY_ID[i]].chosen is kind).r for kind in (True, False)]
+        [
+            next(r for i, r in rows.items() if i.startswith(f"{name}r") and ROWS[BY_ID[i]].chosen is kind).r
+            for kind in (True, False)
+        ]
         for name in dict.fromkeys(i.split("r")[0] for i in rows)
     ]
     want = {
