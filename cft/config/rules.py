@@ -21,6 +21,8 @@ MONITORED = (
     "val/loss_other",
     "val/entropy_critical",
     "val/entropy_other",
+    "val/preference_accuracy",
+    "val/preference_margin",
 )
 
 

@@ -39,7 +39,7 @@ def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, column
     for name, column in columns.items():
         scores[name][prompt_len:] = column(row)
     ids = np.concatenate([row.prompt_ids, row.response_ids]).astype(np.int64)
-    return TokenRow(row.response_id, ids, weight, probe, scores)
+    return TokenRow(row.response_id, ids, weight, probe, scores, group=row.problem_id, chosen=row.verdict == "right")
 
 
 def _token_groups(group_mask: Mask, row: AnnotatedResponse) -> NDArray[np.int8]:
@@ -104,7 +104,8 @@ def annotated_rows(
         shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
             (`cft/data/pairing.py`).
         responses: Of rollouts the right ones that have ended, those that count as wrong in a pass rate, or all. "right" refuses
-            an annotation of responses that end wrong, since the likelihood of a wrong answer would be raised.
+            an annotation of responses that end wrong, since the likelihood of a wrong answer would be raised. A loss that
+            compares responses takes both kinds.
         min_pass_rate: Of rollouts: the lowest pass rate of a problem whose responses are trained on, included; None = any.
         max_pass_rate: The highest one, included; None = any.
         responses_per_problem: -1 = all, else at most so many of a problem, by a hash of their ids. Of equal responses to a
@@ -125,7 +126,9 @@ def annotated_rows(
     rollouts = holds_rollouts(manifest)
     if rollouts:
         require_no_counterfactuals(str(store.folder), {"mask": mask, **columns})
-    choice = Choice(responses, PassRates(min_pass_rate, max_pass_rate), responses_per_problem)
+    choice = Choice(
+        "all" if request.rejected else responses, PassRates(min_pass_rate, max_pass_rate), responses_per_problem
+    )
     every = [row for row in store.rows() if in_part(row.problem_id, part=part, parts=parts)]
     every, left_out = chosen(every, choice, rollouts=rollouts, place=str(store.folder))
     for reason, count in left_out.items():
@@ -174,6 +177,7 @@ def annotated_rows(
         batch_size=batch_size,
         micro_batch_assignment=micro_batch_assignment,
         seed=seed,
+        rejected=request.rejected,
     )
 
 

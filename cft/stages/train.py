@@ -140,6 +140,7 @@ def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
         fused_loss=used.fused_loss,
         router=router_coefficient(model.config, asked=cfg.router.aux_coef),
         reference=reference.attach(model, mixed=mixed) if live else None,
+        examples=len(run.data.groups),
     )
 
 

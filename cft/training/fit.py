@@ -160,7 +160,7 @@ class Fit:
             states_per_parameter=states_per_parameter(self.module.build_optimizer),
             tokens=largest_micro_batch(
                 [len(row.ids) for row in self.data.train_rows],
-                batch_size=self.data.batch_size,
+                batch_size=self.data.batch_size * self.data.rows_of_a_place,
                 padded=self.module.lm.layout == "padded",
             ),
             chunk_tokens=self.module.lm.objective.chunk_tokens,

@@ -47,11 +47,13 @@ from cft.types import StepCounts, TokenBatch
 _VALIDATED_AT = 1.0
 FROZEN = "frozen_sha256"  # in the checkpoint
 GROUPED = "parameter_groups"
+EXAMPLE_STATE = "example_state"
 
 
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters, or groups of them -> Optimizer. groups: see `cft/training/parameter_groups.py`. schedule: see
-    conf/train.yaml. probe_every_n_steps: 0 = never. layout, fused_loss, router: see `SelectiveLM`.
+    conf/train.yaml. probe_every_n_steps: 0 = never. layout, fused_loss, router: see `SelectiveLM`. examples: groups of rows
+    that are trained on, where the loss keeps a state of each (`cft/losses/example_state.py`).
 
     Raises ConfigError where a group is about no parameter of the model, or two are about one."""
 
@@ -73,8 +75,11 @@ class CausalLMModule(pl.LightningModule):
         layout: Layout = "packed",
         fused_loss: bool = False,
         router: float = 0.0,
+        examples: int = 0,
     ) -> None:
         super().__init__()
+        if objective.state is not None:
+            objective.state.begin(examples)
         self.lm = SelectiveLM(
             model, objective, reference=reference, layout=layout, fused_loss=fused_loss, router=router
         )
@@ -100,11 +105,15 @@ class CausalLMModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.assigned:
             checkpoint[GROUPED] = self.assigned.names()
+        if (state := self.lm.objective.state) is not None:
+            checkpoint[EXAMPLE_STATE] = state.saved()
         if frozen := frozen_names(self):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
             checkpoint[FROZEN] = self._frozen_hash()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (state := self.lm.objective.state) is not None:
+            state.load(checkpoint[EXAMPLE_STATE])
         here = self.assigned.names() if self.assigned else {}
         if (there := checkpoint.get(GROUPED, {})) != here:
             before, now = ({(group, name) for group, names in of.items() for name in names} for of in (there, here))
@@ -199,6 +208,8 @@ class CausalLMModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         window = self._reduced(self._window)
         self._window.zero_()
+        if (state := self.lm.objective.state) is not None:
+            state.commit(self._reduced, device=self.device)
         sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
         self._norm = gradient_norm(self.parameters())
         rate = max(group["lr"] for group in optimizer.param_groups)
@@ -219,9 +230,11 @@ class CausalLMModule(pl.LightningModule):
         self.log("train/loss", self._total(sums, counts, progress=self._progress()), prog_bar=True)
         self.log("train/loss_tokens", float(counts[0]))
         self.log("train/gradient_norm", float(self._norm))
+        self.log_dict(self._measured("train", sums, counts))
         for name, total, count in zip(self.lm.names[1:], sums[1:], counts[1:], strict=True):
-            # In a place of their own: whatever a regularizer is called, no other metric has that name.
-            self.log(f"train/term/{name}", total / max(1, count))
+            if name not in self.lm.objective.measures:
+                # In a place of their own: whatever a regularizer is called, no other metric has that name.
+                self.log(f"train/term/{name}", total / max(1, count))
 
     def configure_gradient_clipping(
         self,
@@ -239,6 +252,12 @@ class CausalLMModule(pl.LightningModule):
         """The loss: every term's mean times its coefficient then."""
         coefficients = self.lm.coefficients(progress)
         return sum(c * s / max(1, n) for c, s, n in zip(coefficients, sums, counts, strict=True))
+
+    def _measured(self, split: str, sums: list[float], counts: list[int]) -> dict[str, float]:
+        """Means of what the loss measures beside itself."""
+        found = dict(zip(self.lm.names, zip(sums, counts, strict=True), strict=True))
+        measured = {name: found[name] for name in self.lm.objective.measures}
+        return {f"{split}/{name}": total / count for name, (total, count) in measured.items() if count}
 
     def configure_optimizers(self) -> Any:
         if self.assigned:
@@ -268,6 +287,7 @@ class CausalLMModule(pl.LightningModule):
         sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
         if counts[0] > 0:
             self.log("val/loss", self._total(sums, counts, progress=_VALIDATED_AT), prog_bar=True)
+        self.log_dict(self._measured("val", sums, counts))
         self.log_dict(_probe_values("val", probes))
 
     def _reduced(self, sums: Tensor) -> Tensor:
