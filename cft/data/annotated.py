@@ -131,7 +131,8 @@ def annotated_rows(
         rows = other_prompts(rows, seed=seed, part=is_held_out)
     if tags is not None:
         _require_no_scores("data.tags", "without tags", {*columns, *wanted})
-        assert request.tokenizer is not None and request.verify_all is not None
+        assert request.tokenizer is not None
+        assert request.verify_all is not None
         rows = tagged_rows(rows, texts=tags, tokenizer=request.tokenizer, verify_all=request.verify_all)
     rows = _fitting(rows, max_tokens=max_tokens)
     try:

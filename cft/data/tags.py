@@ -110,9 +110,7 @@ def _read(verdict: Verdict) -> tuple[str, str, bool]:
     return verdict.decision, verdict.extracted, verdict.explicit
 
 
-def _tagged(
-    row: AnnotatedResponse, start: int, tags: Tags, tokenizer: PreTrainedTokenizerBase
-) -> AnnotatedResponse:
+def _tagged(row: AnnotatedResponse, start: int, tags: Tags, tokenizer: PreTrainedTokenizerBase) -> AnnotatedResponse:
     size = len(row.response_ids)
     end = size - (row.finish == "stop")
     later = np.flatnonzero(row.char_span[:end, 1] > start)

@@ -35,7 +35,13 @@ from cft.shipped import CONF_DIR
 from cft.types import AnnotatedResponse
 
 SCHEMA_VERSION = 1
-KINDS = ("reference_logprob", "attention_received", "attention_to_prompt", "entropy")  # options of conf/score
+KINDS = (  # options of conf/score
+    "reference_logprob",
+    "attention_received",
+    "attention_to_prompt",
+    "entropy",
+    "token_classifier",
+)
 LOGPROB = KINDS[0]
 MODELS = CONF_DIR / "model"
 DEFAULT_MODEL = "tiny_arith"  # of conf/score.yaml
