@@ -94,6 +94,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
             current["tokenizer"],
             cfg.seed,
             splits.held_out_questions(),
+            rejected=objective.rejected,
             tokenizer=tokenizer,
             prompt=prompt,
             verify_all=lambda items: _verified(items, verifier, cfg),
