@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cft.config.build import ConfigError, build
+from cft.config.build import ConfigError
 from cft.config.schema import RlConfig
 from cft.models.lazy import LazyModel
 from cft.rl.critical import CriticalTokens, same_weights
 from cft.rl.problems import Asked, rows_of
+from cft.training.parameter_groups import factory_of
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -111,7 +112,7 @@ def grpo_trainer(
         args = GRPOConfig(output_dir=str(folder), **settings_of_trl(cfg, device=device))
     except ValueError as error:
         raise ConfigError(f"cft rl: TRL refuses these settings: {error}") from error
-    optimizer = build(cfg.optimizer)([p for p in policy.parameters() if p.requires_grad])
+    optimizer = factory_of(cfg.optimizer)([p for p in policy.parameters() if p.requires_grad])
     trainer = WithOurPrompts(
         policy,
         reward_funcs=reward,

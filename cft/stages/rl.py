@@ -102,7 +102,7 @@ def _prepared(cfg: RlConfig) -> _Prepared:
     now = prompting(prompt, tokenizer)
     require_same_prompt(trained, now, checkpoint=cfg.checkpoint, prompt_config=cfg.prompt, doing="run")
     data, splits = build(cfg.data), build(cfg.benchmark)
-    verifier = verifier_for(data, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+    verifier = verifier_for(data, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip)
     verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device)
     if cfg.evaluation.problems or cfg.grpo.token_mask != "none":
