@@ -25,9 +25,9 @@ from cft.runs.results import RESULTS, RunResults
 
 OUT = Path("outputs/rl_starts")
 STARTS: dict[str, tuple[str, ...]] = {
-    "base": (),
     "sft": ("mask=all", "optimizer.lr=1e-4"),
     "cft": ("mask=critical", "optimizer.lr=1e-4"),
+    "base": (),
     "random": ("mask=random_like_critical", "optimizer.lr=1e-4"),
     "dft": ("mask=all", "weighting=probability", "optimizer.lr=3e-5"),
 }

@@ -35,7 +35,7 @@ TESTS = {
 }
 TRAIN = {"train/reward": "reward of the rollouts", "train/entropy": "entropy of the rollouts, nats"}
 NAMES = {"base": "base model", "sft": "SFT", "cft": "CFT", "random": "random mask", "dft": "DFT"}
-COLUMNS = (
+COLUMNS: Sequence[str] = (
     "start",
     "seeds",
     "step",
