@@ -18,12 +18,14 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 
 from cft.config.allow_list import LIBRARIES, refusal
 from cft.config.annotations import type_of
+from cft.config.combinations import conflicts
 from cft.config.library_rules import library_errors
 from cft.config.needs import lacking_evidence, missing_scores, unmet, unused
+from cft.config.parameter_groups import group_errors
 from cft.config.preflight import missing_inputs
 from cft.config.redaction import holds_secret, is_secret_key
 from cft.config.rules import broken_rules
-from cft.config.schema import keys_of
+from cft.config.schema import GROUPS, ParameterGroupConfig, keys_of
 from cft.config.source import Parameter, Signature, resolve, signature
 from cft.config.stages import STAGES
 from cft.ranges import mismatch
@@ -65,7 +67,7 @@ def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) ->
         ErrorDetail(key, text) for key, text in broken_rules(tree, rules=STAGES[stage].rules) if key not in known
     ]
     errors += [ErrorDetail(key, text) for key, text in library_errors(tree, stage=stage) if key not in known]
-    needs = (*unmet(tree), *lacking_evidence(tree))
+    needs = (*unmet(tree), *lacking_evidence(tree), *conflicts(tree))
     errors += [ErrorDetail(key, text) for key, text in needs if key not in known]
     if STAGES[stage].errors and not errors:  # the values that it reads have the right types
         errors += named(STAGES[stage].errors)({**tree, "allow_targets": list(extra)})
@@ -113,6 +115,8 @@ def _check_record(tree: dict, schema: type, path: str, extra: Sequence[str], err
             errors.append(ErrorDetail(_join(path, name), text))
     types = get_type_hints(schema, include_extras=True)
     for name, key in keys.items():
+        if name not in tree and not key.required and key.record is None:
+            continue
         here = _join(path, name)
         value = tree.get(name, "???" if key.required or key.record else {})
         if key.record is not None:
@@ -204,7 +208,9 @@ def _check_arguments(node: dict, found: Signature, args: list, path: str, errors
     for name, value in node.items():
         if name in RESERVED:
             continue
-        if name not in parameters:
+        if _join(path, name) == f"optimizer.{GROUPS}":
+            _check_groups(value, _join(path, name), errors)
+        elif name not in parameters:
             known = [p.name for p in found.parameters if not is_runtime(p, found, node)]
             listing = f"; it takes {', '.join(known)}" if len(known) <= 12 else ""
             text = f"{target} has no parameter '{name}'{suggestion(str(name), known) or listing or ''}"
@@ -225,6 +231,15 @@ def _check_arguments(node: dict, found: Signature, args: list, path: str, errors
             errors.append(
                 ErrorDetail(_join(path, p.name), f"{target} needs it; give it with +{_join(path, p.name)}=...")
             )
+
+
+def _check_groups(value: object, path: str, errors: list[ErrorDetail]) -> None:
+    """What the program takes out of an optimizer's node before it builds it."""
+    for name, group in value.items() if isinstance(value, dict) else ():
+        if isinstance(group, dict):
+            _check_record(group, ParameterGroupConfig, _join(path, name), (), errors)
+    known = {error.key for error in errors}
+    errors += [ErrorDetail(key, text) for key, text in group_errors(value, path) if key not in known]
 
 
 def is_runtime(parameter: Parameter, found: Signature, node: Mapping) -> bool:

@@ -21,6 +21,8 @@ MONITORED = (
     "val/loss_other",
     "val/entropy_critical",
     "val/entropy_other",
+    "val/preference_accuracy",
+    "val/preference_margin",
 )
 
 
@@ -118,6 +120,12 @@ _DATA_IS_READ = Rule(
     "data._target_",
     "an annotation, data=annotated data.annotation=<name>; problems are chosen by benchmark=...",
     lambda v: v.text("data._target_") != NO_ROWS and not v.text("data._target_").startswith("cft.data.sources."),
+)
+
+_PREFIX_WITHOUT_TAGS = Rule(
+    "data.tags",
+    "null with data/prefix=...: the beginning of a response has no answer to tag",
+    lambda v: v.get("data.prefix") is None or v.get("data.tags") is None,
 )
 
 _PART_OF_PARTS = Rule(
@@ -251,6 +259,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         _TIES_IN_FLOAT32,
         _DATA_IS_READ,
         _PART_OF_PARTS,
+        _PREFIX_WITHOUT_TAGS,
         Rule(
             "trainer.max_steps",
             "above 0 because trainer.max_epochs is -1: one of the two must end the training",
@@ -329,6 +338,11 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             lambda v: v.get("model.lora", None) is None,
         ),
         Rule(
+            "optimizer.groups",
+            "none (optimizer/groups=none): cft rl trains all weights alike",
+            lambda v: not v.get("optimizer.groups", None),
+        ),
+        Rule(
             "micro_batch_size",
             "a divisor of rollout.problems_per_step * rollout.num_generations, the responses of a step",
             lambda v: (
@@ -347,6 +361,11 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "grpo.importance_sampling_level",
             "sequence with grpo.loss_type=luspo, whose ratio is of the whole response",
             lambda v: v.text("grpo.loss_type") != "luspo" or v.text("grpo.importance_sampling_level") == "sequence",
+        ),
+        Rule(
+            "positions.file",
+            "empty: its spans are of responses that a file holds, and here the model writes new ones",
+            lambda v: v.text("positions.file") == "",
         ),
         Rule(
             "save_every_n_steps",

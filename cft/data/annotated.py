@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.pairing import other_prompts
 from cft.data.prefix import PrefixRows, require_nothing_stored
+from cft.data.tags import tagged_rows
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
+from cft.models.load import tokenizer_hash
 from cft.ranges import AtLeastOne, Count, CountOrAll, Fraction, FractionBelowOne, Name, in_range
 from cft.scores.column import GROUP, Column
 from cft.scores.store import annotating_model, with_scores
@@ -38,7 +40,7 @@ def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, column
     for name, column in columns.items():
         scores[name][prompt_len:] = column(row)
     ids = np.concatenate([row.prompt_ids, row.response_ids]).astype(np.int64)
-    return TokenRow(row.response_id, ids, weight, probe, scores)
+    return TokenRow(row.response_id, ids, weight, probe, scores, group=row.problem_id, chosen=row.verdict == "right")
 
 
 def _token_groups(group_mask: Mask, row: AnnotatedResponse) -> NDArray[np.int8]:
@@ -85,6 +87,7 @@ def annotated_rows(
     max_pass_rate: Fraction | None = None,
     responses_per_problem: CountOrAll = -1,
     prefix: PrefixRows | None = None,
+    tags: list[str] | None = None,
 ) -> AnnotatedDataModule:
     """Rows of one annotation under a mask.
 
@@ -103,12 +106,15 @@ def annotated_rows(
         shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
             (`cft/data/pairing.py`).
         responses: Of rollouts the right ones that have ended, those that count as wrong in a pass rate, or all. "right" refuses
-            an annotation of responses that end wrong, since the likelihood of a wrong answer would be raised.
+            an annotation of responses that end wrong, since the likelihood of a wrong answer would be raised. A loss that
+            compares responses takes both kinds.
         min_pass_rate: Of rollouts: the lowest pass rate of a problem whose responses are trained on, included; None = any.
         max_pass_rate: The highest one, included; None = any.
         responses_per_problem: -1 = all, else at most so many of a problem, by a hash of their ids. Of equal responses to a
             problem there is one in any case.
         prefix: Of a share of the responses their beginning alone; None = all whole.
+        tags: Four texts, between which each response is written as its thinking and its answer (`cft/data/tags.py`); null: as
+            it is. The tokenizer may have more tokens than the annotation's, if they are these.
 
     Raises:
         StoreError: No such annotation, one of another tokenizer, one without the responses that are asked for, or one in which
@@ -119,11 +125,13 @@ def annotated_rows(
     annotations_dir, seed = request.annotations_dir, request.seed
     store = AnnotationStore(find_annotation(annotation, annotations_dir=annotations_dir))
     manifest = store.manifest()
-    _require_tokenizer(store, manifest, request.tokenizer_sha256)
+    _require_tokenizer(store, manifest, request, tags=tags or ())
     rollouts = holds_rollouts(manifest)
     if rollouts:
         require_no_counterfactuals(str(store.folder), {"mask": mask, **columns})
-    choice = Choice(responses, PassRates(min_pass_rate, max_pass_rate), responses_per_problem)
+    choice = Choice(
+        "all" if request.rejected else responses, PassRates(min_pass_rate, max_pass_rate), responses_per_problem
+    )
     every = [row for row in store.rows() if in_part(row.problem_id, part=part, parts=parts)]
     every, left_out = chosen(every, choice, rollouts=rollouts, place=str(store.folder))
     for reason, count in left_out.items():
@@ -142,8 +150,13 @@ def annotated_rows(
         require_nothing_stored({"mask": mask, **columns})
         rows = prefix.of(rows, tokenizer=request.tokenizer, prompt=request.prompt)
     if shuffle_responses:
-        _require_no_columns(columns)
+        _require_no_scores("data.shuffle_responses=true", "behind its own prompt", columns)
         rows = other_prompts(rows, seed=seed, part=is_held_out)
+    if tags is not None:
+        _require_no_scores("data.tags", "without tags", {*columns, *wanted})
+        assert request.tokenizer is not None
+        assert request.verify_all is not None
+        rows = tagged_rows(rows, texts=tags, tokenizer=request.tokenizer, verify_all=request.verify_all)
     rows = _fitting(rows, max_tokens=max_tokens)
     try:
         for source in sources.values():
@@ -170,6 +183,7 @@ def annotated_rows(
         batch_size=batch_size,
         micro_batch_assignment=micro_batch_assignment,
         seed=seed,
+        rejected=request.rejected,
     )
 
 
@@ -197,8 +211,12 @@ class AnnotatedDataModule(RowsDataModule):
         self.store, self.manifest = store, manifest
 
 
-def _require_tokenizer(store: AnnotationStore, manifest: Mapping[str, Any], tokenizer_sha256: str) -> None:
-    stored = manifest["fingerprint"]["tokenizer"]
+def _require_tokenizer(
+    store: AnnotationStore, manifest: Mapping[str, Any], request: RowsRequest, *, tags: Sequence[str]
+) -> None:
+    stored, tokenizer_sha256 = manifest["fingerprint"]["tokenizer"], request.tokenizer_sha256
+    if stored != tokenizer_sha256 and tags and request.tokenizer is not None:
+        tokenizer_sha256 = tokenizer_hash(request.tokenizer, without=tags)
     if stored != tokenizer_sha256:
         raise StoreError(
             f"{store.folder}: annotated with tokenizer {stored[:12]} ({manifest['model_name']}), but the "
@@ -222,12 +240,11 @@ def _fitting(rows: Sequence[AnnotatedResponse], *, max_tokens: int) -> list[Anno
     return fitting
 
 
-def _require_no_columns(columns: Mapping[str, Column]) -> None:
-    if columns:
+def _require_no_scores(key: str, of: str, names: Collection[str]) -> None:
+    if names:
         raise StoreError(
-            f"data.shuffle_responses=true: {', '.join(sorted(columns))} would be of the response behind its own "
-            "prompt; train on shuffled pairs with a loss and a weighting that need neither groups nor a stored "
-            "reference"
+            f"{key}: {', '.join(sorted(names))} would be of the response {of}; train on such rows with a mask, a loss and a "
+            "weighting that need neither groups nor stored scores"
         )
 
 

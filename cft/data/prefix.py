@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cft.annotation.store import StoreError
+from cft.console import console
 from cft.errors import BadValue
 from cft.masks.base import hash_of
 from cft.models.text import char_spans
@@ -56,19 +57,25 @@ class PrefixRows:
     def of(
         self, rows: Sequence[AnnotatedResponse], *, tokenizer: PreTrainedTokenizerBase | None, prompt: Prompt | None
     ) -> list[AnnotatedResponse]:
-        """The rows in their order, those that are picked cut.
+        """The rows in their order, those that are picked cut. One whose beginning the tokenizer cannot spell is dropped.
 
         Raises:
-            StoreError: A row's prompt is not its question in this prompt, or its beginning cannot be encoded.
+            StoreError: A row's prompt is not its question in this prompt.
         """
         if tokenizer is None or prompt is None:
             raise StoreError("data.prefix: prompts get a suffix, which needs the model's tokenizer: cft train only")
         end = prompt.end_id(tokenizer)
-        return [self._cut(row, tokenizer, prompt, end) if self.picks(row) else row for row in rows]
+        made = [self._cut(row, tokenizer, prompt, end) if self.picks(row) else row for row in rows]
+        if unspelt := sum(row is None for row in made):
+            console.print(
+                f"Rows dropped: {unspelt} whose first words the tokenizer cannot spell (data.prefix.unit=tokens can)"
+            )
+        return [row for row in made if row is not None]
 
     def _cut(
         self, row: AnnotatedResponse, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, end: int | None
-    ) -> AnnotatedResponse:
+    ) -> AnnotatedResponse | None:
+        """None where its first words cannot be spelt."""
         if prompt.ids(tokenizer, row.problem) != row.prompt_ids.tolist():
             raise StoreError(
                 f"data.prefix: the prompt of response {row.response_id} is not its question under this prompt (a conversation, "
@@ -83,8 +90,8 @@ class PrefixRows:
             words = " ".join(row.response.split()[: self.length])
             try:
                 ids = response_ids(tokenizer, words, ends=[] if end is None else [end])
-            except TextError as error:
-                raise StoreError(f"data.prefix: response {row.response_id} begins with {words!r}: {error}") from error
+            except TextError:
+                return None
         ids = ids[: self.length]
         if self.end_with_eos:
             ids.append(int(row.response_ids[-1]) if end is None else end)

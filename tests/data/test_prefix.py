@@ -19,9 +19,9 @@ from cft.scores.column import StoredColumn
 from cft.types import AnnotatedResponse
 from tests.fakes import row
 
-QUESTION = "What is 2 plus 3?"
-RESPONSE = "2 plus 3\n\nis 5.  The answer is 5"
-SUFFIX = " Begin only."
+QUESTION = "At first Tom owns 9 stamps. He finds 6 more. What is the final number of stamps?"
+RESPONSE = "First we see that 9 + 6 = 15 stamps so far.\n#### 15"
+SUFFIX = " He finds 6."
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,9 @@ def test_a_prefix_row_is_the_first_words_and_an_end_that_is_learnt(tokenizer: Pr
     found, end = cut(tokenizer), prompt().end_id(tokenizer)
     assert found.prompt_ids.tolist() == prompt().ids(tokenizer, QUESTION + SUFFIX)
     # As the authors do: five words joined by single spaces, of their ids the first five, and the end in place of the next.
-    assert found.response_ids.tolist() == [*ids_of(tokenizer, "2 plus 3 is 5.")[:5], end]
+    assert found.response_ids.tolist() == [*ids_of(tokenizer, "First we see that 9"), end]
+    longer = cut(tokenizer, length=12).response_ids.tolist()
+    assert longer == [*ids_of(tokenizer, "First we see that 9 + 6 = 15 stamps so far. #### 15")[:12], end]
     made = to_token_row(found, mask=All(), group_mask=Critical(), columns={})
     assert made.ids.tolist() == [*found.prompt_ids, *found.response_ids]
     assert made.weight.tolist() == [0.0] * len(found.prompt_ids) + [1.0] * 6
