@@ -343,6 +343,14 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             lambda v: not v.get("optimizer.groups", None),
         ),
         Rule(
+            "pass_rates.annotation",
+            "rollouts of which these are the pass rates (cft annotate responses=rollouts), or pass_rates.min=0 and max=1",
+            lambda v: (
+                v.text("pass_rates.annotation") != ""
+                or (v.number("pass_rates.min") == 0 and v.number("pass_rates.max") == 1)
+            ),
+        ),
+        Rule(
             "micro_batch_size",
             "a divisor of rollout.problems_per_step * rollout.num_generations, the responses of a step",
             lambda v: (
