@@ -50,7 +50,8 @@ class Problem:
 
     solution: a worked solution that ends in the answer, "" where the source has none (`cft annotate responses=given`).
     messages: of a problem that is a conversation, as chat templates read them: the last one is the assistant's that answers,
-    the others are the prompt. tools: JSON schemas that come with it.
+    the others are the prompt. tools: JSON schemas that come with it. place: where it was read, for people, "" where it was
+    not read from anywhere; no part of what it is.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Problem:
     solution: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Any, ...] = ()
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

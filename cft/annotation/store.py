@@ -47,7 +47,7 @@ class ProblemRecord:
     """What became of one problem.
 
     status: annotated | wrong (or right, where wrong responses are annotated) | undecided | cut off | near limit | prompt too
-    long | no solution given.
+    long | no solution given | question, solution or conversation not encodable: and why.
     """
 
     problem_id: str

@@ -39,6 +39,8 @@ FOUND: list[tuple[str, list[str], str, str]] = [
     ("annotate", ["annotations_dir=''"], "annotations_dir", "not empty"),
     ("annotate", ["~model.dtype"], "model.dtype", "has no value"),
     ("evaluate", ["model.name=''"], "model.name", "not empty"),
+    ("evaluate", ["benchmark=mbpp", "benchmark.verifier.cpu_s=10"], "benchmark.verifier.cpu_s", "verify.timeout_s"),
+    ("annotate", ["verifier=code", "verify.timeout_s=2"], "verifier.cpu_s", "at most verify.timeout_s"),
 ]
 
 
