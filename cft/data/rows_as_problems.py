@@ -9,8 +9,9 @@ Token ids and weighted spans are no problems: such rows are counted as bad ones.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -76,11 +77,16 @@ def with_answers(splits: Splits, *, thinking: ThinkingTags) -> Splits:
             'answer is"), and no field of gold answers is named; expected data.answer_field=...'
         )
     dropped = Counter(splits.dropped)
-    if len(kept) < len(answered):
-        dropped["no final answer in the response; name a field of answers with data.answer_field"] = len(
-            answered
-        ) - len(kept)
+    if lacking := [problem.place for problem in answered if not problem.answer]:
+        where = first_place(lacking)
+        reason = f"no final answer in the response, first {where}; name a field of answers with data.answer_field"
+        dropped[reason] = len(lacking)
     return replace(splits, train=kept, dropped=dict(dropped))
+
+
+def first_place(places: Iterable[str]) -> str:
+    """The place that comes first in its file; problems are in another order."""
+    return min(places, key=lambda place: [int(part) if part.isdecimal() else 0 for part in re.split(r"(\d+)", place)])
 
 
 def wants_answers(splits: Splits) -> bool:
@@ -107,7 +113,8 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
     asked, said = value.get(names["prompt"]), value.get(names["completion"])
     if shape == "text" and not (isinstance(asked, list) and isinstance(said, list)):
         question, solution = read_field(value, names["prompt"]), read_field(value, names["completion"])
-        return Problem(_id(value, keys, question, solution, answer), question, answer, solution)
+        problem_id = _id(value, keys, question, solution, answer)
+        return Problem(problem_id, question, answer, solution, place=row.place)
     if shape == "text":
         messages = messages_of(asked, names["prompt"]) + messages_of(said, names["completion"])
     else:
@@ -124,6 +131,7 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
         str(turns[-1]["content"]),
         turns,
         tuple(tools_of(value)),
+        row.place,
     )
 
 
