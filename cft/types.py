@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Key = Hashable
 Finish = Literal["stop", "length", "decided", "memory"]
+ResponseVerdict = Literal[
+    "right", "wrong", "cut off", "undecided"
+]  # all but rollouts hold right or wrong responses alone
+GREEDY_SAMPLE = -1  # the number of the greedy response among a problem's responses; sampled ones count from 0
 
 
 class Outcome(IntEnum):
@@ -312,7 +316,8 @@ class AnnotatedResponse:
     alt_tokens: NDArray[np.int32]  # [R, K] tokens decoded for the verdict
     alt_outcome: NDArray[np.int8]  # [R, K] Outcome codes
     replay_outcome: NDArray[np.int8]  # [R] self-replay control at sampled positions, UNTRIED elsewhere
-    verdict: Literal["right", "wrong"] = "right"  # of the response itself
+    verdict: ResponseVerdict = "right"  # of the response itself
+    sample: int = GREEDY_SAMPLE  # its number among the problem's responses (`cft/annotation/rollouts.py`)
     # [R] outcome of the model's greedy continuation of the response before t, UNTRIED where not computed; [0] = no such column
     prefix_outcome: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
     # [R, K + 1] counts of sampled continuations, column 0 after the response's own token (`cft/annotation/sampled.py`)
@@ -342,7 +347,8 @@ class StepCounts(NamedTuple):
     """Token counts of a whole optimizer step, over all its micro-batches and ranks: the denominators of its sums.
 
     eligible: tokens with a static weight other than 0. response: response tokens. critical, other: response tokens by token
-    group. sequence: rows with an eligible token. The sampler knows them before anything is computed, since masks are static.
+    group. sequence: rows with an eligible token. problem: groups of rows (`RowGroups`). The sampler knows them before anything
+    is computed, since masks are static.
     """
 
     eligible: int = 0
@@ -350,9 +356,31 @@ class StepCounts(NamedTuple):
     critical: int = 0
     other: int = 0
     sequence: int = 0
+    problem: int = 0
 
     def __add__(self, more: StepCounts) -> StepCounts:  # type: ignore[override]
         return StepCounts(*(a + b for a, b in zip(self, more, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroups:
+    """Which rows of a batch a loss over groups compares: of each problem one chosen row and rejected ones, all in the batch.
+
+    chosen_G: int64, the chosen row of each group. rejected_M: int64, rejected rows. group_M: int64, the group of each of them.
+    example_G: int64, the number of each group among those that are trained on; None where they are held out.
+    """
+
+    chosen_G: torch.Tensor
+    rejected_M: torch.Tensor
+    group_M: torch.Tensor
+    example_G: torch.Tensor | None
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> RowGroups:
+        chosen_G, rejected_M, group_M = (
+            tensor.to(device, non_blocking=non_blocking) for tensor in (self.chosen_G, self.rejected_M, self.group_M)
+        )
+        example_G = None if self.example_G is None else self.example_G.to(device, non_blocking=non_blocking)
+        return RowGroups(chosen_G, rejected_M, group_M, example_G)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +393,7 @@ class TokenBatch:
     row_ids: response ids, for messages.
     scores: float32 [B, T] each, by name: stored scores that a method declared to need; 0 outside the response.
     step_counts: counts of the optimizer step that the batch belongs to.
+    groups: groups of its rows, None where each row is trained on by itself.
     """
 
     input_ids_BT: torch.Tensor
@@ -374,6 +403,7 @@ class TokenBatch:
     row_ids: tuple[str, ...]
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     step_counts: StepCounts = field(default_factory=StepCounts)
+    groups: RowGroups | None = None
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> TokenBatch:
         """The batch on another device; Lightning calls this method to move it."""
@@ -389,4 +419,5 @@ class TokenBatch:
             self.row_ids,
             {name: moved(tensor) for name, tensor in self.scores.items()},
             self.step_counts,
+            None if self.groups is None else self.groups.to(device, non_blocking=non_blocking),
         )

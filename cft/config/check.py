@@ -18,6 +18,7 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 
 from cft.config.allow_list import LIBRARIES, refusal
 from cft.config.annotations import type_of
+from cft.config.combinations import conflicts
 from cft.config.library_rules import library_errors
 from cft.config.needs import lacking_evidence, missing_scores, unmet, unused
 from cft.config.parameter_groups import group_errors
@@ -66,7 +67,7 @@ def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) ->
         ErrorDetail(key, text) for key, text in broken_rules(tree, rules=STAGES[stage].rules) if key not in known
     ]
     errors += [ErrorDetail(key, text) for key, text in library_errors(tree, stage=stage) if key not in known]
-    needs = (*unmet(tree), *lacking_evidence(tree))
+    needs = (*unmet(tree), *lacking_evidence(tree), *conflicts(tree))
     errors += [ErrorDetail(key, text) for key, text in needs if key not in known]
     if STAGES[stage].errors and not errors:  # the values that it reads have the right types
         errors += named(STAGES[stage].errors)({**tree, "allow_targets": list(extra)})

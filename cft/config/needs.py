@@ -34,13 +34,13 @@ EVIDENCE = {
 def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(key, message) of every unmet need. tree: the resolved config of the training stage."""
     needs = {need for part in _OF_OBJECTIVE for need, _ in _needs(tree.get(part))}
-    reference = _target(tree.get("reference"))
+    reference = target_of(tree.get("reference"))
     given = strings(reference, "gives") if reference else None
     for need in (REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB):
         if need in needs and given is not None and need not in given:
             yield "reference", NO_REFERENCE[need]
             break  # the log-probs are missing for the same reason as the distribution
-    if GROUP in needs and _target(tree.get("groups")) == "cft.data.columns.NoGroups":
+    if GROUP in needs and target_of(tree.get("groups")) == "cft.data.columns.NoGroups":
         yield "groups", NO_GROUPS
     model = tree.get("model")
     if (
@@ -54,20 +54,20 @@ def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 def unused(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(key, note) of a reference or grouping that is chosen but not used by any other part."""
     needs = {need for part in _OF_OBJECTIVE for need, _ in _needs(tree.get(part))}
-    reference = _target(tree.get("reference"))
+    reference = target_of(tree.get("reference"))
     if reference and strings(reference, "gives") and not needs & set(NO_REFERENCE):
         yield (
             "reference",
             "is chosen, but neither the weighting nor the loss compares with a reference: it has no effect",
         )
-    if GROUP not in needs and _target(tree.get("groups")) not in (None, "cft.data.columns.NoGroups"):
+    if GROUP not in needs and target_of(tree.get("groups")) not in (None, "cft.data.columns.NoGroups"):
         yield "groups", "are chosen, but the loss does not tell groups apart (loss=sft_go and loss=shad do): no effect"
 
 
 def lacking_evidence(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(key, message) of every part that needs an annotation's evidence although data=rows is trained on."""
     data = tree.get("data")
-    if _target(data) != GIVEN_ROWS or not isinstance(data, Mapping):
+    if target_of(data) != GIVEN_ROWS or not isinstance(data, Mapping):
         return
     path = shlex.quote(setting("data.path", str(data.get("path"))))
     make = f"cft annotate responses=given data=rows {path} annotation=NAME"
@@ -83,7 +83,7 @@ def lacking_evidence(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
                 )
                 continue
             yield part, f"{name} reads {EVIDENCE.get(reads, reads)} of an annotation, and {then}"
-    if _target(tree.get("reference")) == "cft.references.models.Annotation":
+    if target_of(tree.get("reference")) == "cft.references.models.Annotation":
         yield "reference", f"annotation is the log-probs of the annotating model, and {then}. Or set reference=initial"
     loss = tree.get("loss")
     regularizers = loss.get("regularizers") if isinstance(loss, Mapping) else None
@@ -100,7 +100,7 @@ def _evidence_of(node: object) -> Iterator[tuple[str, str]]:
     """(class, evidence that it reads) of a node and of the nodes inside it."""
     if not isinstance(node, Mapping):
         return
-    target = _target(node)
+    target = target_of(node)
     if target:
         name = target.rpartition(".")[2]
         yield from ((name, reads) for reads in sorted(strings(target, "evidence") or ()))
@@ -123,7 +123,7 @@ def _wanted(tree: Mapping[str, object]) -> set[tuple[str, str]]:
     }
     wanted |= {need for part in _OF_DATA for need in _needs(tree.get(part))}
     reference = tree.get("reference")
-    if _target(reference) == "cft.references.models.Score" and isinstance(reference, Mapping):
+    if target_of(reference) == "cft.references.models.Score" and isinstance(reference, Mapping):
         wanted.add((str(reference.get("name")), REFERENCE_LOGPROB))
     return {need for need in wanted if need[0] != OWN_LOGPROB}
 
@@ -132,7 +132,7 @@ def _wanted_elsewhere(node: object) -> Iterator[tuple[str, set[tuple[str, str]]]
     """(another annotation, the scores that a mask in the node reads from it)."""
     if not isinstance(node, Mapping):
         return
-    if _target(node) == _ELSEWHERE:
+    if target_of(node) == _ELSEWHERE:
         inner = {need for need in _needs(node.get("inner")) if need[0] != OWN_LOGPROB}
         yield str(node.get("from_annotation")), inner
         return
@@ -144,13 +144,13 @@ def missing_scores(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(key, message) of every stored score that is missing or of another kind, with the command that makes it. Reads the file
     system."""
     data, annotations_dir = tree.get("data"), str(tree.get("annotations_dir"))
-    if _target(data) == GIVEN_ROWS and isinstance(data, Mapping) and (wanted := _wanted(tree)):
+    if target_of(data) == GIVEN_ROWS and isinstance(data, Mapping) and (wanted := _wanted(tree)):
         from cft.scores.store import given_scores_folder
 
         path = str(data.get("path"))
         folder = given_scores_folder(path, annotations_dir=annotations_dir)
         yield from _missing_in(folder, wanted, called=path, annotation="", model="", given=path, key="data.path")
-    if _target(data) != "cft.data.annotated.annotated_rows" or not isinstance(data, Mapping):
+    if target_of(data) != "cft.data.annotated.annotated_rows" or not isinstance(data, Mapping):
         return
     yield from _missing(
         _wanted(tree), annotation=str(data.get("annotation")), annotations_dir=annotations_dir, key="data.annotation"
@@ -205,7 +205,7 @@ def _needs(node: object) -> Iterator[tuple[str, str]]:
             yield from _needs(inner)
     if not isinstance(node, Mapping):
         return
-    if target := _target(node):
+    if target := target_of(node):
         yield from ((need, "") for need in strings(target, "needs") or () if need not in _live())
         for attribute, kind in (("score_arguments", ""), ("logprob_arguments", REFERENCE_LOGPROB)):
             for argument in strings(target, attribute) or ():
@@ -220,7 +220,7 @@ def _needs(node: object) -> Iterator[tuple[str, str]]:
 _ELSEWHERE = "cft.masks.projected.Projected"
 
 
-def _target(node: object) -> str | None:
+def target_of(node: object) -> str | None:
     """Where a node's target is defined; the node may name a re-export."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
     return _defined_at(target) if isinstance(target, str) else None

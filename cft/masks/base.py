@@ -75,11 +75,12 @@ class RowMask:
 
 
 class MaskOf(RowMask):
-    """A mask derived from another one, with its needs and statistics."""
+    """A mask derived from another one, with its needs, evidence and statistics."""
 
     def __init__(self, inner: Mask) -> None:
         self.inner = inner
         self.needs = inner.needs
+        self.evidence = getattr(inner, "evidence", ())
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         self.inner.fit(rows)

@@ -38,6 +38,7 @@ class LazyModel:
         tokenizer: Of the same spec. It comes first, since what depends on it alone is checked without weights.
         device: "cpu", "auto", or as in `cft.models.device.place`; so are `shard` and `num_shards`.
         ends: Tokens that end a response beside the checkpoint's own, such as the prompt's; None is none.
+        empty: Without weights, as of `load_causal_lm`.
     """
 
     def __init__(
@@ -49,11 +50,12 @@ class LazyModel:
         ends: Collection[int | None] = (),
         shard: int = 0,
         num_shards: int = 1,
+        empty: bool = False,
     ) -> None:
         self.spec = spec
         self.tokenizer = tokenizer
         self.device = device
-        self._ends = ends
+        self._ends, self._empty = ends, empty
         self._shards = {"shard": shard, "num_shards": num_shards}
         self._model: PreTrainedModel | None = None
         self._weights = ""
@@ -72,7 +74,9 @@ class LazyModel:
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        return self._model.config if self._model is not None else read_config(self.spec, self.source)
+        if self._model is not None:
+            return self._model.config
+        return read_config(self.spec, self.source, tokenizer=self.tokenizer)
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -104,7 +108,7 @@ class LazyModel:
             DeviceError: the device is not there.
         """
         if self._model is None:
-            model = load_causal_lm(self.spec, ends=self._ends)
+            model = load_causal_lm(self.spec, ends=self._ends, empty=self._empty)
             place(model, device=self.device, **self._shards)
             self._model = model
         return self._model
@@ -114,7 +118,8 @@ class LazyModel:
         the model's own names; else the model is loaded for it."""
         if not self._weights:
             found = None
-            if self._model is None and self.spec.lora is None and (folder := weight_files(self.spec, self.source)):
+            as_in_files = self._model is None and self.spec.lora is None and not self.spec.added_tokens
+            if as_in_files and (folder := weight_files(self.spec, self.source)):
                 require_intact(folder, weights=True)
                 found = hash_of_files(folder, config=self.config, dtype=self.spec.dtype)
             self._weights = found or weights_hash(self.load())

@@ -44,7 +44,7 @@ COMPLETE, SAMPLES, WRONG = "a complete annotation", "sampled evidence", "an anno
 _EVIDENCE = {  # evidence that a mask needs: in words, overrides that produce it, further overrides of the training
     COMPLETE: ("graded", "short_circuit=false limit=400", ()),
     SAMPLES: ("sampled", "evidence=sampled limit=100", ()),
-    WRONG: ("mistakes", "responses=wrong limit=400", ("data.wrong_responses=train",)),
+    WRONG: ("mistakes", "responses=wrong limit=400", ("data.responses=wrong",)),
 }
 
 

@@ -54,6 +54,7 @@ class RunResults:
         best_epoch: Epoch whose weights were exported, from 0.
         best_validation: {"metric", "value"} that chose it.
         train_seconds: Duration of training, including the time before an interruption.
+        spent: Seconds of that on the first micro-batch, on the later ones, and on validation.
         eligible_fraction: Fraction of the response tokens that carry loss.
         calibration: Values that a loss measured on the rows before training, and the coefficient of the router's loss.
         data: The annotation and the rows used from it.
@@ -86,6 +87,7 @@ class RunResults:
     best_epoch: int | None = None
     best_validation: dict[str, Any] | None = None
     train_seconds: float | None = None
+    spent: dict[str, float] | None = None
     eligible_fraction: float | None = None
     calibration: dict[str, Any] | None = None
     data: dict[str, Any] | None = None

@@ -21,6 +21,7 @@ from cft.config.schema import EvaluateConfig
 from cft.console import console
 from cft.data.splits import Splits
 from cft.decoding import Rule, bound, fingerprint
+from cft.engines.factory import device_beside
 from cft.engines.refusals import require_adjusts, require_samples
 from cft.evaluation.evaluation import (
     Sample,
@@ -75,7 +76,7 @@ def _evaluate(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> float:
     members = members_of(benchmark)
     chosen = {name: splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None] for name, splits in members.items()}
     verifiers = [
-        verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+        verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip)
         for splits in members.values()
     ]
     for verifier in verifiers:  # refuses a class that is no verifier before anything is loaded
@@ -179,7 +180,8 @@ def _subject(
     hash_weights = make_engine.hashes_weights and (unknown or fleet.elsewhere)
     make = MakeSolving.of(cfg, spec=spec, hash_weights=hash_weights)
     known = partial(known_facts, cfg, spec, device="cpu", hash_weights=hash_weights)
-    with fleet.crew(make, device=cfg.device, expected=lambda: known()[1]) as crew:
+    device = device_beside(make_engine, device=cfg.device)
+    with fleet.crew(make, device=device, expected=lambda: known()[1]) as crew:
         yield _Subject(
             cfg,
             job,
@@ -202,7 +204,9 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
     if (known := same_evaluation(folder / RESULTS, subject.job, inputs=subject.inputs)) is not None:
         console.print(f"{folder} has finished; nothing to do")
         return known
-    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+    verifier = verifier_for(
+        splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip
+    )
     graded_by = verifier_fingerprint(verifier)
     if note := other_verifier_note(subject.graded_by.get(splits.name, graded_by), graded_by):
         console.print(note.replace("annotation", "training"), markup=False)

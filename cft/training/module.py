@@ -34,10 +34,12 @@ from cft.losses.objective import Objective
 from cft.models import kernels
 from cft.models.hashes import hash_of
 from cft.references.models import LiveReference
+from cft.training.calibration import share_thresholds
 from cft.training.callbacks.guards import gradient_norm, require_finite
 from cft.training.checkpointing.checkpoints import CheckpointError
 from cft.training.checkpointing.position import step_is_done
 from cft.training.distributed.sharding import FullySharded, is_sharded, shard, shard_frozen, sum_over_replicas
+from cft.training.distributed.weights import FirstRanksWeights, is_empty
 from cft.training.layout import Layout
 from cft.training.parameter_groups import Groups, OptimizerFactory, freeze, optimizer_of
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
@@ -48,11 +50,13 @@ from cft.types import StepCounts, TokenBatch
 _VALIDATED_AT = 1.0
 FROZEN = "frozen_sha256"  # in the checkpoint
 GROUPED = "parameter_groups"
+EXAMPLE_STATE = "example_state"
 
 
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters, or groups of them -> Optimizer. groups: see `cft/training/parameter_groups.py`. schedule: see
-    conf/train.yaml. probe_every_n_steps: 0 = never. inputs, layout, fused_loss, router: see `SelectiveLM`.
+    conf/train.yaml. probe_every_n_steps: 0 = never. inputs, layout, fused_loss, router: see `SelectiveLM`. examples: groups of
+    rows that are trained on, where the loss keeps a state of each (`cft/losses/example_state.py`).
 
     Raises ConfigError where a group is about no parameter of the model, or two are about one."""
 
@@ -75,15 +79,19 @@ class CausalLMModule(pl.LightningModule):
         layout: Layout = "packed",
         fused_loss: bool = False,
         router: float = 0.0,
+        examples: int = 0,
     ) -> None:
         super().__init__()
+        if objective.state is not None:
+            objective.state.begin(examples)
         self.lm = SelectiveLM(
             model, objective, inputs=inputs, reference=reference, layout=layout, fused_loss=fused_loss, router=router
         )
-        self.lm.check_inputs()
-        self.lm.check_head()
-        self.lm.check_layout()
-        self.lm.check_router()
+        if not is_empty(model):  # the first process looks for all
+            self.lm.check_inputs()
+            self.lm.check_head()
+            self.lm.check_layout()
+            self.lm.check_router()
         self.of_inputs = self.lm.inputs.prepare(model)  # may freeze the embeddings
         self.groups = groups or {}
         self.assigned = freeze(model, self.groups)
@@ -93,6 +101,7 @@ class CausalLMModule(pl.LightningModule):
         self.probe_every_n_steps = probe_every_n_steps
         self._expected = StepCounts()
         self._frozen: str | None = None
+        self._configured = False
         self._norm: Tensor | None = None  # of the gradient of the step under way
         terms = len(self.lm.names)
         self.register_buffer("_window", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
@@ -104,11 +113,15 @@ class CausalLMModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.assigned:
             checkpoint[GROUPED] = self.assigned.names()
+        if (state := self.lm.objective.state) is not None:
+            checkpoint[EXAMPLE_STATE] = state.saved()
         if frozen := frozen_names(self):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
             checkpoint[FROZEN] = self._frozen_hash()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (state := self.lm.objective.state) is not None:
+            state.load(checkpoint[EXAMPLE_STATE])
         here = self.assigned.names() if self.assigned else {}
         if (there := checkpoint.get(GROUPED, {})) != here:
             before, now = ({(group, name) for group, names in of.items() for name in names} for of in (there, here))
@@ -145,14 +158,25 @@ class CausalLMModule(pl.LightningModule):
     # ---- training
 
     def configure_model(self) -> None:
-        # Set by a strategy that shares out the weights; the hook runs once the processes know of each other.
-        if self.device_mesh is not None and not is_sharded(self):
-            strategy = self.trainer.strategy
+        # The hook runs once the processes know of each other.
+        if self._configured:
+            return
+        self._configured = True
+        strategy, frozen = self.trainer.strategy, self.lm.reference_model
+        weights = [None, None]
+        if self.trainer.world_size > 1:
+            share_thresholds(self.lm.objective)
+            weights = [part and FirstRanksWeights(part, device=strategy.root_device) for part in (self.lm, frozen)]
+        if self.device_mesh is not None:  # set by a strategy that shares out the weights
             replicas = strategy.replicas if isinstance(strategy, FullySharded) else 1
             mixed = self.trainer.precision == "bf16-mixed"
-            shard(self.lm, self.lm.model, self.device_mesh, replicas=replicas, mixed=mixed)
-            if (frozen := self.lm.reference_model) is not None:
-                shard_frozen(frozen, self.device_mesh, replicas=replicas)
+            shard(self.lm, self.lm.model, self.device_mesh, weights=weights[0], replicas=replicas, mixed=mixed)
+            if frozen is not None:
+                shard_frozen(frozen, self.device_mesh, weights=weights[1], replicas=replicas)
+        else:
+            for part, its_weights in zip((self.lm, frozen), weights, strict=True):
+                if part is not None and its_weights is not None:
+                    its_weights.fill(part)
 
     def on_fit_start(self) -> None:
         # from_pretrained gives eval mode and Lightning keeps it: dropout would stay off without this.
@@ -203,6 +227,8 @@ class CausalLMModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         window = self._reduced(self._window)
         self._window.zero_()
+        if (state := self.lm.objective.state) is not None:
+            state.commit(self._reduced, device=self.device)
         sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
         self._norm = gradient_norm(self.parameters())
         rate = max(group["lr"] for group in optimizer.param_groups)
@@ -225,9 +251,11 @@ class CausalLMModule(pl.LightningModule):
         self.log("train/gradient_norm", float(self._norm))
         if isinstance(inputs := self.lm.inputs, Mixed):
             self.log("train/mix", inputs.mix(self._progress()))
+        self.log_dict(self._measured("train", sums, counts))
         for name, total, count in zip(self.lm.names[1:], sums[1:], counts[1:], strict=True):
-            # In a place of their own: whatever a regularizer is called, no other metric has that name.
-            self.log(f"train/term/{name}", total / max(1, count))
+            if name not in self.lm.objective.measures:
+                # In a place of their own: whatever a regularizer is called, no other metric has that name.
+                self.log(f"train/term/{name}", total / max(1, count))
 
     def configure_gradient_clipping(
         self,
@@ -245,6 +273,12 @@ class CausalLMModule(pl.LightningModule):
         """The loss: every term's mean times its coefficient then."""
         coefficients = self.lm.coefficients(progress)
         return sum(c * s / max(1, n) for c, s, n in zip(coefficients, sums, counts, strict=True))
+
+    def _measured(self, split: str, sums: list[float], counts: list[int]) -> dict[str, float]:
+        """Means of what the loss measures beside itself."""
+        found = dict(zip(self.lm.names, zip(sums, counts, strict=True), strict=True))
+        measured = {name: found[name] for name in self.lm.objective.measures}
+        return {f"{split}/{name}": total / count for name, (total, count) in measured.items() if count}
 
     def configure_optimizers(self) -> Any:
         if self.assigned:
@@ -274,6 +308,7 @@ class CausalLMModule(pl.LightningModule):
         sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
         if counts[0] > 0:
             self.log("val/loss", self._total(sums, counts, progress=_VALIDATED_AT), prog_bar=True)
+        self.log_dict(self._measured("val", sums, counts))
         self.log_dict(_probe_values("val", probes))
 
     def _reduced(self, sums: Tensor) -> Tensor:
