@@ -294,10 +294,13 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "at most weighting.highest: else no token is left",
             lambda v: v.number("weighting.lowest") <= v.number("weighting.highest"),
         ),
-        # A coefficient may be any number from 0 on; as the weight of the worst group it is one of a whole.
+        # A coefficient may be any number from 0 on; as a weight or a share it is one of a whole.
         *(
             Rule(key, "a number from 0 to 1", lambda v, key=key: v.number(key) <= 1)
-            for key in ("loss.aggregation.weight.initial", "loss.aggregation.weight.final")
+            for key in (
+                *("loss.aggregation.weight.initial", "loss.aggregation.weight.final"),
+                *("inputs.mix.initial", "inputs.mix.final"),
+            )
         ),
         Rule(
             "optimizer.nesterov",

@@ -169,6 +169,7 @@ class TrainConfig:
     loss: Node = MISSING
     reference: Node = MISSING
     groups: Node = MISSING
+    inputs: Node = MISSING
     optimizer: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING

@@ -98,7 +98,8 @@ class Propagation(Weighting):
     """w_t = n s_t / sum s, s_t = sum over i >= t of gamma^(i - t) (-log p_i).
 
     It says how much of the row's later loss depends on token t. The propagation of Intuitive Fine-Tuning (IFT, arXiv
-    2405.11870), without its mixed inputs. Tokens without loss add nothing to the sum and one step to the distance i - t.
+    2405.11870), whose other half is `inputs=mixed`. Tokens without loss add nothing to the sum and one step to the distance
+    i - t.
 
     Args:
         gamma: 0 to 1; the paper's is 0.95. 0 is plain fine-tuning by the authors' convention.
