@@ -1,9 +1,9 @@
-"""What a training configuration's methods need and its other parts give, read from the classes' source.
+"""What the methods of a training configuration need and what its other parts provide, read from the classes' source.
 
-Masks, weightings, losses and aggregations say `needs`, references say `gives`, and classes whose arguments name stored
-scores list these arguments in `score_arguments`, or in `logprob_arguments` where only a model's log-probs make sense. They
-are class attributes, so that a missing need is found before anything is imported or loaded; what a class decides when it
-is built is checked again by `cft/data/columns.py` and `cft/scores/store.py`.
+Masks, weightings, losses and aggregations declare `needs`, references declare `gives`, and classes whose arguments name stored
+scores list these arguments in `score_arguments`, or in `logprob_arguments` if only a model's log-probs make sense. These are
+class attributes, so a missing need is found before anything is imported or loaded; needs that depend on an instance are checked
+again by `cft/data/columns.py` and `cft/scores/store.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cft.scores.column import GROUP, NO_GROUPS, NO_REFERENCE, OWN_LOGPROB, REFER
 _OF_OBJECTIVE = ("weighting", "loss")
 _OF_DATA = ("mask", "groups")
 GIVEN_ROWS = "cft.data.rows.given_rows"
-# What masks call `evidence`.
+# Values of the masks' attribute `evidence`, in words.
 EVIDENCE = {
     "outcomes": "what came of each token's alternatives",
     "samples": "what came of samples after each token",
@@ -32,15 +32,15 @@ EVIDENCE = {
 
 
 def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, message) of every need that the configuration leaves open. tree: resolved, of the training stage."""
+    """(key, message) of every unmet need. tree: the resolved config of the training stage."""
     needs = {need for part in _OF_OBJECTIVE for need, _ in _needs(tree.get(part))}
-    reference = _target(tree.get("reference"))
+    reference = target_of(tree.get("reference"))
     given = strings(reference, "gives") if reference else None
     for need in (REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB):
         if need in needs and given is not None and need not in given:
             yield "reference", NO_REFERENCE[need]
-            break  # who lacks the distribution lacks the log-probs for the same reason
-    if GROUP in needs and _target(tree.get("groups")) == "cft.data.columns.NoGroups":
+            break  # the log-probs are missing for the same reason as the distribution
+    if GROUP in needs and target_of(tree.get("groups")) == "cft.data.columns.NoGroups":
         yield "groups", NO_GROUPS
     model = tree.get("model")
     if (
@@ -52,22 +52,22 @@ def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def unused(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, note) of a reference or a grouping that is chosen and that nothing in the configuration reads."""
+    """(key, note) of a reference or grouping that is chosen but not used by any other part."""
     needs = {need for part in _OF_OBJECTIVE for need, _ in _needs(tree.get(part))}
-    reference = _target(tree.get("reference"))
+    reference = target_of(tree.get("reference"))
     if reference and strings(reference, "gives") and not needs & set(NO_REFERENCE):
         yield (
             "reference",
             "is chosen, but neither the weighting nor the loss compares with a reference: it has no effect",
         )
-    if GROUP not in needs and _target(tree.get("groups")) not in (None, "cft.data.columns.NoGroups"):
+    if GROUP not in needs and target_of(tree.get("groups")) not in (None, "cft.data.columns.NoGroups"):
         yield "groups", "are chosen, but the loss does not tell groups apart (loss=sft_go and loss=shad do): no effect"
 
 
 def lacking_evidence(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, message) of every part that reads what an annotation holds, where rows are trained on that someone brings."""
+    """(key, message) of every part that needs an annotation's evidence although data=rows is trained on."""
     data = tree.get("data")
-    if _target(data) != GIVEN_ROWS or not isinstance(data, Mapping):
+    if target_of(data) != GIVEN_ROWS or not isinstance(data, Mapping):
         return
     path = shlex.quote(setting("data.path", str(data.get("path"))))
     make = f"cft annotate responses=given data=rows {path} annotation=NAME"
@@ -83,7 +83,7 @@ def lacking_evidence(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
                 )
                 continue
             yield part, f"{name} reads {EVIDENCE.get(reads, reads)} of an annotation, and {then}"
-    if _target(tree.get("reference")) == "cft.references.models.Annotation":
+    if target_of(tree.get("reference")) == "cft.references.models.Annotation":
         yield "reference", f"annotation is the log-probs of the annotating model, and {then}. Or set reference=initial"
     loss = tree.get("loss")
     regularizers = loss.get("regularizers") if isinstance(loss, Mapping) else None
@@ -97,10 +97,10 @@ def lacking_evidence(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def _evidence_of(node: object) -> Iterator[tuple[str, str]]:
-    """(class, what it reads of an annotation) of a node and of those inside it."""
+    """(class, evidence that it reads) of a node and of the nodes inside it."""
     if not isinstance(node, Mapping):
         return
-    target = _target(node)
+    target = target_of(node)
     if target:
         name = target.rpartition(".")[2]
         yield from ((name, reads) for reads in sorted(strings(target, "evidence") or ()))
@@ -112,27 +112,27 @@ def _evidence_of(node: object) -> Iterator[tuple[str, str]]:
 
 
 def stored_scores(tree: Mapping[str, object]) -> set[str]:
-    """Names of the stored scores that a training configuration reads of its annotation."""
+    """Names of the stored scores that a training configuration reads from its annotation."""
     return {name for name, _ in _wanted(tree)}
 
 
 def _wanted(tree: Mapping[str, object]) -> set[tuple[str, str]]:
-    """(name, kind or "" for any) of the stored scores that a training configuration reads of its annotation."""
+    """(name, kind or "" for any) of the stored scores that a training configuration reads from its annotation."""
     wanted = {
         need for part in _OF_OBJECTIVE for need in _needs(tree.get(part)) if need[0] not in {GROUP, *NO_REFERENCE}
     }
     wanted |= {need for part in _OF_DATA for need in _needs(tree.get(part))}
     reference = tree.get("reference")
-    if _target(reference) == "cft.references.models.Score" and isinstance(reference, Mapping):
+    if target_of(reference) == "cft.references.models.Score" and isinstance(reference, Mapping):
         wanted.add((str(reference.get("name")), REFERENCE_LOGPROB))
     return {need for need in wanted if need[0] != OWN_LOGPROB}
 
 
 def _wanted_elsewhere(node: object) -> Iterator[tuple[str, set[tuple[str, str]]]]:
-    """(another annotation, the scores that a mask in the node reads of it)."""
+    """(another annotation, the scores that a mask in the node reads from it)."""
     if not isinstance(node, Mapping):
         return
-    if _target(node) == _ELSEWHERE:
+    if target_of(node) == _ELSEWHERE:
         inner = {need for need in _needs(node.get("inner")) if need[0] != OWN_LOGPROB}
         yield str(node.get("from_annotation")), inner
         return
@@ -141,16 +141,16 @@ def _wanted_elsewhere(node: object) -> Iterator[tuple[str, set[tuple[str, str]]]
 
 
 def missing_scores(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, message) of every stored score that is not there or is of another kind, with the command that makes it. Reads
-    the file system."""
+    """(key, message) of every stored score that is missing or of another kind, with the command that makes it. Reads the file
+    system."""
     data, annotations_dir = tree.get("data"), str(tree.get("annotations_dir"))
-    if _target(data) == GIVEN_ROWS and isinstance(data, Mapping) and (wanted := _wanted(tree)):
+    if target_of(data) == GIVEN_ROWS and isinstance(data, Mapping) and (wanted := _wanted(tree)):
         from cft.scores.store import given_scores_folder
 
         path = str(data.get("path"))
         folder = given_scores_folder(path, annotations_dir=annotations_dir)
         yield from _missing_in(folder, wanted, called=path, annotation="", model="", given=path, key="data.path")
-    if _target(data) != "cft.data.annotated.annotated_rows" or not isinstance(data, Mapping):
+    if target_of(data) != "cft.data.annotated.annotated_rows" or not isinstance(data, Mapping):
         return
     yield from _missing(
         _wanted(tree), annotation=str(data.get("annotation")), annotations_dir=annotations_dir, key="data.annotation"
@@ -172,7 +172,7 @@ def _missing(
         found = find_annotation(annotation, annotations_dir=annotations_dir)
         model = annotating_model(AnnotationStore(found).manifest())
     except StoreError:
-        return  # that the annotation is missing or damaged has its own message
+        return  # a missing or damaged annotation has its own message
     folder = scores_folder(found, annotations_dir=annotations_dir)
     yield from _missing_in(folder, wanted, called=annotation, annotation=annotation, model=model, given="", key=key)
 
@@ -190,7 +190,7 @@ def _missing_in(
             yield key, f"{called} has no stored score {name}, which this method needs; make it with: {command}"
             continue
         except ValueError:
-            continue  # damaged: reading it says so
+            continue  # damaged: the error comes when it is read
         if not (isinstance(manifest, dict) and isinstance(manifest.get("fingerprint"), dict)):
             continue
         kind = kind or expected_kind(name)
@@ -199,13 +199,13 @@ def _missing_in(
 
 
 def _needs(node: object) -> Iterator[tuple[str, str]]:
-    """(name, kind of stored score or "" for any) of a node and of those inside it."""
+    """(name, kind of stored score or "" for any) of a node and of the nodes inside it."""
     if isinstance(node, list):
         for inner in node:
             yield from _needs(inner)
     if not isinstance(node, Mapping):
         return
-    if target := _target(node):
+    if target := target_of(node):
         yield from ((need, "") for need in strings(target, "needs") or () if need not in _live())
         for attribute, kind in (("score_arguments", ""), ("logprob_arguments", REFERENCE_LOGPROB)):
             for argument in strings(target, attribute) or ():
@@ -220,8 +220,8 @@ def _needs(node: object) -> Iterator[tuple[str, str]]:
 _ELSEWHERE = "cft.masks.projected.Projected"
 
 
-def _target(node: object) -> str | None:
-    """Where a node's target is defined, whichever re-export the node names."""
+def target_of(node: object) -> str | None:
+    """Where a node's target is defined; the node may name a re-export."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
     return _defined_at(target) if isinstance(target, str) else None
 
@@ -236,7 +236,7 @@ def _defined_at(target: str) -> str:
 
 @cache
 def strings(target: str, attribute: str) -> frozenset[str] | None:
-    """The texts in a class attribute, inherited ones included; None where the source does not tell."""
+    """The strings in a class attribute, inherited ones included; None if the source does not determine them."""
     try:
         return texts_of(resolve(target), attribute)
     except TargetError:
@@ -245,5 +245,5 @@ def strings(target: str, attribute: str) -> frozenset[str] | None:
 
 @cache
 def _live() -> frozenset[str]:
-    """Names of what is computed from the logits at hand."""
+    """Names of the values that are computed from the current logits."""
     return keys_of_dict("cft.weightings.statistics.LIVE")

@@ -8,6 +8,9 @@ every step sees the same rows for any number of ranks and any split into micro-b
     by_tokens    each micro-batch gets as many tokens as the next: least memory and no waiting where nothing is padded
 
 A rank for which no row is left gets an empty micro-batch, which contributes zero.
+
+For a loss over groups of rows (`cft/losses/group.py`) read "group" for "row": batch_size counts groups, a step is of whole
+groups, and a group lies in one micro-batch with the rows that are drawn from it for the epoch (`cft/data/groups.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cft.types import StepCounts, TokenBatch
+from cft.data.groups import Group, drawn
+from cft.types import RowGroups, StepCounts, TokenBatch
 
 MicroBatchAssignment = Literal["in_order", "by_length", "by_tokens"]
 # Of a response token of which it is not known whether it is critical: in neither group of the metrics.
@@ -42,13 +46,15 @@ def arrays_hash(arrays: Iterable[NDArray[Any]]) -> str:
 @dataclass(frozen=True, slots=True)
 class TokenRow:
     """One row ready for training. ids: [L] int64; weight: [L] float32; token_group: [L] int8; scores: [L] float32 each (see
-    TokenBatch)."""
+    TokenBatch). group: what a loss over groups compares it with; chosen: whether it is one to prefer there."""
 
     row_id: str
     ids: NDArray[np.int64]
     weight: NDArray[np.float32]
     token_group: NDArray[np.int8]
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    group: str = ""
+    chosen: bool = True
 
     def counts(self) -> StepCounts:
         """What the row adds to its optimizer step. The first token is predicted by nothing and never counted."""
@@ -65,13 +71,38 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Row indices of one micro-batch of one rank, and the counts of its whole optimizer step."""
+    """Row indices of one micro-batch of one rank, and the counts of its whole optimizer step.
+
+    groups: where rows come in groups, the number of each and how many of the rows are its own, the chosen one first.
+    """
 
     rows: tuple[int, ...]
     step_counts: StepCounts
+    groups: tuple[tuple[int, int], ...] | None = None
+
+    def row_groups(self, *, held_out: bool) -> RowGroups | None:
+        if self.groups is None:
+            return None
+        sizes_G = np.array([size for _, size in self.groups], dtype=np.int64)
+        first_G = np.cumsum(sizes_G) - sizes_G
+        group_B = np.repeat(np.arange(len(sizes_G)), sizes_G)
+        rejected_M = np.setdiff1d(np.arange(len(self.rows)), first_G)
+        numbers = torch.tensor([number for number, _ in self.groups], dtype=torch.int64)
+        return RowGroups(
+            torch.from_numpy(first_G),
+            torch.from_numpy(rejected_M),
+            torch.from_numpy(group_B[rejected_M]),
+            None if held_out else numbers,
+        )
 
 
-def collate(rows: Sequence[TokenRow], *, step_counts: StepCounts, score_names: Collection[str] = ()) -> TokenBatch:
+def collate(
+    rows: Sequence[TokenRow],
+    *,
+    step_counts: StepCounts,
+    score_names: Collection[str] = (),
+    groups: RowGroups | None = None,
+) -> TokenBatch:
     """Pad on the right to the longest row. No rows: one padding token that carries nothing, and the columns `score_names`."""
     width = max((len(row.ids) for row in rows), default=1)
     size = max(len(rows), 1)
@@ -95,6 +126,7 @@ def collate(rows: Sequence[TokenRow], *, step_counts: StepCounts, score_names: C
         tuple(row.row_id for row in rows),
         {name: torch.from_numpy(column) for name, column in scores.items()},
         step_counts,
+        groups,
     )
 
 
@@ -102,23 +134,26 @@ class RowDataset(Dataset[TokenBatch]):
     """Token batches by MicroBatch, so that a batch always comes with the counts of its step.
 
     score_names: the columns of the rows, which batches without rows have as well: the objective reads them there too.
+    held_out: whether no state is kept of groups of these rows.
     """
 
-    def __init__(self, rows: Sequence[TokenRow], *, score_names: Collection[str]) -> None:
-        self.rows, self.score_names = rows, tuple(score_names)
+    def __init__(self, rows: Sequence[TokenRow], *, score_names: Collection[str], held_out: bool = False) -> None:
+        self.rows, self.score_names, self.held_out = rows, tuple(score_names), held_out
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, micro: MicroBatch) -> TokenBatch:
         rows = [self.rows[i] for i in micro.rows]
-        return collate(rows, step_counts=micro.step_counts, score_names=self.score_names)
+        groups = micro.row_groups(held_out=self.held_out)
+        return collate(rows, step_counts=micro.step_counts, score_names=self.score_names, groups=groups)
 
 
 class GlobalOrderSampler(Sampler[MicroBatch]):
     """Micro-batches for one rank; see the head of this file. Lightning calls set_epoch.
 
-    counts, lengths: of each row. accumulate: micro-batches of a rank in one optimizer step.
+    counts, lengths: of each row. accumulate: micro-batches of a rank in one optimizer step. groups, rejected: of the rows, and
+    how many rejected ones of a group come in an epoch; none where rows are trained on by themselves.
     """
 
     def __init__(
@@ -133,6 +168,8 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
         shuffle: bool,
         lengths: Sequence[int] = (),
         micro_batch_assignment: MicroBatchAssignment = "in_order",
+        groups: Sequence[Group] = (),
+        rejected: int = 0,
     ) -> None:
         if micro_batch_assignment != "in_order" and len(lengths) != len(counts):
             raise ValueError(
@@ -141,6 +178,8 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
             )
         self.lengths, self.micro_batch_assignment = lengths, micro_batch_assignment
         self.counts, self.batch_size, self.accumulate = counts, batch_size, accumulate
+        self.groups, self.rejected = groups, rejected
+        self.size = len(groups) if rejected else len(counts)  # of an epoch
         self.rank, self.world = rank, world
         self.seed, self.shuffle = seed, shuffle
         self.epoch = 0
@@ -155,30 +194,45 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
 
     def order(self) -> NDArray[np.int64]:
         if not self.shuffle:
-            return np.arange(len(self.counts))
-        return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.counts))
+            return np.arange(self.size)
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
 
     def __len__(self) -> int:
-        return -(-len(self.counts) // (self.batch_size * self.world))
+        return -(-self.size // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         order = self.order()
         step_rows = self.accumulate * self.batch_size * self.world
         epoch, done = self._begun
         for step in range(done if epoch == self.epoch else 0, -(-len(order) // step_rows)):
-            rows = order[step * step_rows : (step + 1) * step_rows].tolist()
-            totals = sum((self.counts[i] for i in rows), StepCounts())
-            bins = self._assigned(rows, bins=-(-len(rows) // (self.batch_size * self.world)) * self.world)
+            units = order[step * step_rows : (step + 1) * step_rows].tolist()
+            rows = {unit: self._rows_of(unit) for unit in units}
+            totals = sum((self.counts[i] for unit in units for i in rows[unit]), StepCounts())
+            if self.rejected:
+                totals += StepCounts(problem=len(units))
+            lengths = [sum(self.lengths[i] for i in rows[unit]) for unit in units] if len(self.lengths) else []
+            bins = self._assigned(
+                units, lengths=lengths, bins=-(-len(units) // (self.batch_size * self.world)) * self.world
+            )
             for mine in bins[self.rank :: self.world]:
-                yield MicroBatch(tuple(mine), totals)
+                groups = tuple((unit, len(rows[unit])) for unit in mine) if self.rejected else None
+                yield MicroBatch(tuple(i for unit in mine for i in rows[unit]), totals, groups)
 
-    def _assigned(self, rows: list[int], *, bins: int) -> list[list[int]]:
+    def _rows_of(self, unit: int) -> tuple[int, ...]:
+        """The rows of a place in the order of this epoch: a row, or those drawn of a group."""
+        if not self.rejected:
+            return (unit,)
+        epoch = self.epoch if self.shuffle else 0  # what is held out stays the same
+        return drawn(self.groups[unit], rejected=self.rejected, seed=self.seed, epoch=epoch)
+
+    def _assigned(self, units: list[int], *, lengths: list[int], bins: int) -> list[list[int]]:
         """The rows of a step in `bins` micro-batches; consecutive ones go to different ranks and run at one time."""
         if self.micro_batch_assignment == "by_tokens":
-            return assigned_by_tokens(rows, [self.lengths[i] for i in rows], bins=bins)
+            return assigned_by_tokens(units, lengths, bins=bins)
         if self.micro_batch_assignment == "by_length":
-            rows = sorted(rows, key=lambda i: -self.lengths[i])  # the longest first: memory runs short early or never
-        return [rows[k * self.batch_size : (k + 1) * self.batch_size] for k in range(bins)]
+            # The longest first: memory runs short early or never.
+            units = [units[k] for k in sorted(range(len(units)), key=lambda k: -lengths[k])]
+        return [units[k * self.batch_size : (k + 1) * self.batch_size] for k in range(bins)]
 
 
 def assigned_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int) -> list[list[int]]:
@@ -195,7 +249,7 @@ def assigned_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int
     return [micro_batches[number] for _, number in sorted(heap, key=lambda item: (-item[0], item[1]))]
 
 
-def loader(rows: Sequence[TokenRow], sampler: GlobalOrderSampler) -> DataLoader[TokenBatch]:
+def loader(rows: Sequence[TokenRow], sampler: GlobalOrderSampler, *, held_out: bool = False) -> DataLoader[TokenBatch]:
     """batch_size=None: the sampler's items are whole micro-batches, and Lightning finds its set_epoch."""
-    dataset = RowDataset(rows, score_names=rows[0].scores.keys())  # all rows have the same columns
+    dataset = RowDataset(rows, score_names=rows[0].scores.keys(), held_out=held_out)  # all rows have the same columns
     return DataLoader(dataset, sampler=sampler, batch_size=None)

@@ -26,7 +26,7 @@ class GivenRow:
     questions: texts of those who asked; problem: the last of them. answer: the gold answer, "" where there is none.
     ids: [L] int32. allowed: [L] bool, tokens that may carry loss. weight: [L] float32, a factor of the mask's.
     text, span: [L, 2] characters of each token in it, end exclusive, empty for control tokens.
-    finish: "stop" = the last allowed token is an end, else "length".
+    finish: "stop" = the last allowed token is an end, else "length". group, chosen: as in TokenRow.
     """
 
     row_id: str
@@ -40,6 +40,8 @@ class GivenRow:
     text: str
     span: NDArray[np.int32]
     finish: str
+    group: str = ""
+    chosen: bool = True
 
     @property
     def prompt_len(self) -> int:
@@ -100,7 +102,8 @@ def given_token_row(
     scores = {name: np.zeros(len(row.ids), dtype=np.float32) for name in columns}
     for name, column in columns.items():
         scores[name][at] = column(response)
-    return TokenRow(row.row_id, row.ids.astype(np.int64), weight, group, scores)
+    ids = row.ids.astype(np.int64)
+    return TokenRow(row.row_id, ids, weight, group, scores, group=row.group, chosen=row.chosen)
 
 
 def scored_row(row: TokenRow) -> AnnotatedResponse:

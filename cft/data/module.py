@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 from torch.utils.data import DataLoader
 
+from cft.console import console
 from cft.data.batches import (
     UNKNOWN_GROUP,
     GlobalOrderSampler,
@@ -19,6 +20,7 @@ from cft.data.batches import (
     TokenRow,
     loader,
 )
+from cft.data.groups import groups_of, whole_groups
 from cft.errors import BadValue, UserError
 from cft.files import sha256_json
 from cft.masks.base import Mask
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cft.prompts.chat import Prompt
+    from cft.types import Verdict
 
 FEW_ROWS = 20
 ALL_CRITICAL = 0.95  # of response tokens
@@ -46,7 +49,9 @@ class RowsRequest:
     of every token, by the name under which the objective asks for them (`cft/data/columns.py`). annotations_dir: where an
     annotation is looked for by its name. tokenizer_sha256: of the model's tokenizer. seed: of the order of rows, and of what
     is drawn. exclude: normalized questions that must not be trained on: the benchmark's validation and test problems.
-    tokenizer, prompt: where rows are yet to be encoded.
+    tokenizer, prompt: where rows are yet to be encoded. verify_all: verdicts of (response, gold answer), where rows are yet to
+    be split at their answers.
+    rejected: how many rejected rows the loss compares a chosen one with, 0 = rows are trained on by themselves.
     """
 
     mask: Mask
@@ -56,8 +61,10 @@ class RowsRequest:
     tokenizer_sha256: str
     seed: int
     exclude: frozenset[str]
+    rejected: int = 0
     tokenizer: PreTrainedTokenizerBase | None = None
     prompt: Prompt | None = None
+    verify_all: Callable[[Sequence[tuple[str, str]]], list[Verdict]] | None = None
 
 
 class RowsDataModule(pl.LightningDataModule):
@@ -73,6 +80,10 @@ class RowsDataModule(pl.LightningDataModule):
         learnt: Name -> what a mask or column learnt from the training rows.
         read: Further facts about the reading of the rows.
         batch_size: Rows of a micro-batch; `micro_batch_assignment` and `seed` are as in `cft/data/batches.py`.
+        rejected: As in `RowsRequest`; rows of problems without both kinds of rows are dropped then.
+
+    Raises:
+        NothingToTrain: No problem has both kinds.
     """
 
     more = "bring more rows"
@@ -91,15 +102,43 @@ class RowsDataModule(pl.LightningDataModule):
         micro_batch_assignment: MicroBatchAssignment,
         seed: int,
         read: Mapping[str, Any] | None = None,
+        rejected: int = 0,
     ) -> None:
         super().__init__()
         self.read = dict(read or {})
+        self.rejected = rejected
+        if rejected:
+            self.read |= {"rejected": rejected}
+            train_rows = self._compared(train_rows, source, part="train")
+            validation_rows = self._compared(validation_rows, source, part="validation")
         self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.groups = groups_of(train_rows) if rejected else []
         self.source = source
         self.rows_sha256, self.leaked = rows_sha256, leaked
         self.scores, self.learnt = scores, learnt
         self.batch_size, self.seed = batch_size, seed
         self.micro_batch_assignment: MicroBatchAssignment = micro_batch_assignment
+
+    def _compared(self, rows: list[TokenRow], source: DataSource, *, part: str) -> list[TokenRow]:
+        """Those of problems that have something to compare; says what was dropped."""
+        kept, dropped = whole_groups(rows)
+        self.read |= {f"{part}_{name}": number for name, number in dropped.items()}
+        self.read[f"{part}_groups"] = groups = len(groups_of(kept))
+        counts = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in dropped.items())
+        if part == "train" and not kept:
+            raise NothingToTrain(
+                f"{source.place}: nothing to compare: of {len(rows)} rows for training no problem has both a right (chosen) "
+                f"and a wrong (rejected) response ({counts}). Sample more of each problem (cft annotate annotate=none keep=all "
+                "samples=8), or bring rows with prompt, chosen and rejected (data=rows)"
+            )
+        if part == "train" or rows:
+            console.print(f"Groups of rows ({part}): {groups:,}; dropped: {counts}")
+        return kept
+
+    @property
+    def rows_of_a_place(self) -> int:
+        """Rows that one of `batch_size` can be."""
+        return 1 + self.rejected
 
     def facts(self) -> dict[str, Any]:
         """Counts that belong in a run's results; fractions 0-1 of response tokens."""
@@ -155,8 +194,9 @@ class RowsDataModule(pl.LightningDataModule):
         if self.validation_rows:
             return self._loader(self.validation_rows, shuffle=False)
         # One empty batch: Lightning skips validation without batches, and val/accuracy needs no rows.
-        empty = RowDataset([], score_names=self.train_rows[0].scores.keys())
-        return DataLoader(empty, sampler=[MicroBatch((), StepCounts())], batch_size=None)
+        empty = RowDataset([], score_names=self.train_rows[0].scores.keys(), held_out=True)
+        micro = MicroBatch((), StepCounts(), () if self.rejected else None)
+        return DataLoader(empty, sampler=[micro], batch_size=None)
 
     def _loader(self, rows: Sequence[TokenRow], *, shuffle: bool) -> DataLoader[TokenBatch]:
         trainer = self.trainer
@@ -170,8 +210,10 @@ class RowsDataModule(pl.LightningDataModule):
             shuffle=shuffle,
             lengths=[row.needed() for row in rows],
             micro_batch_assignment=self.micro_batch_assignment,
+            groups=groups_of(rows) if self.rejected else (),
+            rejected=self.rejected,
         )
-        return loader(rows, sampler)
+        return loader(rows, sampler, held_out=not shuffle)
 
 
 def require_loss(place: str, mask: Mask, rows: Sequence[TokenRow], *, total: int, more: str) -> None:

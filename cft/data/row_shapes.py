@@ -5,6 +5,7 @@
                prompt, completion as messages  the completion's turns may carry loss
     tokens     input_ids, labels and/or weights (attention_mask, completion_mask)      as they are
     spans      segments: [{text, weight | label}], with or without a prompt; or text, spans: [{start, end, weight | label}]
+    preference chosen, rejected: rows to compare, each read as one of the above (`cft/data/preference_rows.py`)
 
 Whatever cannot be read as its shape is a `BadRow` with the reason, which the reader of the file counts (`cft/data/rows.py`).
 """
@@ -57,6 +58,8 @@ def shape_of(
         return found[0]
     if found:
         raise BadRow(f"several shapes: its fields are those of {' and '.join(found)}; say which with data.shape=...")
+    if {"chosen", "rejected"} <= value.keys():
+        raise BadRow("a preference: chosen and rejected responses are for a loss that compares them (loss=dpo)")
     raise BadRow(
         f"no known shape: expected {prompt} and {completion}, {messages}, input_ids, or segments ({fields_found(value)}); "
         "name the fields (data.*_field)"

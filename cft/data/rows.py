@@ -21,6 +21,7 @@ from cft.data.batches import MicroBatchAssignment
 from cft.data.given import GivenRow, given_hash, given_token_row, scored_row
 from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
+from cft.data.preference_rows import preference_rows
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row
 from cft.data.row_files import file_rows, fingerprint_of
 from cft.data.row_shapes import RowReader
@@ -46,7 +47,7 @@ def given_rows(
     validation_split: str,
     config: str,
     revision: str,
-    shape: Literal["auto", "text", "messages", "tokens", "spans"],
+    shape: Literal["auto", "text", "messages", "tokens", "spans", "preference"],
     prompt_field: str,
     completion_field: str,
     messages_field: str,
@@ -73,7 +74,8 @@ def given_rows(
         validation_split: Of a folder or data set, the rows to hold out; "" = `validation_fraction` of the rows.
         config: Of a data set of the hub; "" = its default.
         revision: Branch, tag or commit of it; "" = the newest.
-        shape: What a row is (`cft/data/row_shapes.py`); auto = by its fields.
+        shape: What a row is (`cft/data/row_shapes.py`); auto = by its fields. A loss that compares responses takes
+            preference alone, and only it does; cft score reads preference where it is named.
         prompt_field: Of shape text, and so is `completion_field`: a name, a path or a template.
         messages_field: Of shape messages.
         id_field: What rows are held out by; "" = a hash of what comes before the first token with loss.
@@ -101,7 +103,7 @@ def given_rows(
     reader = RowReader(
         prompt,
         tokenizer,
-        shape=shape,
+        shape="auto" if shape == "preference" else shape,
         prompt_field=prompt_field,
         completion_field=completion_field,
         messages_field=messages_field,
@@ -120,7 +122,14 @@ def given_rows(
         rows = rows[: max_rows if max_rows >= 0 and not held_out else None]
         digests[held_out] = fingerprint_of(place, rows)
         read += len(rows)
-        given = _read(rows, reader, source=place, max_bad_rows=max_bad_rows, facts=facts)
+        given = _read(
+            rows,
+            reader,
+            source=place,
+            max_bad_rows=max_bad_rows,
+            facts=facts,
+            compared=request.rejected > 0 or shape == "preference",
+        )
         found += [(held_out or (len(places) == 1 and _held_out(row, validation_fraction)), row) for row in given]
     found = _numbered(found, facts)
     apart = _apart(found, HeldOut(request.exclude))
@@ -153,6 +162,7 @@ def given_rows(
         micro_batch_assignment=micro_batch_assignment,
         seed=request.seed,
         read={"rows_read": read, **facts},
+        rejected=request.rejected,
     )
 
 
@@ -161,8 +171,15 @@ def no_rows() -> None:
 
 
 def _read(
-    rows: Sequence[Row], reader: RowReader, *, source: str, max_bad_rows: float, facts: Counter[str]
+    rows: Sequence[Row],
+    reader: RowReader,
+    *,
+    source: str,
+    max_bad_rows: float,
+    facts: Counter[str],
+    compared: bool,
 ) -> list[GivenRow]:
+    """compared: by the loss, so that each row brings several responses."""
     quarantine = Quarantine(
         source, max_bad_rows, remedy="Repair them, set data.shape or the field names (data.*_field), or raise the limit"
     )
@@ -172,13 +189,16 @@ def _read(
         try:
             if row.value is None:
                 raise BadRow(row.reason)
-            given = reader(row.value, place=row.place)
+            if compared:
+                given = preference_rows(reader, row.value, place=row.place)
+            else:
+                given = [reader(row.value, place=row.place)]
         except BadRow as error:
             quarantine.add(row, reason=str(error))
             continue
-        facts[f"rows_of_shape_{reader.shape_of(row.value)}"] += 1
+        facts["rows_of_shape_preference" if compared else f"rows_of_shape_{reader.shape_of(row.value)}"] += 1
         facts["rows_that_spell_special_tokens"] += "input_ids" not in row.value and _spells(row.value, special)
-        made.append(given)
+        made += given
     quarantine.report(rows=len(rows))
     facts["bad_rows"] += sum(quarantine.counts.values())
     return made

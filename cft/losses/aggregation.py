@@ -3,35 +3,48 @@
     TokenMean       sum_n w_n l_n             divided by tokens, or, per sequence, by the row's tokens and by rows
     WorstGroup      sum over rows of (1 - s) L_all + s max(L_0, L_1)               SFT-GO
     SoftmaxGroups   sum over rows of softmax([L_0, L_1] / T) . [L_0, L_1]          SHAD + RFT
+    FDivergence     sum over rows of f*(-beta log ratio of the row)                `cft/losses/divergence.py`
+    GroupLoss       sum over groups of rows of what their log-probs compare to     `cft/losses/group.py`
 
 L_g is the mean of w_n l_n over the row's eligible tokens of group g; a group without tokens takes no part. To add one, write
-a class with `needs`, `per_sequence` and `__call__`, a yaml in conf/loss/, and a line in tests/losses/test_oracle.py.
+a class with `__call__`, a yaml in conf/loss/, and a line in tests/losses/test_oracle.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from cft.errors import BadValue
 from cft.losses.coefficient import Coefficient
+from cft.losses.normalizer import Normalizer
 from cft.ranges import AboveZero, in_range
+from cft.types import RowGroups
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedLosses:
     """loss_N: token losses with gradient. weight_N: static times dynamic weight; under the `sequence` normalizer already
-    divided by the eligible tokens of the token's row. row_N, num_rows: as in TokenScores. group_N: int64, 0 or 1; None
-    where no groups were requested."""
+    divided by the eligible tokens of the token's row, unless the aggregation is `of_sums`. row_N, num_rows: as in
+    TokenScores. group_N: int64, 0 or 1; None where no groups were requested. known: [N] each, what the objective's `needs`
+    name. groups: of the rows, as in TokenBatch."""
 
     loss_N: Tensor
     weight_N: Tensor
     row_N: Tensor
     num_rows: int
     group_N: Tensor | None
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+    groups: RowGroups | None = None
+
+    def row_sums(self, x_N: Tensor) -> Tensor:
+        """[B] the weighted sum of x over the eligible tokens of each row."""
+        sums_B = self.loss_N.new_zeros(self.num_rows)
+        return sums_B.index_add(0, self.row_N, self.weight_N * x_N.to(sums_B.dtype))
 
     def group_means(self) -> tuple[Tensor, Tensor]:
         """([B, 2] mean of weight times loss by row and group, 0 for an empty one; [B, 2] tokens of each). For weights that
@@ -45,26 +58,37 @@ class WeightedLosses:
         return (sums_C / tokens_C.clamp_min(1)).view(-1, 2), tokens_C.view(-1, 2)
 
 
-class Aggregation(Protocol):
-    """needs: ("group",) if group_N must be there. per_sequence: whether only `normalizer: sequence` makes sense."""
+class Aggregation(ABC):
+    """Token losses to one sum.
 
-    needs: tuple[str, ...]
-    per_sequence: bool
-
-    def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor: ...
-
-
-class TokenMean:
-    """Every token by its weight alone."""
+    needs: ("group",) if group_N must be there, and names of what `known` must hold. normalizer: the only one that makes
+    sense, None for any. of_sums: it sums over rows, so that weights are never divided by the tokens of a row. about: read by
+    the config check, too (`cft/config/combinations.py`): ("responses",) for a function of the log-probs of whole responses, and
+    "groups" where it compares rows. measures: names of what `measure` gives, for the metrics.
+    """
 
     needs: tuple[str, ...] = ()
-    per_sequence: bool = False
+    normalizer: Normalizer | None = None
+    of_sums: bool = False
+    about: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor: ...
+
+    def measure(self, losses: WeightedLosses) -> tuple[Tensor, ...]:
+        """Sums of `measures`, which are divided by what the loss is divided by. Called without gradient."""
+        return ()
+
+
+class TokenMean(Aggregation):
+    """Every token by its weight alone."""
 
     def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor:
         return (losses.weight_N * losses.loss_N).sum()
 
 
-class WorstGroup:
+class WorstGroup(Aggregation):
     """Of each row (1 - s) mean of all tokens + s mean of the group that fares worse (SFT-GO, arXiv 2506.15021).
 
     The gradient is that of the group that is worse now.
@@ -77,7 +101,7 @@ class WorstGroup:
     """
 
     needs: tuple[str, ...] = ("group",)
-    per_sequence: bool = True
+    normalizer: Normalizer | None = "sequence"
 
     def __init__(self, *, weight: Coefficient) -> None:
         if max(weight.initial, weight.final) > 1:
@@ -94,7 +118,7 @@ class WorstGroup:
         return (1 - weight) * (losses.weight_N * losses.loss_N).sum() + weight * worst_B.sum()
 
 
-class SoftmaxGroups:
+class SoftmaxGroups(Aggregation):
     """Of each row sum_g softmax([L_0, L_1] / temperature)_g L_g: the reasoning-highlighted fine-tuning of SHAD (arXiv
     2412.14780).
 
@@ -104,7 +128,7 @@ class SoftmaxGroups:
     """
 
     needs: tuple[str, ...] = ("group",)
-    per_sequence: bool = True
+    normalizer: Normalizer | None = "sequence"
 
     @in_range
     def __init__(self, *, temperature: AboveZero, detached: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from cft.types import TokenBatch
+from cft.types import RowGroups, TokenBatch
 
 On = Literal["eligible", "response", "critical", "other"]
 
@@ -19,7 +19,8 @@ On = Literal["eligible", "response", "critical", "other"]
 @dataclass(frozen=True, slots=True)
 class EligibleTokens:
     """Flattened [N], by row and then position. row_N, position_N: where the token is; target_N: its id; weight_N:
-    its static weight (0 where only a regularizer looks); token_group_N: 1 critical, 0 other; stored: scores by name, [N]."""
+    its static weight (0 where only a regularizer looks); token_group_N: 1 critical, 0 other; stored: scores by name, [N];
+    groups: of the batch's rows, as in TokenBatch."""
 
     row_N: Tensor
     position_N: Tensor
@@ -28,6 +29,7 @@ class EligibleTokens:
     token_group_N: Tensor
     stored: Mapping[str, Tensor]
     num_rows: int
+    groups: RowGroups | None = None
 
     def on(self, where: On) -> Tensor:
         """[N] bool: the tokens that a term with that `on` speaks of."""
@@ -50,6 +52,7 @@ def eligible_tokens(batch: TokenBatch, chosen_BT: Tensor) -> EligibleTokens:
         batch.token_group_BT[row_N, position_N],
         {name: column_BT[row_N, position_N] for name, column_BT in batch.scores.items()},
         len(batch.lengths_B),
+        batch.groups,
     )
 
 

@@ -2,7 +2,9 @@
 
     critical   eligible tokens (static weight other than 0 under this arm's mask)
     response   all response tokens
-    sequence   rows with an eligible token; each token then weighs 1 / (eligible tokens of its row)
+    sequence   rows with an eligible token; each token then weighs 1 / (eligible tokens of its row), unless the aggregation
+               is of sums over rows
+    problem    groups of rows that a loss compares (`cft/losses/group.py`)
 
 Counts are known before anything is computed (`TokenBatch.step_counts`); only the module divides (`TermSum.mean`).
 """
@@ -16,10 +18,15 @@ from torch import Tensor
 
 from cft.types import StepCounts
 
-Normalizer = Literal["critical", "response", "sequence"]
-Divisor = Literal["eligible", "response", "critical", "other", "sequence"]  # fields of StepCounts
+Normalizer = Literal["critical", "response", "sequence", "problem"]
+Divisor = Literal["eligible", "response", "critical", "other", "sequence", "problem"]  # fields of StepCounts
 
-DIVISORS: dict[Normalizer, Divisor] = {"critical": "eligible", "response": "response", "sequence": "sequence"}
+DIVISORS: dict[Normalizer, Divisor] = {
+    "critical": "eligible",
+    "response": "response",
+    "sequence": "sequence",
+    "problem": "problem",
+}
 
 
 @dataclass(frozen=True, slots=True)

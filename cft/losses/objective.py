@@ -21,15 +21,17 @@ from torch.utils.checkpoint import checkpoint
 from cft.errors import BadValue
 from cft.losses.aggregation import Aggregation, WeightedLosses
 from cft.losses.eligible import EligibleTokens, tokens_on
+from cft.losses.example_state import ExampleState
+from cft.losses.group import GroupLoss
 from cft.losses.normalizer import DIVISORS, Divisor, Normalizer, TermSum
-from cft.losses.regularizers import Regularizer
-from cft.losses.token import Prediction, TokenLoss
+from cft.losses.regularizers import KLFromReference, KLToReference, NegativeEntropy, Regularizer
+from cft.losses.token import NLL, Prediction, TokenLoss
 from cft.models.log_probs import log_probs
 from cft.ranges import AtLeastOne, in_range
 from cft.scores.column import GROUP, REFERENCE_LOGPROB
 from cft.types import TokenBatch
 from cft.weightings.statistics import LIVE, TokenScores, entropy
-from cft.weightings.token import TokenWeighting
+from cft.weightings.token import TokenWeighting, Uniform
 
 Projection = Callable[[Tensor], Tensor]
 FusedLogProbs = Callable[[Tensor, Tensor], Tensor]  # hidden [N, D], target [N] -> log p [N] with gradient
@@ -75,7 +77,7 @@ class Objective:
             else such rows are refused before training.
 
     Raises:
-        BadValue: the aggregation is per sequence and the normalizer is not.
+        BadValue: the aggregation is divided by something else than the normalizer, or the parts cannot be combined.
     """
 
     @in_range
@@ -90,11 +92,28 @@ class Objective:
         chunk_tokens: AtLeastOne = 1024,
         negative_weights: bool = False,
     ) -> None:
-        if aggregation.per_sequence and normalizer != "sequence":
+        if aggregation.normalizer not in (None, normalizer):
             raise BadValue(
-                f"loss.normalizer: {type(aggregation).__name__} aggregates per sequence and is divided by sequences, "
-                f"found {normalizer}; set loss.normalizer=sequence"
+                f"loss.normalizer: {type(aggregation).__name__} aggregates per {aggregation.normalizer} and is divided by "
+                f"{aggregation.normalizer}s, found {normalizer}; set loss.normalizer={aggregation.normalizer}"
             )
+        if normalizer == "problem" and aggregation.normalizer is None:
+            raise BadValue(
+                f"loss.normalizer: {type(aggregation).__name__} compares no rows of a problem, found problem; expected "
+                "critical, response or sequence"
+            )
+        if "responses" in aggregation.about and not isinstance(token_loss, NLL):
+            raise BadValue(
+                f"loss.token_loss: {type(aggregation).__name__} is a function of the log-probs of whole responses, found "
+                f"{type(token_loss).__name__}; expected cft.losses.NLL"
+            )
+        if "responses" in aggregation.about and not isinstance(weighting, Uniform):
+            raise BadValue(
+                f"weighting: {type(aggregation).__name__} compares log-probs of whole responses, which weights from the live "
+                f"prediction would change, found {type(weighting).__name__}; expected weighting=uniform"
+            )
+        if isinstance(aggregation, GroupLoss):
+            _require_of_no_target(regularizers, loss=type(aggregation).__name__)
         if MAIN in regularizers:
             raise BadValue(
                 f"loss.regularizers.{MAIN}: that is the name of the main term, found as the name of a regularizer; choose "
@@ -110,13 +129,34 @@ class Objective:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the terms, in the order in which they are returned."""
-        return (MAIN, *self.regularizers)
+        """Of the terms, in the order in which they are returned; what is only measured comes last."""
+        return (MAIN, *self.regularizers, *self.measures)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the last terms, which add nothing to the loss."""
+        return self.aggregation.measures
 
     @property
     def divisors(self) -> tuple[Divisor, ...]:
         """What each term is divided by."""
-        return (DIVISORS[self.normalizer], *(r.where for r in self.regularizers.values()))
+        main = DIVISORS[self.normalizer]
+        return (main, *(r.where for r in self.regularizers.values()), *(main for _ in self.measures))
+
+    def coefficients(self, progress: float) -> tuple[float, ...]:
+        """Of the terms, at this fraction of the optimizer steps."""
+        of_regularizers = [regularizer.coefficient(progress) for regularizer in self.regularizers.values()]
+        return (1.0, *of_regularizers, *(0.0 for _ in self.measures))
+
+    @property
+    def rejected(self) -> int:
+        """Rejected rows that each chosen one is compared with; 0 = rows are trained on by themselves."""
+        return self.aggregation.rejected if isinstance(self.aggregation, GroupLoss) else 0
+
+    @property
+    def state(self) -> ExampleState | None:
+        """What the loss keeps of each training example from epoch to epoch."""
+        return self.aggregation.state if isinstance(self.aggregation, GroupLoss) else None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -159,18 +199,25 @@ class Objective:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.weighting.detached):
             weight_N = tokens.weight_N[on_N].to(losses[0].dtype) * self.weighting(scores)
         tokens_B = row_N.bincount(minlength=tokens.num_rows)
-        if self.normalizer == "sequence":
+        if self.normalizer == "sequence" and not self.aggregation.of_sums:
             weight_N = weight_N / tokens_B[row_N]
         group_N = tokens.stored[GROUP][on_N].long() if GROUP in self.aggregation.needs else None
-        weighted = WeightedLosses(losses[0], weight_N, row_N, tokens.num_rows, group_N)
+        weighted = WeightedLosses(
+            losses[0], weight_N, row_N, tokens.num_rows, group_N, known=scores.known, groups=tokens.groups
+        )
         counts = {"critical": len(row_N), "response": response_tokens, "sequence": int((tokens_B > 0).sum())}
+        counts["problem"] = 0 if tokens.groups is None else len(tokens.groups.chosen_G)
         main_sum = self.aggregation(weighted, progress=progress)
         main = TermSum(main_sum, counts[self.normalizer], self.divisors[0], 1.0)
         further = [
             TermSum(loss_N.sum(), len(loss_N), regularizer.where, regularizer.coefficient(progress))
             for loss_N, regularizer in zip(losses[1:], self.regularizers.values(), strict=True)
         ]
-        return (main, *further)
+        with torch.no_grad():
+            measured = [
+                TermSum(x, counts[self.normalizer], self.divisors[0], 0.0) for x in self.aggregation.measure(weighted)
+            ]
+        return (main, *further, *measured)
 
     def _token_losses(
         self,
@@ -230,6 +277,17 @@ class Objective:
         if self.weighting.detached:
             logprob_N = logprob_N.detach()
         return losses, TokenScores(logprob_N, tokens.row_N[on[0]], tokens.position_N[on[0]], tokens.num_rows, known)
+
+
+def _require_of_no_target(regularizers: Mapping[str, Regularizer], *, loss: str) -> None:
+    """A term that pulls towards the tokens would pull towards rejected ones as well."""
+    for name, regularizer in regularizers.items():
+        if not isinstance(regularizer.token_loss, KLFromReference | KLToReference | NegativeEntropy):
+            raise BadValue(
+                f"loss.regularizers.{name}: {type(regularizer.token_loss).__name__} is about the tokens of a response, and "
+                f"those of rejected ones are among them with {loss}; expected a regularizer of the whole distribution: "
+                "kl_from_reference, kl_to_reference or entropy_bonus"
+            )
 
 
 def _restricted(prediction: Prediction, on_C: Tensor) -> Prediction:

@@ -50,6 +50,7 @@ from cft.training.memory import (
     states_per_parameter,
 )
 from cft.training.module import CausalLMModule
+from cft.training.parameter_groups import factory_of, groups_of, require_weight_decay
 from cft.types import Problem
 
 
@@ -75,7 +76,7 @@ def require_constructible(cfg: TrainConfig, folder: Path) -> None:
         nn.Parameter(torch.zeros(2)),
     ]  # weights and norms: some optimizers take matrices only
     with trying("optimizer", cfg.optimizer):
-        build(cfg.optimizer)(like)
+        require_weight_decay(factory_of(cfg.optimizer)(like), groups_of(cfg.optimizer))
     callbacks = []
     for name, part in cfg.callbacks.items():
         with trying(f"callbacks.{name}", part):
@@ -159,7 +160,7 @@ class Fit:
             states_per_parameter=states_per_parameter(self.module.build_optimizer),
             tokens=largest_micro_batch(
                 [len(row.ids) for row in self.data.train_rows],
-                batch_size=self.data.batch_size,
+                batch_size=self.data.batch_size * self.data.rows_of_a_place,
                 padded=self.module.lm.layout == "padded",
             ),
             chunk_tokens=self.module.lm.objective.chunk_tokens,

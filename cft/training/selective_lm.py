@@ -91,8 +91,7 @@ class SelectiveLM(nn.Module):
 
     def coefficients(self, progress: float) -> tuple[float, ...]:
         """Of the terms, at this fraction of the optimizer steps."""
-        of_regularizers = [regularizer.coefficient(progress) for regularizer in self.objective.regularizers.values()]
-        return (1.0, *of_regularizers, *([] if self._experts is None else [self.router]))
+        return (*self.objective.coefficients(progress), *([] if self._experts is None else [self.router]))
 
     def _balance(self, output: Any, placement: Placement, tokens: EligibleTokens) -> TermSum:
         """Of the rows that have an eligible token."""
