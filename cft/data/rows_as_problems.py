@@ -4,7 +4,8 @@
     messages (tools)         a conversation: its last assistant turn is the response, what comes before it the prompt
 
 Weights of messages are those of a training on the rows as they are; of an annotated response a mask says which tokens carry
-loss, so they are left out, and the rows that have some are counted. Token ids and weighted spans are no problems: such rows are counted as bad ones.
+loss, so they are left out, and the rows that have some are counted. Token ids and weighted spans are no problems: such rows
+are counted as bad ones.
 """
 
 from __future__ import annotations
