@@ -3,7 +3,9 @@
     prompt, completion       the question and its solution
     messages (tools)         a conversation: its last assistant turn is the response, what comes before it the prompt
 
-Token ids and weighted spans are no problems: such rows are counted as bad ones.
+Weights of messages are those of a training on the rows as they are; of an annotated response a mask says which tokens carry
+loss, so they are left out, and the rows that have some are counted. Token ids and weighted spans are no problems: such rows
+are counted as bad ones.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cft.console import console
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, read_field
 from cft.data.row_fields import messages_of, tools_of
 from cft.data.row_files import file_rows
@@ -49,15 +52,23 @@ def row_problems(keys: Mapping[str, Any]) -> Splits:
         remedy="Repair them, set data.shape or the field names (data.*_field), or raise the limit",
     )
     problems: dict[str, Problem] = {}
+    weighed = 0
     for row in chosen:
         try:
             problem = _problem(row, keys)
             if problem.id in problems:
                 raise BadRow(f"duplicate id: {problem.id}" if keys["id_field"] else "duplicate row")
             problems[problem.id] = problem
+            weighed += _is_weighed((row.value or {}).get(keys["messages_field"]))
         except BadRow as error:
             quarantine.add(row, reason=str(error))
     quarantine.report(rows=len(chosen))
+    if weighed:
+        console.print(
+            f"Note: {weighed} rows weigh their messages. What is annotated is the last assistant turn, without its weight, and "
+            "no other turn; cft train data=rows trains on rows with their weights",
+            markup=False,
+        )
     return splits_of(
         name=Path(path).stem, seed=0, train=problems.values(), validation=(), test=(), dropped=quarantine.counts
     )
@@ -122,6 +133,8 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
     last = max((i for i, message in enumerate(messages) if message["role"] == ASSISTANT), default=0)
     if not last:
         raise BadRow("no assistant turn behind another one: it is the response that is annotated")
+    if messages[last].get("weight") == 0:
+        raise BadRow("no loss: the last assistant turn, which is the response, has weight 0")
     turns = tuple({key: inner for key, inner in message.items() if key != "weight"} for message in messages[: last + 1])
     question = "\n\n".join(str(turn["content"]) for turn in turns if turn["role"] == "user")
     return Problem(
@@ -133,6 +146,10 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
         tuple(tools_of(value)),
         row.place,
     )
+
+
+def _is_weighed(messages: Any) -> bool:
+    return isinstance(messages, list) and any(message.get("weight", 1) != 1 for message in messages)
 
 
 def _id(value: Mapping[str, Any], keys: Mapping[str, Any], *contents: str) -> str:
