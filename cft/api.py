@@ -60,7 +60,7 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What `cft.train` or `cft.evaluate` left.
+    """What `cft.train`, `cft.evaluate` or `cft.api.rl` left.
 
     Args:
         folder: Of the run.
@@ -118,6 +118,18 @@ def evaluate(*overrides: str, **settings: Value) -> Run:
     """
     accuracy, job = _run("evaluate", overrides, settings)
     return _measured(job.folder, accuracy)
+
+
+def rl(*overrides: str, **settings: Value) -> Run:
+    """`cft rl`: reinforcement learning from a checkpoint, the verifier's verdicts as rewards.
+
+    Raises:
+        UserError: What the command would print.
+        Interrupted: The run was told to end; what it can resume from is in its folder.
+    """
+    with _inputs("rl", overrides, settings) as (cfg, job):
+        accuracy = _stage("rl")(cfg, job)
+        return _measured(Path(cfg.resume) if cfg.resume else job.folder, accuracy)
 
 
 def score(*overrides: str, **settings: Value) -> Path:

@@ -24,15 +24,19 @@ if TYPE_CHECKING:
 
 Key = Hashable
 Finish = Literal["stop", "length", "decided", "memory"]
+ResponseVerdict = Literal[
+    "right", "wrong", "cut off", "undecided"
+]  # all but rollouts hold right or wrong responses alone
+GREEDY_SAMPLE = -1  # the number of the greedy response among a problem's responses; sampled ones count from 0
 
 
 class Outcome(IntEnum):
-    """What came of one counterfactual continuation; the int8 code is what the store holds."""
+    """Outcome of one counterfactual continuation; the store holds the int8 code."""
 
     RIGHT = 1
     WRONG = 0
-    # An earlier alternative was right, so this one was not needed for an "all fail" mask; where the first one is untried, so is
-    # the position (`cft/positions`).
+    # An earlier alternative was right, so this one was not needed for an "all fail" mask. A position whose first alternative is
+    # untried was left out altogether (`cft/positions`).
     UNTRIED = -1
     CUT_OFF = -2  # the token limit came before an explicit answer
     UNDECIDED = -3  # the verifier could not decide: timed out, crashed, refused
@@ -49,8 +53,8 @@ class Problem:
     """One question with its gold answer. `id` is unique within its source and stable across runs.
 
     solution: a worked solution that ends in the answer, "" where the source has none (`cft annotate responses=given`).
-    messages: of a problem that is a conversation, as chat templates read them: the last one is the assistant's that answers,
-    the others are the prompt. tools: JSON schemas that come with it.
+    messages: if the problem is a conversation, its messages in the format of chat templates; the last one is the assistant's
+    answer, the others are the prompt. tools: JSON schemas passed to the chat template.
     """
 
     id: str
@@ -63,12 +67,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A verifier's decision of one response.
+    """A verifier's decision about one response.
 
     extracted: the final answer as found in the response, "" if none was found.
-    explicit: the answer stood in an explicit marker (boxed, ####), so that a response cut off later keeps its verdict.
-    reason: why, for people; always set when undecided.
-    failed: the verifier did not come to an end (deadline, crash), so that nothing is known of the text.
+    explicit: the answer was in an explicit marker (boxed, ####), so a response that is cut off later keeps its verdict.
+    reason: human-readable; always set when undecided.
+    failed: the verifier did not finish (deadline, crash), so nothing is known about the text.
     """
 
     decision: Decision
@@ -79,7 +83,7 @@ class Verdict:
 
 
 class ThinkingTags(NamedTuple):
-    """What opens and what closes the thinking of a response; both "" where nothing is thinking."""
+    """Opening and closing tag of the thinking in a response; both "" = responses have no thinking."""
 
     open: str
     close: str
@@ -92,7 +96,7 @@ class Verifier(Protocol):
     """Compares a response with a gold answer. Never raises on model text; picklable; deterministic; a dataclass.
 
     name, version: its identity in fingerprints. A change of any verdict is a new version.
-    can_be_final: whether `final` is ever true; where it is not, engines need not decode a text before its end.
+    can_be_final: whether `final` is ever true; if not, engines need not decode a text before its end.
     """
 
     name: ClassVar[str]
@@ -108,14 +112,14 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """A token sequence that forks start from: prompt and, where there is one, a response. ids: [L] int32."""
+    """A token sequence that forks start from: a prompt, optionally followed by a response. ids: [L] int32."""
 
     ids: NDArray[np.int32]
     prompt_len: int
 
 
 class Written(Protocol):
-    """What is known of a row whose next token is to be chosen. ids: prompt included; prompt_len of them are the prompt."""
+    """A row whose next token is to be chosen. ids: prompt included; the first prompt_len of them are the prompt."""
 
     @property
     def ids(self) -> Sequence[int]: ...
@@ -125,16 +129,16 @@ class Written(Protocol):
 
 
 class Adjustment(Protocol):
-    """Changes the logits before a token is chosen, greedily or not (`cft/decoding`). A pure function of the ids written so
-    far: a row may be decoded twice, and in any batch."""
+    """Changes the logits before a token is chosen, greedily or by sampling (`cft/decoding`). A pure function of the ids so far:
+    a row may be decoded twice, and in any batch."""
 
     def adjust(self, logits_NV: torch.Tensor, rows: Sequence[Written]) -> torch.Tensor:
-        """New logits, -inf where a token is forbidden; the given ones stay as they are."""
+        """New logits, -inf for forbidden tokens; the input is not modified."""
         ...
 
     def unsure(self, logits_NV: torch.Tensor, rows: Sequence[Written], *, tie_margin: float) -> torch.Tensor | None:
-        """[N] bool: rows where an error of `tie_margin` in the given logits could turn the choice although the adjusted ones
-        are farther apart. None: no row."""
+        """[N] bool: rows where an error of `tie_margin` in the given logits could change the choice although the adjusted
+        logits differ by more. None: no row."""
         ...
 
 
@@ -143,7 +147,7 @@ class Sampling:
     """How the next token is chosen. temperature 0 is greedy (equal logits: the lower id).
 
     Random numbers are a pure function of (seed, purpose): the same in any batch, on any rank.
-    adjustment: of the logits, before either kind of choice; None: none.
+    adjustment: applied to the logits before greedy choice and sampling alike; None = none.
     """
 
     temperature: float = 0.0
@@ -163,9 +167,9 @@ class Fork:
     prefix_len counts from the start of the prompt. Solving: prefix_len = prompt_len, first_token None. Counterfactual at
     response position t: prefix_len = prompt_len + t, first_token = the alternative.
 
-    key: names the fork in the results, unique within a run. max_new_tokens: its own limit, counted as the budget's; None =
-    the budget's alone, and the lower one holds. top_k: so many most probable tokens of each position may come with the
-    completion, from the pass that chose; engines that cannot give them ignore it.
+    key: names the fork in the results, unique within a run. max_new_tokens: its own limit, counted like the budget's; the lower
+    of the two applies, None = the budget's. top_k: the completion may carry this many most probable tokens of each position,
+    from the decoding pass; engines that do not have them ignore it.
     """
 
     sequence: TokenSequence
@@ -177,7 +181,7 @@ class Fork:
     top_k: int = 0
 
     def limit(self, budget: Budget) -> int:
-        """Tokens that its whole response may have."""
+        """Maximal length of its whole response, in tokens."""
         own = self.max_new_tokens
         return budget.max_new_tokens if own is None else min(own, budget.max_new_tokens)
 
@@ -186,11 +190,11 @@ class Fork:
 class Completion:
     """A whole response after a fork: kept part, `first_token`, continuation. ids: [R] int32, EOS included if it ended so.
 
-    finish: "stop" = ended by an EOS token, "length" = met the limit, "decided" = the source had seen enough, "memory" =
-    even alone it did not fit.
+    finish: "stop" = ended by an EOS token, "length" = reached the limit, "decided" = the source needed no more of it,
+    "memory" = it did not fit into memory even alone.
     num_decoded: tokens the model chose after `first_token`.
-    num_ties_rescored: near ties among them, which the reference engine decided.
-    top: of every id, where the fork asked for it (`Fork.top_k`) and the engine has it from decoding; else None.
+    num_ties_rescored: near ties among them, decided by the reference engine.
+    top: for every id, if the fork asked for it (`Fork.top_k`) and the engine has it from decoding; else None.
     """
 
     ids: NDArray[np.int32]
@@ -204,8 +208,8 @@ class Completion:
 class TopTokens:
     """Teacher-forced statistics of every response position of one sequence (float32, nats).
 
-    logprob_R: of the response's own token. entropy_R: of the next-token distribution; NaN from an engine that sees only the
-    most probable tokens.
+    logprob_R: log-prob of the response's own token. entropy_R: entropy of the next-token distribution; NaN if the engine sees
+    only the most probable tokens.
     top_ids_RK, top_logprob_RK: the k most probable tokens, by falling logit, equal logits by rising id.
     """
 
@@ -216,20 +220,20 @@ class TopTokens:
 
 
 class ForkSource(Protocol):
-    """What an engine pulls its work from; forks may be added while it runs."""
+    """The queue that an engine pulls forks from; forks may be added while it runs."""
 
     def take(self, n: int) -> list[Fork]:
-        """At most n forks; an empty list ends the run once no fork is under way."""
+        """At most n forks; an empty list ends the run once no fork is in flight."""
         ...
 
     def decided(self, key: Key, ids: Sequence[int]) -> bool:
-        """Whether fork `key` may end here: no continuation of its response `ids` could change what the source wants to
-        know. Asked after every token but the last; False where that is not proven."""
+        """Whether fork `key` may end here, because no continuation of its response `ids` could change the result. Called after
+        every token but the last; False unless that is proven."""
         ...
 
     def settled(self, key: Key) -> bool:
-        """Whether the outcome of fork `key` can no longer matter, so that an engine may cancel it; then `decided` says so too.
-        The fork still yields one completion: what is known of its ids, finish "decided"."""
+        """Whether the outcome of fork `key` no longer matters, so that an engine may cancel it; `decided` is then true as well.
+        The fork still yields one completion: its ids so far, finish "decided"."""
         ...
 
 
@@ -242,10 +246,11 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of a model without its weights.
+    """Facts about a model that do not need its weights.
 
-    eos_ids: every token that ends a response, rising. context: tokens of prompt and response together. vocab_size: rows of
-    its output head. dtype: of its weights, as in `torch`. unnamed_ids: rows of the head that are no token of the tokenizer.
+    eos_ids: every token that ends a response, rising. context: maximal tokens of prompt and response together. vocab_size: rows
+    of its output head. dtype: of its weights, as named by torch. unnamed_ids: rows of the head that have no token in the
+    tokenizer.
     """
 
     eos_ids: tuple[int, ...]
@@ -258,7 +263,7 @@ class ModelFacts:
 class Engine(Protocol):
     """Token ids in, token ids out. Each fork taken yields one completion, in any order.
 
-    exact: it gives the reference engine's ids in float32, near ties included. in_flight: forks that it works on at once.
+    exact: its ids equal the reference engine's in float32, near ties included. in_flight: forks that it works on at once.
     """
 
     @property
@@ -274,12 +279,12 @@ class Engine(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What may turn an outcome, for fingerprints: of an exact engine its device and tie margin, of another one name,
-        version, dtype, device and whether its results depend on the batch."""
+        """What may change an outcome, for fingerprints: device and tie margin of an exact engine; name, version, dtype, device
+        and whether results depend on the batch for any other."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds; it decodes no more."""
+        """Free its resources; it cannot be used afterwards."""
         ...
 
 
@@ -291,7 +296,7 @@ def _no_counts() -> NDArray[np.int16]:
 class AnnotatedResponse:
     """One row of the store: a response and the evidence about each of its tokens (docs: `cft/annotation/store.py`).
 
-    Of the columns with a default a store has those that its configuration makes (`cft/annotation/rows.py`).
+    Columns with a default exist only in stores whose configuration produces them (`cft/annotation/rows.py`).
     """
 
     problem_id: str
@@ -310,11 +315,12 @@ class AnnotatedResponse:
     alt_answer: list[list[str]]  # [R][K] the continuation's final answer, "" where none
     alt_tokens: NDArray[np.int32]  # [R, K] tokens decoded for the verdict
     alt_outcome: NDArray[np.int8]  # [R, K] Outcome codes
-    replay_outcome: NDArray[np.int8]  # [R] the self-replay control at sampled positions, UNTRIED elsewhere
-    verdict: Literal["right", "wrong"] = "right"  # of the response itself
-    # [R] what the model's greedy continuation of the response before t came to, UNTRIED where not asked; [0] without
+    replay_outcome: NDArray[np.int8]  # [R] self-replay control at sampled positions, UNTRIED elsewhere
+    verdict: ResponseVerdict = "right"  # of the response itself
+    sample: int = GREEDY_SAMPLE  # its number among the problem's responses (`cft/annotation/rollouts.py`)
+    # [R] outcome of the model's greedy continuation of the response before t, UNTRIED where not computed; [0] = no such column
     prefix_outcome: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
-    # [R, K + 1] sampled continuations, column 0 after the response's own token (`cft/annotation/sampled.py`); [0, 0] without
+    # [R, K + 1] counts of sampled continuations, column 0 after the response's own token (`cft/annotation/sampled.py`)
     sampled: NDArray[np.int16] = field(default_factory=_no_counts)
     sampled_right: NDArray[np.int16] = field(default_factory=_no_counts)
     sampled_cut_off: NDArray[np.int16] = field(default_factory=_no_counts)
@@ -329,7 +335,7 @@ class AnnotatedResponse:
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """Where rows came from. fingerprint: of an annotation that of its conditions, of other rows that of their contents."""
+    """Where rows came from. fingerprint: of an annotation's conditions, or of the contents of other rows."""
 
     kind: Literal["annotation", "rows"]
     name: str
@@ -338,7 +344,7 @@ class DataSource:
 
 
 class StepCounts(NamedTuple):
-    """What the whole optimizer step holds, over all its micro-batches and ranks: what its sums are divided by.
+    """Token counts of a whole optimizer step, over all its micro-batches and ranks: the denominators of its sums.
 
     eligible: tokens with a static weight other than 0. response: response tokens. critical, other: response tokens by token
     group. sequence: rows with an eligible token. problem: groups of rows (`RowGroups`). The sampler knows them before anything
@@ -383,11 +389,11 @@ class TokenBatch:
 
     input_ids_BT: int64. lengths_B: int64, real tokens of a row.
     weight_BT: float32, static weight of the token's loss, 0 on prompt and padding.
-    token_group_BT: int8, 1 critical, 0 other response token, 2 one of which that is not known, -1 prompt or padding.
+    token_group_BT: int8, 1 critical, 0 other response token, 2 unknown, -1 prompt or padding.
     row_ids: response ids, for messages.
     scores: float32 [B, T] each, by name: stored scores that a method declared to need; 0 outside the response.
-    step_counts: of the optimizer step that the batch belongs to.
-    groups: of its rows, None where rows are trained on by themselves.
+    step_counts: counts of the optimizer step that the batch belongs to.
+    groups: groups of its rows, None where each row is trained on by itself.
     """
 
     input_ids_BT: torch.Tensor
@@ -400,7 +406,7 @@ class TokenBatch:
     groups: RowGroups | None = None
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> TokenBatch:
-        """The batch on another device; Lightning moves whatever has this method by calling it."""
+        """The batch on another device; Lightning calls this method to move it."""
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, non_blocking=non_blocking)

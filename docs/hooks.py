@@ -79,16 +79,6 @@ def options(group: str) -> list[Path]:
     return sorted((CONF / group).rglob("*.yaml"))
 
 
-def remark(text: str) -> str:
-    """The comment that a yaml opens with."""
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("# "))
-    return " ".join(lines)
-
-
 def _config_index() -> str:
     parts = [
         "# Configuration",

@@ -4,7 +4,8 @@
 
 By hand means: TRL's documentation followed, with no line of `cft/rl`. The model from its folder, prompts as text of the
 tokenizer's chat template, AdamW as `GRPOConfig` makes it, and a reward function of three lines around the same verifier.
-Both run one after the other; ends in one line of JSON: the largest difference of each curve.
+Both run one after the other; ends in one line of JSON: the largest difference of each curve, the median seconds of a step and
+the processor seconds in all of both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cft.cli.job import composed
@@ -23,6 +26,7 @@ from cft.types import Decision
 from cft.verifiers import Numeric
 
 CURVES = {"reward": "train/reward", "entropy": "train/entropy"}  # TRL's name, ours
+SECONDS = {"step_time": "perf/step_seconds"}
 LR = 1e-5
 
 
@@ -85,7 +89,7 @@ def by_command(*, steps: int, seed: int, folder: Path) -> list[dict[str, float]]
     rl(*composed("rl", words, folder=folder))
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as handle:
         rows = [row for row in csv.DictReader(handle) if row["train/reward"]]
-    return [{name: float(row[name]) for name in CURVES.values()} for row in rows]
+    return [{name: float(row[name]) for name in (CURVES | SECONDS).values()} for row in rows]
 
 
 def differences(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
@@ -104,15 +108,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("outputs/rl_by_hand"))
     args = parser.parse_args()
+    begun = time.process_time()
     ours = by_command(steps=args.steps, seed=args.seed, folder=args.out / "cft")
+    between = time.process_time()
     theirs = by_hand(steps=args.steps, seed=args.seed, folder=args.out / "trl")
+    processor = {"cft": between - begun, "trl": time.process_time() - between}
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "curves.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(["step", *(f"{name}_{who}" for name in CURVES for who in ("cft", "trl"))])
         for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             writer.writerow([step, *(value for name, column in CURVES.items() for value in (a[column], b[name]))])
-    print(json.dumps({"steps": len(ours), "seed": args.seed, "largest_difference": differences(ours, theirs)}))
+    (step_time,) = SECONDS
+    a_step = {
+        "cft": median(row[SECONDS[step_time]] for row in ours),
+        "trl": median(row[step_time] for row in theirs),
+    }
+    facts = {"steps": len(ours), "seed": args.seed, "largest_difference": differences(ours, theirs)}
+    print(json.dumps({**facts, "median_step_seconds": a_step, "processor_seconds": processor}))
 
 
 if __name__ == "__main__":

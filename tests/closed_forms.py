@@ -78,6 +78,13 @@ def along_p(slope: Callable[[Known], Array]) -> Gradient:
     return lambda k: k.w[:, None] * (slope(k) * k.py)[:, None] * (k.hot - k.p)
 
 
+def symmetric_ce(k: Known, *, floor: float) -> Array:
+    """Of -log p_y + 0.1 A sum_{v != y} max(p_v, floor), A = -log 1e-4: a token at the floor adds no gradient."""
+    moving = (k.p > floor) & (k.hot == 0)
+    of_others = k.p * moving - k.p * (k.p * moving).sum(1, keepdims=True)
+    return k.w[:, None] * (k.p - k.hot - 0.1 * np.log(1e-4) * of_others)
+
+
 def entropy_of_20(k: Known) -> Array:
     top = np.sort(k.p, axis=1)[:, -20:]
     top = top / top.sum(1, keepdims=True)
@@ -282,6 +289,11 @@ TABLE: dict[str, Case] = {
     "loss=label_smoothing": Case(
         towards(lambda k: 0.9 * k.hot + 0.1 / k.p.shape[1]), limits=off("loss.token_loss.smoothing=0.0")
     ),
+    "loss=symmetric_ce": Case(lambda k: symmetric_ce(k, floor=1e-7), limits=off("loss.token_loss.rce_weight=0.0")),
+    "loss=symmetric_ce loss.token_loss.prob_floor=0.0": Case(
+        along_p(lambda k: -1 / k.py + 0.1 * np.log(1e-4)), limits=off("loss.token_loss.rce_weight=0.0")
+    ),
+    "loss=symmetric_ce loss.token_loss.prob_floor=0.02": Case(lambda k: symmetric_ce(k, floor=0.02)),
     "loss=distillation": Case(
         towards(lambda k: 0.5 * k.hot + 0.5 * k.r), limits=off("loss.token_loss.teacher_weight=0.0")
     ),

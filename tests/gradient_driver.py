@@ -80,13 +80,19 @@ def run(
     module_class: type[Recorder] = Recorder,
     logger: Any = False,
     dtype: torch.dtype = torch.float64,
+    groups: Any = None,
+    schedule: Any = "constant",
+    callbacks: Any = None,
+    resume: Path | None = None,
+    epochs: int = EPOCHS,
 ) -> tuple[list[torch.Tensor | None], Recorder, pl.Trainer]:
     """dtype: float64 by default, where splits of a step into micro-batches and processes differ by 1e-13."""
     module = module_class(
         model=random_llama(spread=0.1).to(dtype),
         objective=sft(normalizer=normalizer),
         optimizer=optimizer,
-        schedule="constant",
+        groups=groups,
+        schedule=schedule,
         warmup_fraction=0.0,
         probe_every_n_steps=2,
     )
@@ -94,7 +100,8 @@ def run(
         accelerator="cpu",
         devices=world,
         strategy="ddp" if world > 1 else "auto",
-        max_epochs=EPOCHS,
+        max_epochs=epochs,
+        callbacks=callbacks,
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
         logger=logger,
@@ -104,7 +111,8 @@ def run(
         enable_model_summary=False,
     )
     with float64_training() if dtype == torch.float64 else nullcontext():
-        trainer.fit(module, datamodule=Rows(batch, rows() if data is None else data))
+        data_module = Rows(batch, rows() if data is None else data)
+        trainer.fit(module, datamodule=data_module, ckpt_path=resume, weights_only=True)
     return module.recorded, module, trainer
 
 
@@ -112,3 +120,9 @@ def save_gradients(out: Path, world: int, accumulate: int, batch: int) -> None:
     recorded, _, trainer = run(world=world, accumulate=accumulate, batch=batch)
     if trainer.is_global_zero:
         torch.save(recorded, out)
+
+
+def save_weights(out: Path, world: int, accumulate: int, batch: int, groups: Any) -> None:
+    _, module, trainer = run(world=world, accumulate=accumulate, batch=batch, groups=groups)
+    if trainer.is_global_zero:
+        torch.save(module.lm.model.state_dict(), out)

@@ -88,19 +88,7 @@ class Annotator:
         started = time.monotonic()
         solved = self._solving()(problems, on_solved=self.on_solved)
         solve_s = time.monotonic() - started
-        kept = [s for s in solved if s.status == "annotated"]
-        scored = self._ranked([s.sequence for s in kept], known=[s.completion.top for s in kept if s.completion])
-        views = [self._view(s, top) for s, (top, _, _) in zip(kept, scored, strict=True)]
-        evidence, prefixes, tally = self._planned(kept, [alt_ids for _, alt_ids, _ in scored], views)
-        self.on_plan([one.wanted_R for one in evidence])
-        self._run(evidence, tally)
-        counts = self._sampled(evidence, tally, [no_samples(*one.alt_ids_RK.shape) for one in evidence])
-        rows = [
-            replace(self._row(s, view, top, alt_logprob, done, prefix), **drawn)
-            for s, view, (top, _, alt_logprob), done, prefix, drawn in zip(
-                kept, views, scored, evidence, prefixes, counts, strict=True
-            )
-        ]
+        rows, tally = self.tested([s for s in solved if s.status == "annotated"])
         decoded = sum(s.completion.num_decoded for s in solved if s.completion)
         return Unit(
             rows,
@@ -112,6 +100,21 @@ class Annotator:
                 **_compute(tally, seconds=time.monotonic() - started - solve_s),
             },
         )
+
+    def tested(self, kept: Sequence[Solved]) -> tuple[list[AnnotatedResponse], Tally]:
+        """Responses that end as `responses` says, with the evidence about their tokens, and what it took."""
+        scored = self._ranked([s.sequence for s in kept], known=[s.completion.top for s in kept if s.completion])
+        views = [self._view(s, top) for s, (top, _, _) in zip(kept, scored, strict=True)]
+        evidence, prefixes, tally = self._planned(kept, [alt_ids for _, alt_ids, _ in scored], views)
+        self.on_plan([one.wanted_R for one in evidence])
+        self._run(evidence, tally)
+        counts = self._sampled(evidence, tally, [no_samples(*one.alt_ids_RK.shape) for one in evidence])
+        return [
+            replace(self._row(s, view, top, alt_logprob, done, prefix), **drawn)
+            for s, view, (top, _, alt_logprob), done, prefix, drawn in zip(
+                kept, views, scored, evidence, prefixes, counts, strict=True
+            )
+        ], tally
 
     def filled(self, rows: Sequence[AnnotatedResponse]) -> tuple[list[AnnotatedResponse], Tally, dict[str, float]]:
         """Try the cells of stored rows that are wanted and untried: alternatives, or whole positions."""

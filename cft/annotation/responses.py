@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from cft.prompts.chat import Prompt
 
-Responses = Literal["solve", "given", "wrong", "given_wrong"]
+Responses = Literal["solve", "given", "wrong", "given_wrong", "rollouts"]
 GIVEN: tuple[Responses, ...] = ("given", "given_wrong")  # of the data; the others are the model's own greedy ones
+TOO_LONG = "prompt too long"
 TAIL = 32  # tokens of a prompt's end that a tag is looked for in
 NEAR_LIMIT = 0.9  # a response longer than this share of the limit leaves its counterfactuals no room
 
@@ -95,7 +96,7 @@ class Solving:
         if self.responses in GIVEN:
             sequences = self._given(problems, skipped, completions)
         else:
-            sequences = [self._prompt_sequence(problem, i, skipped) for i, problem in enumerate(problems)]
+            sequences = [self._asked(problem, i, skipped) for i, problem in enumerate(problems)]
             forks = [
                 Fork(sequence, sequence.prompt_len, None, GREEDY, i, top_k=self.top_k)
                 for i, sequence in enumerate(sequences)
@@ -134,17 +135,15 @@ class Solving:
         whole = TokenSequence(np.concatenate([sequence.ids, completion.ids]), sequence.prompt_len)
         return Solved(problem, whole, completion, status, extracted)
 
-    def _prompt_sequence(self, problem: Problem, index: int, skipped: dict[int, str]) -> TokenSequence:
-        try:
-            ids = np.asarray(asked(problem, self.tokenizer, self.prompt), dtype=np.int32)
-        except TextError as error:
-            ids, skipped[index] = np.zeros(0, dtype=np.int32), str(error)
-        return self._fitting(ids, index, skipped)
+    @property
+    def _longest(self) -> int:
+        return self.max_positions - self.budget.max_new_tokens
 
-    def _fitting(self, ids: NDArray[np.int32], index: int, skipped: dict[int, str]) -> TokenSequence:
-        if len(ids) > self.max_positions - self.budget.max_new_tokens:
-            skipped[index] = "prompt too long"
-        return TokenSequence(ids, len(ids))
+    def _asked(self, problem: Problem, index: int, skipped: dict[int, str]) -> TokenSequence:
+        sequence, why_not = asked_sequence(problem, self.tokenizer, self.prompt, longest=self._longest)
+        if why_not:
+            skipped[index] = why_not
+        return sequence
 
     def _given(
         self, problems: Sequence[Problem], skipped: dict[int, str], completions: dict[int, Completion]
@@ -165,10 +164,23 @@ class Solving:
                 ids, skipped[i] = np.zeros(0, dtype=np.int32), str(error)
             else:
                 completions[i] = completion
-            sequences.append(self._fitting(ids, i, skipped))
+            if len(ids) > self._longest:
+                skipped[i] = TOO_LONG
+            sequences.append(TokenSequence(ids, len(ids)))
             if i in skipped:
                 completions.pop(i, None)
         return sequences
+
+
+def asked_sequence(
+    problem: Problem, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, longest: int
+) -> tuple[TokenSequence, str]:
+    """A problem's prompt, and the status that says why it cannot be answered, or "". longest: tokens it may have."""
+    try:
+        ids = np.asarray(asked(problem, tokenizer, prompt), dtype=np.int32)
+    except TextError as error:
+        return TokenSequence(np.zeros(0, dtype=np.int32), 0), str(error)
+    return TokenSequence(ids, len(ids)), TOO_LONG if len(ids) > longest else ""
 
 
 def asked(problem: Problem, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cft.files import sha256_json
-from cft.types import AnnotatedResponse
+from cft.types import GREEDY_SAMPLE, AnnotatedResponse
 
 _VECTOR = {  # [P] or [R]
     "prompt_ids": pa.int32(),
@@ -41,12 +41,15 @@ def _arrow_type(name: str) -> pa.DataType:
         return pa.list_(_VECTOR[name])
     if name in _MATRIX:
         return pa.list_(pa.list_(_MATRIX[name]))
+    if name == "sample":
+        return pa.int32()
     return pa.list_(pa.list_(pa.string())) if name == "alt_answer" else pa.string()
 
 
 # Columns that only some annotations have, with what a row without them means. Scores have tables of their own
 # (`cft/scores/store.py`).
-OPTIONAL = ("verdict", "prefix_outcome", "sampled", "sampled_right", "sampled_cut_off", "sampled_undecided")
+_USUAL = {"verdict": "right", "sample": GREEDY_SAMPLE}
+OPTIONAL = ("verdict", "sample", "prefix_outcome", "sampled", "sampled_right", "sampled_cut_off", "sampled_undecided")
 ROW_SCHEMA = pa.schema(
     [(f.name, _arrow_type(f.name)) for f in fields(AnnotatedResponse) if f.name not in ("scores", *OPTIONAL)]
 )
@@ -87,7 +90,7 @@ def _hashed(row: AnnotatedResponse) -> list[str]:
 def _holds(row: AnnotatedResponse, name: str) -> bool:
     """Whether an optional column says more of the row than its absence does."""
     value = getattr(row, name)
-    return value.size > 0 if isinstance(value, np.ndarray) else value != "right"
+    return value.size > 0 if isinstance(value, np.ndarray) else value != _USUAL[name]
 
 
 def _record(row: AnnotatedResponse, names: Iterable[str]) -> dict[str, Any]:

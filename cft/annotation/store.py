@@ -47,7 +47,9 @@ class ProblemRecord:
     """What became of one problem.
 
     status: annotated | wrong (or right, where wrong responses are annotated) | undecided | cut off | near limit | prompt too
-    long | no solution given.
+    long | no solution given. Of rollouts: all right | some right | none right | none decided | prompt too long, no response,
+    and what came of all of them: how many there are, how many are right, how many undecided, and the pass rate, which is NaN
+    where none is decided.
     """
 
     problem_id: str
@@ -56,6 +58,10 @@ class ProblemRecord:
     extracted: str
     response_tokens: int
     decoded_tokens: int
+    responses: int = 0
+    right: int = 0
+    undecided: int = 0
+    pass_rate: float = float("nan")
 
 
 PROBLEM_SCHEMA = pa.schema(
@@ -68,6 +74,7 @@ PROBLEM_SCHEMA = pa.schema(
         ("decoded_tokens", pa.int32()),
     ]
 )
+ROLLOUT_FIELDS = {"responses": pa.int32(), "right": pa.int32(), "undecided": pa.int32(), "pass_rate": pa.float64()}
 
 
 class StoreError(UserError, ValueError):
@@ -287,7 +294,7 @@ class AnnotationStore:
         record = {
             "rows": self._write_table(unit, "rows", rows_table(rows, further=self._further_columns)),
             "problems": self._write_table(
-                unit, "problems", pa.Table.from_pylist([asdict(p) for p in problems], schema=PROBLEM_SCHEMA)
+                unit, "problems", _problems_table(problems, rollouts="sample" in self._further_columns)
             ),
             **facts,
             "fingerprint": self._made_under,
@@ -373,6 +380,11 @@ class AnnotationStore:
                     path.unlink()
             for path in self.folder.glob(".*.tmp"):  # of the manifest, which is written behind the gate
                 path.unlink()
+
+
+def _problems_table(problems: Sequence[ProblemRecord], *, rollouts: bool) -> pa.Table:
+    schema = pa.schema([*PROBLEM_SCHEMA, *(ROLLOUT_FIELDS.items() if rollouts else ())])
+    return pa.Table.from_pylist([asdict(problem) for problem in problems], schema=schema)
 
 
 def _is_of(path: Path, shard: Shard) -> bool:

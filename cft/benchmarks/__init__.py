@@ -1,4 +1,4 @@
-"""Test sets: where their rows come from, how they are laid out, and several of them in one run."""
+"""Benchmarks: sources and layouts of their rows, and suites of several."""
 
 from cft.benchmarks.sets import BenchmarkVerifier, Suite, benchmark, suite
 

@@ -1,5 +1,5 @@
-"""Rows of benchmarks with options. The question lists them as (A) ... on a line each; the gold answer is `(B) text`, which
-`verifier=options` grades by letter or text.
+"""Rows of multiple-choice benchmarks. The question lists the options as (A) ..., one per line; the gold answer is `(B) text`,
+which `verifier=options` grades by letter or text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def mmlu(row: Row) -> Parts:
 
 
 def mmlu_pro(row: Row) -> Parts:
-    """Up to ten options; the answer is a letter. N/A among them is padding of the published file, and none."""
+    """Up to ten options; the answer is a letter. N/A entries are padding of the published file and are dropped."""
     options = _texts(row, "options")
     answer = LETTERS.find(read_field(row, "answer").strip().upper() or "?")
     while options and options[-1].strip() == "N/A" and answer < len(options) - 1:
@@ -31,8 +31,8 @@ def mmlu_pro(row: Row) -> Parts:
 
 
 def gpqa(row: Row) -> Parts:
-    """One right answer and three wrong ones without an order: they are put in that of sha256(Record ID, option), which any
-    program can find again and no answer has to do with. A row without an id has its question's text for one.
+    """One right answer and three wrong ones without an order: they are sorted by sha256(Record ID, option), which is
+    reproducible and independent of the answer. A row without an id uses the text of its question.
     """
     right = read_field(row, "Correct Answer").strip()
     wrong = [read_field(row, f"Incorrect Answer {i}").strip() for i in (1, 2, 3)]
@@ -47,7 +47,7 @@ def gpqa(row: Row) -> Parts:
 
 
 def commonsense_qa(row: Row) -> Parts:
-    """`choices` holds letters and texts side by side; the test split has no answers, so validation is what is measured."""
+    """`choices` holds letters and texts; the test split has no answers, so the validation split is used."""
     choices = row.get("choices")
     if not isinstance(choices, Mapping):
         raise BadRow(_missing(row, "choices", "a table of label and text"))

@@ -1,8 +1,7 @@
 r"""Rows of the field's benchmarks to (question, gold answer, worked solution): one function a layout, answers normalized.
 
-A gold answer loses what is no part of it: dollar signs around it, `\boxed`, a trailing full stop, the unit that ASDiv
-puts in brackets, ".0" and thousands separators of a number. It is otherwise left as it was written: what is equal to it
-is the verifier's business.
+A gold answer is stripped of dollar signs around it, `\boxed`, a trailing full stop, the unit that ASDiv puts in brackets, and
+".0" and thousands separators of a number. Otherwise it stays as written: equality is decided by the verifier.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def svamp(row: Row) -> Parts:
 
 
 def asdiv(row: Row) -> Parts:
-    """`9 (apples)`: the bracket is the unit. It stays where it is all there is; a remainder and AM or PM are no unit."""
+    """`9 (apples)`: the bracket is the unit. It is kept if nothing else is there; a remainder and AM or PM are not units."""
     question = f"{_body(row, 'body')} {read_field(row, 'question').strip()}".strip()
     answer = re.sub(r"\(([ap]\.?m\.?)\)", r"\1", read_field(row, "answer", numbers=True), flags=re.IGNORECASE)
     without = re.sub(r"\s*\((?!r(?:emainder)?\s*[0-9])[^()]*\)", "", answer, flags=re.IGNORECASE).strip(" ;,")
@@ -42,7 +41,7 @@ def carp_en(row: Row) -> Parts:
 
 
 def tabmwp(row: Row) -> Parts:
-    """The table as text; choices get letters, and the gold answer of such a row is `(B) text`."""
+    """The table as text; choices get letters, and the gold answer becomes `(B) text`."""
     title = _optional(row, "table_title")
     about = f' regarding "{title}"' if title else ""
     question = f"Read the following table{about} and answer a question:\n{read_field(row, 'table').strip()}\n"
@@ -60,7 +59,7 @@ def tabmwp(row: Row) -> Parts:
 
 
 def boxed(row: Row) -> Parts:
-    r"""MATH and Minerva: the answer is what the solution's last \boxed{} holds; a field `answer` comes before it."""
+    r"""MATH and Minerva: the answer is the content of the solution's last \boxed{}; a field `answer` takes precedence."""
     solution = _optional(row, "solution")
     answer = _optional(row, "answer") or boxed_answer(solution)
     if not answer:
@@ -74,7 +73,7 @@ def answered(row: Row) -> Parts:
 
 
 def olympiadbench(row: Row) -> Parts:
-    """`final_answer` is a list, of which the sets for text alone hold one entry; several answers are in it together."""
+    """`final_answer` is a list with one entry in the text-only sets; that entry may hold several answers."""
     answers = row.get("final_answer")
     if isinstance(answers, str):
         answers = [answers]
@@ -89,7 +88,7 @@ def olympiadbench(row: Row) -> Parts:
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """read: of one row. fields: what it needs (and what it may have), for messages."""
+    """read: reads one row. fields: required (and optional) fields, for messages."""
 
     read: Callable[[Row], Parts]
     fields: str
@@ -135,7 +134,7 @@ Layout = Literal[
 
 
 def normal_answer(text: str) -> str:
-    r"""A gold answer without what is around it: `$2 $` -> `2`, `$$x$$.` -> `x`, `\boxed{5}` -> `5`, `1,234` -> `1234`."""
+    r"""A gold answer without decoration: `$2 $` -> `2`, `$$x$$.` -> `x`, `\boxed{5}` -> `5`, `1,234` -> `1234`."""
     text = " ".join(text.split()).rstrip("`").strip()
     if inner := boxed_answer(text):
         text = inner
@@ -155,7 +154,7 @@ def normal_answer(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Numbers as they are counted: 33.0 is 33 and 1,234 is 1234."""
+    """Integers in plain form: 33.0 is 33 and 1,234 is 1234."""
     if re.fullmatch(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?", text):
         text = text.replace(",", "")
     return re.sub(r"\.0+$", "", text) if re.fullmatch(r"-?[0-9]+\.0+", text) else text

@@ -1,13 +1,13 @@
 """Benchmarks: a test set each, with the verifier that suits it, and suites of several that are evaluated in one run.
 
 Each `benchmark` is the `_target_` of a file in conf/benchmark: rows from a folder (`data.dir`: <name>.jsonl, or
-<name>/test.jsonl, there or in its folder `benchmarks`), else from the hub. All rows are kept, those that occur twice too.
+<name>/test.jsonl, there or in its subfolder `benchmarks`), else from the hub. All rows are kept, duplicates included.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +18,7 @@ from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content
 from cft.data.splits import Splits, splits_of
 from cft.ranges import Fraction, in_range
 from cft.types import Problem, ThinkingTags, Verdict, Verifier
+from cft.verifiers.stripped import stripped
 from cft.verifiers.thinking import after_thinking
 from cft.verifiers.verdict import require_ready
 
@@ -30,7 +31,7 @@ class Suite:
     members: dict[str, Splits]
 
     def of(self, split: str) -> tuple[Problem, ...]:
-        """What a single set gives; here always an error."""
+        """As for a single set; always an error here."""
         raise self._no_single_set()
 
     def held_out_questions(self) -> frozenset[str]:
@@ -49,7 +50,7 @@ class BenchmarkVerifier:
     """`verifier=benchmark`: each benchmark's own verifier.
 
     Args:
-        other: for a source of problems that names none.
+        other: used if the source of the problems names none.
     """
 
     name: ClassVar[str] = "benchmark"
@@ -82,9 +83,9 @@ def benchmark(
     """One test set.
 
     Args:
-        layout: how its rows are read (`cft/benchmarks/rows.py`).
-        verifier: what grades its answers.
-        hub_id: where `dir` is "".
+        layout: layout of its rows (`cft/benchmarks/rows.py`).
+        verifier: grades its answers.
+        hub_id: data set on the hub, used if `dir` is "".
         hub_split: may join splits (`train+test`).
         max_bad_rows: fraction of the rows that may be skipped, 0 to 1; they are counted and named.
 
@@ -119,24 +120,24 @@ def members_of(benchmark: Splits | Suite) -> dict[str, Splits]:
     return benchmark.members if isinstance(benchmark, Suite) else {benchmark.name: benchmark}
 
 
-def verifier_for(splits: Splits, *, chosen: Verifier, thinking: ThinkingTags) -> Verifier:
-    """The verifier that grades a set on what is outside of thinking: the one that was chosen, or with `verifier=benchmark`
-    the set's own.
+def verifier_for(splits: Splits, *, chosen: Verifier, thinking: ThinkingTags, strip: Sequence[str] = ()) -> Verifier:
+    """The verifier of a set, applied to the text outside the thinking: the chosen one, or with `verifier=benchmark` the set's
+    own.
 
-    thinking: its tags, or two empty texts where nothing is thinking.
+    thinking: the tags, or two empty strings for none. strip: strings that are removed first.
 
     Raises:
         UserError: this machine cannot run it.
     """
     own = chosen.for_problems(splits) if isinstance(chosen, BenchmarkVerifier) else chosen
     require_ready(own)
-    return after_thinking(own, thinking)
+    return after_thinking(stripped(own, strip), thinking)
 
 
 def _problems(
     rows: Iterator[Row], *, name: str, layout: Layout, source: str, max_bad_rows: float
 ) -> tuple[list[Problem], Counter[str]]:
-    """Ids are hashes of question and answer, so that order does not matter; a row that occurs again gets a number."""
+    """Ids are hashes of question and answer, so order does not matter; a repeated row gets a number."""
     others = ", ".join(other for other in LAYOUTS if other != layout)
     remedy = (
         f"benchmark.layout={layout} reads the fields {LAYOUTS[layout].fields}: repair the rows, or give the layout that they "

@@ -1,6 +1,6 @@
 """`cft evaluate benchmark=gsm8k,math` is one run on both with one loaded model; with -m it is a sweep, as Hydra has it.
 
-The list is spelt out in overrides that Hydra knows, before it and the config check see the command line:
+The list is expanded into overrides that Hydra supports, before Hydra and the config check see the command line:
 
     benchmark=suite benchmark.name=gsm8k+math +benchmark@benchmark.members.gsm8k=gsm8k +benchmark@benchmark.members.math=math
 """
@@ -14,7 +14,7 @@ _LIST = re.compile(r"benchmark=\[?([\w./-]+(?:\s*,\s*[\w./-]+)+)\]?")
 
 
 def in_one_run(argv: Sequence[str]) -> list[str]:
-    """The command line with a list of benchmarks spelt out; unchanged where there is none, or in a multirun."""
+    """The command line with a list of benchmarks expanded; unchanged without one, or in a multirun."""
     if any(word in ("-m", "--multirun") or word.lstrip("+") == "hydra.mode=MULTIRUN" for word in argv):
         return list(argv)
     words: list[str] = []
@@ -25,7 +25,7 @@ def in_one_run(argv: Sequence[str]) -> list[str]:
 
 
 def is_benchmark_override(name: str) -> bool:
-    """Whether an override's name is about what is measured on: benchmark, benchmark.x, benchmark@benchmark.members.x."""
+    """Whether an override is about the benchmark: benchmark, benchmark.x, benchmark@benchmark.members.x."""
     return re.split(r"[@./]", name)[0] == "benchmark"
 
 

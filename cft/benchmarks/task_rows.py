@@ -1,5 +1,5 @@
-"""Rows of benchmarks whose answer is no text: a program that must pass a test, a response that must follow instructions. The
-gold answer is the test or the instructions as JSON, which `verifier=code` and `verifier=instructions` read.
+"""Rows of benchmarks without an answer text: programs that must pass a test, responses that must follow instructions. The
+gold answer is the test or the instructions as JSON, read by `verifier=code` and `verifier=instructions`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cft.verifiers.code import gold_of
 
 
 def humaneval(row: Row) -> Parts:
-    """The head of a function, to be completed or written whole. What else the head defines is the test's own, too."""
+    """A function signature to be completed, or rewritten whole. Other definitions before it belong to the test as well."""
     prompt, entry = read_field(row, "prompt"), read_field(row, "entry_point").strip()
     test = f"{read_field(row, 'test')}\n\ncheck(candidate)\n"
     gold = gold_of(before=prompt, setup=prompt, test=test, names=[entry], entry=entry)
@@ -24,8 +24,8 @@ def humaneval(row: Row) -> Parts:
 
 def mbpp(row: Row) -> Parts:
     """A task in words with three assertions, which are part of the question as in the paper (arXiv 2108.07732). Both layouts:
-    the full set (`text`, `test_setup_code`) and the sanitized one (`prompt`, `test_imports`). What the assertions take from the
-    program are the functions and classes of the published solution that they name."""
+    the full set (`text`, `test_setup_code`) and the sanitized one (`prompt`, `test_imports`). The names taken from the program
+    are the functions and classes of the published solution that occur in the assertions."""
     task = read_field(row, "text" if "text" in row else "prompt").strip()
     asserts = row.get("test_list")
     if not isinstance(asserts, list) or not asserts or not all(isinstance(one, str) for one in asserts):
@@ -38,7 +38,7 @@ def mbpp(row: Row) -> Parts:
     if not names:
         raise BadRow("wrong code: no function or class of it is in test_list")
     question = f"{task}\nYour code should pass these tests:\n\n{test}\n"
-    # What a setup makes of the program's classes is a part of the test.
+    # Code of the setup that uses the program's classes is part of the test.
     gold = gold_of(setup="\n".join(dict.fromkeys(needed)), test=f"{setup}\n{test}\n".lstrip("\n"), names=names)
     return question.strip(), gold, code
 
@@ -50,7 +50,7 @@ def ifeval(row: Row) -> Parts:
         raise BadRow(f"wrong type: instruction_id_list and kwargs, expected lists of one length ({fields_found(row)})")
     if not all(isinstance(one, Mapping) for one in arguments) or not all(isinstance(one, str) for one in ids):
         raise BadRow("wrong type: kwargs, expected a table for each of instruction_id_list")
-    # The published table has a column for every argument of every instruction; those of others are null.
+    # The published table has a column for every argument of every instruction; unused ones are null.
     given = [{key: _plain(value) for key, value in one.items() if value is not None} for one in arguments]
     return read_field(row, "prompt").strip(), json.dumps([list(pair) for pair in zip(ids, given, strict=True)]), ""
 

@@ -1,6 +1,6 @@
-"""What makes bash complete commands, options and keys:   eval "$(cft completion)"
+"""Bash completion of commands, options and keys:   eval "$(cft completion)"
 
-The first word is one of the commands; behind a stage Hydra answers, which knows its groups, options and keys.
+The first word is one of the commands; after a stage Hydra completes its groups, options and keys.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What the commands do with an error: a UserError is shown without a traceback, with exit status 2.
+"""How commands end on an error: a UserError is shown without a traceback, with exit status 2.
 
-In a multirun it stays the exception of its job, so that the other jobs continue. An interruption ends all of them: Ctrl-C with
-exit status 130; a signal of the cluster or the run's own time limit with 75, after which the printed command
-resumes where this one stopped.
+In a multirun it fails its own job only, and the others continue. An interruption ends all of them: Ctrl-C with exit status
+130; a signal of the cluster or the run's own time limit with 75, and the printed command resumes where this one stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from cft.quoting import setting
 
 EXIT_USER_ERROR = 2
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again
-EXIT_INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
+EXIT_INTERRUPTED = 130  # as shells report a program ended by Ctrl-C
 
 
 class JobFailed(UserError, CompactHydraException):
@@ -35,7 +34,7 @@ class JobFailed(UserError, CompactHydraException):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Around the body of a command: shows a UserError and Ctrl-C the way the head of this file says."""
+    """Wraps the body of a command: handles a UserError and Ctrl-C as described at the top of this file."""
     try:
         yield
     except UserError as failed:
@@ -58,7 +57,7 @@ def reported() -> Iterator[None]:
 
 @contextmanager
 def reported_in_rank() -> Iterator[None]:
-    """Around a further process of a distributed run: its first process says how to resume."""
+    """Wraps a further process of a distributed run, whose first process prints how to resume."""
     try:
         yield
     except UserError as error:
@@ -71,7 +70,7 @@ def reported_in_rank() -> Iterator[None]:
 
 
 def how_to_resume() -> str:
-    """What to type after an interruption of the Hydra job that is running."""
+    """The command to type after an interruption of the running Hydra job."""
     from cft.cli.job import command_flags
 
     hydra = HydraConfig.get()
@@ -99,14 +98,14 @@ def how_to_resume() -> str:
 
 
 def _with_folder(error: UserError) -> str:
-    """What is wrong; where a job has a working folder of its own, with the folder that relative paths start at."""
+    """The message; if a job has its own working folder, with the folder that relative paths are resolved against."""
     if HydraConfig.initialized() and HydraConfig.get().job.chdir:
         return f"{error}\nRelative paths start at {Path.cwd()}, because of hydra.job.chdir=true"
     return str(error)
 
 
 def _further_task() -> bool:
-    """Started beside a first one by a cluster or torchrun."""
+    """Whether this is a further process, started by a cluster or torchrun."""
     return any(os.environ.get(name, "0") != "0" for name in ("SLURM_PROCID", "RANK"))
 
 

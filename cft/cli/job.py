@@ -1,6 +1,6 @@
-"""The one place where a composed config becomes values: the stage's own dataclass, and what the command line says of the job.
+"""The one place where a composed config becomes values: the stage's own dataclass, and the facts about the job.
 
-Nothing below knows of Hydra or OmegaConf.
+Nothing below it uses Hydra or OmegaConf.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cft.shipped import CONF_DIR
 
 
 def stage_inputs(cfg: DictConfig, stage: str, hydra: HydraConf) -> tuple[Any, Job]:
-    """(config of the stage, job): what a stage is called with. cfg: of the stage alone, without errors."""
+    """(config of the stage, job): the arguments of a stage. cfg: the config of the stage alone, already checked."""
     tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(tree, dict)
     schema = STAGES[stage].schema
@@ -63,7 +63,7 @@ def job_of(cfg: DictConfig, stage: str, hydra: HydraConf) -> Job:
 
 
 def command_flags(hydra: HydraConf) -> tuple[str, ...]:
-    """As typed: where to look for yaml files beside ours."""
+    """Folders of further yaml files, as typed."""
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return tuple(word for folder in folders for word in ("--config-dir", folder))
 
@@ -77,10 +77,10 @@ def hydra_job(
     conf_dirs: Sequence[str] = (),
     check: bool = True,
 ) -> Iterator[tuple[Any, Job]]:
-    """What `cft <stage> <overrides>` would call the stage with, for programs; inside, Hydra knows the job as it does there.
+    """The arguments that `cft <stage> <overrides>` calls the stage with, for programs; Hydra's job context is set as there.
 
-    folder: the job's own, None = where the command would put it. conf_dirs: of one's own yaml files, as --config-dir names
-    them. check: whether the config is refused if a stage would refuse it.
+    folder: of the job, None = where the command would put it. conf_dirs: folders of further yaml files, as for --config-dir.
+    check: whether to refuse a config that the stage would refuse.
 
     Raises ConfigError.
     """
@@ -112,13 +112,13 @@ def composed(
     conf_dirs: Sequence[str] = (),
     check: bool = True,
 ) -> tuple[Any, Job]:
-    """The inputs alone of `hydra_job`."""
+    """The inputs of `hydra_job`, without its context."""
     with hydra_job(stage, overrides, folder=folder, conf_dirs=conf_dirs, check=check) as inputs:
         return inputs
 
 
 def composed_config(stage: str, overrides: Sequence[str], *, conf_dirs: Sequence[str] = ()) -> dict[str, Any]:
-    """The config of `composed`, resolved and redacted, unchecked; those that differ in values alone are composed once."""
+    """The composed config, resolved and redacted, unchecked; configs that differ in values only are composed once."""
     values = [word for word in overrides if _is_value(word, conf_dirs=conf_dirs)]
     options = tuple(word for word in overrides if word not in values)
     cfg = copy.deepcopy(_with_options(stage, options, tuple(conf_dirs)))
@@ -141,7 +141,7 @@ def _with_options(stage: str, options: tuple[str, ...], conf_dirs: tuple[str, ..
 
 
 def _is_value(word: str, *, conf_dirs: Sequence[str]) -> bool:
-    """Whether an override sets a key that is there, and chooses no option."""
+    """Whether an override sets an existing key and chooses no option."""
     key, equals, _ = word.partition("=")
     if not equals or key[0] in "+~" or "@" in key or "/" in key:
         return False

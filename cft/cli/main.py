@@ -52,6 +52,6 @@ def overview() -> str:
             "cft <command> -m a=1,2    a run for each value",
             "cft --version             the version",
             "",
-            "Files are written below ./outputs of the current folder. Configs of one's own: --config-dir FOLDER.",
+            "Files are written to ./outputs. Your own configs: --config-dir FOLDER.",
         )
     )

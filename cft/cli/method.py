@@ -1,7 +1,7 @@
-"""Which options make up the method of a training, and every value that is not its option's own.
+"""The options that make up the method of a training run, and every value that differs from its option's yaml.
 
-An option's name is a method's only while its values are those of its yaml; an experiment's yaml changes them as well
-as the command line. So the options are composed again without either, and what differs is recorded.
+An option's name identifies a method only while its values are those of its yaml; experiments and the command line can change
+them. So the options are composed again without either, and the differences are recorded.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _SCHEMA = "structured://"
 
 
 def method_choices(cfg: DictConfig, *, choices: Mapping[str, str], sources: Sequence[str]) -> dict[str, Any]:
-    """Options by group, then changed values by dotted name (None: it was deleted).
+    """Options by group, then changed values by dotted name (None = deleted).
 
-    choices: group -> option, of the job. sources: where Hydra looks for yaml files, such as file:///somewhere/conf; ours
-    are looked at last.
+    choices: group -> option, of the job. sources: Hydra's search path, such as file:///somewhere/conf; the package's own yaml
+    files are searched last.
     """
     wanted = {name: option for name, option in choices.items() if part_of(name) in METHOD and option != "None"}
     plain, ours = _written(_as_chosen(wanted, sources=sources)), _written(cfg)
@@ -48,7 +48,7 @@ def _as_chosen(wanted: Mapping[str, str], *, sources: Sequence[str]) -> DictConf
     while True:
         cfg = loader.load_configuration("train", overrides=list(lines), run_mode=RunMode.RUN)
         found = cfg.hydra.runtime.choices
-        # An option may bring groups of its own, so what is there is set before anything is added.
+        # An option may bring groups of its own, so existing keys are set before any is added.
         other = [f"{name}={option}" for name, option in wanted.items() if name in found and str(found[name]) != option]
         more = other or [f"+{name}={option}" for name, option in wanted.items() if name not in found][:1]
         if not more:
@@ -57,7 +57,7 @@ def _as_chosen(wanted: Mapping[str, str], *, sources: Sequence[str]) -> DictConf
 
 
 def _written(cfg: DictConfig) -> dict[str, Any]:
-    """Values of the method as they are in yaml: `${seed}` is no change from one run to the next."""
+    """Values of the method as written in yaml, so that `${seed}` does not differ between runs."""
     tree = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(tree, dict)
     return {name: value for part in METHOD if part in tree for name, value in flat(tree[part], part).items()}

@@ -1,4 +1,4 @@
-"""What follows the last job of a multirun (a Hydra callback, named in conf/train.yaml)."""
+"""Runs after the last job of a multirun (a Hydra callback, named in conf/train.yaml)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ class CompareJobs(Callback):
     """Compares the jobs: a table, and comparison.csv, figures and report.html in the multirun's folder."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from cft.report.multirun import compare_jobs  # now, not at the start of every job
+        from cft.report.multirun import compare_jobs  # heavy, so not at the start of every job
 
         compare_jobs(Path(config.hydra.sweep.dir))

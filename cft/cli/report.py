@@ -3,8 +3,8 @@
     cft report <folder> [...] [--out DIR] [--choose optimizer.lr] [--annotation NAME] [--strict]
 
 Collects the results.json files below the folders, prints the comparison, writes the page, the figures and the CSV files
-(`cft/report/build.py` lists them). The token explorer shows the annotation that the runs were trained on, where it is
-found, or the one that is named; without folders the report is about that annotation alone.
+(`cft/report/build.py` lists them). The token explorer shows the annotation that the runs were trained on, if it can be
+found, or the named one; without folders the report covers that annotation only.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What makes a composed configuration: schemas, checks, building."""
+"""Configuration: schemas, checks, building objects from it."""

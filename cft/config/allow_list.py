@@ -1,9 +1,8 @@
-"""Which `_target_`s a config may name. A config is input: with a free choice of target it would be a program.
+"""Which `_target_`s a config may name. A config is input; with a free choice of target it would be a program.
 
-Checked twice. As text, before anything is imported: the name starts with an allowed prefix, and what the source says
-it refers to is defined under one, too (`cft.models.load.torch.hub.load` starts well and leads to torch.hub). Once imported:
-the object's own module and qualified name. Methods, nested classes and names found by walking through modules never
-pass.
+Checked twice. As text, before anything is imported: the name must start with an allowed prefix, and so must the definition that
+it refers to in the source (`cft.models.load.torch.hub.load` starts with cft. but is torch.hub's). After the import: the
+object's own module and qualified name. Methods, nested classes and names reached through other modules are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from cft.config.source import Definition, TargetError, resolve
 
 OWN = ("cft.",)
 LIBRARIES = ("torch.optim.", "lightning.pytorch.")  # their classes only
-# Their business is to make any object by name, to read a command line, or to run jobs.
+# These build any object by name, read a command line, or run jobs.
 _NEVER = (
     "lightning.pytorch.cli.",
     "cft.api.",

@@ -1,8 +1,8 @@
-"""The Python type that an annotation means, read as griffe gives it: nothing is imported.
+"""The Python type of an annotation, as griffe reads it from the source: nothing is imported.
 
-What yaml can spell is understood: int, float, str, bool, None, Literal, string enumerations, unions, lists, tuples and dicts of
-these, aliases for them, and the ranges of pydantic's Field. A class means a node that builds an object of it. Whatever
-else an annotation says is `Any`, and left to the constructor. `cft/ranges.py` validates values by the types.
+Supported is what yaml can express: int, float, str, bool, None, Literal, string enumerations, unions, lists, tuples and dicts
+of these, aliases for them, and the ranges of pydantic's Field. A class stands for a node that builds an object of it. Any
+other annotation becomes `Any` and is left to the constructor. `cft/ranges.py` validates values against the types.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _generic(head: str, items: list[str | griffe.Expr], depth: int) -> Any:
 
 
 def _field(item: str | griffe.Expr) -> Any:
-    """The Field of literal arguments that an item of Annotated makes, None for anything else: nothing of it is run."""
+    """The Field with literal arguments in an item of Annotated, None for anything else; the item is not executed."""
     if not isinstance(item, griffe.ExprCall) or item.canonical_path not in ("pydantic.Field", "pydantic.fields.Field"):
         return None
     named = [argument for argument in item.arguments if isinstance(argument, griffe.ExprKeyword)]
@@ -104,7 +104,7 @@ def _class(found: Definition) -> Any:
     if "StrEnum" in bases:
         values = [m.value for m in node.members.values() if isinstance(m, griffe.Attribute) and m.value is not None]
         return Literal[tuple(ast.literal_eval(str(v)) for v in values)]  # pyright: ignore[reportInvalidTypeForm]
-    # Classes of the standard library, such as Path, may take a text in their stead; those of a library do not.
+    # A class of the standard library, such as Path, accepts a string in its place; a class of another library does not.
     if bases & {"str", "int", "float", "Enum", "IntEnum", "TypedDict"}:
         return Any
     return object_of(node.name)
@@ -128,7 +128,7 @@ def _plain_name(expr: str | griffe.Expr) -> str:
 
 
 def texts_of(definition: Definition, attribute: str) -> frozenset[str] | None:
-    """The texts in a class attribute, inherited ones included; None where the source does not tell."""
+    """The strings in a class attribute, inherited ones included; None if the source does not determine them."""
     for cls in bases_of(definition):
         if cls is None:
             return None
@@ -139,7 +139,7 @@ def texts_of(definition: Definition, attribute: str) -> frozenset[str] | None:
 
 
 def keys_of_dict(path: str) -> frozenset[str]:
-    """The texts that are the keys of a module's dict."""
+    """The string keys of a dict defined in a module."""
     found = find(path)
     value = found.node.value if found is not None and isinstance(found.node, griffe.Attribute) else None
     return (
@@ -148,7 +148,7 @@ def keys_of_dict(path: str) -> frozenset[str]:
 
 
 def _texts(expr: Any) -> list[str]:
-    """Of a constant, a name of one, a tuple or set of them, or frozenset(...)."""
+    """The strings in a constant, a name of one, a tuple or set of them, or frozenset(...)."""
     match expr:
         case str():
             value = ast.literal_eval(expr) if expr[:1] in "'\"" else None

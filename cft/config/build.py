@@ -42,7 +42,7 @@ _HASH_LENGTH = 12
 
 
 class ConfigError(UserError, ValueError):
-    """What is wrong with a config, one error a line."""
+    """The errors of a config, one per line."""
 
     def __init__(self, *errors: ErrorDetail | str) -> None:
         self.errors = errors
@@ -52,7 +52,7 @@ class ConfigError(UserError, ValueError):
 def check_command_line(stage: str, argv: Sequence[str] | None = None, conf_dir: Path = CONF_DIR) -> None:
     """Report every error of a command line (this process's by default) on stderr and exit with status 2.
 
-    Does nothing where the command line is sound, or only asks for --help, --cfg and the like.
+    Does nothing if the command line has no error or only asks for --help, --cfg and the like.
     """
     errors = errors_of(stage, sys.argv[1:] if argv is None else argv, conf_dir=conf_dir)
     if errors:
@@ -63,7 +63,7 @@ def check_command_line(stage: str, argv: Sequence[str] | None = None, conf_dir: 
 
 
 def errors_of(stage: str, argv: Sequence[str], *, conf_dir: Path = CONF_DIR) -> list[ErrorDetail]:
-    """Every error of a command line; none of one that only asks for --help and the like."""
+    """Every error of a command line; empty if it only asks for --help and the like."""
     from cft.config.command_line import (  # a job in a launcher never needs it
         command_line_errors,
         read_command_line,
@@ -74,7 +74,7 @@ def errors_of(stage: str, argv: Sequence[str], *, conf_dir: Path = CONF_DIR) -> 
 
 
 def checked(cfg: DictConfig, stage: str) -> DictConfig:
-    """The composed config of one job, if it is without errors. Raises ConfigError with all of them.
+    """The composed config of one job. Raises ConfigError with all of its errors.
 
     Prints a note for each choice that has no effect.
     """
@@ -89,10 +89,10 @@ def checked(cfg: DictConfig, stage: str) -> DictConfig:
 
 
 def build(node: Part | DictConfig | ListConfig | dict[str, Any], *runtime: Any) -> Any:
-    """The object a part describes; parts inside it are built first. One without `_target_` gives a dict of objects.
+    """The object that a part describes; nested parts are built first. A part without `_target_` gives a dict of objects.
 
-    runtime: what the program adds, as the first positional arguments. `_partial_: true` gives a functools.partial.
-    Raises ConfigError if a target may not be built or an argument does not suit it; nothing is imported before.
+    runtime: arguments from the program, passed first and by position. `_partial_: true` gives a functools.partial.
+    Raises ConfigError if a target is not allowed or an argument does not fit; nothing is imported before that.
     """
     plain: Any = (
         OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
@@ -109,7 +109,7 @@ def build(node: Part | DictConfig | ListConfig | dict[str, Any], *runtime: Any) 
 
 @contextmanager
 def trying(key: str, node: Mapping[Any, Any]) -> Iterator[None]:
-    """Around the construction of a library's object: what it refuses is an error of the config. Raises ConfigError."""
+    """Wraps the construction of a library's object: arguments that it refuses are raised as ConfigError."""
     try:
         yield
     except UserError:
@@ -122,7 +122,7 @@ def trying(key: str, node: Mapping[Any, Any]) -> Iterator[None]:
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """Twelve hexadecimal digits of the resolved config, whatever the order of its keys."""
+    """Twelve hexadecimal digits of the resolved config, independent of the order of its keys."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]

@@ -1,9 +1,8 @@
 """Every error in a composed config, found without importing what its `_target_`s name.
 
-The closed sets are compared with `cft/config/schema.py`, every node with its constructor's signature, then the rules of
-`cft/config/rules.py` apply. The constructors follow one convention: what a yaml gives is keyword-only; what the program
-gives at run time are the positional parameters without a default, so that a `_partial_` node may leave out those, and
-only those.
+Keys are compared with `cft/config/schema.py`, every node with its constructor's signature, then the rules of
+`cft/config/rules.py` apply. Constructors follow one convention: parameters set in yaml are keyword-only; parameters that the
+program passes at run time are positional and have no default, so a `_partial_` node may omit those, and only those.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ from cft.config.annotations import type_of
 from cft.config.combinations import conflicts
 from cft.config.library_rules import library_errors
 from cft.config.needs import lacking_evidence, missing_scores, unmet, unused
+from cft.config.parameter_groups import group_errors
 from cft.config.preflight import missing_inputs
 from cft.config.redaction import holds_secret, is_secret_key
 from cft.config.rules import broken_rules
-from cft.config.schema import keys_of
+from cft.config.schema import GROUPS, ParameterGroupConfig, keys_of
 from cft.config.source import Parameter, Signature, resolve, signature
 from cft.config.stages import STAGES
 from cft.ranges import mismatch
@@ -36,7 +36,7 @@ _DEEPEST = 30
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetail:
-    """key: the dotted path it is about, or the override as typed. text: what is wrong, and what would be right."""
+    """key: the dotted path it is about, or the override as typed. text: what is wrong and what was expected."""
 
     key: str
     text: str
@@ -52,7 +52,7 @@ def named(target: str) -> Callable[..., Any]:
 
 
 class Unknown:
-    """A value that is known once a job runs, such as ${hydra:job.num}: nothing is checked about it."""
+    """A value that is only known when a job runs, such as ${hydra:job.num}; it is not checked."""
 
 
 def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) -> list[ErrorDetail]:
@@ -69,29 +69,29 @@ def find_errors(config: DictConfig, *, stage: str, extra: Sequence[str] = ()) ->
     errors += [ErrorDetail(key, text) for key, text in library_errors(tree, stage=stage) if key not in known]
     needs = (*unmet(tree), *lacking_evidence(tree), *conflicts(tree))
     errors += [ErrorDetail(key, text) for key, text in needs if key not in known]
-    if STAGES[stage].errors and not errors:  # what it reads is of the right type
+    if STAGES[stage].errors and not errors:  # the values that it reads have the right types
         errors += named(STAGES[stage].errors)({**tree, "allow_targets": list(extra)})
     return list(dict.fromkeys(errors))
 
 
 def find_missing(config: DictConfig) -> list[ErrorDetail]:
-    """What a sound configuration refers to and this machine, or its annotation, lacks; reads the file system."""
+    """Inputs that a valid configuration refers to and this machine or annotation lacks; reads the file system."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
     return [ErrorDetail(key, text) for key, text in (*missing_inputs(tree), *missing_scores(tree))]
 
 
 def find_unused(config: DictConfig) -> list[ErrorDetail]:
-    """Choices of a sound configuration that change nothing: no errors, but worth a note."""
+    """Choices in a valid configuration that have no effect: worth a note, no errors."""
     tree = _resolved(config, "", [])
     assert isinstance(tree, dict)
     return [ErrorDetail(key, text) for key, text in unused(tree)]
 
 
 def check_node(node: object, *, path: str, extra: Sequence[str] = (), incomplete: bool = False) -> list[ErrorDetail]:
-    """Errors in one plain node and in those inside it. path: how messages call it, "" at the root.
+    """Errors in one plain node and in the nodes inside it. path: its name in messages, "" at the root.
 
-    incomplete: the program adds positional arguments to it, as to a `_partial_` node.
+    incomplete: whether the program adds positional arguments to it, as to a `_partial_` node.
     """
     errors: list[ErrorDetail] = []
     _check_tree({**node, "_partial_": True} if incomplete and isinstance(node, dict) else node, path, extra, errors)
@@ -115,6 +115,8 @@ def _check_record(tree: dict, schema: type, path: str, extra: Sequence[str], err
             errors.append(ErrorDetail(_join(path, name), text))
     types = get_type_hints(schema, include_extras=True)
     for name, key in keys.items():
+        if name not in tree and not key.required and key.record is None:
+            continue
         here = _join(path, name)
         value = tree.get(name, "???" if key.required or key.record else {})
         if key.record is not None:
@@ -206,7 +208,9 @@ def _check_arguments(node: dict, found: Signature, args: list, path: str, errors
     for name, value in node.items():
         if name in RESERVED:
             continue
-        if name not in parameters:
+        if _join(path, name) == f"optimizer.{GROUPS}":
+            _check_groups(value, _join(path, name), errors)
+        elif name not in parameters:
             known = [p.name for p in found.parameters if not is_runtime(p, found, node)]
             listing = f"; it takes {', '.join(known)}" if len(known) <= 12 else ""
             text = f"{target} has no parameter '{name}'{suggestion(str(name), known) or listing or ''}"
@@ -229,8 +233,17 @@ def _check_arguments(node: dict, found: Signature, args: list, path: str, errors
             )
 
 
+def _check_groups(value: object, path: str, errors: list[ErrorDetail]) -> None:
+    """What the program takes out of an optimizer's node before it builds it."""
+    for name, group in value.items() if isinstance(value, dict) else ():
+        if isinstance(group, dict):
+            _check_record(group, ParameterGroupConfig, _join(path, name), (), errors)
+    known = {error.key for error in errors}
+    errors += [ErrorDetail(key, text) for key, text in group_errors(value, path) if key not in known]
+
+
 def is_runtime(parameter: Parameter, found: Signature, node: Mapping) -> bool:
-    """Does the program give it? In a library's signature only the first one is known to be (an optimizer's params)."""
+    """Whether the program passes it. In a library's signature only the first parameter is (an optimizer's params)."""
     if node.get("_partial_", False) is not True or parameter.keyword_only or not parameter.required:
         return False
     return parameter is found.parameters[0] or not str(node["_target_"]).startswith(LIBRARIES)
@@ -260,7 +273,7 @@ def _holds_unknown(value: object) -> bool:
 
 
 def _check_secrets(value: object, path: str, errors: list[ErrorDetail]) -> None:
-    """Hydra saves the whole config and the command line beside every run, so neither may hold a secret."""
+    """Hydra saves the whole config and the command line with every run, so neither may contain a secret."""
     if isinstance(value, dict):
         for name, inner in value.items():
             here = _join(path, name)

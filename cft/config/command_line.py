@@ -1,8 +1,8 @@
 """Every error on a command line and in the yaml files behind it, before Hydra stops at the first one.
 
-The faulty overrides are set aside, the rest is composed with the schemas loosened, and the result is checked
-(`cft/config/check.py`). A sweep is checked one axis at a time: the first value of each, then every other
-value of one axis while the others stay; each job checks its own combination again.
+Faulty overrides are removed, the others are composed with non-strict schemas, and the result is checked
+(`cft/config/check.py`). A sweep is checked one axis at a time: the first value of each axis, then every other value of one
+axis with the others fixed; each job checks its own combination again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FLAGS_WITH_VALUES |= {"--experimental-rerun", "-c", "-p", "-cp", "-cn", "-cd", 
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What an argument vector asks for. shows_only: --help, --cfg and the like, which start nothing."""
+    """A parsed argument vector. shows_only: --help, --cfg and the like, which start nothing."""
 
     overrides: tuple[str, ...]
     multirun: bool
@@ -52,7 +52,7 @@ class CommandLine:
 
 
 def read_command_line(argv: Sequence[str], *, stage: str, conf_dir: Path) -> CommandLine:
-    # Taken out first: argparse ends its list of overrides at a word it does not know.
+    # Removed first, because argparse ends its list of overrides at an unknown word.
     dashed = [w for w in argv if w.startswith("-") and "=" in w and w.partition("=")[0] not in _FLAGS_WITH_VALUES]
     args, unknown = argument_parser().parse_known_args([w for w in argv if w not in dashed])
     errors = []
@@ -79,7 +79,7 @@ def command_line_errors(line: CommandLine, *, stage: str) -> list[ErrorDetail]:
     for folder in (line.config_dir, *line.extra_dirs):
         if not folder.is_dir():
             return [*line.errors, ErrorDetail(str(folder), "there is no such config folder")]
-    strict = register_schemas(strict=False)  # loose already where the steps of a pipeline are checked
+    strict = register_schemas(strict=False)  # already non-strict when the steps of a pipeline are checked
     try:
         with nested(), initialize_config_dir(str(line.config_dir), job_name=stage, version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
@@ -96,7 +96,7 @@ def command_line_errors(line: CommandLine, *, stage: str) -> list[ErrorDetail]:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One composition: the group choices in it, the config, and the values still to be set."""
+    """One composition: its group choices, the config, and the overrides still to be applied."""
 
     groups: tuple[Override, ...]
     config: DictConfig
@@ -111,7 +111,7 @@ class _Check:
     reader: Reader
     errors: list[ErrorDetail]
     extra: tuple[str, ...] = ()  # the user's own target prefixes
-    read_files: set[Path] = field(default_factory=set)  # whose defaults are checked
+    read_files: set[Path] = field(default_factory=set)  # whose defaults lists are checked
     found_files: dict[tuple[str, ...], list[tuple[Path, str, str]]] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -144,7 +144,7 @@ class _Check:
                     self.errors.append(ErrorDetail(error.key, f"{error.text} [with {shown(changed)}]"))
 
     def check_order(self) -> None:
-        """The order of a defaults list decides who wins; nothing else would tell that an experiment is overridden."""
+        """The order of a defaults list decides which value wins; an overridden experiment would go unnoticed."""
         file = self.line.config_dir / f"{self.line.config_name}.yaml"
         if not file.is_file():
             return
@@ -158,7 +158,7 @@ class _Check:
         return self.reader.existing_options(item, choices=choices, stage=self.stage)
 
     def prefixes(self, items: list[Item]) -> tuple[str, ...]:
-        """The user's own target prefixes: only the command line is trusted with them, a yaml may come from anywhere."""
+        """The user's own target prefixes. Only the command line may set them, since a yaml may come from anywhere."""
         found: list[str] = []
         for item in items:
             if item.key != "allow_targets":
@@ -173,13 +173,13 @@ class _Check:
         return tuple(found)
 
     def items_of_yaml_sweep(self, config: DictConfig, *, taken: set[str]) -> list[Item]:
-        """Axes that a yaml names under hydra.sweeper.params; the command line wins over them."""
+        """Sweep axes from hydra.sweeper.params in a yaml; the command line overrides them."""
         params = OmegaConf.select(config, "hydra.sweeper.params") or {}
         texts = [f"{key}={value}" for key, value in params.items() if str(key) not in taken]
         return [item for text in texts if (item := self.reader.read(text)) is not None]
 
     def composable(self, groups: list[Item], base: DictConfig) -> tuple[list[Item], DictConfig]:
-        """The groups that compose together at their first values, and the result; a group that does not is reported."""
+        """The groups that compose at their first values, and the composition; a group that does not compose is reported."""
         if not groups:
             return groups, base
         try:
@@ -199,7 +199,7 @@ class _Check:
         return compose(self.line.config_name, lines, return_hydra_config=True)
 
     def other_jobs(self, first: _Job, groups: list[Item], values: list[Item]) -> Iterator[tuple[Override, _Job]]:
-        """The jobs that differ from the first in one axis, each with the override that differs."""
+        """The jobs that differ from the first one in a single axis, each with the override that differs."""
         for at, item in enumerate(groups):
             for other in item.values[1:]:
                 chosen = (*first.groups[:at], other, *first.groups[at + 1 :])
@@ -235,7 +235,7 @@ class _Check:
         return found
 
     def file_that_sets(self, key: str, groups: Sequence[Override]) -> str:
-        """The last yaml that gives a key, "" where none does."""
+        """The last yaml that sets a key, "" if none does."""
         for file, name, package in reversed(self.files(groups)):
             inside = _within(key, package)
             if inside is not None and has_path(OmegaConf.load(file), inside):
@@ -250,7 +250,7 @@ class _Check:
                 self.errors.append(ErrorDetail(error.key, f"{error.text} ({name})"))
 
     def files(self, groups: Sequence[Override]) -> list[tuple[Path, str, str]]:
-        """(file, its name for messages, package) of each yaml that a job is composed of, a later one wins."""
+        """(file, its name in messages, package) of each yaml that a job is composed of; later ones win."""
         lines = (*self.reader.search_path, *(o.input_line or "" for o in groups))
         if lines not in self.found_files:
             self.found_files[lines] = list(self.files_of(lines))
@@ -266,7 +266,7 @@ class _Check:
 
 
 def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[ErrorDetail]:
-    """Hydra makes the output folder before a job begins, and a failure of it would be a traceback."""
+    """Hydra creates the output folder before a job starts, and a failure there would be a traceback."""
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     try:
         folder = str(OmegaConf.select(config, key) or "")
@@ -276,7 +276,7 @@ def _unwritable_folder(config: DictConfig, *, multirun: bool) -> list[ErrorDetai
 
 
 def _within(key: str, package: str) -> list[str] | None:
-    """The parts of a key inside a file of a package, None if the file cannot hold it."""
+    """The parts of a key relative to the file's package, None if the file cannot contain it."""
     parts = key.split("[")[0].split(".")
     outer = package.split(".") if package else []
     return parts[len(outer) :] if parts[: len(outer)] == outer and len(parts) > len(outer) else None

@@ -1,4 +1,4 @@
-"""Composed configs as plain values, for what reads conf/ without running a stage."""
+"""Composed configs as plain values, for code that reads conf/ without running a stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cft.shipped import CONF_DIR
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """written: as the yaml says it, `${seed}` among it. resolved: what that means. "???" is a value still to be given."""
+    """written: as in yaml, with interpolations such as `${seed}`. resolved: without. "???" marks a missing value."""
 
     written: dict[str, Any]
     resolved: dict[str, Any]
@@ -25,7 +25,7 @@ class Tree:
 
 @contextmanager
 def nested() -> Iterator[None]:
-    """Around a composition that may happen inside of a job, or of another composition: Hydra knows one at a time."""
+    """Wraps a composition that may happen inside a job or another composition; Hydra supports one at a time."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -36,13 +36,13 @@ def nested() -> Iterator[None]:
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Around calls of `composed_tree`, which share what is read once."""
+    """Wraps calls of `composed_tree`, so that files are read once for all of them."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
         yield
 
 
 def composed_tree(stage: str, overrides: Sequence[str]) -> Tree:
-    """What `cft <stage> <overrides>` runs with, unchecked. Inside of `composing`."""
+    """The config that `cft <stage> <overrides>` would run with, unchecked. Call it inside `composing`."""
     cfg = compose(stage, overrides=list(overrides))
     return Tree(*(_plain(OmegaConf.to_container(cfg, resolve=resolve)) for resolve in (False, True)))
 

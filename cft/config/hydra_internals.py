@@ -1,6 +1,6 @@
-"""All of Hydra that is private and that the package uses: checking a command line and composing one, without running it.
+"""Every private name of Hydra that the package uses, to check and compose a command line without running it.
 
-Nothing else in the package names them; tests/config/test_hydra_internals.py tries each one.
+No other file of the package uses them; tests/config/test_hydra_internals.py tries each one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from omegaconf import DictConfig
 
 
 def argument_parser() -> ArgumentParser:
-    """Of Hydra's own flags; overrides are `overrides`."""
+    """The parser of Hydra's own flags; overrides end up in `overrides`."""
     return get_args_parser()
 
 
 def apply_override(config: DictConfig, override: Override) -> None:
-    """Change `config` as one override of the command line says. Raises HydraException and omegaconf's exceptions."""
+    """Apply one command-line override to `config`. Raises HydraException and omegaconf's exceptions."""
     ConfigLoaderImpl._apply_overrides_to_config([override], config)
 
 
 def config_loader(sources: Iterable[tuple[str, str]]) -> ConfigLoader:
-    """sources: (provider, path), the first one searched first. `hydra.compose` knows one folder, and needs a global state."""
-    Plugins.instance()  # knows what file:// is; a further process of a distributed run has no Hydra job that started it
+    """sources: (provider, path) in search order. `hydra.compose` supports one folder and needs a global state."""
+    Plugins.instance()  # registers file://; a further process of a distributed run has no Hydra job that started it
     path = ConfigSearchPathImpl()
     for provider, source in sources:
         path.append(provider=provider, path=source)

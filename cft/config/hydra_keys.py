@@ -1,4 +1,4 @@
-"""What a config may set under `hydra`, where objects are built that no allow-list of ours sees."""
+"""What a config may set under `hydra`, where Hydra builds objects without consulting the allow-list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HYDRA_TARGETS = ("hydra.", "hydra_plugins.", "cft.cli.multirun.")
 
 
 def hydra_errors(config: DictConfig) -> Iterator[ErrorDetail]:
-    """Hydra builds its launcher, sweeper and callbacks itself: theirs must be Hydra's own or a plugin's."""
+    """Hydra builds its launcher, sweeper and callbacks itself: targets there must be Hydra's own or a plugin's."""
     tree = OmegaConf.to_container(config.hydra, resolve=False)
     for path, target in _values_of("_target_", tree, "hydra"):
         if not (isinstance(target, str) and target.startswith(_HYDRA_TARGETS)):

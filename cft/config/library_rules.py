@@ -1,7 +1,7 @@
-"""Settings of libraries' classes that these take, and that would train something else here or fail once all is loaded.
+"""Settings that a library accepts but that would train something else here, or fail after everything is loaded.
 
-What a library's signature leaves open has its type here, by key. Read from the plain config, so that it costs no import;
-`cft/config/check.py` asks. What is left to the constructors fails when they are tried before a model loads
+Types of parameters that a library leaves unannotated are declared here, by key. Only the plain config is read, so nothing is
+imported; called by `cft/config/check.py`. Other errors show when the constructors are tried before a model loads
 (`cft/config/build.py`, `trying`).
 """
 
@@ -79,7 +79,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 
 
 def library_errors(tree: Mapping[str, object], *, stage: str = "train") -> Iterator[tuple[str, str]]:
-    """(key, what is wrong with it); a value of a type that its constructor does not take has its own message."""
+    """(key, error); values of a wrong type have their own message and are skipped here."""
     for key in _NEEDED.get(stage, ()):
         group, _, name = key.partition(".")
         node = tree.get(group)

@@ -1,9 +1,9 @@
-"""What a training configuration's methods need and its other parts give, read from the classes' source.
+"""What the methods of a training configuration need and what its other parts provide, read from the classes' source.
 
-Masks, weightings, losses and aggregations say `needs`, references say `gives`, and classes whose arguments name stored
-scores list these arguments in `score_arguments`, or in `logprob_arguments` where only a model's log-probs make sense. They
-are class attributes, so that a missing need is found before anything is imported or loaded; what a class decides when it
-is built is checked again by `cft/data/columns.py` and `cft/scores/store.py`.
+Masks, weightings, losses and aggregations declare `needs`, references declare `gives`, and classes whose arguments name stored
+scores list these arguments in `score_arguments`, or in `logprob_arguments` if only a model's log-probs make sense. These are
+class attributes, so a missing need is found before anything is imported or loaded; needs that depend on an instance are checked
+again by `cft/data/columns.py` and `cft/scores/store.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cft.scores.column import GROUP, NO_GROUPS, NO_REFERENCE, OWN_LOGPROB, REFER
 _OF_OBJECTIVE = ("weighting", "loss")
 _OF_DATA = ("mask", "groups")
 GIVEN_ROWS = "cft.data.rows.given_rows"
-# What masks call `evidence`.
+# Values of the masks' attribute `evidence`, in words.
 EVIDENCE = {
     "outcomes": "what came of each token's alternatives",
     "samples": "what came of samples after each token",
@@ -32,14 +32,14 @@ EVIDENCE = {
 
 
 def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, message) of every need that the configuration leaves open. tree: resolved, of the training stage."""
+    """(key, message) of every unmet need. tree: the resolved config of the training stage."""
     needs = {need for part in _OF_OBJECTIVE for need, _ in _needs(tree.get(part))}
     reference = target_of(tree.get("reference"))
     given = strings(reference, "gives") if reference else None
     for need in (REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB):
         if need in needs and given is not None and need not in given:
             yield "reference", NO_REFERENCE[need]
-            break  # who lacks the distribution lacks the log-probs for the same reason
+            break  # the log-probs are missing for the same reason as the distribution
     if GROUP in needs and target_of(tree.get("groups")) == "cft.data.columns.NoGroups":
         yield "groups", NO_GROUPS
     model = tree.get("model")
@@ -52,7 +52,7 @@ def unmet(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def unused(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, note) of a reference or a grouping that is chosen and that nothing in the configuration reads."""
+    """(key, note) of a reference or grouping that is chosen but not used by any other part."""
     needs = {need for part in _OF_OBJECTIVE for need, _ in _needs(tree.get(part))}
     reference = target_of(tree.get("reference"))
     if reference and strings(reference, "gives") and not needs & set(NO_REFERENCE):
@@ -65,7 +65,7 @@ def unused(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def lacking_evidence(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, message) of every part that reads what an annotation holds, where rows are trained on that someone brings."""
+    """(key, message) of every part that needs an annotation's evidence although data=rows is trained on."""
     data = tree.get("data")
     if target_of(data) != GIVEN_ROWS or not isinstance(data, Mapping):
         return
@@ -97,7 +97,7 @@ def lacking_evidence(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def _evidence_of(node: object) -> Iterator[tuple[str, str]]:
-    """(class, what it reads of an annotation) of a node and of those inside it."""
+    """(class, evidence that it reads) of a node and of the nodes inside it."""
     if not isinstance(node, Mapping):
         return
     target = target_of(node)
@@ -112,12 +112,12 @@ def _evidence_of(node: object) -> Iterator[tuple[str, str]]:
 
 
 def stored_scores(tree: Mapping[str, object]) -> set[str]:
-    """Names of the stored scores that a training configuration reads of its annotation."""
+    """Names of the stored scores that a training configuration reads from its annotation."""
     return {name for name, _ in _wanted(tree)}
 
 
 def _wanted(tree: Mapping[str, object]) -> set[tuple[str, str]]:
-    """(name, kind or "" for any) of the stored scores that a training configuration reads of its annotation."""
+    """(name, kind or "" for any) of the stored scores that a training configuration reads from its annotation."""
     wanted = {
         need for part in _OF_OBJECTIVE for need in _needs(tree.get(part)) if need[0] not in {GROUP, *NO_REFERENCE}
     }
@@ -129,7 +129,7 @@ def _wanted(tree: Mapping[str, object]) -> set[tuple[str, str]]:
 
 
 def _wanted_elsewhere(node: object) -> Iterator[tuple[str, set[tuple[str, str]]]]:
-    """(another annotation, the scores that a mask in the node reads of it)."""
+    """(another annotation, the scores that a mask in the node reads from it)."""
     if not isinstance(node, Mapping):
         return
     if target_of(node) == _ELSEWHERE:
@@ -141,8 +141,8 @@ def _wanted_elsewhere(node: object) -> Iterator[tuple[str, set[tuple[str, str]]]
 
 
 def missing_scores(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, message) of every stored score that is not there or is of another kind, with the command that makes it. Reads
-    the file system."""
+    """(key, message) of every stored score that is missing or of another kind, with the command that makes it. Reads the file
+    system."""
     data, annotations_dir = tree.get("data"), str(tree.get("annotations_dir"))
     if target_of(data) == GIVEN_ROWS and isinstance(data, Mapping) and (wanted := _wanted(tree)):
         from cft.scores.store import given_scores_folder
@@ -172,7 +172,7 @@ def _missing(
         found = find_annotation(annotation, annotations_dir=annotations_dir)
         model = annotating_model(AnnotationStore(found).manifest())
     except StoreError:
-        return  # that the annotation is missing or damaged has its own message
+        return  # a missing or damaged annotation has its own message
     folder = scores_folder(found, annotations_dir=annotations_dir)
     yield from _missing_in(folder, wanted, called=annotation, annotation=annotation, model=model, given="", key=key)
 
@@ -190,7 +190,7 @@ def _missing_in(
             yield key, f"{called} has no stored score {name}, which this method needs; make it with: {command}"
             continue
         except ValueError:
-            continue  # damaged: reading it says so
+            continue  # damaged: the error comes when it is read
         if not (isinstance(manifest, dict) and isinstance(manifest.get("fingerprint"), dict)):
             continue
         kind = kind or expected_kind(name)
@@ -199,7 +199,7 @@ def _missing_in(
 
 
 def _needs(node: object) -> Iterator[tuple[str, str]]:
-    """(name, kind of stored score or "" for any) of a node and of those inside it."""
+    """(name, kind of stored score or "" for any) of a node and of the nodes inside it."""
     if isinstance(node, list):
         for inner in node:
             yield from _needs(inner)
@@ -221,7 +221,7 @@ _ELSEWHERE = "cft.masks.projected.Projected"
 
 
 def target_of(node: object) -> str | None:
-    """Where a node's target is defined, whichever re-export the node names."""
+    """Where a node's target is defined; the node may name a re-export."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
     return _defined_at(target) if isinstance(target, str) else None
 
@@ -236,7 +236,7 @@ def _defined_at(target: str) -> str:
 
 @cache
 def strings(target: str, attribute: str) -> frozenset[str] | None:
-    """The texts in a class attribute, inherited ones included; None where the source does not tell."""
+    """The strings in a class attribute, inherited ones included; None if the source does not determine them."""
     try:
         return texts_of(resolve(target), attribute)
     except TargetError:
@@ -245,5 +245,5 @@ def strings(target: str, attribute: str) -> frozenset[str] | None:
 
 @cache
 def _live() -> frozenset[str]:
-    """Names of what is computed from the logits at hand."""
+    """Names of the values that are computed from the current logits."""
     return keys_of_dict("cft.weightings.statistics.LIVE")

@@ -1,4 +1,4 @@
-"""One override's value, put into the composed config as Hydra would; what to write instead where that fails."""
+"""Applies the value of one override to the composed config as Hydra would, and suggests what to write if that fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cft.config.source import TargetError, resolve, signature
 
 
 def set_value(override: Override, config: DictConfig, *, stage: str) -> ErrorDetail | None:
-    """Apply one override as Hydra does; what is wrong with it if that fails."""
+    """Apply one override as Hydra does; returns the error if that fails."""
     key, value = override.key_or_group, override.value()
     if is_secret_key(key.rpartition(".")[2]) and isinstance(value, str) and value:
         variable = "WANDB_API_KEY" if "wandb" in key else "HF_TOKEN" if "hf" in key or "model" in key else ""
@@ -36,7 +36,7 @@ def set_value(override: Override, config: DictConfig, *, stage: str) -> ErrorDet
 
 
 def _unknown_key(key: str, config: DictConfig, *, stage: str) -> str:
-    """What to write instead of a key that is not in the config."""
+    """Suggestion for a key that is not in the config."""
     parts = key.split(".")
     depth = next(n for n in range(len(parts) - 1, -1, -1) if has_path(config, parts[:n]))
     parent, leaf = ".".join(parts[:depth]), parts[depth]
@@ -67,7 +67,7 @@ def _unknown_key(key: str, config: DictConfig, *, stage: str) -> str:
 
 
 def _paths(config: DictConfig) -> Iterator[str]:
-    """Dotted paths of all leaves but Hydra's."""
+    """Dotted paths of all leaves except Hydra's own."""
 
     def walk(tree: object, path: str) -> Iterator[str]:
         if isinstance(tree, dict):

@@ -1,5 +1,5 @@
-"""The overrides of a command line, read with Hydra's own parser: which choose a group's option, which set a value, and
-which sweep over several values. Also the options that the defaults of a yaml file choose.
+"""The overrides of a command line, read with Hydra's own parser: those that choose a group's option, set a value, or sweep
+over several values. Also the options that the defaults of a yaml file choose.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cft.config.schema import keys_of
 from cft.config.stages import STAGES
 
 _NOISE = ("full_key:", "object_type=", "reference_type=", "See https")
-# Places inside an object that a group fills, too: mappings of objects by name, and masks made from another one.
+# Keys inside an object that a group can fill: mappings of objects by name, and masks made from another mask.
 _GROUP_OF_MAPPING = {"factors": "weighting", "regularizers": "regularizer"}
 _INNER_MASKS = ("of", "like", "inner")
 _PLUGINS = {
@@ -33,12 +33,12 @@ _PLUGINS = {
     "hydra/sweeper=ax": "hydra-ax-sweeper",
     "hydra/sweeper=nevergrad": "hydra-nevergrad-sweeper",
 }
-_LONGEST_AXIS = 100  # of a longer one the first values and the last are checked here, the others in their jobs
+_LONGEST_AXIS = 100  # of a longer axis the first values and the last are checked here, the others in their jobs
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One override. values: itself, or those of its sweep as overrides of their own. group: it chooses an option."""
+    """One override. values: itself, or one override for each value of its sweep. group: whether it chooses an option."""
 
     override: Override
     values: tuple[Override, ...]
@@ -67,11 +67,11 @@ def reason(error: Exception) -> str:
 
 @dataclass(slots=True)
 class Reader:
-    """Turns texts into items; what cannot be read becomes an error."""
+    """Parses overrides into items; those that cannot be parsed become errors."""
 
     loader: ConfigLoader
     multirun: bool
-    search_path: list[str]  # overrides that set hydra.searchpath, which decides what groups there are
+    search_path: list[str]  # overrides that set hydra.searchpath, which determines the groups
     errors: list[ErrorDetail]
     known: dict[str, list[str]] = field(default_factory=dict)  # options by group
 
@@ -83,7 +83,7 @@ class Reader:
             key, equals, _ = text.partition("=")
             if not equals:
                 self._error(name, f"expected key=value, as in {name}=...")
-            elif "Lexer" in str(error):  # a character that is free only inside quotes
+            elif "Lexer" in str(error):  # a character that must be quoted
                 self._error(redacted_text(key), f"the value needs quotes inside the shell's: \"{key}='...'\"")
             else:
                 self._error(name, reason(error))
@@ -111,7 +111,7 @@ class Reader:
         return "." not in key and bool(self.options(key))
 
     def options(self, group: str) -> list[str]:
-        if group not in self.known:  # Hydra reads all its sources again whenever it is asked
+        if group not in self.known:  # Hydra reads all its sources again at every call
             self.known[group] = self._options(group)
         return self.known[group]
 
@@ -121,7 +121,7 @@ class Reader:
         return [*own, *(f"{folder}/{option}" for folder in nested for option in self.options(f"{group}/{folder}"))]
 
     def existing_options(self, item: Item, *, choices: Collection[str], stage: str) -> Item | None:
-        """The item with those of its values that name an option, None if none does. choices: the stage's groups."""
+        """The item reduced to values that name an option, None if none does. choices: the groups of the stage."""
         group, override = item.key, item.override
         parent = group.rpartition("/")[0]
         if group == "regularizer" and override.package is None and "loss" in choices:
@@ -129,7 +129,7 @@ class Reader:
             self._error(item.shown, f"a regularizer is added to the loss by a name: {' '.join(names)}")
             return None
         appends = override.is_add() or override.is_force_add() or override.package is not None
-        # A nested group may come with an option of its parent that is chosen elsewhere on the line: Hydra will tell.
+        # A nested group may belong to an option of its parent chosen elsewhere on the line; Hydra reports it otherwise.
         may_come = parent and (parent == "hydra" or any(c.startswith(parent) for c in choices))
         if group not in choices and not appends and not may_come:
             own = ", ".join(c for c in reversed(list(choices)) if not c.startswith("hydra/"))
@@ -158,7 +158,7 @@ class Reader:
         return Item(override, tuple(good), True) if good else None
 
     def option_at_inner_place(self, override: Override, *, choices: Collection[str]) -> ErrorDetail | None:
-        """What to write instead of an option's name as the value of a place that a group fills. choices: the config's."""
+        """Suggestion for an option's name given as the value of a key that a group fills. choices: those of the config."""
         key, option = override.key_or_group, override.value()
         group = _group_of_place(key)
         if not group or not isinstance(option, str) or option not in self.options(group):
@@ -175,8 +175,8 @@ class Reader:
 
 
 def lists_in_defaults(contents: object, *, stage: str) -> Iterator[ErrorDetail]:
-    """Defaults of a yaml file that give several options where one belongs. Hydra would mix the keys of their objects, and
-    record none of them as the choice."""
+    """Defaults of a yaml file that give several options for one object. Hydra would mix their keys and record none of them as
+    the choice."""
     defaults = OmegaConf.select(contents, "defaults") if isinstance(contents, DictConfig) else None
     for entry in defaults if isinstance(defaults, ListConfig) else ():
         for name, value in entry.items() if isinstance(entry, DictConfig) else ():
@@ -192,13 +192,13 @@ def _one_option(group: str) -> str:
 
 
 def _takes_several(group: str, stage: str) -> bool:
-    """Objects by name come together; of one object, the keys of two options would be mixed."""
+    """Mappings of named objects may be combined; two options for one object would mix their keys."""
     several = {name for name, key in keys_of(STAGES[stage].schema).items() if key.many}
     return group in several | {"experiment"} or group.startswith("hydra/")
 
 
 def _group_of_place(key: str) -> str:
-    """The group whose options fill a place inside an object, "" where there is none."""
+    """The group whose options fill a key inside an object, "" if there is none."""
     parent, _, name = key.rpartition(".")
     if name in _INNER_MASKS and key.split(".")[0] in ("mask", "groups"):
         return "mask"

@@ -1,4 +1,4 @@
-"""A place of a config that an option fills: the object it names, as plain values, until something builds it."""
+"""The part of a config that describes one object, as plain values, until it is built."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class Part(Mapping[str, Any]):
-    """What `cft.config.build.build` makes an object of; its settings are read as from a dict.
+    """The input of `cft.config.build.build`; its settings are read like those of a dict.
 
     Args:
         node: `_target_` and that constructor's arguments, resolved.
-        allowed: Target prefixes beside ours and the libraries', which the command line alone may give (allow_targets).
+        allowed: Target prefixes from the command line (allow_targets), in addition to the package's own and the libraries'.
     """
 
     __slots__ = ("allowed", "node")

@@ -112,6 +112,10 @@ def _given(v: Values) -> bool:
     return v.text("responses") in ("given", "given_wrong")
 
 
+def _rolled_out(v: Values) -> bool:
+    return v.text("responses") == "rollouts"
+
+
 _DATA_IS_READ = Rule(
     "data._target_",
     "an annotation, data=annotated data.annotation=<name>; problems are chosen by benchmark=...",
@@ -195,6 +199,26 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "given or given_wrong with positions=bisect: a model's own greedy response continues as itself from each of its "
             "beginnings, so that there is nothing to find",
             lambda v: _given(v) or not v.text("positions._target_").endswith(".Bisect"),
+        ),
+        Rule(
+            "evidence",
+            "greedy with responses=rollouts: these are kept without counterfactuals (num_samples is of each problem)",
+            lambda v: not _rolled_out(v) or v.text("evidence") == "greedy",
+        ),
+        Rule(
+            "positions._target_",
+            "positions=all with responses=rollouts: nothing is tried at any position",
+            lambda v: not _rolled_out(v) or v.text("positions._target_").endswith(".All"),
+        ),
+        Rule(
+            "complete",
+            "false with responses=rollouts: there are no alternatives to try",
+            lambda v: not _rolled_out(v) or v.get("complete") is not True,
+        ),
+        Rule(
+            "num_samples",
+            "at least 1 with evidence=sampled",
+            lambda v: v.text("evidence") != "sampled" or v.number("num_samples") >= 1,
         ),
         Rule(
             "positions.file",
@@ -307,6 +331,11 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             lambda v: v.get("model.lora", None) is None,
         ),
         Rule(
+            "optimizer.groups",
+            "none (optimizer/groups=none): cft rl trains all weights alike",
+            lambda v: not v.get("optimizer.groups", None),
+        ),
+        Rule(
             "micro_batch_size",
             "a divisor of rollout.problems_per_step * rollout.num_generations, the responses of a step",
             lambda v: (
@@ -325,6 +354,11 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "grpo.importance_sampling_level",
             "sequence with grpo.loss_type=luspo, whose ratio is of the whole response",
             lambda v: v.text("grpo.loss_type") != "luspo" or v.text("grpo.importance_sampling_level") == "sequence",
+        ),
+        Rule(
+            "positions.file",
+            "empty: its spans are of responses that a file holds, and here the model writes new ones",
+            lambda v: v.text("positions.file") == "",
         ),
         Rule(
             "save_every_n_steps",

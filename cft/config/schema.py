@@ -26,7 +26,7 @@ Nodes = dict[str, Part]  # objects by name; none at all is allowed
 AnswerTokens = Annotated[int, Limits(ge=2, description="an integer of at least 2: one token of answer and the end")]
 Alternatives = Annotated[int, Limits(ge=1, le=1000)]
 Generations = Annotated[int, Limits(ge=2, description="an integer of at least 2: a group to compare")]
-Samples = Annotated[int, Limits(ge=1, le=10_000)]  # the store counts them in 16 bits
+Samples = Annotated[int, Limits(ge=0, le=10_000)]  # the store counts them in 16 bits
 FolderName = Annotated[
     str,
     Limits(
@@ -55,6 +55,7 @@ class VerifyConfig:
     workers: AtLeastOne = MISSING
     timeout_s: AboveZero = MISSING
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
+    strip: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -112,6 +113,18 @@ class FilesConfig:
     dir: str = MISSING
 
 
+GROUPS = "groups"  # in the node of an optimizer, beside its constructor's parameters: ParameterGroupConfig by name
+
+
+@dataclass
+class ParameterGroupConfig:
+    """match: a regular expression over parameters' names, null for what no other group matches."""
+
+    match: str | None = MISSING
+    lr_multiplier: AtLeastZero = 1.0
+    weight_decay: AtLeastZero | None = None
+
+
 @dataclass
 class AnnotateConfig:
     model: Node = MISSING
@@ -131,7 +144,7 @@ class AnnotateConfig:
     num_alternatives: Alternatives = MISSING
     short_circuit: bool = MISSING
     complete: bool = MISSING
-    responses: Literal["solve", "given", "wrong", "given_wrong"] = MISSING
+    responses: Literal["solve", "given", "wrong", "given_wrong", "rollouts"] = MISSING
     evidence: Literal["greedy", "sampled"] = MISSING
     num_samples: Samples = MISSING
     temperature: AboveZero = MISSING
@@ -222,6 +235,15 @@ class GrpoConfig:
     importance_sampling_level: Literal["token", "sequence"] = MISSING
     top_entropy_quantile: Fraction = MISSING
     mask_truncated_completions: bool = MISSING
+    token_mask: Literal["none", "critical"] = MISSING
+
+
+@dataclass
+class CriticalTokensConfig:
+    responses: CountOrAll = MISSING
+    every_n_steps: AtLeastOne = MISSING
+    num_alternatives: AtLeastOne = MISSING
+    wrong: Literal["all", "none"] = MISSING
 
 
 @dataclass
@@ -237,6 +259,7 @@ class RlConfig:
     prompt: Node = MISSING
     optimizer: Node = MISSING
     engine: Node = MISSING
+    positions: Node = MISSING
     verifier: Node = MISSING
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
@@ -250,6 +273,7 @@ class RlConfig:
     save_every_n_steps: AtLeastOne = MISSING
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    critical: CriticalTokensConfig = field(default_factory=CriticalTokensConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

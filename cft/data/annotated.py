@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cft.annotation.rollouts import holds_rollouts
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.console import console
 from cft.data.batches import UNKNOWN_GROUP, MicroBatchAssignment, TokenRow, arrays_hash
+from cft.data.chosen import Choice, PassRates, Verdicts, chosen, require_no_counterfactuals
 from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.pairing import other_prompts
+from cft.data.tags import tagged_rows
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
-from cft.ranges import AtLeastOne, Count, CountOrAll, FractionBelowOne, Name, in_range
+from cft.models.load import tokenizer_hash
+from cft.ranges import AtLeastOne, Count, CountOrAll, Fraction, FractionBelowOne, Name, in_range
 from cft.scores.column import GROUP, Column
 from cft.scores.store import annotating_model, with_scores
 from cft.types import AnnotatedResponse, DataSource
@@ -39,8 +43,8 @@ def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, column
 
 
 def _token_groups(group_mask: Mask, row: AnnotatedResponse) -> NDArray[np.int8]:
-    """[R] 1 critical, 0 other, UNKNOWN_GROUP where that is not known; of a wrong response no token is either."""
-    if row.verdict != "right":
+    """[R] 1 critical, 0 other, UNKNOWN_GROUP where that is not known: of a wrong response and a rollout."""
+    if row.verdict != "right" or not row.alt_outcome.shape[1]:
         return np.full(len(row.response_ids), UNKNOWN_GROUP, dtype=np.int8)
     picked = mask_weights(group_mask, row) > 0
     return np.where(group_mask.known(row), picked, UNKNOWN_GROUP).astype(np.int8)
@@ -77,7 +81,11 @@ def annotated_rows(
     validation_fraction: FractionBelowOne,
     max_tokens: Annotated[int, Field(ge=2)],
     shuffle_responses: bool,
-    wrong_responses: Literal["refuse", "train"] = "refuse",
+    responses: Verdicts = "right",
+    min_pass_rate: Fraction | None = None,
+    max_pass_rate: Fraction | None = None,
+    responses_per_problem: CountOrAll = -1,
+    tags: list[str] | None = None,
 ) -> AnnotatedDataModule:
     """Rows of one annotation under a mask.
 
@@ -88,30 +96,44 @@ def annotated_rows(
         dir: Folder of the benchmark's files (read by the benchmark, kept here for its key).
         batch_size: Rows of a micro-batch, per process.
         micro_batch_assignment: Of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
-        max_rows: -1 = all, else the first by order in the store.
+        max_rows: -1 = all, else the first by order in the store, of the responses that are chosen.
         part: Of `parts` parts of the problems, from 0: the one that is trained on.
         parts: 1 = all problems.
         validation_fraction: Fraction of the problems whose rows are held out, 0 to below 1.
         max_tokens: Longer rows are dropped and counted.
         shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
             (`cft/data/pairing.py`).
-        wrong_responses: What becomes of an annotation of responses that end wrong: "refuse" it, since the likelihood of a
-            wrong answer would be raised, or "train" on it all the same. A loss that compares responses takes both kinds.
+        responses: Of rollouts the right ones that have ended, those that count as wrong in a pass rate, or all. "right" refuses
+            an annotation of responses that end wrong, since the likelihood of a wrong answer would be raised. A loss that
+            compares responses takes both kinds.
+        min_pass_rate: Of rollouts: the lowest pass rate of a problem whose responses are trained on, included; None = any.
+        max_pass_rate: The highest one, included; None = any.
+        responses_per_problem: -1 = all, else at most so many of a problem, by a hash of their ids. Of equal responses to a
+            problem there is one in any case.
+        tags: Four texts, between which each response is written as its thinking and its answer (`cft/data/tags.py`); null: as
+            it is. The tokenizer may have more tokens than the annotation's, if they are these.
 
     Raises:
-        StoreError: No such annotation, one of another tokenizer, one of wrong responses, or one in which the mask picks
-            nothing.
+        StoreError: No such annotation, one of another tokenizer, one without the responses that are asked for, or one in which
+            the mask picks nothing.
         MaskError: An annotation without the evidence that the mask needs.
     """
     mask, group_mask, columns = request.mask, request.group_mask, request.columns
     annotations_dir, seed = request.annotations_dir, request.seed
     store = AnnotationStore(find_annotation(annotation, annotations_dir=annotations_dir))
     manifest = store.manifest()
-    _require_tokenizer(store, manifest, request.tokenizer_sha256)
-    every = store.rows()[: max_rows if max_rows >= 0 else None]
-    every = [row for row in every if in_part(row.problem_id, part=part, parts=parts)]
-    if wrong_responses == "refuse" and not request.rejected:
-        _require_right(store, every)
+    _require_tokenizer(store, manifest, request, tags=tags or ())
+    rollouts = holds_rollouts(manifest)
+    if rollouts:
+        require_no_counterfactuals(str(store.folder), {"mask": mask, **columns})
+    choice = Choice(
+        "compared" if request.rejected else responses, PassRates(min_pass_rate, max_pass_rate), responses_per_problem
+    )
+    every = [row for row in store.rows() if in_part(row.problem_id, part=part, parts=parts)]
+    every, left_out = chosen(every, choice, rollouts=rollouts, place=str(store.folder))
+    for reason, count in left_out.items():
+        console.print(f"Left out: {count} {reason.replace('_', ' ')}")
+    every = every[: max_rows if max_rows >= 0 else None]
     apart = _apart_from_benchmark(every, request.exclude)
     sources: dict[str, Column] = {"mask": mask, "group_mask": group_mask, **columns}
     wanted = {name for source in sources.values() for name in source.needs}
@@ -122,8 +144,13 @@ def annotated_rows(
         return in_validation(row.problem_id, fraction=validation_fraction)
 
     if shuffle_responses:
-        _require_no_columns(columns)
+        _require_no_scores("data.shuffle_responses=true", "behind its own prompt", columns)
         rows = other_prompts(rows, seed=seed, part=is_held_out)
+    if tags is not None:
+        _require_no_scores("data.tags", "without tags", {*columns, *wanted})
+        assert request.tokenizer is not None
+        assert request.verify_all is not None
+        rows = tagged_rows(rows, texts=tags, tokenizer=request.tokenizer, verify_all=request.verify_all)
     rows = _fitting(rows, max_tokens=max_tokens)
     try:
         for source in sources.values():
@@ -146,6 +173,7 @@ def annotated_rows(
         leaked=len(every) - len(apart),
         scores=scores,
         learnt={name: facts for name, source in sources.items() if (facts := source.facts())},
+        read=left_out,
         batch_size=batch_size,
         micro_batch_assignment=micro_batch_assignment,
         seed=seed,
@@ -177,22 +205,17 @@ class AnnotatedDataModule(RowsDataModule):
         self.store, self.manifest = store, manifest
 
 
-def _require_tokenizer(store: AnnotationStore, manifest: Mapping[str, Any], tokenizer_sha256: str) -> None:
-    stored = manifest["fingerprint"]["tokenizer"]
+def _require_tokenizer(
+    store: AnnotationStore, manifest: Mapping[str, Any], request: RowsRequest, *, tags: Sequence[str]
+) -> None:
+    stored, tokenizer_sha256 = manifest["fingerprint"]["tokenizer"], request.tokenizer_sha256
+    if stored != tokenizer_sha256 and tags and request.tokenizer is not None:
+        tokenizer_sha256 = tokenizer_hash(request.tokenizer, without=tags)
     if stored != tokenizer_sha256:
         raise StoreError(
             f"{store.folder}: annotated with tokenizer {stored[:12]} ({manifest['model_name']}), but the "
             f"model's tokenizer is {tokenizer_sha256[:12]}; token ids would mean other text. Train the annotated "
             "model, or annotate with this one: cft annotate model=<this model>"
-        )
-
-
-def _require_right(store: AnnotationStore, rows: Sequence[AnnotatedResponse]) -> None:
-    if wrong := sum(row.verdict == "wrong" for row in rows):
-        raise StoreError(
-            f"{store.folder}: {wrong} of its {len(rows)} responses end wrong (cft annotate responses=wrong or given_wrong), "
-            "and training on them would imitate their mistakes; expected an annotation of right responses. To do it all "
-            "the same: data.wrong_responses=train"
         )
 
 
@@ -211,12 +234,11 @@ def _fitting(rows: Sequence[AnnotatedResponse], *, max_tokens: int) -> list[Anno
     return fitting
 
 
-def _require_no_columns(columns: Mapping[str, Column]) -> None:
-    if columns:
+def _require_no_scores(key: str, of: str, names: Collection[str]) -> None:
+    if names:
         raise StoreError(
-            f"data.shuffle_responses=true: {', '.join(sorted(columns))} would be of the response behind its own "
-            "prompt; train on shuffled pairs with a loss and a weighting that need neither groups nor a stored "
-            "reference"
+            f"{key}: {', '.join(sorted(names))} would be of the response {of}; train on such rows with a mask, a loss and a "
+            "weighting that need neither groups nor stored scores"
         )
 
 

@@ -37,6 +37,7 @@ class GroupColumn:
     def __init__(self, grouping: Mask) -> None:
         self.grouping = grouping
         self.needs = grouping.needs
+        self.evidence = getattr(grouping, "evidence", ())
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         self.grouping.fit(rows)

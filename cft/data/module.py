@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cft.prompts.chat import Prompt
+    from cft.types import Verdict
 
 FEW_ROWS = 20
 ALL_CRITICAL = 0.95  # of response tokens
@@ -48,8 +49,9 @@ class RowsRequest:
     of every token, by the name under which the objective asks for them (`cft/data/columns.py`). annotations_dir: where an
     annotation is looked for by its name. tokenizer_sha256: of the model's tokenizer. seed: of the order of rows, and of what
     is drawn. exclude: normalized questions that must not be trained on: the benchmark's validation and test problems.
-    rejected: how many rejected rows the loss compares a chosen one with, 0 = rows are trained on by themselves. tokenizer,
-    prompt: where rows are yet to be encoded.
+    tokenizer, prompt: where rows are yet to be encoded. verify_all: verdicts of (response, gold answer), where rows are yet to
+    be split at their answers.
+    rejected: how many rejected rows the loss compares a chosen one with, 0 = rows are trained on by themselves.
     """
 
     mask: Mask
@@ -62,6 +64,7 @@ class RowsRequest:
     rejected: int = 0
     tokenizer: PreTrainedTokenizerBase | None = None
     prompt: Prompt | None = None
+    verify_all: Callable[[Sequence[tuple[str, str]]], list[Verdict]] | None = None
 
 
 class RowsDataModule(pl.LightningDataModule):

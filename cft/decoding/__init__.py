@@ -1,4 +1,4 @@
-"""Options of `decoding`: what is done to the logits before a token is chosen."""
+"""Options of `decoding`: changes of the logits before a token is chosen."""
 
 from cft.decoding.base import Bound, Context, Rule, bound, fingerprint
 from cft.decoding.ends import BudgetForcing, MinLength, StopScaling, ThinkBrake

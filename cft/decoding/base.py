@@ -3,8 +3,8 @@
     logits of all rows -> rule.adjust -> greedy or sampled choice -> near to another? -> the same with logits of a pass alone
                                                                                           (`ReferenceEngine.rescore`)
 
-A rule is a frozen dataclass that conf/decoding/*.yaml names. It keeps nothing between tokens: what it knows is what a row has
-written so far. So a row that is decoded twice, in another batch or by another engine gets the same ids.
+A rule is a frozen dataclass named in conf/decoding/*.yaml. It has no state between tokens and depends only on the ids of a row
+so far, so a row that is decoded again, in another batch or by another engine gets the same ids.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ End = Literal["eos", "thinking"]
 
 
 class Context(NamedTuple):
-    """What a rule may look at beside the logits.
+    """Inputs of a rule besides the logits.
 
-    rows: of every row its ids so far, prompt included, and its prompt's length. words: the tokenizer's ids and texts.
+    rows: the ids of every row so far, prompt included, with the length of the prompt. words: the tokenizer's ids and texts.
     """
 
     rows: Sequence[Written]
     words: Words
 
     def step(self, row: int) -> int:
-        """Tokens that the response has so far."""
+        """Number of response tokens so far."""
         return len(self.rows[row].ids) - self.rows[row].prompt_len
 
     def thought(self, row: int) -> int | None:
-        """Tokens of thinking so far, None where the row is not thinking (`Words.thought`)."""
+        """Number of thinking tokens so far, None if the row is not thinking (`Words.thought`)."""
         return self.words.thought(self.rows[row])
 
     def since(self, row: int, end: End) -> int | None:
-        """Tokens of what `end` ends, None where nothing is there to be ended."""
+        """Number of tokens so far of the part that `end` ends, None if it is not in that part."""
         return self.step(row) if end == "eos" else self.thought(row)
 
 
 class Rule(ABC):
     """Base of the options of `decoding`.
 
-    name, version: its identity in results and fingerprints. A change of any id that it leads to is a new version.
+    name, version: its identity in results and fingerprints. Any change of decoded ids is a new version.
     """
 
     __slots__ = ()
@@ -59,21 +59,21 @@ class Rule(ABC):
     version: ClassVar[str] = "1"
 
     def check(self, words: Words) -> None:  # noqa: B027  (most rules name nothing)
-        """Before a model is loaded: raises BadValue where this tokenizer lacks what the rule names."""
+        """Called before a model is loaded; raises BadValue if the tokenizer lacks something that the rule names."""
 
     @abstractmethod
     def adjust(self, logits_NV: Tensor, context: Context) -> Tensor:
-        """New logits, -inf where a token is forbidden; `logits_NV` stays as it is."""
+        """New logits, -inf for forbidden tokens; `logits_NV` is not modified."""
 
     def unsure(self, logits_NV: Tensor, context: Context, *, tie_margin: float) -> Tensor | None:
-        """[N] bool: rows where an error of `tie_margin` in a logit could turn the choice although the adjusted logits are
-        farther apart: the rule has a threshold there, or magnifies errors. None: no row."""
+        """[N] bool: rows where an error of `tie_margin` in a logit could change the choice although the adjusted logits differ
+        by more, because the rule has a threshold there or magnifies errors. None: no row."""
         return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bound:
-    """A rule with the tokenizer at hand: what forks carry (`cft.types.Sampling.adjustment`)."""
+    """A rule with its tokenizer, as carried by forks (`cft.types.Sampling.adjustment`)."""
 
     rule: Rule
     words: Words
@@ -86,7 +86,7 @@ class Bound:
 
 
 def bound(rule: Rule | None, words: Words) -> Bound | None:
-    """Raises BadValue where the tokenizer lacks what the rule names."""
+    """Raises BadValue if the tokenizer lacks something that the rule names."""
     if rule is None:
         return None
     rule.check(words)
@@ -94,13 +94,13 @@ def bound(rule: Rule | None, words: Words) -> Bound | None:
 
 
 def fingerprint(rule: Rule) -> str:
-    """Name, version and every value, as results record it."""
+    """Name, version and every value, as recorded in results."""
     values = ", ".join(f"{name}={show(value)}" for name, value in sorted(asdict(rule).items()))  # type: ignore[call-overload]
     return f"{rule.name} {rule.version} ({values})"
 
 
 def forced(logits_NV: Tensor, rows: Sequence[int], token: int) -> Tensor:
-    """Where nothing but `token` can come next."""
+    """Logits under which only `token` can come next."""
     found = logits_NV.clone()
     if rows:
         found[rows] = -math.inf
@@ -109,12 +109,12 @@ def forced(logits_NV: Tensor, rows: Sequence[int], token: int) -> Tensor:
 
 
 def forbidden(logits_NV: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> Tensor:
-    """Where none of `tokens` can come next."""
+    """Logits under which none of `tokens` can come next."""
     return moved(logits_NV, rows, tokens, by=-math.inf)
 
 
 def moved(logits_NV: Tensor, rows: Sequence[int], tokens: Sequence[int], *, by: float) -> Tensor:
-    """With `by` added to the logits of `tokens`."""
+    """Logits with `by` added for `tokens`."""
     found = logits_NV.clone()
     if rows:
         found[torch.tensor(rows)[:, None], torch.tensor(tokens)[None]] += by

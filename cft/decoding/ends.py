@@ -1,7 +1,7 @@
-"""Rules about where a response, or its thinking, ends.
+"""Rules about the end of a response or of its thinking.
 
-`end=eos` is the end of the response, `end=thinking` the tag that closes its thinking (`verify.thinking.close`), which is
-touched only while the model is thinking: after the tag that opens it, in the prompt or in the response.
+`end=eos` is the end of the response, `end=thinking` the closing tag of the thinking (`verify.thinking.close`), which is
+changed only while the model is thinking: after the opening tag, in the prompt or in the response.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from cft.ranges import AtLeastOne, AtLeastZero, Count, Finite, require_in_range
 class StopScaling(Rule):
     """Raises the logit of the end at every step (TS, arXiv 2505.07961).
 
-    A reconstruction: no code is published. The logit is added to rather than multiplied, since a logit has no zero:
-    softmax ignores a constant that a multiplication would not.
+    A reconstruction: no code is published. A constant is added to the logit, rather than a factor multiplied, since logits have
+    no natural zero: softmax is invariant to a constant shift, but a multiplication is not.
 
     Args:
         end: eos or thinking.
-        scale: added to the logit of each end token; 0 changes nothing, below 0 puts the end off.
-        after: tokens that come before, of the response or of its thinking.
+        scale: added to the logit of each end token; 0 changes nothing, negative values delay the end.
+        after: number of tokens, of the response or its thinking, before the rule applies.
     """
 
     name: ClassVar[str] = "stop_scaling"
@@ -51,11 +51,11 @@ class StopScaling(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MinLength(Rule):
-    """Forbids the end before so many tokens.
+    """Forbids the end before a number of tokens.
 
     Args:
         end: eos or thinking.
-        tokens: that the response, or its thinking, has at least, the end not counted.
+        tokens: minimal length of the response or its thinking, the end not counted.
     """
 
     name: ClassVar[str] = "min_length"
@@ -77,12 +77,12 @@ class MinLength(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetForcing(Rule):
-    """Ends the thinking once it has so many tokens (s1, arXiv 2501.19393, its upper limit).
+    """Ends the thinking after a number of tokens (s1, arXiv 2501.19393, its upper limit).
 
     Its lower limit is decoding=min_length with decoding.end=thinking, without the "Wait" that s1 writes in place of the end.
 
     Args:
-        budget: tokens of thinking, after which the tag that closes it is the next token.
+        budget: number of thinking tokens, after which the closing tag is the next token.
     """
 
     name: ClassVar[str] = "budget_forcing"
@@ -103,13 +103,13 @@ class BudgetForcing(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThinkBrake(Rule):
-    """Ends the thinking at a sentence end where the closing tag is nearly the best token (ThinkBrake, arXiv 2510.00546).
+    """Ends the thinking at the end of a sentence if the closing tag is almost the best token (ThinkBrake, arXiv 2510.00546).
 
-    The source's closing writes a few fixed characters around the tag, which are left out here.
+    The source also writes a few fixed characters around the tag, which are omitted here.
 
     Args:
-        margin: nats between the best token and the closing tag, at or below which the tag is the next token.
-        sentence_ends: texts, each with which a sentence ends.
+        margin: the closing tag is chosen if it is at most this many nats below the best token.
+        sentence_ends: strings that end a sentence.
     """
 
     name: ClassVar[str] = "think_brake"

@@ -1,11 +1,12 @@
-"""Token constraint decoding: a soft penalty on every token that is no answer (MarkCodering/Decoding-Strategy-Research, tcd.py).
+"""Token constraint decoding: a soft penalty on every token that is not an answer (MarkCodering/Decoding-Strategy-Research,
+tcd.py).
 
     s_v = p_v               v allowed           p = softmax(logits)
     s_v = p_v - penalty     v forbidden
 
-The source hands s on as if it were logits. Greedily that is right; sampling from softmax(s) would be nearly uniform over the
-vocabulary. Here the rule gives log s, and -inf where s is not above 0, so that greedy choices are the source's and samples come
-from s, scaled to sum 1. The penalty is soft: a forbidden token of p = 0.9 has s = 0.5, and beats an allowed one of 0.1.
+The source passes s on as logits. For greedy decoding that is right; sampling from softmax(s) would be nearly uniform over the
+vocabulary. Here the rule returns log s, and -inf where s <= 0, so that greedy choices equal the source's and samples are drawn
+from s, normalized to sum 1. The penalty is soft: a forbidden token of p = 0.9 has s = 0.5 and beats an allowed one of 0.1.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Tcd(Rule):
     """Token constraint decoding: forbidden tokens lose `penalty` of probability.
 
     Args:
-        penalty: taken off the probability of each forbidden token; null forbids them altogether. Default: the source's.
+        penalty: subtracted from the probability of each forbidden token; null = they are excluded. Default: the source's.
         allowed: answers, each a single token; null: the letters that the verifier names. Default: the source's.
-        spaced: whether the token of " A" is allowed beside that of "A"; the source leaves it out.
-        tokens: tokens of an answer; after them the response is ended, as the source does with max_new_tokens=1. null: as many
-            as the model writes, each under the penalty, the end of the response too.
+        spaced: whether the token " A" is allowed as well as "A"; not allowed by the source.
+        tokens: length of an answer in tokens, after which the response ends; the source has max_new_tokens=1. null = the model
+            decides, and every token is under the penalty, the end token included.
     """
 
     name: ClassVar[str] = "tcd"
@@ -53,7 +54,7 @@ class Tcd(Rule):
         self.allowed_ids(words)
 
     def allowed_ids(self, words: Words) -> list[int]:
-        """Raises BadValue where there are none, or an answer is no single token."""
+        """Raises BadValue if there are none, or an answer is not a single token."""
         texts = list(words.choices) if self.allowed is None else self.allowed
         if not texts:
             raise BadValue(
@@ -81,7 +82,7 @@ class Tcd(Rule):
         return forced(found_NV, self._answered(context), context.words.end_ids("eos")[0])
 
     def unsure(self, logits_NV: Tensor, context: Context, *, tie_margin: float) -> Tensor | None:
-        """Where a forbidden token is just above the penalty, or could be: log s is steep there."""
+        """Rows in which a forbidden token is, or could be, just above the penalty, where log s is steep."""
         if not self.penalty:
             return None
         above_NV = torch.softmax(logits_NV, dim=-1) - self.penalty

@@ -1,4 +1,4 @@
-"""What decoding rules need of a tokenizer: ends, the tags of thinking, single tokens, and the text at hand."""
+"""Tokenizer facts for decoding rules: end tokens, thinking tags, single tokens, and the text so far."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cft.types import NO_THINKING, ThinkingTags, Written
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KEPT = 100_000  # endings whose text is known
+KEPT = 100_000  # size of the cache of endings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,18 +33,18 @@ class Words:
     _tags: list[tuple[int, int]] = field(default_factory=list)
 
     def token(self, text: str) -> int | None:
-        """The vocabulary's own entry of that text, None where it has none."""
+        """The vocabulary's entry for a text, None if there is none."""
         found = self.tokenizer.convert_tokens_to_ids(text)
         return found if isinstance(found, int) and found != self.tokenizer.unk_token_id else None
 
     def spaced(self, text: str) -> int | None:
-        """The one token that a text is after a space, None where it takes more."""
+        """The single token of a text after a space, None if it takes more than one."""
         ids = encoded(self.tokenizer, f" {text}")
         return ids[0] if len(ids) == 1 else None
 
     @property
     def tags(self) -> tuple[int, int]:
-        """Tokens that open and close thinking. Raises BadValue where one takes more than a token, or there is none."""
+        """Tokens that open and close thinking. Raises BadValue if a tag takes more than one token, or there is none."""
         if not self._tags:
             ids = [encoded(self.tokenizer, tag) for tag in self.thinking]
             for key, tag, found in zip(("open", "close"), self.thinking, ids, strict=True):
@@ -62,8 +62,8 @@ class Words:
         return sorted(self.eos_ids) if end == "eos" else [self.tags[1]]
 
     def thought(self, row: Written) -> int | None:
-        """Tokens since the last tag if that opened a thinking, those of the prompt not counted; None where it closed one, or
-        none has come."""
+        """Number of response tokens since the last tag if that was an opening one; None if it was a closing one, or there was
+        none."""
         opened, closed = self.tags
         backwards = row.ids[::-1]
         if opened not in backwards:
@@ -72,7 +72,7 @@ class Words:
         return None if closed in backwards[:since] else min(since, len(row.ids) - row.prompt_len)
 
     def ends_with(self, ids: Sequence[int], texts: Sequence[str]) -> bool:
-        """Whether the text of ids ends with one of `texts`; looked for in as many tokens as the longest has characters."""
+        """Whether the text of ids ends with one of `texts`; decodes as many tokens as the longest has characters."""
         last = tuple(ids[-max(map(len, texts)) :])
         if (known := self._ends.get(last)) is None:
             if len(self._ends) > KEPT:

@@ -132,7 +132,11 @@ class RequestEngine(ABC):
         require_unadjusted(fork.sampling, name=self.name)
         ids = fork_prefix(fork)
         limit = fork.limit(budget) - (len(ids) - fork.sequence.prompt_len)
-        return DecodeRequest(ids, limit, self.eos_ids, fork.sampling, top=fork.top_k if _from_the_start(fork) else 0)
+        # Of sampled tokens some servers tell log-probs after the temperature; scored later they are the model's own.
+        told = not fork.sampling.temperature or not self.ranks_given
+        return DecodeRequest(
+            ids, limit, self.eos_ids, fork.sampling, top=fork.top_k if told and _from_the_start(fork) else 0
+        )
 
     def _completion(
         self, fork: Fork, future: Future[DecodeResponse | None], *, source: ForkSource, budget: Budget

@@ -1,1 +1,1 @@
-"""What a model can do, and how sure that is."""
+"""Metrics of a model, with intervals."""

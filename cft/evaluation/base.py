@@ -1,7 +1,7 @@
-"""Greedy accuracy of the model as it was before training, for the table that lists the trained one.
+"""Greedy accuracy of the model before training, to report beside the trained one.
 
-It is measured on the same problems under the same settings, once: what it was measured to is kept under CFT_CACHE (default
-~/.cache/cft), named after the hash of all that decides it.
+It is measured once on the same problems under the same settings and cached under CFT_CACHE (default ~/.cache/cft), by the hash
+of everything that determines it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def base_accuracy(
 ) -> dict[str, Any]:
     """{"metrics", "per_problem", "verdicts"} as in results.json, of the greedy responses.
 
-    decided_by: all that decides them beside the problems and max_new_tokens: weights, prompt, tokenizer, verifier. JSON.
+    decided_by: everything that determines them besides problems and max_new_tokens: weights, prompt, tokenizer, verifier. JSON.
     """
     questions = [[problem.id, problem.question, problem.answer] for problem in problems]
     key = sha256_json([dict(decided_by), questions, max_new_tokens, __version__])
@@ -38,7 +38,7 @@ def base_accuracy(
         if known["key"] == key:
             return known["base"]
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or damaged: measured again
+        pass  # missing or damaged: measured again
     samples = make_solver().solve(problems, request=SampleRequest(0, 0.0, 1.0, 0, max_new_tokens), title="Base model")
     intervals, per_problem = summarize(samples, seed=0)
     base = {

@@ -1,4 +1,4 @@
-"""Did it help? Greedy and sampled responses of a model on problems, graded by the one verifier, with intervals.
+"""Greedy and sampled responses of a model to problems, graded by one verifier, with intervals.
 
 Each problem gets one greedy response and n sampled ones. A sample's random numbers are a function of (seed, problem id,
 sample number), so results do not depend on the batch size.
@@ -23,6 +23,7 @@ from cft.files import write_atomically
 from cft.models.text import decode
 from cft.types import (
     GREEDY,
+    GREEDY_SAMPLE,
     Adjustment,
     Budget,
     Completion,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cft.prompts.chat import Prompt
-
-GREEDY_SAMPLE = -1  # the number of the greedy response among a problem's samples
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -59,7 +58,7 @@ SAMPLE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """num_samples: sampled responses a problem beside the greedy one, 0 = none."""
+    """num_samples: sampled responses per problem in addition to the greedy one, 0 = none."""
 
     num_samples: int
     temperature: float
@@ -82,9 +81,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """A model as seen from outside: an engine with its tokenizer, its prompt and the grader.
+    """A model with everything that solving needs: engine, tokenizer, prompt and grader.
 
-    max_positions: its context. adjustment: of the logits before a token is chosen (`cft/decoding`), greedy or not.
+    max_positions: its context length. adjustment: of the logits before a token is chosen (`cft/decoding`), greedily or not.
     """
 
     engine: Engine
@@ -104,9 +103,9 @@ class Solver:
     ) -> list[Sample]:
         """All samples of all problems, by problem and sample number, each with the room that its prompt leaves.
 
-        on_done: called after each sample, and no bar is shown; else one with that title is.
+        on_done: called after each sample, without a progress bar; else a bar with the title is shown.
 
-        Raises ValueError for a problem without room: `cft/evaluation/room.py` tells beforehand, since not run is not wrong.
+        Raises ValueError for a problem without room: check with `cft/evaluation/room.py` first, since not run is not wrong.
         """
         if on_done is None:
             with progress(title, total=len(problems) * (1 + request.num_samples)) as bar:
@@ -117,7 +116,7 @@ class Solver:
         forks = []
         done: dict[tuple[int, int], Completion] = {}
         for i, ids in enumerate(prompts):
-            sequence = TokenSequence(ids, len(ids))  # one object: engines compute a shared prompt once
+            sequence = TokenSequence(ids, len(ids))  # one object, so that engines compute the shared prompt once
             for sample in range(GREEDY_SAMPLE, request.num_samples):
                 sampling = GREEDY if self.adjustment is None else Sampling(adjustment=self.adjustment)
                 if sample != GREEDY_SAMPLE:
@@ -148,7 +147,7 @@ class Solver:
     def _entropies(
         self, prompts: Sequence[np.ndarray], done: Mapping[tuple[int, int], Completion]
     ) -> dict[tuple[int, int], float]:
-        """Mean entropy of each greedy response that has tokens; NaN from an engine that does not know it."""
+        """Mean entropy of each non-empty greedy response; NaN if the engine does not provide it."""
         keys = [key for key, completion in done.items() if key[1] == GREEDY_SAMPLE and len(completion.ids)]
         sequences = [
             TokenSequence(np.concatenate([prompts[i], done[i, sample].ids]), len(prompts[i])) for i, sample in keys
@@ -159,12 +158,11 @@ class Solver:
 def summarize(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interval], dict[str, list[Any]]]:
     """(metric -> mean and 95 % bootstrap interval over problems, per-problem values in the order of problem ids).
 
-    accuracy, response_tokens, entropy, cut_off_rate, undecided_rate are of the greedy response; avg_at_n, pass_at_k,
-    maj_at_k, distinct_n, self_bleu of the n sampled ones: k runs over powers of two, and n. avg_at_n, the share of
-    right ones, is pass_at_1 under the name by which small competitions are reported. Right is what the verifier says is
-    right: a response that it cannot decide counts as not right in accuracy, pass@k and maj@k, and `verdict_counts` has
-    it apart.
-    Of `num_right`, right samples of each problem, any other pass@k follows (`cft/report/frames.py`).
+    accuracy, response_tokens, entropy, cut_off_rate and undecided_rate are of the greedy response; avg_at_n, pass_at_k,
+    maj_at_k, distinct_n and self_bleu of the n sampled ones, with k over powers of two, and n. avg_at_n, the fraction of right
+    samples, equals pass_at_1; it is the usual name for small competitions. An undecided response counts as not right in
+    accuracy, pass@k and maj@k; `verdict_counts` lists it separately.
+    Any other pass@k can be computed from `num_right`, the right samples of each problem (`cft/report/frames.py`).
     """
     by_problem: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -179,7 +177,7 @@ def summarize(samples: Sequence[Sample], *, seed: int) -> tuple[dict[str, Interv
     }
     correct = [int(next(s for s in by_problem[i] if s.sample == GREEDY_SAMPLE).outcome == Outcome.RIGHT) for i in ids]
     per_problem: dict[str, list[Any]] = {"id": ids, "correct": correct}
-    # A column with a gap cannot be resampled over problems together with the same problems of another run.
+    # A column with gaps cannot be resampled together with the same problems of another run.
     per_problem |= {name: column for name, column in values.items() if np.isfinite(column).all()}
     return intervals, per_problem
 
@@ -200,7 +198,7 @@ def _problem_values(samples: Sequence[Sample]) -> dict[str, float]:
         values[f"avg_at_{n}"] = sum(right) / n
     for k in _sample_counts(n, smallest=1):
         values[f"pass_at_{k}"] = pass_at_k(n, sum(right), k)
-    for k in _sample_counts(n, smallest=4):  # of two votes none has a majority that one sample has not
+    for k in _sample_counts(n, smallest=4):  # with two votes, no majority differs from a single sample
         values[f"maj_at_{k}"] = maj_at_k([s.extracted for s in drawn], right, k=k)
     if n > 1:
         ids = [s.completion.ids.tolist() for s in drawn]
@@ -219,7 +217,7 @@ def _sample_counts(n: int, *, smallest: int) -> list[int]:
 
 
 def _interval(name: str, column: Sequence[float], *, seed: int) -> Interval:
-    """Problems without a value (an empty response has no entropy) are left out; none at all gives NaN."""
+    """Mean over the problems that have a value (an empty response has no entropy); NaN if none has."""
     known = [value for value in column if not np.isnan(value)]
     if not known:
         return Interval(float("nan"), float("nan"), float("nan"))
@@ -234,7 +232,7 @@ def verdict_counts(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def accuracy_sentence(counts: Mapping[str, int], *, not_run: int = 0) -> str:
-    """What accuracy is a fraction of, and how far what is not known could move it. counts: as `verdict_counts` gives them."""
+    """The denominator of accuracy, and its bounds given the undecided responses. counts: from `verdict_counts`."""
     total = sum(counts.values())
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     text = f"Accuracy: {counts['right']} right of {total} problems run ({told}"

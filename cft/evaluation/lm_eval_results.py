@@ -1,9 +1,9 @@
-"""Results in the shape of lm-evaluation-harness' results_<date>.json, for tools that read those.
+"""Results in the format of lm-evaluation-harness' results_<date>.json, for tools that read it.
 
 Keys as there: results ("<metric>,none" and "<metric>_stderr,none" a task), groups, group_subtasks, configs, versions,
-n-shot, higher_is_better, n-samples, config, task_hashes, and what is known of the model. The numbers are ours: greedy
-accuracy is `exact_match`; the harness itself did not run, so that `lm_eval_version` is null. A suite is a group, whose
-numbers weigh its tasks alike, and so does its standard error: sqrt(sum of squares) / number of tasks.
+n-shot, higher_is_better, n-samples, config, task_hashes, and facts about the model. The numbers are this package's: greedy
+accuracy is `exact_match`; the harness itself did not run, so `lm_eval_version` is null. A suite is a group, whose numbers
+weight its tasks equally, with standard error sqrt(sum of squares) / number of tasks.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy as np
 from cft import __version__
 from cft.evaluation.intervals import Interval
 
-VERSION = 1  # of our reading of the benchmarks
+VERSION = 1  # of this package's reading of the benchmarks
 FILTER = "none"
 _NAMES = {"accuracy": "exact_match"}
-_NEITHER = frozenset(("entropy",))  # better is neither more nor less
+_NEITHER = frozenset(("entropy",))  # neither higher nor lower is better
 _LOWER_IS_BETTER = frozenset(
     ("cut_off_rate", "sampled_cut_off_rate", "undecided_rate", "sampled_undecided_rate", "response_tokens", "self_bleu")
 )
@@ -31,7 +31,7 @@ _LOWER_IS_BETTER = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one file tells of, beside the results by task.
+    """Facts in the file besides the results by task.
 
     available: problems of each task before the limit. hashes: fingerprint of each task's problems.
     started, ended: seconds since 1970.
@@ -159,7 +159,7 @@ def _name(metric: str) -> str:
 
 
 def _standard_error(column: Any) -> float | str:
-    """Of the mean over problems; "N/A", as in the harness, where it is not known."""
+    """Standard error of the mean over problems; "N/A", as in the harness, if unknown."""
     if not column or len(column) < 2:
         return "N/A"
     return float(np.std(column, ddof=1) / np.sqrt(len(column)))

@@ -1,10 +1,10 @@
-"""Which problems fit into a model's context: not run is not wrong.
+"""Which problems fit into the context of a model: not run is not wrong.
 
     room of a problem = context of the model - tokens of its prompt
 
-A problem with room for fewer than max_new_tokens is run with the room there is, and may end cut off, as at any limit. One
-without room for a single token is not run: it is in no denominator, and its id is in the results. A measurement that
-would leave out more than `max_not_run` of its problems is refused before it begins.
+A problem with room for fewer than max_new_tokens is run with that room, and its response may be cut off, as at any limit. A
+problem without room for a single token is not run: it is in no denominator, and its id is in the results. A measurement that
+would exclude more than `max_not_run` of its problems is refused before it starts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Room:
     context: int
 
     def facts(self) -> dict[str, Any]:
-        """What results.json says of it."""
+        """Its entries in results.json."""
         return {"problems": len(self.run), "not_run": _ids(self.not_run), "short_of_room": _ids(self.short)}
 
 
@@ -54,9 +54,9 @@ def room_for(
 
 
 def require_room(room: Room, *, where: str, key: str, max_not_run: float, max_new_tokens: int) -> None:
-    """Say what is not run as requested. where: the benchmark and its split. key: the setting that holds `max_not_run`.
+    """Report problems that are not run as requested. where: the benchmark and its split. key: the setting of `max_not_run`.
 
-    Raises NoRoom where none can be run, or a larger fraction than `max_not_run` cannot.
+    Raises NoRoom if none can be run, or more than the fraction `max_not_run` cannot.
     """
     total = len(room.run) + len(room.not_run)
     if total == 0:
@@ -84,7 +84,7 @@ def require_room(room: Room, *, where: str, key: str, max_not_run: float, max_ne
 
 
 def _fraction_above(fraction: float) -> float:
-    """Two digits, rounded up: what to set so that it is accepted."""
+    """Two digits, rounded up: a setting that is accepted."""
     return -(-round(fraction * 10_000) // 100) / 100
 
 

@@ -1,8 +1,8 @@
-"""What a process gives up for good: everything but computing, its memory, and the descriptors that it has.
+"""Locks a process irrevocably: it can only compute, with its own memory and the descriptors that it keeps.
 
-A seccomp filter lets through the few system calls that a running interpreter needs (`_ALLOWED`) and answers every other one
-with EPERM: no file is opened, no socket made, no process or thread begun, no signal sent, no limit raised. It needs no rights,
-and holds for root as well. Limits of memory and processor time are the kernel's (setrlimit), hard from the start.
+A seccomp filter allows the few system calls that a running interpreter needs (`_ALLOWED`) and answers every other one with
+EPERM: no file can be opened, no socket, process or thread created, no signal sent, no limit raised. It needs no privileges
+and applies to root as well. Memory and processor time are limited by the kernel (setrlimit), with hard limits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 CPU, MEMORY = "processor time", "memory"
 
-# Numbers of system calls: reading and writing open descriptors, memory, waiting and time, the end.
+# Numbers of system calls: reading and writing open descriptors, memory, waiting, clocks, exit.
 _ALLOWED = {
     "x86_64": {
         "read": 0,
@@ -91,7 +91,7 @@ _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 
 
 class NoLock(OSError):
-    """This machine cannot lock a process; the message says what is missing."""
+    """This machine cannot lock a process; the message names what is missing."""
 
 
 class _Instruction(ctypes.Structure):
@@ -103,21 +103,21 @@ class _Program(ctypes.Structure):
 
 
 def lock(*, cpu_s: int, memory_bytes: int, keep: tuple[int, ...]) -> None:
-    """This process computes from here on, and dies with its parent. There is no way back.
+    """From here on this process can only compute, and it dies with its parent. This cannot be undone.
 
     Args:
         cpu_s: processor time, after which the kernel ends it.
-        memory_bytes: above what it has now.
-        keep: descriptors beyond the standard ones, which lead to /dev/null; all others are closed.
+        memory_bytes: in addition to what it has now.
+        keep: descriptors to keep; the standard ones are pointed to /dev/null, all others are closed.
 
     Raises:
-        NoLock: it cannot be.
+        NoLock: this machine does not support it.
     """
     libc = _libc()
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    # In one order of descriptors, what is between those that stay.
+    # Close the ranges between the descriptors to keep, in ascending order.
     for low, high in zip(
         [2, *sorted(keep)], [*sorted(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[0]], strict=True
     ):
@@ -174,7 +174,7 @@ def _address_space() -> int:
 
 
 def not_refused() -> list[str]:
-    """What a process that is locked could do all the same: each is tried, and none may work."""
+    """Forbidden operations that a locked process can still do: each is tried, and none may succeed."""
     import socket
 
     def write() -> None:

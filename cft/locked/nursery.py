@@ -1,12 +1,12 @@
-"""The process whose copies run programs and tests: `python -m cft.locked.nursery <descriptor>`, started by `session.py`.
+"""The process that programs and tests are forked from: `python -m cft.locked.nursery <descriptor>`, started by `session.py`.
 
-It is a fresh interpreter without secrets, has loaded what programs import, and never sees one. On its socket:
+It is a fresh interpreter without secrets that has preloaded what programs import; it never sees a program. On its socket:
 
     -> at the start: {"lock": what a locked process could still do, "missing": modules that it could not load}
     <- {"spawn": "program" | "tester", "cpu_s": .., "memory_bytes": ..} with the copy's descriptors      -> {"pid": ..}
     <- {"end": [pid, ..], "patience_s": ..}       -> {"ended": [{"code", "signal", "cpu_s", "running"}, ..]}
 
-It ends, with what it began, when its socket closes.
+It ends, with all of its children, when its socket closes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cft.locked import program, tester
 from cft.locked.lock import NoLock, lock, not_refused
 from cft.locked.values import Channel, Gone
 
-# What programs import, and what that looks up in files when it is first used. Nothing is loaded under lock.
+# Modules that programs import, and modules that these load at first use. Nothing can be loaded once a process is locked.
 MODULES = """
     abc array ast base64 binascii bisect builtins calendar cmath codecs collections collections.abc colorsys contextlib
     copy csv dataclasses datetime decimal difflib enum errno fractions functools gc hashlib heapq hmac html inspect io
@@ -43,7 +43,7 @@ MODULES = """
 
 
 class _Nothing:
-    """The last finder: no file is read, so what is not loaded is not there."""
+    """The last finder: files cannot be read, so a module that is not loaded is not available."""
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> None:
@@ -70,11 +70,11 @@ def main(descriptor: int, modules: Sequence[str]) -> None:
         commands.send(json.dumps(answer).encode())
     for pid in alive:
         _end(pid)
-    os._exit(0)  # nothing is to be cleaned up
+    os._exit(0)  # without cleaning up
 
 
 def _load(modules: Sequence[str]) -> list[str]:
-    """What is looked up in files at the first use is used once. Returns what is not there."""
+    """Uses once everything that reads files at first use. Returns the modules that are missing."""
     missing = []
     for name in modules:
         try:
@@ -116,7 +116,7 @@ def _prepare() -> None:
 
 
 def _end(pid: int, *, patience_s: float = 0.0) -> dict[str, Any]:
-    """How a copy ended. patience_s: what it may take from closing its descriptors to its end."""
+    """How a child ended. patience_s: time that it may take from closing its descriptors to its end."""
     deadline = time.monotonic() + patience_s
     found, status, usage = os.wait4(pid, os.WNOHANG)
     while not found and time.monotonic() < deadline:
@@ -135,7 +135,7 @@ def _end(pid: int, *, patience_s: float = 0.0) -> dict[str, Any]:
 
 
 def _probe() -> list[str]:
-    """What a locked process could do all the same, tried by one."""
+    """Forbidden operations that a locked process can still do, tried in one."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:

@@ -1,4 +1,4 @@
-"""The process that runs the program: loads it, then does what the tester asks, until it is ended.
+"""The process that runs the program: loads it, then answers the tester's requests until it is ended.
 
     ["load", source]                        -> ["value", null] | ["raised", type, text]
     ["name", name]                          -> its value
@@ -6,7 +6,7 @@
     ["get", number, attribute], ["set", number, attribute, value], ["item", number, key], ["items", number],
     ["len", number], ["bool", number], ["str", number]
 
-Whatever the program does to this process, it can only answer calls: nothing here knows what is expected.
+Whatever the program does to this process, it can only answer requests: the expected results are not in this process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def serve(channel: Channel) -> None:
     module = types.ModuleType(_NAME)
     sys.modules[_NAME] = module
     objects: list[Any] = []
-    numbers: dict[int, int] = {}  # by id: what is here stays alive
+    numbers: dict[int, int] = {}  # by id; the objects are kept alive
 
     def stays(value: Any) -> int:
         if id(value) not in numbers:

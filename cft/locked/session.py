@@ -1,4 +1,4 @@
-"""Programs and their tests, tried one after the other in locked processes that nothing outlives."""
+"""Runs programs against their tests, one after the other, in locked processes that leave nothing behind."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ START_UP_S = 60.0
 
 
 class CannotLock(UserError, RuntimeError):
-    """This machine cannot lock a process that runs a program; the message says why and what to do."""
+    """This machine cannot lock a process for a program; the message gives the reason and the remedy."""
 
 
 class _Ended(Exception):
-    """The nursery has ended."""
+    """The nursery process has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """decision: right, wrong, or undecided where program or test came to no end."""
+    """decision: right, wrong, or undecided if program or test did not finish."""
 
     decision: str
     reason: str
@@ -60,19 +60,19 @@ def require_lock(modules: tuple[str, ...] = ()) -> None:
     """Tries it.
 
     Raises:
-        CannotLock: a process of this machine cannot be locked, or has not these modules.
+        CannotLock: this machine cannot lock a process, or lacks one of these modules.
     """
     _Nursery(modules).close()
 
 
 def tried(trial: Trial, *, cpu_s: int, wall_s: float, memory_bytes: int, modules: tuple[str, ...] = ()) -> Report:
-    """How a program does under its test.
+    """The result of a program under its test.
 
     Args:
-        cpu_s: processor time of program and of test.
-        wall_s: time by the clock of both together.
-        memory_bytes: of each, beyond what an interpreter with the modules has.
-        modules: to load beside those of the standard library.
+        cpu_s: processor time of the program, and of the test.
+        wall_s: wall-clock time of both together.
+        memory_bytes: for each, in addition to that of an interpreter with the modules.
+        modules: to preload in addition to those of the standard library.
 
     Raises:
         CannotLock: as `require_lock`.
@@ -82,12 +82,12 @@ def tried(trial: Trial, *, cpu_s: int, wall_s: float, memory_bytes: int, modules
 
 @lru_cache(maxsize=1)
 def _nursery(modules: tuple[str, ...], owner: int) -> _Nursery:
-    """One for each process: a fork of its owner has none yet."""
+    """The nursery of this process; a fork of its owner starts its own."""
     return _Nursery(modules)
 
 
 class _Nursery:
-    """The process from which programs and tests are copied (`nursery.py`); it is started again where it has ended."""
+    """The process that programs and tests are forked from (`nursery.py`), restarted if it has ended."""
 
     def __init__(self, modules: tuple[str, ...]) -> None:
         self._modules, self._lock = modules, threading.Lock()
@@ -135,7 +135,7 @@ class _Nursery:
                 self._start()
             try:
                 said, program, test = self._run(trial, {"cpu_s": cpu_s, "memory_bytes": memory_bytes}, wall_s=wall_s)
-            except _Ended:  # such as by a machine without memory; what it began ends with it
+            except _Ended:  # for example out of memory; its children end with it
                 self._process.kill()
                 return Report("undecided", "the process that runs programs was ended from outside")
             return _report(said, program=program, test=test, cpu_s=cpu_s, wall_s=wall_s)
@@ -143,7 +143,7 @@ class _Nursery:
     def _run(
         self, trial: Trial, limits: dict[str, int], *, wall_s: float
     ) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
-        """(what the test said, how program and test ended). Raises _Ended."""
+        """(message of the test, how program and test ended). Raises _Ended."""
         pids: list[int] = []
         said, ends = b"", list[dict[str, Any]]()
         asks, answers = socket.socketpair()
@@ -171,7 +171,7 @@ class _Nursery:
 
 
 def _exchanged(ours: socket.socket, request: bytes, *, seconds: float) -> bytes:
-    """What is answered; not a whole line where the time is over or the other side ended."""
+    """The answer; an incomplete line if the time is over or the other side ended."""
     deadline = time.monotonic() + seconds
     said = bytearray()
     try:
@@ -223,10 +223,10 @@ def _cannot(reasons: Sequence[str]) -> CannotLock:
 
 
 def _environment() -> dict[str, str]:
-    """What the nursery sees: where modules are, and settings under which every run is the same."""
+    """Environment of the nursery: the module path, and settings that make runs reproducible."""
     root = str(Path(cft.__file__).parent.parent)
     path = dict.fromkeys([root, *(os.path.abspath(entry or os.getcwd()) for entry in sys.path)])
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # none can be begun
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # one thread
     fixed = {"PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8"}
     return {"PYTHONPATH": os.pathsep.join(path), **fixed, **threads}
 

@@ -1,8 +1,8 @@
-"""The process that runs a test against a program in another one, and says how it went on a descriptor that it alone has.
+"""The process that runs a test against a program in another process, and reports the result on a descriptor of its own.
 
-Names that the test takes from the program stand for values there: calls, attributes and items are asked for, and plain data
-comes back. Such a value is equal to nothing but itself, so that a program cannot say what equality is. What the test brings
-itself (the text of the problem, its imports, its helpers) is run here, and no name of the program's replaces it.
+Names that the test takes from the program are proxies: calls, attributes and items are requested, and plain data comes back. A
+proxy equals nothing but itself, so a program cannot redefine equality. The test's own code (the text of the problem, its
+imports, its helpers) runs here, and no name of the program replaces it.
 
     {"decision": "right" | "wrong" | "undecided", "reason": ...}
 """
@@ -21,7 +21,7 @@ _ENDED = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "BaseException")
 
 
 class Ended(BaseException):
-    """The program came to no result; no test may catch it."""
+    """The program gave no result; tests must not catch it."""
 
     def __init__(self, decision: str, reason: str) -> None:
         super().__init__(reason)
@@ -29,13 +29,13 @@ class Ended(BaseException):
 
 
 class ProgramError(Exception):
-    """The program raised what is no exception of the language."""
+    """The program raised an exception that is not built in."""
 
 
 class Connection:
-    """What is asked of the program.
+    """Requests to the program.
 
-    calls: how often it was called. ended: why no more can be asked; a test that catches everything does not undo it.
+    calls: number of calls. ended: why no more requests are possible; it remains set if the test catches the exception.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -64,7 +64,7 @@ class Connection:
         return self.ended
 
     def _error(self, name: str, text: str) -> BaseException:
-        """The program's exception, raised where it was called."""
+        """Raises the program's exception in the test."""
         if name in _ENDED:
             return self.end("wrong", f"the program ended itself: {name} {text}".strip())
         if name == "MemoryError":
@@ -77,7 +77,7 @@ class Connection:
         try:
             if isinstance(kind, type) and issubclass(kind, Exception):
                 return kind(text)
-        except TypeError:  # UnicodeDecodeError and the like take more
+        except TypeError:  # UnicodeDecodeError and others need more arguments
             pass
         return ProgramError(f"{name}: {text}")
 
@@ -103,7 +103,7 @@ class Connection:
         self.calls += 1
         sent = [self.sent(one) for one in arguments], {name: self.sent(one) for name, one in keywords.items()}
         value, after = self.ask("call", number, *sent)
-        # What the program did to its arguments is done to the test's.
+        # Changes that the program made to its arguments are applied to the test's.
         for mine, before, now in zip(
             (*arguments, *keywords.values()), (*sent[0], *sent[1].values()), after, strict=False
         ):
@@ -113,7 +113,7 @@ class Connection:
 
 
 class Remote:
-    """A value of the program's that is no plain data."""
+    """Proxy of a value in the program that is not plain data."""
 
     __slots__ = ("_connection", "_number")
 
@@ -149,7 +149,7 @@ class Remote:
 
 
 def run(channel: Channel, task: dict[str, Any]) -> dict[str, str]:
-    """task: as `cft.locked.session.Trial` has it."""
+    """task: fields of `cft.locked.session.Trial`."""
     connection = Connection(channel)
     names: dict[str, Any] = {"__name__": "test"}
     try:

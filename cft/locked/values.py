@@ -1,8 +1,8 @@
-"""Plain data as lines of JSON, between two processes of which one believes nothing that the other sends.
+"""Plain data as lines of JSON between two processes, one of which does not trust the other.
 
-Lists, tuples, sets, dictionaries, numbers and text, bytes, ranges, fractions, decimals, types of the language, and what is
-made of them. Of a value whose type is derived from one of these the base alone goes over: no comparison of the program's own
-is ever asked. Anything else stays where it is, and a `Remote` with its number goes over.
+Lists, tuples, sets, dictionaries, numbers and text, bytes, ranges, fractions, decimals, built-in types, and combinations of
+them. A value of a derived class is sent as its base class, so no comparison defined by the program is ever used. Any other
+value stays in its process and is sent as a `Remote` with a number.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _COLLECTIONS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "froze
 
 
 class Unpassable(Exception):
-    """A value that does not go over; the message says which."""
+    """A value that cannot be sent; the message names it."""
 
 
 class Gone(Exception):
-    """The other side has ended, or sends more than it may."""
+    """The other side has ended, or sent too much."""
 
 
 def encoded(value: Any, stays: Callable[[Any], int]) -> Any:
-    """stays: the number of a value that is no plain data; it may raise `Unpassable`."""
+    """stays: gives the number of a value that is not plain data; may raise `Unpassable`."""
     if value is None or value is True or value is False:
         return value
     if isinstance(value, str):
@@ -59,12 +59,12 @@ def encoded(value: Any, stays: Callable[[Any], int]) -> Any:
     if type(value) is type and vars(builtins).get(value.__name__) is value:
         return ["type", value.__name__]
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
-        return encoded(value.item(), stays)  # a number that is equal to a plain one
+        return encoded(value.item(), stays)  # a number that equals a plain one
     return ["remote", stays(value)]
 
 
 def decoded(value: Any, remote: Callable[[int], Any]) -> Any:
-    """remote: what stands for the value of a number. Raises ValueError, TypeError or LookupError for what is no value."""
+    """remote: gives the proxy of a number. Raises ValueError, TypeError or LookupError for invalid input."""
     if not isinstance(value, list):
         if isinstance(value, dict):
             raise ValueError("no value")
@@ -96,7 +96,7 @@ def decoded(value: Any, remote: Callable[[int], Any]) -> Any:
 
 
 class Channel:
-    """Messages over a descriptor, each a line of JSON."""
+    """Messages over a descriptor, one line of JSON each."""
 
     __slots__ = ("_buffer", "_descriptor")
 
@@ -113,7 +113,7 @@ class Channel:
             raise Gone("it has ended") from error
 
     def receive(self) -> Any:
-        """Raises Gone, and ValueError for what is no message."""
+        """Raises Gone, and ValueError for an invalid message."""
         start = 0
         while (end := self._buffer.find(b"\n", start)) < 0:
             start = len(self._buffer)

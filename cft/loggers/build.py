@@ -1,7 +1,7 @@
 """Where metrics go: CSV in every training, Weights & Biases by `logger=wandb`. Builders named in conf/logger.
 
-cft train hands its loggers to Lightning; cft annotate and cft evaluate open theirs with `logging_to`. What a run read and
-made (`cft/runs/lineage.py`), and samples of its responses, go to those loggers that take them.
+cft train passes its loggers to Lightning; cft annotate and cft evaluate open theirs with `logging_to`. Inputs and outputs of a
+run (`cft/runs/lineage.py`) and samples of its responses go to the loggers that support them.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ TRANSCRIPT_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What a logger is told about the run.
+    """Facts about the run, for loggers.
 
-    config: plain and redacted. command: what was typed. inputs: the annotation or checkpoint it begins from.
-    resumed_at: optimizer steps done when this part of the run began, 0 = a new run.
-    validated: whether the validation that follows the last of these steps was done, too.
+    config: plain and redacted. command: what was typed. inputs: the annotation or checkpoint it starts from.
+    resumed_at: optimizer steps already done when the run was resumed, 0 = a new run.
+    validated: whether the validation after the last of these steps was done as well.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ class RunFacts:
 
 
 def csv_logger(run: RunFacts) -> Logger:
-    """metrics.csv in the run folder, one row a logged step; a resumed run appends to the rows it had."""
+    """metrics.csv in the run folder, one row per logged step; a resumed run appends to its earlier rows."""
     from lightning.pytorch.loggers import CSVLogger
 
     logger = CSVLogger(run.folder, name="", version="", flush_logs_every_n_steps=10)
@@ -89,7 +89,7 @@ def csv_logger(run: RunFacts) -> Logger:
 
 
 def _rows_before(path: Path, *, step: int, validated: bool) -> tuple[list[str], list[dict[str, str]]]:
-    """Header and rows of the steps before `step`: later ones, and a validation that is due, are run again."""
+    """Header and rows of the steps before `step`; later steps, and a pending validation, are run again."""
     if step == 0 or not path.is_file():
         return [], []
     with path.open(newline="", encoding="utf-8") as handle:
@@ -122,8 +122,8 @@ def wandb_logger(
         project: of W&B.
         entity: user or team; "" = the account's default.
         group: "" = one per multirun, annotation or evaluated training.
-        tags: beside those of the run itself.
-        mode: "offline" needs no account; WANDB_MODE wins.
+        tags: in addition to the run's own.
+        mode: "offline" needs no account; WANDB_MODE overrides it.
         artifacts: "link" joins annotation, training and evaluation by files that describe them, "upload" sends rows and
             weights, too; online only.
         transcripts: problems whose responses are shown in a table, at least 0.
@@ -144,7 +144,7 @@ def wandb_logger(
 
 @contextmanager
 def logging_to(parts: Mapping[str, Part], facts: Callable[[], RunFacts]) -> Iterator[list[Logger]]:
-    """The loggers of a stage without a Trainer, closed at the end; `facts` is called only where there are any."""
+    """The loggers of a stage without a Trainer, closed at the end; `facts` is called only if there are any."""
     failed = True
     loggers: list[Logger] = []
     try:
@@ -168,19 +168,19 @@ def log_values(loggers: Sequence[Logger], values: Mapping[str, float], *, step: 
 
 
 def log_totals(loggers: Sequence[Logger], values: Mapping[str, float]) -> None:
-    """Values of the whole run, for W&B's summary; on disk they are in the stage's own results."""
+    """Log values of the whole run to W&B's summary; on disk they are in the results of the stage."""
     for run in _wandb_runs(loggers):
         run.summary(dict(values))
 
 
 def log_made(loggers: Sequence[Logger], link: Link) -> None:
-    """Name what the job made: once its files are written."""
+    """Register the output of the job; call it after its files are written."""
     for run in _wandb_runs(loggers):
         run.made(link)
 
 
 def log_transcripts(loggers: Sequence[Logger], samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> None:
-    """A table `eval/transcripts` of all responses to some problems, the same ones for every arm and seed."""
+    """Log a table `eval/transcripts` of all responses to some problems, the same problems for every arm and seed."""
     for run in _wandb_runs(loggers):
         if run.transcripts > 0:
             chosen = _by_hash({sample.problem.id for sample in samples})[: run.transcripts]
@@ -207,7 +207,7 @@ def _transcript(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[Any]
 
 
 def close_loggers(*, failed: bool) -> None:
-    """End the W&B run, if one is open: the jobs of a multirun share a process, and the next would write into it."""
+    """End the W&B run, if one is open: the jobs of a multirun share a process, and the next job would write to it."""
     if "wandb" in sys.modules:
         import wandb
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves beside its results.json: a run for the loggers, and the right not to be done again."""
+"""Records an evaluation with the loggers, and finds finished evaluations so that they are not repeated."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def evaluated_model(checkpoint: str, *, model_path: str) -> tuple[Link, ...]:
-    """The checkpoint that is evaluated, none where it is a model as published."""
+    """The evaluated checkpoint, none for a published model."""
     return (checkpoint_link(Path(checkpoint)),) if checkpoint else model_inputs(model_path)
 
 
 def evaluated_before(job: Job, *, inputs: Sequence[Link]) -> float | None:
-    """Accuracy of a job of the same multirun that was configured like this one and read the same weights, if there is one:
-    a multirun that is given its folder again (hydra.sweep.dir) resumes where it was cut off."""
+    """Accuracy of a job of the same multirun with the same configuration and weights, if there is one: a multirun that is given
+    its folder again (hydra.sweep.dir) resumes where it was interrupted."""
     if not job.multirun:
         return None
     for path in sorted(job.folder.parent.glob(f"*/{RESULTS}")):
@@ -40,7 +40,7 @@ def evaluated_before(job: Job, *, inputs: Sequence[Link]) -> float | None:
 
 
 def same_evaluation(path: Path, job: Job, *, inputs: Sequence[Link]) -> RunResults | None:
-    """The results of a run that was configured like this one and read the same weights, None if it was not."""
+    """The results of a run with the same configuration and weights, else None."""
     if not (path.is_file() and path.with_name(CONFIG).is_file()):
         return None
     results = RunResults.read(path)
@@ -59,7 +59,7 @@ def log_evaluation(
     tokenizer: PreTrainedTokenizerBase,
     inputs: tuple[Link, ...],
 ) -> None:
-    """Tell the loggers that the configuration names. results: as written to results.json, in `folder`."""
+    """Log to the configured loggers. results: as written to results.json in `folder`."""
     with logging_to(parts, lambda: _facts(job, folder, results, inputs)) as loggers:
         if loggers:
             values = {name: metric["value"] for name, metric in results.metrics.items()}
@@ -69,7 +69,7 @@ def log_evaluation(
 
 
 def _facts(job: Job, folder: Path, results: RunResults, inputs: tuple[Link, ...]) -> RunFacts:
-    """An evaluation of a checkpoint joins the group of its training."""
+    """The W&B group; an evaluation of a checkpoint joins the group of its training."""
     arm = results.arm
     told = parts_of_name(arm)
     trained = {"loss": arm.get("loss", "nll")} if "mask" in arm else {}  # as the training's own tags

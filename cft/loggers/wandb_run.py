@@ -35,7 +35,7 @@ _RUN_ID = "wandb_id"
 
 
 class WandbRun(WandbLogger):
-    """A W&B run that knows what its job read and made."""
+    """A W&B run with the inputs and outputs of its job."""
 
     def __init__(
         self,
@@ -89,26 +89,26 @@ class WandbRun(WandbLogger):
         return not self.experiment.settings._offline
 
     def read(self, link: Link) -> None:
-        """Name an input of this run. W&B joins it to the run that made it by the digest of the files; where that run was
-        offline, the artifact is made now."""
+        """Register an input of this run. W&B links it to the run that made it by the digest of the files; if that run was
+        offline, the artifact is created now."""
         if self._links():
             artifact = artifact_of(link, whole=self.artifacts == "upload")
             self._tried(lambda: self.experiment.use_artifact(artifact), what=link.name)
 
     def made(self, link: Link) -> None:
-        """Name an output of this run."""
+        """Register an output of this run."""
         if self._links():
             artifact = artifact_of(link, whole=self.artifacts == "upload")
             self._tried(lambda: self.experiment.log_artifact(artifact), what=link.name)
 
     def table(self, name: str, *, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Log a table, texts without secrets."""
+        """Log a table with secrets removed from its texts."""
         if getattr(rank_zero_only, "rank", 0) == 0:
             data: list[Any] = [[hidden(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
             self.experiment.log({name: wandb.Table(columns=list(columns), data=data)})
 
     def summary(self, values: dict[str, float]) -> None:
-        """Set values of the run that belong to no step."""
+        """Log values of the run that belong to no step."""
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.experiment.summary.update(values)
 
@@ -116,7 +116,7 @@ class WandbRun(WandbLogger):
         return self.artifacts != "none" and getattr(rank_zero_only, "rank", 0) == 0 and self.online
 
     def _tried(self, act: Callable[[], object], *, what: str) -> None:
-        """Artifacts are a convenience: what goes wrong with them is logged, and the run continues."""
+        """Artifacts are a convenience: their errors are logged, and the run continues."""
         problem: list[str] = []
 
         def run() -> None:
@@ -125,7 +125,7 @@ class WandbRun(WandbLogger):
             except Exception as error:  # noqa: BLE001 - whatever the server or its client raises: said below
                 problem.append(" ".join(str(error).split()) or type(error).__name__)
 
-        # W&B waits for the server's word, and tries again for minutes where the connection breaks.
+        # W&B waits for the server, and retries for minutes if the connection breaks.
         worker = threading.Thread(target=run, daemon=True)
         worker.start()
         worker.join(LINK_TIMEOUT_S)
@@ -139,7 +139,7 @@ class WandbRun(WandbLogger):
 
 
 def artifact_of(link: Link, *, whole: bool) -> wandb.Artifact:
-    """whole: with the data or weights, else only with the files that describe them."""
+    """whole: include the data or weights, else only the files that describe them."""
     metadata = {**link.as_dict(), "folder": link.folder.name}
     artifact = wandb.Artifact(link.name, type=link.kind, metadata=metadata)
     for path in (*link.described_by, *(link.holds if whole else ())):
@@ -149,7 +149,7 @@ def artifact_of(link: Link, *, whole: bool) -> wandb.Artifact:
 
 
 def opened(run: RunFacts, *, mode: Mode, **settings: Any) -> WandbRun:
-    """A run in the requested mode (WANDB_MODE wins over `online`), else, with a warning, offline."""
+    """A run in the requested mode (WANDB_MODE overrides `online`), or, with a warning, offline."""
     wanted: Any = mode if mode == "offline" else os.environ.get("WANDB_MODE") or mode
     try:
         return WandbRun(run, mode=wanted, **settings)

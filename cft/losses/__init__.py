@@ -7,7 +7,7 @@ from cft.losses.group import DPO, CriticalDPO, Discriminative, GroupLoss, MeanDi
 from cft.losses.objective import Objective
 from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy, Regularizer
 from cft.losses.target import GEM, Distillation, LabelSmoothing, TargetSFT
-from cft.losses.token import NLL, ClippedRatio, Power, Prediction, TokenLoss
+from cft.losses.token import NLL, ClippedRatio, Power, Prediction, SymmetricCE, TokenLoss
 
 __all__ = [
     "DPO",
@@ -32,6 +32,7 @@ __all__ = [
     "Prediction",
     "Regularizer",
     "SoftmaxGroups",
+    "SymmetricCE",
     "TargetSFT",
     "TokenLoss",
     "TokenMean",

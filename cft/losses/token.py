@@ -4,12 +4,13 @@ Called per chunk of tokens and again in the backward pass. A loss that wants log
 a constant a row. To add one, write a class with `needs` and `__call__`, a yaml in conf/loss/ or conf/regularizer/, and a
 line in tests/losses/test_oracle.py.
 
-Here: the protocol, and losses of the target's probability p_t alone. Losses that pull towards a whole distribution are in
-`cft/losses/target.py`, terms that are added to a loss in `cft/losses/regularizers.py`.
+Here: the protocol, and losses of the target's probability p_t alone (but for a floor of the others). Losses that pull towards a
+whole distribution are in `cft/losses/target.py`, terms that are added to a loss in `cft/losses/regularizers.py`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cft.ranges import AtLeastZero, Fraction, in_range
+from cft.ranges import AtLeastZero, Fraction, FractionBelowOne, FractionInside, in_range
 from cft.scores.column import REFERENCE_LOGPROB
 
 
@@ -103,3 +104,45 @@ class ClippedRatio:
     def __call__(self, prediction: Prediction) -> Tensor:
         ratio_N = (prediction.logprob_N() - prediction.stored[REFERENCE_LOGPROB]).exp()
         return -torch.minimum(ratio_N, ratio_N.clamp(1 - self.eps_low, 1 + self.eps_high))
+
+
+class SymmetricCE:
+    """f = ce_weight (-log p_t) + rce_weight sum_v max(p_v, prob_floor) (-log y_v), y the one-hot target held to label_floor
+    (symmetric cross-entropy, arXiv 1908.06112; as SLCA++, arXiv 2408.08295, uses it).
+
+    Since log y_t = 0 the reverse part is -log(label_floor) (1 - p_t) but for the floor of p: bounded where -log p_t is not. A
+    token whose probability is at the floor is a constant to the gradient, in a large vocabulary most of them.
+
+    Args:
+        ce_weight: of the cross-entropy, at least 0; 1 in the authors' settings.
+        rce_weight: of the reverse cross-entropy, at least 0; 0.1 in the authors' settings (0.5 on two fine-grained sets).
+        label_floor: lowest y, above 0 and below 1; 1e-4 in the authors' code.
+        prob_floor: lowest p in the reverse part, 0 to below 1; 1e-7 in the authors' code. With 0, p_t alone is read.
+    """
+
+    needs: tuple[str, ...] = ()
+
+    @in_range
+    def __init__(
+        self,
+        *,
+        ce_weight: AtLeastZero,
+        rce_weight: AtLeastZero,
+        label_floor: FractionInside,
+        prob_floor: FractionBelowOne,
+    ) -> None:
+        self.ce_weight, self.rce_weight = ce_weight, rce_weight
+        self.label_floor, self.prob_floor = label_floor, prob_floor
+
+    @property
+    def log_prob_alone(self) -> bool:
+        return self.prob_floor == 0
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        logprob_N = prediction.logprob_N()
+        if self.prob_floor == 0:
+            others_N = -torch.expm1(logprob_N)
+        else:
+            floored_NV = prediction.logprob_NV.exp().clamp(min=self.prob_floor)
+            others_N = floored_NV.scatter(1, prediction.target_N[:, None], 0.0).sum(-1)
+        return -self.ce_weight * logprob_N - self.rce_weight * math.log(self.label_floor) * others_N

@@ -26,9 +26,9 @@ class MaskError(UserError, ValueError):
 
 
 class TooLittleEvidence(MaskError):
-    """The annotation was made with less than the mask asks for, which cft annotate can mend.
+    """The annotation has less evidence than the mask needs; cft annotate can extend it.
 
-    afresh: its overrides for a new annotation that holds enough.
+    afresh: overrides of cft annotate for a new annotation with enough evidence.
     """
 
     def __init__(self, found: str, *, remedy: str, afresh: str) -> None:
@@ -37,10 +37,9 @@ class TooLittleEvidence(MaskError):
 
 
 class Mask(Protocol):
-    """needs: names of stored scores that rows must bring (`row.scores`). fit: called once with all training rows, for
-    statistics over the data set; what it learns depends on nothing else, nor on the order of the rows. facts: what it read
-    and learnt, for the run's results. JSON. known: [R] the tokens that there is evidence about; of the others the mask picks
-    none."""
+    """needs: names of stored scores that rows must have (`row.scores`). fit: called once with all training rows, for
+    statistics over the data set; they must not depend on anything else, nor on the order of the rows. facts: inputs and fitted
+    values for the run's results. JSON. known: [R] tokens with evidence; the mask never selects others."""
 
     needs: tuple[str, ...]
 
@@ -54,11 +53,10 @@ class Mask(Protocol):
 
 
 class RowMask:
-    """What most masks are: functions of one row's evidence alone.
+    """Base of most masks: functions of the evidence of one row.
 
-    score_arguments: constructor arguments that name stored scores, so that the config check knows what it needs. evidence:
-    what of an annotation it reads beside the text, which rows that someone brings do not hold (`EVIDENCE` in
-    `cft/config/needs.py`).
+    score_arguments: constructor arguments that name stored scores, for the config check. evidence: the parts of an annotation
+    that it reads besides the text, which data=rows does not have (`EVIDENCE` in `cft/config/needs.py`).
     """
 
     needs: tuple[str, ...] = ()
@@ -72,16 +70,17 @@ class RowMask:
         return {}
 
     def known(self, row: AnnotatedResponse) -> NDArray[np.bool_]:
-        """[R] tokens that there is evidence about. No other is eligible, in the complement neither."""
+        """[R] tokens with evidence. Others are not eligible, in the complement neither."""
         return np.ones(len(row.response_ids), dtype=np.bool_)
 
 
 class MaskOf(RowMask):
-    """A mask made from another one, whose needs and statistics it shares."""
+    """A mask derived from another one, with its needs, evidence and statistics."""
 
     def __init__(self, inner: Mask) -> None:
         self.inner = inner
         self.needs = inner.needs
+        self.evidence = getattr(inner, "evidence", ())
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         self.inner.fit(rows)

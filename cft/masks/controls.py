@@ -1,4 +1,4 @@
-"""Masks made from another one, to compare it with: as many tokens at random, and the tokens that it leaves out."""
+"""Masks derived from another one, as its controls: as many random tokens, and the tokens that it does not select."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from cft.types import AnnotatedResponse
 
 
 class RandomLike(MaskOf):
-    """As many tokens of each row as `like` picks, drawn at random from those that it knows: the control for "fewer tokens"
-    alone.
+    """As many tokens of each row as `like` selects, drawn at random from those with evidence: the control for the number of
+    tokens.
 
     Args:
         like: the mask whose number of tokens is matched, row by row.
-        seed: the draw is a function of (seed, response id): the same on any rank, in any order.
+        seed: the draw is a function of (seed, response id), the same on any rank and in any order.
     """
 
     def __init__(self, *, like: Mask, seed: int) -> None:
@@ -32,10 +32,10 @@ class RandomLike(MaskOf):
 
 
 class Complement(MaskOf):
-    """The tokens that another mask leaves out, of those that it knows.
+    """The tokens with evidence that another mask does not select.
 
     Args:
-        of: that mask.
+        of: the other mask.
     """
 
     def __init__(self, *, of: Mask) -> None:

@@ -18,14 +18,14 @@ Untried = Literal["refuse", "leave_out"]
 
 
 class OutcomeRule(RowMask, ABC):
-    """What the masks of this module share: a rule over the outcomes of the first K alternatives of each position.
+    """Base of the masks of this module: a rule over the outcomes of the first K alternatives of each position.
 
-    A position of which nothing was tried (`cft annotate positions=...`) is neither picked nor passed over in silence: it is
-    refused, or left out where `untried` says so, and then it counts as not known.
+    A position without any tried alternative (`cft annotate positions=...`) is never skipped silently: it is refused, or, with
+    `untried` set, left out as a token without evidence.
     """
 
     evidence = ("outcomes",)
-    verdict: Literal["right", "wrong"]  # of the responses it is about
+    verdict: Literal["right", "wrong"]  # of the responses that it applies to
 
     def __init__(self, *, num_alternatives: int, rule: Rule, untried: Untried) -> None:
         self.num_alternatives = num_alternatives
@@ -34,7 +34,7 @@ class OutcomeRule(RowMask, ABC):
 
     @abstractmethod
     def counts_RK(self, outcome_RK: NDArray[np.int8]) -> NDArray[np.bool_]:
-        """[R, K] alternatives with the outcome that the rule is about."""
+        """[R, K] alternatives with the outcome that the rule counts."""
 
     def known(self, row: AnnotatedResponse) -> NDArray[np.bool_]:
         return (row.alt_outcome[:, : self.num_alternatives] != Outcome.UNTRIED).any(1)
@@ -86,7 +86,7 @@ class OutcomeRule(RowMask, ABC):
             )
 
     def _afresh(self) -> str:
-        usual = {"right": "all", "wrong": "any"}[self.verdict]  # decided by what short-circuit tries
+        usual = {"right": "all", "wrong": "any"}[self.verdict]  # the rule that short-circuit annotation can decide
         return f"num_alternatives={self.num_alternatives}{'' if self.rule == usual else ' short_circuit=false'}"
 
 
@@ -102,14 +102,14 @@ class Critical(OutcomeRule):
     """Tokens whose every alternative ends wrong (CFT, arXiv 2510.10974, section 3).
 
     Args:
-        num_alternatives: how many of the stored alternatives count, in order of rank; at least 1. The paper's default is 2.
+        num_alternatives: number of stored alternatives to use, in order of rank; at least 1. The paper's default is 2.
         rule: "all" alternatives must end wrong (the paper), or "any" one of them, or "fraction": the weight is the fraction of
             them that end wrong, so tokens whose every alternative ends right are not eligible. "any" and "fraction" need an
             annotation in which every alternative was tried.
-        cut_off: whether a continuation that met the token limit without an explicit answer counts as "wrong" (the paper) or
+        cut_off: whether a continuation that reached the token limit without an explicit answer counts as "wrong" (the paper) or
             "not_wrong". Undecided verdicts never count as wrong.
-        untried: what becomes of a position of which nothing was tried: "refuse" the row, or "leave_out" the position, which
-            then carries no loss, in the mask's complement neither.
+        untried: treatment of positions without any tried alternative: "refuse" the row, or "leave_out" the position, which
+            then carries no loss, not even in the mask's complement.
 
     Raises:
         TooLittleEvidence: the annotation holds fewer alternatives, or left some untried that decide.
@@ -141,7 +141,7 @@ class Turning(OutcomeRule):
     """Tokens of a wrong response that turned it wrong: with another token in their place it ends right.
 
     Args:
-        num_alternatives: how many of the stored alternatives count, in order of rank; at least 1.
+        num_alternatives: number of stored alternatives to use, in order of rank; at least 1.
         rule: "any" one of them must end right, or "all" of them, or "fraction": the weight is the fraction that do. "all" and
             "fraction" need an annotation in which every alternative was tried.
         untried: as in `Critical`.
@@ -162,8 +162,8 @@ class Turning(OutcomeRule):
 
 
 class Deciding(RowMask):
-    """The tokens that decide a response, for figures and metrics: critical ones of a right response, turning ones of a wrong
-    one. What was not tried is not known; nothing is refused for it.
+    """The tokens that decide a response, for figures and metrics: critical tokens of a right response, turning tokens of a
+    wrong one. Untried positions count as tokens without evidence and are not refused.
 
     Args:
         num_alternatives: as in `Critical`.
@@ -189,14 +189,14 @@ class Deciding(RowMask):
 
 
 def deciding_word(rows: Iterable[AnnotatedResponse]) -> str:
-    """What the tokens that `Deciding` picks are called."""
+    """Name of the tokens that `Deciding` selects."""
     verdicts = {row.verdict for row in rows}
     return "turning" if verdicts == {"wrong"} else "critical"
 
 
 def critical_fraction(rows: Sequence[AnnotatedResponse], *, num_alternatives: int) -> float:
-    """Fraction of the response tokens that were tried which are critical under the paper's rule, or turning ones of wrong
-    responses; 0-1, NaN where nothing was tried."""
+    """Fraction of the tried response tokens that are critical under the paper's rule, or turning tokens of wrong responses;
+    0-1, NaN if none was tried."""
     mask = Deciding(num_alternatives=num_alternatives)
     picked = [mask(row)[mask.known(row)] for row in rows]
     tried = np.concatenate(picked) if picked else np.zeros(0)

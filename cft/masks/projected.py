@@ -1,9 +1,9 @@
-"""A mask made by a model of another tokenizer, carried over through the characters that tokens cover.
+"""A mask from a model with another tokenizer, projected through the characters that tokens cover.
 
-A target token is picked if it overlaps a picked source token; its weight is the largest of those. The end of a response,
-which covers no character, is picked if the source's is. Nothing is encoded again: both annotations hold their own ids
-and spans of the same text. Going to another tokenizer and back never loses a token; it gains those that share a token
-of the other side with a picked one.
+A target token is selected if it overlaps a selected source token; its weight is the largest of theirs. The end token, which
+covers no character, is selected if the source's end token is. Nothing is re-encoded: both annotations hold their own ids
+and spans of the same text. Projecting to another tokenizer and back never loses a token; it gains the tokens that share a token
+of the other tokenizer with a selected one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def project(
 ) -> Weights:
     """[R] weights of the target's tokens. weight_S: of the source's. Spans: [S, 2] and [R, 2] of the same text, end exclusive.
 
-    ends: both responses end with an end token, which is matched with the other's.
+    ends: whether both responses end with an end token; the two are matched.
     """
     if not len(weight_S) or not len(target_span):
         return np.zeros(len(target_span), dtype=np.float32)
@@ -38,20 +38,20 @@ def project(
 
 
 class Projected(RowMask):
-    """A mask of another annotation of the same responses, carried over by characters (CFT, arXiv 2510.10974, masks of
-    another model family).
+    """A mask of another annotation of the same responses, projected by characters (CFT, arXiv 2510.10974, masks of another
+    model family).
 
-    Rows are matched by problem id and exact response text. A row without a partner has no eligible token, in the mask's
-    complement neither; such rows are counted.
+    Rows are matched by problem id and exact response text. A row without a match has no eligible token, not even in the mask's
+    complement; such rows are counted.
 
     Args:
         from_annotation: name or folder; make one with the other model by cft annotate responses=given.
-        annotations_dir: where named annotations are.
+        annotations_dir: folder of named annotations.
         inner: the mask, which reads the other annotation's evidence and stored scores.
 
     Raises:
         StoreError: no such annotation.
-        MaskError: none of its responses is trained on (in `fit`).
+        MaskError: none of its responses is a training row (in `fit`).
     """
 
     evidence = ("annotation",)
@@ -90,7 +90,7 @@ class Projected(RowMask):
         }
 
     def known(self, row: AnnotatedResponse) -> NDArray[np.bool_]:
-        """Tokens that overlap none of the partner's that the inner mask does not know, or one that it picks."""
+        """Tokens that overlap a selected token of the match, or no token without evidence."""
         partner = self.partners.get(_key(row))
         if partner is None:
             return np.zeros(len(row.response_ids), dtype=np.bool_)

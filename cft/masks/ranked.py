@@ -6,8 +6,8 @@ TfIdf           top fraction of a row by TF-IDF                                (
 TokenCleaning   top fraction of the data set by base loss - reference loss     (arXiv 2502.01968)
 Reasoning       tokens whose loss does not fall when a model is trained on shuffled pairs   (SHAD, arXiv 2412.14780)
 
-A fraction of a row is ceil(fraction * tokens), equal values by position; a fraction of the data set is a threshold, so that
-what a mask says of a row never depends on the order of the rows.
+A fraction of a row is ceil(fraction * tokens), with ties broken by position; a fraction of the data set is a threshold, so the
+mask of a row never depends on the order of the rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cft.types import AnnotatedResponse
 def top_of_row(values_R: NDArray[np.floating], *, fraction: float) -> Weights:
     """[R] 1 for the ceil(fraction * R) largest values, else 0; equal values: the earlier token."""
     weights = np.zeros(len(values_R), dtype=np.float32)
-    # A product such as 0.6 * 5 may land just above the integer it means.
+    # A product such as 0.6 * 5 may be slightly above the exact integer.
     count = math.ceil(fraction * len(values_R) - 1e-9)
     weights[np.argsort(-values_R, kind="stable")[:count]] = 1.0
     return weights
@@ -41,7 +41,7 @@ class HighEntropy(RowMask):
     The paper ranks within a batch of roll-outs and by the live model; weighting=high_entropy is the live form.
 
     Args:
-        fraction: fraction of the response's tokens that is picked, above 0 and at most 1. The paper's is 0.2.
+        fraction: fraction of the response's tokens to select, above 0 and at most 1. The paper's is 0.2.
     """
 
     evidence = ("entropy",)

@@ -1,4 +1,4 @@
-"""The critical mask over sampled evidence: how often alternatives end right, instead of whether a greedy one does."""
+"""The critical mask over sampled evidence: how often alternatives end right, instead of whether the greedy one does."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from cft.types import AnnotatedResponse
 def success(row: AnnotatedResponse, *, cut_off: Literal["wrong", "not_wrong"] = "wrong") -> NDArray[np.float64]:
     """[R, K + 1] fraction of the samples that end right, column 0 after the response's own token; NaN without samples.
 
-    Undecided ones are no samples, nor are those that met the limit where `cut_off` is "not_wrong".
+    Undecided samples are not counted, nor are those that reached the limit if `cut_off` is "not_wrong".
     """
     judged = row.sampled - row.sampled_undecided - (row.sampled_cut_off if cut_off == "not_wrong" else 0)
     return np.where(judged > 0, row.sampled_right / np.maximum(judged, 1), np.nan)
 
 
 class CriticalSampled(RowMask):
-    """Tokens after whose alternatives the model seldom ends right, by samples (cft annotate evidence=sampled).
+    """Tokens whose alternatives seldom lead to a right answer, by samples (cft annotate evidence=sampled).
 
     Args:
-        num_alternatives: how many of the stored alternatives count, in order of rank; at least 1.
+        num_alternatives: number of stored alternatives to use, in order of rank; at least 1.
         max_success: an alternative fails if at most this fraction of its samples ends right, 0 to 1.
-        min_drop: and if the fraction is lower than that after the response's own token by at least this, 0 to 1.
+        min_drop: and if the fraction is at least this much lower than after the response's own token, 0 to 1.
         rule: "all" alternatives must fail, or "any" one of them.
-        weight: "one" for each token that is picked, or "drop": by how much the mean of the alternatives is below the
-            response's own token; a token without a drop is not picked.
-        cut_off: whether a sample that met the token limit without an explicit answer counts as "wrong" or, "not_wrong", not at
-            all. Undecided samples never count; an alternative without any that does is not known to fail.
+        weight: "one" for each selected token, or "drop": the mean of the alternatives subtracted from the fraction after the
+            response's own token; a token without a drop is not selected.
+        cut_off: whether a sample that reached the token limit without an explicit answer counts as "wrong" or, with
+        "not_wrong",
+            is not counted. Undecided samples are never counted; an alternative without counted samples does not fail.
         untried: positions without samples: "refuse" the row, or "leave_out" them.
 
     Raises:
-        TooLittleEvidence: the annotation has no samples, fewer alternatives, or positions without.
+        TooLittleEvidence: the annotation has no samples, fewer alternatives, or positions without samples.
         MaskError: the response ends wrong.
     """
 
@@ -76,7 +77,7 @@ class CriticalSampled(RowMask):
             )
         p_RJ = success(row, cut_off=self.cut_off)[:, : self.num_alternatives + 1]
         own_R1, alternatives_RK = p_RJ[:, :1], p_RJ[:, 1:]
-        # Nothing is said of what is NaN: comparisons with it are false.
+        # Comparisons with NaN are false.
         fails_RK = (alternatives_RK <= self.max_success) & (own_R1 - alternatives_RK >= self.min_drop)
         picked_R = (fails_RK.all(1) if self.rule == "all" else fails_RK.any(1)) & known_R
         if self.weight == "one":

@@ -1,4 +1,4 @@
-"""Masks by where a token is and what its text holds: all, numbers, the first tokens, the final answer."""
+"""Masks by position and text of a token: all, numbers, the first tokens, the final answer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Prefix(RowMask):
 
     Args:
         num_tokens: tokens from the start of the response, at least 1. The paper uses 8, 32 or 128, by model.
-        full_fraction: fraction of the responses, 0 to 1, that count whole, EOS included; chosen by a hash of their ids.
+        full_fraction: fraction of the responses, 0 to 1, that are used whole, EOS included; chosen by a hash of their ids.
     """
 
     @in_range

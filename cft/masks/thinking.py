@@ -1,4 +1,4 @@
-"""Masks that tell a response's thinking from what follows it, as verifiers do (`cft/verifiers/thinking.py`)."""
+"""Masks that separate the thinking of a response from the rest, as verifiers do (`cft/verifiers/thinking.py`)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cft.types import AnnotatedResponse
 
 
 class Thinking(RowMask):
-    """The tokens of the thinking, tags included; none of a response that has no closing tag and no opening one.
+    """The tokens of the thinking, tags included; none if a response has neither tag.
 
-    Where the prompt opens the thinking, as templates of reasoning models do, it lasts from the start of the turn. One that
-    is never closed lasts to the end of the turn.
+    If the prompt opens the thinking, as templates of reasoning models do, it starts with the turn. If it is never closed, it
+    lasts to the end of the turn.
 
     Args:
         open: the tag before the thinking.
@@ -44,7 +44,7 @@ class Thinking(RowMask):
         """Characters of the thinking, turn by turn. Tags do not nest: the first closing tag ends it."""
         found = []
         for start, end in turns(row):
-            opened: int | None = start  # a prompt may have opened it, which a closing tag that comes first tells
+            opened: int | None = start  # a closing tag that comes first shows that the prompt opened it
             tags = list(self.tags.finditer(row.response, start, end))
             for number, tag in enumerate(tags):
                 if tag[0] == self.close:
@@ -57,7 +57,7 @@ class Thinking(RowMask):
 
 
 class AfterThinking(Thinking):
-    """The tokens that are not of the thinking: what the reader of a response is given, and its end.
+    """The tokens outside the thinking: what is shown to the reader of a response, and its end.
 
     Args:
         open: the tag before the thinking.
@@ -69,7 +69,7 @@ class AfterThinking(Thinking):
 
 
 def turns(row: AnnotatedResponse) -> list[tuple[int, int]]:
-    """Characters of each turn of a response: a token without text ends one."""
+    """Characters of each turn of a response; a token without text ends a turn."""
     ends = [int(end) for start, end in row.char_span.tolist() if start == end]
     borders = sorted({0, *ends, len(row.response)})
     return list(pairwise(borders))

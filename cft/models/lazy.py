@@ -72,7 +72,9 @@ class LazyModel:
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        return self._model.config if self._model is not None else read_config(self.spec, self.source)
+        if self._model is not None:
+            return self._model.config
+        return read_config(self.spec, self.source, tokenizer=self.tokenizer)
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -114,7 +116,8 @@ class LazyModel:
         the model's own names; else the model is loaded for it."""
         if not self._weights:
             found = None
-            if self._model is None and self.spec.lora is None and (folder := weight_files(self.spec, self.source)):
+            as_in_files = self._model is None and self.spec.lora is None and not self.spec.added_tokens
+            if as_in_files and (folder := weight_files(self.spec, self.source)):
                 require_intact(folder, weights=True)
                 found = hash_of_files(folder, config=self.config, dtype=self.spec.dtype)
             self._weights = found or weights_hash(self.load())

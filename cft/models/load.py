@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cft.errors import BadValue
 from cft.files import sha256_json
 from cft.models.adapters import apply_lora
+from cft.models.added_tokens import add_rows, add_tokens, with_rows
 from cft.models.architecture import (
     ModelError,
     loaded_attention,
@@ -94,12 +96,14 @@ class ModelSpec:
         attn_implementation: of transformers; the engine exchanges it while it decodes.
         dtype: what weights are loaded in.
         eos_tokens: tokens that end a response beside the checkpoint's own, for base models that close chat turns.
+        added_tokens: texts that become special tokens of the tokenizer, with new rows of the embedding and the head; a
+            training's export has them.
         lora: adapters that are trained instead of the weights; null = none.
         gradient_checkpointing: recompute each block in the backward pass, for less memory.
         trust_remote_code: run Python code from the model's repository; it can do anything you can.
 
     Raises:
-        BadValue: a name is empty.
+        BadValue: a name is empty, or there are added tokens whose rows would stay as they are under adapters.
     """
 
     name: Name
@@ -108,16 +112,30 @@ class ModelSpec:
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     eos_tokens: Sequence[str] = ()
+    added_tokens: Sequence[str] = ()
     lora: Lora | None = None
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         require_in_range(self)
+        if "" in self.added_tokens:
+            raise BadValue("model.added_tokens: expected texts such as <Answer>, found an empty one")
+        if self.added_tokens and self.lora is not None:
+            raise BadValue(
+                "model.added_tokens: their rows of the embedding would stay untrained under model.lora; train all weights "
+                "(model/lora=null), or train the rows first and adapters on that export"
+            )
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model. Raises ModelError."""
+    """The tokenizer that belongs to the model, with `spec.added_tokens`. Raises ModelError."""
+    tokenizer = _own_tokenizer(spec)
+    add_tokens(tokenizer, spec.added_tokens)
+    return tokenizer
+
+
+def _own_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     source = locate(spec.path)
     require_intact(Path(source), weights=False)
     _require_whole(spec, source)
@@ -170,6 +188,9 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
             f"first: {', '.join(wrong[:3])}; the folder is damaged or no causal language model: get it again"
         )
     _settle_generation_config(model)
+    if spec.added_tokens:
+        tokenizer = _own_tokenizer(spec)
+        add_rows(model, tokenizer, add_tokens(tokenizer, spec.added_tokens))
     if spec.eos_tokens or any(end is not None for end in ends):
         further = further_eos_ids(spec, load_tokenizer(spec), ends=ends)
         assert model.generation_config is not None
@@ -212,8 +233,11 @@ def locate(path: str) -> str:
     return path
 
 
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of what turns text into ids and back: vocabulary, merges, rules, special tokens; not the template."""
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, *, without: Collection[str] = ()) -> str:
+    """sha256 of what turns text into ids and back: vocabulary, merges, rules, special tokens; not the template.
+
+    without: added tokens that are left out, so that the hash is that of the tokenizer before it got them.
+    """
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # absent where sentencepiece itself does the work
     rules: dict[str, Any]
@@ -223,7 +247,9 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         rules = json.loads(backend.to_str())
         for key in ("padding", "truncation"):  # settings of the last call, not of the tokenizer
             rules.pop(key, None)
-    return sha256_json({"vocabulary": tokenizer.get_vocab(), "rules": rules, "special": special})
+        rules["added_tokens"] = [token for token in rules["added_tokens"] if token["content"] not in without]
+    vocabulary = {token: i for token, i in tokenizer.get_vocab().items() if token not in without}
+    return sha256_json({"vocabulary": vocabulary, "rules": rules, "special": special})
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -254,8 +280,13 @@ def _settle_generation_config(model: PreTrainedModel) -> None:
         model.generation_config = GenerationConfig(**kept_values)
 
 
-def read_config(spec: ModelSpec, source: str) -> PreTrainedConfig:
-    """The model's config. source: as `locate` gives it. Raises ModelError."""
+def read_config(spec: ModelSpec, source: str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedConfig:
+    """The model's config. source: as `locate` gives it. tokenizer: every token of which has its row. Raises ModelError."""
+    config = _own_config(spec, source)
+    return config if tokenizer is None or not spec.added_tokens else with_rows(config, tokenizer)
+
+
+def _own_config(spec: ModelSpec, source: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:

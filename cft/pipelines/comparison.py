@@ -1,6 +1,7 @@
 """The steps of `cft compare`: a pipeline whose trainings are repeated for each arm, learning rate and seed.
 
-annotate                 once, unless an annotation is given; of data that are rows, their own responses
+annotate                 once, unless an annotation is given; of data that are rows, their own responses, and only
+                         if an arm reads evidence: else all arms train on the rows as they are
 base                     the untrained model on the test problems, once
 search-ARM-lrRATE-seedN  one training for each rate, judged on validation problems alone
 ARM-seedN                at the rate that was best, with fresh seeds, tested
@@ -10,10 +11,12 @@ report                   arms at their chosen rates; intervals over seeds and pr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cft.config.check import ErrorDetail, suggestion
+from cft.config.needs import GIVEN_ROWS, lacking_evidence
 from cft.pipelines.entries import entries_of, takes_problems
 from cft.pipelines.plan import Planner, Settings, Step
 from cft.pipelines.reporting import REPORT
@@ -25,7 +28,15 @@ RATE = "optimizer.lr"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """What is compared. methods: overrides of cft train by arm. templates: overrides of steps by kind."""
+    """What is compared.
+
+    Args:
+        methods: Overrides of cft train by arm.
+        templates: Overrides of steps by kind.
+        annotation: One that is there, "" where none is.
+        problems: The data are problems; else rows, with their own responses.
+        annotates: An annotation is made first; else all arms train on the rows as they are.
+    """
 
     arms: tuple[str, ...]
     methods: Mapping[str, Mapping[str, Any]]
@@ -34,12 +45,15 @@ class Design:
     search_seeds: int
     annotation: str
     templates: Mapping[str, Mapping[str, Any]]
-    problems: bool  # the data are problems; else rows, whose own responses are annotated
+    problems: bool
+    annotates: bool
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> Design:
         """tree: the config of cft compare."""
-        return cls(
+        shared = tree.get("shared") or {}
+        problems = takes_problems(entries_of(shared))
+        design = cls(
             arms=tuple(dict.fromkeys(map(str, tree["arms"]))),
             methods=tree.get("methods") or {},
             rates=tuple(sorted(map(float, tree["rates"]))),
@@ -47,12 +61,15 @@ class Design:
             search_seeds=int(tree["search_seeds"]),
             annotation=str(tree["annotation"]),
             templates={name: dict(node or {}) for name, node in (tree.get("steps") or {}).items()},
-            problems=takes_problems(entries_of(tree.get("shared") or {})),
+            problems=problems,
+            annotates=problems and not tree["annotation"],
         )
-
-    @property
-    def annotates(self) -> bool:
-        return not self.annotation
+        if problems or design.annotation or any(design.errors()):
+            return design
+        allowed = tuple(tree.get("allow_targets") or ())
+        return replace(
+            design, annotates=any(_reads_evidence(design, arm, shared, allowed=allowed) for arm in design.arms)
+        )
 
     @property
     def trainings(self) -> int:
@@ -111,11 +128,13 @@ class Design:
 
     def finals(self, planner: Planner, rates: Mapping[str, float]) -> list[Step]:
         nodes = {
-            f"{arm}-seed{seed}": self.training(arm, rate=rates[arm], seed=seed)
-            for arm in self.arms
-            for seed in range(self.seeds)
+            name: self.training(arm, rate=rates[arm], seed=seed) for name, (arm, seed) in self.final_names().items()
         }
         return _added(planner, nodes)
+
+    def final_names(self) -> dict[str, tuple[str, int]]:
+        """(arm, seed) by the name of the step."""
+        return {f"{arm}-seed{seed}": (arm, seed) for arm in self.arms for seed in range(self.seeds)}
 
     def report(self, planner: Planner) -> list[Step]:
         return _added(planner, {REPORT: {"stage": REPORT, "choose": RATE, **self._template(REPORT)}})
@@ -165,6 +184,14 @@ def chosen_rate(steps: Sequence[Step]) -> float:
             f"{', '.join(str(folder / 'run.log') for folder in folders[:3])}"
         )
     return float(choices[0].chosen)
+
+
+def _reads_evidence(design: Design, arm: str, shared: Mapping[str, Any], *, allowed: tuple[str, ...]) -> bool:
+    """Whether an arm's method asks what rows hold only once they are annotated."""
+    planner = Planner(Settings(folder=Path("outputs/compare/evidence"), allowed=allowed), shared)
+    step = planner.add(arm, {"data.annotation": "rows", **design.training(arm, rate=design.rates[0], seed=0)})
+    rows = {"_target_": GIVEN_ROWS, "path": ""}
+    return step is not None and any(lacking_evidence({**step.config, "data": rows}))
 
 
 def _added(planner: Planner, nodes: Mapping[str, Mapping[str, Any]], *, may_fail: bool = False) -> list[Step]:

@@ -1,50 +1,84 @@
 """What a comparison will take, told before it starts: measured on a few problems, annotated, trained on and tested by the
-stages themselves, and extended to all of them.
+stages themselves on this machine, and extended to all of them.
 
-Seconds grow with problems and rows; what a process costs to start, load a model and export is measured once a kind. Memory is
-the most that a process of a step had; longer rows than those tried may need more, which a training estimates from its own
-rows before its first step (`cft/training/memory.py`).
+A training is what a process costs to start, load a model, take its first step and export, and for each epoch its rows, its
+validation and its checkpoint; a test is a beginning and so much for each problem, told apart by tests of two sizes. The
+machine is taken to be as busy later as it was while this was measured: what is left is told again before each step, by what
+the steps so far took (`Clock`). Memory is the most that a process of a step had; longer rows than those tried may need
+more, which a training estimates from its own rows before its first step (`cft/training/memory.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
+from cft.annotation.store import AnnotationStore, find_annotation
 from cft.cli.job import composed
 from cft.config.build import build
 from cft.console import console
+from cft.data.row_files import file_rows
 from cft.data.rows_as_problems import problems_of
 from cft.files import write_json
+from cft.pipelines.clock import duration
 from cft.pipelines.comparison import Design
 from cft.pipelines.plan import Planner, Step, spelled_out
 from cft.pipelines.records import Record
+from cft.pipelines.reporting import REPORT
 from cft.pipelines.runner import Runner
 from cft.runs.results import RunResults
 
 ESTIMATE = "estimate.json"
 _NAME = "estimate"
-_TESTED = 8  # problems
+_TESTED = (8, 24)  # problems, of two tests
 _VALIDATED = 2
 _EPOCHS = 2
+_REPORT = 5.0  # seconds to begin a report and draw its figures
+_REPORT_OF_A_RUN = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One training of an arm, as measured. start: seconds of a process that are neither training nor testing."""
+    """One training of an arm, as measured.
 
-    seconds_per_row: float
+    Args:
+        start: Seconds of its process that no epoch repeats.
+        per_row: Seconds of a row in an epoch.
+        per_epoch: Seconds of an epoch beside its rows, with a validation of few problems.
+        rows: That it had.
+        export_bytes: Of its export.
+    """
+
     start: float
+    per_row: float
+    per_epoch: float
+    rows: int
     export_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Testing:
+    """Tests, as measured: seconds of a process around one, of its beginning, and of each problem."""
+
+    process: float
+    begin: float
+    per_problem: float
+
+    def seconds(self, problems: int) -> float:
+        return self.begin + problems * self.per_problem if problems else 0.0
+
+    def per_greedy(self, samples: int) -> float:
+        """Of one greedy response of the 1 + samples that a test draws for each problem."""
+        return self.per_problem / (1 + samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Seconds by part, bytes at most.
+    """Seconds by part, and of one step of each kind (a name of a step, or how it begins); bytes at most.
 
     unknown: arms whose few steps failed; their time is that of the others.
     """
@@ -52,6 +86,7 @@ class Estimate:
     problems: int
     rows: float
     parts: dict[str, float]
+    steps: dict[str, float]
     memory: dict[str, int]
     disk: int
     unknown: tuple[str, ...] = ()
@@ -78,20 +113,15 @@ class Estimate:
             )
 
 
-def duration(seconds: float) -> str:
-    """For people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def estimate(design: Design, runner: Runner, shared: Mapping[str, Any], *, probe: int, keep: str) -> Estimate:
     """Runs the few steps that are not done yet and writes what they say. probe: number of problems."""
     planner = Planner(runner.settings, shared)
     nodes = design.fixed()
+    base = nodes.pop("base")
     if design.annotates:
         nodes["annotate"] |= {"annotation": _NAME, "limit": probe}
-    nodes["base"] |= {"limit": _TESTED}
+    few, more = _TESTED
+    nodes |= {"base": base | {"limit": few}, "base-more": base | {"limit": more}}
     fixed = {name: planner.add(f"{_NAME}-{name}", node, check=False) for name, node in nodes.items()}
     trainings = {
         arm: planner.add(f"{_NAME}-{arm}", _few_steps(design, arm, probe=probe), check=False, may_fail=True)
@@ -99,7 +129,11 @@ def estimate(design: Design, runner: Runner, shared: Mapping[str, Any], *, probe
     }
     steps = [step for step in (*fixed.values(), *trainings.values()) if step is not None]
     done = runner.run(steps, title="Estimate")
-    found = _extended(design, runner, shared, fixed, trainings, done, keep=keep)
+    measured = {arm: _measured(step, done) for arm, step in trainings.items() if step is not None}
+    testing = _testing([step for name, step in fixed.items() if step is not None and name.startswith("base")], done)
+    found = _extended(
+        _Full.of(design, runner, shared), design, fixed.get("annotate"), measured, testing, done, keep, probe
+    )
     write_json(runner.settings.folder / ESTIMATE, asdict(found) | {"seconds": found.seconds})
     return found
 
@@ -116,111 +150,154 @@ def _few_steps(design: Design, arm: str, *, probe: int) -> dict[str, Any]:
 
 
 def _extended(
+    full: _Full,
     design: Design,
-    runner: Runner,
-    shared: Mapping[str, Any],
-    fixed: Mapping[str, Step | None],
-    trainings: Mapping[str, Step | None],
+    annotate: Step | None,
+    measured: Mapping[str, Training | None],
+    testing: Testing,
     done: Mapping[str, Record],
-    *,
     keep: str,
+    probe: int,
 ) -> Estimate:
-    parts: dict[str, float] = {}
-    base = fixed["base"]
-    assert base is not None
-    tested = RunResults.read(base.folder / "results.json")
-    full = _full_config(design, runner, shared)
-    problems, rows = 0, 0.0
-    if (annotated := fixed.get("annotate")) is not None:
-        manifest = json.loads((annotated.out / "manifest.json").read_bytes())
+    known = [one for one in measured.values() if one is not None]
+    parts, steps = dict[str, float](), dict[str, float]()
+    there = full.rows
+    if annotate is not None:
+        manifest = json.loads((annotate.out / "manifest.json").read_bytes())
         spent = sum(value for name, value in manifest["compute"].items() if name.endswith("_seconds"))
         asked = max(1, manifest["counts"]["problems"])
-        problems = _problems(design, runner, shared)
-        parts["annotate"] = (done[annotated.name].seconds or 0.0) + spent / asked * max(0, problems - asked)
-        rows = problems * manifest["counts"].get("annotated", 0) / asked
-    seconds_per_test = (tested.seconds or 0.0) / max(1, tested.problems)
-    start = max(0.0, (done[base.name].seconds or 0.0) - (tested.seconds or 0.0))
-    tests = min(full["evaluation"]["problems"], full["tests"])
-    validated = min(full["validation"]["problems"], full["validations"])
-    # One greedy response of the 1 + num_samples that the test draws for each problem.
-    greedy = seconds_per_test / (1 + base.config["num_samples"])
-    parts["test the untrained model"] = start + seconds_per_test * tests
-    # The few validations are in the time of a training, which then has one for all of the validation problems.
-    measured = {
-        arm: _measured(step, done, validation=_EPOCHS * _VALIDATED * greedy)
-        for arm, step in trainings.items()
-        if step is not None
-    }
-    known = [one for one in measured.values() if one is not None]
-    if not rows:
-        rows = max((one[1] for one in known), default=0.0)
-    usual = (
-        max((one[0].seconds_per_row for one in known), default=0.0),
-        max((one[0].start for one in known), default=start),
-    )
+        annotated = manifest["counts"].get("annotated", 0)
+        parts["annotate"] = (done[annotate.name].seconds or 0.0) + spent / asked * max(0, full.problems - asked)
+        steps["annotate"] = parts["annotate"]
+        there, probe = round(full.problems * annotated / asked), min(probe, annotated)
+    # Of those that are there, as many as of the few: some are benchmark problems, too long or held out.
+    wanted = there if full.max_rows < 0 else min(full.max_rows, there)
+    rows = wanted * max((one.rows / max(1, min(probe, there)) for one in known), default=0.0)
+    steps["base"] = parts["test the untrained model"] = testing.process + testing.seconds(full.tests)
     searched = len(design.rates) * design.search_seeds if len(design.rates) > 1 else 0
-    epochs = full["epochs"]
+    validation = max(0, full.validations - _VALIDATED) * testing.per_greedy(full.samples)
     for arm in design.arms:
-        one = measured.get(arm)
-        a_row, begins = (one[0].seconds_per_row, one[0].start) if one is not None else usual
-        train = begins + epochs * (rows * a_row + validated * greedy)
+        one = measured.get(arm) or _slowest(known, start=testing.process)
+        train = one.start + full.epochs * (rows * one.per_row + one.per_epoch + validation)
+        steps[f"search-{arm}"], steps[arm] = train, train + testing.seconds(full.tests)
         parts[f"{arm}: {searched} trainings to search a rate, {design.seeds} to test"] = (
-            searched + design.seeds
-        ) * train + design.seeds * tests * seconds_per_test
-    exports = max((one[0].export_bytes for one in known), default=0)
-    kept = {"results": 0, "exports": design.seeds, "all": 4 * (design.seeds + searched)}[
-        keep
-    ]  # weights, Adam's two states, export
+            searched * train + design.seeds * steps[arm]
+        )
+    steps[REPORT] = parts[REPORT] = _REPORT + _REPORT_OF_A_RUN * len(design.arms) * (searched + design.seeds)
+    exports = max((one.export_bytes for one in known), default=0)
+    # Weights, Adam's two states, export.
+    kept = {"results": 0, "exports": design.seeds, "all": 4 * (design.seeds + searched)}[keep]
     memory: dict[str, int] = {}
     for record in done.values():
         for name, count in record.peak_memory.items():
             memory[name] = max(memory.get(name, 0), count)
     return Estimate(
-        problems=problems,
+        problems=full.problems,
         rows=rows,
         parts=parts,
+        steps=steps,
         memory=memory,
         disk=kept * len(design.arms) * exports,
         unknown=tuple(arm for arm, one in measured.items() if one is None),
     )
 
 
-def _measured(step: Step, done: Mapping[str, Record], *, validation: float) -> tuple[Training, int] | None:
-    """(a training, rows it had); None where it failed. validation: seconds of it that solved problems."""
+def _slowest(known: Sequence[Training], *, start: float) -> Training:
+    """For an arm whose own few steps failed."""
+    return Training(
+        start=max((one.start for one in known), default=start),
+        per_row=max((one.per_row for one in known), default=0.0),
+        per_epoch=max((one.per_epoch for one in known), default=0.0),
+        rows=0,
+        export_bytes=0,
+    )
+
+
+def _measured(step: Step, done: Mapping[str, Record]) -> Training | None:
+    """None where it failed."""
     record = done[step.name]
     if not record.finished:
         return None
     results = RunResults.read(step.folder / "results.json")
-    rows, seconds = int((results.data or {}).get("train_rows", 0)), results.train_seconds or 0.0
-    return (
-        Training(
-            seconds_per_row=max(0.0, seconds - validation) / max(1, _EPOCHS * rows),
-            start=max(0.0, (record.seconds or 0.0) - seconds),
-            export_bytes=sum(path.stat().st_size for path in (step.folder / "export").glob("*")),
-        ),
-        rows,
+    rows, spent = int((results.data or {}).get("train_rows", 0)), results.spent or {}
+    first = min(rows, int(step.config["data"]["batch_size"]))
+    per_row = spent.get("later_batches", 0.0) / max(1, _EPOCHS * rows - first)
+    batches = spent.get("first_batch", 0.0) + spent.get("later_batches", 0.0)
+    per_epoch = max(0.0, (results.train_seconds or 0.0) - batches) / _EPOCHS
+    return Training(
+        start=max(0.0, (record.seconds or 0.0) - _EPOCHS * (rows * per_row + per_epoch)),
+        per_row=per_row,
+        per_epoch=per_epoch,
+        rows=rows,
+        export_bytes=sum(path.stat().st_size for path in (step.folder / "export").glob("*")),
     )
 
 
-def _problems(design: Design, runner: Runner, shared: Mapping[str, Any]) -> int:
-    """That will be annotated."""
-    config = _inputs(Planner(runner.settings, shared).add("annotate", design.fixed()["annotate"], check=False), runner)
-    there = len(problems_of(build(config.data)).of(config.split))
-    return there if config.limit < 0 else min(config.limit, there)
+def _testing(steps: Sequence[Step], done: Mapping[str, Record]) -> Testing:
+    """steps: tests of few problems and of more, which may be as many where there are no more."""
+    few, more = (RunResults.read(step.folder / "results.json") for step in steps)
+    process = min(
+        max(0.0, (done[s.name].seconds or 0.0) - (r.seconds or 0.0)) for s, r in zip(steps, (few, more), strict=True)
+    )
+    if more.problems <= few.problems:
+        return Testing(process=process, begin=0.0, per_problem=(few.seconds or 0.0) / max(1, few.problems))
+    per_problem = max(0.0, (more.seconds or 0.0) - (few.seconds or 0.0)) / (more.problems - few.problems)
+    return Testing(
+        process=process, begin=max(0.0, (more.seconds or 0.0) - per_problem * more.problems), per_problem=per_problem
+    )
 
 
-def _full_config(design: Design, runner: Runner, shared: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a tested training: its keys that the time depends on, and how many problems there are."""
-    node = design.training(design.arms[0], rate=design.rates[0], seed=0) | {"data.annotation": _NAME}
-    config = _inputs(Planner(runner.settings, shared).add("train", node, check=False), runner)
-    splits = build(config.benchmark)
-    return {
-        "evaluation": {"problems": config.evaluation.problems},
-        "validation": {"problems": config.validation.problems},
-        "tests": len(splits.of("test")),
-        "validations": len(splits.of("validation")),
-        "epochs": max(1, config.trainer["max_epochs"]),
-    }
+# ---- the whole, of which a few were tried
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Full:
+    """What the time depends on. rows: of an annotation that is there, or of one's own."""
+
+    problems: int
+    rows: int
+    max_rows: int
+    epochs: int
+    validations: int
+    tests: int
+    samples: int
+
+    @classmethod
+    def of(cls, design: Design, runner: Runner, shared: Mapping[str, Any]) -> _Full:
+        planner = Planner(runner.settings, shared)
+        problems = 0
+        if design.annotates:
+            asked = _inputs(planner.add("annotate", design.fixed()["annotate"], check=False), runner)
+            there = len(problems_of(build(asked.data)).of(asked.split))
+            problems = there if asked.limit < 0 else min(asked.limit, there)
+        node = design.training(design.arms[0], rate=design.rates[0], seed=0)
+        config = _inputs(
+            planner.add("train", node | ({"data.annotation": _NAME} if design.annotates else {}), check=False), runner
+        )
+        splits = build(config.benchmark)
+        return cls(
+            problems=problems,
+            rows=0 if design.annotates else _rows_of(config, design.annotation),
+            max_rows=int(config.data["max_rows"]),
+            epochs=max(1, int(config.trainer["max_epochs"])),
+            validations=_some(config.validation.problems, len(splits.of("validation"))),
+            tests=_some(config.evaluation.problems, len(splits.of("test"))),
+            samples=int(config.evaluation.num_samples),
+        )
+
+
+def _some(wanted: int, there: int) -> int:
+    return there if wanted < 0 else min(wanted, there)
+
+
+def _rows_of(config: Any, annotation: str) -> int:
+    """config: of a training."""
+    if annotation:
+        store = AnnotationStore(find_annotation(annotation, annotations_dir=config.annotations_dir))
+        return int(store.manifest()["counts"].get("annotated", 0))
+    data = config.data
+    rows = file_rows(data["path"], config=data["config"], revision=data["revision"], split=data["split"])
+    return sum(1 for _ in rows)
 
 
 def _inputs(step: Step | None, runner: Runner) -> Any:

@@ -17,6 +17,7 @@ from cft.commands import command
 from cft.config.stages import STAGES
 from cft.console import console
 from cft.files import exclusive
+from cft.pipelines.clock import Clock
 from cft.pipelines.plan import EARLIER, Settings, Step
 from cft.pipelines.process import Ended, StepCrashed, StepFailed, Stopped, run_apart, run_here, wait_for_orphan
 from cft.pipelines.records import Record, inside, known_record, record_of
@@ -40,6 +41,7 @@ class Runner:
         of: int = 0,
         first: int = 1,
         after: Callable[[Step], None] = lambda step: None,
+        clock: Clock | None = None,
     ) -> dict[str, Record]:
         """Records by step; those of steps that may fail and did are not finished.
 
@@ -47,6 +49,7 @@ class Runner:
             title: What a step is called in its heading.
             of: Number of all steps, where these are a part of them from number `first` on.
             after: Called when a step is done, in an earlier run too.
+            clock: Says before each step how long the rest will take.
 
         Raises:
             StepFailed, StepCrashed: A step that may not fail did.
@@ -56,19 +59,21 @@ class Runner:
             run_log.write_to(self.settings.folder)
             wait_for_orphan(self.settings.folder)
             for number, step in enumerate(steps, first):
-                done[step.name] = self._run(step, title=f"{title} {number} of {of or len(steps)}: {step.name}")
+                heading = f"{title} {number} of {of or len(steps)}: {step.name}"
+                done[step.name] = self._run(step, title=heading, clock=clock or Clock({}))
                 if done[step.name].finished:
                     after(step)
         return done
 
-    def _run(self, step: Step, *, title: str) -> Record:
+    def _run(self, step: Step, *, title: str, clock: Clock) -> Record:
         folder = self.settings.folder
         before = known_record(folder, step.name)
         now = record_of(step, folder=folder, command=self._command(step))
         if before is not None and before.is_done(folder) and before.fingerprint == now.fingerprint:
             console.print(f"{title}: done already", markup=False)
+            clock.done(step.name, None)
             return before
-        console.rule(f"[bold]{title}", align="left")
+        console.rule(f"[bold]{title}[/bold]{clock.left(step.name)}", align="left")
         console.print(f"$ {now.command}", style="dim", markup=False, highlight=False)
         more = self._make_room(step, now=now, before=before)
         now.write(folder)
@@ -83,7 +88,9 @@ class Runner:
             if not step.may_fail:
                 raise
             console.print(f"{error}; the pipeline continues without it", markup=False)
+            clock.done(step.name, None)
             return now
+        clock.done(step.name, ended.seconds)
         return self._finish(now, ended)
 
     def _finish(self, now: Record, ended: Ended) -> Record:

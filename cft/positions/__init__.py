@@ -1,4 +1,4 @@
-"""Which positions of a response are tried: what `conf/positions/*.yaml` builds. What is left out is recorded as untried."""
+"""Options of `positions`: which positions of a response are tried. The others are recorded as untried."""
 
 from cft.positions.base import Positions, PositionsError, ResponseView
 from cft.positions.bisect import Bisect

@@ -1,7 +1,7 @@
-"""Positions: which tokens of a response get counterfactuals. An annotation of all of them costs R^2 / 2 tokens a response
-and alternative, so a long response is tried where its user thinks that the answer is decided.
+"""Positions: which tokens of a response get counterfactuals. Trying all of them costs R^2 / 2 tokens per response and
+alternative, so in long responses the user chooses where the answer may be decided.
 
-    choice = positions.search(view)          a generator; most return at once
+    choice = positions.search(view)          a generator; most return immediately
     wanted = next(choice) ...                some first ask what the model makes of a beginning of the response
     choice.send({t: outcome, ...})           the model's own greedy continuation of the response before position t
     return [R] bool                          the positions to try; the others stay `Outcome.UNTRIED`
@@ -31,10 +31,10 @@ class PositionsError(UserError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ResponseView:
-    """What is known of a response before anything of it is tried.
+    """A response before any position of it is tried.
 
-    text, char_span: as the store has them, [R, 2]. entropy_R: of the scoring pass, nats; NaN from engines that do not know
-    it. outcome: of the response itself.
+    text, char_span: as in the store, [R, 2]. entropy_R: from the scoring pass, nats; NaN from engines that do not provide it.
+    outcome: of the response itself.
     """
 
     problem_id: str
@@ -49,7 +49,7 @@ class ResponseView:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Work on one response, before it is known. tries_R: how likely each position is tried. probes: beginnings of the
+    """Estimated work on one response. tries_R: probability that each position is tried. probes: number of prefixes of the
     response that are continued to find the positions."""
 
     tries_R: NDArray[np.float64]
@@ -67,11 +67,11 @@ class Positions(Protocol):
     probes: ClassVar[bool]
 
     def settings(self) -> dict[str, Any]:
-        """What the choice depends on, for the fingerprint; {} where all positions are tried. JSON."""
+        """Arguments of the choice, for the fingerprint; {} if all positions are tried. JSON."""
         ...
 
     def search(self, view: ResponseView) -> Search: ...
 
     def expected(self, view: ResponseView) -> Expected:
-        """Without the model: entropies are not looked at, and spans may be approximate."""
+        """Estimate without the model: entropies are not used, and spans may be approximate."""
         ...

@@ -1,15 +1,15 @@
-"""Positions by bisection: where does a beginning of the response begin, or cease, to be enough for the right answer?
+"""Positions by bisection: where a prefix of the response starts, or stops, to be enough for the right answer.
 
     s(t) = whether the model's own greedy continuation of the response before position t ends right; s(R) = whether it does
 
-Token t is a *transition* if s(t) and s(t + 1) differ: with it the model gets there and without it not, or the other way
-round. Between two places with different s there is at least one transition, and halving finds one of them with log2 of the
-distance continuations: that one is certain. Between two places with the same s there may be none or any even number, of which
-nothing is found; `segments` cuts the response into so many pieces first, so that fewer hide. So what is found are
-transitions, and what is not found says nothing: it stays untried.
+Token t is a *transition* if s(t) and s(t + 1) differ: the model succeeds with it and fails without it, or vice versa. Between
+two positions with different s there is at least one transition, and bisection finds one of them with log2(distance)
+continuations. Between two positions with equal s there may be none or any even number, none of which is found; `segments`
+first divides the response, so that fewer are missed. Positions that are found are transitions; nothing is known about the
+others, which stay untried.
 
-A model's own greedy response continues as itself from each of its beginnings, so that there are no transitions: this is for
-responses of other origin.
+A model's own greedy response continues as itself from each of its prefixes and has no transitions: bisection is for responses
+of other origin.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Bisect:
     """The transitions that bisection finds; for given responses.
 
     Args:
-        segments: pieces of equal length that a response is cut into first; in each whose ends differ one transition is found.
-            1 finds one in each response that the model does not get right by itself (or wrong, of wrong responses).
+        segments: number of equal parts that a response is divided into first; one transition is found in each part whose ends
+            differ. 1 finds one in each response whose outcome differs from the model's own.
     """
 
     name: ClassVar[str] = "bisect"
@@ -56,7 +56,7 @@ class Bisect:
         while middles := {(a, b): (a + b) // 2 for a, b in differing if b - a > 1}:
             found = yield sorted(middles.values())
             right |= {t: outcome == Outcome.RIGHT for t, outcome in found.items()}
-            # Of two halves exactly one has ends that differ.
+            # Exactly one of the two halves has ends that differ.
             differing = [
                 (a, b) if m is None else (a, m) if right[a] != right[m] else (m, b)
                 for a, b in differing

@@ -1,4 +1,4 @@
-"""Positions that follow from the response alone: all, those in spans, the most uncertain ones, every n-th."""
+"""Positions that depend on the response alone: all, those in spans, the most uncertain ones, every n-th."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Stride:
 
     Args:
         every: n, at least 1; 1 is every position.
-        first: the first position that is tried, counted from 0, below `every`.
+        first: the first position to try, counted from 0, below `every`.
     """
 
     name: ClassVar[str] = "stride"
@@ -71,16 +71,16 @@ class Stride:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spans:
-    """Positions whose characters overlap given spans: every match of a pattern (as shipped: numbers), or those of a file. The
-    end token covers no character and is not tried.
+    """Positions whose characters overlap spans: matches of a pattern (default: numbers), or spans from a file. The end token
+    covers no character and is not tried.
 
     Args:
-        pattern: a regular expression, searched in the response's text; "" = the file alone.
+        pattern: a regular expression, searched in the response's text; "" = only the file.
         file: JSON lines `{"id": problem id, "spans": [[start, end], ...]}`, characters of the response, end exclusive; "" =
-            the pattern alone. Of a response that it does not name nothing is tried by it. Only for given responses.
+            only the pattern. Responses that it does not name get no positions from it. For given responses only.
 
     Raises:
-        PositionsError: neither is given, the pattern is no regular expression, or the file is not what it should be.
+        PositionsError: neither is given, the pattern is not a regular expression, or the file is invalid.
     """
 
     name: ClassVar[str] = "spans"
@@ -101,7 +101,7 @@ class Spans:
         object.__setattr__(self, "of_problem", _read_spans(self.file) if self.file else {})
 
     def require_named(self, problem_ids: Collection[str], *, data: str) -> None:
-        """Raises PositionsError where the file names none of the problems."""
+        """Raises PositionsError if the file names none of the problems."""
         if self.of_problem and not self.of_problem.keys() & set(problem_ids):
             theirs, ours = next(iter(self.of_problem)), next(iter(problem_ids), "")
             raise PositionsError(
@@ -140,11 +140,11 @@ class Spans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopEntropy:
-    """The positions of each response at which the annotating model is most uncertain, equal ones from the front.
+    """The positions of each response where the annotating model is most uncertain; ties by position.
 
     Args:
-        fraction: of the response's positions, rounded up; null where `number` is given.
-        number: of positions a response; null where `fraction` is given. A shorter response is tried whole.
+        fraction: of the response's positions, rounded up; null if `number` is given.
+        number: positions per response; null if `fraction` is given. Shorter responses are tried whole.
 
     Raises:
         PositionsError: both or neither are given.

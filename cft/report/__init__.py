@@ -1,1 +1,1 @@
-"""What a person sees: terminal tables, figures, colored transcripts, one self-contained HTML page."""
+"""Reports: terminal tables, figures, colored transcripts, one self-contained HTML page."""

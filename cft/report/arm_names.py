@@ -1,14 +1,14 @@
-"""Which runs form an arm, and what it is called. Nothing else in the report decides either.
+"""Which runs form an arm, and the arm's label. No other part of the report decides either.
 
-An arm is a run's settings without the seed and without where it is measured: runs that agree in them are its seeds. It is
-called by its method, every choice that is not plain SFT's by a short name where there is one, and then by as many of the
-values that differ among the arms compared as it takes to distinguish them:
+An arm is the settings of a run without the seed and without how it is measured; runs with the same settings are its seeds. Its
+label names the method, with a short name for every choice that differs from plain SFT, followed by as many of the differing
+values as are needed to distinguish the compared arms:
 
     SFT   CFT   DFT   CFT + DFT   gem   CFT + gem   sft_go, groups=critical   probability, exponent=0.3   CFT, lr=0.001
 
-A short name is an option with the values of its yaml; results.json records as `arm` the options and every value that
-is not the option's (`cft/runs/arm.py`). SFT is every token, equal weights, plain -log p and no regularizer. What its loss is
-divided by, and a reference or groups that it does not use, are no part of its name.
+A short name stands for an option with the values of its yaml; the entry `arm` of results.json has the options and every value
+that differs from its option (`cft/runs/arm.py`). SFT is every token, equal weights, plain -log p and no regularizer. The
+normalizer, and an unused reference or grouping, are not part of the label.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHORT = {
     ("loss", "asft"): "KL of asft",  # ASFT with the weights of DFT alone
 }
 _ASFT = {"weighting": "probability", "loss": "asft"}
-_GROUPS = {"sft_go": "tfidf", "shad": "shad"}  # a loss over other groups is named by them
+_GROUPS = {"sft_go": "tfidf", "shad": "shad"}  # the default groups of a loss; other groups are part of the label
 _NO_METHOD = ("loss.normalizer", "loss.chunk_tokens")
 _ORDER = (BASE, SFT, "CFT", "random mask", "DFT", "CFT + DFT", "random mask + DFT")
 _TERM = "loss.regularizers."
@@ -45,9 +45,9 @@ class ArmName:
     """An arm among those compared.
 
     Args:
-        label: No other of them has it.
-        method: Options, and values that are not the options' own.
-        key: Values of everything that any of the arms was given, and of the settings in which they differ.
+        label: Unique among them.
+        method: Options, and values that differ from the options' yaml.
+        key: Values of everything that was set for any of the arms, and of the settings in which they differ.
     """
 
     label: str
@@ -56,10 +56,10 @@ class ArmName:
 
 
 def identity(run: Run, *, without: str = "") -> str:
-    """The same for the runs of one arm. without: a key that counts as no part of it."""
+    """Equal for the runs of one arm. without: a key to leave out."""
     settings = run.results.settings
     parts = {part_of(name) for name in settings}
-    # What was set beside the settings, such as how many validation problems choose the epoch.
+    # Values that are not settings, such as the number of validation problems that choose the epoch.
     beside = {name: value for name, value in run.arm.items() if part_of(name) not in parts}
     return as_text([{name: v for name, v in given.items() if name != without} for given in (settings, beside)])
 
@@ -77,7 +77,7 @@ def named(runs: Sequence[Run], *, without: str = "") -> dict[str, ArmName]:
 
 
 def varying(arms: Sequence[ArmName]) -> tuple[str, ...]:
-    """Names whose values differ among the trained arms; of other models only what model it is."""
+    """Names whose values differ among the trained arms; for other models only the name of the model."""
     trained = [arm.key for arm in arms if is_trained(arm.method)]
     every = [arm.key for arm in arms]
     found = {"model": every} | {name: trained or every for key in trained or every for name in key if name != "model"}
@@ -85,17 +85,17 @@ def varying(arms: Sequence[ArmName]) -> tuple[str, ...]:
 
 
 def is_trained(method: Method) -> bool:
-    """Whether cft train or cft rl made it."""
+    """Whether it is a run of cft train or cft rl."""
     return "mask" in method or RL in method
 
 
 def is_base(method: Method) -> bool:
-    """Neither trained nor a checkpoint of unknown training, decoded as it is."""
+    """Whether it is an untrained model (no checkpoint of unknown training) decoded without a rule."""
     return not (is_trained(method) or "weights" in method or "decoding" in method)
 
 
 def is_sft(method: Method) -> bool:
-    """Plain supervised fine-tuning, whatever it is divided by, decoded as it is."""
+    """Whether it is plain supervised fine-tuning, with any normalizer, decoded without a rule."""
     plain = all(method.get(part) == option for part, option in _PLAIN.items())
     return plain and not {RL, "decoding"} & method.keys() and not _changed(method) and not _inner(method)
 
@@ -111,10 +111,10 @@ def as_text(value: Any) -> str:
 
 
 def _keys(runs: Sequence[Run], without: str) -> list[dict[str, Any]]:
-    """Of each run: what any was given, and the settings that differ although all that was given above them agrees.
+    """For each run: everything set for any of them, and the settings that differ although every choice above them agrees.
 
-    `mask: critical` is above all of mask.*, `optimizer.lr` above itself alone: a rule that differs between two masks is
-    explained by them, one that differs under a single mask is not.
+    `mask: critical` is above all of mask.*, `optimizer.lr` only above itself: a rule that differs between two masks is
+    explained by the masks, one that differs under a single mask is not.
     """
     given = list(dict.fromkeys(name for run in runs for name in run.arm))
     names = list(given)
@@ -130,14 +130,14 @@ def _keys(runs: Sequence[Run], without: str) -> list[dict[str, Any]]:
 
 
 def _value(name: str, run: Run) -> Any:
-    """Of a setting as the config resolved it, whether it was given or is a default; of an option its name."""
+    """The resolved value of a setting, given or default; the name of an option."""
     settings = run.results.settings
     is_value = "." in name and "@" not in name and name in settings
     return settings[name] if is_value else run.arm.get(name)
 
 
 def _place(name: str) -> str:
-    """Where in the config an option or value is: `mask@mask.of` -> mask.of."""
+    """Path in the config of an option or value: `mask@mask.of` -> mask.of."""
     return (name.partition("@")[2] or name).replace("/", ".")
 
 
@@ -190,7 +190,7 @@ def said(name: str, value: Any) -> str:
 
 
 def _changed(method: Method) -> dict[str, Any]:
-    """Values of mask, weighting and loss that are not their options' own. None: this arm has no such value."""
+    """Values of mask, weighting and loss that differ from their options' yaml. None: this arm has no such value."""
     return {
         name: value
         for name, value in method.items()
@@ -199,12 +199,12 @@ def _changed(method: Method) -> dict[str, Any]:
 
 
 def _inner(method: Method) -> dict[str, Any]:
-    """Options within the options: `mask@mask.of: numeric`."""
+    """Nested options: `mask@mask.of: numeric`."""
     return {name: option for name, option in method.items() if "@" in name and part_of(name) in _PLAIN}
 
 
 def _has(part: str, method: Method) -> bool:
-    """Whether values of this part, or options within it, are its own; a term is named by itself."""
+    """Whether values of this part, or nested options, differ from its option; regularizers are named separately."""
     terms = _terms(method)
     return any(part_of(name) == part and not _under(name, terms) for name in _changed(method) | _inner(method))
 
@@ -218,13 +218,13 @@ def _option(part: str, method: Method) -> str:
 
 
 def _terms(method: Method) -> dict[str, str]:
-    """Regularizers that the loss's option does not bring, by their place in the config."""
+    """Regularizers that are not part of the loss's option, by their path in the config."""
     inner = {name.partition("@")[2]: as_text(o) for name, o in _inner(method).items() if _TERM in name}
     return inner | _written(method)
 
 
 def _written(method: Method) -> dict[str, str]:
-    """Those that an experiment's yaml spells out: the name of their class abbreviates all their values."""
+    """Regularizers written out in an experiment's yaml; their class name stands for all of their values."""
     changed = _changed(method)
     places = [name.removesuffix("._target_") for name in changed if name.startswith(_TERM)]
     places = [place for place in places if f"{place}._target_" in changed and place.count(".") == 2]

@@ -1,4 +1,4 @@
-"""Arms with their measurements and how they differ: what tables, figures and the page are drawn from."""
+"""Arms with their measurements and differences: the data behind tables, figures and the page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Scope = Literal["seeds and problems", "problems", "seeds", "one value"]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A metric of an arm. scope: what its interval was resampled over."""
+    """A metric of an arm. scope: what its interval was bootstrapped over."""
 
     interval: Interval
     scope: Scope
@@ -47,12 +47,12 @@ class Arm:
     """An arm with its runs, by seed.
 
     Args:
-        named: What it is and is called.
-        runs: Empty for the base model as trained runs recorded it.
+        named: Its settings and label.
+        runs: Empty for the base model as recorded by trained runs.
         metrics: By name, "eval/accuracy" first.
-        reference: Label of the arm that contrasts (by metric) are with, "" for none.
+        reference: Label of the arm that it is contrasted with, "" for none.
         contrasts: By metric.
-        marks: What else than the method differs from the training of the arm `marked_against`: budget, normalizer, data.
+        marks: Differences in training from the arm `marked_against` other than the method: budget, normalizer, data.
     """
 
     named: ArmName
@@ -73,22 +73,22 @@ class Arm:
 
     @property
     def reference_marks(self) -> tuple[str, ...]:
-        """Marks on the differences to the reference."""
+        """Marks on the differences from the reference."""
         return self.marks if self.contrasts and self.reference == self.marked_against else ()
 
     @property
     def marked_label(self) -> str:
-        """With a dagger where no difference bears it."""
+        """The label, with a dagger if no difference carries it."""
         return self.label + (MARK if self.marks and not self.reference_marks else "")
 
     @property
     def difference(self) -> Interval | None:
-        """In accuracy, to the reference."""
+        """The contrast in accuracy with the reference."""
         contrast = self.contrasts.get(ACCURACY)
         return None if contrast is None else contrast.interval
 
     def mean(self, name: str) -> float | None:
-        """Mean over seeds of a number such as train_seconds, None where no run has it."""
+        """Mean over seeds of a number such as train_seconds, None if no run has it."""
         values = [value for run in self.runs if (value := getattr(run.results, name)) is not None]
         return float(np.mean(values)) if values else None
 
@@ -98,12 +98,12 @@ class Comparison:
     """Arms measured on the same problems.
 
     Args:
-        benchmark: Of the problems.
+        benchmark: Name.
         split: Of the benchmark.
-        problems: How many all arms share.
+        problems: Number of problems that all arms share.
         arms: In the order of the tables.
-        varying: Names of what differs among them.
-        notes: What a reader must know.
+        varying: Names of the values that differ among them.
+        notes: Caveats for the reader.
     """
 
     benchmark: str

@@ -1,4 +1,4 @@
-"""Everything a report consists of, into one folder: report.html, each figure as PNG and PDF, each number as CSV, the tables
+"""Writes a report into one folder: report.html, each figure as PNG and PDF, each number as CSV, the tables
 of the page as markdown (comparison.md) and LaTeX (comparison.tex).
 
 comparison.csv  a row a run             curves.csv           what was logged while training
@@ -6,7 +6,7 @@ arms.csv        a row an arm            pass_at_k.csv        pass@k for every k
 differences.csv a row a contrast        compute.csv          annotation beside training
 config_differences.csv                  critical_tokens.csv  which tokens are critical (with an annotation)
 
-A folder that holds a report gets this one instead: files of these names go, whatever else is there is kept.
+An earlier report in the folder is replaced: files of these names are deleted, all others are kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cft.report.tokens import Evidence
 from cft.runs.lineage import annotation_contents
 
 PAGE = "report.html"
-# What a report writes beside its page; those of one comparison are numbered where there are several.
+# Files beside the page; those of a comparison are numbered if there are several comparisons.
 _WRITTEN = re.compile(
     r"(comparison|arms|curves|differences|config_differences|compute|critical_tokens|pass_at_k(-\d+)?)\.csv|comparison\.(md|tex)|"
     r"((comparison|differences|pass_at_k)(-\d+)?|learning_curves|critical_and_other|compute|critical_tokens)\.(png|pdf)"
@@ -68,9 +68,9 @@ def build_report(
         out: Folder, made if it does not exist.
         comparisons: Empty for a report on an annotation alone.
         evidence: None for a report without the token explorer.
-        title: Of the page.
-        lead: A sentence below it, "" for none.
-        choices: Of `cft.report.choice.choose`.
+        title: Title of the page.
+        lead: A sentence below the title, "" for none.
+        choices: Result of `cft.report.choice.choose`.
 
     Returns:
         Path of the page.
@@ -112,7 +112,7 @@ def written_by_a_report(name: str) -> bool:
 
 
 def facts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
-    """What the runs say of themselves: model, annotation, hyper-parameters shared by all arms, evaluation, budget."""
+    """Facts recorded by the runs: model, annotation, hyperparameters shared by all arms, evaluation, budget."""
     facts: dict[str, set[str]] = {}
     keys = [(arm.named.key, run.results) for _, arm in frames.each_arm(comparisons) for run in arm.runs]
     for key, results in keys:
@@ -131,8 +131,8 @@ def facts_of(comparisons: Sequence[Comparison]) -> dict[str, str]:
 
 
 def _remove_earlier(out: Path) -> None:
-    """Files of the report that is in the folder. Its page goes last, when it is replaced: it says that there is one should
-    this report be cut off."""
+    """Files of an earlier report in the folder. Its page is replaced last, so that an interrupted report is recognized as
+    one."""
     if (out / PAGE).is_file():
         for path in [path for path in out.iterdir() if written_by_a_report(path.name) and path.is_file()]:
             path.unlink()
@@ -179,7 +179,7 @@ def _results(comparison: Comparison, number: int, of: int, write: _Writer) -> Se
 
 
 def _chosen(choices: Sequence[Choice]) -> Section:
-    """What was tried on validation problems, and what was taken."""
+    """The values tried on validation problems, and the chosen ones."""
     key = choices[0].key
     names = [n for n in choices[0].arm if len({str(c.arm.get(n)) for c in choices}) > 1] or ["mask"]
     rows = [
@@ -216,7 +216,7 @@ def _spent(comparisons: Sequence[Comparison], manifest: Mapping[str, Any], write
 
 
 def _settings(comparisons: Sequence[Comparison], write: _Writer) -> Section:
-    """Settings that are not the same in all trained arms; an arm that is in several comparisons once."""
+    """Settings that differ among the trained arms; an arm in several comparisons is listed once."""
     table = frames.settings_frame(comparisons)
     write.csv("config_differences", table)
     tables = [] if table.empty else [PageTable(table.replace("", MISSING), left=True)]

@@ -1,9 +1,9 @@
 """The methods that cft train composes, read from conf/ and the classes behind it: python -m cft.report.catalogue
 
-For every mask, grouping, weighting, loss and regularizer: what it is, what it needs, its defaults, its source, the
-experiment that sets up the published method, and the command that trains with it. Nothing on the page is written by
-hand: names and remarks are the yaml's, needs and sources the code's. The command sets what the experiment sets of
-mask, weighting, loss, reference and groups; without an experiment it is completed by mask=all and by what the needs ask for.
+For every mask, grouping, weighting, loss and regularizer: description, needs, defaults, source, the experiment that sets up the
+published method, and the command that trains with it. Nothing on the page is written by hand: names and remarks come from the
+yaml, needs and sources from the code. The command sets the experiment's mask, weighting, loss, reference and groups; without an
+experiment it adds mask=all and whatever the needs require.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ GROUPS = {
 _SOURCE = re.compile(r"(?:arXiv[: ]*)?\b(\d{4}\.\d{5})\b")
 _PLAIN = ("_target_", "_partial_", "chunk_tokens")
 _UNSET = "???"
-METHOD = ("mask", "weighting", "loss", "groups", "reference")  # the groups that make a method
+METHOD = ("mask", "weighting", "loss", "groups", "reference")  # the groups that make up a method
 COMPLETE, SAMPLES, WRONG = "a complete annotation", "sampled evidence", "an annotation of wrong responses"
-_EVIDENCE = {  # what a mask asks of the annotation: its name, how it is made, what training on it says beside the name
+_EVIDENCE = {  # evidence that a mask needs: in words, overrides that produce it, further overrides of the training
     COMPLETE: ("graded", "short_circuit=false limit=400", ()),
     SAMPLES: ("sampled", "evidence=sampled limit=100", ()),
-    WRONG: ("mistakes", "responses=wrong limit=400", ("data.wrong_responses=train",)),
+    WRONG: ("mistakes", "responses=wrong limit=400", ("data.responses=wrong",)),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One option of one group. needs: what must come from outside the prompt and response. experiment: of conf/experiment,
-    the published method; "" where there is none. overrides: a cft train command line that meets the needs. before: commands
-    that must have run. missing: keys without a default, which the user gives."""
+    """One option of one group. needs: inputs beyond the prompt and response. experiment: file of conf/experiment with the
+    published method; "" if there is none. overrides: of a cft train command that meets the needs. before: commands to run
+    first. missing: keys without a default, which the user must set."""
 
     group: str
     option: str
@@ -88,7 +88,7 @@ def entries() -> tuple[Entry, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Experiment:
-    """options: what it chooses of METHOD. overrides: these choices and its settings of them."""
+    """options: its choices among METHOD. overrides: these choices and the values that it sets in them."""
 
     name: str
     options: Mapping[str, str]
@@ -96,7 +96,7 @@ class _Experiment:
 
 
 def _published() -> list[_Experiment]:
-    """The experiments that name a paper, those with fewer choices first."""
+    """Experiments that name a paper, those with fewer choices first."""
     found = []
     for file in sorted((CONF_DIR / "experiment").glob("*.yaml")):
         text = file.read_text(encoding="utf-8")
@@ -118,7 +118,7 @@ def _published() -> list[_Experiment]:
 
 
 def _experiment_of(group: str, option: str, published: list[_Experiment]) -> _Experiment | None:
-    """The experiment for an option: the one that adds least to it."""
+    """The experiment for an option: the one with the fewest other choices."""
     return next((one for one in published if one.options.get(group) == option), None)
 
 
@@ -144,7 +144,7 @@ def _entry(group: str, file: Path, *, plain_loss: Mapping[str, Any], published: 
     return Entry(
         group,
         option,
-        _remark(text) or documents[1].split("\n\n")[0].replace("\n", " "),
+        remark(text) or documents[1].split("\n\n")[0].replace("\n", " "),
         needs,
         settings,
         tuple(dict.fromkeys(_SOURCE.findall(text) or _SOURCE.findall(" ".join(documents)))),
@@ -161,7 +161,7 @@ def _needs(tree: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _evidence(mask: Mask) -> set[str]:
-    """What the mask asks of an annotation beyond what one has by default."""
+    """Evidence that the mask needs and an annotation does not have by default."""
     if isinstance(mask, Turning):
         return {WRONG}
     if isinstance(mask, CriticalSampled):
@@ -171,7 +171,7 @@ def _evidence(mask: Mask) -> set[str]:
 
 
 def _before(tree: Mapping[str, Any], needs: tuple[str, ...]) -> Iterator[str]:
-    """Commands that make what the configuration reads of the annotation that ships with the package."""
+    """Commands that add what the configuration reads to the annotation that ships with the package."""
     for name, made, _ in (_EVIDENCE[need] for need in needs if need in _EVIDENCE):
         yield f"cft annotate annotation={name} {made}"
     annotation = str(tree["data"]["annotation"])
@@ -202,8 +202,8 @@ def _docstring(target: str) -> str:
     return inspect.cleandoc(docstring.value) if docstring else ""
 
 
-def _remark(text: str) -> str:
-    """The comment that a yaml opens with, up to an empty line or the first key."""
+def remark(text: str) -> str:
+    """The comment that a yaml opens with."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):

@@ -1,10 +1,10 @@
-"""Every arm against its reference: difference, p-value, Holm's correction, and what makes the two unlike beyond the method.
+"""Every arm against its reference: difference, p-value, Holm's correction, and differences in training beyond the method.
 
-The reference is plain SFT of the same model where there is just one such arm, else the untrained model. A difference between
-arms is put down to the method, so whatever else differs is marked: optimizer steps, epochs and rows a step (budget), what
-the loss is divided by (normalizer), which annotation and rows they trained on (data). Whatever the reference, trained arms
-are held against one another: against the one SFT arm, else the arm that most others are trained like. What was not recorded
-cannot be shown to agree, and is marked as such.
+The reference is plain SFT of the same model if there is exactly one such arm, else the untrained model. A difference between
+arms is attributed to the method, so every other difference in training is marked: optimizer steps, epochs and rows per step
+(budget), the denominator of the loss (normalizer), the annotation and rows trained on (data). These marks compare trained arms
+with the one SFT arm, else with the arm whose training most others share, whatever the reference is. Values that were not
+recorded cannot be shown to agree, and are marked as such.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def _corrected(comparisons: Sequence[Comparison]) -> list[list[Arm]]:
 
 
 def marks_between(arm: Arm, reference: Arm) -> tuple[str, ...]:
-    """What differs in how two trained arms were trained, with both values: `budget: steps 114 and 228`. What one of them did
-    not record: `not recorded: budget of SFT`. The untrained model has no training to differ in."""
+    """Differences in the training of two arms, with both values: `budget: steps 114 and 228`. Values that one of them did not
+    record: `not recorded: budget of SFT`. None for the untrained model."""
     if _is_untrained(arm) or _is_untrained(reference):
         return ()
     if unknown := [side.label for side in (arm, reference) if not is_trained(side.method)]:
@@ -134,7 +134,7 @@ def _facts(arm: Arm, entry: str) -> dict[str, list[str]]:
 
 
 def _marked(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms with their marks against the arm that all trained ones of their model are held against."""
+    """The arms with their marks, against one arm for all trained arms of a model."""
     standards = _standards(arms)
     any_trained = next(iter(standards.values()), next((arm for arm in arms if not _is_untrained(arm)), None))
     found = []
@@ -150,7 +150,7 @@ def _marked(arms: Sequence[Arm]) -> list[Arm]:
 
 
 def _standards(arms: Sequence[Arm]) -> dict[str, Arm]:
-    """By model: plain SFT where just one of the trained arms is, else the one that most are trained like, the first of
+    """By model: plain SFT if exactly one trained arm is, else the arm whose training most others share, the first of
     several."""
     by_model: dict[str, list[Arm]] = {}
     for arm in arms:
@@ -178,7 +178,7 @@ def _within(arm: Arm) -> tuple[str, ...]:
 
 
 def _sentences(arm: Arm) -> list[str]:
-    """The marks in words: what differs, then what cannot be told."""
+    """The marks in words: differences first, then what was not recorded."""
     unknown = [mark.removeprefix(_UNKNOWN) for mark in arm.marks if mark.startswith(_UNKNOWN)]
     known = [mark for mark in arm.marks if not mark.startswith(_UNKNOWN)]
     both = f"{arm.label} and {arm.marked_against}" if arm.label != arm.marked_against else f"The seeds of {arm.label}"
@@ -203,5 +203,5 @@ def _values(values: Iterable[Any]) -> list[str]:
 
 
 def _is_untrained(arm: Arm) -> bool:
-    """A base model, whatever rule it is decoded by; weights of unknown training are none."""
+    """Whether it is a base model, under any decoding rule; weights of unknown training are not."""
     return not (is_trained(arm.method) or "weights" in arm.method) or not arm.runs

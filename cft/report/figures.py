@@ -1,6 +1,6 @@
-"""All figures of a report, and what they become: PNG and PDF bytes, the same for the same data.
+"""All figures of a report as PNG and PDF bytes, the same for the same data.
 
-Drawn on matplotlib's canvases without pyplot: no display, no global state. Text that comes from runs is never a formula.
+Drawn on matplotlib's canvases without pyplot: no display, no global state. Text from runs is never parsed as a formula.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cft.report.text import one_line
 
 DPI = 160
 INK, MUTED, ACCENT, BASE_COLOR = "#1f2933", "#7b8794", "#2166ac", "#b2182b"
-# Okabe and Ito's colors, which the color-blind distinguish too; yellow left out.
+# Okabe and Ito's color-blind-safe palette, without yellow.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5c4b8a", "#4d4d4d")
 _BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}  # of a number that a line may cross
 _LEARNING = {"train/loss": "training loss", "val/loss": "validation loss", "val/accuracy": "validation accuracy"}
@@ -64,7 +64,7 @@ def pdf_of(figure: Figure) -> bytes:
 
 
 def accuracy_figure(comparison: Comparison) -> Figure:
-    """A panel for accuracy, pass@k and maj@k of the largest k that every arm has, one row an arm: mean, interval, the single
+    """Panels of accuracy, and of pass@k and maj@k at the largest k that every arm has, one row per arm: mean, interval, single
     seeds as small dots, the base model as a band."""
     names = contrast_metrics(comparison.arms)
     base = next((arm for arm in comparison.arms if arm.label.startswith(BASE)), None)
@@ -95,7 +95,7 @@ def accuracy_figure(comparison: Comparison) -> Figure:
 
 
 def forest_figure(comparison: Comparison) -> Figure | None:
-    """Each arm minus its reference: difference, 95 % interval, corrected p-value; None where there is nothing to compare."""
+    """Each arm minus its reference: difference, 95 % interval, corrected p-value; None if there is nothing to compare."""
     arms = [arm for arm in comparison.arms if arm.contrasts]
     names = [name for name in contrast_metrics(comparison.arms) if any(name in arm.contrasts for arm in arms)]
     if not arms:
@@ -116,7 +116,7 @@ def forest_figure(comparison: Comparison) -> Figure | None:
 
 
 def pass_figure(curves: pd.DataFrame, *, labels: Sequence[str], where: str) -> Figure | None:
-    """pass@k over k with 95 % bands; None where no arm sampled more than once. curves: of `frames.pass_curves`."""
+    """pass@k over k with 95 % bands; None if no arm sampled more than once. curves: of `frames.pass_curves`."""
     largest = 0 if curves.empty else max(curves["k"])
     if largest < 2:
         return None
@@ -141,7 +141,7 @@ def pass_figure(curves: pd.DataFrame, *, labels: Sequence[str], where: str) -> F
 def _rows_of_panels(
     labels: Sequence[str], panels: int, *, panel: float, margin: float, longest: int
 ) -> tuple[Figure, list[Axes]]:
-    """Panels side by side that share their rows. panel, margin: inches. longest: characters of a label."""
+    """Panels side by side with shared rows. panel, margin: in inches. longest: characters of the longest label."""
     width = margin + 0.075 * min(max(map(len, labels)), longest) + panel * panels
     figure = Figure(figsize=(width, 1.3 + 0.44 * len(labels)), layout="constrained")
     found = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
@@ -275,7 +275,7 @@ def _bars(axes: Axes, values: Sequence[float], texts: Sequence[str], colors: Seq
 
 
 def _color(label: str, labels: Sequence[str]) -> str:
-    """The same arm has the same color in every figure of a report."""
+    """Colors by label, the same in every figure of a report."""
     return COLORS[labels.index(label) % len(COLORS)] if label in labels else MUTED
 
 
@@ -302,7 +302,7 @@ def _name_rows(axes: Axes, names: Sequence[str], *, longest: int) -> None:
 
 
 def _legend_below(figure: Figure) -> None:
-    """One legend for all panels, with names as they are."""
+    """One legend for all panels; names are not parsed as formulas."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if labels:
         columns = int(figure.get_figwidth() / (0.6 + 0.075 * max(map(len, labels))))  # inches of an entry

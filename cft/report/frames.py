@@ -1,4 +1,4 @@
-"""What the CSV files hold, a DataFrame each: runs, arms, differences, curves, pass@k, what was spent, settings."""
+"""The CSV files of a report as DataFrames: runs, arms, differences, curves, pass@k, compute, settings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from cft.report.arm_names import as_text, identity, is_trained
 from cft.report.arms import Arm, Comparison
 from cft.report.read import Run, training_log
 
-RL_SAMPLES = 8  # of each problem, in the step that annotation is held against
+RL_SAMPLES = 8  # per problem, in the RL step that annotation is compared with
 MAX_POINTS = 24  # of a pass@k curve: beyond that the values of k are spread evenly over their logarithm
 
 
 def _frame(records: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """One row a record, columns in the order of their first appearance; values stay what they are."""
+    """One row per record, columns in the order of their first appearance; values keep their types."""
     return pd.DataFrame(records, columns=columns, dtype=object)  # type: ignore[arg-type]
 
 
 def runs_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """comparison.csv: a row a run; value, low and high of each metric (interval over problems)."""
+    """comparison.csv: one row per run; value, low and high of each metric (interval over problems)."""
     records = []
     for comparison, arm in each_arm(comparisons):
         for run in arm.runs:
@@ -39,7 +39,7 @@ def runs_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def arms_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """arms.csv: a row an arm; mean over seeds with its interval, and what that was resampled over."""
+    """arms.csv: one row per arm; mean over seeds with its interval, and what it was bootstrapped over."""
     records = []
     for comparison, arm in each_arm(comparisons):
         record = {"arm": arm.label, "seeds": len(arm.runs), **_measured_on(comparison), **arm.named.key}
@@ -54,7 +54,7 @@ def arms_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def differences_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """differences.csv: a row a contrast of an arm with its reference."""
+    """differences.csv: one row per contrast of an arm with its reference."""
     records = []
     for comparison, arm in each_arm(comparisons):
         place = {"benchmark": comparison.benchmark, "split": comparison.split, "arm": arm.label, "minus": arm.reference}
@@ -91,8 +91,8 @@ def _limits(name: str, interval: Interval) -> dict[str, float]:
 
 
 def learning_curves(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """curves.csv: every logged train/ and val/ metric of every run by optimizer step, each training once although it may be
-    in several comparisons. Column "run" tells apart trainings of one arm and seed."""
+    """curves.csv: every logged train/ and val/ metric of every run by optimizer step; a training in several comparisons is
+    listed once. Column "run" distinguishes trainings of one arm and seed."""
     logs: dict[Path, tuple[str, int]] = {}
     for _, arm in each_arm(comparisons):
         for run in arm.runs:
@@ -110,7 +110,7 @@ def learning_curves(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def mean_curve(lines: pd.DataFrame) -> pd.Series:
-    """Mean over runs, by step, at the steps that all of them logged. lines: of one arm and metric."""
+    """Mean over runs by step, at steps that all of them logged. lines: rows of one arm and metric."""
     return lines.pivot(index="step", columns="run", values="value").dropna().mean(axis=1)
 
 
@@ -170,8 +170,8 @@ def compute_spent(comparisons: Sequence[Comparison], *, manifest: Mapping[str, A
 
 
 def rl_steps(manifest: Mapping[str, Any]) -> float | None:
-    """The annotation's tokens in RL steps that sample eight responses to each of the same problems, which decode eight times
-    what solving them took."""
+    """The annotation's tokens in units of RL steps with eight samples of each of the same problems, which decode eight times as
+    many tokens as solving did."""
     compute = manifest.get("compute") or {}
     solve = compute.get("solve_tokens")
     return (solve + compute.get("counterfactual_tokens", 0)) / (RL_SAMPLES * solve) if solve else None
@@ -186,8 +186,8 @@ def _tokens(run: Run) -> float | None:
 
 
 def settings_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """config_differences.csv: settings that are not the same in all trained arms, a column an arm. A setting that an arm does
-    not have is ""."""
+    """config_differences.csv: settings that differ among the trained arms, one column per arm; "" where an arm has no such
+    setting."""
     arms = {
         arm.label: next(run.results.settings for run in arm.runs)
         for _, arm in each_arm(comparisons)

@@ -1,8 +1,8 @@
-"""One HTML page that needs nothing else: tables, figures, the token explorer, facts. Safe against model text.
+"""One self-contained HTML page: tables, figures, the token explorer, facts. Safe against model text.
 
 The template engine escapes everything, and data reaches the script as JSON that cannot end its element. A content security
-policy allows this page's own style and script (by their hashes) and embedded images alone: no network, no other script
-even if a hole were found.
+policy allows only the page's own style and script (by their hashes) and embedded images: no network and no other script,
+even if the escaping had a hole.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Runs as they lie in their folders: results.json, the log of the training, and which runs left no results.
+"""Reads runs from their folders: results.json, the training log, and runs without results.
 
-A run that diverged, was cut off or is still running is named in a note, so that nobody takes the mean over those that
-survived for the mean over all.
+A run that diverged, was interrupted or is still running is named in a note, so that the mean over the finished runs is not
+mistaken for the mean over all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ACCURACY = "eval/accuracy"
 GROUPS = ("loss_critical", "loss_other", "entropy_critical", "entropy_other")
 DIVERGED = "nonfinite_batch.json"  # cft.training.callbacks.guards.REPORT, without torch behind it
 _NAMED = 12
-# How and on what a run was measured, and where and how long it ran, is no part of what it is.
+# How and on what a run was measured, and where and how long it ran, does not identify its arm.
 _CONDITIONS = frozenset(
     (
         *("benchmark", "split", "limit", "checkpoint", "engine", "verifier", "verify", "evaluation", "logger", "hydra"),
@@ -44,12 +44,12 @@ class Run:
     """One results.json.
 
     Args:
-        folder: Of the run.
-        results: As they were recorded.
-        arm: Their `arm` without the conditions of measurement.
+        folder: Run folder.
+        results: As recorded.
+        arm: Entry `arm` of the results, without the conditions of measurement.
         metrics: On the problems of the comparison, and val/ metrics at the best epoch.
         per_problem: On the problems of the comparison.
-        logs: Where the training's metrics.csv lies, the run's own folder unless it evaluates another run's checkpoint.
+        logs: Folder of the training's metrics.csv: the run folder, unless it evaluates the checkpoint of another run.
     """
 
     folder: Path
@@ -73,13 +73,13 @@ class Run:
 
     @property
     def validation_score(self) -> float | None:
-        """Score that chose the best epoch; None where it was not finite or not recorded."""
+        """Score that chose the best epoch; None if it was not finite or not recorded."""
         value = (self.results.best_validation or {}).get("value")
         return None if value is None else float(value)
 
 
 class Runs(list[Run]):
-    """Runs, and notes on those that are missing among them."""
+    """Runs, and notes on missing ones."""
 
     def __init__(self, runs: Iterable[Run] = (), *, notes: Sequence[str] = ()) -> None:
         super().__init__(runs)
@@ -87,7 +87,7 @@ class Runs(list[Run]):
 
 
 def collect(folders: Sequence[Path]) -> Runs:
-    """All results below the folders, each once, in the order of their paths; notes on runs that left none.
+    """All results below the folders, each once, in the order of their paths, with notes on runs without results.
 
     Raises:
         ReportError: A folder does not exist, or no results lie below.
@@ -145,7 +145,7 @@ def _is_condition(name: str) -> bool:
 
 
 def _with_trainings(runs: Sequence[Run]) -> list[Run]:
-    """Evaluations of a checkpoint whose training is among the runs have its log, and the facts that they lack."""
+    """Gives evaluations of a checkpoint the log and missing facts of its training, if that is among the runs."""
     trained: dict[tuple[Any, ...], Run] = {
         (run.results.run, run.results.identity, run.seed): run
         for run in runs
@@ -164,7 +164,7 @@ def _with_trainings(runs: Sequence[Run]) -> list[Run]:
 
 
 def _at_best(run: Run) -> Run:
-    """With its values on validation rows at the best epoch, if it was evaluated."""
+    """The run with its values on validation rows at the best epoch, if it was evaluated."""
     log = training_log(run.logs) if run.metrics and run.results.best_epoch is not None else pd.DataFrame()
     if "epoch" not in log:
         return run
@@ -178,10 +178,10 @@ def _at_best(run: Run) -> Run:
 
 
 def unfinished(folders: Sequence[Path]) -> list[Path]:
-    """Folders of trainings, and of jobs of a multirun, that have no results.json."""
+    """Folders of trainings and multirun jobs without results.json."""
     found: dict[Path, None] = {}
     for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.rglob(CONFIG))):
-        # Hydra keeps its copy in .hydra before the job begins. Alone it may be of a command that was refused.
+        # Hydra writes its copy to .hydra before the job starts; alone it may belong to a command that was refused.
         by_hydra = path.parent.name == ".hydra"
         run = path.parent.parent if by_hydra else path.parent
         in_multirun = (run.parent / "multirun.yaml").is_file()
@@ -191,7 +191,7 @@ def unfinished(folders: Sequence[Path]) -> list[Path]:
 
 
 def notes_on(folders: Sequence[Path]) -> list[str]:
-    """What a reader must know of them; nothing where every run has results."""
+    """Notes for the reader; none if every run has results."""
     runs = unfinished(folders)
     diverged = [run for run in runs if (run / DIVERGED).is_file()]
     others = [run for run in runs if run not in diverged]
@@ -207,13 +207,13 @@ def notes_on(folders: Sequence[Path]) -> list[str]:
 
 
 def _names(runs: Sequence[Path]) -> str:
-    """Jobs of a multirun are numbers: its name is before them."""
+    """Names of runs; jobs of a multirun are numbers, prefixed with its name."""
     names = [f"{run.parent.name}/{run.name}" for run in runs[:_NAMED]]
     return ", ".join(names) + (f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else "")
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a config.yaml is one of cft train or cft evaluate; loggers write files of that name too."""
+    """Whether a config.yaml was written by cft train or cft evaluate; loggers write files of that name, too."""
     try:
         config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):

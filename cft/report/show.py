@@ -1,4 +1,4 @@
-"""One response in color where it is looked at: HTML in a notebook, rich text in a terminal."""
+"""One response in color: HTML in a notebook, rich text in a terminal."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Shown:
     """A response and the weights of its tokens.
 
     Args:
-        row: Of an annotation.
-        weights: Of each response token; above 0 is on red.
-        meaning: What red says, name and explanation.
+        row: Row of an annotation.
+        weights: One per response token; tokens with a weight above 0 are red.
+        meaning: Name and explanation of red.
     """
 
     row: AnnotatedResponse
@@ -47,7 +47,7 @@ class Shown:
     meaning: tuple[str, str]
 
     def _repr_html_(self) -> str:
-        """What Jupyter shows. All text is escaped: it is a model's."""
+        """HTML for Jupyter. All text is escaped, since a model wrote it."""
         texts, kinds = token_texts(self.row), self._levels()
         tokens = "".join(
             f'<span style="{_STYLES[level]}" title="{escape(self._title(t), quote=True)}">{_text(text)}</span>'
@@ -73,18 +73,18 @@ class Shown:
         return "".join(f"[{text or END}]" if picked else text for text, picked in texts)
 
     def _levels(self) -> list[str]:
-        """Of each token. A first alternative that fails says something of a right response alone."""
+        """Level of each token. A failing first alternative is meaningful for right responses only."""
         found = levels(self.row, self.weights)
         return found if self.row.verdict == "right" else ["plain" if one == "wavering" else one for one in found]
 
     def _key(self) -> dict[str, tuple[str, str]]:
-        """Level -> name and meaning, of those that the response has."""
+        """Level -> name and meaning, of the levels that occur in the response."""
         there = {*self._levels()}
         named = {level: (level, text) for level, text in LEVELS.items()} | {"critical": self.meaning}
         return {level: entry for level, entry in named.items() if level in there}
 
     def _title(self, t: int) -> str:
-        """What the pointer over a token shows: how sure the model was, and what came of each alternative."""
+        """Tooltip of a token: its probability, and the outcome of each alternative."""
         row = self.row
         lines = [f"token {t}, p {np.exp(row.logprob[t]):.3f}, weight {self.weights[t]:g}"]
         for k, outcome in enumerate(row.alt_outcome[t].tolist()):

@@ -1,6 +1,6 @@
 """The comparison as a table: the same cells for the terminal (rich), the page, markdown and LaTeX; and CSV files of any table.
 
-Text that a spreadsheet would run as a formula is disarmed.
+Text that a spreadsheet would execute as a formula is escaped.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from cft.report.text import one_line, printable
 MISSING = "–"
 MAX_CELL_CHARS = 1000
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
-_ARM_FOLDED = 24  # characters a line of an arm's name, where space is short
+_ARM_FOLDED = 24  # characters per line of an arm's label when space is short
 ARM, SEEDS, LOSS_ON, DIFFERENCE, P = "arm", "seeds", "loss on", "difference in accuracy", "p (Holm)"
 RATE, VALIDATION = "lr", "validation"
-# Metrics in the order of the table, after pass@k and maj@k; those that a comparison lacks are left out, others follow.
+# Metrics in the order of the table, after pass@k and maj@k; missing ones are skipped, others follow.
 _TITLES = {
     ACCURACY: "accuracy",
     "eval/entropy": "entropy (nats)",
@@ -78,8 +78,8 @@ def heading(comparison: Comparison) -> str:
 
 
 def cells(comparison: Comparison) -> pd.DataFrame:
-    """One row an arm, as plain text. `*` marks an interval that is over seeds alone, `†` a difference between arms that were
-    trained under other budgets, normalizers or data; where no difference is shown, the arm."""
+    """One row per arm, as plain text. `*` marks an interval over seeds only, `†` a difference between arms trained with
+    different budgets, normalizers or data (or the arm itself if no difference is shown)."""
     arms = comparison.arms
     columns = [(ARM, [one_line(arm.marked_label, limit=60) for arm in arms])]
     for name in comparison.varying:
@@ -105,8 +105,8 @@ def cells(comparison: Comparison) -> pd.DataFrame:
 
 
 def _shown_metrics(comparison: Comparison) -> list[str]:
-    """Accuracy first; of avg@k, pass@k and maj@k the largest k (pass@1 is avg@k); no rate that is zero everywhere. All
-    else is in the CSV files."""
+    """Accuracy first; avg@k, pass@k and maj@k at the largest k only (pass@1 is avg@k); no rate that is zero everywhere.
+    Everything else is in the CSV files."""
     names = list(dict.fromkeys(name for arm in comparison.arms for name in arm.metrics))
     by_k = [name for name in names if name.rpartition("_at_")[2].isdecimal()]
     zero = [n for n in _RATES if not any(n in a.metrics and a.metrics[n].interval.value > 0 for a in comparison.arms)]
@@ -142,7 +142,7 @@ def _percent(value: float | None) -> str:
 
 
 def _rate(arm: Arm) -> str:
-    """Learning rate, as it was given or from the settings; the arms of one table may differ in it."""
+    """Learning rate, as given or from the settings; it may differ between the arms of a table."""
     given = [run.results.settings.get("optimizer.lr", run.arm.get("optimizer.lr")) for run in arm.runs]
     rates = dict.fromkeys(
         f"{r:g}" if isinstance(r, float) else one_line(str(r), limit=12) for r in given if r is not None
@@ -169,8 +169,8 @@ def print_tables(comparisons: Sequence[Comparison]) -> None:
 
 
 def comparison_table(comparison: Comparison, *, width: int) -> Table:
-    """For a terminal of `width` characters: arm and accuracy, then what else there is space for, in the order of
-    `_priority`; below it, what was left out. Everything is in the page, comparison.md and the CSV files."""
+    """The table for a terminal of `width` characters: arm and accuracy, then further columns by `_priority` while they fit; the
+    caption names the others. All columns are in the page, comparison.md and the CSV files."""
     table = cells(comparison)
     titles, rows = [str(name) for name in table], table.to_numpy().tolist()
     widths = [max(len(name), *(len(row[i]) for row in rows)) + 3 for i, name in enumerate(titles)]
@@ -197,7 +197,7 @@ def comparison_table(comparison: Comparison, *, width: int) -> Table:
 
 
 def _priority(name: str, place: int) -> tuple[int, int]:
-    """The lower, the sooner a column is shown: accuracy with its difference, what else was set, what explains it."""
+    """Columns with a lower value are shown first: accuracy with its difference, settings, explanatory metrics."""
     order = (
         name == ARM,
         name == title(ACCURACY),
@@ -225,7 +225,7 @@ def _in_cell(text: str) -> str:
 
 
 def latex(comparisons: Sequence[Comparison]) -> str:
-    r"""Every table for a paper: \usepackage{booktabs}, then \input{comparison.tex}. Columns that are not wanted go by hand."""
+    r"""Every table for a paper: \usepackage{booktabs}, then \input{comparison.tex}. Delete unwanted columns by hand."""
     parts = []
     for comparison in comparisons:
         notes = [f"% {line}\n" for note in comparison.notes for line in printable(note).splitlines()]
@@ -241,7 +241,7 @@ def latex(comparisons: Sequence[Comparison]) -> str:
 
 
 def _latex(text: str) -> str:
-    """Plain text as LaTeX sets it."""
+    """Plain text escaped for LaTeX."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "†": r"$\dagger$"}
     special |= {sign: "\\" + sign for sign in "&%$#_{}"} | {"–": "--", "<": "$<$", ">": "$>$"}
     return "".join(special.get(sign, sign) for sign in one_line(text, limit=200))

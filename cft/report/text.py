@@ -1,4 +1,4 @@
-"""Model text made fit to show: nothing in it can move a cursor, color a terminal or reorder a line."""
+"""Makes model text safe to show: nothing in it can move a cursor, color a terminal or reorder a line."""
 
 from __future__ import annotations
 

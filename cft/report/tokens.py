@@ -1,9 +1,9 @@
-"""Tokens of the annotation behind the runs: which are critical, by kind, place, entropy and probability, and in color.
+"""Tokens of the annotation behind the runs: critical fraction by kind, position, entropy and probability, and colored text.
 
-    critical       the mask picks it: every alternative that it counts ended wrong or was cut off
-    wavering       the first alternative did, another ended right or is undecided
+    critical       selected by the mask: every alternative that it reads ended wrong or was cut off
+    wavering       the first alternative did, another one ended right or is undecided
     plain          the first alternative ended right, or is undecided
-    untried        nothing was tried there (cft annotate positions=...): such tokens are in no fraction
+    untried        no alternative was tried (cft annotate positions=...); such tokens are excluded from fractions
 
 `cft/report/explorer.py` gives them to the page, with each token's alternatives; `terminal` shows them in a terminal.
 """
@@ -61,8 +61,8 @@ PROBABILITY_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 0.999, 1.0)
 def profile(rows: Sequence[AnnotatedResponse], *, mask: Mask) -> tuple[pd.DataFrame, dict[str, float]]:
     """(critical_tokens.csv, Spearman's rank correlation of being critical with entropy and with probability).
 
-    A row a bin: by (kind, position, entropy or probability), bin, tokens, critical, fraction. Each token of which the mask
-    knows is counted once in each view. The correlation is NaN where all tokens are alike.
+    One row per bin: by (kind, position, entropy or probability), bin, tokens, critical, fraction. Each token that the mask
+    knows about is counted once in each view. The correlation is NaN if all tokens are the same.
     """
     known = np.concatenate([mask.known(row) for row in rows])
     critical = pd.Series(np.concatenate([mask(row) > 0 for row in rows])[known])
@@ -94,13 +94,13 @@ def spearman(a: pd.Series, b: pd.Series) -> float:
 
 
 def _tenths(tokens: int) -> NDArray[np.int_]:
-    """Of each token of a response of so many: token t of n lies in tenth floor(10 t / n). In whole numbers, since the
-    edge 0.6 of a float is not 6 / 10; the page's filter by place counts the same way."""
+    """Tenth of the response that each of its n tokens is in: floor(10 t / n) for token t. Computed with integers, since the
+    float 0.6 is not 6 / 10; the page's filter by position does the same."""
     return POSITION_BINS * np.arange(tokens) // max(tokens, 1)
 
 
 def _binned(values: NDArray[np.float64], edges: Sequence[float]) -> pd.Categorical:
-    """Bin of each value, lower edge included; the last bin holds its upper edge too, and NaN is in none."""
+    """Bin of each value, lower edge included; the last bin includes its upper edge, and NaN is in no bin."""
     places = np.clip(np.searchsorted(np.asarray(edges), values, side="right") - 1, 0, len(edges) - 2)
     places = np.where(np.isnan(values), -1, places)  # in no bin
     names = [f"{low:g}-{high:g}" if np.isfinite(high) else f"over {low:g}" for low, high in pairwise(edges)]
@@ -111,7 +111,7 @@ def _binned(values: NDArray[np.float64], edges: Sequence[float]) -> pd.Categoric
 
 
 def levels(row: AnnotatedResponse, mask: NDArray[np.float32]) -> list[str]:
-    """Of each token: critical, wavering, plain or untried. Raises ValueError if the mask does not belong to the row."""
+    """Level of each token: critical, wavering, plain or untried. Raises ValueError if the mask does not belong to the row."""
     if len(mask) != len(row.response_ids):
         raise ValueError(f"response {row.response_id}: mask of {len(mask)} for {len(row.response_ids)} tokens")
     if not row.alt_outcome.shape[1]:
@@ -124,7 +124,7 @@ def levels(row: AnnotatedResponse, mask: NDArray[np.float32]) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """A line break shows its sign, so that one can see its color, and still breaks the line."""
+    """A line break is shown as a sign, so that its color is visible, followed by the break."""
     return printable(text).replace("\n", "⏎\n")
 
 
@@ -152,11 +152,11 @@ class Evidence:
     """An annotation as a report shows it.
 
     Args:
-        rows: Of the annotation.
-        mask: Which of their tokens are critical.
-        decode: Of its tokenizer.
-        manifest: What it cost.
-        most: Number of responses that the token explorer holds.
+        rows: Rows of the annotation.
+        mask: Critical tokens of each row.
+        decode: Decoding function of the tokenizer.
+        manifest: Of the annotation, with its cost.
+        most: Maximal number of responses in the token explorer.
     """
 
     rows: Sequence[AnnotatedResponse]
@@ -175,16 +175,16 @@ def token_evidence(
     num_alternatives: int | None,
     responses: int,
 ) -> Evidence | None:
-    """What the token explorer shows: of the requested annotation, else of the one that the runs say they were
-    trained on, if it is here.
+    """The content of the token explorer: the requested annotation, else the one that the runs were trained on, if it is on this
+    machine.
 
     Args:
-        comparisons: Of the runs.
-        annotation: Name or folder, "" to go by the runs.
-        annotations_dir: Where names are looked for.
-        tokenizer: Folder of tokenizer.json, None to look beside the annotating model and the exports.
-        num_alternatives: K of the critical mask that colors, None for two or what the rows hold.
-        responses: How many the explorer holds at most.
+        comparisons: Comparisons of the runs.
+        annotation: Name or folder, "" = the runs' own.
+        annotations_dir: Folder that names are looked up in.
+        tokenizer: Folder of tokenizer.json, None to look in the annotating model and the exports.
+        num_alternatives: K of the critical mask that colors, None = two, or what the rows hold.
+        responses: Maximal number in the explorer.
 
     Raises:
         ReportError, StoreError, MaskError: What was requested cannot be shown.
@@ -211,8 +211,8 @@ def token_evidence(
 
 
 def _mask(rows: Sequence[AnnotatedResponse], *, alternatives: int | None) -> Critical:
-    """The one that colors: of so many alternatives, else of two, or of one where the rows hold no more. Raises MaskError
-    for rows that it cannot speak of."""
+    """The mask that colors, with this many alternatives, else two, or one if the rows hold no more. Raises MaskError for rows
+    that it cannot read."""
     held = min((row.alt_outcome.shape[1] for row in rows), default=USUAL_ALTERNATIVES)
     mask = Critical(
         num_alternatives=min(USUAL_ALTERNATIVES, max(held, 1)) if alternatives is None else alternatives,
@@ -232,8 +232,7 @@ def _require_right(rows: Sequence[AnnotatedResponse], store: AnnotationStore) ->
 
 
 def _decoder(folder: Path | None, manifest: Mapping[str, Any], comparisons: Sequence[Comparison]) -> Decode:
-    """From a named folder, else the model that annotated, else the first run that exported its model: all of them share
-    the tokenizer."""
+    """From the named folder, else the annotating model, else the first run with an export: all share the tokenizer."""
     exports = [run.folder / "export" for comparison in comparisons for run in comparison.runs]
     path = str((((manifest.get("config") or {}).get("model")) or {}).get("path") or "")
     candidates = [folder] if folder else [_folder_of(path), *exports]
@@ -245,7 +244,7 @@ def _decoder(folder: Path | None, manifest: Mapping[str, Any], comparisons: Sequ
 
 
 def _folder_of(path: str) -> Path:
-    """Of the model that annotated, if it is on this machine; a model of the hub is not looked for."""
+    """Tokenizer of the annotating model, if it is on this machine; the hub is not searched."""
     package, _, name = path.partition(":")
     if package != "package":
         return Path(path or "nowhere")

@@ -10,7 +10,7 @@ from cft.runs.results import RunResults
 
 # Parts of the config that make the weights what they are.
 PARTS = (
-    *("model", "prompt", "data", "optimizer", "schedule", "rollout", "grpo", "reward"),
+    *("model", "prompt", "data", "optimizer", "schedule", "rollout", "grpo", "critical", "positions", "reward"),
     *("steps", "limit", "micro_batch_size", "max_grad_norm", "precision"),
 )
 RL = "rl"  # the key of an arm that says so: its loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -34,10 +34,13 @@ LOGGED = {
 
 
 class Record(TrainerCallback):
-    """Each step's values, to the loggers; a step is counted from 0, as in a training."""
+    """Each step's values, to the loggers; a step is counted from 0, as in a training.
 
-    def __init__(self, loggers: Sequence[Logger], on_step: Any) -> None:
-        self.loggers, self.on_step = loggers, on_step
+    further: values of the step that TRL does not know.
+    """
+
+    def __init__(self, loggers: Sequence[Logger], *, on_step: Any, further: Mapping[str, float]) -> None:
+        self.loggers, self.on_step, self.further = loggers, on_step, further
 
     def on_log(
         self,
@@ -49,7 +52,7 @@ class Record(TrainerCallback):
     ) -> None:
         if logs and "reward" in logs:
             found = {ours: float(logs[theirs]) for theirs, ours in LOGGED.items() if theirs in logs}
-            log_values(self.loggers, found, step=state.global_step - 1)
+            log_values(self.loggers, {**found, **self.further}, step=state.global_step - 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.on_step()

@@ -26,6 +26,9 @@ class Asked:
     prompts: dict[str, list[int]]
     left_out: dict[str, int]
 
+    def problem(self, name: str) -> Problem:
+        return next(problem for problem in self.problems if problem.id == name)
+
     def fingerprint(self) -> str:
         return sha256_json([[p.id, p.question, p.answer] for p in self.problems])
 

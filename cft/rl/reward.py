@@ -32,11 +32,17 @@ def reward_of(outcome: Outcome, *, tokens: int, max_new_tokens: int, length_pena
 
 
 def verified_reward(
-    grader: Grader, *, ends: Collection[int], max_new_tokens: int, length_penalty: float
+    grader: Grader,
+    *,
+    ends: Collection[int],
+    max_new_tokens: int,
+    length_penalty: float,
+    on_outcomes: Callable[[list[Outcome]], None] = lambda outcomes: None,
 ) -> Callable[..., list[float | None]]:
     """A reward function as TRL calls it, which logs what share is right, of the decided ones, and what share undecided.
 
-    ends: tokens that end a response; one that does not end in them was cut off.
+    ends: tokens that end a response; one that does not end in them was cut off. on_outcomes: gets those of a step's responses,
+    in their order.
     """
 
     def verdict(
@@ -46,8 +52,11 @@ def verified_reward(
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
     ) -> list[float | None]:
-        graded = grader([(_completion(ids, ends), gold) for ids, gold in zip(completion_ids, answer, strict=True)])
+        graded = grader(
+            [(completion_of(ids, ends=ends), gold) for ids, gold in zip(completion_ids, answer, strict=True)]
+        )
         outcomes = [outcome for outcome, _ in graded]
+        on_outcomes(outcomes)
         decided = [outcome for outcome in outcomes if outcome != Outcome.UNDECIDED]
         if log_metric is not None:
             log_metric(UNDECIDED_RATE, 1 - len(decided) / len(outcomes))
@@ -61,6 +70,6 @@ def verified_reward(
     return verdict
 
 
-def _completion(ids: Sequence[int], ends: Collection[int]) -> Completion:
+def completion_of(ids: Sequence[int], *, ends: Collection[int]) -> Completion:
     finish = "stop" if len(ids) and ids[-1] in ends else "length"
     return Completion(np.asarray(ids, dtype=np.int32), finish, len(ids))

@@ -1,24 +1,30 @@
 """TRL's GRPOTrainer as a configuration describes it.
 
-It is TRL's in all but where prompts come from: ids are made once, by our prompt (`cft/prompts/chat.py`), and are given to it
-as they are, so that no second tokenization of a rendered text can differ from them.
+It is TRL's in all but two things. Prompts are ids that our prompt made once (`cft/prompts/chat.py`), given to it as they are,
+so that no second tokenization of a rendered text can differ from them. And with grpo.token_mask=critical a response's advantage
+becomes one of each of its tokens, 0 where the token has no loss: TRL takes advantages of either shape. What is divided by, the
+KL term, the entropy and the ratio of a whole response are of all tokens then too, as they are of all tokens with
+`top_entropy_quantile`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cft.config.build import ConfigError, build
+from cft.config.build import ConfigError
 from cft.config.schema import RlConfig
 from cft.models.lazy import LazyModel
+from cft.rl.critical import CriticalTokens, same_weights
 from cft.rl.problems import Asked, rows_of
+from cft.training.parameter_groups import factory_of
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+_OVERRIDDEN = ("_tokenize_prompts", "_generate_and_score_completions")  # of GRPOTrainer
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
@@ -69,8 +75,9 @@ def grpo_trainer(
     device: str,
     reward: Callable[..., list[float | None]],
     callbacks: list[TrainerCallback],
+    critical: CriticalTokens | None = None,
 ) -> Any:
-    """folder: of checkpoints.
+    """folder: of checkpoints. critical: which tokens of a step's responses have loss, None = all.
 
     Raises:
         ConfigError: what TRL says of a setting that our check let pass, or a TRL that this was not made for.
@@ -79,7 +86,7 @@ def grpo_trainer(
     from transformers import PrinterCallback, set_seed
     from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] - an extra
 
-    if not callable(getattr(GRPOTrainer, "_tokenize_prompts", None)):
+    if not all(callable(getattr(GRPOTrainer, name, None)) for name in _OVERRIDDEN):
         raise ConfigError(
             "cft rl: this version of trl takes prompts otherwise; install one that is known to work: trl==1.16.0"
         )
@@ -88,6 +95,14 @@ def grpo_trainer(
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return [asked.prompts[name] for name in prompts], None, {}
 
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            found = super()._generate_and_score_completions(inputs)
+            if critical is not None:
+                weights = self.accelerator.unwrap_model(self.model).state_dict()
+                names = [row["prompt"] for row in inputs]
+                found["advantages"] = critical.spread(found, names, weights=weights, step=self.state.global_step)
+            return found
+
     set_seed(cfg.seed)
     policy = model.load()
     policy.config._name_or_path = model.source  # where TRL reads the reference from; its weights are set below
@@ -95,7 +110,7 @@ def grpo_trainer(
         args = GRPOConfig(output_dir=str(folder), **settings_of_trl(cfg, device=device))
     except ValueError as error:
         raise ConfigError(f"cft rl: TRL refuses these settings: {error}") from error
-    optimizer = build(cfg.optimizer)([p for p in policy.parameters() if p.requires_grad])
+    optimizer = factory_of(cfg.optimizer)([p for p in policy.parameters() if p.requires_grad])
     trainer = WithOurPrompts(
         policy,
         reward_funcs=reward,
@@ -107,11 +122,5 @@ def grpo_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.ref_model is not None:
-        _same_weights(policy.state_dict(), trainer.accelerator.unwrap_model(trainer.ref_model))
+        same_weights(policy.state_dict(), trainer.accelerator.unwrap_model(trainer.ref_model))
     return trainer
-
-
-def _same_weights(weights: Mapping[str, Any], reference: Any) -> None:
-    """The reference is the start as it is in memory, in its precision."""
-    reference.float()
-    reference.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""How far two annotations of the same problems agree, such as one of another engine, device or precision with a reference.
+"""Agreement of two annotations of the same problems, such as one by another engine, device or precision with a reference.
 
     problems        in both
     responses       with the same token ids; only their positions are compared
@@ -6,7 +6,7 @@
     outcomes        cells of these that both know, with the same outcome
     critical        positions that both tried, with the same decision of the mask (turning ones of wrong responses)
 
-It is written beside the annotation (agreement.json), and its card shows it.
+The result is written to the annotation's folder (agreement.json) and shown in its card.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cft.masks.critical import Deciding
 from cft.types import AnnotatedResponse, Outcome
 
 FILE = "agreement.json"
-# What makes a comparison one of engines: everything else in the fingerprints must be the same.
+# The entries of the fingerprints that may differ; all others must be the same.
 MAY_DIFFER = frozenset({"model", "numerics", "unit_size", "replay_fraction", "positions", "evidence"})
 
 
@@ -40,7 +40,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of two annotations; the shares are described at the head of this module."""
+    """Agreement of two annotations; the shares are described at the top of this module."""
 
     responses: Share
     verdicts: Share
@@ -50,7 +50,7 @@ class Agreement:
 
 
 def compare(one: AnnotationStore, other: AnnotationStore) -> Agreement:
-    """Raises StoreError where more than the engine differs, or no problem is in both."""
+    """Raises StoreError if more than the engine differs, or no problem is in both."""
     _require_comparable(one, other)
     mine, theirs = _problems(one), _problems(other)
     both = [problem for problem in mine if problem in theirs]
@@ -69,7 +69,7 @@ def compare(one: AnnotationStore, other: AnnotationStore) -> Agreement:
 
 
 def _compared(one: AnnotatedResponse, other: AnnotatedResponse) -> tuple[Share, Share, Share]:
-    """Alternatives, outcomes, critical: of two rows with the same response."""
+    """Shares of alternatives, outcomes and critical tokens in two rows with the same response."""
     k = min(one.alt_ids.shape[1], other.alt_ids.shape[1])
     same_R = (one.alt_ids[:, :k] == other.alt_ids[:, :k]).all(-1)
     mine_Rk, theirs_Rk = one.alt_outcome[:, :k], other.alt_outcome[:, :k]
@@ -85,7 +85,7 @@ def _compared(one: AnnotatedResponse, other: AnnotatedResponse) -> tuple[Share, 
 
 
 def write_agreement(store: AnnotationStore, other: AnnotationStore, found: Agreement) -> Path:
-    """Beside the annotation; one with the same other annotation is replaced."""
+    """Write it to the annotation's folder, replacing an earlier comparison with the same other annotation."""
     theirs = other.manifest()
     entry = {
         "with": theirs["name"],
@@ -100,7 +100,7 @@ def write_agreement(store: AnnotationStore, other: AnnotationStore, found: Agree
 
 
 def read_agreements(folder: Path) -> list[dict[str, Any]]:
-    """[] where nothing was compared."""
+    """Stored comparisons, [] if there are none."""
     path = folder / FILE
     if not path.is_file():
         return []
@@ -111,7 +111,7 @@ def read_agreements(folder: Path) -> list[dict[str, Any]]:
 
 
 def engine_of(manifest: Mapping[str, Any]) -> str:
-    """In words: name, device, precision."""
+    """Name, device and precision in words."""
     numerics = manifest["fingerprint"]["numerics"]
     configured = str((manifest["config"].get("engine") or {}).get("_target_", "")).rpartition(".")[2]
     words = [
@@ -139,7 +139,7 @@ def _problems(store: AnnotationStore) -> dict[str, ProblemRecord]:
 
 
 def _rows(store: AnnotationStore) -> dict[str, AnnotatedResponse]:
-    """By response id, which stands for problem and token ids."""
+    """Rows by response id, which identifies problem and token ids."""
     return {row.response_id: row for row in store.rows()}
 
 

@@ -1,7 +1,7 @@
-"""Which arm of a comparison a run is: what distinguishes it from other runs but for the seed.
+"""The arm of a comparison that a run belongs to: everything that distinguishes it from other runs except the seed.
 
-The method's part of it are the options of mask, weighting, loss, reference and groups, the options inside them
-(`mask@mask.of: numeric`, `regularizer@loss.regularizers.kl: sed`), and every value that is not the option's own
+The method consists of the options of mask, weighting, loss, reference and groups, the options nested in them
+(`mask@mask.of: numeric`, `regularizer@loss.regularizers.kl: sed`), and every value that differs from the option's yaml
 (`cft/cli/method.py`).
 """
 
@@ -14,14 +14,14 @@ from cft.runs.job import Job
 from cft.runs.run import flat
 
 METHOD = ("mask", "weighting", "loss", "reference", "groups")
-# What a comparison asks for first; stated of every run, so that a value at its default can be distinguished from another.
+# Recorded for every run, so that a default value can be distinguished from another value.
 ARM_KEYS = ("model", "data.annotation", *METHOD, "loss.normalizer", "optimizer.lr", "trainer.max_epochs")
-# Overrides that say where a run lives or which repetition it is, not what it does.
+# Overrides that say where a run is stored or which repetition it is, not what it does.
 _NOT_AN_ARM = ("seed", "resume", "annotations_dir", "data.dir", "allow_targets", "experiment")
 
 
 def arm_of(job: Job, keys: Sequence[str]) -> dict[str, Any]:
-    """The options or values of the keys, the method if they are a training's, and every further override."""
+    """The options or values of the keys, the method of a training, and every further override."""
     values = flat(job.config)
     arm = {key: job.choices[key] if key in job.choices else values.get(key) for key in keys}
     arm |= {name: value for name, value in job.method.items() if name not in arm}
@@ -36,6 +36,6 @@ def arm_of(job: Job, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def part_of(name: str) -> str:
-    """The part of the config that an override, a setting or a choice is about: `model@reference.model` -> reference."""
+    """The part of the config that an override, setting or choice belongs to: `model@reference.model` -> reference."""
     group, _, package = name.partition("@")
     return (package or group).split(".")[0]

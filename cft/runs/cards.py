@@ -1,7 +1,7 @@
-"""Cards: a README.md beside what others may use, an annotation or an exported model, in the form of the Hugging Face hub.
+"""Cards: the README.md of an annotation or an exported model, in the format of the Hugging Face hub.
 
-A card repeats what the files hold (manifest, rows, results.json) and what follows from them; the same files give the same
-text. It says nothing of licenses that nobody recorded, and holds no secrets.
+A card is computed from the files (manifest, rows, results.json); the same files give the same text. It states no license that
+was not recorded, and contains no secrets.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from huggingface_hub import CardData, DatasetCardData, EvalResult, ModelCardData
 from cft import __version__
 from cft.annotation.kinds import count_kinds
 from cft.annotation.responses import GIVEN, Responses, wanted
+from cft.annotation.rollouts import VERDICTS, holds_rollouts, pass_rates
 from cft.annotation.store import AnnotationStore
 from cft.config.redaction import hidden
 from cft.files import write_bytes
@@ -53,7 +54,8 @@ COLUMNS = {
     "alt_tokens": "tokens decoded for it",
     "alt_outcome": "what came of it, see below",
     "replay_outcome": "the same after the model's own token was put back, where that was tried",
-    "verdict": "of the response itself, right or wrong",
+    "verdict": "of the response itself",
+    "sample": "its number among the responses to the problem, -1 = greedy",
     "prefix_outcome": "what the model's own continuation of the response before each token came to, where that was asked",
     "sampled": "sampled continuations after the response's own token (column 0) and after each alternative",
     "sampled_right": "of these, those that ended right",
@@ -74,12 +76,12 @@ OUTCOMES = {
 
 
 def write_annotation_card(store: AnnotationStore) -> Path:
-    """README.md in the store's folder; counts as no part of the annotation."""
+    """Write README.md in the store's folder; it is not part of the annotation's hash."""
     return write_card(store.folder, annotation_card(store))
 
 
 def write_model_card(folder: Path) -> Path:
-    """README.md in the export of a finished run of cft train or cft rl."""
+    """Write README.md in the export of a finished run of cft train or cft rl."""
     told = rl_card if RunResults.read(folder / RESULTS).stage == "rl" else model_card
     return write_card(folder / EXPORT, told(folder))
 
@@ -95,8 +97,9 @@ def annotation_card(store: AnnotationStore) -> str:
     made, config = manifest["fingerprint"], manifest["config"]
     model, data = manifest["model_name"], made["data"]
     split = data["split"]
+    rolled_out = holds_rollouts(manifest)
     header = DatasetCardData(
-        pretty_name=f"{manifest['name']}: critical tokens of {model} on {data['source']}",
+        pretty_name=f"{manifest['name']}: {'rollouts' if rolled_out else 'critical tokens'} of {model} on {data['source']}",
         license="unknown",
         task_categories=["text-generation"],
         size_categories=[size_category(len(rows))],
@@ -106,8 +109,6 @@ def annotation_card(store: AnnotationStore) -> str:
             for kind, default in (("rows", {"default": True}), ("problems", {}))
         ],
     )
-    responses, whole = made["decoding"]["responses"], all(row.tried_R.all() for row in rows)
-    solved = "The data's own solutions were taken" if responses in GIVEN else "The model solved the problems greedily"
     facts = {
         "model": f"{model}, `{made['model']['path']}` at `{made['model']['revision']}`, {made['model']['dtype']}",
         "SHA-256 of its weights": made["model"]["weights"]
@@ -121,16 +122,13 @@ def annotation_card(store: AnnotationStore) -> str:
     }
     parts = [
         f"# {header.pretty_name}",
-        f"{_kept(responses)} responses with counterfactual evidence about {'each' if whole else 'some'} of their tokens, made "
-        f"with Critical Token Fine-tuning ({PAPER}). {solved}; of each {wanted(responses).name.lower()} response "
-        f"{'every token' if whole else 'some tokens'} {'was' if whole else 'were'} replaced by the next most probable ones, "
-        "and what the model then arrived at was graded. " + _DECIDING[deciding_word(rows)],
+        _rolled_out(made["rollouts"]) if rolled_out else _annotated(made["decoding"]["responses"], rows),
         "## Made from",
         table(("", ""), facts.items()),
         commands(manifest.get("lineage", {})),
         "## Contents",
         table(("problems", "number"), _statuses(store)),
-        *_statistics(rows, manifest),
+        *(_verdicts(rows, manifest) if rolled_out else _statistics(rows, manifest)),
         *_agreements(store),
         "## Columns",
         "`rows/*.parquet`, one row a response:",
@@ -138,23 +136,79 @@ def annotation_card(store: AnnotationStore) -> str:
             ("column", "type", ""),
             [(f"`{f.name}`", _type(str(f.type)), COLUMNS.get(f.name, "")) for f in store.row_columns()],
         ),
-        "`problems/*.parquet` has one row a problem tried: its status, the response, the answer found in it.",
+        "`problems/*.parquet` has one row a problem: status, number of responses, of right and of undecided ones, pass rate."
+        if rolled_out
+        else "`problems/*.parquet` has one row a problem tried: its status, the response, the answer found in it.",
         "## Use",
         code("python", 'datasets.load_dataset("parquet", data_files="rows/*.parquet")'),
-        code("bash", f"cft train data.annotation={manifest['name']} annotations_dir=<the folder above this one>")
+        code("bash", f"{_train(manifest)}{' mask=all' if rolled_out else ''}")
         if deciding_word(rows) == "critical"
         else "These responses end wrong: `cft train` refuses to imitate them.",
         "## Limits",
-        f"Which tokens are {deciding_word(rows)} is a fact about this model, this prompt, greedy continuations, "
-        f"{config['num_alternatives']} alternatives a position and this verifier; another of these may give others. Problems "
-        f"without a {_kept(responses).lower()} response have no row. The license of the problems is that of their source, and "
-        "the model's may bind its responses; neither was recorded here.",
+        (
+            "A pass rate is of so many samples of this model under this prompt, temperature and verifier. "
+            if rolled_out
+            else f"Which tokens are {deciding_word(rows)} is a fact about this model, this prompt, greedy continuations, "
+            f"{config['num_alternatives']} alternatives a position and this verifier; another of these may give others. "
+            f"Problems without a {_kept(made['decoding']['responses']).lower()} response have no row. "
+        )
+        + "The license of the problems is that of their source, and the model's may bind its responses; neither was recorded "
+        "here.",
     ]
     return card(header, parts)
 
 
+def _train(manifest: Mapping[str, Any]) -> str:
+    return f"cft train data.annotation={manifest['name']} annotations_dir=<the folder above this one>"
+
+
+def _annotated(responses: Responses, rows: Sequence[AnnotatedResponse]) -> str:
+    whole = all(row.tried_R.all() for row in rows)
+    solved = "The data's own solutions were taken" if responses in GIVEN else "The model solved the problems greedily"
+    return (
+        f"{_kept(responses)} responses with counterfactual evidence about {'each' if whole else 'some'} of their tokens, made "
+        f"with Critical Token Fine-tuning ({PAPER}). {solved}; of each {wanted(responses).name.lower()} response "
+        f"{'every token' if whole else 'some tokens'} {'was' if whole else 'were'} replaced by the next most probable ones, "
+        "and what the model then arrived at was graded. " + _DECIDING[deciding_word(rows)]
+    )
+
+
+def _rolled_out(design: Mapping[str, Any]) -> str:
+    drawn = (
+        f"{design['num_samples']} responses to each problem, sampled at temperature {design['temperature']}, top-p "
+        f"{design['top_p']} and seed {design['seed']}"
+        if design["num_samples"]
+        else "One greedy response to each problem"
+    )
+    return (
+        f"{drawn}, with the verifier's verdict: right and wrong ones alike, without counterfactual evidence. Log-probabilities "
+        "and entropies are the model's own, at temperature 1."
+    )
+
+
+def _verdicts(rows: Sequence[AnnotatedResponse], manifest: Mapping[str, Any]) -> list[str]:
+    """Of rollouts: responses by verdict, and the pass rates of their problems."""
+    verdicts = [row.verdict for row in rows]
+    rates = np.array(list(pass_rates(rows).values()))
+    known = rates[~np.isnan(rates)]
+    facts = [
+        ("responses", f"{len(rows):,}"),
+        *((verdict, f"{verdicts.count(verdict):,}") for verdict in VERDICTS.values() if verdict in verdicts),
+        ("mean pass rate", f"{_mean(known)} of {len(known):,} problems with a decided response"),
+        ("problems with pass rate 0, in between, 1", ", ".join(f"{n:,}" for n in _thirds(known))),
+        ("response tokens", f"{sum(len(row.response_ids) for row in rows):,}"),
+        ("tokens decoded", _decoded(dict(manifest["compute"]))),
+    ]
+    return [table(("responses", ""), facts)]
+
+
+def _thirds(rates: np.ndarray) -> tuple[int, int, int]:
+    none, every = int((rates == 0).sum()), int((rates == 1).sum())
+    return none, len(rates) - none - every, every
+
+
 def model_card(folder: Path, *, adapter: bool = False) -> str:
-    """folder: of a finished run of cft train. adapter: of its adapters alone, which are used on top of the base model."""
+    """folder: of a finished run of cft train. adapter: for the adapters alone, which are loaded on top of the base model."""
     results = RunResults.read(folder / RESULTS)
     settings, data, arm = results.settings, results.data or {}, results.arm
     budget, chosen_by, best_epoch = results.budget or {}, results.best_validation or {}, results.best_epoch or 0
@@ -213,7 +267,7 @@ def _of_weights(
     told: str = "",
     adapter: bool = False,
 ) -> list[str]:
-    """The parts of a card of trained weights. bound_by: what else has a license. told: how they were trained, in a sentence."""
+    """The parts of a card of trained weights. bound_by: other licensed inputs. told: a sentence on the training."""
     return [
         f"# {title}",
         f"Made with Critical Token Fine-tuning ({PAPER}), cft {__version__}.{told}",
@@ -273,7 +327,7 @@ def _use(*, adapter: bool) -> list[str]:
 
 
 def _trained_on(data: dict[str, Any], results: RunResults) -> dict[str, str]:
-    """What the rows came from: an annotation, or rows that someone brought, which may be an annotation's."""
+    """Origin of the rows: an annotation, or data=rows, which may have been exported from an annotation."""
     contents = annotation_contents(results.lineage)
     if "annotation" in data:
         return {"annotation": data["annotation"], **dict(digests(data["fingerprint"], contents, of="annotation's "))}
@@ -282,7 +336,7 @@ def _trained_on(data: dict[str, Any], results: RunResults) -> dict[str, str]:
 
 
 def digests(conditions: str, contents: str, *, of: str = "") -> list[tuple[str, str]]:
-    """The two fingerprints of an annotation under names that tell them apart; what is not known is left out."""
+    """The two fingerprints of an annotation under distinct names; unknown ones are omitted."""
     named = ((f"{of}conditions, SHA-256", conditions), (f"{of}contents, SHA-256", contents))
     return [(name, digest) for name, digest in named if digest]
 
@@ -292,20 +346,20 @@ def size_category(rows: int) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Of Markdown; what is in a cell stays in it."""
+    """A Markdown table; cell contents are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(str(cell)) for cell in line) + " |" for line in lines)
 
 
 def code(language: str, text: str) -> str:
-    """A block that its text cannot end."""
+    """A fenced block with a fence that the text does not contain."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def card(header: CardData, parts: Iterable[str]) -> str:
-    """header: the hub's metadata. parts: Markdown; empty ones are left out."""
+    """header: the hub's metadata. parts: Markdown; empty ones are omitted."""
     text = "\n\n".join(part for part in parts if part)
     return hidden(RepoCard.from_template(header, template_str=_TEMPLATE, text=text).content + "\n")
 
@@ -328,7 +382,7 @@ def _share(picked: np.ndarray) -> str:
 
 
 def commands(lineage: dict[str, Any]) -> str:
-    """The commands that made this, the first one first; "" where none was recorded."""
+    """The commands that made this, in order; "" if none was recorded."""
     found: list[str] = []
     while lineage:
         found.insert(0, lineage.get("command", ""))
@@ -382,7 +436,7 @@ def _statistics(rows: Sequence[AnnotatedResponse], manifest: dict[str, Any]) -> 
 
 
 def _agreements(store: AnnotationStore) -> list[str]:
-    """With other annotations of the same problems, where `cft agreement` compared them."""
+    """Agreement with other annotations of the same problems, as stored by `cft agreement`."""
     found = read_agreements(store.folder)
     if not found:
         return []
@@ -398,7 +452,7 @@ def _agreements(store: AnnotationStore) -> list[str]:
 
 
 def _decoded(compute: dict[str, Any]) -> str:
-    """Without those decoded ahead for forks that were not needed in the end, which differ from run to run."""
+    """Tokens decoded, with those decoded ahead of need counted apart, since they differ from run to run."""
     needed = sum(n for name, n in compute.items() if name.endswith("_tokens") and name != "speculative_tokens")
     ahead = compute.get("speculative_tokens", 0)
     return f"{needed:,.0f}" + (f", and {ahead:,.0f} ahead of need" if ahead else "")

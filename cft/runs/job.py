@@ -1,4 +1,4 @@
-"""What the command line says about one job, gathered before its stage begins (`cft/cli/job.py`)."""
+"""Facts about one job from the command line, collected before its stage starts (`cft/cli/job.py`)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Job:
 
     Args:
         stage: Name of the command.
-        folder: The job's own folder.
+        folder: Folder of the job.
         group: Name of its multirun, or of the folder.
         multirun: Whether it is one of several jobs.
-        config: The whole config, resolved, secrets replaced: what is saved, compared and logged.
+        config: The resolved config with secrets replaced, as saved, compared and logged.
         digest: Of the config before secrets were replaced, twelve hexadecimal digits.
         of_seed: Dotted names of values that depend on the run's seed.
         choices: Config group -> option.
         method: Of a training: the options of the method by group, then values that are not the options' own
             (`cft/cli/method.py`).
         overrides: As typed, the values of a sweep filled in.
-        flags: As typed, where yaml files are looked for.
+        flags: As typed, for further folders of yaml files.
     """
 
     stage: str
@@ -47,7 +47,7 @@ class Job:
         return command(self.stage, self.overrides, flags=self.flags)
 
     def command_without(self, key: str) -> str:
-        """What was typed, less what was said of one key."""
+        """The overrides as typed, without those of one key."""
         words = [word for word in self.overrides if word.lstrip("+").split("=")[0] != key]
         return command(self.stage, words, flags=self.flags)
 
@@ -57,7 +57,7 @@ class Job:
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> Job:
-        """The job that `as_json` is of."""
+        """Inverse of `as_json`."""
         read: dict[str, Any] = {
             **values,
             "folder": Path(values["folder"]),

@@ -1,12 +1,12 @@
-"""What came of what: annotation -> checkpoint -> evaluation, each named by a fingerprint of its contents.
+"""Lineage: annotation -> checkpoint -> evaluation, each identified by a fingerprint of its contents.
 
-A run's results.json and an annotation's manifest.json say it on disk, whatever the logger:
+It is recorded in a run's results.json and an annotation's manifest.json, with any logger:
 
     "lineage": {"command": what was typed,
                 "inputs": [{"kind", "name", "fingerprint", "came_from": the same of its own inputs}]}
 
-The same `Link` becomes an artifact of Weights & Biases (`cft/loggers/wandb_run.py`). Two runs that name one annotation
-name one artifact, since W&B knows artifacts by the digest of their files.
+The same `Link` becomes an artifact of Weights & Biases (`cft/loggers/wandb_run.py`). Two runs with the same annotation share
+one artifact, since W&B identifies artifacts by the digest of their files.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _LONGEST_NAME = 120  # of an artifact; W&B takes 128
 class Link:
     """An annotation, rows or a checkpoint that a run made or read.
 
-    name: what an artifact may be called. fingerprint: SHA-256 of its contents. came_from: JSON. described_by: small files
-    that say what it is. holds: the data or weights themselves. Files lie below `folder`.
+    name: a valid name of an artifact. fingerprint: SHA-256 of its contents. came_from: JSON. described_by: small descriptive
+    files. holds: the files with data or weights. Both are below `folder`.
     """
 
     kind: Literal["annotation", "rows", "checkpoint"]
@@ -47,7 +47,7 @@ class Link:
     holds: tuple[Path, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """What results.json and a W&B config hold of it."""
+        """Its entry in results.json and in a W&B config."""
         return {"kind": self.kind, "name": self.name, "fingerprint": self.fingerprint, "came_from": self.came_from}
 
 
@@ -59,7 +59,7 @@ def lineage(command: str, inputs: Sequence[Link]) -> dict[str, Any]:
 
 
 def annotation_link(folder: Path) -> Link:
-    """Of a store with a manifest; its fingerprint covers the rows that are committed."""
+    """Link of a store with a manifest; the fingerprint covers the committed rows."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     units = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "units").glob("*.json"))]
     made = manifest["fingerprint"]
@@ -81,7 +81,7 @@ def annotation_link(folder: Path) -> Link:
 
 
 def data_link(source: DataSource) -> Link:
-    """What a training read. Of rows that `cft export` made, it continues to the annotation that they are of."""
+    """Link of the training data; for rows made by `cft export` it leads on to their annotation."""
     if source.kind == "annotation":
         return annotation_link(source.place)
     folder = source.place if source.place.is_dir() else source.place.parent
@@ -92,13 +92,13 @@ def data_link(source: DataSource) -> Link:
 
 
 def model_inputs(path: str) -> tuple[Link, ...]:
-    """The checkpoint that a model's path is the export of, if it is one."""
+    """The checkpoint whose export a model's path is, if any."""
     folder = Path(path)
     return (checkpoint_link(folder.parent),) if folder.name == EXPORT and (folder.parent / RESULTS).is_file() else ()
 
 
 def checkpoint_link(folder: Path) -> Link:
-    """Of a run folder of cft train, or of any Hugging Face model folder."""
+    """Link of a run folder of cft train, or of any Hugging Face model folder."""
     results = RunResults.find(folder)
     model = folder / EXPORT if (folder / EXPORT).is_dir() else folder
     weights = tuple(sorted((*model.glob("*.safetensors"), *model.glob("*.bin"))))
@@ -119,9 +119,9 @@ def checkpoint_link(folder: Path) -> Link:
 
 
 def annotation_contents(entry: Mapping[str, Any]) -> str:
-    """The fingerprint of the contents of the annotation in a lineage, or in that of its inputs; "" for
-    none. That of its conditions, which an annotation keeps while it grows, is `conditions` there and in its manifest
-    `fingerprint_sha256`."""
+    """Fingerprint of the annotation's contents, from a lineage or those of its inputs; "" if there is none. The fingerprint of
+    the annotation's conditions, which stays the same while it grows, is `conditions` there and `fingerprint_sha256` in its
+    manifest."""
     inputs = entry.get("inputs") or ()
     own = [str(one["fingerprint"]) for one in inputs if one.get("kind") == "annotation"]
     return next(iter(own), "") or next(
@@ -143,5 +143,5 @@ def _there(folder: Path, *names: str) -> tuple[Path, ...]:
 
 
 def _name(*words: str, end: str = "") -> str:
-    """Letters, digits, dashes, underscores and dots, as W&B wants it."""
+    """Reduced to letters, digits, dashes, underscores and dots, as W&B requires."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(words))[: _LONGEST_NAME - len(end)] + end

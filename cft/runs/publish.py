@@ -1,8 +1,8 @@
-"""What of a folder may leave the machine: the files of an annotation, an export, a model or its adapters, and nothing else.
+"""The files of a folder that may be published: those of an annotation, an export, a model or its adapters, and nothing else.
 
-Files are taken by name, so that logs, checkpoints, locks and configurations stay behind. In the texts that describe them the
-paths of this machine become their last part (`<path>/gsm8k`) and secrets are replaced; data is never rewritten, and refused
-where it holds a secret of the environment.
+Files are selected by name, so logs, checkpoints, locks and configurations are not sent. In descriptive texts, paths of this
+machine are reduced to their last part (`<path>/gsm8k`) and secrets are replaced; data is never rewritten, and refused if it
+contains a secret of the environment.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DATA_SET = ("manifest.json", CARD, "dataset_info.json", "data/*", "tokenized/*.
 _MODEL = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", CARD, SUMS)
 _DESCRIBES = {"manifest.json", CARD, AGREEMENT, "config.json", "adapter_config.json", "generation_config.json"}
 _DESCRIBES |= {"tokenizer_config.json", "dataset_info.json", "state.json"}
-# An absolute path of two parts or more, neither within a URL nor below a placeholder such as <this folder>.
+# An absolute path with two or more parts, not within a URL or below a placeholder such as <this folder>.
 _PATH = re.compile(r"(?:(?<=file://)|(?<![\w:/.~>}$)\]-]))/(?:[^\s/\"'`|,;:=()<>\\]+/)+([^\s/\"'`|,;:=()<>\\]*)")
 
 
@@ -44,8 +44,8 @@ class PublishError(UserError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What is sent. kind: in words. files: path in the repository -> file, or text made for it. rewritten: names of
-    those that held paths or secrets."""
+    """Files to send. kind: in words. files: path in the repository -> file, or replacement text. rewritten: names of files that
+    contained paths or secrets."""
 
     kind: str
     repo_type: Literal["dataset", "model"]
@@ -80,7 +80,7 @@ def parcel(folder: Path, *, part: Part = "auto") -> Parcel:
 
 
 def without_machine(text: str) -> str:
-    """A text without paths of this machine, of which the last part stays, and without secrets."""
+    """A text without secrets, and with paths of this machine reduced to their last part."""
     return hidden(_PATH.sub(lambda found: f"<path>/{found[1]}", text))
 
 
@@ -127,7 +127,7 @@ def _parcel(kind: str, repo_type: Literal["dataset", "model"], files: Mapping[st
 
 
 def _named(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
-    """Ordinary files of the folder, by their path in it; links would lead out of it."""
+    """Regular files of the folder by relative path; links are excluded, since they lead out of it."""
     found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     return {
         path.relative_to(folder).as_posix(): path
@@ -147,7 +147,7 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def _strings(array: pa.Array) -> Iterator[str]:
-    """Of lists and records, too; each text once."""
+    """Including those in lists and records; each text once."""
     if pa.types.is_list(array.type):
         yield from _strings(array.flatten())
     elif pa.types.is_struct(array.type):
@@ -162,7 +162,7 @@ def _holds_secret(text: str) -> bool:
 
 
 def _sums_again(sums: Path, files: Mapping[str, Path | bytes]) -> bytes:
-    """The hashes of what is sent in place of those of what is here."""
+    """SHA256SUMS with the hashes of the files as sent."""
     lines = []
     for line in sums.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")

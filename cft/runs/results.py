@@ -1,4 +1,4 @@
-"""results.json of a run of cft train, cft rl or cft evaluate: what it holds, written and read in one place."""
+"""results.json of a run of cft train, cft rl or cft evaluate: its fields, and writing and reading it."""
 
 from __future__ import annotations
 
@@ -16,49 +16,50 @@ from cft.files import write_json
 RESULTS = "results.json"
 SCHEMA = 1
 _RUN_AGAIN = "Restore it from a copy, or delete it and run the job again"
-# What every evaluation of a checkpoint repeats of its training: by this, comparable trainings are told from others.
+# Facts of the training that every evaluation of its checkpoint repeats, to recognize comparable trainings.
 TRAINING_FACTS = ("budget", "data", "eligible_fraction", "train_seconds", "best_epoch", "best_validation")
 
 
 class ResultsError(UserError, ValueError):
-    """A results.json that is not there or cannot be read; the message names it and the remedy."""
+    """A results.json that is missing or cannot be read; the message names it and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResults:
-    """What a run leaves behind: a key of results.json for each field, left out where the value is None.
+    """The results of a run: each field is a key of results.json, omitted if the value is None.
 
     Args:
-        stage: What the run was.
-        run: Name of its folder.
-        arm: What distinguishes the run from others but for the seed: every option of the method and every value of it that
-            is not the option's own (`cft/runs/arm.py`).
+        stage: Name of the stage.
+        run: Name of the run folder.
+        arm: Everything that distinguishes the run from others except the seed: every option of the method and every value
+            that differs from its option (`cft/runs/arm.py`).
         identity: Hash of the settings.
         settings: Every value that the weights depend on, by its dotted name in the config.
-        seed: Of the training; of an evaluation of a published model, its own.
-        benchmark: Name of the problems, "" where the run was not tested.
+        seed: Of the training; for an evaluation of a published model, of the evaluation.
+        benchmark: Name, "" if the run was not tested.
         split: Of the benchmark.
         problems: Number of problems that were run.
-        not_run: Ids of problems whose prompt leaves no room in the model's context, which no rate counts; of a suite, by
+        not_run: Ids of problems whose prompt leaves no room in the model's context, which are in no rate; for a suite, by
             benchmark.
         short_of_room: Ids of problems run with room for fewer tokens than requested.
         metrics: Name -> {"value", "low", "high"}, the 95 % interval over problems; null means "not defined".
         per_problem: Columns of one length: "id", "correct" (0 or 1), further metrics by name.
         verdicts: Greedy responses by outcome.
-        evaluation: How responses were made, and "verifier", the fingerprint of what graded them (of a suite, by benchmark).
+        evaluation: How responses were decoded, and "verifier", the fingerprint of the verifier (for a suite, by benchmark).
         problems_sha256: Of the problems' text and answers.
         seconds: Of the evaluation.
-        suite: Of several benchmarks: name -> {"problems", "metrics"}.
+        suite: For several benchmarks: name -> {"problems", "metrics"}.
         lineage: The command and what the run was made from (`cft/runs/lineage.py`).
-        validation: Of a training: "problems", "not_run", "short_of_room" of its validation.
+        validation: For a training: "problems", "not_run", "short_of_room" of its validation.
         best_epoch: Epoch whose weights were exported, from 0.
         best_validation: {"metric", "value"} that chose it.
-        train_seconds: Of training, those before an interruption included.
+        train_seconds: Duration of training, including the time before an interruption.
+        spent: Seconds of that on the first micro-batch, on the later ones, and on validation.
         eligible_fraction: Fraction of the response tokens that carry loss.
-        calibration: What a loss measured on the rows before training, and the coefficient of a router's loss.
-        data: The annotation and the rows taken from it.
+        calibration: Values that a loss measured on the rows before training, and the coefficient of the router's loss.
+        data: The annotation and the rows used from it.
         budget: {"epochs", "steps", "rows_per_step"}.
-        starts_as_reference: Whether the model started as the one that a stored reference is of.
+        starts_as_reference: Whether training started from the model of the stored reference.
         base: {"metrics", "per_problem", "verdicts"} of the model before training.
     """
 
@@ -86,6 +87,7 @@ class RunResults:
     best_epoch: int | None = None
     best_validation: dict[str, Any] | None = None
     train_seconds: float | None = None
+    spent: dict[str, float] | None = None
     eligible_fraction: float | None = None
     calibration: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
@@ -100,11 +102,11 @@ class RunResults:
         return float("nan") if value is None else float(value)
 
     def training_facts(self) -> dict[str, Any]:
-        """The fields that an evaluation of the trained model takes over."""
+        """The fields that an evaluation of the trained model copies."""
         return {name: getattr(self, name) for name in TRAINING_FACTS if getattr(self, name) is not None}
 
     def as_dict(self) -> dict[str, Any]:
-        """As results.json holds it, NaN as null: JSON has no NaN."""
+        """The content of results.json; NaN becomes null, since JSON has no NaN."""
         values = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
         return {name: without_nan(value) for name, value in values if value is not None}
 
@@ -126,7 +128,7 @@ class RunResults:
 
     @classmethod
     def find(cls, folder: Path) -> RunResults | None:
-        """Of a run's folder, None where there are none yet. Raises ResultsError."""
+        """The results in a run folder, None if there are none yet. Raises ResultsError."""
         path = folder / RESULTS
         return cls.read(path) if path.is_file() else None
 
@@ -136,7 +138,7 @@ def as_metrics(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]
 
 
 def without_nan(value: Any) -> Any:
-    """The value with null for every float that JSON has no word for."""
+    """The value with None for every float that JSON cannot express."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

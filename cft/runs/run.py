@@ -1,4 +1,4 @@
-"""A run's folder: where its files go, its settings, and the rows it trains on (its results: `cft/runs/results.py`)."""
+"""A run folder: names of its files, its settings, and the rows it trains on (results: `cft/runs/results.py`)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CONFIG = "config.yaml"
 DATA = "data.json"
 EXPORT = "export"
 ADAPTER = "export.adapter"  # with LoRA, beside the export, in which adapters are merged
-# Parts of a config that make a trained model what it is, and an untrained one under measurement.
+# Parts of a config that determine a trained model, and an untrained one.
 TRAINED_BY = (
     *("model", "data", "optimizer", "schedule", "trainer", "callbacks", "prompt"),
     *("mask", "weighting", "loss", "router", "reference", "groups"),
 )
 MEASURED_AS = ("model", "prompt")
-# Below those parts, what says where files lie or what is shown.
+# Keys in those parts that only concern paths or display.
 _NO_SETTING = frozenset(
     (
         *("data.dir", "mask.annotations_dir"),
@@ -33,12 +33,12 @@ _NO_SETTING = frozenset(
 
 
 def group_of(folder: Path) -> str:
-    """The group of a run made before: its multirun's name, or its own."""
+    """The group of an earlier run: the name of its multirun, or its own."""
     return folder.parent.name if (folder.parent / "multirun.yaml").is_file() else folder.name
 
 
 def settings_of(job: Job, parts: Sequence[str]) -> dict[str, Any]:
-    """Every value of these parts by its dotted name, without what follows the run's seed (`seed: ${seed}`)."""
+    """Every value of these parts by its dotted name, except those that follow the run's seed (`seed: ${seed}`)."""
     return {
         name: value
         for name, value in sorted(flat(job.config).items())
@@ -70,14 +70,14 @@ def save_config(folder: Path, job: Job) -> None:
 
 
 def saved_config(folder: Path) -> dict[str, Any]:
-    """What `save_config` wrote, by dotted name."""
+    """The config written by `save_config`, by dotted name."""
     return flat(read_yaml(folder / CONFIG))
 
 
 def keep_rows(folder: Path, facts: dict[str, Any], *, source: Path, write: bool) -> None:
-    """Record the rows a run trains on beside its config; a continuation on other rows raises ConfigError.
+    """Record the rows that a run trains on; resuming it with other rows raises ConfigError.
 
-    facts: of the data module. A run from before rows were recorded is taken as it is.
+    facts: from the data module. A run without such a record is accepted.
     """
     path = folder / DATA
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What a run begins from where it is given `checkpoint=...`: a run folder of ours or any Hugging Face model folder."""
+"""The start of a run with `checkpoint=...`: a run folder of this package or any Hugging Face model folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cft.prompts.chat import prompt_conflict
 from cft.runs.results import RunResults
 from cft.runs.run import EXPORT
 
-# Settings that a checkpoint overrules.
+# Settings that are taken from the checkpoint.
 REPLACED = ("checkpoint", "model.path", "model.name", "model.revision")
 
 
@@ -33,9 +33,9 @@ def checkpoint_folder(checkpoint: str, *, key: str = "checkpoint") -> tuple[Path
 def require_same_prompt(
     trained: RunResults | None, now: dict[str, Any], *, checkpoint: str, prompt_config: Mapping[str, Any], doing: str
 ) -> None:
-    """A model trained under one prompt and tokenizer is not put to work under another in silence.
+    """Refuses a model trained with another prompt or tokenizer.
 
-    doing: what this run is, for the message.
+    doing: the kind of run, for the message.
     """
     then = (trained.data or {}).get("prompting") if trained else None
     if trained is None or then is None:

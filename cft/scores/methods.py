@@ -8,8 +8,9 @@ The values of a row do not depend on the rows beside it. To add a kind, write a 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -82,7 +83,33 @@ def predicting_states(model: PreTrainedModel, rows: Sequence[AnnotatedResponse])
     return [(hidden_BTD[b, start - 1 : end - 1], ids_BT[b, start:end]) for b, (start, end) in enumerate(ends)]
 
 
-class AttentionReceived:
+class _Attention(ABC):
+    """What a score of attention weights is made from. Subclasses say what is read from a row's weights.
+
+    Args:
+        layers: how many of the last layers, at least 1.
+    """
+
+    eager = True
+    kind: ClassVar[str]
+
+    @in_range
+    def __init__(self, *, layers: AtLeastOne) -> None:
+        self.layers = layers
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": self.kind, "version": 1, "layers": self.layers}
+
+    def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]:
+        found = zip(rows, _attention(model, rows, layers=self.layers), strict=True)
+        return [_array(self.values(attention_LL, len(row.prompt_ids))) for row, attention_LL in found]
+
+    @abstractmethod
+    def values(self, attention_LL: Tensor, start: int) -> Tensor:
+        """[R] of a row whose response begins at `start`."""
+
+
+class AttentionReceived(_Attention):
     """Mean attention that a response token receives from the later tokens of its response; 0 for the last token.
 
     The mean runs over heads and layers, and over the later tokens, so that early tokens do not win by number. It is our
@@ -92,26 +119,15 @@ class AttentionReceived:
         layers: how many of the last layers, at least 1.
     """
 
-    eager = True
+    kind = "attention_received"
 
-    @in_range
-    def __init__(self, *, layers: AtLeastOne) -> None:
-        self.layers = layers
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "attention_received", "version": 1, "layers": self.layers}
-
-    def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]:
-        found = []
-        for row, attention_LL in zip(rows, _attention(model, rows, layers=self.layers), strict=True):
-            start = len(row.prompt_ids)
-            later_RR = attention_LL[start:, start:].tril(-1)
-            later_R = torch.arange(len(row.response_ids) - 1, -1, -1, device=later_RR.device)
-            found.append(_array(later_RR.sum(0) / later_R.clamp(min=1)))
-        return found
+    def values(self, attention_LL: Tensor, start: int) -> Tensor:
+        later_RR = attention_LL[start:, start:].tril(-1)
+        later_R = torch.arange(len(later_RR) - 1, -1, -1, device=later_RR.device)
+        return later_RR.sum(0) / later_R.clamp(min=1)
 
 
-class AttentionToPrompt:
+class AttentionToPrompt(_Attention):
     """Attention that a response token pays to its prompt, summed over the prompt's tokens (ssToken, arXiv 2510.18250).
 
     Mean over heads and layers; the query is the token itself. 0-1.
@@ -120,21 +136,10 @@ class AttentionToPrompt:
         layers: how many of the last layers, at least 1.
     """
 
-    eager = True
+    kind = "attention_to_prompt"
 
-    @in_range
-    def __init__(self, *, layers: AtLeastOne) -> None:
-        self.layers = layers
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "attention_to_prompt", "version": 1, "layers": self.layers}
-
-    def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]:
-        found = []
-        for row, attention_LL in zip(rows, _attention(model, rows, layers=self.layers), strict=True):
-            start = len(row.prompt_ids)
-            found.append(_array(attention_LL[start:, :start].sum(1)))
-        return found
+    def values(self, attention_LL: Tensor, start: int) -> Tensor:
+        return attention_LL[start:, :start].sum(1)
 
 
 @torch.no_grad()

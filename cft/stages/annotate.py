@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cft import run_log
+from cft.annotation import rollouts
 from cft.annotation.annotator import Unit
 from cft.annotation.responses import GIVEN, wanted
 from cft.annotation.sampled import COLUMNS
@@ -21,6 +22,7 @@ from cft.config.schema import AnnotateConfig, Split
 from cft.console import console, progress
 from cft.data.rows_as_problems import problems_of, wants_answers, with_answers
 from cft.data.sources import Splits
+from cft.engines.refusals import require_samples
 from cft.engines.server.probe import with_stored_probe
 from cft.fleets.base import Crew, Facts, Fleet, FleetError, left_out_message, package_facts
 from cft.loggers.build import RunFacts, log_made, log_totals, log_values, logging_to
@@ -34,9 +36,18 @@ from cft.runs.cards import write_annotation_card
 from cft.runs.job import Job
 from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
 from cft.stages.annotation_estimate import print_estimate
-from cft.stages.annotation_progress import Watch
+from cft.stages.annotation_progress import RIGHT, Watch
 from cft.stages.annotation_summary import print_summary
-from cft.stages.annotation_worker import Done, Filled, MakeAnnotating, Problems, StoredRows, sample_design
+from cft.stages.annotation_worker import (
+    Done,
+    Filled,
+    MakeAnnotating,
+    Problems,
+    StoredRows,
+    rollout_design,
+    sample_design,
+)
+from cft.stages.rollout_summary import print_rollouts
 from cft.types import Outcome, Problem
 from cft.verifiers import verifier_fingerprint
 
@@ -53,7 +64,9 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     if wants_answers(splits):
         splits = with_answers(splits, thinking=cfg.verify.thinking.tags)
         console.print("Gold answers: the final answers of the given responses, where data.answer_field names no others")
-    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+    verifier = verifier_for(
+        splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip
+    )
     judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     positions: Positions = build(cfg.positions)
     plan, shard = _plan(cfg, splits, positions), Shard(cfg.shard, cfg.num_shards)
@@ -107,9 +120,12 @@ def _known(cfg: AnnotateConfig, spec: ModelSpec, *, judged_by: str) -> Facts:
 
 def _plan(cfg: AnnotateConfig, splits: Splits, positions: Positions) -> Plan:
     problems = splits.of(cfg.split)
+    asked = len(problems) if cfg.limit < 0 else min(cfg.limit, len(problems))
+    if rollout_design(cfg):
+        return Plan(problems, asked, cfg.unit_size, num_alternatives=0, every_outcome=False, fills_only=False)
     return Plan(
         problems,
-        asked=len(problems) if cfg.limit < 0 else min(cfg.limit, len(problems)),
+        asked=asked,
         unit_size=cfg.unit_size,
         num_alternatives=cfg.num_alternatives,
         every_outcome=cfg.complete or not cfg.short_circuit,
@@ -120,6 +136,8 @@ def _plan(cfg: AnnotateConfig, splits: Splits, positions: Positions) -> Plan:
 
 def _require_engine_that_samples(cfg: AnnotateConfig) -> None:
     make_engine = build(cfg.engine)
+    if rollout_design(cfg):
+        require_samples(make_engine, num_samples=cfg.num_samples, key="num_samples")
     if sample_design(cfg) and not make_engine.samples:
         raise ConfigError(
             f"evidence=sampled: engine={make_engine.name} decodes greedily only; expected evidence=greedy, or an engine that "
@@ -145,8 +163,9 @@ def _conditions(
 ) -> dict[str, Any]:
     """What every unit of the annotation is made under: its fingerprint. facts: of the workers. What leaves the usual evidence
     as it is says nothing."""
-    chosen, samples = positions.settings(), sample_design(cfg)
+    chosen, samples, rolled_out = positions.settings(), sample_design(cfg), rollout_design(cfg)
     return {
+        **({"rollouts": rolled_out.settings()} if rolled_out else {}),
         **({"positions": chosen} if chosen else {}),
         **({"evidence": samples.settings()} if samples else {}),
         "model": {
@@ -168,6 +187,8 @@ def _conditions(
 
 def _further_columns(cfg: AnnotateConfig, positions: Positions) -> tuple[str, ...]:
     """Columns beyond the usual ones, of every unit: files of one table have the same."""
+    if rollout_design(cfg):
+        return rollouts.COLUMNS
     wrong = ("verdict",) if wanted(cfg.responses) == Outcome.WRONG else ()
     return (*wrong, *(("prefix_outcome",) if positions.probes else ()), *(COLUMNS if sample_design(cfg) else ()))
 
@@ -204,7 +225,8 @@ def _finish(store: AnnotationStore, job: Job, *, shard: Shard, loggers: Sequence
         done = f"{str(shard).capitalize()} is done. {store.folder} is {unfinished_message(state)}"
         console.print(done, markup=False)
         return
-    print_summary(store, job, max_new_tokens=max_new_tokens)
+    printed = print_rollouts if rollouts.holds_rollouts(store.manifest()) else print_summary
+    printed(store, job, max_new_tokens=max_new_tokens)
     write_annotation_card(store)
     log_totals(loggers, _totals(store.manifest()))
     log_made(loggers, annotation_link(store.folder))
@@ -273,14 +295,12 @@ def _annotate_units(
     if not missing:
         return Counter()
     todo = sum(len(units[u]) for u in missing)
-    solving = (
-        f"; at most {todo * cfg.max_new_tokens:,} tokens to solve them. The estimate of the whole follows once the first are "
-        "solved."
-    )
-    console.print(f"Annotating {todo} problems{of_shard}{'' if cfg.responses in GIVEN else solving}")
+    design = rollout_design(cfg)
+    console.print(_beginning(cfg, design, problems=todo, of_shard=of_shard))
     counts = Counter[str]()
-    with progress("Annotating", total=todo) as bar:
-        watch = Watch(bar, units, word="critical" if wanted(cfg.responses) == Outcome.RIGHT else "turning")
+    with progress("Rolling out" if design else "Annotating", total=todo) as bar:
+        deciding = "critical" if wanted(cfg.responses) == Outcome.RIGHT else "turning"
+        watch = Watch(bar, units, word=RIGHT if design else deciding)
         for u, done in crew.map(((u, Problems(tuple(units[u]))) for u in missing), watch=watch.hear):
             unit = done.result
             assert isinstance(unit, Unit)
@@ -296,10 +316,32 @@ def _annotate_units(
                     "compute": unit.compute,
                 },
             )
-            critical = critical_fraction(unit.rows, num_alternatives=plan.num_alternatives)
-            watch.unit_done(u, unit, critical=critical)
-            log_values(loggers, {**_of_unit(unit), f"annotate/{watch.word}_fraction": critical}, step=u)
+            share = _share(unit, plan, design)
+            watch.unit_done(u, unit, critical=share)
+            log_values(loggers, {**_of_unit(unit), f"annotate/{watch.word}_fraction": share}, step=u)
     return counts
+
+
+def _beginning(cfg: AnnotateConfig, design: rollouts.RolloutDesign | None, *, problems: int, of_shard: str) -> str:
+    """What is about to be done, and how much that is at most."""
+    if design:
+        many = problems * len(design.samples())
+        return (
+            f"Rolling out {many:,} {'sampled' if design.num_samples else 'greedy'} responses to {problems} problems{of_shard}; "
+            f"at most {many * cfg.max_new_tokens:,} tokens"
+        )
+    solving = (
+        f"; at most {problems * cfg.max_new_tokens:,} tokens to solve them. The estimate of the whole follows once the first "
+        "are solved."
+    )
+    return f"Annotating {problems} problems{of_shard}{'' if cfg.responses in GIVEN else solving}"
+
+
+def _share(unit: Unit, plan: Plan, design: rollouts.RolloutDesign | None) -> float:
+    """Of a unit: the fraction of tokens that decide, of rollouts the fraction of decided responses that are right."""
+    if design:
+        return rollouts.pass_rate(row.verdict for row in unit.rows)
+    return critical_fraction(unit.rows, num_alternatives=plan.num_alternatives)
 
 
 def _to_annotate(records: Records, *, plan: Plan, shard: Shard) -> list[Problem]:
@@ -311,11 +353,11 @@ def _to_annotate(records: Records, *, plan: Plan, shard: Shard) -> list[Problem]
 def _of_unit(unit: Unit) -> dict[str, float]:
     """What a unit logs, beside its share of critical tokens."""
     tokens = sum(value for name, value in unit.compute.items() if name.endswith("_tokens"))
-    seconds = unit.compute["solve_seconds"] + unit.compute["counterfactual_seconds"]
+    seconds = sum(value for name, value in unit.compute.items() if name.endswith("_seconds"))
     return {
         "annotate/problems": unit.counts["problems"],
         "annotate/responses": len(unit.rows),
-        "annotate/continuations": unit.counts["forks"],
+        "annotate/continuations": unit.counts.get("forks", 0),
         "annotate/tokens": tokens,
         "annotate/tokens_per_s": tokens / max(seconds, 1e-9),
     }

@@ -13,12 +13,14 @@ from cft.console import Bar, console
 from cft.stages.annotation_worker import UnitProgress
 from cft.types import Problem
 
+RIGHT = "right"
+
 
 @dataclass(slots=True)
 class Watch:
     """Turns what is heard of units into one bar: problems done, solved, annotated, critical share, tokens/s.
 
-    word: what the tokens are called that decide the responses.
+    word: what the tokens are called that decide the responses; of rollouts "right", and the share is of responses.
     Of a unit the newest word stands: one that another worker begins again starts from nothing.
     """
 
@@ -42,9 +44,9 @@ class Watch:
         if not np.isnan(critical):
             self.critical.append(critical)
         self.under_way.pop(u, None)
-        tokens = int(unit.compute["solve_tokens"] + unit.compute["counterfactual_tokens"])
-        solved = sum(record.decoded_tokens > 0 for record in unit.problems)
-        self.done += UnitProgress(len(self.units[u]), solved, len(unit.rows), unit.counts["forks"], tokens)
+        tokens = int(unit.compute["solve_tokens"] + unit.compute.get("counterfactual_tokens", 0))
+        solved = sum(max(record.responses, record.decoded_tokens > 0) for record in unit.problems)
+        self.done += UnitProgress(len(self.units[u]), solved, len(unit.rows), unit.counts.get("forks", 0), tokens)
         self._show()
 
     def _print_estimate(self, word: UnitProgress, *, problems: int) -> None:
@@ -65,8 +67,7 @@ class Watch:
         rate = whole.tokens / max(1e-9, time.monotonic() - self.started)
         critical = f"{np.mean(self.critical):.0%}" if self.critical else "-"
         answered = f"answered {whole.solved} " if whole.solved else ""  # nothing is solved where responses are given
-        self.bar.advance(
-            whole.problems - self.bar.done,
-            facts=f"{answered}annotated {whole.annotated} {self.word} {critical} "
-            f"continuations {whole.forks:,} {rate:,.0f} tokens/s",
-        )
+        facts = f"{answered}annotated {whole.annotated} {self.word} {critical} continuations {whole.forks:,}"
+        if self.word == RIGHT:
+            facts = f"responses {whole.solved:,} right {critical}"
+        self.bar.advance(whole.problems - self.bar.done, facts=f"{facts} {rate:,.0f} tokens/s")

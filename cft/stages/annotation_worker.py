@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from cft.annotation.annotator import Annotator, Unit, tally_counts
 from cft.annotation.responses import wanted
+from cft.annotation.rolling_out import RollingOut
+from cft.annotation.rollouts import ROLLOUTS, RolloutDesign
 from cft.annotation.sampled import SampleDesign
 from cft.config.build import build
 from cft.config.schema import AnnotateConfig
@@ -141,14 +143,18 @@ class Annotating:
                 VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s)
             )
             self._held = held.pop_all()
+        self.engine = engine
+        grader = Grader.of(verifier, tokenizer=tokenizer, prompt=prompt, verify_all=pool.verify_all)
+        budget, context, design = Budget(cfg.max_new_tokens), model.facts.context, rollout_design(cfg)
+        self.rolling_out = RollingOut(engine, tokenizer, prompt, grader, budget, context, design) if design else None
         self.annotator = Annotator(
             engine=engine,
             tokenizer=tokenizer,
             prompt=prompt,
-            grader=Grader.of(verifier, tokenizer=tokenizer, prompt=prompt, verify_all=pool.verify_all),
-            budget=Budget(cfg.max_new_tokens),
+            grader=grader,
+            budget=budget,
             eos_ids=model.facts.eos_ids,
-            max_positions=model.facts.context,
+            max_positions=context,
             num_alternatives=cfg.num_alternatives,
             short_circuit=not every_outcome,
             replay_fraction=cfg.replay_fraction,
@@ -171,9 +177,12 @@ class Annotating:
 
     def work(self, item: Problems | StoredRows, report: Report) -> Done:
         before = self._counts()
-        if isinstance(item, Problems):
+        if isinstance(item, Problems) and self.rolling_out:
+            _count_responses(self.rolling_out, len(item.problems), report)
+            found: Unit | Filled = self.rolling_out.fresh(item.problems)
+        elif isinstance(item, Problems):
             _Meter(self.annotator, len(item.problems), report)
-            found: Unit | Filled = self.annotator.fresh(item.problems)
+            found = self.annotator.fresh(item.problems)
         else:
             rows, tally, compute = self.annotator.filled(item.rows)
             found = Filled(rows, tally_counts(tally), compute)
@@ -183,7 +192,7 @@ class Annotating:
         self._held.close()
 
     def _counts(self) -> Counter[str]:
-        return Counter({name: getattr(self.annotator.engine, name, 0) for name in ENGINE_COUNTS})
+        return Counter({name: getattr(self.engine, name, 0) for name in ENGINE_COUNTS})
 
 
 class _Meter:
@@ -226,6 +235,30 @@ class _Meter:
             **counts,
         )
         self.report(self.progress)
+
+
+def _count_responses(rolling_out: RollingOut, problems: int, report: Report) -> None:
+    """Reports the responses of one unit of rollouts as they come."""
+    progress, expected = UnitProgress(), problems * len(rolling_out.design.samples())
+
+    def on_done(completion: Completion) -> None:
+        nonlocal progress
+        progress = replace(
+            progress,
+            solved=progress.solved + 1,
+            problems=problems * (progress.solved + 1) / expected,
+            tokens=progress.tokens + completion.num_decoded,
+        )
+        report(progress)
+
+    rolling_out.on_done = on_done
+
+
+def rollout_design(cfg: AnnotateConfig) -> RolloutDesign | None:
+    """None where responses are chosen and annotated."""
+    if cfg.responses != ROLLOUTS:
+        return None
+    return RolloutDesign(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed)
 
 
 def sample_design(cfg: AnnotateConfig) -> SampleDesign | None:

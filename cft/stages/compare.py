@@ -13,9 +13,11 @@ from cft.config.build import ConfigError
 from cft.config.schema import CompareConfig
 from cft.config.typed import plain
 from cft.console import console
+from cft.pipelines.clock import Clock
 from cft.pipelines.comparison import Design, chosen_rate
 from cft.pipelines.estimate import ESTIMATE, estimate
 from cft.pipelines.plan import Planner, Step
+from cft.pipelines.reporting import REPORT
 from cft.pipelines.runner import Runner
 from cft.runs.job import Job
 from cft.stages.pipeline import settings_of
@@ -38,8 +40,10 @@ def compare(cfg: CompareConfig, job: Job) -> Path:
     searched = [step for steps in searches.values() for step in steps]
     if missing := [*planner.errors, *planner.missing()]:
         raise ConfigError(*missing)
-    of = len(fixed) + len(searched) + len(design.arms) * design.seeds + 1
-    runner.run([*fixed, *searched], of=of, after=lambda step: _thin(step, keep=cfg.keep))
+    names = [step.name for step in (*fixed, *searched)]
+    clock = Clock(found.steps, to_do=[*names, *design.final_names(), REPORT])
+    of = len(clock.to_do)
+    runner.run([*fixed, *searched], of=of, after=lambda step: _thin(step, keep=cfg.keep), clock=clock)
     rates = {arm: chosen_rate(steps) for arm, steps in searches.items()}
     rates = rates or dict.fromkeys(design.arms, next(iter(design.rates)))
     for arm, rate in rates.items():
@@ -50,6 +54,7 @@ def compare(cfg: CompareConfig, job: Job) -> Path:
         of=of,
         first=len(fixed) + len(searched) + 1,
         after=lambda step: _thin(step, keep=cfg.keep, exports=cfg.keep == "exports"),
+        clock=clock,
     )
     return settings.folder
 

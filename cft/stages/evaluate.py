@@ -75,7 +75,7 @@ def _evaluate(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> float:
     members = members_of(benchmark)
     chosen = {name: splits.of(cfg.split)[: cfg.limit if cfg.limit >= 0 else None] for name, splits in members.items()}
     verifiers = [
-        verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+        verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip)
         for splits in members.values()
     ]
     for verifier in verifiers:  # refuses a class that is no verifier before anything is loaded
@@ -202,7 +202,9 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
     if (known := same_evaluation(folder / RESULTS, subject.job, inputs=subject.inputs)) is not None:
         console.print(f"{folder} has finished; nothing to do")
         return known
-    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+    verifier = verifier_for(
+        splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip
+    )
     graded_by = verifier_fingerprint(verifier)
     if note := other_verifier_note(subject.graded_by.get(splits.name, graded_by), graded_by):
         console.print(note.replace("annotation", "training"), markup=False)

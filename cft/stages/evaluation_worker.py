@@ -21,7 +21,7 @@ from cft.types import Engine, Problem, Verifier
 from cft.verifiers import MultipleChoice, verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
-from cft.verifiers.thinking import AfterThinking
+from cft.verifiers.stripped import innermost
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Solving:
 
 def words_for(cfg: EvaluateConfig, model: LazyModel, verifier: Verifier) -> Words:
     """What a decoding rule may know of the model and of a benchmark's answers."""
-    inner = verifier.inner if isinstance(verifier, AfterThinking) else verifier
+    inner = innermost(verifier)
     choices = inner.choices if isinstance(inner, MultipleChoice) else ""
     return Words(model.tokenizer, model.facts.eos_ids, cfg.verify.thinking.tags, choices)
 

@@ -41,7 +41,10 @@ _CHOOSE_ROWS = (
     "validation_fraction",
     "max_tokens",
     "shuffle_responses",
-    "wrong_responses",
+    "responses",
+    "min_pass_rate",
+    "max_pass_rate",
+    "responses_per_problem",
 )
 
 

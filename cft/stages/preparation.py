@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,9 @@ from cft.prompts.chat import Prompt, prompt_conflict, prompting
 from cft.references.models import Reference, starts_as_reference
 from cft.stages.testing import room_of
 from cft.training.fit import require_constructible
-from cft.types import Verifier
+from cft.types import Verdict, Verifier
 from cft.verifiers import other_verifier_note, verifier_fingerprint
+from cft.verifiers.pool import VerifierPool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,8 +79,11 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     columns = columns_for(
         objective.needs, given=reference.gives, stored_logprob=reference.stored, grouping=build(cfg.groups)
     )
-    splits = build(cfg.benchmark) if cfg.validation.problems or cfg.evaluation.problems else NO_PROBLEMS
-    verifier = verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+    graded = cfg.validation.problems or cfg.evaluation.problems or cfg.data.get("tags")
+    splits = build(cfg.benchmark) if graded else NO_PROBLEMS
+    verifier = verifier_for(
+        splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip
+    )
     graded_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     data: RowsDataModule = build(cfg.data)(
         RowsRequest(
@@ -92,6 +97,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
             rejected=objective.rejected,
             tokenizer=tokenizer,
             prompt=prompt,
+            verify_all=lambda items: _verified(items, verifier, cfg),
         )
     )
     if isinstance(data, AnnotatedDataModule):
@@ -154,6 +160,12 @@ def _require_possible(cfg: TrainConfig, model: LazyModel, make_engine: EngineFac
     router_coefficient(model.config, asked=cfg.router.aux_coef)
     if cfg.validation.problems or cfg.evaluation.problems:
         require_decodes(make_engine.name, model.config)
+
+
+def _verified(items: Sequence[tuple[str, str]], verifier: Verifier, cfg: TrainConfig) -> list[Verdict]:
+    """Outside of a training, which has workers of its own."""
+    with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
+        return pool.verify_all(items)
 
 
 def measures_base(cfg: TrainConfig) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cft import run_log
 from cft.benchmarks.sets import verifier_for
 from cft.benchmarks.sweep import is_benchmark_override
-from cft.config.build import ConfigError, build
+from cft.config.build import build
 from cft.config.schema import RlConfig
 from cft.console import console, progress
 from cft.data.splits import Splits
@@ -32,13 +31,14 @@ from cft.prompts.chat import Prompt, prompting
 from cft.quiet import quiet_libraries
 from cft.rl.arm import PARTS, arm_after, start_settings
 from cft.rl.problems import Asked, asked
+from cft.rl.resume import CHECKPOINTS, finished, newest
 from cft.runs.arm import arm_of
 from cft.runs.cards import write_model_card
 from cft.runs.job import Job
 from cft.runs.lineage import Link, checkpoint_link, lineage
 from cft.runs.names import run_name
 from cft.runs.results import RunResults
-from cft.runs.run import CONFIG, EXPORT, flat, group_of, identity_of, save_config, saved_config, settings_of
+from cft.runs.run import EXPORT, group_of, identity_of, save_config, settings_of
 from cft.runs.start import REPLACED, checkpoint_folder, require_same_prompt
 from cft.stages.testing import base_of, evaluated, room_of
 from cft.training.callbacks.interruption import Interruption
@@ -51,18 +51,15 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from transformers import PreTrainedModel
 
-CHECKPOINTS = "checkpoints"
-_FREE = ("resume", "interruption", "allow_targets", "logger", "device", "save_every_n_steps", "verify.workers")
-
 
 def rl(cfg: RlConfig, job: Job) -> float:
     """Greedy test accuracy (0-1) after the last step, NaN without evaluation problems; for sweepers."""
     quiet_libraries()
     folder = Path(cfg.resume) if cfg.resume else job.folder
-    if (done := _finished(folder, job)) is not None:
+    if (done := finished(folder, job)) is not None:
         console.print(f"{folder} has finished; nothing to do")
         return done.accuracy
-    checkpoint = _newest(folder, job, resume=cfg.resume)
+    checkpoint = newest(folder, job, resume=cfg.resume)
     interruption = Interruption(max_hours=cfg.interruption.max_hours)
     with interruption.handlers(), exclusive(folder):
         run = _prepared(cfg)
@@ -105,10 +102,10 @@ def _prepared(cfg: RlConfig) -> _Prepared:
     now = prompting(prompt, tokenizer)
     require_same_prompt(trained, now, checkpoint=cfg.checkpoint, prompt_config=cfg.prompt, doing="run")
     data, splits = build(cfg.data), build(cfg.benchmark)
-    verifier = verifier_for(data, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags)
+    verifier = verifier_for(data, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip)
     verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
     model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device)
-    if cfg.evaluation.problems:
+    if cfg.evaluation.problems or cfg.grpo.token_mask != "none":
         require_decodes(make_engine.name, model.config)
     found = asked(
         data,
@@ -202,14 +199,20 @@ def _learnt(
 ) -> tuple[PreTrainedModel, float]:
     """(the model after the last step, seconds of all steps). Raises Interrupted."""
     from cft.rl.callbacks import Record, StopWhenAsked  # transformers' Trainer takes a second
+    from cft.rl.critical import critical_tokens
     from cft.rl.reward import verified_reward
     from cft.rl.trainer import grpo_trainer
 
+    grader = run.grader(pool)
+    critical = None
+    if cfg.grpo.token_mask == "critical":
+        critical = critical_tokens(cfg, run.model, run.asked, prompt=run.prompt, grader=grader)
     reward = verified_reward(
-        run.grader(pool),
+        grader,
         ends=run.model.facts.eos_ids,
         max_new_tokens=cfg.rollout.max_new_tokens,
         length_penalty=cfg.reward.length_penalty,
+        on_outcomes=critical.hear if critical else lambda outcomes: None,
     )
     with progress("Reinforcement learning", total=cfg.steps) as bar:
         trainer = grpo_trainer(
@@ -220,9 +223,10 @@ def _learnt(
             device=chosen_device(cfg.device),
             reward=reward,
             callbacks=[
-                Record(loggers, on_step=bar.advance),
+                Record(loggers, on_step=bar.advance, further=critical.facts if critical else {}),
                 StopWhenAsked(interruption, every=cfg.grpo.num_iterations),
             ],
+            critical=critical,
         )
         interruption.install()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -272,49 +276,6 @@ def _facts(cfg: RlConfig, job: Job, run: _Prepared, *, folder: Path) -> dict[str
         "budget": {"steps": cfg.steps, "rows_per_step": rollout.problems_per_step * rollout.num_generations},
         "lineage": lineage(job.command, run.inputs),
     }
-
-
-# ---- where it begins
-
-
-def _finished(folder: Path, job: Job) -> RunResults | None:
-    results = RunResults.find(folder)
-    if results is None:
-        return None
-    if differing := _differing(folder, job):
-        raise ConfigError(
-            f"hydra.run.dir={folder}: holds a run of another configuration that has finished ({differing}); choose another "
-            "folder"
-        )
-    return results
-
-
-def _newest(folder: Path, job: Job, *, resume: str) -> Path | None:
-    """The checkpoint to resume from: of the folder that is named, or that this job was given before."""
-    found = [path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    whole = [path for path in found if (path / "trainer_state.json").is_file()]  # written last but for the random state
-    if resume and not whole:
-        raise ConfigError(
-            f"resume={folder}: no checkpoint; the run ended before it wrote its first one, start it again"
-        )
-    if whole and (differing := _differing(folder, job)):
-        raise ConfigError(
-            f"{f'resume={folder}' if resume else f'hydra.run.dir={folder}'}: that run was configured otherwise "
-            f"({differing}); repeat its arguments, or choose another folder"
-        )
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _differing(folder: Path, job: Job) -> str:
-    if not (folder / CONFIG).is_file():
-        return f"there is no {CONFIG}"
-    then, now = saved_config(folder), flat(job.config)
-    keys = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
-    return "; ".join(
-        f"{key}: then {then.get(key)!r}, now {now.get(key)!r}"
-        for key in keys
-        if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
-    )
 
 
 # ---- what is printed

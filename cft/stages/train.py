@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedModel
 
-from cft.config.build import ConfigError, build
+from cft.config.build import ConfigError
 from cft.config.schema import TrainConfig
 from cft.console import console
 from cft.data.columns import needs_live
@@ -44,6 +44,7 @@ from cft.training.distributed.launcher import own_environment
 from cft.training.distributed.sharding import is_sharded, release, trained_weights
 from cft.training.fit import Fit, Fitted
 from cft.training.module import CausalLMModule, frozen_names
+from cft.training.parameter_groups import described, factory_of, groups_of
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
 
@@ -130,7 +131,8 @@ def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
     return CausalLMModule(
         model,
         run.objective,
-        optimizer=build(cfg.optimizer),
+        optimizer=factory_of(cfg.optimizer),
+        groups=groups_of(cfg.optimizer),
         schedule=cfg.schedule.shape,
         warmup_fraction=cfg.schedule.warmup_fraction,
         probe_every_n_steps=cfg.probe.every_n_steps,
@@ -158,6 +160,9 @@ def _print_start(run: Prepared, module: CausalLMModule, folder: Path, *, router:
         console.print(said, markup=False)
     if note := router_note(module.lm.model.config, asked=router):
         console.print(note, markup=False)
+    if module.assigned:
+        for line in described(module.assigned, module.groups):
+            console.print(line, markup=False)
     facts = run.data.facts()
     console.print(
         f"Training {run.model.spec.name} ({sum(p.numel() for p in module.parameters()) / 1e6:.1f}M parameters) on "
@@ -217,6 +222,7 @@ def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder:
         "validation": run.validation.facts(),
         "best_validation": {"metric": best.monitor, "value": float(best.best_model_score)},
         "train_seconds": round(fitted.history.seconds(), 2),
+        "spent": fitted.history.spent(),
         "eligible_fraction": facts["eligible_fraction"],
         "data": {
             data.source.kind: data.source.name,

@@ -50,6 +50,7 @@ from cft.training.memory import (
     states_per_parameter,
 )
 from cft.training.module import CausalLMModule
+from cft.training.parameter_groups import factory_of, groups_of, require_weight_decay
 from cft.types import Problem
 
 
@@ -75,7 +76,7 @@ def require_constructible(cfg: TrainConfig, folder: Path) -> None:
         nn.Parameter(torch.zeros(2)),
     ]  # weights and norms: some optimizers take matrices only
     with trying("optimizer", cfg.optimizer):
-        build(cfg.optimizer)(like)
+        require_weight_decay(factory_of(cfg.optimizer)(like), groups_of(cfg.optimizer))
     callbacks = []
     for name, part in cfg.callbacks.items():
         with trying(f"callbacks.{name}", part):

@@ -14,7 +14,6 @@ zero: zero gradients would still decay weights).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -39,6 +38,7 @@ from cft.training.checkpointing.checkpoints import CheckpointError
 from cft.training.checkpointing.position import step_is_done
 from cft.training.distributed.sharding import FullySharded, is_sharded, shard, shard_frozen, sum_over_replicas
 from cft.training.layout import Layout
+from cft.training.parameter_groups import Groups, OptimizerFactory, freeze, optimizer_of
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
 from cft.types import StepCounts, TokenBatch
 
@@ -46,13 +46,16 @@ from cft.types import StepCounts, TokenBatch
 # measured with two objectives, and the best one be chosen by the schedule.
 _VALIDATED_AT = 1.0
 FROZEN = "frozen_sha256"  # in the checkpoint
+GROUPED = "parameter_groups"
 EXAMPLE_STATE = "example_state"
 
 
 class CausalLMModule(pl.LightningModule):
-    """optimizer: parameters -> Optimizer. schedule: see conf/train.yaml. probe_every_n_steps: 0 = never.
-    layout, fused_loss, router: see `SelectiveLM`. examples: groups of rows that are trained on, where the loss keeps a state of
-    each (`cft/losses/example_state.py`)."""
+    """optimizer: parameters, or groups of them -> Optimizer. groups: see `cft/training/parameter_groups.py`. schedule: see
+    conf/train.yaml. probe_every_n_steps: 0 = never. layout, fused_loss, router: see `SelectiveLM`. examples: groups of rows
+    that are trained on, where the loss keeps a state of each (`cft/losses/example_state.py`).
+
+    Raises ConfigError where a group is about no parameter of the model, or two are about one."""
 
     _window: Tensor  # [terms, 2] sum and count of the optimizer step under way, this rank
     _validation: Tensor  # [terms, 2] of the validation under way, this rank
@@ -63,7 +66,8 @@ class CausalLMModule(pl.LightningModule):
         model: PreTrainedModel,
         objective: Objective,
         *,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: OptimizerFactory,
+        groups: Groups | None = None,
         schedule: Literal["cosine", "linear", "constant"],
         warmup_fraction: float,
         probe_every_n_steps: int,
@@ -82,6 +86,8 @@ class CausalLMModule(pl.LightningModule):
         self.lm.check_head()
         self.lm.check_layout()
         self.lm.check_router()
+        self.groups = groups or {}
+        self.assigned = freeze(model, self.groups)
         self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there
         self.build_optimizer = optimizer
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
@@ -94,9 +100,11 @@ class CausalLMModule(pl.LightningModule):
         self.register_buffer("_validation", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
         self.register_buffer("_probes", torch.zeros(6, dtype=torch.float64), persistent=False)
 
-    # ---- checkpoints: what is frozen is the base model, which is loaded anyway
+    # ---- checkpoints: what is frozen is the model that is loaded anyway, or the base model under adapters
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.assigned:
+            checkpoint[GROUPED] = self.assigned.names()
         if (state := self.lm.objective.state) is not None:
             checkpoint[EXAMPLE_STATE] = state.saved()
         if frozen := frozen_names(self):
@@ -106,6 +114,17 @@ class CausalLMModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if (state := self.lm.objective.state) is not None:
             state.load(checkpoint[EXAMPLE_STATE])
+        here = self.assigned.names() if self.assigned else {}
+        if (there := checkpoint.get(GROUPED, {})) != here:
+            before, now = ({(group, name) for group, names in of.items() for name in names} for of in (there, here))
+            then, instead = (
+                ", ".join(f"{name} in {group}" for group, name in sorted(only)[:3]) or "none"
+                for only in (before - now, now - before)
+            )
+            raise CheckpointError(
+                f"resume: the run began with other parameters in its groups (then {then}; now {instead}); repeat its "
+                "optimizer.groups with the model that it began with, or start a new run"
+            )
         if not (frozen := frozen_names(self)):
             return
         found, wanted = checkpoint["state_dict"].keys(), {*self.state_dict()} - frozen
@@ -116,8 +135,8 @@ class CausalLMModule(pl.LightningModule):
         hashes = checkpoint.get(FROZEN), self._frozen_hash()
         if "" not in hashes and hashes[0] != hashes[1]:
             raise CheckpointError(
-                "resume: the base model under the adapters is another than the one that the run began with; bring back the "
-                "files of model.path, or start a new run"
+                "resume: what is not trained (the base model under the adapters, parameters with lr_multiplier 0) is another "
+                "than what the run began with; bring back the files of model.path, or start a new run"
             )
 
     def _frozen_hash(self) -> str:
@@ -193,7 +212,7 @@ class CausalLMModule(pl.LightningModule):
             state.commit(self._reduced, device=self.device)
         sums, counts = window[:, 0].tolist(), [round(count) for count in window[:, 1].tolist()]
         self._norm = gradient_norm(self.parameters())
-        rate = optimizer.param_groups[0]["lr"]
+        rate = max(group["lr"] for group in optimizer.param_groups)
         require_finite(self, loss=sum(sums), norm=float(self._norm), step=self.global_step, learning_rate=rate)
         expected = [getattr(self._expected, of) for of in self.lm.divisors]
         if counts != expected:
@@ -241,7 +260,10 @@ class CausalLMModule(pl.LightningModule):
         return {f"{split}/{name}": total / count for name, (total, count) in measured.items() if count}
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.build_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.assigned:
+            optimizer = optimizer_of(self.build_optimizer, self.assigned, self.groups)
+        else:
+            optimizer = self.build_optimizer([p for p in self.parameters() if p.requires_grad])
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.warmup_fraction * steps)
         if self.schedule == "cosine":
@@ -274,7 +296,7 @@ class CausalLMModule(pl.LightningModule):
 
 
 def frozen_names(module: nn.Module) -> set[str]:
-    """Weights that no step changes: the base model under adapters."""
+    """Weights that no step changes: the base model under adapters, parameters whose group is frozen."""
     return {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
 

@@ -16,6 +16,7 @@ from cft.verifiers.first_answer import FirstAnswer
 from cft.verifiers.instructions import Instructions
 from cft.verifiers.math import Math
 from cft.verifiers.numeric import Numeric
+from cft.verifiers.stripped import Stripped
 from cft.verifiers.text import Exact, Regex
 from cft.verifiers.thinking import AfterThinking
 from cft.verifiers.verdict import BadVerifier, other_verifier_note, verifier_fingerprint
@@ -32,6 +33,7 @@ __all__ = [
     "Numeric",
     "Options",
     "Regex",
+    "Stripped",
     "other_verifier_note",
     "verifier_fingerprint",
 ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cft.models.text import decode, hidden_ids
 from cft.prompts.chat import PROBE, Prompt, encoded
 from cft.types import Completion, Decision, Outcome, ThinkingTags, Verdict, Verifier
+from cft.verifiers.stripped import innermost
 from cft.verifiers.thinking import AfterThinking
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ class Grader:
         cls, verifier: Verifier, *, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, verify_all: VerifyAll
     ) -> Grader:
         """verify_all: of a pool of `verifier`. prompt: what the responses answer."""
-        inner = verifier.inner if isinstance(verifier, AfterThinking) else verifier
-        final = verifier.final if inner.can_be_final else None
+        final = verifier.final if innermost(verifier).can_be_final else None
         if not isinstance(verifier, AfterThinking):
             return cls(tokenizer, verify_all, final)
         before = thinking_before(verifier.tags, tokenizer=tokenizer, prompt=prompt)

@@ -11,6 +11,7 @@ nothing is passed over, but the first of a text, before which all is thinking.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -89,15 +90,14 @@ class AfterThinking:
         if not self.inner.can_be_final:
             return False
         seen = visible(text, self.tags)
-        begun = 0 if seen.thinking else self._begun(text)
-        return seen.marked and self.inner.final(seen.text[: max(0, len(seen.text) - begun)])
+        open_end = 0 if seen.thinking else begun(text, self.tags)
+        return seen.marked and self.inner.final(seen.text[: max(0, len(seen.text) - open_end)])
 
-    def _begun(self, text: str) -> int:
-        """Characters at the end of a text that may become a tag."""
-        longest = max(len(self.open), len(self.close)) - 1
-        return next(
-            (n for n in range(min(longest, len(text)), 0, -1) if any(tag.startswith(text[-n:]) for tag in self.tags)), 0
-        )
+
+def begun(text: str, tags: Collection[str]) -> int:
+    """Characters at the end of a text that may become one of `tags`."""
+    longest = max(map(len, tags)) - 1
+    return next((n for n in range(min(longest, len(text)), 0, -1) if any(tag.startswith(text[-n:]) for tag in tags)), 0)
 
 
 def after_thinking(verifier: Verifier, tags: ThinkingTags) -> Verifier:

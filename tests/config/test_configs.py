@@ -34,8 +34,8 @@ def stages_of(option: str) -> list[str]:
         return {"annotated": ["train"], "rows": ["train", "score"], "none": ["score"]}.get(name, ["annotate"])
     if group == "regularizer":  # a place of its own under loss.regularizers, not one of the defaults
         return ["train"]
-    if group == "model/lora":  # cft rl refuses adapters
-        return [stage for stage in STAGES if "model" in groups_of(stage) and stage != "rl"]
+    if group in ("model/lora", "optimizer/groups"):  # cft rl refuses adapters and groups
+        return [stage for stage in STAGES if group.partition("/")[0] in groups_of(stage) and stage != "rl"]
     if group != "experiment":
         return [stage for stage in STAGES if group.split("/")[0] in groups_of(stage)]
     text = (CONF_DIR / group / f"{name}.yaml").read_text(encoding="utf-8")

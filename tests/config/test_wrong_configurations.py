@@ -37,6 +37,11 @@ FOUND: list[tuple[str, list[str], str, str]] = [
     ("train", ["-m", "hydra/launcher=joblib"], "hydra/launcher=joblib", "pip install hydra-joblib-launcher"),
     ("annotate", ["num_alternatives=99999999999999999999"], "num_alternatives", "from 1 to 1000"),
     ("annotate", ["annotations_dir=''"], "annotations_dir", "not empty"),
+    ("annotate", ["responses=rollouts", "evidence=sampled"], "evidence", "kept without counterfactuals"),
+    ("annotate", ["responses=rollouts", "positions=stride"], "positions._target_", "nothing is tried"),
+    ("annotate", ["responses=rollouts", "complete=true"], "complete", "no alternatives to try"),
+    ("annotate", ["evidence=sampled", "num_samples=0"], "num_samples", "at least 1"),
+    ("train", ["data.min_pass_rate=1.5"], "data.min_pass_rate", "at most 1"),
     ("annotate", ["~model.dtype"], "model.dtype", "has no value"),
     ("evaluate", ["model.name=''"], "model.name", "not empty"),
 ]

@@ -10,7 +10,7 @@ import torch
 from cft.losses.coefficient import Coefficient
 from cft.losses.regularizers import KLFromReference, KLToReference, MaskedQuadratic, NegativeEntropy, Regularizer
 from cft.losses.target import GEM, Distillation, LabelSmoothing, TargetSFT
-from cft.losses.token import NLL, ClippedRatio, Power, Prediction, TokenLoss
+from cft.losses.token import NLL, ClippedRatio, Power, Prediction, SymmetricCE, TokenLoss
 from cft.training.calibration import calibrate, calibrated_threshold
 from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
@@ -39,6 +39,12 @@ def test_values_against_hand_computation() -> None:
     given = prediction(p, reference=r)
     assert value(NLL(), given) == pytest.approx(math.log(2))
     assert value(Power(exponent=0.5), given) == pytest.approx(2 * (1 - math.sqrt(0.5)))
+    symmetric = SymmetricCE(ce_weight=1.0, rce_weight=0.1, label_floor=1e-4, prob_floor=0.25)
+    assert value(symmetric, given) == pytest.approx(math.log(2) + 0.1 * math.log(1e4) * (0.3 + 0.25))
+    exact = SymmetricCE(ce_weight=2.0, rce_weight=0.5, label_floor=1e-4, prob_floor=0.0)
+    assert value(exact, given) == pytest.approx(2 * math.log(2) + 0.5 * math.log(1e4) * (1 - 0.5))
+    assert exact.log_prob_alone
+    assert not symmetric.log_prob_alone
     smooth = [0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]
     assert value(LabelSmoothing(smoothing=0.1), given) == pytest.approx(-sum(map(_times_log, smooth, p)))
     taught = [0.5 + 0.05, 0.3, 0.15]
@@ -83,6 +89,8 @@ EVERY_LOSS: list[TokenLoss] = [
     KLToReference(),
     NegativeEntropy(),
     ClippedRatio(eps_low=0.2, eps_high=0.28),
+    SymmetricCE(ce_weight=1.0, rce_weight=0.1, label_floor=1e-4, prob_floor=1e-7),
+    SymmetricCE(ce_weight=1.0, rce_weight=0.1, label_floor=1e-4, prob_floor=0.0),
     MaskedQuadratic(k=2, tau=0.5, masked_out=0.7, calibration_rows=9),
 ]
 

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 pytest.importorskip("trl")
 
 from cft.errors import Interrupted
+from cft.models.load import locate
 from cft.report.read import collect
+from cft.rl.critical import CriticalTokens
 from cft.stages.evaluate import evaluate
 from cft.stages.rl import rl
 from cft.training.callbacks.interruption import Interruption
@@ -62,6 +66,40 @@ def test_a_run_that_was_told_to_end_goes_on_as_if_it_had_not(tmp_path: Path, mon
         assert curve(tmp_path / "cut", name) == curve(whole, name)
     weights = [(folder / "export" / "model.safetensors").read_bytes() for folder in (whole, tmp_path / "cut")]
     assert weights[0] == weights[1]
+
+
+def test_the_loss_is_that_of_the_tokens_that_keep_their_advantage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[dict[str, Any], torch.Tensor]] = []
+    real = CriticalTokens.spread
+
+    def spread(self: CriticalTokens, found: dict[str, Any], *words: Any, **named: Any) -> torch.Tensor:
+        advantages = real(self, found, *words, **named)
+        steps.append((dict(found), advantages))
+        return advantages
+
+    monkeypatch.setattr(CriticalTokens, "spread", spread)
+    folder = run(tmp_path / "run", *UNTESTED, "steps=2", "seed=3", "grpo.token_mask=critical", "max_grad_norm=1e9")
+    found, advantages = steps[0]
+    kept = found["completion_mask"]
+    policy = AutoModelForCausalLM.from_pretrained(locate("package:tiny_arith"), dtype=torch.float32)
+    ids = torch.cat([found["prompt_ids"], found["completion_ids"]], 1)
+    seen = torch.cat([found["prompt_mask"], kept], 1)
+    places = (seen.cumsum(1) - 1).clamp(min=0)  # prompts are padded on the left
+    length = kept.shape[1]
+    logits = policy(ids, attention_mask=seen, position_ids=places).logits[:, -length - 1 : -1]
+    logp = logits.log_softmax(-1).gather(-1, found["completion_ids"][..., None])[..., 0]
+    loss = -(advantages * (logp - logp.detach()).exp() * kept).sum() / kept.sum()
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in policy.parameters() if p.grad is not None]).norm()
+    right = found["advantages"] > 0
+    assert right.any()
+    assert 0 < (advantages[right] != 0).sum() < kept[right].sum() / 2
+    assert ((advantages[~right & (found["advantages"] != 0)] != 0) == kept[~right & (found["advantages"] != 0)]).all()
+    assert curve(folder, "train/loss")[0] == pytest.approx(loss.item(), rel=1e-4, abs=1e-7)
+    assert curve(folder, "train/grad_norm")[0] == pytest.approx(norm.item(), rel=1e-4)
+    assert curve(folder, "train/annotation_tokens")[0] > 0
 
 
 def test_what_it_leaves_is_evaluated_and_reported(tmp_path: Path) -> None:

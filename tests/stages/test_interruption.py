@@ -193,7 +193,7 @@ def end_state(run_folder: Path) -> dict[str, object]:
         },
         "steps": (last["epoch"], last["global_step"]),
         "metrics": metrics(run_folder),
-        "results": {k: v for k, v in results.items() if k not in ("train_seconds", "run", "lineage")},
+        "results": {k: v for k, v in results.items() if k not in ("train_seconds", "spent", "run", "lineage")},
     }
 
 

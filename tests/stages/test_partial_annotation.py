@@ -129,9 +129,9 @@ def test_wrong_responses_are_not_imitated_by_accident() -> None:
         refused = export("wrong", mask)
         assert refused.status == 2
         assert "responses end wrong" in refused.text
-        assert "data.wrong_responses=train" in refused.text
-    assert export("wrong", "mask=turning", "mask.untried=leave_out", "data.wrong_responses=train").status == 0
-    meaningless = export("wrong", "mask=critical", "data.wrong_responses=train")
+        assert "data.responses=wrong" in refused.text
+    assert export("wrong", "mask=turning", "mask.untried=leave_out", "data.responses=wrong").status == 0
+    meaningless = export("wrong", "mask=critical", "data.responses=wrong")
     assert "expected mask=turning" in meaningless.text
 
 

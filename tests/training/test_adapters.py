@@ -68,7 +68,7 @@ def test_a_checkpoint_of_a_whole_model_stays_whole() -> None:
 
 def test_adapters_are_not_put_on_another_base_nor_on_other_modules() -> None:
     checkpoint = saved(with_noise(module()))
-    with pytest.raises(CheckpointError, match="base model under the adapters is another"):
+    with pytest.raises(CheckpointError, match=r"base model under the adapters.* is another"):
         module(seed=1).on_load_checkpoint(checkpoint)
     checkpoint["state_dict"].popitem()
     with pytest.raises(RuntimeError, match="other weights than are trained here"):

@@ -1,4 +1,4 @@
-"""What the parts of a resumed training add up to: the seconds it took, and the schedules it was trained under.
+"""What the parts of a resumed training add up to: the seconds it took and on what, and the schedules it was trained under.
 
 Learning rate and coefficients are planned over all optimizer steps. A run that is resumed with other trainer.max_epochs
 or trainer.max_steps is planned again over another number of steps, so that its weights are not those of a run that was
@@ -21,6 +21,8 @@ class History(pl.Callback):
         self._before = 0.0  # seconds of the parts before this one, up to the checkpoint it began from
         self._begun: float | None = None
         self._plans: list[list[int]] = []  # [optimizer steps done when it was made, steps that it spans]
+        self._spent = {"first_batch": 0.0, "later_batches": 0.0, "validation": 0.0}
+        self._since = 0.0  # the batch or validation at hand began
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begun = time.monotonic()
@@ -31,9 +33,28 @@ class History(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._since = time.monotonic()
         spans = int(trainer.estimated_stepping_batches)
         if not self._plans or self._plans[-1][1] != spans:
             self._plans.append([trainer.global_step, spans])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._spend("later_batches" if self._spent["first_batch"] else "first_batch")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._spend("validation")
+
+    def _spend(self, on: str) -> None:
+        self._spent[on] += time.monotonic() - self._since
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of the first micro-batch, in which memory and kernels are set up, of the later ones, and of validation."""
+        return {name: round(seconds, 4) for name, seconds in self._spent.items()}
 
     def seconds(self) -> float:
         """Of training, over all parts; what a kill lost is not counted."""
@@ -48,8 +69,9 @@ class History(pl.Callback):
         return {"schedule.replanned": ", ".join(changes)} if changes else {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds(), "plans": [list(plan) for plan in self._plans]}
+        return {"seconds": self.seconds(), "spent": dict(self._spent), "plans": [list(plan) for plan in self._plans]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = float(state_dict["seconds"])
+        self._spent = dict(state_dict["spent"])
         self._plans = [list(plan) for plan in state_dict["plans"]]

@@ -12,10 +12,10 @@ import lightning.pytorch as pl
 import torch
 from transformers import PreTrainedModel
 
-from cft.evaluation.evaluation import GREEDY_SAMPLE, SampleRequest, Solver
+from cft.evaluation.evaluation import SampleRequest, Solver
 from cft.training.callbacks.interruption import Interruption
 from cft.training.distributed.sharding import whole_model
-from cft.types import Outcome, Problem
+from cft.types import GREEDY_SAMPLE, Outcome, Problem
 
 
 class GreedyAccuracy(pl.Callback):

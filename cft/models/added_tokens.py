@@ -1,0 +1,42 @@
+"""Tokens that a model gets beside its own (`model.added_tokens`): entries of the tokenizer, rows of the embedding and the head.
+
+Each new row is the mean of the rows that were there (https://nlp.stanford.edu/~johnhew/vocab-expansion.html), so that a token
+that was never trained is no likelier than an average one; no random number is drawn, and the same model comes out each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """Ids of those that the tokenizer did not have, which are special tokens of it now: one token each, wherever they stand."""
+    from transformers import AddedToken
+
+    new = [text for text in dict.fromkeys(texts) if text not in tokenizer.get_vocab()]
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in new])
+    return [int(token) for token in tokenizer.convert_tokens_to_ids(new)]
+
+
+def with_rows(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """The config with a row for every token; many models have some to spare."""
+    inner = config.get_text_config(decoder=True)
+    inner.vocab_size = max(inner.vocab_size, len(tokenizer))
+    return config
+
+
+def add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: Collection[int]) -> None:
+    """Rows of the embedding and the head for the tokens with the ids `new`."""
+    import torch
+
+    own = sorted(set(tokenizer.get_vocab().values()) - set(new))
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # pyright: ignore[reportArgumentType]
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    ends = {id(end.weight): end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end}
+    with torch.no_grad():
+        for weight_VD in ends.values():  # one, where they are tied
+            weight_VD[sorted(new)] = weight_VD[own].double().mean(0).to(weight_VD.dtype)  # pyright: ignore

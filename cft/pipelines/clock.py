@@ -1,0 +1,43 @@
+"""How long the rest of a pipeline will take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Clock:
+    """How long the steps that are left will take: by an estimate, and by what those that are done took beside it.
+
+    steps: expected seconds, by the name of a step or how it begins. to_do: names of the steps that are not done.
+    """
+
+    steps: Mapping[str, float]
+    to_do: list[str] = field(default_factory=list)
+    expected: float = 0.0
+    spent: float = 0.0
+
+    def left(self, name: str) -> str:
+        """For the heading of a step."""
+        rest = sum(map(self._of, self.to_do[self.to_do.index(name) :])) if name in self.to_do else 0.0
+        rest *= self.spent / self.expected if self.expected else 1.0
+        return f" (about {duration(rest)} left)" if rest else ""
+
+    def done(self, name: str, seconds: float | None) -> None:
+        """seconds: that a step took now, None where it failed or was done in an earlier run."""
+        if seconds is not None and name in self.to_do:
+            self.spent += seconds
+            self.expected += self._of(name)
+        self.to_do = [one for one in self.to_do if one != name]
+
+    def _of(self, name: str) -> float:
+        kinds = [kind for kind in self.steps if name == kind or name.startswith(f"{kind}-")]
+        return self.steps[max(kinds, key=len)] if kinds else 0.0
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

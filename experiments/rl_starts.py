@@ -1,0 +1,138 @@
+"""Is a model that was fine-tuned on critical tokens a better start for RL? `python -m experiments.rl_starts`
+
+Starts: the untrained `tiny_arith`, SFT, CFT, a random mask of CFT's density and DFT, on the same 1,000 rows of the shipped
+annotation with the rates of `experiments.study`. From each the same GRPO (`cft rl`, 200 steps of 8 x 8):
+
+    rates   each start with a seed of its own, 60 steps at each rate of one grid, the better one by pass@1 on validation
+            problems; 60 and not 200 steps, which favors the higher rate
+    runs    seed by seed, so that what is finished can be compared: train the start with that seed, test it, 200 steps, and
+            test after 100 and 200 (200 test problems, 100 of them after 100 steps; a greedy response and 8 samples)
+
+Every run is skipped where its results are, so that the command goes on where it was cut off. `--seeds N` does so many seeds,
+`--table` only writes what is finished: `experiments/results/rl_starts.csv` and docs/images/rl_starts.png
+(`experiments/rl_starts_report.py`). One process, one thread; needs the extra `rl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import cft.api
+from cft.console import console
+from cft.runs.results import RunResults
+
+OUT = Path("outputs/rl_starts")
+STARTS: dict[str, tuple[str, ...]] = {
+    "base": (),
+    "sft": ("mask=all", "optimizer.lr=1e-4"),
+    "cft": ("mask=critical", "optimizer.lr=1e-4"),
+    "random": ("mask=random_like_critical", "optimizer.lr=1e-4"),
+    "dft": ("mask=all", "weighting=probability", "optimizer.lr=3e-5"),
+}
+TRAINED = ("experiment=tiny_arith_budget", "validation.problems=60", "evaluation.problems=0", "probe.every_n_steps=0")
+SEARCH_SEED = 100
+SEEDS = (0, 1, 2, 3, 4)
+RATES = (1e-5, 3e-5)  # 1e-4 halved the accuracy of either start within four steps
+SEARCH_STEPS, STEPS = 60, 200
+MIDDLE = STEPS // 2
+TESTED = 200
+TEST = (f"limit={TESTED}", "num_samples=8")
+TEST_BETWEEN = ("limit=100", "num_samples=8")  # the first of these problems
+WARM_UP = "schedule.warmup_fraction=0.05"
+VALIDATION = ("split=validation", "limit=200", "num_samples=4")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One start and one seed, of the start's training and of RL."""
+
+    start: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return OUT / f"{self.start}-seed{self.seed}"
+
+    def checkpoint(self) -> tuple[str, ...]:
+        """Overrides that name the start; it is trained where it is not there yet."""
+        if self.start == "base":
+            return ()
+        folder = self.folder / "start"
+        if RunResults.find(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # of a training that was cut off
+            cft.api.train(*STARTS[self.start], *TRAINED, f"seed={self.seed}", *at(folder))
+        return (f"checkpoint={folder}",)
+
+    def search(self, rate: float) -> RunResults:
+        folder = self.folder / f"search-lr{rate:g}"
+        self._rl(folder, rate, steps=SEARCH_STEPS, test=("evaluation.problems=0",))
+        return evaluated(folder / "validation", f"checkpoint={folder}", *VALIDATION)
+
+    def run(self, rate: float) -> None:
+        evaluated(self.tested(0), *self.checkpoint(), *TEST)
+        test = (f"evaluation.problems={TESTED}", "evaluation.num_samples=8", "evaluation.base=false")
+        self._rl(self.rl, rate, steps=STEPS, test=test)
+        evaluated(self.tested(MIDDLE), f"checkpoint={self.rl}/checkpoints/checkpoint-{MIDDLE}", *TEST_BETWEEN)
+        shutil.rmtree(self.rl / "checkpoints", ignore_errors=True)
+
+    @property
+    def rl(self) -> Path:
+        return self.folder / "rl"
+
+    def tested(self, step: int) -> Path:
+        """Where the test after that step is."""
+        if step == 0 and self.start == "base":
+            return OUT / "base-step0"  # the same model, whatever the seed
+        return self.rl if step == STEPS else self.folder / f"step{step}"
+
+    @property
+    def finished(self) -> bool:
+        return all(RunResults.find(self.tested(step)) is not None for step in (0, MIDDLE, STEPS))
+
+    def _rl(self, folder: Path, rate: float, *, steps: int, test: tuple[str, ...]) -> None:
+        settings = (
+            f"optimizer.lr={rate:g}",
+            WARM_UP,
+            f"steps={steps}",
+            f"save_every_n_steps={MIDDLE}",
+            f"seed={self.seed}",
+        )
+        if RunResults.find(folder) is None:
+            cft.api.rl(*self.checkpoint(), *settings, *test, "device=cpu", *at(folder))
+
+
+def best_rate(start: str) -> float:
+    """By pass@1 on validation problems; of equal ones the lower."""
+    case = Case(start, SEARCH_SEED)
+    found = {rate: case.search(rate).metrics["eval/pass_at_1"]["value"] for rate in RATES}
+    return max(sorted(found), key=lambda rate: found[rate])
+
+
+def at(folder: Path) -> tuple[str, ...]:
+    return (f"hydra.run.dir={folder}",)
+
+
+def evaluated(folder: Path, *words: str) -> RunResults:
+    if RunResults.find(folder) is None:
+        cft.api.evaluate(*words, "device=cpu", *at(folder))
+    return RunResults.read(folder / "results.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help=f"so many of {SEEDS}")
+    parser.add_argument("--table", action="store_true", help="only write what is finished")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        rates = {start: best_rate(start) for start in STARTS}
+        console.print(f"Rates: {rates}", markup=False)
+        for seed in SEEDS[: arguments.seeds]:
+            for start in STARTS:
+                Case(start, seed).run(rates[start])
+
+
+if __name__ == "__main__":
+    main()
