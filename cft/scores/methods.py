@@ -1,5 +1,7 @@
 """Kinds of score: what a frozen model says of each response token, from one teacher-forced pass over padded rows.
 
+One by a classifier of its own is in `classifier.py`.
+
     kind(model, rows) -> [[R] float32]          configured by conf/score, run by `cft score`
 
 The values of a row do not depend on the rows beside it. To add a kind, write a class with `eager`, `fingerprint` and
@@ -28,11 +30,17 @@ CHUNK_TOKENS = 1024  # logits exist for so many tokens at a time
 
 
 class ScoreKind(Protocol):
-    """eager: whether the model must hand out its attention. fingerprint: the kind and its arguments. JSON."""
+    """eager: whether the model must hand out its attention. reads_model: whether it asks the model at all, or gets None and has
+    `on(device)`. fingerprint: the kind and its arguments. JSON."""
 
     eager: bool
+    reads_model: bool
 
     def fingerprint(self) -> dict[str, Any]: ...
+
+    def on(self, device: str) -> torch.device:
+        """Where it computes without the model."""
+        ...
 
     def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]: ...
 
@@ -41,6 +49,7 @@ class ReferenceLogprob:
     """log p(y_t | x, y_<t), nats."""
 
     eager = False
+    reads_model = True
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "reference_logprob", "version": 1}
@@ -54,6 +63,7 @@ class Entropy:
     probable tokens leave open in an annotation."""
 
     eager = False
+    reads_model = True
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "entropy", "version": 1}

@@ -35,13 +35,14 @@ from cft.shipped import CONF_DIR
 from cft.types import AnnotatedResponse
 
 SCHEMA_VERSION = 1
-KINDS = (
+KINDS = (  # options of conf/score
     "reference_logprob",
     "attention_received",
     "attention_to_prompt",
     "entropy",
     "contrast",
-)  # options of conf/score
+    "token_classifier",
+)
 LOGPROB = KINDS[0]
 MODELS = CONF_DIR / "model"
 DEFAULT_MODEL = "tiny_arith"  # of conf/score.yaml

@@ -61,14 +61,17 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
     given = build(cfg.data)  # what reads rows of one's own, or None
     source = _annotated(cfg, tokenizer, spec) if given is None else _given(cfg, given, tokenizer)
     folder, rows = source.folder, source.rows
-    require_room(
-        read_config(spec, locate(spec.path)),
-        lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
-        remedy="choose a model of a longer context",
-    )
+    model = {"weights": "", "dtype": ""}
+    if kind.reads_model:
+        require_room(
+            read_config(spec, locate(spec.path)),
+            lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
+            remedy="choose a model of a longer context",
+        )
+        model = {"weights": LazyModel(spec, tokenizer, device="cpu").weights(), "dtype": spec.dtype}
     method = {
         "score": kind.fingerprint(),
-        "model": {"weights": LazyModel(spec, tokenizer, device="cpu").weights(), "dtype": spec.dtype},
+        "model": model,
         "tokenizer": tokenizer_hash(tokenizer),
     }
     known: dict[str, Values] = {}
@@ -156,14 +159,15 @@ def batches(rows: Sequence[AnnotatedResponse], *, size: int) -> list[list[Annota
 
 def compute(
     kind: ScoreKind,
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     parts: Sequence[Sequence[AnnotatedResponse]],
     *,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Values]:
     """Values by response id, a batch at a time."""
     values: dict[str, Values] = {}
-    model.eval()
+    if model is not None:
+        model.eval()
     for batch in parts:
         values |= {row.response_id: found for row, found in zip(batch, kind(model, batch), strict=True)}
         on_batch(len(batch))
@@ -187,14 +191,18 @@ class Scoring:
     def __init__(self, kind: ScoreKind, spec: ModelSpec, *, device: str) -> None:
         quiet_libraries()
         tokenizer = load_tokenizer(spec)
-        lazy = LazyModel(spec, tokenizer, device=device)
-        weights = lazy.weights()
-        self.kind, self.model = kind, lazy.load()
+        model = {"weights": "", "dtype": ""}
+        self.model: PreTrainedModel | None = None
+        if kind.reads_model:
+            lazy = LazyModel(spec, tokenizer, device=device)
+            model = {"weights": lazy.weights(), "dtype": spec.dtype}
+            self.model = lazy.load()
+        at = self.model.device if self.model is not None else kind.on(device)
+        self.kind = kind
         self.facts: Facts = {
-            "weights": weights,
-            "dtype": spec.dtype,
+            **model,
             "tokenizer": tokenizer_hash(tokenizer),
-            "device": device_facts(self.model.device),
+            "device": device_facts(at),
             "packages": package_facts(),
         }
 

@@ -33,10 +33,12 @@ from cft.losses.objective import Objective
 from cft.models import kernels
 from cft.models.hashes import hash_of
 from cft.references.models import LiveReference
+from cft.training.calibration import share_thresholds
 from cft.training.callbacks.guards import gradient_norm, require_finite
 from cft.training.checkpointing.checkpoints import CheckpointError
 from cft.training.checkpointing.position import step_is_done
 from cft.training.distributed.sharding import FullySharded, is_sharded, shard, shard_frozen, sum_over_replicas
+from cft.training.distributed.weights import FirstRanksWeights, is_empty
 from cft.training.layout import Layout
 from cft.training.parameter_groups import Groups, OptimizerFactory, freeze, optimizer_of
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
@@ -83,9 +85,10 @@ class CausalLMModule(pl.LightningModule):
         self.lm = SelectiveLM(
             model, objective, reference=reference, layout=layout, fused_loss=fused_loss, router=router
         )
-        self.lm.check_head()
-        self.lm.check_layout()
-        self.lm.check_router()
+        if not is_empty(model):  # the first process looks for all
+            self.lm.check_head()
+            self.lm.check_layout()
+            self.lm.check_router()
         self.groups = groups or {}
         self.assigned = freeze(model, self.groups)
         self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there
@@ -94,6 +97,7 @@ class CausalLMModule(pl.LightningModule):
         self.probe_every_n_steps = probe_every_n_steps
         self._expected = StepCounts()
         self._frozen: str | None = None
+        self._configured = False
         self._norm: Tensor | None = None  # of the gradient of the step under way
         terms = len(self.lm.names)
         self.register_buffer("_window", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
@@ -150,14 +154,25 @@ class CausalLMModule(pl.LightningModule):
     # ---- training
 
     def configure_model(self) -> None:
-        # Set by a strategy that shares out the weights; the hook runs once the processes know of each other.
-        if self.device_mesh is not None and not is_sharded(self):
-            strategy = self.trainer.strategy
+        # The hook runs once the processes know of each other.
+        if self._configured:
+            return
+        self._configured = True
+        strategy, frozen = self.trainer.strategy, self.lm.reference_model
+        weights = [None, None]
+        if self.trainer.world_size > 1:
+            share_thresholds(self.lm.objective)
+            weights = [part and FirstRanksWeights(part, device=strategy.root_device) for part in (self.lm, frozen)]
+        if self.device_mesh is not None:  # set by a strategy that shares out the weights
             replicas = strategy.replicas if isinstance(strategy, FullySharded) else 1
             mixed = self.trainer.precision == "bf16-mixed"
-            shard(self.lm, self.lm.model, self.device_mesh, replicas=replicas, mixed=mixed)
-            if (frozen := self.lm.reference_model) is not None:
-                shard_frozen(frozen, self.device_mesh, replicas=replicas)
+            shard(self.lm, self.lm.model, self.device_mesh, weights=weights[0], replicas=replicas, mixed=mixed)
+            if frozen is not None:
+                shard_frozen(frozen, self.device_mesh, weights=weights[1], replicas=replicas)
+        else:
+            for part, its_weights in zip((self.lm, frozen), weights, strict=True):
+                if part is not None and its_weights is not None:
+                    its_weights.fill(part)
 
     def on_fit_start(self) -> None:
         # from_pretrained gives eval mode and Lightning keeps it: dropout would stay off without this.
