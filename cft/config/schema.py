@@ -253,6 +253,13 @@ class RewardConfig:
 
 
 @dataclass
+class PassRatesConfig:
+    annotation: str = MISSING
+    min: Fraction = MISSING
+    max: Fraction = MISSING
+
+
+@dataclass
 class RlConfig:
     model: Node = MISSING
     data: Node = MISSING
@@ -265,6 +272,8 @@ class RlConfig:
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
     checkpoint: str = MISSING
+    annotations_dir: Name = MISSING
+    pass_rates: PassRatesConfig = field(default_factory=PassRatesConfig)
     limit: CountOrAll = MISSING
     steps: AtLeastOne = MISSING
     micro_batch_size: AtLeastOne = MISSING
