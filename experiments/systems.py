@@ -65,7 +65,15 @@ BUDGET: Mapping[str, Mapping[str, Any]] = {
     "evaluate": {"limit": PROBLEMS, "num_samples": 0, "verify.workers": 1},
 }
 # What a system has beside that, or otherwise.
-OWN: Mapping[str, tuple[str, ...]] = {BASELINE: ("steps.train.mask=all",)}
+OWN: Mapping[str, tuple[str, ...]] = {
+    BASELINE: ("steps.train.mask=all",),
+    # "To convergence": the tags are new to the model. The second stage's rate is that of docs/experiments/all-methods.md.
+    "sftkey": (
+        "steps.stage_1.trainer.max_epochs=8",
+        "steps.stage_1.optimizer.lr=3e-4",
+        "steps.stage_2.optimizer.lr=3e-5",
+    ),
+}
 PIPELINE_OF = {BASELINE: "cft"}
 NEEDS_HUB = ("sft_go_llmlingua2",)  # a classifier of the hub
 
