@@ -8,9 +8,8 @@ annotation with the rates of `experiments.study`. From each the same GRPO (`cft 
     runs    seed by seed, so that what is finished can be compared: train the start with that seed, test it, 200 steps, and
             test after 100 and 200 (200 test problems, 100 of them after 100 steps; a greedy response and 8 samples)
 
-Every run is skipped where its results are, so that the command goes on where it was cut off. `--seeds N` does so many seeds,
-`--table` only writes what is finished: `experiments/results/rl_starts.csv` and docs/images/rl_starts.png
-(`experiments/rl_starts_report.py`). One process, one thread; needs the extra `rl`.
+Every run is skipped where its results are, so that the command goes on where it was cut off; `--seeds N` does so many seeds.
+`python -m experiments.rl_starts_report` writes what is finished. One process, one thread; needs the extra `rl`.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from pathlib import Path
 
 import cft.api
 from cft.console import console
-from cft.runs.results import RunResults
+from cft.runs.results import RESULTS, RunResults
 
 OUT = Path("outputs/rl_starts")
 STARTS: dict[str, tuple[str, ...]] = {
-    "base": (),
     "sft": ("mask=all", "optimizer.lr=1e-4"),
     "cft": ("mask=critical", "optimizer.lr=1e-4"),
+    "base": (),
     "random": ("mask=random_like_critical", "optimizer.lr=1e-4"),
     "dft": ("mask=all", "weighting=probability", "optimizer.lr=3e-5"),
 }
@@ -88,6 +87,9 @@ class Case:
             return OUT / "base-step0"  # the same model, whatever the seed
         return self.rl if step == STEPS else self.folder / f"step{step}"
 
+    def results(self, step: int) -> RunResults:
+        return RunResults.read(self.tested(step) / RESULTS)
+
     @property
     def finished(self) -> bool:
         return all(RunResults.find(self.tested(step)) is not None for step in (0, MIDDLE, STEPS))
@@ -118,20 +120,18 @@ def at(folder: Path) -> tuple[str, ...]:
 def evaluated(folder: Path, *words: str) -> RunResults:
     if RunResults.find(folder) is None:
         cft.api.evaluate(*words, "device=cpu", *at(folder))
-    return RunResults.read(folder / "results.json")
+    return RunResults.read(folder / RESULTS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help=f"so many of {SEEDS}")
-    parser.add_argument("--table", action="store_true", help="only write what is finished")
     arguments = parser.parse_args()
-    if not arguments.table:
-        rates = {start: best_rate(start) for start in STARTS}
-        console.print(f"Rates: {rates}", markup=False)
-        for seed in SEEDS[: arguments.seeds]:
-            for start in STARTS:
-                Case(start, seed).run(rates[start])
+    rates = {start: best_rate(start) for start in STARTS}
+    console.print(f"Rates: {rates}", markup=False)
+    for seed in SEEDS[: arguments.seeds]:
+        for start in STARTS:
+            Case(start, seed).run(rates[start])
 
 
 if __name__ == "__main__":

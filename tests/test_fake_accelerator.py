@@ -13,7 +13,7 @@ import pytest
 import torch
 from packaging import version
 
-from tests.methods import OPTIONS
+from tests.methods import OF_GROUPS, OPTIONS
 
 pytestmark = pytest.mark.skipif(
     version.parse(torch.__version__) < version.parse("2.13"),
@@ -36,7 +36,7 @@ BUDGETS = {
 
 
 FEW = ("weighting=propagation", "loss=psft", "loss=shad", "regularizer=kl_to_reference")
-OTHERS = tuple(method for method in OPTIONS if method not in FEW)
+OTHERS = tuple(method for method in (*OPTIONS, *OF_GROUPS) if method not in FEW)
 
 
 def driven(folder: Path, *methods: str) -> dict[str, dict[str, Any]]:

@@ -122,6 +122,12 @@ _DATA_IS_READ = Rule(
     lambda v: v.text("data._target_") != NO_ROWS and not v.text("data._target_").startswith("cft.data.sources."),
 )
 
+_PREFIX_WITHOUT_TAGS = Rule(
+    "data.tags",
+    "null with data/prefix=...: the beginning of a response has no answer to tag",
+    lambda v: v.get("data.prefix") is None or v.get("data.tags") is None,
+)
+
 _PART_OF_PARTS = Rule(
     "data.part", "from 0 to below data.parts", lambda v: v.number("data.part") < v.number("data.parts")
 )
@@ -278,6 +284,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         _DATA_IS_READ,
         _PART_OF_PARTS,
         *_OF_BENCHMARK,
+        _PREFIX_WITHOUT_TAGS,
         Rule(
             "trainer.max_steps",
             "above 0 because trainer.max_epochs is -1: one of the two must end the training",
@@ -294,10 +301,13 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "at most weighting.highest: else no token is left",
             lambda v: v.number("weighting.lowest") <= v.number("weighting.highest"),
         ),
-        # A coefficient may be any number from 0 on; as the weight of the worst group it is one of a whole.
+        # A coefficient may be any number from 0 on; as a weight or a share it is one of a whole.
         *(
             Rule(key, "a number from 0 to 1", lambda v, key=key: v.number(key) <= 1)
-            for key in ("loss.aggregation.weight.initial", "loss.aggregation.weight.final")
+            for key in (
+                *("loss.aggregation.weight.initial", "loss.aggregation.weight.final"),
+                *("inputs.mix.initial", "inputs.mix.final"),
+            )
         ),
         Rule(
             "optimizer.nesterov",
@@ -360,6 +370,14 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "optimizer.groups",
             "none (optimizer/groups=none): cft rl trains all weights alike",
             lambda v: not v.get("optimizer.groups", None),
+        ),
+        Rule(
+            "pass_rates.annotation",
+            "rollouts of which these are the pass rates (cft annotate responses=rollouts), or pass_rates.min=0 and max=1",
+            lambda v: (
+                v.text("pass_rates.annotation") != ""
+                or (v.number("pass_rates.min") == 0 and v.number("pass_rates.max") == 1)
+            ),
         ),
         Rule(
             "micro_batch_size",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import islice
@@ -19,7 +19,7 @@ from cft.data.splits import Splits, split_parts, splits_of
 from cft.ranges import AtLeastOne, Count, Fraction, Name, in_range
 from cft.types import Problem, Verifier
 
-__all__ = ["ProblemError", "Splits", "arithmetic", "gsm8k", "hub", "jsonl", "reasoning_gym"]
+__all__ = ["ProblemError", "Splits", "arithmetic", "arithmetic_choice", "gsm8k", "hub", "jsonl", "reasoning_gym"]
 
 
 @in_range
@@ -69,6 +69,33 @@ def arithmetic(
 def _generated(seed: int, split: generator.Split, min_steps: int, max_steps: int, count: int) -> tuple[Problem, ...]:
     stream = generator.problems(seed=seed, split=split, min_steps=min_steps, max_steps=max_steps)
     return tuple(problem for _, problem in islice(stream, count))
+
+
+@in_range
+def arithmetic_choice(
+    *, name: Name, seed: int, num_test: Count, min_steps: AtLeastOne = 2, max_steps: AtLeastOne = 4
+) -> Splits:
+    """One of ten options, the digits: arithmetic problems with their worked solution, whose last number is the answer.
+
+    Test problems alone, those of `arithmetic` whose answer has one digit; what it asks is whether a model answers in the form
+    that it is asked for. Arguments as for `arithmetic`.
+    """
+    drawn = 8 * num_test  # about a third of the answers have one digit
+    splits = arithmetic(
+        name=name,
+        seed=seed,
+        num_train=0,
+        num_validation=0,
+        num_test=drawn,
+        min_steps=min_steps,
+        max_steps=max_steps,
+    )
+    worked = []
+    for problem in splits.test:
+        steps = problem.solution.rpartition("\n####")[0]
+        if len(problem.answer) == 1:
+            worked.append(replace(problem, question=f"{problem.question}\n{steps}", solution=""))
+    return splits_of(name=name, seed=seed, train=[], validation=[], test=worked[:num_test], dropped=Counter())
 
 
 @in_range

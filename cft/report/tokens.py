@@ -240,8 +240,8 @@ def _mask(rows: Sequence[AnnotatedResponse], *, alternatives: int | None) -> Mas
 def _require_evidence(store: AnnotationStore, manifest: Mapping[str, Any]) -> None:
     if holds_rollouts(manifest):
         raise ReportError(
-            f"{store.folder} holds rollouts, of which no token was tried in another's place; the token explorer shows an "
-            "annotation of greedy or given responses"
+            f"{store.folder} holds rollouts, of which no token was tried, and the token explorer shows critical tokens; their "
+            "verdicts and pass rates are in its card (README.md)"
         )
 
 

@@ -22,6 +22,7 @@ from cft.config.schema import AnnotateConfig, Split
 from cft.console import console, progress
 from cft.data.rows_as_problems import problems_of, wants_answers, with_answers
 from cft.data.sources import Splits
+from cft.engines.factory import device_beside
 from cft.engines.refusals import require_samples
 from cft.engines.server.probe import with_stored_probe
 from cft.fleets.base import Crew, Facts, Fleet, FleetError, left_out_message, package_facts
@@ -82,7 +83,11 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     if cfg.responses in GIVEN and not cfg.complete:
         print_estimate(cfg, spec, positions, _to_annotate(store.units(), plan=plan, shard=shard))
     with (
-        fleet.crew(make, device=cfg.device, expected=lambda: _known(cfg, spec, judged_by=judged_by)) as crew,
+        fleet.crew(
+            make,
+            device=device_beside(build(cfg.engine), device=cfg.device),
+            expected=lambda: _known(cfg, spec, judged_by=judged_by),
+        ) as crew,
         logging_to(
             cfg.logger, lambda: _run_facts(cfg, job, model=spec.name, data=splits.name, inputs=inputs)
         ) as loggers,

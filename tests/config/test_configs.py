@@ -18,6 +18,7 @@ from cft.config.build import CONF_DIR
 from cft.config.source import resolve, signature
 from cft.config.stages import STAGES
 from tests.command_lines import mistakes, options
+from tests.methods import OF_GROUPS
 
 
 @cache
@@ -68,6 +69,7 @@ def left_over(stage: str, *options: str) -> list[str]:
     return mistakes(stage, *argv, *given, *more) if more else left
 
 
+OF_RESPONSES = (*OF_GROUPS, "loss=f_divergence")
 CASES = [(stage, option) for option in options() for stage in stages_of(option)]
 
 
@@ -84,6 +86,10 @@ def together() -> list[tuple[str, tuple[str, ...]]]:
     for stage in STAGES:
         groups = {group: named for (of, group), named in found.items() if of == stage and group != "pipeline"}
         alone = [(option,) for group in ("experiment", "reference", "decoding") for option in groups.pop(group, [])]
+        for option in OF_RESPONSES:  # with uniform weighting alone
+            if option in groups.get("loss", []):
+                groups["loss"].remove(option)
+                alone.append((option,))
         if "data=rows" in groups.get("data", []):  # no mask that reads evidence goes with it
             groups["data"].remove("data=rows")
             alone.append(("data=rows",))
