@@ -34,6 +34,8 @@ def stages_of(option: str) -> list[str]:
         return {"annotated": ["train"], "rows": ["train", "score"], "none": ["score"]}.get(name, ["annotate"])
     if group == "regularizer":  # a place of its own under loss.regularizers, not one of the defaults
         return ["train"]
+    if group == "data/prefix":  # of annotated rows
+        return ["train"]
     if group in ("model/lora", "optimizer/groups"):  # cft rl refuses adapters and groups
         return [stage for stage in STAGES if group.partition("/")[0] in groups_of(stage) and stage != "rl"]
     if group != "experiment":
