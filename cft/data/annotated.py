@@ -130,7 +130,7 @@ def annotated_rows(
     if rollouts:
         require_no_counterfactuals(str(store.folder), {"mask": mask, **columns})
     choice = Choice(
-        "all" if request.rejected else responses, PassRates(min_pass_rate, max_pass_rate), responses_per_problem
+        "compared" if request.rejected else responses, PassRates(min_pass_rate, max_pass_rate), responses_per_problem
     )
     every = [row for row in store.rows() if in_part(row.problem_id, part=part, parts=parts)]
     every, left_out = chosen(every, choice, rollouts=rollouts, place=str(store.folder))
