@@ -4,10 +4,10 @@ The shipped annotation in the place of a step `annotate` without settings, ROWS 
 for all trainings, the best epoch by loss, and the same PROBLEMS test problems for all, answered greedily. No rate is searched:
 what is shown is that each system runs to its end, and what it comes to under one small budget.
 
-Seeds come in turn, each with all systems, reinforcement learning last, so that the command can be ended at any time; started again it does what is missing
-(`--only NAME ...`, `--seeds N`, `--minutes M` begins no run after that). Every run that is done is a row of RESULTS, from
-which the page is written (`--page` does nothing else): accuracies with intervals over seeds and problems, and differences
-from plain fine-tuning paired by both.
+Seeds come in turn, each with all systems, reinforcement learning last, so that the command can be ended at any time; started
+again it does what is missing (`--only NAME ...`, `--seeds N`, `--minutes M` begins no run after that). Every run that is done is
+a row of RESULTS, from which the page is written (`--page` does nothing else): accuracies with intervals over seeds and
+problems, and differences from plain fine-tuning paired by both.
 """
 
 from __future__ import annotations
