@@ -5,8 +5,8 @@ for all trainings, the best epoch by loss, and the same PROBLEMS test problems f
 what is shown is that each system runs to its end, and what it comes to under one small budget.
 
 Seeds come in turn, each with all systems, reinforcement learning last, so that the command can be ended at any time; started
-again it does what is missing (`--only NAME ...`, `--seeds N`, `--minutes M` begins no run after that). Every run that is done is
-a row of RESULTS, from which the page is written (`--page` does nothing else): accuracies with intervals over seeds and
+again it does what is missing (`--only NAME ...`, `--seeds N`, `--minutes M` begins no run after that). Every run that is done
+is a row of RESULTS, from which the page is written (`--page` does nothing else): accuracies with intervals over seeds and
 problems, and differences from plain fine-tuning paired by both.
 """
 
