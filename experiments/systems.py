@@ -47,7 +47,7 @@ MADE = "${step:annotate.config.annotation}"
 
 # By stage: what is reduced.
 BUDGET: Mapping[str, Mapping[str, Any]] = {
-    "annotate": {"limit": ROWS // 2, "unit_size": ROWS // 2, "verify.workers": 1},
+    "annotate": {"limit": 100, "unit_size": 100, "verify.workers": 1},
     "train": {
         "data.max_rows": ROWS,
         "data.validation_fraction": 0.1,
@@ -121,7 +121,9 @@ def words_of(system: str, *, seed: int) -> list[str]:
             words.append(f"~steps.{step}")  # the untrained model is measured once
             continue
         words += [f"steps.{step}.{key}={ANNOTATION}" for key, value in node.items() if shipped and value == MADE]
-        words += [f"steps.{step}.{key}={value}" for key, value in BUDGET.get(node.get("stage", step), {}).items()]
+        budget = BUDGET.get(node.get("stage", step), {})
+        kept = {key: value for key, value in budget.items() if shipped or key != "data.max_rows"}  # all rollouts
+        words += [f"steps.{step}.{key}={value}" for key, value in kept.items()]
     return [*words, *OWN.get(system, ()), f"hydra.run.dir={folder_of(system, seed)}"]
 
 
@@ -196,7 +198,7 @@ def write_rows(rows: Sequence[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, [entry.name for entry in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(asdict, sorted(rows, key=lambda row: (row.system, row.step, row.seed))))
+    writer.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.system, row.step, row.seed)))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(RESULTS, text.getvalue().encode())
 
