@@ -169,6 +169,7 @@ class TrainConfig:
     loss: Node = MISSING
     reference: Node = MISSING
     groups: Node = MISSING
+    inputs: Node = MISSING
     optimizer: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING
@@ -252,6 +253,13 @@ class RewardConfig:
 
 
 @dataclass
+class PassRatesConfig:
+    annotation: str = MISSING
+    min: Fraction = MISSING
+    max: Fraction = MISSING
+
+
+@dataclass
 class RlConfig:
     model: Node = MISSING
     data: Node = MISSING
@@ -264,6 +272,8 @@ class RlConfig:
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
     checkpoint: str = MISSING
+    annotations_dir: Name = MISSING
+    pass_rates: PassRatesConfig = field(default_factory=PassRatesConfig)
     limit: CountOrAll = MISSING
     steps: AtLeastOne = MISSING
     micro_batch_size: AtLeastOne = MISSING

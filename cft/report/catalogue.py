@@ -34,11 +34,12 @@ GROUPS = {
     "loss": "Losses and aggregations",
     "regularizer": "Regularizers: further terms, each with its own tokens, count and coefficient",
     "groups": "Groupings: for losses that compare groups of tokens",
+    "inputs": "Inputs: what the model reads in training",
 }
 _SOURCE = re.compile(r"(?:arXiv[: ]*)?\b(\d{4}\.\d{5})\b")
 _PLAIN = ("_target_", "_partial_", "chunk_tokens")
 _UNSET = "???"
-METHOD = ("mask", "weighting", "loss", "groups", "reference")  # the groups that make up a method
+METHOD = ("mask", "weighting", "loss", "groups", "inputs", "reference")  # the groups that make up a method
 COMPLETE, SAMPLES, WRONG = "a complete annotation", "sampled evidence", "an annotation of wrong responses"
 ROLLOUTS = "rollouts: right and wrong responses of a problem"
 _EVIDENCE = {  # evidence that a mask needs: in words, overrides that produce it, further overrides of the training

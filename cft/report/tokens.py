@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from cft.annotation.kinds import KINDS, kind_of, token_texts
+from cft.annotation.rollouts import holds_rollouts
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.errors import UserError
 from cft.masks.base import Mask, MaskError
@@ -200,7 +201,7 @@ def token_evidence(
             raise ReportError(f"{store.folder} is not the annotation of that name that the runs were trained on")
         decode = _decoder(tokenizer, manifest, comparisons)
         rows: list[AnnotatedResponse] = store.rows()
-        _require_right(rows, store)
+        _require_right(rows, store, rollouts=holds_rollouts(manifest))
         mask = _mask(rows, alternatives=num_alternatives)
     except (ReportError, StoreError, MaskError) as error:
         if annotation:
@@ -223,7 +224,12 @@ def _mask(rows: Sequence[AnnotatedResponse], *, alternatives: int | None) -> Cri
     return mask
 
 
-def _require_right(rows: Sequence[AnnotatedResponse], store: AnnotationStore) -> None:
+def _require_right(rows: Sequence[AnnotatedResponse], store: AnnotationStore, *, rollouts: bool) -> None:
+    if rollouts:
+        raise ReportError(
+            f"{store.folder} holds rollouts, of which no token was tried, and the token explorer shows critical tokens; their "
+            "verdicts and pass rates are in its card (README.md)"
+        )
     if any(row.verdict == "wrong" for row in rows):
         raise ReportError(
             f"{store.folder} holds responses that end wrong, and the token explorer shows critical tokens of right ones; the "

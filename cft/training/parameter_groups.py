@@ -90,13 +90,18 @@ def freeze(model: nn.Module, groups: Groups) -> Assigned | None:
     return Assigned(found, frozen, tied)
 
 
-def optimizer_of(factory: OptimizerFactory, assigned: Assigned, groups: Groups) -> Optimizer:
-    """Over the trained groups, each at its multiple of the factory's learning rate. Raises ConfigError."""
+def optimizer_of(factory: OptimizerFactory, assigned: Assigned, groups: Groups, *, model: nn.Module) -> Optimizer:
+    """Over the trained groups, each at its multiple of the factory's learning rate. Raises ConfigError.
+
+    model: as it is trained. By name, since its parameters are others once it has been shared out over processes, or its
+    weights have come from another one.
+    """
+    here = {BASE.sub("", name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     settings = []
     for name, parameters in assigned.trained.items():
         decay = groups[name].weight_decay if name in groups else None
         own = {} if decay is None else {"weight_decay": decay}
-        settings.append({"params": list(parameters.values()), "name": name, **own})
+        settings.append({"params": [here[called] for called in parameters], "name": name, **own})
     optimizer = factory(settings)
     require_weight_decay(optimizer, groups)
     for group in optimizer.param_groups:

