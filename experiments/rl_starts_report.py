@@ -1,4 +1,4 @@
-"""What `experiments.rl_starts` found: table, CSV and figure of the seeds that every start has finished.
+"""What `experiments.rl_starts` found: table, CSV and figure of what is finished.
 
     experiments/results/rl_starts.csv   start, seeds, step, metric: value with its 95 % interval, minus SFT (Holm over starts)
     docs/images/rl_starts.png           accuracy, pass@8, training reward and entropy over steps
@@ -9,7 +9,7 @@ Intervals of tests are over seeds and problems, those of `train/` over seeds and
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,10 @@ ROWS_TRAINED_ON = 1000  # of the annotation: data.max_rows of experiment=tiny_ar
 
 
 def report() -> None:
-    """Raises SystemExit where no seed is finished for every start."""
-    seeds = [seed for seed in SEEDS if all(Case(start, seed).finished for start in STARTS)]
-    if not seeds:
-        raise SystemExit("no seed is finished for every start yet")
+    """Raises SystemExit where a start has no seed that is finished."""
+    seeds = {start: [seed for seed in SEEDS if Case(start, seed).finished] for start in STARTS}
+    if not all(seeds.values()):
+        raise SystemExit(f"not every start has a seed that is finished yet: {seeds}")
     records = [*searched(), *tested(seeds), *trained(seeds)]
     with CSV.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, COLUMNS, restval="")
@@ -77,18 +77,21 @@ def searched() -> list[dict[str, Any]]:
     return found
 
 
-def tested(seeds: Sequence[int]) -> list[dict[str, Any]]:
+def tested(seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+    """A start is compared with SFT on the seeds that both have."""
     found = []
     for metric in TESTS:
         for step in (0, MIDDLE, STEPS):
-            tables = {start: per_problem(start, seeds, step, metric) for start in STARTS}
-            rows = [
-                {"start": start, "seeds": len(seeds), "step": step, "metric": metric, **two_way_bootstrap(t).as_dict()}
-                for start, t in tables.items()
-            ]
+            rows = []
+            for start in STARTS:
+                interval = two_way_bootstrap(per_problem(start, seeds[start], step, metric))
+                place = {"start": start, "seeds": len(seeds[start]), "step": step, "metric": metric}
+                rows.append({**place, **interval.as_dict()})
             others = [row for row in rows if row["start"] != BASELINE]
             for row in others:
-                contrast = paired_difference(tables[row["start"]], tables[BASELINE], pair_seeds=True)
+                both = [seed for seed in seeds[row["start"]] if seed in seeds[BASELINE]]
+                mine, theirs = (per_problem(start, both, step, metric) for start in (row["start"], BASELINE))
+                contrast = paired_difference(mine, theirs, pair_seeds=True)
                 interval = contrast.interval
                 row |= {"minus_sft": interval.value, "minus_low": interval.low, "minus_high": interval.high}
                 row["p"] = contrast.p
@@ -105,14 +108,14 @@ def per_problem(start: str, seeds: Sequence[int], step: int, metric: str) -> NDA
     return np.array([run.per_problem[metric] for run in runs], dtype=np.float64)
 
 
-def trained(seeds: Sequence[int]) -> list[dict[str, Any]]:
+def trained(seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
     found = []
     for metric in TRAIN:
         for start in STARTS:
-            table_SN = np.array([curve(Case(start, seed), metric) for seed in seeds])
+            table_SN = np.array([curve(Case(start, seed), metric) for seed in seeds[start]])
             for end in range(BIN, STEPS + 1, BIN):
                 interval = two_way_bootstrap(table_SN[:, end - BIN : end], rate=False)
-                place = {"start": start, "seeds": len(seeds), "step": end, "metric": metric}
+                place = {"start": start, "seeds": len(seeds[start]), "step": end, "metric": metric}
                 found.append({**place, **interval.as_dict()})
     return found
 
@@ -123,14 +126,14 @@ def curve(case: Case, metric: str) -> list[float]:
         return [float(row[metric]) for row in csv.DictReader(handle) if row.get(metric)]
 
 
-def budget(seeds: Sequence[int]) -> str:
+def budget(seeds: Mapping[str, Sequence[int]]) -> str:
     """Tokens decoded for the annotation that CFT and the random mask were trained on, and for the rollouts of one run."""
     manifest = AnnotationStore(SHIPPED / "tiny_arith").manifest()
     spent = manifest["compute"]
     counterfactual = spent["counterfactual_tokens"] + spent["speculative_tokens"]
     share = ROWS_TRAINED_ON / manifest["counts"]["annotated"]
     rollouts = np.mean(
-        [64 * sum(curve(Case(start, seed), "train/response_tokens")) for start in STARTS for seed in seeds]
+        [64 * sum(curve(Case(start, seed), "train/response_tokens")) for start in STARTS for seed in seeds[start]]
     )
     return (
         f"annotation of {ROWS_TRAINED_ON} rows: {share * spent['solve_tokens']:,.0f} tokens of solutions, "

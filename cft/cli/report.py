@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
     print_tables(comparisons)
     if evidence is not None and evidence.rows:
         console = Console(soft_wrap=False)
-        console.print(legend())
+        console.print(legend(evidence.word))
         console.print(terminal(evidence.rows[0], evidence.mask(evidence.rows[0])))
     title, out = arguments.title, arguments.out
     page = build_report(out, comparisons=comparisons, evidence=evidence, title=title, choices=choices)

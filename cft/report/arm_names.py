@@ -178,6 +178,8 @@ def name_of(method: Method) -> str:
     values = [said(name, value) for name, value in _changed(method).items() if not _under(name, written)]
     if (groups := method.get("groups")) is not None and groups != _GROUPS.get(str(method.get("loss")), groups):
         values.append(said("groups", groups))
+    if (inputs := method.get("inputs", "tokens")) != "tokens":
+        values.append(said("inputs", inputs))
     options = [*words.values()] or [SFT] * bool(terms)
     return ", ".join([" + ".join([*options, *terms.values()]) or SFT, *values])
 

@@ -1,6 +1,6 @@
 """The arm of a comparison that a run belongs to: everything that distinguishes it from other runs except the seed.
 
-The method consists of the options of mask, weighting, loss, reference and groups, the options nested in them
+The method consists of the options of mask, weighting, loss, reference, groups and inputs, the options nested in them
 (`mask@mask.of: numeric`, `regularizer@loss.regularizers.kl: sed`), and every value that differs from the option's yaml
 (`cft/cli/method.py`).
 """
@@ -13,7 +13,7 @@ from typing import Any
 from cft.runs.job import Job
 from cft.runs.run import flat
 
-METHOD = ("mask", "weighting", "loss", "reference", "groups")
+METHOD = ("mask", "weighting", "loss", "reference", "groups", "inputs")
 # Recorded for every run, so that a default value can be distinguished from another value.
 ARM_KEYS = ("model", "data.annotation", *METHOD, "loss.normalizer", "optimizer.lr", "trainer.max_epochs")
 # Overrides that say where a run is stored or which repetition it is, not what it does.

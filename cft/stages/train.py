@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from transformers import PreTrainedModel
 
-from cft.config.build import ConfigError
+from cft.config.build import ConfigError, build
 from cft.config.schema import TrainConfig
 from cft.console import console
 from cft.data.columns import needs_live
@@ -138,6 +138,7 @@ def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
         schedule=cfg.schedule.shape,
         warmup_fraction=cfg.schedule.warmup_fraction,
         probe_every_n_steps=cfg.probe.every_n_steps,
+        inputs=build(cfg.inputs),
         layout=cfg.compute.layout,
         fused_loss=used.fused_loss,
         router=router_coefficient(model.config, asked=cfg.router.aux_coef),
@@ -157,6 +158,8 @@ def _print_start(run: Prepared, module: CausalLMModule, folder: Path, *, router:
         console.print(said, markup=False)
     if note := router_note(module.lm.model.config, asked=router):
         console.print(note, markup=False)
+    if module.of_inputs:
+        console.print(module.of_inputs, markup=False)
     if module.assigned:
         for line in described(module.assigned, module.groups):
             console.print(line, markup=False)

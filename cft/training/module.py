@@ -28,6 +28,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from cft.inputs import Inputs, Mixed
 from cft.losses.normalizer import TermSum
 from cft.losses.objective import Objective
 from cft.models import kernels
@@ -54,8 +55,8 @@ EXAMPLE_STATE = "example_state"
 
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters, or groups of them -> Optimizer. groups: see `cft/training/parameter_groups.py`. schedule: see
-    conf/train.yaml. probe_every_n_steps: 0 = never. layout, fused_loss, router: see `SelectiveLM`. examples: groups of rows
-    that are trained on, where the loss keeps a state of each (`cft/losses/example_state.py`).
+    conf/train.yaml. probe_every_n_steps: 0 = never. inputs, layout, fused_loss, router: see `SelectiveLM`. examples: groups of
+    rows that are trained on, where the loss keeps a state of each (`cft/losses/example_state.py`).
 
     Raises ConfigError where a group is about no parameter of the model, or two are about one."""
 
@@ -73,6 +74,7 @@ class CausalLMModule(pl.LightningModule):
         schedule: Literal["cosine", "linear", "constant"],
         warmup_fraction: float,
         probe_every_n_steps: int,
+        inputs: Inputs | None = None,
         reference: LiveReference | None = None,
         layout: Layout = "packed",
         fused_loss: bool = False,
@@ -83,12 +85,14 @@ class CausalLMModule(pl.LightningModule):
         if objective.state is not None:
             objective.state.begin(examples)
         self.lm = SelectiveLM(
-            model, objective, reference=reference, layout=layout, fused_loss=fused_loss, router=router
+            model, objective, inputs=inputs, reference=reference, layout=layout, fused_loss=fused_loss, router=router
         )
         if not is_empty(model):  # the first process looks for all
+            self.lm.check_inputs()
             self.lm.check_head()
             self.lm.check_layout()
             self.lm.check_router()
+        self.of_inputs = self.lm.inputs.prepare(model)  # may freeze the embeddings
         self.groups = groups or {}
         self.assigned = freeze(model, self.groups)
         self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there
@@ -192,7 +196,7 @@ class CausalLMModule(pl.LightningModule):
             # Not self.log: Lightning would repeat the values on every step until the next probe.
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.global_step)
-        terms = self.lm(batch, progress=self._progress())
+        terms = self.lm(batch, progress=self._progress(), mixed=True)
         self._window += _sums(terms, self._window)
         self._expected = batch.step_counts
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -245,6 +249,8 @@ class CausalLMModule(pl.LightningModule):
         self.log("train/loss", self._total(sums, counts, progress=self._progress()), prog_bar=True)
         self.log("train/loss_tokens", float(counts[0]))
         self.log("train/gradient_norm", float(self._norm))
+        if isinstance(inputs := self.lm.inputs, Mixed):
+            self.log("train/mix", inputs.mix(self._progress()))
         self.log_dict(self._measured("train", sums, counts))
         for name, total, count in zip(self.lm.names[1:], sums[1:], counts[1:], strict=True):
             if name not in self.lm.objective.measures:
