@@ -82,13 +82,15 @@ class Planner:
         self._known: dict[str, Any] = {}  # what ${step:...} may name
         self._faulty: set[str] = set()
 
-    def add(self, name: str, node: Any, *, check: bool = True, may_fail: bool = False) -> Step | None:
+    def add(
+        self, name: str, node: Any, *, check: bool = True, may_fail: bool = False, more: Sequence[Entry] = ()
+    ) -> Step | None:
         """The step that a node of yaml describes, None where it cannot be made.
 
-        check: False where a step like it was checked before.
+        check: False where a step like it was checked before. more: shared overrides beside those of all steps.
         """
         errors: list[ErrorDetail] = []
-        step = self._step(name, node, errors, check=check)
+        step = self._step(name, node, errors, check=check, more=more)
         self.errors += [replace(error, key=f"steps.{name}.{error.key}".rstrip(".")) for error in errors]
         if step is None or errors:
             self._faulty.add(name)
@@ -120,7 +122,9 @@ class Planner:
 
     # ---- one step
 
-    def _step(self, name: str, node: Any, errors: list[ErrorDetail], *, check: bool) -> Step | None:
+    def _step(
+        self, name: str, node: Any, errors: list[ErrorDetail], *, check: bool, more: Sequence[Entry] = ()
+    ) -> Step | None:
         if not isinstance(node, Mapping):
             errors.append(ErrorDetail("", f"expected overrides of a stage, found {node!r}"))
             return None
@@ -146,7 +150,8 @@ class Planner:
             own.remove(entry)
         folder = self.settings.folder / name
         given = {entry.key for entry in own}
-        taken = shared_with(stage, self.shared, annotated=bool(given & {"data.annotation", "annotation"}))
+        everywhere = [*self.shared, *more]
+        taken = shared_with(stage, everywhere, annotated=bool(given & {"data.annotation", "annotation"}))
         self._taken |= set(taken)
         self._stages.add(stage)
         shared = [entry for entry in taken.values() if entry.key not in given]

@@ -19,6 +19,7 @@ PLAIN = {
     "loss": "nll",
     "reference": "none",
     "groups": "none",
+    "inputs": "tokens",
     "loss.normalizer": "critical",
     "optimizer.lr": 1e-4,
     "trainer.max_epochs": 1,
