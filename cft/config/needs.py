@@ -1,8 +1,9 @@
 """What the methods of a training configuration need and what its other parts provide, read from the classes' source.
 
 Masks, weightings, losses and aggregations declare `needs`, references declare `gives`, and classes whose arguments name stored
-scores list these arguments in `score_arguments`, or as in ARGUMENTS if only one kind makes sense. These are class attributes, so a missing need is found before anything is imported or loaded; needs that depend on an instance are checked
-again by `cft/data/columns.py` and `cft/scores/store.py`.
+scores list these arguments in `score_arguments`, or as in ARGUMENTS if only one kind makes sense. These are class attributes,
+so a missing need is found before anything is imported or loaded; needs that depend on an instance are checked again by
+`cft/data/columns.py` and `cft/scores/store.py`.
 """
 
 from __future__ import annotations
