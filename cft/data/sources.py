@@ -72,9 +72,7 @@ def arithmetic(
 def _generated(
     seed: int, split: generator.Split, min_steps: int, max_steps: int, operations: tuple[Operation, ...], count: int
 ) -> tuple[Problem, ...]:
-    stream = generator.problems(
-        seed=seed, split=split, min_steps=min_steps, max_steps=max_steps, operations=operations
-    )
+    stream = generator.problems(seed=seed, split=split, min_steps=min_steps, max_steps=max_steps, operations=operations)
     return tuple(problem for _, problem in islice(stream, count))
 
 
