@@ -104,10 +104,14 @@ def systems(only: Sequence[str]) -> list[str]:
     return [name for name in (BASELINE, *names) if not only or name in only]
 
 
+def said(pipeline: str) -> dict[str, Any]:
+    """The yaml."""
+    return yaml.safe_load((CONF_DIR / "pipeline" / f"{pipeline}.yaml").read_text(encoding="utf-8"))
+
+
 def steps_of(pipeline: str) -> dict[str, dict[str, Any]]:
     """What the yaml says of each."""
-    nodes = yaml.safe_load((CONF_DIR / "pipeline" / f"{pipeline}.yaml").read_text(encoding="utf-8"))["steps"]
-    return {name: node or {} for name, node in nodes.items()}
+    return {name: node or {} for name, node in said(pipeline)["steps"].items()}
 
 
 def words_of(system: str, *, seed: int) -> list[str]:
@@ -160,8 +164,11 @@ def rows_of(system: str, *, seed: int) -> Iterator[Row]:
     """Of a run that is done."""
     folder = folder_of(system, seed)
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((folder / "steps").glob("*.json"))}
+    last = next(reversed(said(PIPELINE_OF.get(system, system)).get("sequence") or {}), None)
     minutes = sum(record["seconds"] or 0 for record in records.values()) / 60
     for name, record in records.items():
+        if last and not name.startswith(f"{last}-on-"):  # of data sets in turn, the model that has seen them all
+            continue
         for path in sorted((folder / name).rglob("samples.parquet")) if record["stage"] == "evaluate" else ():
             results = json.loads((path.parent / "results.json").read_bytes())
             yield Row(
