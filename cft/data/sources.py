@@ -56,7 +56,8 @@ def arithmetic(
         if len(found[split]) < count:
             raise ProblemError(
                 f"num_{split}={count}: the generator has only {len(found[split])} different problems of {min_steps} to "
-                f"{max_steps} steps of {' '.join(operations)} in this split; ask for fewer, raise max_steps or give more operations"
+                f"{max_steps} steps of {' '.join(operations)} in this split; ask for fewer, raise max_steps or give more "
+                "operations"
             )
     return splits_of(
         name=name,
@@ -72,9 +73,7 @@ def arithmetic(
 def _generated(
     seed: int, split: generator.Split, min_steps: int, max_steps: int, operations: tuple[Operation, ...], count: int
 ) -> tuple[Problem, ...]:
-    stream = generator.problems(
-        seed=seed, split=split, min_steps=min_steps, max_steps=max_steps, operations=operations
-    )
+    stream = generator.problems(seed=seed, split=split, min_steps=min_steps, max_steps=max_steps, operations=operations)
     return tuple(problem for _, problem in islice(stream, count))
 
 
