@@ -1,13 +1,13 @@
 """Every pipeline of conf/pipeline on tiny_arith, reduced, with several seeds: python -m experiments.systems
 
-The shipped annotation in the place of the step `annotate`, ROWS of its rows, EPOCHS epochs at one learning rate for all
-trainings, the best epoch by loss, and the same PROBLEMS test problems for all, answered greedily. No rate is searched: what is
-shown is that each system runs to its end, and what it comes to under one small budget.
+The shipped annotation in the place of a step `annotate` without settings, ROWS of its rows, EPOCHS epochs at one learning rate
+for all trainings, the best epoch by loss, and the same PROBLEMS test problems for all, answered greedily. No rate is searched:
+what is shown is that each system runs to its end, and what it comes to under one small budget.
 
-Seeds come in turn, each with all systems, so that the command can be ended at any time; started again it does what is missing
-(`--only NAME ...`, `--seeds N`, `--minutes M` begins no run after that). Every run that is done is a row of RESULTS, from
-which the page is written (`--page` does nothing else): accuracies with intervals over seeds and problems, and differences
-from plain fine-tuning paired by both.
+Seeds come in turn, each with all systems, reinforcement learning last, so that the command can be ended at any time; started
+again it does what is missing (`--only NAME ...`, `--seeds N`, `--minutes M` begins no run after that). Every run that is done
+is a row of RESULTS, from which the page is written (`--page` does nothing else): accuracies with intervals over seeds and
+problems, and differences from plain fine-tuning paired by both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import contextlib
 import csv
 import io
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
-from cft.annotation.store import SHIPPED
 from cft.cli.main import main as cft_main
 from cft.console import console
 from cft.evaluation.intervals import Interval, two_way_bootstrap
@@ -42,13 +40,14 @@ OUT = Path("outputs/systems")
 RESULTS = Path("experiments/results/systems.csv")
 PAGE = Path("docs/experiments/systems.md")
 GUIDE = Path("docs/guides/pipelines.md")
-SEEDS, ROWS, EPOCHS, RATE, PROBLEMS, RL_STEPS = 3, 400, 2, 1e-4, 150, 20
+SEEDS, ROWS, EPOCHS, RATE, PROBLEMS, RL_STEPS = 3, 320, 2, 1e-4, 150, 20
 BASELINE = "sft"
-ANNOTATION = "tiny_arith-arithmetic"  # as the step annotate calls what it makes here
+ANNOTATION = "tiny_arith"  # ships with the package
+MADE = "${step:annotate.config.annotation}"
 
 # By stage: what is reduced.
 BUDGET: Mapping[str, Mapping[str, Any]] = {
-    "annotate": {"limit": 3500},
+    "annotate": {"limit": 100, "unit_size": 100, "verify.workers": 1},
     "train": {
         "data.max_rows": ROWS,
         "data.validation_fraction": 0.1,
@@ -60,12 +59,25 @@ BUDGET: Mapping[str, Mapping[str, Any]] = {
         "validation.problems": 0,
         "probe.every_n_steps": 0,
         "logger": "none",
+        "verify.workers": 1,
     },
     "rl": {"steps": RL_STEPS, "save_every_n_steps": RL_STEPS, "logger": "none"},
-    "evaluate": {"limit": PROBLEMS, "num_samples": 0},
+    "evaluate": {"limit": PROBLEMS, "num_samples": 0, "verify.workers": 1},
 }
 # What a system has beside that, or otherwise.
-OWN: Mapping[str, tuple[str, ...]] = {BASELINE: ("steps.train.mask=all",)}
+OWN: Mapping[str, tuple[str, ...]] = {
+    BASELINE: ("steps.train.mask=all",),
+    # "To convergence": the tags are new to the model. The second stage's rate is that of docs/experiments/all-methods.md.
+    "sftkey": (
+        "steps.stage_1.trainer.max_epochs=8",
+        "steps.stage_1.optimizer.lr=3e-4",
+        "steps.stage_2.optimizer.lr=3e-5",
+    ),
+    # Losses that compare responses, at a tenth of the rate; the contrast's adapters at their own.
+    "cdpo": ("steps.right.optimizer.lr=3e-4", "steps.wrong.optimizer.lr=3e-4", "steps.train.optimizer.lr=1e-5"),
+    "discriminative": ("steps.train.optimizer.lr=1e-5",),
+    "implicit_reward_dpo": ("steps.dpo.optimizer.lr=1e-5",),
+}
 PIPELINE_OF = {BASELINE: "cft"}
 NEEDS_HUB = ("sft_go_llmlingua2",)  # a classifier of the hub
 
@@ -92,22 +104,33 @@ def systems(only: Sequence[str]) -> list[str]:
     return [name for name in (BASELINE, *names) if not only or name in only]
 
 
-def stages_of(pipeline: str) -> dict[str, str]:
-    """Stage by step."""
+def steps_of(pipeline: str) -> dict[str, dict[str, Any]]:
+    """What the yaml says of each."""
     nodes = yaml.safe_load((CONF_DIR / "pipeline" / f"{pipeline}.yaml").read_text(encoding="utf-8"))["steps"]
-    return {name: str((node or {}).get("stage", name)) for name, node in nodes.items()}
+    return {name: node or {} for name, node in nodes.items()}
 
 
 def words_of(system: str, *, seed: int) -> list[str]:
     """Of cft pipeline."""
     pipeline = PIPELINE_OF.get(system, system)
     words = [f"pipeline={pipeline}", f"seed={seed}"]
-    for step, stage in stages_of(pipeline).items():
-        if step == "base" and (system, seed) != (BASELINE, 0) and stage == "evaluate":
-            words.append("~steps.base")  # measured once
+    steps = steps_of(pipeline)
+    shipped = steps.get("annotate") == {}
+    for step, node in steps.items():
+        if (step == "annotate" and shipped) or (step == "base" and (system, seed) != (BASELINE, 0)):
+            words.append(f"~steps.{step}")  # the untrained model is measured once
             continue
-        words += [f"steps.{step}.{key}={value}" for key, value in BUDGET.get(stage, {}).items()]
+        words += [f"steps.{step}.{key}={ANNOTATION}" for key, value in node.items() if shipped and value == MADE]
+        budget = BUDGET.get(node.get("stage", step), {})
+        kept = {key: value for key, value in budget.items() if shipped or key != "data.max_rows"}  # all rollouts
+        words += [f"steps.{step}.{key}={value}" for key, value in kept.items()]
     return [*words, *OWN.get(system, ()), f"hydra.run.dir={folder_of(system, seed)}"]
+
+
+def plan(chosen: Sequence[str], *, seeds: int) -> list[tuple[str, int]]:
+    """(system, seed) in their order: reinforcement learning, which takes longest, comes last of each seed."""
+    slow = {name for name in chosen if "rl" in steps_of(PIPELINE_OF.get(name, name))}
+    return [(name, seed) for seed in range(seeds) for name in sorted(chosen, key=lambda name: name in slow)]
 
 
 def folder_of(system: str, seed: int) -> Path:
@@ -117,9 +140,6 @@ def folder_of(system: str, seed: int) -> Path:
 def run(system: str, *, seed: int) -> bool:
     """Whether it came to its end."""
     folder = folder_of(system, seed)
-    place = folder / "annotations" / ANNOTATION
-    if not place.exists():
-        shutil.copytree(SHIPPED / "tiny_arith", place)
     words = words_of(system, seed=seed)
     console.print(f"$ cft pipeline {' '.join(words)}", style="dim", markup=False, highlight=False)
     argv, printed = sys.argv, io.StringIO()
@@ -178,7 +198,7 @@ def write_rows(rows: Sequence[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, [entry.name for entry in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(asdict, sorted(rows, key=lambda row: (row.system, row.step, row.seed))))
+    writer.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.system, row.step, row.seed)))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(RESULTS, text.getvalue().encode())
 
@@ -256,14 +276,13 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write the page from the results that are there")
     asked = parser.parse_args()
     started = time.monotonic()
-    for seed in range(asked.seeds if not asked.page else 0):
-        for system in systems(asked.only):
-            known = read_rows()
-            late = time.monotonic() - started > 60 * asked.minutes
-            if late or any((row.system, row.seed) == (system, seed) for row in known):
-                continue
-            if run(system, seed=seed):
-                write_rows([*known, *rows_of(system, seed=seed)])
+    for system, seed in plan(systems(asked.only), seeds=0 if asked.page else asked.seeds):
+        known = read_rows()
+        late = time.monotonic() - started > 60 * asked.minutes
+        if late or any((row.system, row.seed) == (system, seed) for row in known):
+            continue
+        if run(system, seed=seed):
+            write_rows([*known, *rows_of(system, seed=seed)])
     write_page(read_rows())
 
 

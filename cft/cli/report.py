@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     print_measures(continual)
     if evidence is not None and evidence.rows:
         console = Console(soft_wrap=False)
-        console.print(legend())
+        console.print(legend(evidence.word))
         console.print(terminal(evidence.rows[0], evidence.mask(evidence.rows[0])))
     title, out = arguments.title, arguments.out
     page = build_report(

@@ -84,7 +84,17 @@ def arithmetic_choice(
     """One of ten options, the digits: arithmetic problems with their worked solution, whose last number is the answer.
 
     Test problems alone, those of `arithmetic` whose answer has one digit; what it asks is whether a model answers in the form
-    that it is asked for. Arguments as for `arithmetic`.
+    that it is asked for.
+
+    Args:
+        name: of the source, the beginning of every problem's id.
+        seed: of the numbers and the words.
+        num_test: problems.
+        min_steps: operations a problem, at least 1.
+        max_steps: at least `min_steps`.
+
+    Raises:
+        ProblemError: `min_steps` is above `max_steps`.
     """
     drawn = 8 * num_test  # about a third of the answers have one digit
     splits = arithmetic(

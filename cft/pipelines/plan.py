@@ -245,9 +245,15 @@ def _missing(step: Step, earlier: Sequence[Step]) -> Iterator[tuple[str, str]]:
     annotations = [one.out for one in earlier if one.stage == "annotate"]
     data = step.config.get("data")
     name = str(data.get("annotation", "")) if isinstance(data, Mapping) else ""
-    made = Path(str(step.config.get("annotations_dir", "")), name) in annotations or Path(name) in annotations
+    annotations_dir = str(step.config.get("annotations_dir", ""))
+
+    def makes(name: str) -> bool:
+        return Path(annotations_dir, name) in annotations or Path(name) in annotations
+
+    made = makes(name)
     for key, text in missing_inputs(step.config):
-        if not (made and key.startswith("data.annotation=")):
+        named, _, value = key.partition("=")
+        if not (named in ("data.annotation", "pass_rates.annotation") and makes(value)):
             yield key, text
     scores = {str(one.config["name"]) for one in earlier if one.stage == "score"}
     lacking = stored_scores(step.config) - scores

@@ -256,7 +256,7 @@ def _explorer(evidence: Evidence, write: _Writer) -> Explorer:
     rows, held = evidence.rows, evidence.rows[: evidence.most]
     profile, correlation = tokens.profile(rows, mask=evidence.mask)
     write.csv("critical_tokens", profile)
-    figure = figures.profile_figure(profile, responses=len(rows), rank_correlation=correlation)
-    drawn = write.figure("critical_tokens", figure, f"Critical tokens of {len(rows):,} responses")
+    figure = figures.profile_figure(profile, responses=len(rows), rank_correlation=correlation, word=evidence.word)
+    drawn = write.figure("critical_tokens", figure, f"{evidence.word.capitalize()} tokens of {len(rows):,} responses")
     note = "" if len(held) == len(rows) else f"The first {len(held):,} of {len(rows):,} responses are here."
-    return Explorer(explorer_json(held, mask=evidence.mask, decode=evidence.decode), drawn, note)
+    return Explorer(explorer_json(held, mask=evidence.mask, decode=evidence.decode), drawn, note, evidence.word)

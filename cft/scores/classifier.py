@@ -19,6 +19,7 @@ from cft.errors import BadValue
 from cft.models.device import place
 from cft.models.hashes import weights_hash
 from cft.ranges import Count, Name, in_range
+from cft.scores.methods import OwnModel
 from cft.scores.store import Values
 from cft.types import AnnotatedResponse
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Window = Annotated[int, Field(ge=8)]
 
 
-class TokenClassifier:
+class TokenClassifier(OwnModel):
     """The probability of a label at each token of a response, 0-1.
 
     Long responses are read in windows that do not overlap, one at a time. The prompt is not read: a reconstruction, since the
@@ -40,9 +41,6 @@ class TokenClassifier:
         label: Number of the label whose probability is meant; LLMLingua-2's 1 is "keep".
         window: Tokens of the classifier in one pass, its special ones included.
     """
-
-    eager = False
-    reads_model = False
 
     @in_range
     def __init__(self, *, path: Name, revision: str = "main", label: Count = 1, window: Window = 512) -> None:

@@ -30,26 +30,29 @@ CHUNK_TOKENS = 1024  # logits exist for so many tokens at a time
 
 
 class ScoreKind(Protocol):
-    """eager: whether the model must hand out its attention. reads_model: whether it asks the model at all, or gets None and has
-    `on(device)`. fingerprint: the kind and its arguments. JSON."""
+    """eager: whether the model must hand out its attention. fingerprint: the kind and its arguments. JSON."""
 
     eager: bool
-    reads_model: bool
 
     def fingerprint(self) -> dict[str, Any]: ...
 
-    def on(self, device: str) -> torch.device:
-        """Where it computes without the model."""
-        ...
-
     def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]: ...
+
+
+class OwnModel(ABC):
+    """Base of a kind that asks a model of its own; `__call__` gets None in the place of the configured one."""
+
+    eager = False
+
+    @abstractmethod
+    def on(self, device: str) -> torch.device:
+        """Where it computes from now on. device: as `cft.models.device.place` has it."""
 
 
 class ReferenceLogprob:
     """log p(y_t | x, y_<t), nats."""
 
     eager = False
-    reads_model = True
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "reference_logprob", "version": 1}
@@ -63,7 +66,6 @@ class Entropy:
     probable tokens leave open in an annotation."""
 
     eager = False
-    reads_model = True
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "entropy", "version": 1}

@@ -106,7 +106,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
             raise FleetError(
                 left_out_message(crew.left_out, kept=f"The others are in {store.folder}.", command=job.command)
             )
-        _finish(store, job, shard=shard, loggers=loggers, max_new_tokens=cfg.max_new_tokens)
+        _finish(store, job, shard=shard, loggers=loggers, problems=plan.problems, max_new_tokens=cfg.max_new_tokens)
     return store.folder
 
 
@@ -224,14 +224,24 @@ def _print_engine_counts(counts: Counter[str]) -> None:
         )
 
 
-def _finish(store: AnnotationStore, job: Job, *, shard: Shard, loggers: Sequence[Logger], max_new_tokens: int) -> None:
+def _finish(
+    store: AnnotationStore,
+    job: Job,
+    *,
+    shard: Shard,
+    loggers: Sequence[Logger],
+    problems: Sequence[Problem],
+    max_new_tokens: int,
+) -> None:
     """What is said and written once this shard's units are there: of the whole, if it was the last."""
     if state := store.unfinished_shards():
         done = f"{str(shard).capitalize()} is done. {store.folder} is {unfinished_message(state)}"
         console.print(done, markup=False)
         return
-    printed = print_rollouts if rollouts.holds_rollouts(store.manifest()) else print_summary
-    printed(store, job, max_new_tokens=max_new_tokens)
+    if rollouts.holds_rollouts(store.manifest()):
+        print_rollouts(store, job, max_new_tokens=max_new_tokens)
+    else:
+        print_summary(store, job, problems_asked=problems, max_new_tokens=max_new_tokens)
     write_annotation_card(store)
     log_totals(loggers, _totals(store.manifest()))
     log_made(loggers, annotation_link(store.folder))

@@ -282,7 +282,7 @@ class CausalLMModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         if self.assigned:
-            optimizer = optimizer_of(self.build_optimizer, self.assigned, self.groups)
+            optimizer = optimizer_of(self.build_optimizer, self.assigned, self.groups, model=self.lm.model)
         else:
             optimizer = self.build_optimizer([p for p in self.parameters() if p.requires_grad])
         steps = int(self.trainer.estimated_stepping_batches)

@@ -44,6 +44,8 @@ FOUND: list[tuple[str, list[str], str, str]] = [
     ("train", ["data.min_pass_rate=1.5"], "data.min_pass_rate", "from 0 to 1 or null"),
     ("annotate", ["~model.dtype"], "model.dtype", "has no value"),
     ("evaluate", ["model.name=''"], "model.name", "not empty"),
+    ("evaluate", ["benchmark=mbpp", "benchmark.verifier.cpu_s=10"], "benchmark.verifier.cpu_s", "verify.timeout_s"),
+    ("annotate", ["verifier=code", "verify.timeout_s=2"], "verifier.cpu_s", "at most verify.timeout_s"),
 ]
 
 
