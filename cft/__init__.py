@@ -14,10 +14,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cft.api import annotate, evaluate, export, push, score, show, train
+    from cft.api import annotate, compare, evaluate, export, pipeline, push, rl, score, show, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "annotate", "evaluate", "export", "push", "score", "show", "train"]
+__all__ = [
+    "__version__",
+    "annotate",
+    "compare",
+    "evaluate",
+    "export",
+    "pipeline",
+    "push",
+    "rl",
+    "score",
+    "show",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cft.report.show import Shown
     from cft.types import AnnotatedResponse
 
+ESTIMATE_STEPS = "estimate"  # how the names of those of `cft compare` begin
 Value = str | int | float | bool | Path | None | Sequence["Value"] | Mapping[str, "Value"]
 
 
@@ -60,7 +61,7 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What `cft.train`, `cft.evaluate` or `cft.api.rl` left.
+    """What `cft.train`, `cft.rl` or `cft.evaluate` left.
 
     Args:
         folder: Of the run.
@@ -71,6 +72,26 @@ class Run:
     folder: Path
     accuracy: float
     results: dict[str, RunResults]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What `cft.pipeline` or `cft.compare` left.
+
+    Args:
+        folder: Of the pipeline, with a folder for each step.
+        runs: Trainings and tests that were done, by step.
+        report: The page, None where no run was tested.
+    """
+
+    folder: Path
+    runs: dict[str, Run]
+    report: Path | None
+
+    def table(self) -> str:
+        """The report's comparison as Markdown, "" where there is none."""
+        path = self.folder / "report" / "comparison.md"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +142,7 @@ def evaluate(*overrides: str, **settings: Value) -> Run:
 
 
 def rl(*overrides: str, **settings: Value) -> Run:
-    """`cft rl`: reinforcement learning from a checkpoint, the verifier's verdicts as rewards.
+    """`cft rl`: reinforcement learning from a checkpoint, with the verifier's verdicts as rewards.
 
     Raises:
         UserError: What the command would print.
@@ -130,6 +151,28 @@ def rl(*overrides: str, **settings: Value) -> Run:
     with _inputs("rl", overrides, settings) as (cfg, job):
         accuracy = _stage("rl")(cfg, job)
         return _measured(Path(cfg.resume) if cfg.resume else job.folder, accuracy)
+
+
+def pipeline(*overrides: str, **settings: Value) -> Steps:
+    """`cft pipeline`: several stages, checked together, run one after the other, skipped where they are done.
+
+    Steps run in processes of their own, unless `isolated=False`: a script calls this under `if __name__ == "__main__":`.
+
+    Raises:
+        UserError: What the command would print.
+        StepCrashed: A step's process was killed, or ended with an error of the program.
+        Interrupted: It was told to end; the same call goes on from there.
+    """
+    return _steps(Path(_run("pipeline", overrides, settings)[0]))
+
+
+def compare(*overrides: str, **settings: Value) -> Steps:
+    """`cft compare`: from data to a table of arms: annotate, search a learning rate for each, train, test, report.
+
+    Raises:
+        UserError, StepCrashed, Interrupted: As `pipeline`.
+    """
+    return _steps(Path(_run("compare", overrides, settings)[0]))
 
 
 def score(*overrides: str, **settings: Value) -> Path:
@@ -221,6 +264,18 @@ def _measured(folder: Path, accuracy: float) -> Run:
     paths = sorted(folder.glob(f"*/{RESULTS}")) or list(folder.glob(RESULTS))
     found = [RunResults.read(path) for path in paths]
     return Run(folder, accuracy, {results.benchmark: results for results in found})
+
+
+def _steps(folder: Path) -> Steps:
+    """Those of the folder that left results, the few of an estimate left out."""
+    names = sorted(path.stem for path in (folder / "steps").glob("*.json"))
+    runs = {}
+    for name in names:
+        found = RunResults.find(folder / name)
+        if found is not None and not name.startswith(f"{ESTIMATE_STEPS}-"):
+            runs[name] = _measured(folder / name, found.accuracy)
+    page = folder / "report" / "report.html"
+    return Steps(folder, runs, page if page.is_file() else None)
 
 
 def _stage(name: str) -> Any:

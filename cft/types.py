@@ -53,7 +53,8 @@ class Problem:
 
     solution: a worked solution that ends in the answer, "" where the source has none (`cft annotate responses=given`).
     messages: if the problem is a conversation, its messages in the format of chat templates; the last one is the assistant's
-    answer, the others are the prompt. tools: JSON schemas passed to the chat template.
+    answer, the others are the prompt. tools: JSON schemas passed to the chat template. place: where it was read, for
+    people; not part of its identity.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Problem:
     solution: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Any, ...] = ()
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

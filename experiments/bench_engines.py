@@ -2,10 +2,14 @@
 
     python -m experiments.bench_engines [--engines shared_prefix continuous] [--problems 24] [--rounds 3] [overrides ...]
 
-The first engine solves problems and ranks the tokens of the responses; from every position the second most probable token
-is continued, as an annotation would, by each engine in turn, several rounds. Overrides are those of `cft annotate`:
-model=smollm2 data=..., device=cuda, max_new_tokens=N, verifier and so on. Ends in one line of JSON: decoded tokens per
-second of wall and of processor time (median over rounds), continuations equal to the first engine's, processor, device.
+The first engine solves problems and ranks the tokens of the responses. In each round every engine in turn continues one
+alternative of every position, as an annotation would: the second most probable token in the first round (which warms up and is
+not counted), the third in the next. So no fork comes twice, and a prefix cache knows of it what it knows in an annotation.
+
+An engine is a name, with settings of its own behind it where need be: --engines shared_prefix "vllm engine.enforce_eager=true".
+Overrides are those of `cft annotate`: model=smollm2 data=..., device=cuda, max_new_tokens=N and so on. Ends in a line of JSON:
+decoded tokens per second of wall and of processor time, other processes that an engine started included (median over rounds),
+continuations equal to the first engine's, processor, device.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ import json
 import platform
 import statistics
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +36,7 @@ from cft.config.build import build
 from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
 from cft.quiet import quiet_libraries
-from cft.types import GREEDY, Budget, Engine, Fork, TokenSequence
+from cft.types import GREEDY, Budget, Engine, Fork, Key, TokenSequence
 
 console = Console()
 
@@ -43,55 +49,91 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of cft annotate")
     arguments = parser.parse_args()
     quiet_libraries()
-    print(json.dumps(measured(arguments.engines, arguments.overrides, arguments.problems, rounds=arguments.rounds)))
+    found = measured(arguments.engines, arguments.overrides, problems=arguments.problems, rounds=arguments.rounds)
+    print(json.dumps(found))
 
 
-def measured(names: list[str], overrides: list[str], problems: int, *, rounds: int) -> dict[str, Any]:
+def measured(engines: list[str], overrides: list[str], *, problems: int, rounds: int) -> dict[str, Any]:
     cfg, _ = composed("annotate", overrides)
     spec, prompt = build(cfg.model), build(cfg.prompt)
     tokenizer = load_tokenizer(spec)
     model = LazyModel(spec, tokenizer, device=cfg.device, ends=[prompt.end_id(tokenizer)])
     budget = Budget(cfg.max_new_tokens)
-    engines = {name: build(composed("annotate", [*overrides, f"engine={name}"])[0].engine)(model) for name in names}
-    first = engines[names[0]]
+    settings = {name: own for name, *own in map(str.split, engines)}
     asked = build(cfg.data).of(cfg.split)[:problems]
     prompts = [np.asarray(prompt.ids(tokenizer, problem.question), dtype=np.int32) for problem in asked]
-    forks = counterfactuals(first, prompts, budget=budget, eos_ids=model.facts.eos_ids)
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    ids: dict[str, dict[Any, list[int]]] = {}
-    tokens: dict[str, int] = {}
-    for _ in range(rounds + 1):  # the first one warms up
-        for name, engine in engines.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            found = dict(engine.run(ListSource(forks), budget=budget))
-            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-            ids[name] = {key: completion.ids.tolist() for key, completion in found.items()}
-            tokens[name] = sum(completion.num_decoded for completion in found.values())
-    rates = {
-        name: {
-            "tokens_per_s": round(tokens[name] / statistics.median(wall for wall, _ in timed[1:])),
-            "tokens_per_cpu_s": round(tokens[name] / statistics.median(cpu for _, cpu in timed[1:])),
-            "equal": sum(ids[name][key] == other for key, other in ids[names[0]].items()),
-        }
-        for name, timed in seconds.items()
+    with ExitStack() as held:
+        made: dict[str, Engine] = {}
+        for name, own in settings.items():
+            config, _ = composed("annotate", [*overrides, f"engine={name}", *own])
+            made[name] = held.enter_context(closing(build(config.engine)(model)))
+        first = next(iter(made))
+        forks_by_round = counterfactuals(
+            made[first], prompts, rounds=rounds + 1, budget=budget, eos_ids=model.facts.eos_ids
+        )
+        timed = {name: [decoded(engine, forks, budget) for forks in forks_by_round] for name, engine in made.items()}
+        device = made[first].facts()["device"]
+    counted = {name: found[1:] for name, found in timed.items()}
+    rates = {name: rates_of(found, counted[first]) for name, found in counted.items()}
+    for rate in rates.values():
+        rate["of_the_first"] = round(rate["tokens_per_cpu_s"] / rates[first]["tokens_per_cpu_s"], 3)
+    machine = {"processor": processor(), "threads": torch.get_num_threads(), "device": device}
+    number = sum(len(forks) for forks in forks_by_round[1:])
+    show(rates, title=f"{spec.name}, {number} continuations, {device}, {machine['threads']} threads")
+    tokens = sum(round_.tokens for round_ in counted[first])
+    return {
+        "model": spec.name,
+        "dtype": spec.dtype,
+        "forks": number,
+        "tokens": tokens,
+        "rounds": rounds,
+        **machine,
+        "settings": {name: " ".join(own) for name, own in settings.items()},
+        "engines": rates,
     }
-    facts = {"model": spec.name, "dtype": spec.dtype, "forks": len(forks), "tokens": tokens[names[0]], "rounds": rounds}
-    machine = {
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "device": engines[names[0]].facts()["device"],
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    wall_s: float
+    cpu_s: float
+    tokens: int
+    ids: dict[Key, list[int]]
+
+
+def decoded(engine: Engine, forks: list[Fork], budget: Budget) -> Round:
+    wall, cpu = time.perf_counter(), processor_seconds()
+    found = dict(engine.run(ListSource(forks), budget=budget))
+    wall, cpu = time.perf_counter() - wall, processor_seconds() - cpu
+    tokens = sum(completion.num_decoded for completion in found.values())
+    return Round(wall, cpu, tokens, {key: completion.ids.tolist() for key, completion in found.items()})
+
+
+def rates_of(rounds: list[Round], first: list[Round]) -> dict[str, float]:
+    equal = sum(
+        mine.ids[key] == ids for mine, other in zip(rounds, first, strict=True) for key, ids in other.ids.items()
+    )
+    return {
+        "tokens_per_s": round(statistics.median(r.tokens / r.wall_s for r in rounds)),
+        "tokens_per_cpu_s": round(statistics.median(r.tokens / r.cpu_s for r in rounds)),
+        "equal": equal,
     }
-    show(rates, title=f"{spec.name}, {len(forks)} continuations, {machine['device']}, {machine['threads']} threads")
-    for engine in engines.values():
-        with closing(engine):
-            pass
-    return {**facts, **machine, "engines": rates}
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it has started: vLLM decodes in one of its own."""
+    own = psutil.Process()
+    times = [own.cpu_times()]
+    for process in own.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            times.append(process.cpu_times())
+    return sum(spent.user + spent.system for spent in times)
 
 
 def counterfactuals(
-    engine: Engine, prompts: list[np.ndarray], *, budget: Budget, eos_ids: tuple[int, ...]
-) -> list[Fork]:
-    """The second most probable token in the place of each token of each response that came to an end."""
+    engine: Engine, prompts: list[np.ndarray], *, rounds: int, budget: Budget, eos_ids: tuple[int, ...]
+) -> list[list[Fork]]:
+    """For each round another alternative in the place of each token of each response that came to an end."""
     sequences = [TokenSequence(ids, len(ids)) for ids in prompts]
     solving = [Fork(sequence, sequence.prompt_len, None, GREEDY, i) for i, sequence in enumerate(sequences)]
     whole = [
@@ -99,21 +141,23 @@ def counterfactuals(
         for key, completion in engine.run(ListSource(solving), budget=budget)
         if completion.finish == "stop"
     ]
-    forks = []
-    for index, top in engine.score_all(whole, k=1 + len(eos_ids)):
+    forks: list[list[Fork]] = [[] for _ in range(rounds)]
+    for index, top in engine.score_all(whole, k=rounds + len(eos_ids)):
         sequence = whole[index]
-        ids_RK, _ = alternatives(sequence.ids[sequence.prompt_len :], top, k=1, eos_ids=eos_ids)
-        forks += [
-            Fork(sequence, sequence.prompt_len + t, int(first), GREEDY, (index, t))
-            for t, first in enumerate(ids_RK[:, 0])
-        ]
+        ids_RK, _ = alternatives(sequence.ids[sequence.prompt_len :], top, k=rounds, eos_ids=eos_ids)
+        for k, of_round in enumerate(forks):
+            of_round += [
+                Fork(sequence, sequence.prompt_len + t, int(first), GREEDY, (index, t, k))
+                for t, first in enumerate(ids_RK[:, k])
+            ]
     return forks
 
 
-def show(rates: dict[str, dict[str, int]], *, title: str) -> None:
-    table = Table("engine", "tokens/s", "tokens/s of processor time", "equal to the first", title=title)
+def show(rates: dict[str, dict[str, float]], *, title: str) -> None:
+    columns = ("tokens_per_s", "tokens_per_cpu_s", "of_the_first", "equal")
+    table = Table("engine", "tokens/s", "tokens/s of processor time", "of the first", "equal to the first", title=title)
     for name, found in rates.items():
-        table.add_row(name, *(f"{found[key]:,}" for key in ("tokens_per_s", "tokens_per_cpu_s", "equal")))
+        table.add_row(name, *(f"{found[key]:,}" for key in columns))
     console.print(table)
 
 

@@ -51,6 +51,7 @@ BASELINE = "sft"
 MASKS = ("random_like_critical", "complement", "entropy", "attention", "tfidf", "answer_span")
 TEACHER = (f"reference.model.path={OUT}/reference/export",)
 FURTHER = {"distillation": TEACHER, "target_sft": TEACHER}
+OF_ROLLOUTS = ("cdpo", "discriminative", "discriminative_mean", "dpo")  # compare right and wrong responses: other rows
 COMPOSED = {
     "cft+dft": ("mask=critical", "weighting=probability"),
     "thresholded": ("mask=all", "weighting=thresholded"),
@@ -111,6 +112,7 @@ def methods(only: Sequence[str]) -> list[Method]:
         name: (f"experiment={name}", *FURTHER.get(name, ()))
         for name in files
         if not name.startswith("tiny_arith")  # the demo's own budget
+        and name not in OF_ROLLOUTS
     }
     found |= {f"mask={mask}": (f"mask={mask}",) for mask in MASKS}
     found |= COMPOSED

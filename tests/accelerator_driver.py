@@ -29,7 +29,8 @@ from cft.training.selective_lm import SelectiveLM
 from cft.types import GREEDY, Budget, Completion, Fork, Sampling, TokenSequence
 from tests.fake_accelerator import DeviceMismatch, install, watching
 from tests.fakes import random_llama
-from tests.methods import OPTIONS, VOCABULARY, batch_of, objective, token_rows
+from tests.group_rows import SIZES, batches_of, group_rows, sampler_of
+from tests.methods import OF_GROUPS, OPTIONS, VOCABULARY, batch_of, objective, token_rows
 from tests.objectives import sft
 
 DEVICE = install()
@@ -115,6 +116,12 @@ def step(model: Any, method: Any, *, at: layout.Layout) -> tuple[float, float]:
     """Loss and gradient norm; where the loss wants a reference's distribution, the model itself is the reference."""
     lm = SelectiveLM(model, method, layout=at)
     batch = batch_of(token_rows()).to(model.device)
+    if method.rejected:
+        rows = group_rows()
+        (batch,) = batches_of(rows, sampler_of(rows, rejected=method.rejected, batch_size=len(SIZES)))
+        batch = batch.to(model.device)
+    if method.state is not None:
+        method.state.begin(len(SIZES))
     if "reference_distribution" in method.needs:
         frozen = copy.deepcopy(model) if model.device.type == "cpu" else model
 
@@ -210,7 +217,7 @@ def checks() -> dict[str, Callable[[], Any]]:
         "training step, packed": lambda: training_step("packed"),
         "planted": mistakes,
     }
-    for method in OPTIONS:
+    for method in (*OPTIONS, *OF_GROUPS):
         found[method] = lambda method=method: training(method)
     return found
 

@@ -168,6 +168,20 @@ def softmax_groups(k: Known, *, detached: bool) -> Array:
     return g
 
 
+def f_divergence(slope: Callable[[float], float], *, beta: float = 0.1) -> Gradient:
+    """Of f*(-D) of each row, D = beta times the sum of weighted log-ratios; slope: its derivative in D."""
+
+    def gradient(k: Known) -> Array:
+        g = np.zeros_like(k.p)
+        for b in set(k.row.tolist()):
+            (at,) = np.nonzero(k.row == b)
+            delta = beta * (k.w[at] * (-k.nll[at] - k.ref[at])).sum()
+            g[at] = slope(float(delta)) * beta * k.w[at, None] * (k.hot[at] - k.p[at])
+        return g
+
+    return gradient
+
+
 def kl_to_reference(k: Known) -> Array:
     log_ratio = np.log(k.p / k.r)
     return k.p * (log_ratio - (k.p * log_ratio).sum(1, keepdims=True))
@@ -324,6 +338,19 @@ TABLE: dict[str, Case] = {
     ),
     "loss=shad": Case(lambda k: softmax_groups(k, detached=True), count="sequence"),
     "loss=shad loss.aggregation.detached=false": Case(lambda k: softmax_groups(k, detached=False), count="sequence"),
+    "loss=f_divergence": Case(f_divergence(lambda d: d / 2 - 1 if d < 2 else 0.0), count="sequence"),
+    "loss=f_divergence loss.aggregation.beta=2.0": Case(  # beyond the end of Pearson's domain, too
+        f_divergence(lambda d: d / 2 - 1 if d < 2 else 0.0, beta=2.0), count="sequence"
+    ),
+    "loss=f_divergence loss.aggregation.divergence=hellinger loss.aggregation.beta=0.3": Case(
+        f_divergence(lambda d: -1 / (1 + max(d, -0.5)) ** 2, beta=0.3), count="sequence"
+    ),
+    "loss=f_divergence loss.aggregation.divergence=forward_kl": Case(
+        f_divergence(lambda d: -float(np.exp(-d - 1))), count="sequence"
+    ),
+    "loss=f_divergence loss.aggregation.divergence=total_variation": Case(
+        f_divergence(lambda d: -1.0), count="sequence"
+    ),
     "regularizer=kl_from_reference": Case(NLL, further=KL_FROM, limits=EXTRA_OFF),
     "regularizer=kl_to_reference": Case(NLL, further=KL_TO, limits=EXTRA_OFF),
     "regularizer=sed": Case(NLL, further=SED, limits=EXTRA_OFF + off(f"{EXTRA}.token_loss.tau=0.0")),

@@ -81,6 +81,7 @@ def run(
     logger: Any = False,
     dtype: torch.dtype = torch.float64,
     groups: Any = None,
+    inputs: Any = None,
     schedule: Any = "constant",
     callbacks: Any = None,
     resume: Path | None = None,
@@ -92,6 +93,7 @@ def run(
         objective=sft(normalizer=normalizer),
         optimizer=optimizer,
         groups=groups,
+        inputs=inputs,
         schedule=schedule,
         warmup_fraction=0.0,
         probe_every_n_steps=2,
@@ -122,7 +124,7 @@ def save_gradients(out: Path, world: int, accumulate: int, batch: int) -> None:
         torch.save(recorded, out)
 
 
-def save_weights(out: Path, world: int, accumulate: int, batch: int, groups: Any) -> None:
-    _, module, trainer = run(world=world, accumulate=accumulate, batch=batch, groups=groups)
+def save_weights(out: Path, world: int, accumulate: int, batch: int, groups: Any, inputs: Any = None) -> None:
+    _, module, trainer = run(world=world, accumulate=accumulate, batch=batch, groups=groups, inputs=inputs)
     if trainer.is_global_zero:
         torch.save(module.lm.model.state_dict(), out)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 
-from cft.data.batches import GlobalOrderSampler, RowDataset, TokenRow
+from cft.data.batches import GlobalOrderSampler, RowDataset, TokenRow, loader
 from cft.data.groups import groups_of
 from cft.types import TokenBatch
 from tests.methods import VOCABULARY
@@ -72,11 +73,10 @@ def sampler_of(
     return sampler
 
 
+def loader_of(rows: list[TokenRow], **dealt: Any) -> torch.utils.data.DataLoader[TokenBatch]:
+    return loader(rows, sampler_of(rows, **dealt))
+
+
 def batches_of(rows: list[TokenRow], sampler: GlobalOrderSampler, *, held_out: bool = False) -> list[TokenBatch]:
     dataset = RowDataset(rows, score_names=rows[0].scores.keys(), held_out=held_out)
     return [dataset[micro] for micro in sampler]
-
-
-def with_scores(rows: list[TokenRow], name: str, columns: list[np.ndarray]) -> list[TokenRow]:
-    """The rows with one column exchanged."""
-    return [replace(row, scores={**row.scores, name: column}) for row, column in zip(rows, columns, strict=True)]

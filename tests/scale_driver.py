@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -110,8 +111,10 @@ def run(
 ) -> tuple[CausalLMModule, Losses]:
     losses = Losses()
     made = partial(random_llama, spread=0.1, attention_dropout=dropout, tie_word_embeddings=True)
-    teacher = Initial().attach(made(seed=9).to(dtype), mixed=precision == "bf16-mixed") if reference else None
-    model = made()
+    # As in `cft train`, the first process alone has weights.
+    with torch.device("meta") if int(os.environ.get("LOCAL_RANK", 0)) else nullcontext():
+        model, taught = made(), made(seed=9)
+    teacher = Initial().attach(taught.to(dtype), mixed=precision == "bf16-mixed") if reference else None
     if lora:
         apply_lora(model, lora=Lora(r=4))
     module = CausalLMModule(

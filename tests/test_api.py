@@ -13,11 +13,13 @@ from hydra.core.hydra_config import HydraConfig
 
 import cft
 from cft.annotation.store import SHIPPED, AnnotationStore
-from cft.api import _literal
+from cft.api import _literal, _steps
 from cft.config.build import ConfigError
+from cft.files import write_json
 from cft.run_log import RUN_LOG
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY
+from tests.results import arm, write_run
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
@@ -85,6 +87,29 @@ def test_a_score_from_a_program_is_the_commands_with_a_log_of_what_was_said(
     assert not GlobalHydra.instance().is_initialized()
     (log,) = Path("outputs/score").glob(f"*/{RUN_LOG}")
     assert "Scored 6 of 6 rows" in log.read_text()
+
+
+def test_a_pipelines_steps_are_found_with_their_results(tmp_path: Path) -> None:
+    for name in ("base", "estimate-base", "sft-seed0"):
+        write_run(tmp_path, name, arm("all"), seed=0, correct=[1, 0], metrics={"eval/accuracy": {"value": 0.5}})
+    write_run(tmp_path, "left from before", arm("all"), seed=0, correct=[1, 0])
+    for name in ("annotate", "base", "estimate-base", "sft-seed0"):
+        write_json(tmp_path / "steps" / f"{name}.json", {})
+    found = _steps(tmp_path)
+    assert ({name: run.accuracy for name, run in found.runs.items()}, found.report, found.table()) == (
+        {"base": 0.5, "sft-seed0": 0.5},
+        None,
+        "",
+    )
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "comparison.md").write_text("| arm |")
+    (tmp_path / "report" / "report.html").touch()
+    assert (_steps(tmp_path).report, _steps(tmp_path).table()) == (tmp_path / "report" / "report.html", "| arm |")
+
+
+def test_mistakes_of_a_comparison_are_raised_as_those_of_its_command() -> None:
+    with pytest.raises(ConfigError, match="no such arm: cftt, did you mean cft"):
+        cft.compare("data=rows", arms=["sft", "cftt"], seeds=2, **{"data.path": "a.jsonl"})
 
 
 @pytest.mark.slow

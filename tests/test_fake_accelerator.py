@@ -14,7 +14,7 @@ import pytest
 import torch
 from packaging import version
 
-from tests.methods import OPTIONS
+from tests.methods import OF_GROUPS, OPTIONS
 
 pytestmark = pytest.mark.skipif(
     version.parse(torch.__version__) < version.parse("2.13"),
@@ -87,7 +87,7 @@ def test_scores_are_the_cpus(result: dict[str, Any]) -> None:
     assert result["same_ranks"]
 
 
-@few_quick(OPTIONS)
+@few_quick((*OPTIONS, *OF_GROUPS))
 def test_a_training_step_is_the_cpus(result: dict[str, Any]) -> None:
     """In both layouts: loss and gradient norm."""
     for layout in ("padded", "packed"):

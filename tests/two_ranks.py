@@ -14,7 +14,7 @@ TIMEOUT_S = 300
 def on_two_ranks(work: Callable[..., None], *args: Any) -> None:
     """work(*args) on both; Lightning finds them as a launcher would have started them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "tests.gradient_driver", "tests.scale_driver"])
+    context.set_forkserver_preload([__name__, "tests.gradient_driver", "tests.scale_driver", "tests.weights_driver"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

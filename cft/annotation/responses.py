@@ -191,11 +191,11 @@ def asked(problem: Problem, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) 
             turns = _with_system(chat, problem.messages[:-1])
             return prompt_ids(chat, tokenizer, turns, tools=problem.tools)
         except TextError as error:
-            raise TextError("conversation not encodable") from error
+            raise error.of("conversation") from error
     try:
         return prompt.ids(tokenizer, problem.question)
     except TextError as error:
-        raise TextError("question not encodable") from error
+        raise error.of("question") from error
 
 
 class GivenResponses:
@@ -240,7 +240,7 @@ class GivenResponses:
             text = self._behind(ids, problem.solution)
             response = response_ids(self.tokenizer, text, ends=self.eos_ids, written=tags)
         except TextError as error:
-            raise TextError("solution not encodable") from error
+            raise error.of("solution") from error
         return np.asarray(ids, dtype=np.int32), self._completion([*response, end])
 
     def _turn(self, problem: Problem) -> tuple[NDArray[np.int32], Completion]:
@@ -249,7 +249,7 @@ class GivenResponses:
             turns = _with_system(chat, problem.messages)
             made = conversation(chat, self.tokenizer, turns, tools=problem.tools, which="last")
         except TextError as error:
-            raise TextError("conversation not encodable") from error
+            raise error.of("conversation") from error
         turn = made.turns[-1]
         return made.encoded.ids[: turn.start], self._completion(made.encoded.ids[turn.start : turn.end].tolist())
 

@@ -47,9 +47,9 @@ class ProblemRecord:
     """What became of one problem.
 
     status: annotated | wrong (or right, where wrong responses are annotated) | undecided | cut off | near limit | prompt too
-    long | no solution given. Of rollouts: all right | some right | none right | none decided | prompt too long, no response,
-    and what came of all of them: how many there are, how many are right, how many undecided, and the pass rate, which is NaN
-    where none is decided.
+    long | no solution given | question, solution or conversation not encodable: and why. Of rollouts: all right | some right |
+    none right | none decided | prompt too long, no response, and what came of all of them: how many there are, how many are
+    right, how many undecided, and the pass rate, which is NaN where none is decided.
     """
 
     problem_id: str

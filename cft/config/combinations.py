@@ -61,6 +61,8 @@ def _of_groups(tree: Mapping[str, object], loss: Mapping[str, object], *, name: 
     data = tree.get("data")
     if not isinstance(data, Mapping):
         return
+    if data.get("responses") == "wrong":
+        yield "data.responses", f"expected right or all: {name} compares right responses with wrong ones, found wrong"
     if data.get("shuffle_responses") is True:
         yield "data.shuffle_responses", f"expected false: {name} compares the responses of one problem"
     if target_of(data) == GIVEN_ROWS and data.get("shape") not in ("auto", "preference", None):

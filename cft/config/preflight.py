@@ -30,6 +30,11 @@ def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         name, annotations_dir = str(data.get("annotation")), str(tree.get("annotations_dir"))
         if text := _no_annotation(name, annotations_dir=annotations_dir):
             yield f"data.annotation={name}", text
+    rates = tree.get("pass_rates")
+    if isinstance(rates, Mapping) and rates.get("annotation"):
+        name, annotations_dir = str(rates["annotation"]), str(tree.get("annotations_dir"))
+        if text := _no_annotation(name, annotations_dir=annotations_dir):
+            yield f"pass_rates.annotation={name}", text
     if isinstance(data, Mapping) and data.get("_target_") == "cft.data.rows.given_rows":
         from cft.data.row_files import not_there
 

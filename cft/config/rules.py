@@ -122,6 +122,12 @@ _DATA_IS_READ = Rule(
     lambda v: v.text("data._target_") != NO_ROWS and not v.text("data._target_").startswith("cft.data.sources."),
 )
 
+_PREFIX_WITHOUT_TAGS = Rule(
+    "data.tags",
+    "null with data/prefix=...: the beginning of a response has no answer to tag",
+    lambda v: v.get("data.prefix") is None or v.get("data.tags") is None,
+)
+
 _PART_OF_PARTS = Rule(
     "data.part", "from 0 to below data.parts", lambda v: v.number("data.part") < v.number("data.parts")
 )
@@ -158,9 +164,33 @@ _ON_RAY = (
     ),
 )
 
+CODE = "cft.verifiers.Code"
+OF_PROBLEMS = "cft.benchmarks.BenchmarkVerifier"  # what verifier=benchmark names
+
+
+def _patience_with(verifier: str) -> Rule:
+    """verifier: key of one that runs programs; it waits for them while the pool waits for it."""
+
+    def holds(v: Values) -> bool:
+        unused = verifier != "verifier" and v.text("verifier._target_") != OF_PROBLEMS
+        is_code = v.text(f"{verifier}._target_") == CODE
+        return unused or not is_code or v.number(f"{verifier}.cpu_s") <= v.number("verify.timeout_s")
+
+    return Rule(
+        f"{verifier}.cpu_s",
+        "at most verify.timeout_s: a program is given that many seconds of processor time, and the verifier that waits for it "
+        "is ended after verify.timeout_s, so that every long program would be undecided; raise verify.timeout_s",
+        holds,
+    )
+
+
+_OF_BENCHMARK = (_patience_with("verifier"), _patience_with("benchmark.verifier"))
+
 RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes them from here
     "annotate": (
         _TIES_IN_FLOAT32,
+        _patience_with("verifier"),
+        _patience_with("data.verifier"),
         Rule(
             "data._target_",
             "a source of problems, such as data=arithmetic or data=rows; an annotation is what cft annotate makes",
@@ -253,6 +283,8 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
         _TIES_IN_FLOAT32,
         _DATA_IS_READ,
         _PART_OF_PARTS,
+        *_OF_BENCHMARK,
+        _PREFIX_WITHOUT_TAGS,
         Rule(
             "trainer.max_steps",
             "above 0 because trainer.max_epochs is -1: one of the two must end the training",
@@ -269,10 +301,13 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "at most weighting.highest: else no token is left",
             lambda v: v.number("weighting.lowest") <= v.number("weighting.highest"),
         ),
-        # A coefficient may be any number from 0 on; as the weight of the worst group it is one of a whole.
+        # A coefficient may be any number from 0 on; as a weight or a share it is one of a whole.
         *(
             Rule(key, "a number from 0 to 1", lambda v, key=key: v.number(key) <= 1)
-            for key in ("loss.aggregation.weight.initial", "loss.aggregation.weight.final")
+            for key in (
+                *("loss.aggregation.weight.initial", "loss.aggregation.weight.final"),
+                *("inputs.mix.initial", "inputs.mix.final"),
+            )
         ),
         Rule(
             "optimizer.nesterov",
@@ -315,6 +350,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
     ),
     "rl": (
         _TIES_IN_FLOAT32,
+        *_OF_BENCHMARK,
         Rule(
             "data._target_",
             "a source of problems, such as data=arithmetic or data=gsm8k: the model writes the responses itself",
@@ -334,6 +370,14 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             "optimizer.groups",
             "none (optimizer/groups=none): cft rl trains all weights alike",
             lambda v: not v.get("optimizer.groups", None),
+        ),
+        Rule(
+            "pass_rates.annotation",
+            "rollouts of which these are the pass rates (cft annotate responses=rollouts), or pass_rates.min=0 and max=1",
+            lambda v: (
+                v.text("pass_rates.annotation") != ""
+                or (v.number("pass_rates.min") == 0 and v.number("pass_rates.max") == 1)
+            ),
         ),
         Rule(
             "micro_batch_size",
@@ -384,7 +428,7 @@ RULES: dict[str, tuple[Rule, ...]] = {  # by stage; `cft/config/stages.py` takes
             lambda v: v.text("data._target_") != GIVEN_ROWS,
         ),
     ),
-    "evaluate": (_TIES_IN_FLOAT32, _RULE_IS_APPLIED, temperature(), *_ON_RAY),
+    "evaluate": (_TIES_IN_FLOAT32, _RULE_IS_APPLIED, temperature(), *_OF_BENCHMARK, *_ON_RAY),
 }
 
 

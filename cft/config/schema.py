@@ -170,6 +170,7 @@ class TrainConfig:
     loss: Node = MISSING
     reference: Node = MISSING
     groups: Node = MISSING
+    inputs: Node = MISSING
     optimizer: Node = MISSING
     engine: Node = MISSING
     verifier: Node = MISSING
@@ -253,6 +254,13 @@ class RewardConfig:
 
 
 @dataclass
+class PassRatesConfig:
+    annotation: str = MISSING
+    min: Fraction = MISSING
+    max: Fraction = MISSING
+
+
+@dataclass
 class RlConfig:
     model: Node = MISSING
     data: Node = MISSING
@@ -265,6 +273,8 @@ class RlConfig:
     logger: Nodes = field(default_factory=dict)
     seed: Seed = MISSING
     checkpoint: str = MISSING
+    annotations_dir: Name = MISSING
+    pass_rates: PassRatesConfig = field(default_factory=PassRatesConfig)
     limit: CountOrAll = MISSING
     steps: AtLeastOne = MISSING
     micro_batch_size: AtLeastOne = MISSING
@@ -341,6 +351,7 @@ class AgreementConfig:
 @dataclass
 class PipelineConfig:
     steps: dict[str, Any] = field(default_factory=dict)  # overrides of stages, which their own schemas check
+    sequence: dict[str, Any] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
     isolated: bool = MISSING
     allow_targets: list[str] = field(default_factory=list)

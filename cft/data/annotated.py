@@ -18,6 +18,7 @@ from cft.data.chosen import Choice, PassRates, Verdicts, chosen, require_no_coun
 from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.pairing import other_prompts
+from cft.data.prefix import PrefixRows, require_nothing_stored
 from cft.data.tags import tagged_rows
 from cft.masks.base import Mask, MaskError, TooLittleEvidence, mask_weights
 from cft.models.load import tokenizer_hash
@@ -85,6 +86,7 @@ def annotated_rows(
     min_pass_rate: Fraction | None = None,
     max_pass_rate: Fraction | None = None,
     responses_per_problem: CountOrAll = -1,
+    prefix: PrefixRows | None = None,
     tags: list[str] | None = None,
 ) -> AnnotatedDataModule:
     """Rows of one annotation under a mask.
@@ -110,6 +112,7 @@ def annotated_rows(
         max_pass_rate: The highest one, included; None = any.
         responses_per_problem: -1 = all, else at most so many of a problem, by a hash of their ids. Of equal responses to a
             problem there is one in any case.
+        prefix: Of a share of the responses their beginning alone; None = all whole.
         tags: Four texts, between which each response is written as its thinking and its answer (`cft/data/tags.py`); null: as
             it is. The tokenizer may have more tokens than the annotation's, if they are these.
 
@@ -127,7 +130,7 @@ def annotated_rows(
     if rollouts:
         require_no_counterfactuals(str(store.folder), {"mask": mask, **columns})
     choice = Choice(
-        "all" if request.rejected else responses, PassRates(min_pass_rate, max_pass_rate), responses_per_problem
+        "compared" if request.rejected else responses, PassRates(min_pass_rate, max_pass_rate), responses_per_problem
     )
     every = [row for row in store.rows() if in_part(row.problem_id, part=part, parts=parts)]
     every, left_out = chosen(every, choice, rollouts=rollouts, place=str(store.folder))
@@ -143,6 +146,9 @@ def annotated_rows(
     def is_held_out(row: AnnotatedResponse) -> bool:
         return in_validation(row.problem_id, fraction=validation_fraction)
 
+    if prefix is not None:
+        require_nothing_stored({"mask": mask, **columns})
+        rows = prefix.of(rows, tokenizer=request.tokenizer, prompt=request.prompt)
     if shuffle_responses:
         _require_no_scores("data.shuffle_responses=true", "behind its own prompt", columns)
         rows = other_prompts(rows, seed=seed, part=is_held_out)

@@ -18,6 +18,7 @@ from cft.masks.base import MaskError, hash_of
 from cft.types import AnnotatedResponse
 
 Verdicts = Literal["right", "wrong", "all"]
+ENDED, FAILED = ("right",), ("wrong", "cut off")
 _COUNTERFACTUAL = {
     "outcomes": "what came of each token's alternatives",
     "samples": "what came of samples after each token",
@@ -52,9 +53,10 @@ class PassRates:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """verdicts: "wrong" are those that count so in a pass rate, cut off ones too. per_problem: -1 = all."""
+    """verdicts: "wrong" are those that count so in a pass rate, cut off ones too; "compared" these and the right ones, for a
+    loss that tells them apart. per_problem: -1 = all."""
 
-    verdicts: Verdicts
+    verdicts: Verdicts | Literal["compared"]
     rates: PassRates
     per_problem: int
 
@@ -127,18 +129,17 @@ def _require_right(rows: Sequence[AnnotatedResponse], choice: Choice, *, place: 
 
 
 def _of_verdict(
-    rows: Sequence[AnnotatedResponse], verdicts: Verdicts, left_out: Counter[str]
+    rows: Sequence[AnnotatedResponse], verdicts: Verdicts | Literal["compared"], left_out: Counter[str]
 ) -> list[AnnotatedResponse]:
     if verdicts == "all":
         return list(rows)
-    wanted = ("right",) if verdicts == "right" else ("wrong", "cut off")
+    wanted = {"right": ENDED, "wrong": FAILED, "compared": (*ENDED, *FAILED)}[verdicts]
     found = [row for row in rows if row.verdict in wanted]
-    left_out[f"responses_not_{verdicts}"] = len(rows) - len(found)
-    if verdicts == "wrong":
-        return found
-    # Nothing that went on after its answer until it was cut off: no end would be learnt.
-    ended = [row for row in found if row.finish == "stop"]
-    left_out["right_responses_without_an_end"] = len(found) - len(ended)
+    left_out["responses_undecided" if verdicts == "compared" else f"responses_not_{verdicts}"] = len(rows) - len(found)
+    # Of the right ones nothing that went on after its answer until it was cut off: no end would be learnt.
+    ended = [row for row in found if row.finish == "stop" or row.verdict not in ENDED]
+    if verdicts != "wrong":
+        left_out["right_responses_without_an_end"] = len(found) - len(ended)
     return ended
 
 

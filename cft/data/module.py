@@ -128,8 +128,8 @@ class RowsDataModule(pl.LightningDataModule):
         if part == "train" and not kept:
             raise NothingToTrain(
                 f"{source.place}: nothing to compare: of {len(rows)} rows for training no problem has both a right (chosen) "
-                f"and a wrong (rejected) response ({counts}). Sample more of each problem (cft annotate annotate=none keep=all "
-                "samples=8), or bring rows with prompt, chosen and rejected (data=rows)"
+                f"and a wrong (rejected) response ({counts}). Sample more of each problem (cft annotate responses=rollouts "
+                "num_samples=8), or bring rows with prompt, chosen and rejected (data=rows)"
             )
         if part == "train" or rows:
             console.print(f"Groups of rows ({part}): {groups:,}; dropped: {counts}")

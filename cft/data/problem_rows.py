@@ -1,7 +1,7 @@
 """Raw rows to problems: every row that cannot be used is quarantined with its place and reason, and a budget is kept.
 
 A source yields `Row`s (a JSON object or the reason why there is none). `to_problems` reads the fields; `Quarantine`
-counts what was skipped, names the first five, and fails the run when there are too many of them.
+counts what was skipped by reason, names the first of each, and fails the run when there are too many of them.
 """
 
 from __future__ import annotations
@@ -72,12 +72,15 @@ class Quarantine:
     remedy: str = "Repair them, set the field names (data.*_field), or raise the limit"
     key: str = "data.max_bad_rows"
     counts: Counter[str] = field(default_factory=Counter)
-    offenders: list[str] = field(default_factory=list)
+    offenders: list[tuple[str, str, bool]] = field(default_factory=list)  # place, reason, whether the first of its kind
 
     def add(self, row: Row, *, reason: str) -> None:
-        self.counts[reason.partition(":")[0]] += 1
-        if len(self.offenders) < SHOWN:
-            self.offenders.append(f"{row.place}: {reason}")
+        """The reason up to its first colon is its kind."""
+        kind = reason.partition(":")[0]
+        first = kind not in self.counts
+        self.counts[kind] += 1
+        if first or len(self.offenders) < SHOWN:
+            self.offenders.append((row.place, reason, first))
 
     def report(self, *, rows: int) -> None:
         """Fail if the rows skipped are over the budget, else warn of them. rows: how many were read."""
@@ -88,11 +91,23 @@ class Quarantine:
             )
         if bad == 0:
             return
-        found = f"{self.source}: {bad} of {rows} rows cannot be used. First: " + "; ".join(self.offenders)
+        kinds = [f"{count} {kind}" for kind, count in self.counts.most_common()]
+        by_kind = f": {', '.join(kinds)}" if len(kinds) > 1 else ""
+        found = f"{self.source}: {bad} of {rows} rows cannot be used{by_kind}. First: {self._shown()}"
         if bad > self.max_bad_rows * rows:
             allowed = f"That is {bad / rows:.2%}, and at most {self.max_bad_rows:.2%} may be skipped ({self.key})"
             raise ProblemError(f"{found}. {allowed}. {self.remedy}.")
         warnings.warn(f"{found}. They were skipped.", stacklevel=2)
+
+    def _shown(self) -> str:
+        """The first of each kind, then the first of all, up to SHOWN of them, in the order of the source."""
+        first = [at for at, (_, _, first) in enumerate(self.offenders) if first][:SHOWN]
+        others = [at for at in range(len(self.offenders)) if at not in first]
+        places: dict[str, list[str]] = {}  # reason -> where
+        for at in sorted([*first, *others[: SHOWN - len(first)]]):
+            place, reason, _ = self.offenders[at]
+            places.setdefault(reason, []).append(place)
+        return "; ".join(f"{', '.join(where)}: {reason}" for reason, where in places.items())
 
 
 def to_problems(
@@ -126,7 +141,7 @@ def _problem(row: Row, *, fields: Fields, id_prefix: str) -> Problem:
     answer = read_field(row.value, fields.answer, numbers=True)
     solution = read_field(row.value, fields.solution) if fields.solution else ""
     row_id = read_field(row.value, fields.id, numbers=True) if fields.id else content_hash(question, answer, solution)
-    return Problem(id_prefix + row_id, question, fields.answer_of(answer), solution)
+    return Problem(id_prefix + row_id, question, fields.answer_of(answer), solution, place=row.place)
 
 
 def read_field(row: Mapping[str, Any], name: str, *, numbers: bool = False) -> str:

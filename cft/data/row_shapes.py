@@ -101,7 +101,7 @@ class RowReader:
         try:
             row = read[self.shape_of(value)](value, place)
         except PromptError as error:
-            raise BadRow(f"not to be put to this model: {error}") from error
+            raise BadRow(str(error)) from error
         row.allowed[0] = False  # predicted by nothing
         if not row.allowed.any():
             raise BadRow("no loss: no token of it may carry any")
@@ -127,7 +127,7 @@ class RowReader:
         self, value: Mapping[str, Any], messages: list[dict[str, Any]], place: str, *, first: int
     ) -> GivenRow:
         if not isinstance(self.prompt, Chat):
-            raise BadRow("not to be put to this model: messages need a chat template; set prompt=chat")
+            raise BadRow("messages need a chat template: set prompt=chat")
         weights = [number_of(message.pop("weight", 1), f"weight of message {i}") for i, message in enumerate(messages)]
         if self.prompt.system and messages[0]["role"] != "system":
             messages, weights, first = [*self.prompt.asked("")[:1], *messages], [1.0, *weights], first + 1

@@ -3,20 +3,24 @@
     prompt, completion       the question and its solution
     messages (tools)         a conversation: its last assistant turn is the response, what comes before it the prompt
 
-Token ids and weighted spans are no problems: such rows are counted as bad ones.
+Weights of messages are those of a training on the rows as they are; of an annotated response a mask says which tokens carry
+loss, so they are left out, and the rows that have some are counted. Token ids and weighted spans are no problems: such rows
+are counted as bad ones.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cft.console import console
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, read_field
 from cft.data.row_fields import messages_of, tools_of
 from cft.data.row_files import file_rows
@@ -48,15 +52,23 @@ def row_problems(keys: Mapping[str, Any]) -> Splits:
         remedy="Repair them, set data.shape or the field names (data.*_field), or raise the limit",
     )
     problems: dict[str, Problem] = {}
+    weighed = 0
     for row in chosen:
         try:
             problem = _problem(row, keys)
             if problem.id in problems:
                 raise BadRow(f"duplicate id: {problem.id}" if keys["id_field"] else "duplicate row")
             problems[problem.id] = problem
+            weighed += _is_weighed((row.value or {}).get(keys["messages_field"]))
         except BadRow as error:
             quarantine.add(row, reason=str(error))
     quarantine.report(rows=len(chosen))
+    if weighed:
+        console.print(
+            f"Note: {weighed} rows weigh their messages. What is annotated is the last assistant turn, without its weight, and "
+            "no other turn; cft train data=rows trains on rows with their weights",
+            markup=False,
+        )
     return splits_of(
         name=Path(path).stem, seed=0, train=problems.values(), validation=(), test=(), dropped=quarantine.counts
     )
@@ -76,11 +88,16 @@ def with_answers(splits: Splits, *, thinking: ThinkingTags) -> Splits:
             'answer is"), and no field of gold answers is named; expected data.answer_field=...'
         )
     dropped = Counter(splits.dropped)
-    if len(kept) < len(answered):
-        dropped["no final answer in the response; name a field of answers with data.answer_field"] = len(
-            answered
-        ) - len(kept)
+    if lacking := [problem.place for problem in answered if not problem.answer]:
+        where = first_place(lacking)
+        reason = f"no final answer in the response, first {where}; name a field of answers with data.answer_field"
+        dropped[reason] = len(lacking)
     return replace(splits, train=kept, dropped=dict(dropped))
+
+
+def first_place(places: Iterable[str]) -> str:
+    """The place that comes first in its file; problems are in another order."""
+    return min(places, key=lambda place: [int(part) if part.isdecimal() else 0 for part in re.split(r"(\d+)", place)])
 
 
 def wants_answers(splits: Splits) -> bool:
@@ -107,7 +124,8 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
     asked, said = value.get(names["prompt"]), value.get(names["completion"])
     if shape == "text" and not (isinstance(asked, list) and isinstance(said, list)):
         question, solution = read_field(value, names["prompt"]), read_field(value, names["completion"])
-        return Problem(_id(value, keys, question, solution, answer), question, answer, solution)
+        problem_id = _id(value, keys, question, solution, answer)
+        return Problem(problem_id, question, answer, solution, place=row.place)
     if shape == "text":
         messages = messages_of(asked, names["prompt"]) + messages_of(said, names["completion"])
     else:
@@ -115,6 +133,8 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
     last = max((i for i, message in enumerate(messages) if message["role"] == ASSISTANT), default=0)
     if not last:
         raise BadRow("no assistant turn behind another one: it is the response that is annotated")
+    if messages[last].get("weight") == 0:
+        raise BadRow("no loss: the last assistant turn, which is the response, has weight 0")
     turns = tuple({key: inner for key, inner in message.items() if key != "weight"} for message in messages[: last + 1])
     question = "\n\n".join(str(turn["content"]) for turn in turns if turn["role"] == "user")
     return Problem(
@@ -124,7 +144,12 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
         str(turns[-1]["content"]),
         turns,
         tuple(tools_of(value)),
+        row.place,
     )
+
+
+def _is_weighed(messages: Any) -> bool:
+    return isinstance(messages, list) and any(message.get("weight", 1) != 1 for message in messages)
 
 
 def _id(value: Mapping[str, Any], keys: Mapping[str, Any], *contents: str) -> str:

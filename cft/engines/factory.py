@@ -35,3 +35,9 @@ class EngineFactory(Protocol):
     hashes_weights: ClassVar[bool]
 
     def __call__(self, model: LazyModel) -> Engine: ...
+
+
+def device_beside(factory: EngineFactory, *, device: str) -> str:
+    """What the process that an engine runs in needs, of the configured device: servers hold their GPUs already, and a worker
+    that asks them would only keep one idle."""
+    return device if factory.hashes_weights else "cpu"

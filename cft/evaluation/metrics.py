@@ -3,6 +3,7 @@
     pass@k        1 - C(n - c, k) / C(n, k), the unbiased estimator            arXiv 2107.03374, eq. 1
     avg@n         right samples / n samples of a problem: pass@1 by another name    (`cft/evaluation/evaluation.py`)
     maj@k         fraction of problems whose most frequent answer is right        arXiv 2203.11171 (self-consistency)
+    macro F1      mean over classes of 2 TP / (2 TP + FP + FN)                 of answers that are one of a few options
     distinct-n    different n-grams / all n-grams                              arXiv 1510.03055
     self-BLEU     mean BLEU-4 of each sample against the others                arXiv 1802.01886 (high: all alike)
 
@@ -24,6 +25,7 @@ __all__ = [
     "Interval",
     "bootstrap_interval",
     "distinct_n",
+    "macro_f1",
     "maj_at_k",
     "paired_two_way_bootstrap",
     "pass_at_k",
@@ -76,6 +78,19 @@ def maj_at_k(answers: Sequence[str], correct: Sequence[bool], *, k: int) -> floa
     most = max(votes.values())
     winners = [ballot for ballot, count in votes.items() if count == most]
     return (_RIGHT in winners) / len(winners)
+
+
+def macro_f1(predicted: Sequence[str], gold: Sequence[str]) -> float:
+    """Mean over the classes among the gold answers of 2 TP / (2 TP + FP + FN). In [0, 1], NaN without answers.
+
+    A prediction that is none of these classes ("" or text) is a miss of its own class alone.
+    """
+    if len(predicted) != len(gold):
+        raise ValueError(f"macro F1 needs one prediction an answer, found {len(predicted)} and {len(gold)}")
+    right = Counter(answer for answer, one in zip(gold, predicted, strict=True) if answer == one)
+    said, there = Counter(predicted), Counter(gold)
+    scores = [2 * right[answer] / (said[answer] + there[answer]) for answer in there]
+    return float(np.mean(scores)) if scores else float("nan")
 
 
 def distinct_n(sequences: Sequence[Sequence[Hashable]], *, n: int) -> float:

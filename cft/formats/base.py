@@ -119,6 +119,11 @@ class Format(ABC):
     use: ClassVar[tuple[str, str]]
     limits: ClassVar[tuple[str, ...]] = ()
 
+    def of(self, source: Source) -> Format:
+        """The format of this annotation's rows, where that depends on what it holds."""
+        del source
+        return self
+
     def require(self, examples: Sequence[Example], source: Source) -> None:
         """Raises FormatError where the format cannot carry the rows."""
         del source

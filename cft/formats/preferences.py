@@ -1,4 +1,5 @@
-"""Pairs for direct preference optimization from the counterfactual evidence: a token against one that fails in its place.
+"""Pairs for direct preference optimization: of rollouts a right response against a wrong one to the same problem; else, from
+the counterfactual evidence, a token against one that fails in its place.
 
 After the same prefix, the response's own token led to the right answer and the alternative to a wrong one, or the other way
 round in a wrong response. A pair is these two tokens and no more, as in pivotal token search (Phi-4, arXiv 2412.08905):
@@ -9,13 +10,18 @@ teach to stop after the critical token; so pairs are ids, and texts come only wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from cft.annotation.rollouts import holds_rollouts
 from cft.formats.base import Example, Format, FormatError, Source
+from cft.prompts.chat import Chat
 from cft.types import Outcome
+
+Alternatives = Literal["first", "all"]
 
 _SCHEMA = {
     "response_id": pa.string(),
@@ -31,9 +37,10 @@ class Preferences(Format):
     """prompt_ids, chosen_ids and rejected_ids, as the collator of TRL's DPOTrainer takes them.
 
     Args:
-        alternatives: Of each token with loss: the "first" alternative that ended otherwise, or a pair for each ("all").
+        alternatives: Of each token with loss: the "first" alternative that ended otherwise, or a pair for each ("all"). Of
+            rollouts see `ResponsePairs`.
         text: Whether there are columns prompt, chosen and rejected, too. A trainer that reads them encodes them again and
-            adds an end token.
+            adds an end token. None: of whole responses alone.
     """
 
     library = "a preference pair"
@@ -62,9 +69,14 @@ class Preferences(Format):
         "undecided or untried make no pair.",
     )
 
-    def __init__(self, *, alternatives: Literal["first", "all"], text: bool) -> None:
-        self.alternatives = alternatives
+    def __init__(self, *, alternatives: Alternatives, text: bool | None) -> None:
+        self.alternatives: Alternatives = alternatives
         self.text = text
+
+    def of(self, source: Source) -> Format:
+        if not holds_rollouts(source.manifest):
+            return self
+        return ResponsePairs(alternatives=self.alternatives, text=self.text is not False)
 
     def table(self, examples: Sequence[Example], source: Source, *, split: str) -> pa.Table:
         pairs = [pair for example in examples for pair in self._pairs(example)]
@@ -97,3 +109,83 @@ class Preferences(Format):
                     "chosen_ids": chosen,
                     "rejected_ids": rejected,
                 }
+
+
+class ResponsePairs(Format):
+    """Whole responses to one problem, a right one against a wrong one; both have ended.
+
+    prompt, chosen and rejected are TRL's columns, as lists of messages where the prompt is a chat, beside the token ids that
+    they were made from (which `data=rows` reads).
+
+    Args:
+        alternatives: "first" = each right response with another wrong one, as far as there are both; "all" = with every one.
+        text: Whether there are columns prompt, chosen and rejected.
+    """
+
+    library = "a preference pair"
+    columns = (
+        ("`problem_id`, `response_id`, `rejected_id`", "string", "the problem, and its two responses"),
+        ("`prompt_ids`", "list of int32", "the prompt"),
+        ("`chosen_ids`", "list of int32", "a right response, its end token included"),
+        ("`rejected_ids`", "list of int32", "a wrong one"),
+        ("`prompt`, `chosen`, `rejected`", "list of messages, or string", "the same as texts, without end tokens"),
+    )
+    use = (
+        "python",
+        "from datasets import load_dataset\n"
+        "from trl import DPOConfig, DPOTrainer\n\n"
+        'pairs = load_dataset("<this folder>")["train"]\n'
+        'DPOTrainer(model="<the model>", args=DPOConfig(), train_dataset=pairs).train()',
+    )
+    limits = (
+        "DPOTrainer encodes texts and puts the end of a turn behind them. A sampled response need not be spelt by the tokens "
+        "that encoding gives; the columns of token ids are what was sampled.",
+        "Responses that were cut off or undecided, and repeated ones, make no pair.",
+    )
+
+    def __init__(self, *, alternatives: Alternatives, text: bool) -> None:
+        self.alternatives: Alternatives = alternatives
+        self.text = text
+
+    def table(self, examples: Sequence[Example], source: Source, *, split: str) -> pa.Table:
+        pairs = [self._pair(*two, source) for two in self._twos(examples)]
+        if split == "train" and not pairs:
+            verdicts = sorted({example.row.verdict for example in examples})
+            raise FormatError(
+                f"format: no problem has a right and a wrong response among these rows ({', '.join(verdicts)} alone), so there "
+                "is no pair; take both with data.responses=all, or more rollouts (cft annotate responses=rollouts "
+                "num_samples=...)"
+            )
+        schema = {"problem_id": pa.string(), "response_id": pa.string(), "rejected_id": pa.string()}
+        schema |= {name: _SCHEMA[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+        if self.text:
+            message = pa.struct([("role", pa.string()), ("content", pa.string())])
+            schema |= dict.fromkeys(_TEXTS, pa.list_(message) if isinstance(source.prompt, Chat) else pa.string())
+        return pa.Table.from_pylist(pairs, schema=pa.schema(schema))
+
+    def _twos(self, examples: Sequence[Example]) -> Iterator[tuple[Example, Example]]:
+        by_problem: dict[str, dict[str, list[Example]]] = {}
+        for example in examples:
+            if example.row.verdict in ("right", "wrong") and example.row.finish == "stop":
+                of_problem = by_problem.setdefault(example.row.problem_id, {"right": [], "wrong": []})
+                of_problem[example.row.verdict].append(example)
+        for found in by_problem.values():
+            join = product if self.alternatives == "all" else zip
+            yield from join(found["right"], found["wrong"])
+
+    def _pair(self, chosen: Example, rejected: Example, source: Source) -> dict[str, Any]:
+        two = {"chosen": chosen, "rejected": rejected}
+        pair: dict[str, Any] = {
+            "problem_id": chosen.row.problem_id,
+            "response_id": chosen.row.response_id,
+            "rejected_id": rejected.row.response_id,
+            "prompt_ids": chosen.row.prompt_ids.tolist(),
+            **{f"{name}_ids": example.row.response_ids.tolist() for name, example in two.items()},
+        }
+        if self.text and isinstance(source.prompt, Chat):
+            pair["prompt"] = source.turns(chosen)
+            pair |= {name: [{"role": "assistant", "content": one.row.response}] for name, one in two.items()}
+        elif self.text:
+            pair["prompt"] = source.tokenizer.decode(chosen.row.prompt_ids, skip_special_tokens=True)
+            pair |= {name: one.row.response for name, one in two.items()}
+        return pair

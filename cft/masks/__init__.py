@@ -4,7 +4,7 @@ from cft.masks.base import Mask, MaskError, MaskOf, RowMask, TooLittleEvidence, 
 from cft.masks.controls import Complement, RandomLike
 from cft.masks.critical import Critical, Deciding, Turning
 from cft.masks.projected import Projected
-from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore
+from cft.masks.ranked import Excess, HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore
 from cft.masks.sampled import CriticalSampled
 from cft.masks.spans import All, AnswerSpan, Numeric, Prefix
 from cft.masks.thinking import AfterThinking, Thinking
@@ -17,6 +17,7 @@ __all__ = [
     "Critical",
     "CriticalSampled",
     "Deciding",
+    "Excess",
     "HighEntropy",
     "Mask",
     "MaskError",

@@ -3,6 +3,7 @@
 HighEntropy     top fraction of a row by the stored entropy                    (arXiv 2506.01939; there by batch)
 TopScore        top fraction of a row by any stored score, such as attention
 TfIdf           top fraction of a row by TF-IDF                                (SFT-GO, arXiv 2506.15021)
+Excess          top fraction of a row by base loss - reference loss           (Rho-1, arXiv 2404.07965; there by batch)
 TokenCleaning   top fraction of the data set by base loss - reference loss     (arXiv 2502.01968)
 Reasoning       tokens whose loss does not fall when a model is trained on shuffled pairs   (SHAD, arXiv 2412.14780)
 
@@ -109,6 +110,45 @@ class TfIdf(RowMask):
         return top_of_row(values, fraction=self.fraction)
 
 
+class Excess(RowMask):
+    """The tokens of a response with the largest base loss - reference loss (Rho-1, arXiv 2404.07965), both models frozen.
+
+    By the live model it is weighting=excess_loss. SFT-GO (arXiv 2506.15021) makes groups of it.
+
+    Args:
+        base: stored score of kind reference_logprob, of the base model; "logprob" is the annotating model's own.
+        reference: the same, of the reference model.
+        fraction: fraction of the response's tokens that is picked, above 0 and at most 1.
+
+    Raises:
+        MaskError: `base` and `reference` are the same score.
+    """
+
+    logprob_arguments = ("base", "reference")
+
+    @in_range
+    def __init__(self, *, base: str, reference: str, fraction: FractionAboveZero) -> None:
+        self.gain = _Gain(base, reference)
+        self.needs = self.gain.needs
+        self.fraction = fraction
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        return top_of_row(self.gain(row), fraction=self.fraction)
+
+
+class _Gain:
+    """[R] nats by which the loss of each token falls from one stored model to another."""
+
+    def __init__(self, base: str, reference: str) -> None:
+        if base == reference:
+            raise MaskError(f"mask.base and mask.reference: both are {base}, expected log-probs of two models")
+        self.base, self.reference = StoredColumn(base), StoredColumn(reference)
+        self.needs = tuple(sorted({*self.base.needs, *self.reference.needs}))
+
+    def __call__(self, row: AnnotatedResponse) -> NDArray[np.float32]:
+        return self.reference(row) - self.base(row)
+
+
 class TokenCleaning(RowMask):
     """The tokens with the largest base loss - reference loss in the whole data set (Token Cleaning, arXiv 2502.01968).
 
@@ -128,15 +168,13 @@ class TokenCleaning(RowMask):
 
     @in_range
     def __init__(self, *, base: str, reference: str, fraction: FractionAboveZero) -> None:
-        if base == reference:
-            raise MaskError(f"mask.base and mask.reference: both are {base}, expected log-probs of two models")
-        self.base, self.reference = StoredColumn(base), StoredColumn(reference)
-        self.needs = tuple(sorted({*self.base.needs, *self.reference.needs}))
+        self.gain = _Gain(base, reference)
+        self.needs = self.gain.needs
         self.fraction = fraction
         self.threshold = math.nan
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
-        gains = [self._gain(row) for row in rows]
+        gains = [self.gain(row) for row in rows]
         flat = np.sort(np.concatenate(gains))[::-1] if gains else np.zeros(0, np.float32)
         count = math.ceil(self.fraction * len(flat) - 1e-9)
         self.threshold = float(flat[count - 1]) if count else math.inf
@@ -147,10 +185,7 @@ class TokenCleaning(RowMask):
     def __call__(self, row: AnnotatedResponse) -> Weights:
         if math.isnan(self.threshold):
             raise MaskError("TokenCleaning ranks tokens over the whole data set: call fit(rows) first")
-        return (self._gain(row) >= self.threshold).astype(np.float32)
-
-    def _gain(self, row: AnnotatedResponse) -> NDArray[np.float32]:
-        return self.reference(row) - self.base(row)
+        return (self.gain(row) >= self.threshold).astype(np.float32)
 
 
 class Reasoning(RowMask):

@@ -38,7 +38,8 @@ def place(model: PreTrainedModel, *, device: str, shard: int = 0, num_shards: in
     chosen = chosen_device(device, shard=shard, num_shards=num_shards)
     use_exact_float32()
     use_steady_attention()
-    torch.nn.Module.to(model, chosen)
+    if model.device.type != "meta":  # weights that are still to come
+        torch.nn.Module.to(model, chosen)
     if chosen == "cpu":
         keep_freed_memory()
     if chosen == "cpu" and model.num_parameters() < SMALL_MODEL_PARAMETERS:

@@ -14,6 +14,7 @@ MFU = arithmetic of a step / (its time * measured rate of matrix products).
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,13 +34,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
     """Floating-point operations of training a model: a token through the blocks, a token through the head, and a token
-    of a row of T tokens in attention, divided by T: in layers that see all of it, and in those that see `window` tokens."""
+    of a row of T tokens in attention, divided by T: in layers that see all of it, and in those that see `window` tokens.
+    block_forward, head_forward: what of it is the forward pass."""
 
     block_token: int
     head_token: int
     attention_token: int
     windowed_token: int = 0
     window: int = 0
+    block_forward: int = 0
+    head_forward: int = 0
 
     def of_rows(self, lengths: Sequence[int], *, projected: int) -> float:
         """lengths: tokens of each row. projected: tokens that reach the vocabulary."""
@@ -51,6 +55,17 @@ class Arithmetic:
             if self.windowed_token
         )
         return self.block_token * sum(lengths) + attention + self.head_token * projected
+
+    def of_forward(self, lengths: Sequence[int], *, projected: int) -> float:
+        """Of a forward pass without a backward one."""
+        forward = dataclasses.replace(
+            self,
+            block_token=self.block_forward,
+            head_token=self.head_forward,
+            attention_token=self.attention_token // 3,
+            windowed_token=self.windowed_token // 3,
+        )
+        return forward.of_rows(lengths, projected=projected)
 
 
 def arithmetic_of(model: PreTrainedModel) -> Arithmetic:
@@ -74,6 +89,8 @@ def arithmetic_of(model: PreTrainedModel) -> Arithmetic:
         block_token=4 * held + 2 * trained,
         head_token=(6 if weight.requires_grad else 4) * weight.numel(),
         attention_token=6 * whole * width,
+        block_forward=2 * held,
+        head_forward=2 * weight.numel(),
         windowed_token=6 * windowed * width,
         window=window(model.config) or 0,
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cft.files import sha256_json
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +30,14 @@ def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
         if ".lora_" not in name
     }
     return hash_of(kept)
+
+
+def config_hash(config: PreTrainedConfig) -> str:
+    """sha256 of what a model's config says, wherever it was read from."""
+    said = json.loads(config.to_json_string(use_diff=False))
+    return sha256_json(
+        {key: value for key, value in said.items() if key not in ("_name_or_path", "transformers_version")}
+    )
 
 
 def hash_of(state: Mapping[str, torch.Tensor]) -> str:

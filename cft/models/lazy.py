@@ -38,6 +38,7 @@ class LazyModel:
         tokenizer: Of the same spec. It comes first, since what depends on it alone is checked without weights.
         device: "cpu", "auto", or as in `cft.models.device.place`; so are `shard` and `num_shards`.
         ends: Tokens that end a response beside the checkpoint's own, such as the prompt's; None is none.
+        empty: Without weights, as of `load_causal_lm`.
     """
 
     def __init__(
@@ -49,11 +50,12 @@ class LazyModel:
         ends: Collection[int | None] = (),
         shard: int = 0,
         num_shards: int = 1,
+        empty: bool = False,
     ) -> None:
         self.spec = spec
         self.tokenizer = tokenizer
         self.device = device
-        self._ends = ends
+        self._ends, self._empty = ends, empty
         self._shards = {"shard": shard, "num_shards": num_shards}
         self._model: PreTrainedModel | None = None
         self._weights = ""
@@ -106,7 +108,7 @@ class LazyModel:
             DeviceError: the device is not there.
         """
         if self._model is None:
-            model = load_causal_lm(self.spec, ends=self._ends)
+            model = load_causal_lm(self.spec, ends=self._ends, empty=self._empty)
             place(model, device=self.device, **self._shards)
             self._model = model
         return self._model

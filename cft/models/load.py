@@ -151,19 +151,56 @@ def _own_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> PreTrainedModel:
+def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = (), empty: bool = False) -> PreTrainedModel:
     """The model in `spec.dtype`, in eval mode, on the CPU, with adapters if `spec.lora` is set. Raises ModelError.
 
     ends: tokens that end a response beside the checkpoint's own and `spec.eos_tokens`; None is none.
+    empty: without weights, on the meta device: another process has them (`cft/training/distributed/weights.py`). None of its
+    files of weights is looked at.
     """
     if spec.attn_implementation == "flash_attention_2":
         _require_flash_attention()
     source = locate(spec.path)
-    require_intact(Path(source), weights=True)
-    _require_whole(spec, source)
+    if not empty:
+        require_intact(Path(source), weights=True)
+        _require_whole(spec, source)
     config = read_config(spec, source)
     attention = loaded_attention(config, asked=spec.attn_implementation)
     require_attention(spec, config, attention=attention)
+    model = (_empty if empty else _filled)(spec, source, config, attention=attention)
+    _settle_generation_config(model)
+    if spec.eos_tokens or any(end is not None for end in ends):
+        further = further_eos_ids(spec, load_tokenizer(spec), ends=ends)
+        assert model.generation_config is not None
+        model.generation_config.eos_token_id = sorted({*listed(model.generation_config.eos_token_id), *further})
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if spec.lora is not None:
+        apply_lora(model, lora=spec.lora)
+    return model
+
+
+def _empty(spec: ModelSpec, source: str, config: PreTrainedConfig, *, attention: str) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if spec.added_tokens:
+        config = with_rows(config, load_tokenizer(spec))
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(
+                config,
+                dtype=getattr(torch, spec.dtype),
+                attn_implementation=attention,
+                trust_remote_code=spec.trust_remote_code,
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(spec, "model", error) from error
+    model.generation_config = read_generation_config(spec, source, config)
+    return model.eval()
+
+
+def _filled(spec: ModelSpec, source: str, _: PreTrainedConfig, *, attention: str) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -187,18 +224,9 @@ def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = ()) -> Pre
             f"model.path={spec.path}: {len(wrong)} weights are missing or of another shape than config.json says, "
             f"first: {', '.join(wrong[:3])}; the folder is damaged or no causal language model: get it again"
         )
-    _settle_generation_config(model)
     if spec.added_tokens:
         tokenizer = _own_tokenizer(spec)
         add_rows(model, tokenizer, add_tokens(tokenizer, spec.added_tokens))
-    if spec.eos_tokens or any(end is not None for end in ends):
-        further = further_eos_ids(spec, load_tokenizer(spec), ends=ends)
-        assert model.generation_config is not None
-        model.generation_config.eos_token_id = sorted({*listed(model.generation_config.eos_token_id), *further})
-    if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if spec.lora is not None:
-        apply_lora(model, lora=spec.lora)
     return model
 
 

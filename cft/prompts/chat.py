@@ -40,7 +40,12 @@ class PromptError(UserError, ValueError):
 
 
 class TextError(PromptError):
-    """The text of one problem that cannot be given to this tokenizer; the message is the reason."""
+    """The text of one problem that cannot be given to this tokenizer; the message is the reason, up to its first colon in
+    words that other texts share."""
+
+    def of(self, what: str) -> TextError:
+        """As the status of a problem."""
+        return TextError(f"{what} not encodable: {str(self).partition(':')[0]}")
 
 
 class Prompt(Protocol):

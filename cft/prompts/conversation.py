@@ -135,8 +135,8 @@ def _between_prefixes(
     for part, what in ((before, "before"), (after, "up to")):
         if not whole.startswith(part):
             raise TextError(
-                f"the chat template writes the conversation {what} message {number} in another way once the rest follows "
-                f"({_difference(part, whole)}), so no tokens are both the whole's and what the model answered to; take the "
+                f"the chat template writes earlier turns in another way once the rest follows: the conversation {what} message "
+                f"{number} ({_difference(part, whole)}), so no tokens are the whole's and what the model answered to; take the "
                 "last turn alone (data.turns=last), a template with {% generation %} marks, or set prompt.template_kwargs"
             )
     if role == ASSISTANT:
@@ -145,7 +145,7 @@ def _between_prefixes(
     text = content.strip() if isinstance(content, str) else ""
     at = whole.find(text, len(before), len(after)) if text else -1
     if at < 0:
-        raise TextError(f"the chat template does not write the text of message {number} ({role}) as it is")
+        raise TextError(f"the chat template does not write a text as it is: message {number} ({role})")
     tail = whole[at + len(text) : len(after)]
     closed = any(token in tail for token in special)
     return at, len(after) if closed else at + len(text)
@@ -169,8 +169,8 @@ def _turn(
         alone = _one_bos(encoded_frame(tokenizer, prefix), tokenizer).ids
         if alone.tolist() != encoded.ids[:first].tolist():
             raise TextError(
-                f"the tokens before message {number} are not those of its prompt alone: the tokenizer joins both sides of "
-                f"the border ({prefix[-12:]!r} and what follows); begin or end the texts where a token does"
+                f"the tokenizer joins a message with what is before it: message {number}, {prefix[-12:]!r} and what follows; "
+                "begin or end the texts where a token does"
             )
     ends = encoded.special
     if marked:  # else the template writes it within
@@ -179,7 +179,7 @@ def _turn(
         tail = without_breaks(whole[:end])[encoded.span[first + closing[-1], 1] :]
         last = first + closing[-1] + 1 if not tail.strip() else last
     if first == last:
-        raise TextError(f"the chat template writes nothing of message {number} ({role})")
+        raise TextError(f"the chat template writes nothing of a turn: message {number} ({role})")
     require_spelt(tokenizer, encoded, first, last)
     return Turn(number, role, first, last)
 

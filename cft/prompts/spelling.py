@@ -60,7 +60,7 @@ def encoded_frame(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
         if int(made.special.sum()) != frame:  # such as <unk>
             texts = [made.text[start:end] for start, end in made.span[made.special].tolist()]
             unknown = next((text for text in texts if text.strip() not in special), "")
-            raise TextError(f"the tokenizer cannot spell this text, of which it does not know {unknown[:20]!r}")
+            raise TextError(f"the tokenizer cannot spell this text: it does not know {unknown[:20]!r}")
         return made
     made = _of_pieces(tokenizer, pieces, special)
     # A tokenizer that begins every text in a way of its own (a space in front) cannot be fed piece by piece.

@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -88,12 +87,12 @@ def starts_as_reference(
     policy: PreTrainedModel, *, columns: Mapping[str, Column], manifest: Mapping[str, Any]
 ) -> bool | None:
     """Whether a policy that has not been trained yet is the model whose log-probs the annotation holds; says so where it is
-    not. None where the objective does not read these log-probs, and in further processes of a distributed run.
+    not. None where the objective does not read these log-probs, and where the policy's weights are still to come.
 
     columns: the objective's. manifest: of the annotation. Adapters that have just been put on change nothing.
     """
     column = columns.get(REFERENCE_LOGPROB)
-    if not (isinstance(column, StoredColumn) and column.name == OWN_LOGPROB) or getattr(rank_zero_only, "rank", 0):
+    if not (isinstance(column, StoredColumn) and column.name == OWN_LOGPROB) or policy.device.type == "meta":
         return None
     annotated = manifest["fingerprint"]["model"]
     if not annotated["weights"]:  # made by servers
@@ -213,7 +212,7 @@ class Teacher:
     def attach(self, policy: PreTrainedModel, *, mixed: bool = False) -> LiveReference:
         from cft.models.load import load_causal_lm
 
-        teacher = load_causal_lm(self.spec)
+        teacher = load_causal_lm(self.spec, empty=policy.device.type == "meta")
         if teacher.config.vocab_size != policy.config.vocab_size:
             raise BadValue(
                 f"reference.model={self.spec.name}: its vocabulary has {teacher.config.vocab_size} tokens, the trained "

@@ -34,16 +34,19 @@ GROUPS = {
     "loss": "Losses and aggregations",
     "regularizer": "Regularizers: further terms, each with its own tokens, count and coefficient",
     "groups": "Groupings: for losses that compare groups of tokens",
+    "inputs": "Inputs: what the model reads in training",
 }
 _SOURCE = re.compile(r"(?:arXiv[: ]*)?\b(\d{4}\.\d{5})\b")
 _PLAIN = ("_target_", "_partial_", "chunk_tokens")
 _UNSET = "???"
-METHOD = ("mask", "weighting", "loss", "groups", "reference")  # the groups that make up a method
+METHOD = ("mask", "weighting", "loss", "groups", "inputs", "reference")  # the groups that make up a method
 COMPLETE, SAMPLES, WRONG = "a complete annotation", "sampled evidence", "an annotation of wrong responses"
+ROLLOUTS = "rollouts: right and wrong responses of a problem"
 _EVIDENCE = {  # evidence that a mask needs: in words, overrides that produce it, further overrides of the training
     COMPLETE: ("graded", "short_circuit=false limit=400", ()),
     SAMPLES: ("sampled", "evidence=sampled limit=100", ()),
     WRONG: ("mistakes", "responses=wrong limit=400", ("data.responses=wrong",)),
+    ROLLOUTS: ("rollouts", "responses=rollouts num_samples=8 limit=400", ()),
 }
 
 
@@ -134,6 +137,8 @@ def _entry(group: str, file: Path, *, plain_loss: Mapping[str, Any], published: 
     needs = () if missing else _needs(tree.resolved)
     if not experiment:
         overrides = (*overrides, *_met(needs, group=group, option=option))
+    elif ROLLOUTS in needs:  # the data is no part of a method, and the shipped annotation has right responses alone
+        overrides = (*overrides, "data.annotation=rollouts")
     reference = flat({"reference": tree.written["reference"]})
     missing = (*missing, *(key for key, value in reference.items() if value == _UNSET and key not in overrides))
     settings = {key: value for key, value in values.items() if not key.endswith(_PLAIN) and value != _UNSET}
@@ -157,7 +162,8 @@ def _entry(group: str, file: Path, *, plain_loss: Mapping[str, Any], published: 
 
 def _needs(tree: Mapping[str, Any]) -> tuple[str, ...]:
     objective, mask, groups = build(tree["loss"])(build(tree["weighting"])), build(tree["mask"]), build(tree["groups"])
-    return tuple(sorted({*objective.needs, *mask.needs, *groups.needs, *_evidence(mask)}))
+    rows = {ROLLOUTS} if objective.rejected else set()
+    return tuple(sorted({*objective.needs, *mask.needs, *groups.needs, *_evidence(mask), *rows}))
 
 
 def _evidence(mask: Mask) -> set[str]:
@@ -174,9 +180,10 @@ def _before(tree: Mapping[str, Any], needs: tuple[str, ...]) -> Iterator[str]:
     """Commands that add what the configuration reads to the annotation that ships with the package."""
     for name, made, _ in (_EVIDENCE[need] for need in needs if need in _EVIDENCE):
         yield f"cft annotate annotation={name} {made}"
-    annotation = str(tree["data"]["annotation"])
+    shipped = str(tree["data"]["annotation"])
+    annotation = _EVIDENCE[ROLLOUTS][0] if ROLLOUTS in needs else shipped
     for name in sorted(stored_scores(tree)):
-        yield command_for(name, annotation, model=annotating_model(AnnotationStore(SHIPPED / annotation).manifest()))
+        yield command_for(name, annotation, model=annotating_model(AnnotationStore(SHIPPED / shipped).manifest()))
 
 
 def _met(needs: tuple[str, ...], *, group: str, option: str) -> Iterator[str]:
@@ -224,8 +231,8 @@ def document() -> str:
         "something that only you can name.",
         "",
         "`loss.normalizer` is what the sum over the tokens of a step is divided by: `critical` (tokens with loss), `response` "
-        "(all response tokens) or `sequence` (rows). There is no plain sum: its learning rate would depend on the number of "
-        "tokens in a step.",
+        "(all response tokens), `sequence` (rows) or `problem` (groups of rows, for losses that compare responses). There is "
+        "no plain sum: its learning rate would depend on the number of tokens in a step.",
     ]
     for group, title in GROUPS.items():
         parts += ["", f"## {title}"]

@@ -11,8 +11,9 @@ from cft.runs.results import RunResults
 # Parts of the config that make the weights what they are.
 PARTS = (
     *("model", "prompt", "data", "optimizer", "schedule", "rollout", "grpo", "critical", "positions", "reward"),
-    *("steps", "limit", "micro_batch_size", "max_grad_norm", "precision"),
+    *("steps", "limit", "pass_rates", "micro_batch_size", "max_grad_norm", "precision"),
 )
+RATES_OF = "pass_rates.annotation"
 RL = "rl"  # the key of an arm that says so: its loss
 _START = "start"
 _ELSEWHERE = ("checkpoint", "resume", "save_every_n_steps", "device", "export")
@@ -29,7 +30,7 @@ def arm_after(
     trained: RunResults | None, own: Mapping[str, Any], *, loss_type: str, checkpoint: str, weights: str
 ) -> dict[str, Any]:
     """own: the arm by this run's own config. checkpoint, weights: of a start without results, else ""."""
-    mine = {name: value for name, value in own.items() if part_of(name) not in _ELSEWHERE}
+    mine = {name: value for name, value in own.items() if part_of(name) not in _ELSEWHERE and name != RATES_OF}
     mine[RL] = loss_type
     if trained is None:
         return mine | ({"model": checkpoint, "weights": weights[:12]} if weights else {})

@@ -10,6 +10,7 @@ KL term, the entropy and the ratio of a whole response are of all tokens then to
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,7 @@ def grpo_trainer(
                 found["advantages"] = critical.spread(found, names, weights=weights, step=self.state.global_step)
             return found
 
+    logging.getLogger(GRPOTrainer.__module__).addFilter(_no_surprise)
     set_seed(cfg.seed)
     policy = model.load()
     policy.config._name_or_path = model.source  # where TRL reads the reference from; its weights are set below
@@ -124,3 +126,8 @@ def grpo_trainer(
     if trainer.ref_model is not None:
         same_weights(policy.state_dict(), trainer.accelerator.unwrap_model(trainer.ref_model))
     return trainer
+
+
+def _no_surprise(record: logging.LogRecord) -> bool:
+    """An undecided response has no reward: TRL would print each with its text, and train/undecided_rate says how many."""
+    return "All reward functions returned None" not in record.getMessage()

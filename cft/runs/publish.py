@@ -25,10 +25,12 @@ from cft.models.export import SUMS, require_intact
 from cft.runs.agreement import FILE as AGREEMENT
 from cft.runs.cards import model_card
 from cft.runs.lineage import CARD
-from cft.runs.results import RESULTS
+from cft.runs.results import RESULTS, RunResults
 from cft.runs.run import ADAPTER, EXPORT
 
 Part = Literal["auto", "model", "adapter"]
+_STEPS = "steps"  # of a pipeline's folder, what is remembered of each
+_ASIDE = ("estimate-", "search-")  # steps of a comparison whose models are no results
 _ANNOTATION = ("manifest.json", CARD, AGREEMENT, "units/*.json", "rows/*.parquet", "problems/*.parquet")
 _DATA_SET = ("manifest.json", CARD, "dataset_info.json", "data/*", "tokenized/*.json", "tokenized/*/*")
 _MODEL = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", CARD, SUMS)
@@ -54,7 +56,8 @@ class Parcel:
 
 
 def parcel(folder: Path, *, part: Part = "auto") -> Parcel:
-    """folder: an annotation, an export of cft export, a run of cft train, or a model folder. part: of a run.
+    """folder: an annotation, an export of cft export, a run of cft train or cft rl, a pipeline with one such run, or a model
+    folder. part: of a run.
 
     Raises:
         PublishError: none of these, unfinished, or with a secret in its data.
@@ -62,8 +65,10 @@ def parcel(folder: Path, *, part: Part = "auto") -> Parcel:
     """
     if (folder / RESULTS).is_file() or (folder / EXPORT).is_dir():
         return _of_run(folder, part=part)
+    if (folder / _STEPS).is_dir():
+        return _of_run(_only_run(folder), part=part)
     if part != "auto":
-        raise PublishError(f"part={part}: {folder} is no run of cft train (no {RESULTS}); leave part out")
+        raise PublishError(f"part={part}: {folder} is no run of cft train or cft rl (no {RESULTS}); leave part out")
     if (folder / "manifest.json").is_file():
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if "splits" in manifest:
@@ -74,8 +79,8 @@ def parcel(folder: Path, *, part: Part = "auto") -> Parcel:
     if (folder / "config.json").is_file():
         return _of_model(folder, "model", card={})
     raise PublishError(
-        f"path={folder}: nothing to publish; expected an annotation or an export (with manifest.json), a run of cft train "
-        f"(with {RESULTS}), or a model folder (with config.json)"
+        f"path={folder}: nothing to publish; expected an annotation or an export (with manifest.json), a run of cft train or "
+        f"cft rl (with {RESULTS}), a pipeline, or a model folder (with config.json)"
     )
 
 
@@ -84,12 +89,34 @@ def without_machine(text: str) -> str:
     return hidden(_PATH.sub(lambda found: f"<path>/{found[1]}", text))
 
 
+def _only_run(folder: Path) -> Path:
+    """The run of a pipeline that ends in one model. Which of several is published is no choice of a program: the best on test
+    problems would be chosen by what it is judged by."""
+    names = sorted(path.stem for path in (folder / _STEPS).glob("*.json"))
+    runs = [folder / name for name in names if (folder / name / EXPORT).is_dir() and not name.startswith(_ASIDE)]
+    if len(runs) == 1:
+        return runs[0]
+    if not runs:
+        raise PublishError(
+            f"path={folder}: no step of this pipeline holds a model ({EXPORT}/); cft compare keeps them with keep=exports"
+        )
+    named = [f"path={run}{_score(run)}" for run in runs]
+    raise PublishError(f"path={folder}: {len(runs)} steps of this pipeline hold a model; say which: {', '.join(named)}")
+
+
+def _score(run: Path) -> str:
+    """On validation problems, where they were what chose the epoch."""
+    found = RunResults.find(run)
+    best = (found.best_validation if found else None) or {}
+    return f" ({best['metric']} {best['value']:.3f})" if isinstance(best.get("value"), float) else ""
+
+
 def _of_run(folder: Path, *, part: Part) -> Parcel:
     place = folder / (ADAPTER if part == "adapter" else EXPORT)
     if not place.is_dir() or not (folder / RESULTS).is_file():
         lora = ", which only a training with model.lora writes" if part == "adapter" else ""
         missing = place if not place.is_dir() else folder / RESULTS
-        raise PublishError(f"path={folder}: no {missing.name}{lora}; expected a finished run of cft train")
+        raise PublishError(f"path={folder}: no {missing.name}{lora}; expected a finished run of cft train or cft rl")
     if part == "adapter":
         return _of_model(place, "adapters", card={CARD: model_card(folder, adapter=True)})
     return _of_model(place, "model", card={})

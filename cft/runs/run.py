@@ -20,7 +20,7 @@ ADAPTER = "export.adapter"  # with LoRA, beside the export, in which adapters ar
 # Parts of a config that determine a trained model, and an untrained one.
 TRAINED_BY = (
     *("model", "data", "optimizer", "schedule", "trainer", "callbacks", "prompt"),
-    *("mask", "weighting", "loss", "router", "reference", "groups"),
+    *("mask", "weighting", "loss", "router", "reference", "groups", "inputs"),
 )
 MEASURED_AS = ("model", "prompt")
 # Keys in those parts that only concern paths or display.

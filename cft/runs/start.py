@@ -15,14 +15,17 @@ from cft.runs.run import EXPORT
 REPLACED = ("checkpoint", "model.path", "model.name", "model.revision")
 
 
-def checkpoint_folder(checkpoint: str) -> tuple[Path, RunResults | None]:
-    """(Hugging Face folder, results of the training run or None) of a run folder or a model folder. Raises ConfigError."""
+def checkpoint_folder(checkpoint: str, *, key: str = "checkpoint") -> tuple[Path, RunResults | None]:
+    """(Hugging Face folder, results of the training run or None) of a run folder or a model folder. Raises ConfigError.
+
+    key: that names it, for messages.
+    """
     path = Path(checkpoint)
     for folder in (path / EXPORT, path):
         if (folder / "config.json").is_file():
             return folder, RunResults.find(path)
     raise ConfigError(
-        f"checkpoint={checkpoint}: neither a run folder of cft train or cft rl (with {EXPORT}/config.json) nor a Hugging "
+        f"{key}={checkpoint}: neither a run folder of cft train or cft rl (with {EXPORT}/config.json) nor a Hugging "
         "Face model folder (with config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"
     )
 

@@ -1,5 +1,7 @@
 """Kinds of score: what a frozen model says of each response token, from one teacher-forced pass over padded rows.
 
+One by a classifier of its own is in `classifier.py`.
+
     kind(model, rows) -> [[R] float32]          configured by conf/score, run by `cft score`
 
 The values of a row do not depend on the rows beside it. To add a kind, write a class with `eager`, `fingerprint` and
@@ -37,6 +39,16 @@ class ScoreKind(Protocol):
     def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]: ...
 
 
+class OwnModel(ABC):
+    """Base of a kind that asks a model of its own; `__call__` gets None in the place of the configured one."""
+
+    eager = False
+
+    @abstractmethod
+    def on(self, device: str) -> torch.device:
+        """Where it computes from now on. device: as `cft.models.device.place` has it."""
+
+
 class ReferenceLogprob:
     """log p(y_t | x, y_<t), nats."""
 
@@ -67,19 +79,20 @@ def _of_distributions(
     model: PreTrainedModel, rows: Sequence[AnnotatedResponse], value: Callable[[Tensor, Tensor], Tensor]
 ) -> list[Values]:
     """value(log-probs [N, V], the tokens [N] that came next) -> [N], of every response token."""
-    ids_BT, attention_BT = _padded(model, rows)
-    hidden_BTD = backbone(model)(ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
     found = []
-    for b, row in enumerate(rows):
-        start, end = len(row.prompt_ids), len(row.prompt_ids) + len(row.response_ids)
-        # The state before a token predicts it.
-        chunks = zip(
-            hidden_BTD[b, start - 1 : end - 1].split(CHUNK_TOKENS),
-            ids_BT[b, start:end].split(CHUNK_TOKENS),
-            strict=True,
-        )
+    for hidden_RD, y_R in predicting_states(model, rows):
+        chunks = zip(hidden_RD.split(CHUNK_TOKENS), y_R.split(CHUNK_TOKENS), strict=True)
         found.append(torch.cat([value(log_probs(project(model, h_ND)), y_N) for h_ND, y_N in chunks]))
     return [_array(values_R) for values_R in found]
+
+
+def predicting_states(model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[tuple[Tensor, Tensor]]:
+    """(hidden states [R, D] that predict the tokens of the response, these tokens [R]) of each row."""
+    ids_BT, attention_BT = _padded(model, rows)
+    hidden_BTD = backbone(model)(ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
+    ends = [(len(row.prompt_ids), len(row.prompt_ids) + len(row.response_ids)) for row in rows]
+    # The state before a token predicts it.
+    return [(hidden_BTD[b, start - 1 : end - 1], ids_BT[b, start:end]) for b, (start, end) in enumerate(ends)]
 
 
 class _Attention(ABC):

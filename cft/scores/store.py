@@ -35,7 +35,14 @@ from cft.shipped import CONF_DIR
 from cft.types import AnnotatedResponse
 
 SCHEMA_VERSION = 1
-KINDS = ("reference_logprob", "attention_received", "attention_to_prompt", "entropy")  # options of conf/score
+KINDS = (  # options of conf/score
+    "reference_logprob",
+    "attention_received",
+    "attention_to_prompt",
+    "entropy",
+    "contrast",
+    "token_classifier",
+)
 LOGPROB = KINDS[0]
 MODELS = CONF_DIR / "model"
 DEFAULT_MODEL = "tiny_arith"  # of conf/score.yaml
@@ -216,6 +223,8 @@ def command_for(name: str, annotation: str, *, model: str, given: str = "") -> s
     kind = expected_kind(name) or LOGPROB
     of = ["data=rows", _setting("data.path", given)] if given else [_setting("annotation", annotation)]
     parts = [*of, f"score={kind}", _setting("name", name), model]
+    if kind == "contrast":  # of two trained models, of right and of wrong responses
+        parts += ["checkpoint=RUN_FOLDER", "score.negative=OTHER_RUN_FOLDER"]
     return " ".join(["cft score", *filter(None, parts), *(() if kind == name else ("checkpoint=RUN_FOLDER",))])
 
 
@@ -254,9 +263,8 @@ def other_kind(
     if name == kind:
         remedy = f"make it again: {command_for(name, annotation, model=model, given=given)} replace=true"
     else:
-        remedy = (
-            f"name one that holds it, or make one: {command_for('reference', annotation, model=model, given=given)}"
-        )
+        make = "contrast" if kind == "contrast" else "reference"
+        remedy = f"name one that holds it, or make one: {command_for(make, annotation, model=model, given=given)}"
     return f"the stored score {name} is of the kind {found}, but {kind} is needed here; {remedy}"
 
 

@@ -22,6 +22,7 @@ from cft.config.schema import AnnotateConfig, Split
 from cft.console import console, progress
 from cft.data.rows_as_problems import problems_of, wants_answers, with_answers
 from cft.data.sources import Splits
+from cft.engines.factory import device_beside
 from cft.engines.refusals import require_samples
 from cft.engines.server.probe import with_stored_probe
 from cft.fleets.base import Crew, Facts, Fleet, FleetError, left_out_message, package_facts
@@ -82,7 +83,11 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     if cfg.responses in GIVEN and not cfg.complete:
         print_estimate(cfg, spec, positions, _to_annotate(store.units(), plan=plan, shard=shard))
     with (
-        fleet.crew(make, device=cfg.device, expected=lambda: _known(cfg, spec, judged_by=judged_by)) as crew,
+        fleet.crew(
+            make,
+            device=device_beside(build(cfg.engine), device=cfg.device),
+            expected=lambda: _known(cfg, spec, judged_by=judged_by),
+        ) as crew,
         logging_to(
             cfg.logger, lambda: _run_facts(cfg, job, model=spec.name, data=splits.name, inputs=inputs)
         ) as loggers,
@@ -101,7 +106,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
             raise FleetError(
                 left_out_message(crew.left_out, kept=f"The others are in {store.folder}.", command=job.command)
             )
-        _finish(store, job, shard=shard, loggers=loggers, max_new_tokens=cfg.max_new_tokens)
+        _finish(store, job, shard=shard, loggers=loggers, problems=plan.problems, max_new_tokens=cfg.max_new_tokens)
     return store.folder
 
 
@@ -219,14 +224,24 @@ def _print_engine_counts(counts: Counter[str]) -> None:
         )
 
 
-def _finish(store: AnnotationStore, job: Job, *, shard: Shard, loggers: Sequence[Logger], max_new_tokens: int) -> None:
+def _finish(
+    store: AnnotationStore,
+    job: Job,
+    *,
+    shard: Shard,
+    loggers: Sequence[Logger],
+    problems: Sequence[Problem],
+    max_new_tokens: int,
+) -> None:
     """What is said and written once this shard's units are there: of the whole, if it was the last."""
     if state := store.unfinished_shards():
         done = f"{str(shard).capitalize()} is done. {store.folder} is {unfinished_message(state)}"
         console.print(done, markup=False)
         return
-    printed = print_rollouts if rollouts.holds_rollouts(store.manifest()) else print_summary
-    printed(store, job, max_new_tokens=max_new_tokens)
+    if rollouts.holds_rollouts(store.manifest()):
+        print_rollouts(store, job, max_new_tokens=max_new_tokens)
+    else:
+        print_summary(store, job, problems_asked=problems, max_new_tokens=max_new_tokens)
     write_annotation_card(store)
     log_totals(loggers, _totals(store.manifest()))
     log_made(loggers, annotation_link(store.folder))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 from rich.table import Table
 
@@ -9,13 +12,17 @@ from cft.annotation.responses import wanted
 from cft.annotation.store import AnnotationStore
 from cft.commands import train_command
 from cft.console import console
+from cft.data.rows_as_problems import first_place
 from cft.masks.critical import critical_fraction, deciding_word
 from cft.runs.job import Job
+from cft.types import Problem
 
+_NOT_PUT = re.compile("not encodable|no solution|too long")  # of rows that someone may want to mend
 RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison of cost
 
 
-def print_summary(store: AnnotationStore, job: Job, *, max_new_tokens: int) -> None:
+def print_summary(store: AnnotationStore, job: Job, *, problems_asked: Sequence[Problem], max_new_tokens: int) -> None:
+    """problems_asked: with the places that they were read from."""
     manifest, rows, problems = store.manifest(), store.rows(), store.problems()
     counts, compute = manifest["counts"], manifest["compute"]
     table = Table(title=f"Annotation {store.folder}", show_header=False, title_justify="left")
@@ -23,8 +30,11 @@ def print_summary(store: AnnotationStore, job: Job, *, max_new_tokens: int) -> N
     statuses: dict[str, int] = {}
     for record in problems:
         statuses[record.status] = statuses.get(record.status, 0) + 1
+    places = {problem.id: problem.place for problem in problems_asked}
     for status, count in sorted(statuses.items(), key=lambda item: -item[1]):
-        table.add_row(f"  {status}", f"{count:,} ({count / len(problems):.0%})")
+        where = [places.get(record.problem_id, "") for record in problems if record.status == status]
+        first = f", first {first_place(where)}" if _NOT_PUT.search(status) and all(where) else ""
+        table.add_row(f"  {status}", f"{count:,} ({count / len(problems):.0%}){first}")
     if rows:
         fraction = critical_fraction(rows, num_alternatives=min(row.alt_ids.shape[1] for row in rows))
         tokens, tried = sum(len(row.response_ids) for row in rows), sum(int(row.tried_R.sum()) for row in rows)

@@ -21,6 +21,7 @@ from cft.config.schema import EvaluateConfig
 from cft.console import console
 from cft.data.splits import Splits
 from cft.decoding import Rule, bound, fingerprint
+from cft.engines.factory import device_beside
 from cft.engines.refusals import require_adjusts, require_samples
 from cft.evaluation.evaluation import (
     Sample,
@@ -179,7 +180,8 @@ def _subject(
     hash_weights = make_engine.hashes_weights and (unknown or fleet.elsewhere)
     make = MakeSolving.of(cfg, spec=spec, hash_weights=hash_weights)
     known = partial(known_facts, cfg, spec, device="cpu", hash_weights=hash_weights)
-    with fleet.crew(make, device=cfg.device, expected=lambda: known()[1]) as crew:
+    device = device_beside(make_engine, device=cfg.device)
+    with fleet.crew(make, device=device, expected=lambda: known()[1]) as crew:
         yield _Subject(
             cfg,
             job,

@@ -53,7 +53,7 @@ def export(cfg: RowsExportConfig, job: Job) -> Path:
     out = Path(cfg.out)
     store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
     source = Source(store.manifest())
-    rows_format: Format = build(cfg.format)
+    rows_format: Format = build(cfg.format).of(source)
     benchmark, mask = build(cfg.benchmark), build(cfg.mask)
     data: AnnotatedDataModule = build(cfg.data)(
         RowsRequest(

@@ -32,6 +32,7 @@ from cft.models.load import require_room as require_length
 from cft.prompts.chat import Prompt, prompt_conflict, prompting
 from cft.references.models import Reference, starts_as_reference
 from cft.stages.testing import room_of
+from cft.training.distributed.weights import is_first
 from cft.training.fit import require_constructible
 from cft.types import Verdict, Verifier
 from cft.verifiers import other_verifier_note, verifier_fingerprint
@@ -106,7 +107,8 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     _require_positive(data, objective)
     _require_metric(cfg.callbacks["best"]["monitor"], data)
     require_constructible(cfg, folder)
-    model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")  # moved later
+    # On the CPU, and moved later. Other processes than the first one get their weights from it.
+    model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu", empty=not is_first())
     require_length(
         model.config,
         lengths={row.row_id: len(row.ids) for row in (*data.train_rows, *data.validation_rows)},

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cft import run_log
+from cft.annotation.store import AnnotationStore, find_annotation
 from cft.benchmarks.sets import verifier_for
 from cft.benchmarks.sweep import is_benchmark_override
 from cft.config.build import build
 from cft.config.schema import RlConfig
 from cft.console import console, progress
+from cft.data.chosen import PassRates
 from cft.data.splits import Splits
 from cft.engines.factory import EngineFactory
 from cft.engines.refusals import require_decodes, require_local, require_samples
@@ -29,13 +31,13 @@ from cft.models.lazy import LazyModel
 from cft.models.load import load_tokenizer
 from cft.prompts.chat import Prompt, prompting
 from cft.quiet import quiet_libraries
-from cft.rl.arm import PARTS, arm_after, start_settings
-from cft.rl.problems import Asked, asked
+from cft.rl.arm import PARTS, RATES_OF, arm_after, start_settings
+from cft.rl.problems import Asked, KnownRates, asked
 from cft.rl.resume import CHECKPOINTS, finished, newest
-from cft.runs.arm import arm_of
+from cft.runs.arm import arm_of, part_of
 from cft.runs.cards import write_model_card
 from cft.runs.job import Job
-from cft.runs.lineage import Link, checkpoint_link, lineage
+from cft.runs.lineage import Link, annotation_link, checkpoint_link, lineage
 from cft.runs.names import run_name
 from cft.runs.results import RunResults
 from cft.runs.run import EXPORT, group_of, identity_of, save_config, settings_of
@@ -107,6 +109,7 @@ def _prepared(cfg: RlConfig) -> _Prepared:
     model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device)
     if cfg.evaluation.problems or cfg.grpo.token_mask != "none":
         require_decodes(make_engine.name, model.config)
+    rated = _rated(cfg)
     found = asked(
         data,
         limit=cfg.limit,
@@ -116,6 +119,7 @@ def _prepared(cfg: RlConfig) -> _Prepared:
         context=model.facts.context,
         max_new_tokens=cfg.rollout.max_new_tokens,
         at_least=cfg.rollout.problems_per_step,
+        rates=KnownRates.of(rated, PassRates(cfg.pass_rates.min, cfg.pass_rates.max)) if rated else None,
     )
     tested = room_of(
         splits,
@@ -127,6 +131,8 @@ def _prepared(cfg: RlConfig) -> _Prepared:
         engine=make_engine.name,
     )
     inputs = evaluated_model(cfg.checkpoint, model_path=cfg.model["path"])
+    if rated:
+        inputs = (*inputs, annotation_link(rated.folder))
     require_exportable(model.load(), tokenizer)
     return _Prepared(prompt, now, model, found, data.name, splits, verifier, tested, make_engine, trained, inputs)
 
@@ -246,6 +252,14 @@ def _learnt(
     return model.eval(), seconds
 
 
+def _rated(cfg: RlConfig) -> AnnotationStore | None:
+    """The rollouts by whose pass rates problems are chosen."""
+    name = cfg.pass_rates.annotation
+    if not name:
+        return None
+    return AnnotationStore(find_annotation(name, annotations_dir=cfg.annotations_dir, key=RATES_OF))
+
+
 def _facts(cfg: RlConfig, job: Job, run: _Prepared, *, folder: Path) -> dict[str, Any]:
     """The fields of `RunResults` that are known before the first step."""
     weights = run.model.weights() if cfg.checkpoint and run.trained is None else ""
@@ -253,6 +267,10 @@ def _facts(cfg: RlConfig, job: Job, run: _Prepared, *, folder: Path) -> dict[str
     if cfg.checkpoint:
         settings = {name: value for name, value in settings.items() if name not in REPLACED}
     settings |= start_settings(run.trained, weights=weights)
+    if rated := _rated(cfg):  # by what it holds, not by where it lies
+        settings[RATES_OF] = annotation_link(rated.folder).fingerprint[:12]
+    else:
+        settings = {name: value for name, value in settings.items() if part_of(name) != part_of(RATES_OF)}
     own = {name: value for name, value in arm_of(job, ("model",)).items() if not is_benchmark_override(name)}
     rollout = cfg.rollout
     return {

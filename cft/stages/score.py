@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cft import run_log
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
@@ -36,7 +36,7 @@ from cft.models.load import (
 from cft.quiet import quiet_libraries
 from cft.runs.job import Job
 from cft.runs.run import EXPORT
-from cft.scores.methods import ScoreKind
+from cft.scores.methods import OwnModel, ScoreKind
 from cft.scores.store import (
     StoredScore,
     Values,
@@ -61,14 +61,17 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
     given = build(cfg.data)  # what reads rows of one's own, or None
     source = _annotated(cfg, tokenizer, spec) if given is None else _given(cfg, given, tokenizer)
     folder, rows = source.folder, source.rows
-    require_room(
-        read_config(spec, locate(spec.path)),
-        lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
-        remedy="choose a model of a longer context",
-    )
+    model = {"weights": "", "dtype": ""}
+    if not isinstance(kind, OwnModel):
+        require_room(
+            read_config(spec, locate(spec.path)),
+            lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
+            remedy="choose a model of a longer context",
+        )
+        model = {"weights": LazyModel(spec, tokenizer, device="cpu").weights(), "dtype": spec.dtype}
     method = {
         "score": kind.fingerprint(),
-        "model": {"weights": LazyModel(spec, tokenizer, device="cpu").weights(), "dtype": spec.dtype},
+        "model": model,
         "tokenizer": tokenizer_hash(tokenizer),
     }
     known: dict[str, Values] = {}
@@ -156,16 +159,16 @@ def batches(rows: Sequence[AnnotatedResponse], *, size: int) -> list[list[Annota
 
 def compute(
     kind: ScoreKind,
-    model: PreTrainedModel,
+    model: Any,
     parts: Sequence[Sequence[AnnotatedResponse]],
     *,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Values]:
-    """Values by response id, a batch at a time."""
+    """Values by response id, a batch at a time. model: None for a kind with its own."""
     values: dict[str, Values] = {}
-    model.eval()
+    asked: Any = model if model is None else model.eval()
     for batch in parts:
-        values |= {row.response_id: found for row, found in zip(batch, kind(model, batch), strict=True)}
+        values |= {row.response_id: found for row, found in zip(batch, kind(asked, batch), strict=True)}
         on_batch(len(batch))
     return values
 
@@ -187,14 +190,20 @@ class Scoring:
     def __init__(self, kind: ScoreKind, spec: ModelSpec, *, device: str) -> None:
         quiet_libraries()
         tokenizer = load_tokenizer(spec)
-        lazy = LazyModel(spec, tokenizer, device=device)
-        weights = lazy.weights()
-        self.kind, self.model = kind, lazy.load()
+        model = {"weights": "", "dtype": ""}
+        self.model: Any = None  # of a kind with a model of its own
+        if isinstance(kind, OwnModel):
+            at = kind.on(device)
+        else:
+            lazy = LazyModel(spec, tokenizer, device=device)
+            model = {"weights": lazy.weights(), "dtype": spec.dtype}
+            self.model = lazy.load()
+            at = self.model.device
+        self.kind = kind
         self.facts: Facts = {
-            "weights": weights,
-            "dtype": spec.dtype,
+            **model,
             "tokenizer": tokenizer_hash(tokenizer),
-            "device": device_facts(self.model.device),
+            "device": device_facts(at),
             "packages": package_facts(),
         }
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedModel
 
-from cft.config.build import ConfigError
+from cft.config.build import ConfigError, build
 from cft.config.schema import TrainConfig
 from cft.console import console
 from cft.data.columns import needs_live
@@ -42,6 +41,7 @@ from cft.training.checkpointing.checkpoints import load_checkpoint
 from cft.training.checkpointing.resume import Start, finished_accuracy, start_of
 from cft.training.distributed.launcher import own_environment
 from cft.training.distributed.sharding import is_sharded, release, trained_weights
+from cft.training.distributed.weights import is_empty, is_first
 from cft.training.fit import Fit, Fitted
 from cft.training.module import CausalLMModule, frozen_names
 from cft.training.parameter_groups import described, factory_of, groups_of
@@ -60,8 +60,8 @@ def train(cfg: TrainConfig, job: Job, start: Start | None = None) -> float:
     if start.finished:
         return finished_accuracy(start.folder)
     # The ranks of a distributed run share the folder; the first one holds it for all.
-    console.quiet = not _is_first()
-    with interruption.handlers(), own_environment(), exclusive(start.folder) if _is_first() else nullcontext():
+    console.quiet = not is_first()
+    with interruption.handlers(), own_environment(), exclusive(start.folder) if is_first() else nullcontext():
         failed = True
         try:
             accuracy = _train(cfg, job, start, interruption)
@@ -76,7 +76,9 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     run = prepared(cfg, start.folder)
     module = _module(cfg, run)
-    calibration = calibrate(module.lm, [*run.data.validation_rows, *run.data.train_rows])
+    calibration = {}
+    if not is_empty(module):
+        calibration = calibrate(module.lm, [*run.data.validation_rows, *run.data.train_rows])
     _print_start(run, module, start.folder, router=cfg.router.aux_coef)
     with VerifierPool(run.verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
 
@@ -86,7 +88,7 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
             return Solver(engine, run.tokenizer, run.prompt, grader, run.model.facts.context)
 
         # Of several processes the first one alone: some engines keep a second copy of the weights.
-        if (run.validation.run or run.tested.run) and _is_first():
+        if (run.validation.run or run.tested.run) and is_first():
             solver_of(module.lm.model)  # what cannot decode this model says so now, not after the training
         base = interruption.unless_asked(lambda: _base(cfg, run, solver_of), otherwise=None)
         fitted = Fit(cfg, job, start, interruption, module, run.data).run(run.validation.run, solver_of)
@@ -136,6 +138,7 @@ def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
         schedule=cfg.schedule.shape,
         warmup_fraction=cfg.schedule.warmup_fraction,
         probe_every_n_steps=cfg.probe.every_n_steps,
+        inputs=build(cfg.inputs),
         layout=cfg.compute.layout,
         fused_loss=used.fused_loss,
         router=router_coefficient(model.config, asked=cfg.router.aux_coef),
@@ -148,11 +151,6 @@ def _device(cfg: TrainConfig) -> str:
     return "cpu" if cfg.trainer["accelerator"] == "cpu" else "auto"
 
 
-def _is_first() -> bool:
-    """Of the processes of a distributed run."""
-    return getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
-
-
 def _print_start(run: Prepared, module: CausalLMModule, folder: Path, *, router: float | None) -> None:
     for warning in run.data.warnings():
         console.print(f"Warning: {warning}", markup=False)
@@ -160,6 +158,8 @@ def _print_start(run: Prepared, module: CausalLMModule, folder: Path, *, router:
         console.print(said, markup=False)
     if note := router_note(module.lm.model.config, asked=router):
         console.print(note, markup=False)
+    if module.of_inputs:
+        console.print(module.of_inputs, markup=False)
     if module.assigned:
         for line in described(module.assigned, module.groups):
             console.print(line, markup=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cft.data.batches import TokenRow, collate
@@ -31,14 +32,28 @@ ROWS_AT_A_TIME = 8
 def calibrate(lm: SelectiveLM, rows: Sequence[TokenRow]) -> dict[str, float]:
     """Thresholds by "term.tau". rows: from the first on, as many as the loss wants; held-out ones should come first."""
     fixed: dict[str, float] = {}
-    terms: dict[str, tuple[TokenLoss, On]] = {"loss": (lm.objective.token_loss, "eligible")}
-    terms |= {name: (r.token_loss, r.where) for name, r in lm.objective.regularizers.items()}
-    for name, (loss, where) in terms.items():
-        if isinstance(loss, MaskedQuadratic) and isinstance(loss.tau, str):
+    for name, loss, where in _with_threshold(lm.objective):
+        if isinstance(loss.tau, str):
             chosen = rows[: loss.calibration_rows]
             loss.tau = calibrated_threshold(lm, chosen, k=loss.k, fraction=loss.masked_out, where=where)
             fixed[f"{name}.tau"] = loss.tau
     return fixed
+
+
+def share_thresholds(objective: Objective) -> None:
+    """All processes get those of the first one, which alone has the weights to compute them with. Collective."""
+    losses = [loss for _, loss, _ in _with_threshold(objective)]
+    found = [loss.tau for loss in losses]
+    if found:
+        dist.broadcast_object_list(found, src=0)
+    for loss, tau in zip(losses, found, strict=True):
+        loss.tau = tau
+
+
+def _with_threshold(objective: Objective) -> list[tuple[str, MaskedQuadratic, On]]:
+    terms: dict[str, tuple[TokenLoss, On]] = {"loss": (objective.token_loss, "eligible")}
+    terms |= {name: (r.token_loss, r.where) for name, r in objective.regularizers.items()}
+    return [(name, loss, where) for name, (loss, where) in terms.items() if isinstance(loss, MaskedQuadratic)]
 
 
 def calibrated_threshold(

@@ -10,7 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,6 +20,7 @@ from cft.data.module import RowsDataModule
 from cft.evaluation.evaluation import Solver
 from cft.loggers.build import RunFacts
 from cft.models.flops import arithmetic_of
+from cft.models.hashes import config_hash
 from cft.runs.arm import ARM_KEYS, arm_of
 from cft.runs.job import Job
 from cft.runs.lineage import data_link, model_inputs
@@ -39,6 +39,7 @@ from cft.training.checkpointing.position import Position, position_of
 from cft.training.checkpointing.resume import Start, begin, require_same_steps, require_steps_left
 from cft.training.distributed.launcher import SameEverywhere, leave_group, use_own_launcher
 from cft.training.distributed.sharding import FullySharded
+from cft.training.distributed.weights import is_empty, is_first
 from cft.training.memory import (
     checkpoint_bytes,
     device_memory,
@@ -107,7 +108,12 @@ class Fit:
         keeper = next((c for c in callbacks.values() if isinstance(c, CheckpointKeeper)), None)
         with progress("Training", total=1) as bar:
             extra: list[Any] = [
-                SameEverywhere(self.job.digest, folder=folder, start=start.checkpoint),
+                SameEverywhere(
+                    self.job.digest,
+                    folder=folder,
+                    start=start.checkpoint,
+                    model=config_hash(self.module.lm.model.config),
+                ),
                 SeedEachStep(cfg.seed),
                 ShowProgress(bar, arithmetic_of(self.module.lm.model)),
                 Guards(folder),
@@ -128,8 +134,9 @@ class Fit:
                 require_steps_left(position, max_epochs=cfg.trainer["max_epochs"], max_steps=trainer.max_steps)
                 rows = cfg.data["batch_size"] * trainer.accumulate_grad_batches * trainer.world_size
                 require_same_steps(position, rows_per_step=rows)
-            self.require_room(trainer, keeper)
-            if getattr(rank_zero_only, "rank", 0) == 0:
+            if not is_empty(self.module):
+                self.require_room(trainer, keeper)
+            if is_first():
                 begin(start, self.job, self.data.facts(), source=self.data.source.place)
             facts = self.facts(position)
             trainer.loggers = [build(part)(facts) for part in cfg.logger.values()]

@@ -31,11 +31,13 @@ ATTENTION = "cft_rows"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """inputs: of the backbone. index_N: where the states that predict the tokens are among the B * T computed ones.
-    row_P: the row of each of these B * T positions, -1 for padding; None where it was not asked for."""
+    """inputs: of the backbone. index_N: where the states that predict the tokens are among the B * T computed ones. start_B:
+    where a row's first position is among them. row_P: the row of each of these positions, -1 for padding; None where it was not
+    asked for."""
 
     inputs: dict[str, Any]
     index_N: Tensor
+    start_B: Tensor
     row_P: Tensor | None = None
 
     def states(self, hidden_BTD: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ def placed(
         if rows:
             inside = torch.arange(width, device=row_B.device) < needed_B[row_B, None]
             row_P = torch.where(inside, row_B[:, None], -1).flatten()
-        return Placement({"input_ids": input_ids_BT[row_B, :width]}, index_N, row_P)
+        return Placement({"input_ids": input_ids_BT[row_B, :width]}, index_N, place_B, row_P)
     start_B = needed_B.cumsum(0) - needed_B
     position_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device).expand_as(input_ids_BT)
     kept_BT = position_BT < needed_B[:, None]
@@ -85,7 +87,7 @@ def placed(
         inputs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
         inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
     row_P = row_B.repeat_interleave(needed_B[row_B]) if rows else None
-    return Placement(inputs, start_B[tokens.row_N] + tokens.position_N - 1, row_P)
+    return Placement(inputs, start_B[tokens.row_N] + tokens.position_N - 1, start_B, row_P)
 
 
 def computed_positions(tokens: EligibleTokens) -> Tensor:

@@ -28,15 +28,18 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from cft.inputs import Inputs, Mixed
 from cft.losses.normalizer import TermSum
 from cft.losses.objective import Objective
 from cft.models import kernels
 from cft.models.hashes import hash_of
 from cft.references.models import LiveReference
+from cft.training.calibration import share_thresholds
 from cft.training.callbacks.guards import gradient_norm, require_finite
 from cft.training.checkpointing.checkpoints import CheckpointError
 from cft.training.checkpointing.position import step_is_done
 from cft.training.distributed.sharding import FullySharded, is_sharded, shard, shard_frozen, sum_over_replicas
+from cft.training.distributed.weights import FirstRanksWeights, is_empty
 from cft.training.layout import Layout
 from cft.training.parameter_groups import Groups, OptimizerFactory, freeze, optimizer_of
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
@@ -52,8 +55,8 @@ EXAMPLE_STATE = "example_state"
 
 class CausalLMModule(pl.LightningModule):
     """optimizer: parameters, or groups of them -> Optimizer. groups: see `cft/training/parameter_groups.py`. schedule: see
-    conf/train.yaml. probe_every_n_steps: 0 = never. layout, fused_loss, router: see `SelectiveLM`. examples: groups of rows
-    that are trained on, where the loss keeps a state of each (`cft/losses/example_state.py`).
+    conf/train.yaml. probe_every_n_steps: 0 = never. inputs, layout, fused_loss, router: see `SelectiveLM`. examples: groups of
+    rows that are trained on, where the loss keeps a state of each (`cft/losses/example_state.py`).
 
     Raises ConfigError where a group is about no parameter of the model, or two are about one."""
 
@@ -71,6 +74,7 @@ class CausalLMModule(pl.LightningModule):
         schedule: Literal["cosine", "linear", "constant"],
         warmup_fraction: float,
         probe_every_n_steps: int,
+        inputs: Inputs | None = None,
         reference: LiveReference | None = None,
         layout: Layout = "packed",
         fused_loss: bool = False,
@@ -81,11 +85,14 @@ class CausalLMModule(pl.LightningModule):
         if objective.state is not None:
             objective.state.begin(examples)
         self.lm = SelectiveLM(
-            model, objective, reference=reference, layout=layout, fused_loss=fused_loss, router=router
+            model, objective, inputs=inputs, reference=reference, layout=layout, fused_loss=fused_loss, router=router
         )
-        self.lm.check_head()
-        self.lm.check_layout()
-        self.lm.check_router()
+        if not is_empty(model):  # the first process looks for all
+            self.lm.check_inputs()
+            self.lm.check_head()
+            self.lm.check_layout()
+            self.lm.check_router()
+        self.of_inputs = self.lm.inputs.prepare(model)  # may freeze the embeddings
         self.groups = groups or {}
         self.assigned = freeze(model, self.groups)
         self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there
@@ -94,6 +101,7 @@ class CausalLMModule(pl.LightningModule):
         self.probe_every_n_steps = probe_every_n_steps
         self._expected = StepCounts()
         self._frozen: str | None = None
+        self._configured = False
         self._norm: Tensor | None = None  # of the gradient of the step under way
         terms = len(self.lm.names)
         self.register_buffer("_window", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
@@ -150,14 +158,26 @@ class CausalLMModule(pl.LightningModule):
     # ---- training
 
     def configure_model(self) -> None:
-        # Set by a strategy that shares out the weights; the hook runs once the processes know of each other.
-        if self.device_mesh is not None and not is_sharded(self):
-            strategy = self.trainer.strategy
+        # The hook runs once the processes know of each other.
+        if self._configured:
+            return
+        self._configured = True
+        strategy, frozen = self.trainer.strategy, self.lm.reference_model
+        weights: list[FirstRanksWeights | None] = [None, None]
+        if self.trainer.world_size > 1:
+            share_thresholds(self.lm.objective)
+            parts, device = (self.lm, frozen), strategy.root_device
+            weights = [FirstRanksWeights(part, device=device) if part is not None else None for part in parts]
+        if self.device_mesh is not None:  # set by a strategy that shares out the weights
             replicas = strategy.replicas if isinstance(strategy, FullySharded) else 1
             mixed = self.trainer.precision == "bf16-mixed"
-            shard(self.lm, self.lm.model, self.device_mesh, replicas=replicas, mixed=mixed)
-            if (frozen := self.lm.reference_model) is not None:
-                shard_frozen(frozen, self.device_mesh, replicas=replicas)
+            shard(self.lm, self.lm.model, self.device_mesh, weights=weights[0], replicas=replicas, mixed=mixed)
+            if frozen is not None:
+                shard_frozen(frozen, self.device_mesh, weights=weights[1], replicas=replicas)
+        else:
+            for part, its_weights in zip((self.lm, frozen), weights, strict=True):
+                if part is not None and its_weights is not None:
+                    its_weights.fill(part)
 
     def on_fit_start(self) -> None:
         # from_pretrained gives eval mode and Lightning keeps it: dropout would stay off without this.
@@ -177,7 +197,7 @@ class CausalLMModule(pl.LightningModule):
             # Not self.log: Lightning would repeat the values on every step until the next probe.
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.global_step)
-        terms = self.lm(batch, progress=self._progress())
+        terms = self.lm(batch, progress=self._progress(), mixed=True)
         self._window += _sums(terms, self._window)
         self._expected = batch.step_counts
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -230,6 +250,8 @@ class CausalLMModule(pl.LightningModule):
         self.log("train/loss", self._total(sums, counts, progress=self._progress()), prog_bar=True)
         self.log("train/loss_tokens", float(counts[0]))
         self.log("train/gradient_norm", float(self._norm))
+        if isinstance(inputs := self.lm.inputs, Mixed):
+            self.log("train/mix", inputs.mix(self._progress()))
         self.log_dict(self._measured("train", sums, counts))
         for name, total, count in zip(self.lm.names[1:], sums[1:], counts[1:], strict=True):
             if name not in self.lm.objective.measures:
@@ -261,7 +283,7 @@ class CausalLMModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         if self.assigned:
-            optimizer = optimizer_of(self.build_optimizer, self.assigned, self.groups)
+            optimizer = optimizer_of(self.build_optimizer, self.assigned, self.groups, model=self.lm.model)
         else:
             optimizer = self.build_optimizer([p for p in self.parameters() if p.requires_grad])
         steps = int(self.trainer.estimated_stepping_batches)

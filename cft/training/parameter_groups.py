@@ -37,11 +37,14 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The trained parameters by group, with their names; frozen groups and those without a parameter are left out. tied: the
-    further names of parameters that are in a group of the configuration, by the first one."""
+    """The numbers of weights of the trained parameters by group and name; frozen groups and those without a parameter are left
+    out. tied: the further names of parameters that are in a group of the configuration, by the first one.
 
-    trained: Mapping[str, Mapping[str, nn.Parameter]]
-    frozen: Mapping[str, Mapping[str, nn.Parameter]]
+    Names alone: whoever held the parameters would hold all weights on every device once their shards have taken their place.
+    """
+
+    trained: Mapping[str, Mapping[str, int]]
+    frozen: Mapping[str, Mapping[str, int]]
     tied: Mapping[str, tuple[str, ...]]
 
     def names(self) -> dict[str, list[str]]:
@@ -87,16 +90,22 @@ def freeze(model: nn.Module, groups: Groups) -> Assigned | None:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
     tied = {called[0]: tuple(called[1:]) for parameter, called in trained.items() if called[1:] and matching[parameter]}
-    return Assigned(found, frozen, tied)
+    sizes = ({group: {n: p.numel() for n, p in of.items()} for group, of in part.items()} for part in (found, frozen))
+    return Assigned(*sizes, tied=tied)
 
 
-def optimizer_of(factory: OptimizerFactory, assigned: Assigned, groups: Groups) -> Optimizer:
-    """Over the trained groups, each at its multiple of the factory's learning rate. Raises ConfigError."""
+def optimizer_of(factory: OptimizerFactory, assigned: Assigned, groups: Groups, *, model: nn.Module) -> Optimizer:
+    """Over the trained groups, each at its multiple of the factory's learning rate. Raises ConfigError.
+
+    model: as it is trained. By name, since its parameters are others once it has been shared out over processes, or its
+    weights have come from another one.
+    """
+    here = {BASE.sub("", name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     settings = []
     for name, parameters in assigned.trained.items():
         decay = groups[name].weight_decay if name in groups else None
         own = {} if decay is None else {"weight_decay": decay}
-        settings.append({"params": list(parameters.values()), "name": name, **own})
+        settings.append({"params": [here[called] for called in parameters], "name": name, **own})
     optimizer = factory(settings)
     require_weight_decay(optimizer, groups)
     for group in optimizer.param_groups:
@@ -121,7 +130,7 @@ def described(assigned: Assigned, groups: Groups) -> Iterator[str]:
     for name, parameters in (*assigned.trained.items(), *assigned.frozen.items()):
         multiplier = groups[name].lr_multiplier if name in groups else 1.0
         how = f"learning rate x {multiplier:g}" if multiplier else "frozen"
-        weights = sum(parameter.numel() for parameter in parameters.values())
+        weights = sum(parameters.values())
         yield f"Parameter group {name}: {how}, {weights:,} weights in {len(parameters)} parameters"
         for called in parameters:
             if further := assigned.tied.get(called):

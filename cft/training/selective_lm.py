@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cft.errors import BadValue
+from cft.inputs import Inputs, Mixed, Tokens
+from cft.inputs.mixed import embedding_of, guesses
 from cft.losses.eligible import EligibleTokens, eligible_tokens
 from cft.losses.normalizer import Divisor, TermSum
 from cft.losses.objective import FrozenPrediction, FusedLogProbs, Objective, token_statistics
@@ -24,7 +27,7 @@ from cft.models.head import backbone, project
 from cft.models.kernels import training_pass
 from cft.models.rounding import half_of_the_digits
 from cft.references.models import LiveReference
-from cft.training.layout import Layout, Placement, attend_by_rows, needs_mask, placed
+from cft.training.layout import Layout, Placement, attend_by_rows, computed_positions, needs_mask, placed
 from cft.types import TokenBatch
 
 # Sums in the order [nll critical, entropy critical, count critical, nll other, entropy other, count other].
@@ -34,14 +37,16 @@ ROUTER = "router"  # the name of the term that balances experts
 
 class SelectiveLM(nn.Module):
     """reference: the live reference model, None where the objective needs none; no part of the module's own weights.
-    layout: see `cft/training/layout.py`. fused_loss: log-probs without all logits, where `cft/models/fused_head.py` can.
-    router: coefficient of the loss that balances a mixture's experts (`cft/losses/router.py`), a term after the objective's."""
+    inputs: what the model reads in training, `cft/inputs`. layout: see `cft/training/layout.py`. fused_loss: log-probs without
+    all logits, where `cft/models/fused_head.py` can. router: coefficient of the loss that balances a mixture's experts
+    (`cft/losses/router.py`), a term after the objective's."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         objective: Objective,
         *,
+        inputs: Inputs | None = None,
         reference: LiveReference | None = None,
         layout: Layout = "padded",
         fused_loss: bool = False,
@@ -50,6 +55,7 @@ class SelectiveLM(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
+        self.inputs: Inputs = inputs or Tokens()
         self.router = router
         self._experts: Experts | None = experts_of(model.config) if router else None
         self.layout: Layout = layout
@@ -61,12 +67,17 @@ class SelectiveLM(nn.Module):
         self._masked = any(needs_mask(m) for m in models)
         self._reference = (reference,)  # in a tuple, so that it is no submodule: neither trained nor saved
 
-    def forward(self, batch: TokenBatch, *, progress: float = 0.0) -> tuple[TermSum, ...]:
-        """The sums of the objective's terms over this batch, and the router's."""
+    def forward(self, batch: TokenBatch, *, progress: float = 0.0, mixed: bool = False) -> tuple[TermSum, ...]:
+        """The sums of the objective's terms over this batch, and the router's.
+
+        mixed: read what `inputs` says instead of the true tokens. In training alone: a model that is used reads its own tokens
+        and no mixture, and a validation loss over mixtures could be compared with no other arm's.
+        """
         tokens = self.objective.tokens(batch)
         placement = self._placed(batch, tokens)
         with training_pass():
-            output = self._output(placement)
+            read = self._mixed(batch, tokens, placement, progress=progress) if mixed else placement
+            output = self._output(read)
             hidden_ND = placement.states(output.last_hidden_state)
             terms = self.objective(
                 tokens,
@@ -78,6 +89,33 @@ class SelectiveLM(nn.Module):
                 fused=self._fused(hidden_ND),
             )
             return terms if self._experts is None else (*terms, self._balance(output, placement, tokens))
+
+    def guessed(self, batch: TokenBatch, tokens: EligibleTokens) -> EligibleTokens:
+        """The response tokens that the model reads, and that mixed inputs replace. tokens: those that are placed."""
+        position_T = torch.arange(batch.input_ids_BT.shape[1], device=batch.input_ids_BT.device)
+        read_BT = position_T < computed_positions(tokens)[:, None]
+        return eligible_tokens(batch, (batch.token_group_BT >= 0) & read_BT)
+
+    def _mixed(self, batch: TokenBatch, tokens: EligibleTokens, placement: Placement, *, progress: float) -> Placement:
+        """The same positions with mixed embeddings in place of ids; only `inputs` of the configuration decides which."""
+        inputs = self.inputs
+        if not isinstance(inputs, Mixed):
+            return placement
+        mix = inputs.mix(progress)
+        if not mix and not inputs.frozen:
+            return placement
+        guessed = self.guessed(batch, tokens)
+        place_M = placement.start_B[guessed.row_N] + guessed.position_N
+        guess_M = guessed.target_N
+        if mix:  # on every rank or none
+            with torch.no_grad():
+                hidden_BTD = self._output(placement).last_hidden_state
+                before_MD = hidden_BTD.flatten(0, 1)[place_M - 1]
+                guess_M = guesses(before_MD, self.project, chunk_tokens=self.objective.chunk_tokens)
+        ids_BT = placement.inputs["input_ids"]
+        embedded_BTD = inputs.embeddings(self.model, ids_BT, guess_M=guess_M, place_M=place_M, mix=mix)
+        rest = {name: value for name, value in placement.inputs.items() if name != "input_ids"}
+        return dataclasses.replace(placement, inputs={**rest, "inputs_embeds": embedded_BTD})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -196,6 +234,26 @@ class SelectiveLM(nn.Module):
                 f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from what cft/models/head.py makes "
                 "of its hidden states, so it scales or caps them in a way of its own; training it here would optimize "
                 "something else. Use another model, or add that step to cft/models/head.py."
+            )
+
+    def check_inputs(self) -> None:
+        """Refuse mixed inputs for a model that makes more of its ids than their embeddings: it would be left out silently."""
+        if not self.inputs.mixes:
+            return
+        ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
+        with self._checking():
+            of_ids = backbone(self.model)(input_ids=ids_BT, use_cache=False).last_hidden_state.float()
+            try:
+                embedded_BTD = embedding_of(self.model)(ids_BT)
+                found = backbone(self.model)(inputs_embeds=embedded_BTD, use_cache=False).last_hidden_state.float()
+                difference = float((found - of_ids).abs().max())
+            except (TypeError, ValueError, AttributeError, NotImplementedError):
+                difference = float("nan")
+        if not difference <= self._rounding() * float(of_ids.abs().max()):
+            raise BadValue(
+                f"inputs=mixed: hidden states of {type(self.model).__name__} are others when it is given the embeddings of its "
+                f"tokens instead of their ids (by {difference:.2g}), so it makes more of the ids, such as embeddings of each "
+                "layer (Gemma 3n), which cannot be mixed here; use inputs=tokens, or another model"
             )
 
     def check_router(self) -> None:

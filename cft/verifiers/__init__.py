@@ -1,4 +1,4 @@
-"""Is a response's final answer right? One value answers: annotation, accuracy and reward call the same verifier.
+"""Whether the final answer of a response is right; annotation, accuracy and reward call the same verifier.
 
 A verifier is a plain value: picklable, deterministic, without an error on any model text (`cft.types.Verifier` is the
 protocol). It runs in the calling process; `cft/verifiers/pool.py` runs it in worker processes with a hard deadline,

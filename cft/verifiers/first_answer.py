@@ -1,8 +1,8 @@
-"""The first answer counts: a verifier around another one, under which a rollout may stop as soon as it has answered.
+"""The first answer counts: wraps another verifier so that a rollout may stop as soon as it has answered.
 
 Under the other verifiers the last marker counts, so a verdict is open until the text ends. Here the text is cut where
-its first explicit marker is complete (`\\boxed{5}`, a `####` line with its newline, `<answer>5</answer>`), and what
-follows, a second thought too, is not read. That is another rule, so it has another name and another fingerprint.
+its first explicit marker is complete (`\\boxed{5}`, a `####` line with its newline, `<answer>5</answer>`), and later text,
+corrections included, is ignored. That is a different rule, so it has its own name and fingerprint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FirstAnswer:
         end = first_answer_end(response)
         if end is None:
             return self.inner(response, answer)
-        # Explicit, whatever `inner` looked for: the first answer is given, and no more of the text is read.
+        # Always explicit: the first answer is given, and later text is ignored.
         return dataclasses.replace(self.inner(response[:end], answer), explicit=True)
 
     def final(self, text: str) -> bool:

@@ -58,7 +58,7 @@ class Grader:
         return cls(tokenizer, verify_all, final, before, hidden_ids(tokenizer) & in_tags)
 
     def decided(self, ids: Sequence[int]) -> bool:
-        """Whether the verdict on a response that begins with these ids is known, whatever follows."""
+        """Whether the verdict on a response that starts with these ids is already certain."""
         if self.final is None or ids[-1] not in closers(self.tokenizer):
             return False
         return self.final(self._text(ids))
@@ -72,7 +72,7 @@ class Grader:
             outcome_of(verdicts[item], finish=completion.finish)
             for item, (completion, _) in zip(items, completions, strict=True)
         ]
-        # A cut-off text gave no answer: its last number is no vote.
+        # A cut-off text gave no answer; its last number does not vote.
         return [
             (outcome, "" if outcome == Outcome.CUT_OFF else verdicts[item].extracted)
             for item, outcome in zip(items, outcomes, strict=True)
@@ -100,7 +100,7 @@ def thinking_before(tags: ThinkingTags, *, tokenizer: PreTrainedTokenizerBase, p
 
 
 def _spelt(tokenizer: PreTrainedTokenizerBase, tag: str) -> list[int]:
-    """The tokens of a tag, none where a tokenizer cannot spell it."""
+    """The tokens of a tag, none if the tokenizer cannot spell it."""
     ids = encoded(tokenizer, tag)
     return ids if str(tokenizer.decode(ids, skip_special_tokens=False)).strip() == tag.strip() else []
 

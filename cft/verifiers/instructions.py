@@ -1,11 +1,11 @@
-"""A response that must follow instructions which a program can check, by the ids of IFEval (arXiv 2311.07911).
+"""Responses that must follow instructions that a program can check, with the ids of IFEval (arXiv 2311.07911).
 
 The gold answer is their list as JSON: [[id, {argument: value}], ...]. A response is right if it follows all of them, as in
-the paper's strict accuracy of prompts, and wrong if it breaks one. Undecided where it follows all that are exact and one is
-none: languages and sentences are told by statistics there (`_INEXACT`).
+the paper's strict prompt accuracy, and wrong if it breaks one. Undecided if it follows all exact ones and one is inexact:
+languages and sentences are detected statistically there (`_INEXACT`).
 
-What follows is counted as there, with two differences: a word in capitals is a run of letters, digits, apostrophes and
-hyphens, and whether a text is English is not asked of the instructions about case.
+Counting follows the original code, with two differences: a word in capitals is a run of letters, digits, apostrophes and
+hyphens, and instructions about case do not check whether the text is English.
 """
 
 from __future__ import annotations

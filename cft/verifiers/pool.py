@@ -1,4 +1,4 @@
-"""Verification in worker processes with a hard deadline: model text may hang, crash or bloat a worker, never a run.
+"""Verification in worker processes with a hard deadline: model text may hang, crash or bloat a worker, but not the run.
 
 A worker that spends more than `timeout_s` of processor time on one item is ended and replaced, so that a verdict does not
 depend on the machine's load; so is one that is silent for WAIT times as long by the clock (it may sleep), and one that dies.
@@ -34,25 +34,25 @@ from cft.errors import UserError
 from cft.ranges import AboveZero, AtLeastOne, in_range
 from cft.types import Decision, Verdict, Verifier
 
-WAIT = 10  # deadlines by the clock: a worker may get a tenth of a busy core
+WAIT = 10  # wall-clock deadline in multiples of timeout_s: a worker may get a tenth of a busy core
 START_UP_S = 120.0  # a worker's imports, on a busy machine
 CHUNK_ITEMS = 64
 CHUNK_CHARS = 1 << 20
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
-SUSPICIOUS = 8  # items of a batch, all of which failed: it is not the texts
+SUSPICIOUS = 8  # if all of at least this many items fail, the texts are not the cause
 _SHOWN_CHARS = 300
 
 Item = tuple[str, str]
 
 
 class VerifierError(UserError, RuntimeError):
-    """The verifier itself is at fault: it raised, or came to no end on any text. Its verdicts are not used."""
+    """The verifier itself is faulty: it raised, or finished on no text. Its verdicts are not used."""
 
 
 @dataclass(slots=True)
 class _Worker:
-    """A worker process, the items it was given and has not answered, and when its patience ends."""
+    """A worker process, its unanswered items, and its deadline."""
 
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
@@ -106,9 +106,9 @@ class VerifierPool:
         return tuple(worker.process.pid for worker in self._alive)
 
     def verify_all(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict an item (response, gold answer), in order.
+        """One verdict per item (response, gold answer), in order.
 
-        Raises VerifierError where the verifier raised, or failed on every item of a batch; RuntimeError if a worker cannot
+        Raises VerifierError if the verifier raised, or failed on every item of a batch; RuntimeError if a worker cannot
         start.
         """
         with self._lock:
@@ -167,7 +167,7 @@ class VerifierPool:
         _send(worker, self._setup)
 
     def _dispatch(self, worker: _Worker, items: Sequence[Item], waiting: deque[int]) -> None:
-        """Hand over a chunk: small enough that all workers share the work, and read by an idle worker in one go."""
+        """Send a chunk, small enough that all workers share the work and an idle worker reads it at once."""
         share = max(1, len(waiting) // (2 * self._workers))
         chunk: list[int] = []
         chars = 0
@@ -183,9 +183,9 @@ class VerifierPool:
         return [key.data for key, _ in self._selector.select(timeout=min(patience, 60.0))]
 
     def _receive(self, worker: _Worker, verdicts: list[Verdict | None], items: Sequence[Item]) -> bool:
-        """Take what a worker has said; False if it has ended, or says what no worker of ours says.
+        """Read a worker's replies; False if it has ended or sent an invalid reply.
 
-        Raises VerifierError where the verifier raised.
+        Raises VerifierError if the verifier raised.
         """
         assert worker.process.stdout is not None
         data = worker.process.stdout.read(1 << 16)
@@ -212,7 +212,7 @@ class VerifierPool:
         return True
 
     def _replace(self, worker: _Worker, reason: str, verdicts: list[Verdict | None], waiting: deque[int]) -> None:
-        """End a worker: the item it was at is undecided, the items behind that one wait again."""
+        """End a worker: its current item is undecided, its other items are queued again."""
         _kill(worker, self._selector)
         self._alive.remove(worker)
         worker.errors.seek(0)
@@ -237,7 +237,7 @@ def _verdict(line: bytes | bytearray) -> Verdict | None:
 
 
 def _error(line: bytes | bytearray) -> str:
-    """The traceback that a worker reports, "" where it reports none."""
+    """The traceback in a worker's reply, "" if there is none."""
     try:
         said = json.loads(line)
     except ValueError:
@@ -254,7 +254,7 @@ def _pickled(verifier: Verifier) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The parent's environment less what looks like a secret, with its module path, and one thread a library."""
+    """The parent's environment without secrets, with its module path, and one thread per library."""
     kept = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
     package_root = str(Path(cft.__file__).parent.parent)
     path = dict.fromkeys([os.path.abspath(entry or os.getcwd()) for entry in sys.path] + [package_root])
@@ -263,7 +263,7 @@ def _environment() -> dict[str, str]:
 
 
 def _send(worker: _Worker, data: bytes) -> None:
-    """Write to a worker that waits for a line. One that has died is noticed when its output ends."""
+    """Write to a worker that waits for a line. A dead worker is detected when its output ends."""
     assert worker.process.stdin is not None
     try:
         worker.process.stdin.write(data)

@@ -1,11 +1,11 @@
-"""Thinking is no answer: a verifier around another one, which is given a response without what stands between the tags.
+"""Thinking is not graded: wraps another verifier, which gets the response without the text between the tags.
 
     <think> is it \\boxed{4}? no </think> \\boxed{5}     ->  " \\boxed{5}"
     is it \\boxed{4}? no </think> \\boxed{5}             ->  " \\boxed{5}", since templates may open the thinking
     <think> it must be \\boxed{4}                        ->  no answer
 
-Tags do not nest, as in the parsers that serve such models: the first closing tag ends a thinking, and one that closes
-nothing is passed over, but the first of a text, before which all is thinking.
+Tags do not nest, as in the parsers that serve such models: the first closing tag ends the thinking. A closing tag without an
+opening one is ignored, except the first tag of a text, before which everything is thinking.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cft.verifiers.verdict import make_verdict
 
 
 class Visible(NamedTuple):
-    """A text without its thinking, the places of which are line breaks.
+    """A text with its thinking replaced by line breaks.
 
-    thinking: whether the text ends in it. marked: whether a tag has come, so that no later one says what the beginning is.
+    thinking: whether the text ends inside it. marked: whether a tag has come, so that later ones do not affect the beginning.
     """
 
     text: str
@@ -32,8 +32,8 @@ class Visible(NamedTuple):
 
 
 def visible(text: str, tags: ThinkingTags) -> Visible:
-    """One pass. For outside text, `visible(text + more)` begins with `visible(text)` once a tag has come, but for the
-    beginning of a tag at the end of `text`."""
+    """One pass. Outside the thinking, once a tag has come, `visible(text + more)` starts with `visible(text)`, except for the
+    start of a tag at the end of `text`."""
     before, *rest = re.split(f"({re.escape(tags.open)}|{re.escape(tags.close)})", text)
     if not rest:
         return Visible(before, thinking=False, marked=False)
@@ -48,13 +48,13 @@ def visible(text: str, tags: ThinkingTags) -> Visible:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AfterThinking:
-    """`inner` grades what is outside of thinking. Thinking that is never closed leaves no answer, whatever came before it,
-    unless `inner` was final there.
+    """`inner` grades the text outside the thinking. Thinking that is never closed means no answer, regardless of the text
+    before it, unless `inner` was final there.
 
     Args:
         inner: any verifier.
-        open: begins thinking, such as `<think>`.
-        close: ends it.
+        open: opening tag, such as `<think>`.
+        close: closing tag.
 
     Raises:
         BadValue: a tag is empty, or one holds the other.
@@ -86,7 +86,7 @@ class AfterThinking:
         return self.inner(seen.text, answer)
 
     def final(self, text: str) -> bool:
-        """Not inside of thinking, nor before the first tag: a closing one makes thinking of all that came before it."""
+        """Never inside thinking, nor before the first tag: a closing tag would turn the text before it into thinking."""
         if not self.inner.can_be_final:
             return False
         seen = visible(text, self.tags)
@@ -101,7 +101,7 @@ def begun(text: str, tags: Collection[str]) -> int:
 
 
 def after_thinking(verifier: Verifier, tags: ThinkingTags) -> Verifier:
-    """`verifier` on what is outside of thinking; itself where no tags are given.
+    """`verifier` applied to the text outside the thinking; unchanged if no tags are given.
 
     Raises:
         BadValue: one tag alone is given.

@@ -1,4 +1,4 @@
-"""What every verifier of this package shares: how a verdict is made, what a gold answer states, a verifier's identity."""
+"""Shared by all verifiers of this package: making verdicts, reading gold answers, the identity of a verifier."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LastAnswer:
     can_be_final: ClassVar[bool] = False
 
     def final(self, text: str) -> bool:
-        """Not before the end: a later marker, phrase, number or line is the answer instead."""
+        """Never before the end: a later marker, phrase, number or line would replace the answer."""
         return False
 
 
@@ -36,19 +36,17 @@ class BadVerifier(UserError, TypeError):
 def verifier_fingerprint(verifier: Verifier) -> str:
     """Name, version and arguments (a verifier among them likewise) as canonical JSON, for an annotation's manifest.
 
-    No module path: a verifier that moves is the same one, and one whose verdicts change has another version. Of a class
-    from outside this package the hash of its source as well: a version that was not raised would let the verdicts of two
-    programs pass for those of one.
+    Without module paths: a moved verifier is the same one, and one whose verdicts change has another version. For a class from
+    outside this package the hash of its source is included, since its version may not have been raised.
 
     Raises:
-        BadVerifier: the class says neither name nor version, lacks a method, or is no dataclass, so that its arguments
-            are not known.
+        BadVerifier: the class lacks a name, version or method, or is not a dataclass, so its arguments are unknown.
     """
     return json.dumps(_described(verifier), sort_keys=True, default=_described)
 
 
 def require_ready(verifier: Verifier) -> None:
-    """Whether this machine can run a verifier, and those within it; one that needs something of it has a `require_ready`.
+    """Checks that this machine can run a verifier and those nested in it; verifiers with requirements have `require_ready`.
 
     Raises:
         UserError: what is missing.
@@ -60,8 +58,8 @@ def require_ready(verifier: Verifier) -> None:
 
 
 def other_verifier_note(annotated: str, now: str) -> str:
-    """What a reader must know where accuracy is graded by another verifier than an annotation; "" where it is not. Both as
-    `verifier_fingerprint` gives them."""
+    """A note if accuracy is graded by another verifier than the annotation, else "". Both are results of
+    `verifier_fingerprint`."""
     if annotated == now:
         return ""
     then, here = (_told(json.loads(fingerprint)) for fingerprint in (annotated, now))
@@ -102,7 +100,7 @@ def _described(verifier: Any) -> dict[str, Any]:
 
 
 def _source_hash(kind: type) -> str:
-    """Of the file that defines a class, in which its helpers are as well; "" where there is none."""
+    """Hash of the file that defines a class, helpers included; "" if there is none."""
     try:
         path = inspect.getsourcefile(kind)
     except TypeError:
@@ -111,7 +109,7 @@ def _source_hash(kind: type) -> str:
 
 
 def gold_text(answer: str) -> str:
-    """A gold answer as it is, or what its marker holds (GSM8K's worked solutions end in `#### 18`)."""
+    """A gold answer as it is, or the content of its marker (GSM8K's worked solutions end in `#### 18`)."""
     found = explicit_answer(answer)
     return found.text if found else answer.strip()
 
@@ -125,7 +123,7 @@ def by_number(read: ParsedNumber, gold: ParsedNumber, found: Found | None) -> Ve
 
 
 def shown(text: str) -> str:
-    """Model text that can be stored and printed: short, valid Unicode, no NUL."""
+    """Model text made storable and printable: short, valid Unicode, no NUL."""
     text = text if len(text) <= MAX_EXTRACTED_CHARS else text[: MAX_EXTRACTED_CHARS - 1] + "…"
     return text.encode("utf-8", errors="replace").decode("utf-8").replace("\0", "")
 

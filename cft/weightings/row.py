@@ -1,9 +1,9 @@
 """Weightings that look at the whole row: selections by rank, propagation along the row, one weight a sequence.
 
-A selection ranks within the row. Papers that rank within a batch would otherwise give a row another loss for each way of
-splitting a step into micro-batches; the fraction that is selected is the same, which tokens are may differ.
+A selection ranks within the row. Ranking within a batch, as some papers do, would make the loss of a row depend on how a step
+is split into micro-batches; the selected fraction is the same, but the selected tokens may differ.
 
-What a selection is divided by: the count of a step holds all eligible tokens. `mean_over_selected` scales the ceil(fraction n)
+Normalization: the count of a step includes all eligible tokens. `mean_over_selected` scales the ceil(fraction n)
 tokens that a row keeps of its n by n / ceil(fraction n), so that the row enters as the mean over its selected tokens.
 """
 
@@ -98,7 +98,8 @@ class Propagation(Weighting):
     """w_t = n s_t / sum s, s_t = sum over i >= t of gamma^(i - t) (-log p_i).
 
     It says how much of the row's later loss depends on token t. The propagation of Intuitive Fine-Tuning (IFT, arXiv
-    2405.11870), without its mixed inputs. Tokens without loss add nothing to the sum and one step to the distance i - t.
+    2405.11870), whose other half is `inputs=mixed`. Tokens without loss add nothing to the sum and one step to the distance
+    i - t.
 
     Args:
         gamma: 0 to 1; the paper's is 0.95. 0 is plain fine-tuning by the authors' convention.

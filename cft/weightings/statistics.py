@@ -1,6 +1,6 @@
-"""What a weighting may ask about a token: statistics of the live prediction, and scores stored with the row.
+"""Statistics available to weightings: of the live prediction, and scores stored with the row.
 
-A weighting names what it needs (`needs = ("entropy",)`). Names in LIVE are computed from the logits of each chunk, without
+A weighting declares what it needs (`needs = ("entropy",)`). Names in LIVE are computed from the logits of each chunk, without
 gradient; `reference_logprob` and any other name come from the batch's stored scores (or a live reference model).
 """
 
@@ -59,7 +59,7 @@ class TokenScores:
         first_B = count_B.cumsum(0) - count_B
         rank_N = torch.empty_like(self.row_N)
         rank_N[order] = torch.arange(len(order), device=order.device) - first_B[self.row_N[order]]
-        # A product such as 0.6 * 5 may land just above the integer it means.
+        # A product such as 0.6 * 5 may be slightly above the exact integer.
         wanted_B = (fraction * count_B.double() - 1e-9).ceil().clamp_min(1)
         return (rank_N < wanted_B[self.row_N]).to(x_N.dtype)
 

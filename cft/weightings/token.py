@@ -36,9 +36,9 @@ class TokenWeighting(Protocol):
 
 
 class Weighting:
-    """What most weightings are: in need of log-probs alone, and constants to the gradient.
+    """Base of most weightings: they need log-probs only and are constants to the gradient.
 
-    selects: what a selection by rank keeps, "" for none. Read by the config check, too: a text in the class.
+    selects: description of what a selection by rank keeps, "" for none. A class attribute, also read by the config check.
     """
 
     needs: tuple[str, ...] = ()

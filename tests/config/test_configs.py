@@ -17,6 +17,7 @@ from cft.config.build import CONF_DIR
 from cft.config.source import resolve, signature
 from cft.config.stages import STAGES
 from tests.command_lines import mistakes, options
+from tests.methods import OF_GROUPS
 
 
 @cache
@@ -32,6 +33,8 @@ def stages_of(option: str) -> list[str]:
     if group == "data":  # problems to annotate, an annotation to train on, or rows of one's own
         return {"annotated": ["train"], "rows": ["train", "score"], "none": ["score"]}.get(name, ["annotate"])
     if group == "regularizer":  # a place of its own under loss.regularizers, not one of the defaults
+        return ["train"]
+    if group == "data/prefix":  # of annotated rows
         return ["train"]
     if group in ("model/lora", "optimizer/groups"):  # cft rl refuses adapters and groups
         return [stage for stage in STAGES if group.partition("/")[0] in groups_of(stage) and stage != "rl"]
@@ -67,6 +70,7 @@ def left_over(stage: str, *options: str) -> list[str]:
     return mistakes(stage, *argv, *given, *more) if more else left
 
 
+OF_RESPONSES = (*OF_GROUPS, "loss=f_divergence")
 CASES = [(stage, option) for option in options() for stage in stages_of(option)]
 
 
@@ -83,6 +87,10 @@ def together() -> list[tuple[str, tuple[str, ...]]]:
     for stage in STAGES:
         groups = {group: named for (of, group), named in found.items() if of == stage and group != "pipeline"}
         alone = [(option,) for group in ("experiment", "reference", "decoding") for option in groups.pop(group, [])]
+        for option in OF_RESPONSES:  # with uniform weighting alone
+            if option in groups.get("loss", []):
+                groups["loss"].remove(option)
+                alone.append((option,))
         if "data=rows" in groups.get("data", []):  # no mask that reads evidence goes with it
             groups["data"].remove("data=rows")
             alone.append(("data=rows",))

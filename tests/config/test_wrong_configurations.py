@@ -40,10 +40,12 @@ FOUND: list[tuple[str, list[str], str, str]] = [
     ("annotate", ["responses=rollouts", "evidence=sampled"], "evidence", "kept without counterfactuals"),
     ("annotate", ["responses=rollouts", "positions=stride"], "positions._target_", "nothing is tried"),
     ("annotate", ["responses=rollouts", "complete=true"], "complete", "no alternatives to try"),
-    ("annotate", ["evidence=sampled", "num_samples=0"], "num_samples", "at least 1"),
-    ("train", ["data.min_pass_rate=1.5"], "data.min_pass_rate", "at most 1"),
+    ("annotate", ["responses=solve", "evidence=sampled", "num_samples=0"], "num_samples", "at least 1"),
+    ("train", ["data.min_pass_rate=1.5"], "data.min_pass_rate", "from 0 to 1 or null"),
     ("annotate", ["~model.dtype"], "model.dtype", "has no value"),
     ("evaluate", ["model.name=''"], "model.name", "not empty"),
+    ("evaluate", ["benchmark=mbpp", "benchmark.verifier.cpu_s=10"], "benchmark.verifier.cpu_s", "verify.timeout_s"),
+    ("annotate", ["verifier=code", "verify.timeout_s=2"], "verifier.cpu_s", "at most verify.timeout_s"),
 ]
 
 

@@ -283,6 +283,17 @@ def test_the_first_five_offenders_are_named_with_their_lines(tmp_path: Path) -> 
     assert "max_bad_rows" in str(caught.value)
 
 
+def test_the_first_of_each_reason_is_named_and_all_are_counted(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", *["{"] * 6, {"id": "1", "question": "1 + 1 ="}, *rows(2), "[]", "[]")
+    with pytest.raises(ProblemError) as caught:
+        read_jsonl(path)
+    assert ": 9 of 11 rows cannot be used: 6 malformed JSON, 2 not an object, 1 missing field. First: " in str(
+        caught.value
+    )
+    assert re.findall(r"a\.jsonl:(\d+)", str(caught.value)) == ["1", "2", "3", "7", "10"]
+    assert "a.jsonl:1, a.jsonl:2, a.jsonl:3: malformed JSON: Expecting" in str(caught.value)
+
+
 def test_an_empty_or_missing_file_is_named(tmp_path: Path) -> None:
     for lines in ((), ("", "  ")):
         with pytest.raises(ProblemError, match=r"empty\.jsonl holds no rows"):
@@ -469,6 +480,18 @@ def made_in_gym(**changes: Any) -> Splits:
     pytest.importorskip("reasoning_gym")
     arguments: dict[str, Any] = {"name": "g", "task": "chain_sum", "size": 60, "seed": 3, "config": {}}
     return problems.reasoning_gym(**(arguments | {"validation_fraction": 0.2, "test_fraction": 0.3} | changes))
+
+
+def test_the_options_of_arithmetic_are_digits_and_the_question_shows_the_work() -> None:
+    splits = problems.arithmetic_choice(name="choice", seed=0, num_test=30)
+    plain = {
+        p.id: p for p in problems.arithmetic(name="choice", seed=0, num_train=0, num_validation=0, num_test=240).test
+    }
+    assert len(splits.test) == 30
+    for problem in splits.test:
+        assert problem.answer in "0123456789"
+        before = plain[problem.id]
+        assert f"{problem.question}\n#### {problem.answer}" == f"{before.question}\n{before.solution}"
 
 
 def test_reasoning_gym_makes_its_tasks_with_their_settings() -> None:

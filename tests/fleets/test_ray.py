@@ -18,6 +18,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from cft.annotation.store import AnnotationStore, table_hash
 from cft.fleets import Ray
@@ -26,6 +28,7 @@ from cft.fleets.dispatch import Dispatcher
 from tests.conftest import ROOT
 from tests.entry import run
 from tests.fleets.toy import Toy, Unable
+from tests.scripted_server import ScriptedServer
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -212,6 +215,26 @@ def test_evaluation_and_scores_on_the_cluster_are_those_of_one_process(
     manifests = [json.loads(path.read_text()) for path in (first, second)]
     assert manifests[0]["sha256"] == manifests[1]["sha256"]
     assert manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
+
+
+def test_workers_that_ask_two_servers_make_the_table_of_one_process(
+    nodes: Nodes, tiny_arith_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker holds each server to the contract; the probes of their weights agree but for noise."""
+    monkeypatch.chdir(tmp_path)
+    served = AutoModelForCausalLM.from_pretrained(tiny_arith_path, dtype=torch.float32).eval()
+    asked = ("data.max_steps=2", "limit=6", "unit_size=1", "annotations_dir=annotations", "max_new_tokens=48")
+    with ScriptedServer(served) as one, ScriptedServer(served) as two:
+        engine = ("engine=server", f"engine.url=[{one.url},{two.url}]")
+        ended = run("annotate", *asked, *engine, "annotation=b", "fleet=ray", "fleet.num_workers=2")
+        assert ended.status == 0, ended.text
+        assert min(one.decoded, two.decoded) > 0
+        assert run("annotate", *asked, *engine, "annotation=a").status == 0
+    found, expected = (AnnotationStore(tmp_path / "annotations" / name) for name in ("b", "a"))
+    assert set(found.units()) == set(range(6))
+    assert found.rows()
+    assert table_hash(found.rows()) == table_hash(expected.rows())
+    assert found.manifest()["counts"] == expected.manifest()["counts"]
 
 
 def test_after_a_kill_of_the_driver_no_worker_stays_and_the_command_goes_on(whole: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation, table_hash
+from cft.fleets.base import FleetError
+from cft.fleets.in_process import InProcess
 from cft.positions import Stride
 from cft.stages.annotation_worker import MakeAnnotating
 from cft.stages.evaluation_worker import MakeSolving
@@ -85,6 +87,21 @@ def test_a_missing_package_is_named_before_anything_is_loaded(tmp_path: Path, mo
         "fleet: ray needs the package ray, which is not installed: pip install 'critical-token-finetuning[ray]'"
         in ended.text
     )
+
+
+def test_workers_that_ask_servers_hold_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def crew(self: InProcess, make: Any, *, device: str, expected: Any) -> Any:
+        asked.append(device)
+        raise FleetError("seen")
+
+    monkeypatch.setattr(InProcess, "crew", crew)
+    for command in ("annotate", "evaluate"):
+        for engine in (("engine=server", "engine.url=[http://gpu1:8000]"), ("engine=shared_prefix",)):
+            assert run(command, *engine, "limit=1").status == 2
+    assert asked == ["cpu", "auto", "cpu", "auto"]
 
 
 def test_what_travels_to_workers_holds_neither_loggers_nor_data() -> None:

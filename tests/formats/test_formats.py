@@ -238,6 +238,49 @@ def test_texts_of_pairs_come_where_they_are_asked_for(critical: list[Example], s
     assert pair["chosen"] != pair["rejected"]
 
 
+def rollouts(stored: list[AnnotatedResponse], verdicts: list[tuple[str, str, str]]) -> list[Example]:
+    """One of each (verdict, finish, problem)."""
+    made = []
+    for number, (verdict, finish, problem) in enumerate(verdicts):
+        row = stored[int(problem)]
+        found: Any = {"verdict": verdict, "finish": finish, "response_id": f"r{number}", "problem_id": problem}
+        made.append(example(dataclasses.replace(row, **found), np.ones(len(row.response_ids))))
+    return made
+
+
+def test_of_rollouts_a_right_response_is_paired_with_a_wrong_one_to_the_same_problem(
+    stored: list[AnnotatedResponse], source: Source
+) -> None:
+    drawn = rollouts(
+        stored,
+        [
+            *(("right", "stop", "0"), ("wrong", "stop", "0"), ("right", "stop", "0"), ("wrong", "stop", "0")),
+            *(("right", "stop", "1"), ("cut off", "length", "1"), ("undecided", "stop", "1")),
+            *(("wrong", "stop", "2"), ("right", "stop", "3"), ("right", "length", "2")),
+        ],
+    )
+    of_rollouts = Source({**source.manifest, "fingerprint": {**source.manifest["fingerprint"], "rollouts": {}}})
+    for alternatives, expected in (
+        ("first", [("r0", "r1"), ("r2", "r3")]),
+        ("all", [("r0", "r1"), ("r0", "r3"), ("r2", "r1"), ("r2", "r3")]),
+    ):
+        made = Preferences(alternatives=alternatives, text=None).of(of_rollouts)  # pyright: ignore[reportArgumentType]
+        pairs = made.table(drawn, of_rollouts, split="train").to_pylist()
+        assert [(pair["response_id"], pair["rejected_id"]) for pair in pairs] == expected
+    pair = pairs[0]
+    assert pair["prompt_ids"] == stored[0].prompt_ids.tolist()
+    assert pair["chosen_ids"] == stored[0].response_ids.tolist()
+    assert pair["prompt"] == [{"role": "user", "content": stored[0].problem}]
+    assert pair["chosen"] == [{"role": "assistant", "content": stored[0].response}]
+    chat = pair["prompt"] + pair["chosen"]
+    whole = source.tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+    assert whole == pair["prompt_ids"] + pair["chosen_ids"]  # what DPOTrainer encodes
+    with pytest.raises(FormatError, match=r"\(right alone\), so there is no pair; take both with data.responses=all"):
+        made.table(drawn[:1], of_rollouts, split="train")
+    tokens = Preferences(alternatives="first", text=None)
+    assert tokens.of(source) is tokens
+
+
 def test_no_pair_at_all_is_refused(stored: list[AnnotatedResponse], source: Source) -> None:
     nothing = [example(stored[0], np.zeros(len(stored[0].response_ids)))]
     with pytest.raises(FormatError, match="no pair"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cft.errors import BadValue
 from cft.masks import Mask, MaskError
-from cft.masks.ranked import HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore, top_of_row
+from cft.masks.ranked import Excess, HighEntropy, Reasoning, TfIdf, TokenCleaning, TopScore, top_of_row
 from cft.types import AnnotatedResponse
 from tests.fakes import row
 
@@ -85,6 +85,15 @@ def test_token_cleaning_takes_the_top_of_the_whole_data_set() -> None:
     assert max(shares) - min(shares) > 0.1  # a data-set threshold, not one a row
 
 
+def test_excess_takes_the_top_of_each_row() -> None:
+    mask = Excess(base="logprob", reference="cleaner", fraction=0.6)
+    assert mask.needs == ("cleaner",)
+    for one in (scored(n, length=5 + n) for n in range(5)):
+        gain = [r - b for b, r in zip(one.logprob.tolist(), one.scores["cleaner"].tolist(), strict=True)]
+        count = math.ceil(round(0.6 * len(gain), 9))
+        assert set(np.flatnonzero(mask(one))) == set(sorted(range(len(gain)), key=lambda t: -gain[t])[:count])
+
+
 def test_equal_values_at_the_threshold_are_all_picked() -> None:
     tied = [
         dataclasses.replace(
@@ -116,6 +125,7 @@ MASKS: list[Mask] = [
     HighEntropy(fraction=0.2),
     TopScore(score="cleaner", fraction=0.2),
     TfIdf(fraction=0.3),
+    Excess(base="logprob", reference="cleaner", fraction=0.6),
     TokenCleaning(base="logprob", reference="cleaner", fraction=0.6),
     Reasoning(base="logprob", shuffled="shuffled"),
 ]
@@ -142,6 +152,8 @@ def test_shares_are_shares(share: float) -> None:
 def test_two_models_are_expected() -> None:
     with pytest.raises(MaskError, match="two models"):
         TokenCleaning(base="a", reference="a", fraction=0.6)
+    with pytest.raises(MaskError, match="two models"):
+        Excess(base="a", reference="a", fraction=0.6)
     with pytest.raises(MaskError, match="two models"):
         Reasoning(base="a", shuffled="a")
 

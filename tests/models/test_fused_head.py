@@ -31,7 +31,7 @@ WEIGHTINGS = (
     *("beyond_log", "excess_loss", "focal", "iw_sft", "probability", "profit", "propagation", "sstoken"),
     *("thresholded", "uniform"),
 )
-LOSSES = ("nll", "power", "psft", "sft_go", "shad")
+LOSSES = ("nll", "power", "psft", "sft_go", "shad", "f_divergence")
 OF_LOG_PROB = (*(f"weighting={w}" for w in WEIGHTINGS), *(f"loss={f}" for f in LOSSES))
 
 

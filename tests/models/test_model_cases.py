@@ -263,8 +263,13 @@ def test_solutions_that_the_tokenizer_cannot_spell_are_skipped_and_counted() -> 
     problems = [problem("so 5"), problem("seven"), problem("2 <eos> 5"), problem("")]
     unit = annotated(problems, tokenizer=make_tokenizer())
     statuses = [record.status for record in unit.problems]
-    assert statuses == ["annotated", "solution not encodable", "solution not encodable", "no solution given"]
-    assert unit.counts["solution not encodable"] == 2
+    assert statuses == [
+        "annotated",
+        "solution not encodable: the tokenizer cannot spell this text",
+        "solution not encodable: it spells a special token, which this tokenizer cannot encode as text",
+        "no solution given",
+    ]
+    assert {unit.counts[status] for status in statuses} == {1}
     assert len(unit.rows) == 1
 
 
@@ -296,7 +301,10 @@ def test_a_question_whose_special_tokens_cannot_be_spelt_is_skipped_and_counted(
     with pytest.raises(TextError, match="special token"):
         CHAT.ids(tokenizer, "What <eos> is 2 ?")
     unit = annotated([problem("so 5", "What <eos> is 2 ?"), problem("so 5")], tokenizer=tokenizer)
-    assert [record.status for record in unit.problems] == ["question not encodable", "annotated"]
+    assert [record.status for record in unit.problems] == [
+        "question not encodable: it spells a special token, which this tokenizer cannot encode as text",
+        "annotated",
+    ]
 
 
 def test_padding_of_the_vocabulary_is_no_alternative() -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from cft.config.needs import GIVEN_ROWS
 from cft.config.step_words import of_compare
 from cft.errors import UserError
 from cft.pipelines import estimate
+from cft.pipelines.clock import Clock, duration
 from cft.pipelines.comparison import Design, chosen_rate
-from cft.pipelines.plan import Step
+from cft.pipelines.plan import Planner, Settings, Step
 from cft.pipelines.records import Record
 from cft.stages.compare import _thin
 from tests.command_lines import mistakes
@@ -83,8 +85,20 @@ def test_an_annotation_that_is_there_is_taken_and_rows_are_annotated_as_they_are
     there = design(annotation="mine")
     assert there.training("sft", rate=1.0, seed=0)["data.annotation"] == "mine"
     assert list(there.fixed()) == ["base"]
-    assert design(shared={"data": "rows"}).fixed()["annotate"] == {"stage": "annotate", "responses": "given"}
+    rows = {"data": "rows", "data.path": "rows.jsonl"}
+    assert design(shared=rows, steps={}).fixed()["annotate"] == {"stage": "annotate", "responses": "given"}
     assert design().fixed()["annotate"] == {"stage": "annotate"}
+
+
+def test_rows_are_trained_on_as_they_are_where_no_arm_reads_evidence() -> None:
+    one = design(arms=["sft", "cft_numeric"], steps={}, shared={"data": "rows", "data.path": "rows.jsonl"})
+    assert not one.annotates
+    assert list(one.fixed()) == ["base"]
+    assert "data.annotation" not in one.training("sft", rate=1.0, seed=0)
+    planner = Planner(Settings(folder=Path("nowhere")), {"data": "rows", "data.path": "rows.jsonl"})
+    step = planner.add("sft", one.training("sft", rate=1.0, seed=0))
+    assert step is not None, planner.errors
+    assert (step.config["data"]["_target_"], step.config["data"]["path"]) == (GIVEN_ROWS, "rows.jsonl")
 
 
 def test_what_is_wrong_with_a_design_is_said_before_anything_starts() -> None:
@@ -140,14 +154,75 @@ def test_weights_that_nobody_asked_for_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["results.json"]
 
 
-def test_a_training_is_measured_without_what_it_solved(tmp_path: Path) -> None:
-    """12 seconds of training, 4 of them in validation, for 2 epochs of 10 rows; 20 seconds in all."""
-    folder = write_run(tmp_path, "run", arm("all"), seed=0, correct=[1], train_seconds=12.0, data={"train_rows": 10})
+def test_a_training_is_told_apart_into_what_repeats_and_what_does_not(tmp_path: Path) -> None:
+    """2 epochs of 20 rows in batches of 16: the first batch took 5 s, the 24 rows after it 12; 3 s of 20 were validation
+    and checkpoints, and the process took 30."""
+    spent = {"first_batch": 5.0, "later_batches": 12.0, "validation": 2.0}
+    data = {"train_rows": 20}
+    folder = write_run(tmp_path, "run", arm("all"), seed=0, correct=[1], train_seconds=20.0, spent=spent, data=data)
     (folder / "export").mkdir()
     (folder / "export" / "model.safetensors").write_bytes(b"x" * 50)
-    step = Step(name="run", stage="train", overrides=(), folder=folder, out=folder, config={})
-    done = Record(step="run", stage="train", command="", config={}, read={}, finished=True, seconds=20.0)
-    measured = estimate._measured(step, {"run": done}, validation=4.0)
-    assert measured == (estimate.Training(seconds_per_row=0.4, start=8.0, export_bytes=50), 10)
-    assert estimate._measured(step, {"run": replace(done, finished=False)}, validation=4.0) is None
-    assert [estimate.duration(s) for s in (5, 600, 7200)] == ["5 s", "10 min", "2.0 h"]
+    config = {"data": {"batch_size": 16}}
+    step = Step(name="run", stage="train", overrides=(), folder=folder, out=folder, config=config)
+    done = Record(step="run", stage="train", command="", config={}, read={}, finished=True, seconds=30.0)
+    measured = estimate._measured(step, {"run": done})
+    assert measured == estimate.Training(start=7.0, per_row=0.5, per_epoch=1.5, rows=20, export_bytes=50)
+    assert estimate._measured(step, {"run": replace(done, finished=False)}) is None
+
+
+def test_a_test_begins_once_whatever_it_has_to_solve(tmp_path: Path) -> None:
+    """8 problems took 10 s, 24 took 18: 6 to begin and half a second each; around them a process took 3."""
+    steps, done = [], {}
+    for name, problems, seconds in (("few", 8, 10.0), ("more", 24, 18.0)):
+        folder = write_run(tmp_path, name, arm("all"), seed=0, correct=[1] * problems, seconds=seconds)
+        steps.append(Step(name=name, stage="evaluate", overrides=(), folder=folder, out=folder, config={}))
+        done[name] = Record(
+            step=name, stage="evaluate", command="", config={}, read={}, finished=True, seconds=seconds + 3.0
+        )
+    testing = estimate._testing(steps, done)
+    assert testing == estimate.Testing(process=3.0, begin=6.0, per_problem=0.5)
+    assert (testing.seconds(100), testing.seconds(0), testing.per_greedy(4)) == (56.0, 0.0, 0.1)
+    assert estimate._testing([steps[0]] * 2, done) == estimate.Testing(process=3.0, begin=0.0, per_problem=1.25)
+
+
+DRAWN = {
+    "estimate-report": Record(step="estimate-report", stage="report", command="", config={}, read={}, seconds=25.0)
+}
+
+
+def full(**more: Any) -> Any:
+    sizes = {"problems": 0, "rows": 500, "max_rows": -1, "epochs": 3, "validations": 12, "tests": 100, "samples": 4}
+    return estimate._Full(**sizes | more)
+
+
+def test_an_estimate_is_of_all_rows_and_not_of_those_that_were_tried() -> None:
+    """500 rows of which 32 were tried and 16 of these trained on: 250 rows; two rates, two seeds of two arms."""
+    one = estimate.Training(start=7.0, per_row=0.1, per_epoch=1.0, rows=16, export_bytes=50)
+    testing = estimate.Testing(process=3.0, begin=6.0, per_problem=0.5)
+    rows = design(shared={"data": "rows"}, annotation="mine")
+    found = estimate._extended(full(), rows, None, {"sft": one, "random": None}, testing, DRAWN, "exports", 32)
+    train = 7 + 3 * (250 * 0.1 + 1.0 + 10 * 0.1)
+    assert (found.rows, found.unknown, found.disk) == (250, ("random",), 2 * 2 * 50)
+    assert found.steps == {
+        "base": 3 + 56,
+        "search-sft": train,
+        "sft": train + 56,
+        "search-random": train,
+        "random": train + 56,
+        "report": 25 * (1 + 0.03 * 2 * 4),
+    }
+    assert found.seconds == pytest.approx(59 + 2 * (2 * train + 2 * (train + 56)) + 31)
+    assert estimate._extended(full(max_rows=100), rows, None, {"sft": one}, testing, DRAWN, "all", 32).rows == 50
+
+
+def test_what_is_left_follows_how_long_the_steps_so_far_took() -> None:
+    clock = Clock(
+        {"base": 10.0, "search-sft": 100.0, "sft": 200.0}, ["base", "search-sft-lr1e-05", "sft-seed0", "report"]
+    )
+    assert clock.left("base") == " (about 5 min left)"
+    clock.done("base", 20.0)  # twice as long as expected
+    assert clock.left("search-sft-lr1e-05") == " (about 10 min left)"
+    clock.done("search-sft-lr1e-05", None)  # of an earlier run
+    assert clock.left("sft-seed0") == " (about 7 min left)"
+    assert clock.left("report") == ""
+    assert [duration(s) for s in (5, 600, 7200)] == ["5 s", "10 min", "2.0 h"]

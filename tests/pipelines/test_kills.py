@@ -1,4 +1,4 @@
-"""A real pipeline on tiny_arith, each step in a process of its own, killed three times and started again."""
+"""Real pipelines on tiny_arith, each step in a process of its own, killed three times and started again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,28 @@ WORDS = (
 )
 
 
-def started(folder: Path) -> subprocess.Popen[str]:
+# A training has three checkpoints, and the annotation three units.
+SELF_EVOLVING = (
+    *("pipeline=token_cleaning_self_evolving", "limit=12", "steps.annotate.limit=48", "steps.annotate.unit_size=16"),
+    *("num_samples=0", "seed=3", "hydra.run.dir=out"),
+    *(
+        f"steps.model_{number}.{setting}"
+        for number in (1, 2, 3)
+        for setting in (
+            "data.batch_size=2",
+            "trainer.max_epochs=2",
+            "callbacks.last.every_n_steps=1",
+            "optimizer.lr=1e-3",
+        )
+    ),
+)
+
+
+def started(folder: Path, words: Sequence[str] = WORDS) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "cft", "pipeline", *WORDS],
+            [sys.executable, "-m", "cft", "pipeline", *words],
             cwd=folder,
             env=environment,
             stdout=log,
@@ -36,9 +53,9 @@ def started(folder: Path) -> subprocess.Popen[str]:
         )
 
 
-def ended_after(folder: Path, reached: Callable[[], Any], number: signal.Signals) -> int:
+def ended_after(folder: Path, reached: Callable[[], Any], number: signal.Signals, words: Sequence[str] = WORDS) -> int:
     """Exit status of a pipeline that got a signal once a point was reached."""
-    process = started(folder)
+    process = started(folder, words)
     try:
         for _ in range(6000):
             if reached() or process.poll() is not None:
@@ -81,5 +98,41 @@ def test_three_kills_and_a_restart(tmp_path: Path) -> None:
     assert (out / "train" / "results.json").read_bytes() == trained
     for step in ("annotate", "train", "base", "evaluate", "report"):
         assert record(tmp_path, step)["finished"], step
+    assert (out / "report" / "report.html").is_file()
+    assert not (out / "earlier").exists()
+
+
+@pytest.mark.slow
+def test_three_kills_leave_the_numbers_of_an_undisturbed_run(tmp_path: Path) -> None:
+    """In the annotation, in the second of three trainings, and while the last model is tested."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for folder in (killed, whole):
+        folder.mkdir()
+    out = killed / "out"
+    units, checkpoints = out / "annotations" / "tiny_arith-arithmetic" / "units", out / "model_2" / "checkpoints"
+    points: tuple[Callable[[], Any], ...] = (
+        lambda: list(units.glob("*.json")),
+        lambda: list(checkpoints.glob("step-*.ckpt")),
+        lambda: record(killed, "base").get("finished") and record(killed, "evaluate"),
+    )
+    done = []
+    for reached in points:
+        assert ended_after(killed, reached, signal.SIGKILL, SELF_EVOLVING) == -signal.SIGKILL
+        done.append({path.stem for path in (out / "steps").glob("*.json") if record(killed, path.stem)["finished"]})
+    assert done[0] == set()
+    assert done[1] == {"annotate", "model_1", "score_1"}
+    assert done[2] == {*done[1], "model_2", "score_2", "model_3", "base"}
+    times = {name: (out / "steps" / f"{name}.json").stat().st_mtime_ns for name in done[2]}
+    for folder in (killed, whole):
+        assert started(folder, SELF_EVOLVING).wait(1800) == 0, (folder / "log").read_text()
+    assert times == {name: (out / "steps" / f"{name}.json").stat().st_mtime_ns for name in done[2]}  # not run again
+    assert f"resume: {out / 'model_2'}" in (out / "model_2" / "config.yaml").read_text()
+    for name in ("evaluate", "base"):
+        here, there = (json.loads((folder / "out" / name / "results.json").read_text()) for folder in (killed, whole))
+        assert here["metrics"] == there["metrics"]
+        assert here["verdicts"] == there["verdicts"]
+    for name in ("model_1", "model_2", "model_3"):
+        here, there = (folder / "out" / name / "export" / "model.safetensors" for folder in (killed, whole))
+        assert here.read_bytes() == there.read_bytes(), name
     assert (out / "report" / "report.html").is_file()
     assert not (out / "earlier").exists()

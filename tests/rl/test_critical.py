@@ -32,11 +32,12 @@ def rollouts() -> tuple[BruteForce, Asked, list[list[int]], list[Outcome]]:
     problems = build(cfg.data).train[:2]
     prompt = build(cfg.prompt)
     asked = Asked(problems, {p.id: prompt.ids(brute.tokenizer, p.question) for p in problems}, {})
+    model: Any = brute.model
     torch.manual_seed(1)
     responses, outcomes = [], []
     for problem in problems:
         ids = torch.tensor([asked.prompts[problem.id]])
-        for row in brute.model.generate(ids, do_sample=True, num_return_sequences=4, max_new_tokens=80):
+        for row in model.generate(ids, do_sample=True, num_return_sequences=4, max_new_tokens=80):
             response = row[ids.shape[1] :].tolist()
             response = response[: response.index(2) + 1]
             text = brute.tokenizer.decode(response, skip_special_tokens=True)

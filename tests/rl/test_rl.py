@@ -9,12 +9,13 @@ import pytest
 
 from cft.config.build import ConfigError
 from cft.config.preflight import missing_inputs
+from cft.data.chosen import PassRates
 from cft.data.problem_rows import normalized
 from cft.data.sources import arithmetic
 from cft.pipelines.entries import Entry, shared_with
 from cft.report.arm_names import BASE, is_base, is_sft, name_of
 from cft.rl.arm import arm_after, start_settings
-from cft.rl.problems import asked, rows_of
+from cft.rl.problems import KnownRates, asked, rows_of
 from cft.rl.reward import reward_of, verified_reward
 from cft.runs.results import RunResults
 from cft.runs.start import checkpoint_folder
@@ -126,6 +127,19 @@ def test_problems_of_the_tests_are_not_trained_on() -> None:
     assert found.left_out == {"held out for the tests": 3}
     assert rows_of(found.problems)["prompt"] == [problem.id for problem in data.train[3:]]
     assert found.fingerprint() != everything.fingerprint()
+
+
+def test_problems_are_chosen_by_the_pass_rates_of_their_rollouts_before_the_limit() -> None:
+    """One right response is enough; of an unknown rate, or of none, a problem is left out."""
+    data, _ = _asked()
+    rates = [0.0, 0.125, 1.0, float("nan"), 0.5, *[0.0] * 10]
+    known = {problem.id: rate for problem, rate in zip(data.train[:15], rates, strict=True)}
+    bounds = PassRates(0.001, 1.0)
+    _, found = _asked(rates=KnownRates(known, bounds), at_least=2)
+    assert found.problems == tuple(data.train[n] for n in (1, 2, 4))
+    assert found.left_out == {"without a pass rate from 0.001 to 1.0": 17}
+    _, few = _asked(rates=KnownRates(known, bounds), at_least=2, limit=2)
+    assert few.problems == found.problems[:2]
 
 
 def test_too_few_problems_for_a_step_are_refused() -> None:

@@ -138,6 +138,30 @@ def test_a_run_gives_its_model_or_its_adapters_alone(
         assert ModelCard(here.files["README.md"].decode()).data.library_name == "peft"
 
 
+def test_of_a_pipeline_its_one_model_is_sent_and_of_several_none_is_chosen(run: Path, tmp_path: Path) -> None:
+    """A reinforcement-learning run among them; estimates and searches are no results."""
+    folder = tmp_path / "pipeline"
+    for name in ("base", "search-sft-lr1e-05-seed100", "rl"):
+        (folder / "steps").mkdir(parents=True, exist_ok=True)
+        (folder / "steps" / f"{name}.json").write_text("{}")
+        if name != "base":
+            shutil.copytree(run, folder / name)
+    results = json.loads((folder / "rl" / "results.json").read_text())
+    (folder / "rl" / "results.json").write_text(json.dumps({**results, "stage": "rl"}))
+    made = parcel(folder)
+    assert (made.kind, made.files["model.safetensors"]) == ("model", folder / "rl" / "export" / "model.safetensors")
+    shutil.copytree(folder / "rl", folder / "sft")
+    (folder / "steps" / "sft.json").write_text("{}")
+    with pytest.raises(
+        PublishError, match=r"2 steps of this pipeline hold a model; say which: path=.*/rl.*, path=.*/sft"
+    ):
+        parcel(folder)
+    for name in ("rl", "sft"):
+        shutil.rmtree(folder / name / "export")
+    with pytest.raises(PublishError, match="no step of this pipeline holds a model"):
+        parcel(folder)
+
+
 @pytest.mark.parametrize("status, said", [(401, "hf auth login"), (500, "try again")])
 def test_a_refusal_of_the_hub_is_said_with_its_remedy(
     status: int, said: str, here: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

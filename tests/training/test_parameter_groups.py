@@ -163,7 +163,7 @@ def test_adapters_are_called_by_their_own_names() -> None:
     assigned = freeze(model, chosen)
     assert assigned is not None
     assert {name.split(".")[-3] for name in assigned.trained["a"]} == {"lora_A"}
-    optimizer = optimizer_of(partial(torch.optim.SGD, lr=0.1), assigned, chosen)
+    optimizer = optimizer_of(partial(torch.optim.SGD, lr=0.1), assigned, chosen, model=model)
     assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"a": 0.05, "b": 0.2}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 2 * 7 * 2
     with pytest.raises(ConfigError, match=r"frozen anyway, such as model\.layers\.0\.mlp\.gate_proj\.weight.*lora_A"):
@@ -200,10 +200,11 @@ def test_a_decay_that_the_optimizer_has_not_is_refused() -> None:
             del self.defaults["weight_decay"]
 
     chosen = groups(a=("q_proj", 1.0, 0.1))
-    assigned = freeze(make_llama(), chosen)
+    model = make_llama()
+    assigned = freeze(model, chosen)
     assert assigned is not None
     with pytest.raises(ConfigError, match=r"optimizer\.groups\.a\.weight_decay: NoDecay has no weight decay"):
-        optimizer_of(NoDecay, assigned, chosen)
+        optimizer_of(NoDecay, assigned, chosen, model=model)
 
 
 def test_what_is_wrong_with_groups_is_said_before_a_model_loads() -> None:

@@ -12,10 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from cft.config.schema import ParameterGroupConfig
 from cft.errors import BadValue
 from cft.losses.eligible import eligible_tokens
 from cft.training.distributed.sharding import _data_mesh, release, shard
 from cft.training.layout import placed
+from cft.training.parameter_groups import freeze, optimizer_of
 from cft.training.selective_lm import SelectiveLM
 from tests.fakes import random_llama
 from tests.methods import VOCABULARY, batch_of, token_rows
@@ -85,6 +87,22 @@ def test_flash_attention_is_told_where_rows_begin() -> None:
     assert inputs["cu_seq_lens_q"].tolist() == inputs["cu_seq_lens_k"].tolist() == [*starts, total]
     longest = max(end - start for start, end in zip(starts, [*starts[1:], total], strict=True))
     assert inputs["max_length_q"] == inputs["max_length_k"] == longest
+
+
+def test_an_optimizer_in_groups_is_of_the_shards(mesh: DeviceMesh) -> None:
+    """Of the parameters before, which no forward pass uses any more, nothing would be trained, without a word."""
+    model = random_llama(vocab=VOCABULARY, tie_word_embeddings=True)
+    groups = {
+        "attention": ParameterGroupConfig(match="self_attn", lr_multiplier=0.1),
+        "norms": ParameterGroupConfig(match="norm", lr_multiplier=0.0),
+    }
+    assigned = freeze(model, groups)
+    assert assigned is not None
+    lm = SelectiveLM(model, sft())
+    shard(lm, model, mesh)
+    optimizer = optimizer_of(torch.optim.SGD, assigned, groups, model=model)
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == {parameter for parameter in lm.parameters() if parameter.requires_grad}
 
 
 def test_shards_and_optimizer_states_are_given_back(mesh: DeviceMesh) -> None:

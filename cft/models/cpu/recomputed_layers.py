@@ -12,6 +12,7 @@ norm of another form) stays.
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,8 +52,14 @@ def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[Any, Te
 @torch.inference_mode(False)
 @torch.no_grad()
 def _same(layer: nn.Module, forward: Callable[[Any, Tensor], Tensor]) -> bool:
-    """Whether the recomputing form computes what the layer does; tried on the layer itself, whatever it holds."""
+    """Whether the recomputing form computes what the layer does; tried on the layer itself, whatever it holds, or one like it
+    where its weights are still to come."""
     weight = next(p for p in layer.parameters())
+    if weight.is_meta:
+        layer = copy.deepcopy(layer).to_empty(device="cpu")
+        for parameter in layer.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter).sin())
+        weight = next(p for p in layer.parameters())
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
     x_Nd = torch.linspace(-2, 2, 3 * weight.shape[-1]).view(3, -1).sin()

@@ -32,7 +32,7 @@ class ShowProgress(pl.Callback):
         self.arithmetic = arithmetic
         self._rate = float("inf")
         self._lengths: list[int] = []
-        self._projected = self._eligible = 0
+        self._projected = self._eligible = self._guessed = 0
         self._begun = time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -52,6 +52,8 @@ class ShowProgress(pl.Callback):
         self._lengths += computed_positions(tokens).tolist()
         self._projected += len(tokens.row_N)
         self._eligible += int(tokens.on("eligible").sum())
+        if pl_module.lm.inputs.mixes:  # type: ignore[union-attr]
+            self._guessed += len(pl_module.lm.guessed(batch, tokens).row_N)  # type: ignore[union-attr, operator]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -76,13 +78,15 @@ class ShowProgress(pl.Callback):
             torch.cuda.synchronize(device)
         seconds = max(1e-9, time.perf_counter() - self._begun)
         done = self.arithmetic.of_rows(self._lengths, projected=self._projected)
+        if self._guessed:  # a pass before it, for mixed inputs
+            done += self.arithmetic.of_forward(self._lengths, projected=self._guessed)
         values = {
             "perf/tokens_per_s": sum(self._lengths) * trainer.world_size / seconds,
             "perf/eligible_tokens_per_s": self._eligible * trainer.world_size / seconds,
             "perf/mfu": done / seconds / self._rate,
             "perf/memory_gb": peak_memory(device) / GB,
         }
-        self._lengths, self._projected, self._eligible = [], 0, 0
+        self._lengths, self._projected, self._eligible, self._guessed = [], 0, 0, 0
         return values
 
 

@@ -28,7 +28,6 @@ from cft.errors import UserError
 from cft.files import write_json
 from cft.runs.job import Job
 from cft.training.checkpointing.resume import Start
-from cft.training.distributed.sharding import require_equal_weights
 from cft.training.lightning_internals import ScriptLauncher, limit_threads, require_first_start, set_launcher
 
 VARIABLES = (
@@ -163,13 +162,19 @@ def own_environment() -> Iterator[None]:
 
 
 class SameEverywhere(pl.Callback):
-    """Refuses to train unless all ranks have the same configuration, run folder, starting point and weights.
+    """Refuses to train unless all ranks have the same configuration, run folder, starting point and kind of model; weights
+    are the first rank's (`cft/training/distributed/weights.py`).
 
-    digest: of the config.
+    digest: of the config. model: of the model's own config.
     """
 
-    def __init__(self, digest: str, *, folder: Path, start: Path | None) -> None:
-        self.facts = {"config": digest, "run folder": str(folder.resolve()), "checkpoint": str(start or "")}
+    def __init__(self, digest: str, *, folder: Path, start: Path | None, model: str) -> None:
+        self.facts = {
+            "config": digest,
+            "run folder": str(folder.resolve()),
+            "checkpoint": str(start or ""),
+            "config.json of model.path": model,
+        }
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size == 1:
@@ -186,5 +191,3 @@ class SameEverywhere(pl.Callback):
                     f"the processes of this run were not started alike: {'; '.join(differing)}. Let cft train start them "
                     "(trainer.devices=2), or give every process the same arguments, hydra.run.dir=<folder> among them"
                 )
-        # DDP would copy the first rank's weights to the others, and shards would be pieces of different models.
-        require_equal_weights(pl_module, device=trainer.strategy.root_device)

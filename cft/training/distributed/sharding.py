@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
 
-
-_PART = 1 << 22  # values that are added up at once, so that the check needs little memory
+    from cft.training.distributed.weights import FirstRanksWeights
 
 
 class ShardingError(RuntimeError):
@@ -136,9 +135,18 @@ def fully_sharded(*, replicas: AtLeastOne = 1) -> FullySharded:
     return FullySharded(replicas=replicas)
 
 
-def shard(lm: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, replicas: int = 1, mixed: bool = False) -> None:
+def shard(
+    lm: nn.Module,
+    model: PreTrainedModel,
+    mesh: DeviceMesh,
+    *,
+    weights: FirstRanksWeights | None = None,
+    replicas: int = 1,
+    mixed: bool = False,
+) -> None:
     """Share out `lm`, a wrapper around `model` whose methods forward and probe do all computation. Collective.
 
+    weights: of `lm`, where they are still to come.
     mixed: gathers are of bfloat16, and what a block multiplies with is freed with it. Autocast alone would gather float32
     and keep a bfloat16 copy of every weight from the forward to the backward pass, on every rank.
     """
@@ -150,13 +158,19 @@ def shard(lm: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, *, replicas: 
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     data = _data_mesh(mesh, replicas=replicas)
     for block in blocks_of(model):
+        if weights is not None:
+            weights.fill(block)
         fully_shard(block, mesh=data, mp_policy=policy)
+    if weights is not None:
+        weights.fill(lm)
     fully_shard(lm, mesh=data, mp_policy=policy)
     register_fsdp_forward_method(lm, "probe")
 
 
-def shard_frozen(model: PreTrainedModel, mesh: DeviceMesh, *, replicas: int = 1) -> None:
-    """Share out the blocks of a model that is never trained. Collective.
+def shard_frozen(
+    model: PreTrainedModel, mesh: DeviceMesh, *, weights: FirstRanksWeights | None = None, replicas: int = 1
+) -> None:
+    """Share out the blocks of a model that is never trained. Collective. weights: as of `shard`.
 
     Embeddings, last norm and head stay whole on each rank: its logits are computed chunk by chunk, of which ranks have
     different numbers, and no rank may wait there for the others.
@@ -164,9 +178,13 @@ def shard_frozen(model: PreTrainedModel, mesh: DeviceMesh, *, replicas: int = 1)
     from torch.distributed.fsdp import fully_shard
 
     data, blocks = _data_mesh(mesh, replicas=replicas), blocks_of(model)
-    outside = {*model.parameters()} - {p for block in blocks for p in block.parameters()}
     for block in blocks:
+        if weights is not None:
+            weights.fill(block)
         fully_shard(block, mesh=data, reshard_after_forward=True)
+    if weights is not None:
+        weights.fill(model)
+    outside = {*model.parameters()} - {p for block in blocks for p in block.parameters()}
     fully_shard(model.base_model, mesh=data, ignored_params=outside)
 
 
@@ -195,45 +213,21 @@ def sum_over_replicas(lm: nn.Module, *, last: bool) -> None:
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The repeated layers of a model. Raises BadValue where transformers does not name them."""
+    """The repeated layers of a model, without what is within one: some families name a layer and its parts. Raises BadValue
+    where transformers does not name them."""
     names = set(model._no_split_modules or ())
-    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    blocks: list[nn.Module] = []
+    within: set[nn.Module] = set()
+    for module in model.modules():
+        if type(module).__name__ in names and module not in within:
+            blocks.append(module)
+            within.update(module.modules())
     if not blocks:
         raise BadValue(
             f"trainer=fsdp: {type(model).__name__} names no blocks (_no_split_modules), so it cannot be shared out layer "
             "by layer; use trainer=ddp, or a model of a known family such as model=qwen2.5-0.5b"
         )
     return blocks
-
-
-def require_equal_weights(model: nn.Module, *, device: torch.device) -> None:
-    """Raises ShardingError unless all ranks hold the same weights: two sums of each are compared. device: of collectives."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return
-    # The same operations on the same kind of device: equal bits for equal weights.
-    sums = torch.stack([_fingerprint(p.detach()) for p in model.parameters()]).to(device)
-    first = sums.clone()
-    dist.broadcast(first, src=0)
-    differing = (sums != first).any(1).nonzero().flatten().tolist()
-    counts = torch.tensor([len(differing)], device=device)
-    dist.all_reduce(counts)
-    if int(counts):
-        names = [name for name, _ in model.named_parameters()]
-        here = ", ".join(names[i] for i in differing[:3]) or "none on this rank"
-        raise ShardingError(
-            f"rank {dist.get_rank()}: the ranks loaded different weights ({here}); is model.path the same folder with "
-            "the same files on every machine, and the seed of new adapters (model.lora.seed) the same?"
-        )
-
-
-def _fingerprint(weight: Tensor) -> Tensor:
-    """[2] float64: the sum of all values, and their sum weighted by place."""
-    total = torch.zeros(2, dtype=torch.float64, device=weight.device)
-    for number, values in enumerate(weight.flatten().split(_PART)):
-        place = torch.arange(1, len(values) + 1, dtype=torch.float64, device=weight.device)
-        values = values.double()
-        total += torch.stack([values.sum(), (values @ place) * (number + 1)])
-    return total
 
 
 def _require_whole_world(mesh: DeviceMesh) -> None:

@@ -1,0 +1,297 @@
+"""Every pipeline of conf/pipeline on tiny_arith, reduced, with several seeds: python -m experiments.systems
+
+The shipped annotation in the place of a step `annotate` without settings, ROWS of its rows, EPOCHS epochs at one learning rate
+for all trainings, the best epoch by loss, and the same PROBLEMS test problems for all, answered greedily. No rate is searched:
+what is shown is that each system runs to its end, and what it comes to under one small budget.
+
+Seeds come in turn, each with all systems, reinforcement learning last, so that the command can be ended at any time; started
+again it does what is missing (`--only NAME ...`, `--seeds N`, `--minutes M` begins no run after that). Every run that is done
+is a row of RESULTS, from which the page is written (`--page` does nothing else): accuracies with intervals over seeds and
+problems, and differences from plain fine-tuning paired by both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+from cft.cli.main import main as cft_main
+from cft.console import console
+from cft.evaluation.intervals import Interval, two_way_bootstrap
+from cft.evaluation.paired_tests import paired_difference
+from cft.files import write_bytes
+from cft.shipped import CONF_DIR
+from cft.types import Outcome
+
+OUT = Path("outputs/systems")
+RESULTS = Path("experiments/results/systems.csv")
+PAGE = Path("docs/experiments/systems.md")
+GUIDE = Path("docs/guides/pipelines.md")
+SEEDS, ROWS, EPOCHS, RATE, PROBLEMS, RL_STEPS = 3, 320, 2, 1e-4, 150, 20
+BASELINE = "sft"
+ANNOTATION = "tiny_arith"  # ships with the package
+MADE = "${step:annotate.config.annotation}"
+
+# By stage: what is reduced.
+BUDGET: Mapping[str, Mapping[str, Any]] = {
+    "annotate": {"limit": 100, "unit_size": 100, "verify.workers": 1},
+    "train": {
+        "data.max_rows": ROWS,
+        "data.validation_fraction": 0.1,
+        "trainer.max_epochs": EPOCHS,
+        "data.batch_size": 16,
+        "trainer.accumulate_grad_batches": 1,
+        "optimizer.lr": RATE,
+        "callbacks": "best_loss",
+        "validation.problems": 0,
+        "probe.every_n_steps": 0,
+        "logger": "none",
+        "verify.workers": 1,
+    },
+    "rl": {"steps": RL_STEPS, "save_every_n_steps": RL_STEPS, "logger": "none"},
+    "evaluate": {"limit": PROBLEMS, "num_samples": 0, "verify.workers": 1},
+}
+# What a system has beside that, or otherwise.
+OWN: Mapping[str, tuple[str, ...]] = {
+    BASELINE: ("steps.train.mask=all",),
+    # "To convergence": the tags are new to the model. The second stage's rate is that of docs/experiments/all-methods.md.
+    "sftkey": (
+        "steps.stage_1.trainer.max_epochs=8",
+        "steps.stage_1.optimizer.lr=3e-4",
+        "steps.stage_2.optimizer.lr=3e-5",
+    ),
+    # Losses that compare responses, at a tenth of the rate; the contrast's adapters at their own.
+    "cdpo": ("steps.right.optimizer.lr=3e-4", "steps.wrong.optimizer.lr=3e-4", "steps.train.optimizer.lr=1e-5"),
+    "discriminative": ("steps.train.optimizer.lr=1e-5",),
+    "implicit_reward_dpo": ("steps.dpo.optimizer.lr=1e-5",),
+}
+PIPELINE_OF = {BASELINE: "cft"}
+NEEDS_HUB = ("sft_go_llmlingua2",)  # a classifier of the hub
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One tested model of a system. right: "1" or "0" for each of the test problems, in one order for all."""
+
+    system: str
+    step: str
+    seed: int
+    benchmark: str
+    right: str
+    minutes: float  # of all steps of the run
+
+
+def systems(only: Sequence[str]) -> list[str]:
+    """The baseline first, then by name."""
+    names = [path.stem for path in sorted((CONF_DIR / "pipeline").glob("*.yaml")) if path.stem not in NEEDS_HUB]
+    if unknown := set(only) - {BASELINE, *names}:
+        raise SystemExit(
+            f"--only: no such system: {', '.join(sorted(unknown))}; they are {', '.join([BASELINE, *names])}"
+        )
+    return [name for name in (BASELINE, *names) if not only or name in only]
+
+
+def said(pipeline: str) -> dict[str, Any]:
+    """The yaml."""
+    return yaml.safe_load((CONF_DIR / "pipeline" / f"{pipeline}.yaml").read_text(encoding="utf-8"))
+
+
+def steps_of(pipeline: str) -> dict[str, dict[str, Any]]:
+    """What the yaml says of each."""
+    return {name: node or {} for name, node in said(pipeline)["steps"].items()}
+
+
+def words_of(system: str, *, seed: int) -> list[str]:
+    """Of cft pipeline."""
+    pipeline = PIPELINE_OF.get(system, system)
+    words = [f"pipeline={pipeline}", f"seed={seed}"]
+    steps = steps_of(pipeline)
+    shipped = steps.get("annotate") == {}
+    for step, node in steps.items():
+        if (step == "annotate" and shipped) or (step == "base" and (system, seed) != (BASELINE, 0)):
+            words.append(f"~steps.{step}")  # the untrained model is measured once
+            continue
+        words += [f"steps.{step}.{key}={ANNOTATION}" for key, value in node.items() if shipped and value == MADE]
+        budget = BUDGET.get(node.get("stage", step), {})
+        kept = {key: value for key, value in budget.items() if shipped or key != "data.max_rows"}  # all rollouts
+        words += [f"steps.{step}.{key}={value}" for key, value in kept.items()]
+    return [*words, *OWN.get(system, ()), f"hydra.run.dir={folder_of(system, seed)}"]
+
+
+def plan(chosen: Sequence[str], *, seeds: int) -> list[tuple[str, int]]:
+    """(system, seed) in their order: reinforcement learning, which takes longest, comes last of each seed."""
+    slow = {name for name in chosen if "rl" in steps_of(PIPELINE_OF.get(name, name))}
+    return [(name, seed) for seed in range(seeds) for name in sorted(chosen, key=lambda name: name in slow)]
+
+
+def folder_of(system: str, seed: int) -> Path:
+    return OUT / f"{system}-seed{seed}"
+
+
+def run(system: str, *, seed: int) -> bool:
+    """Whether it came to its end."""
+    folder = folder_of(system, seed)
+    words = words_of(system, seed=seed)
+    console.print(f"$ cft pipeline {' '.join(words)}", style="dim", markup=False, highlight=False)
+    argv, printed = sys.argv, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            status = cft_main(["pipeline", *words])
+    except SystemExit as end:
+        status = end.code
+    finally:
+        sys.argv = argv
+    write_bytes(folder / "printed.log", printed.getvalue().encode())
+    if status:
+        console.print(f"{system}, seed {seed}: exit status {status}, see {folder / 'printed.log'}", markup=False)
+    return not status
+
+
+def rows_of(system: str, *, seed: int) -> Iterator[Row]:
+    """Of a run that is done."""
+    folder = folder_of(system, seed)
+    records = {path.stem: json.loads(path.read_bytes()) for path in sorted((folder / "steps").glob("*.json"))}
+    last = next(reversed(said(PIPELINE_OF.get(system, system)).get("sequence") or {}), None)
+    minutes = sum(record["seconds"] or 0 for record in records.values()) / 60
+    for name, record in records.items():
+        if last and not name.startswith(f"{last}-on-"):  # of data sets in turn, the model that has seen them all
+            continue
+        for path in sorted((folder / name).rglob("samples.parquet")) if record["stage"] == "evaluate" else ():
+            results = json.loads((path.parent / "results.json").read_bytes())
+            yield Row(
+                system=system,
+                step=name,
+                seed=seed,
+                benchmark=results["benchmark"],
+                right=verdicts(path),
+                minutes=round(minutes, 2),
+            )
+
+
+def verdicts(path: Path) -> str:
+    """Of the greedy responses, by the ids of the problems."""
+    samples = pq.read_table(path).to_pylist()
+    greedy = {one["problem_id"]: one["outcome"] for one in samples if one["sample"] < 0}
+    return "".join("1" if greedy[name] == Outcome.RIGHT else "0" for name in sorted(greedy))
+
+
+# ---- the table
+
+
+def read_rows() -> list[Row]:
+    """Of RESULTS, none where it is not there."""
+    if not RESULTS.is_file():
+        return []
+    with RESULTS.open(newline="", encoding="utf-8") as lines:
+        return [
+            Row(**{**row, "seed": int(row["seed"]), "minutes": float(row["minutes"])}) for row in csv.DictReader(lines)
+        ]
+
+
+def write_rows(rows: Sequence[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [entry.name for entry in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.system, row.step, row.seed)))
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(RESULTS, text.getvalue().encode())
+
+
+def solved(rows: Sequence[Row]) -> dict[int, list[int]]:
+    """Right or not, [problems] by seed."""
+    return {row.seed: [int(sign) for sign in row.right] for row in rows}
+
+
+def measured(rows: Sequence[Row], baseline: Sequence[Row]) -> tuple[Interval, Interval | None]:
+    """(accuracy, difference from the baseline with the seeds and problems that both have, None where they share none)"""
+    own, other = solved(rows), solved(baseline)
+    accuracy = two_way_bootstrap(np.array([own[seed] for seed in sorted(own)]), seed=0)
+    both = sorted(set(own) & set(other))
+    if rows[0].benchmark != baseline[0].benchmark or not both:
+        return accuracy, None
+    pair = [np.array([table[seed] for seed in both]) for table in (own, other)]
+    return accuracy, paired_difference(*pair, pair_seeds=True).interval
+
+
+def described() -> dict[str, tuple[str, str]]:
+    """(source, what is a reconstruction) by pipeline, as the guide has them."""
+    found = {}
+    for line in GUIDE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 4:
+            for name in cells[0].replace("`", "").split(","):
+                found[name.strip()] = (cells[1], cells[3])
+    return found
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """In markdown."""
+    yield "| system | source | tested after | seeds | accuracy | minus SFT | minutes | what is a reconstruction, or missing |"
+    yield "|---|---|---|---|---|---|---|---|"
+    texts = described()
+    baseline = [row for row in rows if row.system == BASELINE and row.step == "evaluate"]
+    for system in sorted({row.system for row in rows}, key=lambda name: (name != BASELINE, name)):
+        source, note = texts.get(PIPELINE_OF.get(system, system), ("", ""))
+        source, note = ("plain fine-tuning", "") if system == BASELINE else (source, note)
+        for step in sorted(
+            {row.step for row in rows if row.system == system}, key=lambda name: (name == "evaluate", name)
+        ):
+            own = [row for row in rows if (row.system, row.step) == (system, step)]
+            accuracy, difference = measured(own, baseline)
+            minus = "–" if difference is None or system == BASELINE else _signed(difference)
+            minutes = np.mean([row.minutes for row in own])
+            yield (
+                f"| `{system}` | {source} | `{step}` | {len(own)} | {_plain(accuracy)} | {minus} | {minutes:.1f} | "
+                f"{note if step == 'evaluate' else ''} |"
+            )
+
+
+def _plain(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def write_page(rows: Sequence[Row]) -> None:
+    """The table between the lines of PAGE that mark it; the words around it are written by hand."""
+    before, start, rest = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    after = rest.partition("<!-- end of table -->\n")[2]
+    text = f"{before}{start}{chr(10).join(table(rows))}\n<!-- end of table -->\n{after}"
+    write_bytes(PAGE, text.encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no run is begun after so many")
+    parser.add_argument("--page", action="store_true", help="write the page from the results that are there")
+    asked = parser.parse_args()
+    started = time.monotonic()
+    for system, seed in plan(systems(asked.only), seeds=0 if asked.page else asked.seeds):
+        known = read_rows()
+        late = time.monotonic() - started > 60 * asked.minutes
+        if late or any((row.system, row.seed) == (system, seed) for row in known):
+            continue
+        if run(system, seed=seed):
+            write_rows([*known, *rows_of(system, seed=seed)])
+    write_page(read_rows())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Two ranks make models of one folder, the second one without weights, and compare what they hold then with a plain load."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from cft.models.load import Lora, ModelSpec, load_causal_lm
+from cft.training.distributed.sharding import shard, shard_frozen
+from cft.training.distributed.weights import FirstRanksWeights, is_empty
+
+
+class Wrapper(nn.Module):
+    """As much of `SelectiveLM` as is shared out."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model(input_ids=ids, use_cache=False).logits
+
+    probe = forward
+
+
+@contextmanager
+def gloo() -> Iterator[int]:
+    dist.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def compare(folders: list[Path]) -> None:
+    """Every folder's model shared out (its blocks alone, as a reference is, and all of it) and on each rank whole."""
+    with gloo() as rank:
+        for folder in folders:
+            for lora in (None, Lora(r=2)):
+                for how in ("whole", "shards", "frozen"):
+                    _compare(spec_of(folder, lora=lora), how=how, rank=rank)
+
+
+def spec_of(folder: Path, *, lora: Lora | None = None) -> ModelSpec:
+    return ModelSpec(name=folder.name, path=str(folder), lora=lora)
+
+
+def _compare(spec: ModelSpec, *, how: str, rank: int) -> None:
+    lm = Wrapper(load_causal_lm(spec, empty=rank > 0))
+    assert is_empty(lm) == (rank > 0)
+    arrived(lm, how=how)
+    assert not is_empty(lm)
+    expected = Wrapper(load_causal_lm(spec))
+    assert len([*lm.parameters()]) == len([*expected.parameters()])  # tied ones are one
+    assert [name for name, p in lm.named_parameters() if p.requires_grad] == [
+        name for name, p in expected.named_parameters() if p.requires_grad
+    ]
+    for (name, found), (other, wanted) in zip(tensors(lm), tensors(expected), strict=True):
+        assert (name, found.dtype) == (other, wanted.dtype), spec.name
+        assert torch.equal(found, wanted), (spec.name, how, name)
+    ids = torch.arange(3, 19).view(2, 8)
+    with torch.no_grad():
+        assert torch.equal(lm(ids), expected(ids)), (spec.name, how)
+
+
+def arrived(lm: Wrapper, *, how: str) -> None:
+    part = lm.model if how == "frozen" else lm
+    weights = FirstRanksWeights(part, device=torch.device("cpu"))
+    if how == "whole":
+        weights.fill(lm)
+        return
+    mesh = init_device_mesh("cpu", (dist.get_world_size(), 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    if how == "frozen":
+        shard_frozen(lm.model, mesh, weights=weights)
+    else:
+        shard(lm, lm.model, mesh, weights=weights)
+
+
+def tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return [(name, t.full_tensor() if isinstance(t, DTensor) else t) for name, t in named]
+
+
+def refuse_another_model(folders: list[Path]) -> None:
+    """Each rank has another one: the second says so, the first does not wait for it for ever."""
+    with gloo() as rank:
+        lm = Wrapper(load_causal_lm(spec_of(folders[rank]), empty=rank > 0))
+        said = ""
+        try:
+            FirstRanksWeights(lm, device=torch.device("cpu"))
+        except RuntimeError as error:
+            said = str(error)
+        assert bool(re.search(r"rank 1: its model has other parts than the first rank's, such as", said)) == (rank > 0)
+
+
+def measure(folder: Path, out: Path) -> None:
+    """Megabytes that the process grew by at most, of each rank: read everywhere, and read by the first one."""
+    with gloo() as rank:
+        for how, empty in (("read", False), ("arrived", rank > 0)):
+            before = _memory("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+            lm = Wrapper(load_causal_lm(spec_of(folder), empty=empty))
+            arrived(lm, how="shards")
+            (out / f"{how}_{rank}").write_text(str(_memory("VmHWM") - before))
+            del lm
+            dist.barrier()
+
+
+def _memory(of: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(of))
+    return int(line.split()[1]) / 1024
