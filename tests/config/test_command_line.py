@@ -388,7 +388,7 @@ DANGEROUS = [
     "torch.load",
     "cft.models.load.torch.hub.load",  # starts well
     "cft.config.build.sys.modules",
-    "cft.types.np.load",
+    "cft.masks.base.np.load",
     "cft.files.os.replace",
     "cft.config.build.import_target",  # another module's function under our name
     "cft.config.build.build",
