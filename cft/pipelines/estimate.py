@@ -37,8 +37,7 @@ _NAME = "estimate"
 _TESTED = (8, 24)  # problems, of two tests
 _VALIDATED = 2
 _EPOCHS = 2
-_REPORT = 5.0  # seconds to begin a report and draw its figures
-_REPORT_OF_A_RUN = 0.5
+_OF_A_RUN = 0.03  # of the time of a report of one run, for each further one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +126,10 @@ def estimate(design: Design, runner: Runner, shared: Mapping[str, Any], *, probe
         arm: planner.add(f"{_NAME}-{arm}", _few_steps(design, arm, probe=probe), check=False, may_fail=True)
         for arm in design.arms
     }
-    steps = [step for step in (*fixed.values(), *trainings.values()) if step is not None]
+    page = planner.add(
+        f"{_NAME}-{REPORT}", {"stage": REPORT, "folders": [str(runner.settings.folder / f"{_NAME}-base")]}
+    )
+    steps = [step for step in (*fixed.values(), *trainings.values(), page) if step is not None]
     done = runner.run(steps, title="Estimate")
     measured = {arm: _measured(step, done) for arm, step in trainings.items() if step is not None}
     testing = _testing([step for name, step in fixed.items() if step is not None and name.startswith("base")], done)
@@ -183,7 +185,8 @@ def _extended(
         parts[f"{arm}: {searched} trainings to search a rate, {design.seeds} to test"] = (
             searched * train + design.seeds * steps[arm]
         )
-    steps[REPORT] = parts[REPORT] = _REPORT + _REPORT_OF_A_RUN * len(design.arms) * (searched + design.seeds)
+    reported = done[f"{_NAME}-{REPORT}"].seconds or 0.0
+    steps[REPORT] = parts[REPORT] = reported * (1 + _OF_A_RUN * len(design.arms) * (searched + design.seeds))
     exports = max((one.export_bytes for one in known), default=0)
     # Weights, Adam's two states, export.
     kept = {"results": 0, "exports": design.seeds, "all": 4 * (design.seeds + searched)}[keep]

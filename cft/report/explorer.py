@@ -3,6 +3,7 @@
 Columns over all tokens of all responses, little-endian numbers in base64 behind their type ("u2:..."), texts once in
 tables. 2,000 responses of 40 tokens take 2.5 MB, and nothing is drawn before it is scrolled to.
 
+    word        what level 2 is called: critical, or turning in responses that end wrong
     count       tokens of each response                    text, length     what is shown, and how much of it each token has
     name, id    texts of the vocabulary that occurs        logprob, entropy 1/1000 nat, the former negated
     alternative, alternative_logprob, outcome, answer_id   [tokens x K], row by row; answers: the texts of answer_id
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from cft.annotation.kinds import KINDS, kind_of, token_texts
 from cft.masks.base import Mask
+from cft.masks.critical import deciding_word
 from cft.report.text import one_line, printable
 from cft.report.tokens import END, Decode, levels, visible
 from cft.types import AnnotatedResponse, Outcome
@@ -78,6 +80,7 @@ def explorer_json(rows: Sequence[AnnotatedResponse], *, mask: Mask, decode: Deco
     }
     outcomes = [OUTCOMES.index(Outcome(int(code))) for row in rows for code in row.alt_outcome.ravel()]
     data = {
+        "word": deciding_word(rows),
         "k": rows[0].alt_ids.shape[1] if rows else 0,
         "kinds": list(KINDS),
         "outcomes": [OUTCOME_WORDS[Outcome(code)] for code in OUTCOMES],

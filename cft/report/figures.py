@@ -236,8 +236,11 @@ def compute_figure(spent: pd.DataFrame, *, rl_steps: float | None) -> Figure | N
 # ---- tokens
 
 
-def profile_figure(profile: pd.DataFrame, *, responses: int, rank_correlation: dict[str, float]) -> Figure:
-    """Fraction of critical tokens by kind, place, entropy and probability. profile: of `tokens.profile`."""
+def profile_figure(
+    profile: pd.DataFrame, *, responses: int, rank_correlation: dict[str, float], word: str = "critical"
+) -> Figure:
+    """Fraction of critical tokens by kind, place, entropy and probability. profile: of `tokens.profile`. word: what they are
+    called."""
     tokens, critical = (int(profile.loc[profile["by"] == "kind", name].sum()) for name in ("tokens", "critical"))
     overall = critical / max(tokens, 1)
     figure = Figure(figsize=(12.4, 7.4), layout="constrained")
@@ -252,11 +255,11 @@ def profile_figure(profile: pd.DataFrame, *, responses: int, rank_correlation: d
         axes.set_xlim(0, 1.4 * max([*fractions, 0.1]))
         axes.set_xticks([tick for tick in (0, 0.2, 0.4, 0.6, 0.8, 1.0) if tick <= axes.get_xlim()[1]])
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        _style(axes, f"critical fraction {label}")
+        _style(axes, f"{word} fraction {label}")
     _headline(
         figure,
-        f"Critical: {critical:,} of {tokens:,} tokens of {responses:,} responses ({overall:.0%}, dashed line). Rank "
-        f"correlation of being critical with entropy {rank_correlation['entropy']:+.2f}, with probability "
+        f"{word.capitalize()}: {critical:,} of {tokens:,} tokens of {responses:,} responses ({overall:.0%}, dashed line). Rank "
+        f"correlation of being {word} with entropy {rank_correlation['entropy']:+.2f}, with probability "
         f"{rank_correlation['probability']:+.2f}",
     )
     return figure

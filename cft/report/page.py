@@ -19,7 +19,7 @@ import pandas as pd
 from cft.files import write_bytes
 from cft.report.figures import DPI
 from cft.report.text import one_line, printable
-from cft.report.tokens import LEVELS
+from cft.report.tokens import meanings
 
 ASSETS = Path(__file__).parent.parent / "assets" / "page"
 CSS_DPI = 96
@@ -56,11 +56,12 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Explorer:
-    """data: of `cft.report.explorer.explorer_json`. note: a sentence, "" for none."""
+    """data: of `cft.report.explorer.explorer_json`. note: a sentence, "" for none. word: what the picked tokens are called."""
 
     data: str
     figures: Sequence[PageFigure] = field(default_factory=tuple)
     note: str = ""
+    word: str = "critical"
 
 
 def write_page(
@@ -82,9 +83,10 @@ def write_page(
         script=script,
         policy=_policy(style, script if explorer else ""),
         sections=[_shown(section) for section in sections],
-        legend=LEVELS,
+        legend=meanings(explorer.word) if explorer else {},
         explorer=explorer.data if explorer else "",
         explorer_note=explorer.note if explorer else "",
+        explorer_word=explorer.word if explorer else "",
         explorer_figures=[_embedded(figure) for figure in explorer.figures] if explorer else [],
         facts={printable(name): printable(value) for name, value in facts.items()},
     )

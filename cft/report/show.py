@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from cft.annotation.kinds import token_texts
 from cft.masks.base import Mask, mask_weights
 from cft.masks.critical import Deciding
-from cft.report.tokens import END, LEVELS, USUAL_ALTERNATIVES, levels, terminal, visible
+from cft.report.tokens import END, LEVELS, TURNING, USUAL_ALTERNATIVES, levels, terminal, visible
 from cft.types import AnnotatedResponse, Outcome
 
 # Dark text on light grounds, whatever the notebook's theme.
@@ -73,9 +73,7 @@ class Shown:
         return "".join(f"[{text or END}]" if picked else text for text, picked in texts)
 
     def _levels(self) -> list[str]:
-        """Level of each token. A failing first alternative is meaningful for right responses only."""
-        found = levels(self.row, self.weights)
-        return found if self.row.verdict == "right" else ["plain" if one == "wavering" else one for one in found]
+        return levels(self.row, self.weights)
 
     def _key(self) -> dict[str, tuple[str, str]]:
         """Level -> name and meaning, of the levels that occur in the response."""
@@ -97,8 +95,10 @@ def shown(row: AnnotatedResponse, *, mask: Mask | None = None) -> Shown:
     """mask: None = the tokens that decide it by two alternatives, or by as many as there are. Raises MaskError."""
     if mask is not None:
         return Shown(row, mask_weights(mask, row), ("picked", f"by mask {type(mask).__name__}"))
-    held = max(1, min(USUAL_ALTERNATIVES, row.alt_outcome.shape[1]))
-    turning = ("turning", "with another token in its place the answer is right")
+    if not row.alt_outcome.shape[1]:  # a rollout: nothing was tried
+        return Shown(row, np.zeros(len(row.response_ids), dtype=np.float32), ("picked", "none"))
+    held = min(USUAL_ALTERNATIVES, row.alt_outcome.shape[1])
+    turning = ("turning", TURNING)
     meaning = ("critical", LEVELS["critical"]) if row.verdict == "right" else turning
     return Shown(row, mask_weights(Deciding(num_alternatives=held), row), meaning)
 

@@ -1,6 +1,7 @@
 """Tokens of the annotation behind the runs: critical fraction by kind, position, entropy and probability, and colored text.
 
-    critical       selected by the mask: every alternative that it reads ended wrong or was cut off
+    critical       selected by the mask: every alternative that it reads ended wrong or was cut off; of a response that ends
+                   wrong these are the turning tokens, whose alternative ended right, and no token is wavering
     wavering       the first alternative did, another one ended right or is undecided
     plain          the first alternative ended right, or is undecided
     untried        no alternative was tried (cft annotate positions=...); such tokens are excluded from fractions
@@ -28,7 +29,7 @@ from cft.annotation.rollouts import holds_rollouts
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError, find_annotation
 from cft.errors import UserError
 from cft.masks.base import Mask, MaskError
-from cft.masks.critical import Critical
+from cft.masks.critical import Deciding, deciding_word
 from cft.models.smollm2 import DISTRIBUTION, converted_folder
 from cft.report.arms import Comparison
 from cft.report.read import ReportError
@@ -39,6 +40,7 @@ Decode = Callable[[Sequence[int]], str]  # ids -> text, special tokens shown
 
 USUAL_ALTERNATIVES = 2
 END = "⏹"
+TURNING = "with another token in its place the answer is right"  # what the level critical is in a wrong response
 LEVELS = {
     "critical": "every alternative that the mask counts ends wrong or is cut off",
     "wavering": "the first one does, not every one",
@@ -117,7 +119,7 @@ def levels(row: AnnotatedResponse, mask: NDArray[np.float32]) -> list[str]:
         raise ValueError(f"response {row.response_id}: mask of {len(mask)} for {len(row.response_ids)} tokens")
     if not row.alt_outcome.shape[1]:
         return ["critical" if weight > 0 else "plain" for weight in mask]
-    first_fails = np.isin(row.alt_outcome[:, 0], [Outcome.WRONG, Outcome.CUT_OFF])
+    first_fails = np.isin(row.alt_outcome[:, 0], [Outcome.WRONG, Outcome.CUT_OFF]) & (row.verdict == "right")
     return [
         "critical" if weight > 0 else "wavering" if fails else "plain" if tried else "untried"
         for weight, fails, tried in zip(mask, first_fails, row.tried_R, strict=True)
@@ -137,10 +139,19 @@ def terminal(row: AnnotatedResponse, mask: NDArray[np.float32]) -> Text:
     return shown
 
 
-def legend() -> Text:
+def meanings(word: str) -> dict[str, tuple[str, str]]:
+    """Level -> its name and meaning. word: as `deciding_word` gives it."""
+    found = {level: (level, meaning) for level, meaning in LEVELS.items()}
+    if word == "turning":
+        del found["wavering"]
+        found["critical"] = (word, TURNING)
+    return found
+
+
+def legend(word: str = "critical") -> Text:
     shown = Text()
-    for level, meaning in LEVELS.items():
-        shown.append(f" {level} ", style=_TERMINAL_STYLES[level])
+    for level, (name, meaning) in meanings(word).items():
+        shown.append(f" {name} ", style=_TERMINAL_STYLES[level])
         shown.append(f" {meaning}   ")
     return shown
 
@@ -165,6 +176,11 @@ class Evidence:
     decode: Decode
     manifest: Mapping[str, Any] = field(default_factory=dict)
     most: int = 2000
+
+    @property
+    def word(self) -> str:
+        """What the picked tokens are called: critical, or turning in responses that end wrong."""
+        return deciding_word(self.rows)
 
 
 def token_evidence(
@@ -201,7 +217,7 @@ def token_evidence(
             raise ReportError(f"{store.folder} is not the annotation of that name that the runs were trained on")
         decode = _decoder(tokenizer, manifest, comparisons)
         rows: list[AnnotatedResponse] = store.rows()
-        _require_right(rows, store, rollouts=holds_rollouts(manifest))
+        _require_evidence(store, manifest)
         mask = _mask(rows, alternatives=num_alternatives)
     except (ReportError, StoreError, MaskError) as error:
         if annotation:
@@ -211,29 +227,21 @@ def token_evidence(
     return Evidence(rows, mask, decode, manifest, responses)
 
 
-def _mask(rows: Sequence[AnnotatedResponse], *, alternatives: int | None) -> Critical:
+def _mask(rows: Sequence[AnnotatedResponse], *, alternatives: int | None) -> Mask:
     """The mask that colors, with this many alternatives, else two, or one if the rows hold no more. Raises MaskError for rows
     that it cannot read."""
     held = min((row.alt_outcome.shape[1] for row in rows), default=USUAL_ALTERNATIVES)
-    mask = Critical(
-        num_alternatives=min(USUAL_ALTERNATIVES, max(held, 1)) if alternatives is None else alternatives,
-        untried="leave_out",
-    )
+    mask = Deciding(num_alternatives=min(USUAL_ALTERNATIVES, max(held, 1)) if alternatives is None else alternatives)
     for row in rows:
         mask(row)
     return mask
 
 
-def _require_right(rows: Sequence[AnnotatedResponse], store: AnnotationStore, *, rollouts: bool) -> None:
-    if rollouts:
+def _require_evidence(store: AnnotationStore, manifest: Mapping[str, Any]) -> None:
+    if holds_rollouts(manifest):
         raise ReportError(
             f"{store.folder} holds rollouts, of which no token was tried, and the token explorer shows critical tokens; their "
             "verdicts and pass rates are in its card (README.md)"
-        )
-    if any(row.verdict == "wrong" for row in rows):
-        raise ReportError(
-            f"{store.folder} holds responses that end wrong, and the token explorer shows critical tokens of right ones; the "
-            "turning tokens of these are counted in its card, and mask=turning picks them"
         )
 
 

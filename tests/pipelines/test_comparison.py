@@ -185,6 +185,11 @@ def test_a_test_begins_once_whatever_it_has_to_solve(tmp_path: Path) -> None:
     assert estimate._testing([steps[0]] * 2, done) == estimate.Testing(process=3.0, begin=0.0, per_problem=1.25)
 
 
+DRAWN = {
+    "estimate-report": Record(step="estimate-report", stage="report", command="", config={}, read={}, seconds=25.0)
+}
+
+
 def full(**more: Any) -> Any:
     sizes = {"problems": 0, "rows": 500, "max_rows": -1, "epochs": 3, "validations": 12, "tests": 100, "samples": 4}
     return estimate._Full(**sizes | more)
@@ -195,7 +200,7 @@ def test_an_estimate_is_of_all_rows_and_not_of_those_that_were_tried() -> None:
     one = estimate.Training(start=7.0, per_row=0.1, per_epoch=1.0, rows=16, export_bytes=50)
     testing = estimate.Testing(process=3.0, begin=6.0, per_problem=0.5)
     rows = design(shared={"data": "rows"}, annotation="mine")
-    found = estimate._extended(full(), rows, None, {"sft": one, "random": None}, testing, {}, "exports", 32)
+    found = estimate._extended(full(), rows, None, {"sft": one, "random": None}, testing, DRAWN, "exports", 32)
     train = 7 + 3 * (250 * 0.1 + 1.0 + 10 * 0.1)
     assert (found.rows, found.unknown, found.disk) == (250, ("random",), 2 * 2 * 50)
     assert found.steps == {
@@ -204,10 +209,10 @@ def test_an_estimate_is_of_all_rows_and_not_of_those_that_were_tried() -> None:
         "sft": train + 56,
         "search-random": train,
         "random": train + 56,
-        "report": 5 + 0.5 * 2 * 4,
+        "report": 25 * (1 + 0.03 * 2 * 4),
     }
-    assert found.seconds == pytest.approx(59 + 2 * (2 * train + 2 * (train + 56)) + 9)
-    assert estimate._extended(full(max_rows=100), rows, None, {"sft": one}, testing, {}, "all", 32).rows == 50
+    assert found.seconds == pytest.approx(59 + 2 * (2 * train + 2 * (train + 56)) + 31)
+    assert estimate._extended(full(max_rows=100), rows, None, {"sft": one}, testing, DRAWN, "all", 32).rows == 50
 
 
 def test_what_is_left_follows_how_long_the_steps_so_far_took() -> None:

@@ -182,6 +182,31 @@ def test_too_little_evidence_leaves_the_explorer_out_and_is_an_error_where_it_wa
     assert f"the annotation holds {held}" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_of_wrong_responses_the_turning_tokens_are_shown_and_so_called(
+    tmp_path: Path,
+    shipped_rows: list[AnnotatedResponse],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same tokens with the other verdict: picked where an alternative ends right."""
+    rows = [replace(one, verdict="wrong") for one in shipped_rows[:20]]
+    monkeypatch.setattr(AnnotationStore, "rows", lambda self: rows)
+    assert main(["--annotation", "tiny_arith", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "turning  with another token in its place the answer is right" in " ".join(said.split("\n")).replace(
+        "   ", "  "
+    )
+    assert "wavering" not in said
+    turned = sum(int((one.alt_outcome[:, :2] == Outcome.RIGHT).any(1).sum()) for one in rows)
+    kinds = [line for line in read_csv(tmp_path / "out" / "critical_tokens.csv") if line["by"] == "kind"]
+    assert sum(int(line["critical"]) for line in kinds) == turned > 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "turning: with another token in its place the answer is right" in page
+    assert '<option value="2">turning</option>' in page
+    assert '"word":"turning"' in page
+
+
 def test_no_alternative_at_all_cannot_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--annotation", "tiny_arith", "--num-alternatives", "0"])

@@ -12,6 +12,7 @@
   for (const name of ["length", "level", "kind", "id", "alternative", "answer_id", "logprob", "entropy",
     "alternative_logprob", "outcome"]) columns[name] = unpack(data[name]);
   const levels = ["plain", "wavering", "critical", "untried"], UNTRIED = 3;
+  const names = levels.map(level => level === "critical" ? data.word : level);
   const total = columns.level.length;
 
   // Where each response's tokens, and each token's text, begin.
@@ -94,7 +95,7 @@
     if (filter.order === "long") shown.sort((a, b) => data.count[b] - data.count[a] || a - b);
     const sum = values => values.reduce((a, b) => a + b, 0);
     byId("status").textContent = `${whole(shown.length)} of ${whole(data.count.length)} responses, `
-      + `${whole(sum(tokens) + left)} of ${whole(total)} tokens, ${whole(sum(critical))} of them critical`
+      + `${whole(sum(tokens) + left)} of ${whole(total)} tokens, ${whole(sum(critical))} of them ${data.word}`
       + (sum(tokens) ? ` (${rounded(sum(critical) / sum(tokens))})` : "") + (left ? `, ${whole(left)} not tried` : "");
     drawKinds(tokens, critical);
     drawList(shown);
@@ -102,7 +103,7 @@
 
   const drawKinds = (tokens, critical) => {
     const head = element("tr"), row = element("tr");
-    head.append(element("th", "", "critical fraction by kind"));
+    head.append(element("th", "", `${data.word} fraction by kind`));
     row.append(element("td"));
     data.kinds.forEach((kind, k) => {
       if (!tokens[k]) return;
@@ -137,7 +138,7 @@
     if (card.firstChild) return;
     const r = Number(card.dataset.r), n = data.count[r];
     card.setAttribute("aria-label", "response " + (r + 1));
-    card.append(element("p", "note", `${r + 1} · answer ${data.gold[r]} · ${criticals[r]} of ${n} tokens critical `
+    card.append(element("p", "note", `${r + 1} · answer ${data.gold[r]} · ${criticals[r]} of ${n} tokens ${data.word} `
       + `(${rounded(fractionOf(r))})` + (untried[r] ? `, ${untried[r]} not tried` : "")));
     card.append(element("div", "problem", data.problem[r]));
     const response = element("div", "response");
@@ -188,7 +189,7 @@
         [percent(Math.exp(-columns.alternative_logprob[at] / 1000))], [data.answers[columns.answer_id[at]] || "–"],
         [verdict, verdictClass(verdict)]));
     }
-    const note = `${levels[columns.level[i]]} ${data.kinds[columns.kind[i]]}, token ${t + 1} of ${data.count[r]}, `
+    const note = `${names[columns.level[i]]} ${data.kinds[columns.kind[i]]}, token ${t + 1} of ${data.count[r]}, `
       + (columns.entropy[i] === UNKNOWN ? "entropy unknown" : `entropy ${(columns.entropy[i] / 1000).toFixed(2)} nats`);
     return [table, element("p", "note", note)];
   };
