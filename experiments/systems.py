@@ -225,7 +225,7 @@ def measured(rows: Sequence[Row], baseline: Sequence[Row]) -> tuple[Interval, In
     own, other = solved(rows), solved(baseline)
     accuracy = two_way_bootstrap(np.array([own[seed] for seed in sorted(own)]), seed=0)
     both = sorted(set(own) & set(other))
-    if rows[0].benchmark != baseline[0].benchmark or not both:
+    if not both or rows[0].benchmark != baseline[0].benchmark:
         return accuracy, None
     pair = [np.array([table[seed] for seed in both]) for table in (own, other)]
     return accuracy, paired_difference(*pair, pair_seeds=True).interval
