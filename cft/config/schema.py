@@ -351,6 +351,7 @@ class AgreementConfig:
 @dataclass
 class PipelineConfig:
     steps: dict[str, Any] = field(default_factory=dict)  # overrides of stages, which their own schemas check
+    sequence: dict[str, Any] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
     isolated: bool = MISSING
     allow_targets: list[str] = field(default_factory=list)
