@@ -16,11 +16,10 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 Key = Hashable
 Finish = Literal["stop", "length", "decided", "memory"]
@@ -290,8 +289,19 @@ class Engine(Protocol):
         ...
 
 
+# numpy is imported where an array is made: the configuration check reads this module, and is to be quick.
+
+
 def _no_counts() -> NDArray[np.int16]:
+    import numpy as np
+
     return np.zeros((0, 0), dtype=np.int16)
+
+
+def _no_outcomes() -> NDArray[np.int8]:
+    import numpy as np
+
+    return np.zeros(0, dtype=np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +331,7 @@ class AnnotatedResponse:
     verdict: ResponseVerdict = "right"  # of the response itself
     sample: int = GREEDY_SAMPLE  # its number among the problem's responses (`cft/annotation/rollouts.py`)
     # [R] outcome of the model's greedy continuation of the response before t, UNTRIED where not computed; [0] = no such column
-    prefix_outcome: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    prefix_outcome: NDArray[np.int8] = field(default_factory=_no_outcomes)
     # [R, K + 1] counts of sampled continuations, column 0 after the response's own token (`cft/annotation/sampled.py`)
     sampled: NDArray[np.int16] = field(default_factory=_no_counts)
     sampled_right: NDArray[np.int16] = field(default_factory=_no_counts)

@@ -4,10 +4,10 @@ The shipped annotation in the place of a step `annotate` without settings, ROWS 
 for all trainings, the best epoch by loss, and the same PROBLEMS test problems for all, answered greedily. No rate is searched:
 what is shown is that each system runs to its end, and what it comes to under one small budget.
 
-Seeds come in turn, each with all systems, so that the command can be ended at any time; started again it does what is missing
-(`--only NAME ...`, `--seeds N`, `--minutes M` begins no run after that). Every run that is done is a row of RESULTS, from
-which the page is written (`--page` does nothing else): accuracies with intervals over seeds and problems, and differences
-from plain fine-tuning paired by both.
+Seeds come in turn, each with all systems, reinforcement learning last, so that the command can be ended at any time; started
+again it does what is missing (`--only NAME ...`, `--seeds N`, `--minutes M` begins no run after that). Every run that is done
+is a row of RESULTS, from which the page is written (`--page` does nothing else): accuracies with intervals over seeds and
+problems, and differences from plain fine-tuning paired by both.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MADE = "${step:annotate.config.annotation}"
 
 # By stage: what is reduced.
 BUDGET: Mapping[str, Mapping[str, Any]] = {
-    "annotate": {"limit": ROWS, "unit_size": ROWS},
+    "annotate": {"limit": 100, "unit_size": 100, "verify.workers": 1},
     "train": {
         "data.max_rows": ROWS,
         "data.validation_fraction": 0.1,
@@ -65,7 +65,19 @@ BUDGET: Mapping[str, Mapping[str, Any]] = {
     "evaluate": {"limit": PROBLEMS, "num_samples": 0, "verify.workers": 1},
 }
 # What a system has beside that, or otherwise.
-OWN: Mapping[str, tuple[str, ...]] = {BASELINE: ("steps.train.mask=all",)}
+OWN: Mapping[str, tuple[str, ...]] = {
+    BASELINE: ("steps.train.mask=all",),
+    # "To convergence": the tags are new to the model. The second stage's rate is that of docs/experiments/all-methods.md.
+    "sftkey": (
+        "steps.stage_1.trainer.max_epochs=8",
+        "steps.stage_1.optimizer.lr=3e-4",
+        "steps.stage_2.optimizer.lr=3e-5",
+    ),
+    # Losses that compare responses, at a tenth of the rate; the contrast's adapters at their own.
+    "cdpo": ("steps.right.optimizer.lr=3e-4", "steps.wrong.optimizer.lr=3e-4", "steps.train.optimizer.lr=1e-5"),
+    "discriminative": ("steps.train.optimizer.lr=1e-5",),
+    "implicit_reward_dpo": ("steps.dpo.optimizer.lr=1e-5",),
+}
 PIPELINE_OF = {BASELINE: "cft"}
 NEEDS_HUB = ("sft_go_llmlingua2",)  # a classifier of the hub
 
@@ -92,10 +104,14 @@ def systems(only: Sequence[str]) -> list[str]:
     return [name for name in (BASELINE, *names) if not only or name in only]
 
 
+def said(pipeline: str) -> dict[str, Any]:
+    """The yaml."""
+    return yaml.safe_load((CONF_DIR / "pipeline" / f"{pipeline}.yaml").read_text(encoding="utf-8"))
+
+
 def steps_of(pipeline: str) -> dict[str, dict[str, Any]]:
     """What the yaml says of each."""
-    nodes = yaml.safe_load((CONF_DIR / "pipeline" / f"{pipeline}.yaml").read_text(encoding="utf-8"))["steps"]
-    return {name: node or {} for name, node in nodes.items()}
+    return {name: node or {} for name, node in said(pipeline)["steps"].items()}
 
 
 def words_of(system: str, *, seed: int) -> list[str]:
@@ -109,8 +125,16 @@ def words_of(system: str, *, seed: int) -> list[str]:
             words.append(f"~steps.{step}")  # the untrained model is measured once
             continue
         words += [f"steps.{step}.{key}={ANNOTATION}" for key, value in node.items() if shipped and value == MADE]
-        words += [f"steps.{step}.{key}={value}" for key, value in BUDGET.get(node.get("stage", step), {}).items()]
+        budget = BUDGET.get(node.get("stage", step), {})
+        kept = {key: value for key, value in budget.items() if shipped or key != "data.max_rows"}  # all rollouts
+        words += [f"steps.{step}.{key}={value}" for key, value in kept.items()]
     return [*words, *OWN.get(system, ()), f"hydra.run.dir={folder_of(system, seed)}"]
+
+
+def plan(chosen: Sequence[str], *, seeds: int) -> list[tuple[str, int]]:
+    """(system, seed) in their order: reinforcement learning, which takes longest, comes last of each seed."""
+    slow = {name for name in chosen if "rl" in steps_of(PIPELINE_OF.get(name, name))}
+    return [(name, seed) for seed in range(seeds) for name in sorted(chosen, key=lambda name: name in slow)]
 
 
 def folder_of(system: str, seed: int) -> Path:
@@ -140,8 +164,11 @@ def rows_of(system: str, *, seed: int) -> Iterator[Row]:
     """Of a run that is done."""
     folder = folder_of(system, seed)
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((folder / "steps").glob("*.json"))}
+    last = next(reversed(said(PIPELINE_OF.get(system, system)).get("sequence") or {}), None)
     minutes = sum(record["seconds"] or 0 for record in records.values()) / 60
     for name, record in records.items():
+        if last and not name.startswith(f"{last}-on-"):  # of data sets in turn, the model that has seen them all
+            continue
         for path in sorted((folder / name).rglob("samples.parquet")) if record["stage"] == "evaluate" else ():
             results = json.loads((path.parent / "results.json").read_bytes())
             yield Row(
@@ -178,7 +205,7 @@ def write_rows(rows: Sequence[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, [entry.name for entry in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(asdict, sorted(rows, key=lambda row: (row.system, row.step, row.seed))))
+    writer.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.system, row.step, row.seed)))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(RESULTS, text.getvalue().encode())
 
@@ -256,14 +283,13 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write the page from the results that are there")
     asked = parser.parse_args()
     started = time.monotonic()
-    for seed in range(asked.seeds if not asked.page else 0):
-        for system in systems(asked.only):
-            known = read_rows()
-            late = time.monotonic() - started > 60 * asked.minutes
-            if late or any((row.system, row.seed) == (system, seed) for row in known):
-                continue
-            if run(system, seed=seed):
-                write_rows([*known, *rows_of(system, seed=seed)])
+    for system, seed in plan(systems(asked.only), seeds=0 if asked.page else asked.seeds):
+        known = read_rows()
+        late = time.monotonic() - started > 60 * asked.minutes
+        if late or any((row.system, row.seed) == (system, seed) for row in known):
+            continue
+        if run(system, seed=seed):
+            write_rows([*known, *rows_of(system, seed=seed)])
     write_page(read_rows())
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,16 @@ BUDGETS = {
 }
 
 
-FEW = ("weighting=propagation", "loss=psft", "loss=shad", "regularizer=kl_to_reference")
-OTHERS = tuple(method for method in (*OPTIONS, *OF_GROUPS) if method not in FEW)
+# In the quick tests: a process that tries one of each kind.
+FEW = ("greedy ids", "scores", "decode step, greedy", "training step, packed", "weighting=propagation")
 
 
-def driven(folder: Path, *methods: str) -> dict[str, dict[str, Any]]:
+def driven(folder: Path, *checks: str) -> dict[str, dict[str, Any]]:
     """A process of its own: torch counts devices at the first backward pass, and a backend cannot be taken away again."""
     out = folder / "found.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        [sys.executable, str(DRIVER), str(out), *methods], capture_output=True, text=True, timeout=900, env=environment
+        [sys.executable, str(DRIVER), str(out), *checks], capture_output=True, text=True, timeout=900, env=environment
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return json.loads(out.read_text())
@@ -57,52 +58,52 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def found_of_others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return driven(tmp_path_factory.mktemp("others"), *OTHERS)
+    """Of every check but the few."""
+    return driven(tmp_path_factory.mktemp("others"))
 
 
-def of(found: dict[str, dict[str, Any]], check: str) -> dict[str, Any]:
-    assert "error" not in found[check], found[check]["error"]
-    return found[check]
+@pytest.fixture
+def result(request: pytest.FixtureRequest, check: str) -> dict[str, Any]:
+    """What the driver found of one check."""
+    found = request.getfixturevalue("found" if check in FEW else "found_of_others")[check]
+    assert "error" not in found, found["error"]
+    return found
 
 
-@pytest.mark.parametrize("check", ["greedy ids", "sampled ids"])
-def test_engines_decode_the_cpus_ids(found: dict[str, dict[str, Any]], check: str) -> None:
-    result = of(found, check)
+def few_quick(checks: Iterable[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "check", [c if c in FEW else pytest.param(c, marks=pytest.mark.slow) for c in checks]
+    )
+
+
+@few_quick(["greedy ids", "sampled ids"])
+def test_engines_decode_the_cpus_ids(result: dict[str, Any]) -> None:
     assert result["equal"] == [result["forks"]] * 2
 
 
-def test_scores_are_the_cpus(found: dict[str, dict[str, Any]]) -> None:
-    result = of(found, "scores")
+@few_quick(["scores"])
+def test_scores_are_the_cpus(result: dict[str, Any]) -> None:
     assert result["difference"] < 1e-5
     assert result["same_ranks"]
 
 
-def assert_step_is_the_cpus(result: dict[str, Any]) -> None:
+@few_quick((*OPTIONS, *OF_GROUPS))
+def test_a_training_step_is_the_cpus(result: dict[str, Any]) -> None:
     """In both layouts: loss and gradient norm."""
     for layout in ("padded", "packed"):
         loss, norm, expected_loss, expected_norm = result[layout]
         assert (loss, norm) == pytest.approx((expected_loss, expected_norm), rel=1e-5), layout
 
 
-@pytest.mark.parametrize("method", FEW)
-def test_a_training_step_is_the_cpus(found: dict[str, dict[str, Any]], method: str) -> None:
-    assert_step_is_the_cpus(of(found, method))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", OTHERS)
-def test_a_step_of_every_method_is_the_cpus(found_of_others: dict[str, dict[str, Any]], method: str) -> None:
-    assert_step_is_the_cpus(of(found_of_others, method))
-
-
-@pytest.mark.parametrize("check", BUDGETS)
-def test_a_step_stays_within_its_budget(found: dict[str, dict[str, Any]], check: str) -> None:
-    result = of(found, check)
+@few_quick(BUDGETS)
+def test_a_step_stays_within_its_budget(result: dict[str, Any], check: str) -> None:
     assert result["kernels"] > 50  # or nothing was counted
     for name, most in BUDGETS[check].items():
         assert result[name] <= most, (name, result)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["planted"])
 @pytest.mark.parametrize(
     ("mistake", "message", "file"),
     [
@@ -112,13 +113,15 @@ def test_a_step_stays_within_its_budget(found: dict[str, dict[str, Any]], check:
     ],
 )
 def test_a_device_mistake_is_found_with_its_place(
-    found: dict[str, dict[str, Any]], mistake: str, message: str, file: str
+    result: dict[str, Any], mistake: str, message: str, file: str
 ) -> None:
-    text = of(found, "planted")[mistake]["found"]
+    text = result[mistake]["found"]
     assert message in text
     assert file in text
     assert text.rpartition(":")[2].isdigit()
 
 
-def test_code_without_a_mistake_is_left_alone(found: dict[str, dict[str, Any]]) -> None:
-    assert of(found, "planted")["none"]["found"] == ""
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["planted"])
+def test_code_without_a_mistake_is_left_alone(result: dict[str, Any]) -> None:
+    assert result["none"]["found"] == ""

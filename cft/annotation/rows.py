@@ -113,10 +113,11 @@ def _vectors(array: pa.ListArray) -> list[NDArray[Any]]:
 def _matrices(array: pa.ListArray) -> list[NDArray[Any]]:
     outer, inner = array.offsets.to_numpy(), array.values
     at, flat = inner.offsets.to_numpy(), inner.values.to_numpy()
+    widths = np.diff(at).tolist()
     result = []
-    for start, end in pairwise(outer):
-        widths = np.diff(at[start : end + 1])
-        if len(set(widths.tolist())) > 1:
-            raise ValueError(f"ragged rows of widths {widths.tolist()}, expected one width")
-        result.append(flat[at[start] : at[end]].reshape(end - start, widths[0] if len(widths) else 0).copy())
+    for start, end in pairwise(outer.tolist()):
+        own = widths[start:end]
+        if len(set(own)) > 1:
+            raise ValueError(f"ragged rows of widths {own}, expected one width")
+        result.append(flat[at[start] : at[end]].reshape(end - start, own[0] if own else 0).copy())
     return result

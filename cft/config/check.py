@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError, OmegaConfBaseException
@@ -113,7 +113,6 @@ def _check_record(tree: dict, schema: type, path: str, extra: Sequence[str], err
         if name not in keys:
             text = f"no such key{suggestion(str(name), keys) or ' here, known are ' + ', '.join(keys)}"
             errors.append(ErrorDetail(_join(path, name), text))
-    types = get_type_hints(schema, include_extras=True)
     for name, key in keys.items():
         if name not in tree and not key.required and key.record is None:
             continue
@@ -134,7 +133,7 @@ def _check_record(tree: dict, schema: type, path: str, extra: Sequence[str], err
         elif key.node:
             _check_object(value, here, extra, errors)
         else:
-            _check_value(value, types[name], here, errors)
+            _check_value(value, key.hint, here, errors)
 
 
 def _check_named_nodes(value: object, path: str, extra: Sequence[str], errors: list[ErrorDetail]) -> None:

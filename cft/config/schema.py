@@ -7,6 +7,7 @@ Values live in conf/*.yaml; here a key without one is missing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING as UNSET
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
@@ -350,6 +351,7 @@ class AgreementConfig:
 @dataclass
 class PipelineConfig:
     steps: dict[str, Any] = field(default_factory=dict)  # overrides of stages, which their own schemas check
+    sequence: dict[str, Any] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
     isolated: bool = MISSING
     allow_targets: list[str] = field(default_factory=list)
@@ -374,20 +376,24 @@ class CompareConfig:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of a schema. record: the nested dataclass of a closed set; node: an open place; many: nodes by name."""
+    """One key of a schema. hint: its type, with its range; record: the nested dataclass of a closed set; node: an open
+    place; many: nodes by name."""
 
     name: str
+    hint: Any
     required: bool
     record: type | None
     node: bool
     many: bool
 
 
-def keys_of(schema: type) -> dict[str, Key]:
-    hints = get_type_hints(schema)
+@cache
+def keys_of(schema: type) -> Mapping[str, Key]:
+    hints, whole = get_type_hints(schema), get_type_hints(schema, include_extras=True)
     return {
         f.name: Key(
             name=f.name,
+            hint=whole[f.name],
             required=f.default == MISSING,
             record=hints[f.name] if is_dataclass(hints[f.name]) else None,
             node=hints[f.name] in (Node, Nodes),

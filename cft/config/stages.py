@@ -7,8 +7,9 @@ entry of STAGES.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 
 from cft.config import schema
 from cft.config.rules import RULES, Rule
@@ -125,10 +126,17 @@ def register_schemas(*, strict: bool = True) -> bool:
     """
     repo = ConfigStore.instance().repo
     before = all(bool(repo[f"{name}_schema.yaml"].node) for name in STAGES if f"{name}_schema.yaml" in repo)
-    for name, stage in STAGES.items():
-        node = schema.without_literals(stage.schema) if strict else {}
-        ConfigStore.instance().store(name=f"{name}_schema", node=node)
+    repo.update(_schema_nodes(strict))
     return before
+
+
+@cache
+def _schema_nodes(strict: bool) -> dict[str, ConfigNode]:
+    """What the ConfigStore holds of each stage, by its key there. Hydra composes with copies."""
+    store = ConfigStore.instance()
+    for name, stage in STAGES.items():
+        store.store(name=f"{name}_schema", node=schema.without_literals(stage.schema) if strict else {})
+    return {file: store.repo[file] for name in STAGES if (file := f"{name}_schema.yaml")}
 
 
 register_schemas()

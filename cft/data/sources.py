@@ -16,6 +16,7 @@ from cft.data import word_problems as generator
 from cft.data.hub_rows import hub_rows
 from cft.data.problem_rows import BadRow, Fields, ProblemError, Row, json_lines, to_problems
 from cft.data.splits import Splits, split_parts, splits_of
+from cft.data.word_problems import Operation
 from cft.ranges import AtLeastOne, Count, Fraction, Name, in_range
 from cft.types import Problem, Verifier
 
@@ -32,6 +33,7 @@ def arithmetic(
     num_test: Count,
     min_steps: AtLeastOne = 2,
     max_steps: AtLeastOne = 4,
+    operations: Sequence[Operation] = generator.OPERATIONS,
 ) -> Splits:
     """Generated word problems (`cft/data/word_problems.py`), with a worked solution each.
 
@@ -41,19 +43,21 @@ def arithmetic(
         num_train: problems to train on; num_validation and num_test likewise, at least 0.
         min_steps: operations a problem, at least 1.
         max_steps: at least `min_steps`.
+        operations: that its steps are of, some of + - *; all three where nothing is given.
 
     Raises:
-        ProblemError: `min_steps` is above `max_steps`.
+        ProblemError: `min_steps` is above `max_steps`, or there are fewer such problems than are asked for.
     """
     if min_steps > max_steps:
         raise ProblemError(f"min_steps={min_steps}, max_steps={max_steps}: expected min_steps <= max_steps")
     found: dict[str, list[Problem]] = {}
     for split, count in zip(("train", "validation", "test"), (num_train, num_validation, num_test), strict=True):
-        found[split] = list(_generated(seed, split, min_steps, max_steps, count))
+        found[split] = list(_generated(seed, split, min_steps, max_steps, tuple(operations), count))
         if len(found[split]) < count:
             raise ProblemError(
                 f"num_{split}={count}: the generator has only {len(found[split])} different problems of {min_steps} to "
-                f"{max_steps} steps in this split; ask for fewer or raise max_steps"
+                f"{max_steps} steps of {' '.join(operations)} in this split; ask for fewer, raise max_steps or give more "
+                "operations"
             )
     return splits_of(
         name=name,
@@ -66,8 +70,10 @@ def arithmetic(
 
 
 @lru_cache(maxsize=32)  # the jobs of a multirun ask for the same ones
-def _generated(seed: int, split: generator.Split, min_steps: int, max_steps: int, count: int) -> tuple[Problem, ...]:
-    stream = generator.problems(seed=seed, split=split, min_steps=min_steps, max_steps=max_steps)
+def _generated(
+    seed: int, split: generator.Split, min_steps: int, max_steps: int, operations: tuple[Operation, ...], count: int
+) -> tuple[Problem, ...]:
+    stream = generator.problems(seed=seed, split=split, min_steps=min_steps, max_steps=max_steps, operations=operations)
     return tuple(problem for _, problem in islice(stream, count))
 
 
@@ -78,7 +84,17 @@ def arithmetic_choice(
     """One of ten options, the digits: arithmetic problems with their worked solution, whose last number is the answer.
 
     Test problems alone, those of `arithmetic` whose answer has one digit; what it asks is whether a model answers in the form
-    that it is asked for. Arguments as for `arithmetic`.
+    that it is asked for.
+
+    Args:
+        name: of the source, the beginning of every problem's id.
+        seed: of the numbers and the words.
+        num_test: problems.
+        min_steps: operations a problem, at least 1.
+        max_steps: at least `min_steps`.
+
+    Raises:
+        ProblemError: `min_steps` is above `max_steps`.
     """
     drawn = 8 * num_test  # about a third of the answers have one digit
     splits = arithmetic(

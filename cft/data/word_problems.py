@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cft.types import Problem
 
 Split = Literal["train", "validation", "test"]
+Operation = Literal["+", "-", "*"]
+OPERATIONS: tuple[Operation, ...] = ("+", "-", "*")
 LARGEST = 99  # of every intermediate result, so that a number has at most two digits
 
 NAMES = (
@@ -89,14 +91,20 @@ def split_of(chain: Chain) -> Split:
     return "train" if bucket < 16 else "validation" if bucket < 17 else "test"
 
 
-def draw_chain(rng: random.Random, *, min_steps: int, max_steps: int) -> Chain:
-    """A chain whose results stay within 0 and LARGEST."""
+def draw_chain(
+    rng: random.Random, *, min_steps: int, max_steps: int, operations: Sequence[Operation] = OPERATIONS
+) -> Chain | None:
+    """A chain whose results stay within 0 and LARGEST; None where the numbers drawn leave no next step, which needs an
+    operation to be left out."""
     value = first = rng.randint(2, 9)
     steps: list[tuple[str, int]] = []
     for _ in range(rng.randint(min_steps, max_steps)):
         choices = [("+", n) for n in range(1, 10) if value + n <= LARGEST]
         choices += [("-", n) for n in range(1, 10) if value - n >= 1]
         choices += [("*", n) for n in range(2, 5) if value * n <= LARGEST]
+        choices = [choice for choice in choices if choice[0] in operations]
+        if not choices:
+            return None
         step = rng.choice(choices)
         steps.append(step)
         value = apply(step[0], value, step[1])
@@ -130,13 +138,20 @@ def solve(chain: Chain, words: dict[str, str], *, rng: random.Random) -> str:
     return " ".join(sentences) + f"\n#### {value}"
 
 
-def problems(*, seed: int, split: Split, min_steps: int = 2, max_steps: int = 4) -> Iterator[tuple[Chain, Problem]]:
+def problems(
+    *, seed: int, split: Split, min_steps: int = 2, max_steps: int = 4, operations: Sequence[Operation] = OPERATIONS
+) -> Iterator[tuple[Chain, Problem]]:
     """Distinct problems of one split; ends when 100,000 draws in a row bring nothing new."""
-    rng = random.Random(f"arithmetic {seed} {split} {min_steps} {max_steps}")
+    chosen = [operation for operation in OPERATIONS if operation in operations]
+    of = "" if chosen == [*OPERATIONS] else f" {''.join(chosen)}"
+    rng = random.Random(f"arithmetic {seed} {split} {min_steps} {max_steps}{of}")
     seen: set[str] = set()
     misses = 0
     while misses < 100_000:
-        chain = draw_chain(rng, min_steps=min_steps, max_steps=max_steps)
+        chain = draw_chain(rng, min_steps=min_steps, max_steps=max_steps, operations=chosen)
+        if chain is None:
+            misses += 1
+            continue
         words = draw_words(rng)
         question = ask(chain, words, rng=rng)
         if split_of(chain) != split or question in seen:

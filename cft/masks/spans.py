@@ -28,7 +28,8 @@ class Numeric(RowMask):
 
 
 class Prefix(RowMask):
-    """The first tokens of a response (UPFT, arXiv 2503.02875). The EOS of a shorter response is not learned.
+    """The first tokens of a response (after UPFT, arXiv 2503.02875; all of it: `cft/data/prefix.py`). The EOS of a shorter
+    response is not learned.
 
     Args:
         num_tokens: tokens from the start of the response, at least 1. The paper uses 8, 32 or 128, by model.

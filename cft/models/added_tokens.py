@@ -7,7 +7,7 @@ that was never trained is no likelier than an average one; no random number is d
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +19,8 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
 
     new = [text for text in dict.fromkeys(texts) if text not in tokenizer.get_vocab()]
     tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in new])
-    return [int(token) for token in tokenizer.convert_tokens_to_ids(new)]
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[text] for text in new]
 
 
 def with_rows(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
@@ -34,9 +35,10 @@ def add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: Co
     import torch
 
     own = sorted(set(tokenizer.get_vocab().values()) - set(new))
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # pyright: ignore[reportArgumentType]
+    embedding: Any = model.get_input_embeddings()
+    if len(tokenizer) > embedding.weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    ends = {id(end.weight): end.weight for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end}
+    ends: list[Any] = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
     with torch.no_grad():
-        for weight_VD in ends.values():  # one, where they are tied
-            weight_VD[sorted(new)] = weight_VD[own].double().mean(0).to(weight_VD.dtype)  # pyright: ignore
+        for weight_VD in {id(end.weight): end.weight for end in ends}.values():  # one, where they are tied
+            weight_VD[sorted(new)] = weight_VD[own].double().mean(0).to(weight_VD.dtype)

@@ -13,6 +13,7 @@ from cft.config.check import ErrorDetail, Unknown
 from cft.pipelines.comparison import comparison_errors
 from cft.pipelines.plan import Planner, Settings, Step
 from cft.pipelines.reporting import REPORT
+from cft.pipelines.sequence import Continual
 
 _NOWHERE = Path("outputs/pipeline/check")  # nothing is written while a configuration is checked
 
@@ -32,6 +33,11 @@ def compare_errors(tree: Mapping[str, Any]) -> list[ErrorDetail]:
 def planned(tree: Mapping[str, Any], settings: Settings) -> tuple[list[Step], list[ErrorDetail]]:
     """The steps, with a report as the last one, and the errors of them all."""
     planner = Planner(settings, tree.get("shared") or {})
+    if (continual := Continual.of(tree)) is not None:
+        if errors := list(continual.errors()):
+            return [], errors
+        continual.add_to(planner)
+        return planner.steps, [*planner.errors, *planner.unused()]
     nodes = {str(name): node for name, node in (tree.get("steps") or {}).items()}
     if not nodes:
         return [], [

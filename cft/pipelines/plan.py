@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from cft.cli.job import composed_config
 from cft.config.check import ErrorDetail, named, suggestion
 from cft.config.command_line import command_line_errors, read_command_line
@@ -82,13 +84,15 @@ class Planner:
         self._known: dict[str, Any] = {}  # what ${step:...} may name
         self._faulty: set[str] = set()
 
-    def add(self, name: str, node: Any, *, check: bool = True, may_fail: bool = False) -> Step | None:
+    def add(
+        self, name: str, node: Any, *, check: bool = True, may_fail: bool = False, more: Sequence[Entry] = ()
+    ) -> Step | None:
         """The step that a node of yaml describes, None where it cannot be made.
 
-        check: False where a step like it was checked before.
+        check: False where a step like it was checked before. more: shared overrides beside those of all steps.
         """
         errors: list[ErrorDetail] = []
-        step = self._step(name, node, errors, check=check)
+        step = self._step(name, node, errors, check=check, more=more)
         self.errors += [replace(error, key=f"steps.{name}.{error.key}".rstrip(".")) for error in errors]
         if step is None or errors:
             self._faulty.add(name)
@@ -120,7 +124,9 @@ class Planner:
 
     # ---- one step
 
-    def _step(self, name: str, node: Any, errors: list[ErrorDetail], *, check: bool) -> Step | None:
+    def _step(
+        self, name: str, node: Any, errors: list[ErrorDetail], *, check: bool, more: Sequence[Entry] = ()
+    ) -> Step | None:
         if not isinstance(node, Mapping):
             errors.append(ErrorDetail("", f"expected overrides of a stage, found {node!r}"))
             return None
@@ -146,7 +152,8 @@ class Planner:
             own.remove(entry)
         folder = self.settings.folder / name
         given = {entry.key for entry in own}
-        taken = shared_with(stage, self.shared, annotated=bool(given & {"data.annotation", "annotation"}))
+        everywhere = [*self.shared, *more]
+        taken = shared_with(stage, everywhere, annotated=bool(given & {"data.annotation", "annotation"}))
         self._taken |= set(taken)
         self._stages.add(stage)
         shared = [entry for entry in taken.values() if entry.key not in given]
@@ -218,7 +225,14 @@ def _composed(stage: str, words: tuple[str, ...], settings: Settings, *, check: 
     if check:
         flags = [word for folder in settings.conf_dirs for word in ("--config-dir", folder)]
         line = read_command_line([*argv, *flags[-2:]], stage=stage, conf_dir=CONF_DIR)
-        errors = command_line_errors(line, stage=stage)
+        around, HydraConfig.instance().cfg = (
+            HydraConfig.instance().cfg,
+            None,
+        )  # of the pipeline's job, not of the step's
+        try:
+            errors = command_line_errors(line, stage=stage)
+        finally:
+            HydraConfig.instance().cfg = around
     if errors:
         return _Composed(tuple(errors), None)
     return _Composed((), composed_config(stage, argv, conf_dirs=settings.conf_dirs))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cft.report.read import Run
-from cft.runs.arm import part_of
+from cft.runs.arm import OTHER_ROWS, part_of
 
 RL = "rl"  # of cft rl: its loss; the rest is the arm that it started from
 BASE = "base model"
@@ -97,7 +97,7 @@ def is_base(method: Method) -> bool:
 def is_sft(method: Method) -> bool:
     """Whether it is plain supervised fine-tuning, with any normalizer, decoded without a rule."""
     plain = all(method.get(part) == option for part, option in _PLAIN.items())
-    return plain and not {RL, "decoding"} & method.keys() and not _changed(method) and not _inner(method)
+    return plain and not {RL, "decoding", *OTHER_ROWS} & method.keys() and not _changed(method) and not _inner(method)
 
 
 def order_of(method: Method) -> int:
@@ -178,6 +178,7 @@ def name_of(method: Method) -> str:
     values = [said(name, value) for name, value in _changed(method).items() if not _under(name, written)]
     if (groups := method.get("groups")) is not None and groups != _GROUPS.get(str(method.get("loss")), groups):
         values.append(said("groups", groups))
+    values += [said(name, method[name]) for name in OTHER_ROWS if name in method]
     if (inputs := method.get("inputs", "tokens")) != "tokens":
         values.append(said("inputs", inputs))
     options = [*words.values()] or [SFT] * bool(terms)

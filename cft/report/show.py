@@ -95,7 +95,9 @@ def shown(row: AnnotatedResponse, *, mask: Mask | None = None) -> Shown:
     """mask: None = the tokens that decide it by two alternatives, or by as many as there are. Raises MaskError."""
     if mask is not None:
         return Shown(row, mask_weights(mask, row), ("picked", f"by mask {type(mask).__name__}"))
-    held = max(1, min(USUAL_ALTERNATIVES, row.alt_outcome.shape[1]))
+    if not row.alt_outcome.shape[1]:  # a rollout: nothing was tried
+        return Shown(row, np.zeros(len(row.response_ids), dtype=np.float32), ("picked", "none"))
+    held = min(USUAL_ALTERNATIVES, row.alt_outcome.shape[1])
     turning = ("turning", TURNING)
     meaning = ("critical", LEVELS["critical"]) if row.verdict == "right" else turning
     return Shown(row, mask_weights(Deciding(num_alternatives=held), row), meaning)

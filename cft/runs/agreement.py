@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cft.annotation.rollouts import holds_rollouts
 from cft.annotation.store import AnnotationStore, ProblemRecord, StoreError
 from cft.files import write_json
 from cft.masks.critical import Deciding
@@ -51,6 +52,12 @@ class Agreement:
 
 def compare(one: AnnotationStore, other: AnnotationStore) -> Agreement:
     """Raises StoreError if more than the engine differs, or no problem is in both."""
+    for store in (one, other):
+        if holds_rollouts(store.manifest()):
+            raise StoreError(
+                f"{store.folder} holds rollouts, of which no token was tried, so that no outcomes can be compared; expected "
+                "annotations with counterfactual evidence (cft annotate responses=solve, wrong or given)"
+            )
     _require_comparable(one, other)
     mine, theirs = _problems(one), _problems(other)
     both = [problem for problem in mine if problem in theirs]

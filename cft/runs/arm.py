@@ -16,6 +16,8 @@ from cft.runs.run import flat
 METHOD = ("mask", "weighting", "loss", "reference", "groups", "inputs")
 # Recorded for every run, so that a default value can be distinguished from another value.
 ARM_KEYS = ("model", "data.annotation", *METHOD, "loss.normalizer", "optimizer.lr", "trainer.max_epochs")
+# What makes other rows than right responses as they are, wherever it is set: all tokens of these are not plain fine-tuning.
+OTHER_ROWS = ("data.responses", "data.prefix", "data.tags", "data.shuffle_responses")
 # Overrides that say where a run is stored or which repetition it is, not what it does.
 _NOT_AN_ARM = ("seed", "resume", "annotations_dir", "data.dir", "allow_targets", "experiment")
 
@@ -32,7 +34,10 @@ def arm_of(job: Job, keys: Sequence[str]) -> dict[str, Any]:
             continue
         if name not in _NOT_AN_ARM and group.split(".")[0] != "logger" and group not in arm:
             arm[name] = value
-    return arm
+    rows = {name: job.choices.get(name.replace(".", "/"), values.get(name)) for name in OTHER_ROWS}
+    return {name: value for name, value in arm.items() if name not in rows} | {
+        name: value for name, value in rows.items() if value not in (None, False, "None", "right")
+    }
 
 
 def part_of(name: str) -> str:

@@ -11,6 +11,7 @@ from cft.config.typed import plain
 from cft.pipelines.check import planned
 from cft.pipelines.plan import Planner, Settings, conf_dirs_of
 from cft.pipelines.runner import Runner
+from cft.pipelines.sequence import Continual
 from cft.runs.job import Job
 
 
@@ -22,6 +23,8 @@ def pipeline(cfg: PipelineConfig, job: Job) -> Path:
     planner.steps = steps
     if errors or (errors := list(planner.missing())):
         raise ConfigError(*errors)
+    if (continual := Continual.of(plain(cfg))) is not None:
+        continual.write(settings.folder)
     Runner(settings=settings, isolated=cfg.isolated, flags=job.flags).run(steps)
     return settings.folder
 

@@ -166,10 +166,9 @@ def compute(
 ) -> dict[str, Values]:
     """Values by response id, a batch at a time. model: None for a kind with its own."""
     values: dict[str, Values] = {}
-    if model is not None:
-        model.eval()
+    asked: Any = model if model is None else model.eval()
     for batch in parts:
-        values |= {row.response_id: found for row, found in zip(batch, kind(model, batch), strict=True)}
+        values |= {row.response_id: found for row, found in zip(batch, kind(asked, batch), strict=True)}
         on_batch(len(batch))
     return values
 

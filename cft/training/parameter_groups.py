@@ -37,11 +37,14 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The trained parameters by group, with their names; frozen groups and those without a parameter are left out. tied: the
-    further names of parameters that are in a group of the configuration, by the first one."""
+    """The numbers of weights of the trained parameters by group and name; frozen groups and those without a parameter are left
+    out. tied: the further names of parameters that are in a group of the configuration, by the first one.
 
-    trained: Mapping[str, Mapping[str, nn.Parameter]]
-    frozen: Mapping[str, Mapping[str, nn.Parameter]]
+    Names alone: whoever held the parameters would hold all weights on every device once their shards have taken their place.
+    """
+
+    trained: Mapping[str, Mapping[str, int]]
+    frozen: Mapping[str, Mapping[str, int]]
     tied: Mapping[str, tuple[str, ...]]
 
     def names(self) -> dict[str, list[str]]:
@@ -87,7 +90,8 @@ def freeze(model: nn.Module, groups: Groups) -> Assigned | None:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
     tied = {called[0]: tuple(called[1:]) for parameter, called in trained.items() if called[1:] and matching[parameter]}
-    return Assigned(found, frozen, tied)
+    sizes = ({group: {n: p.numel() for n, p in of.items()} for group, of in part.items()} for part in (found, frozen))
+    return Assigned(*sizes, tied=tied)
 
 
 def optimizer_of(factory: OptimizerFactory, assigned: Assigned, groups: Groups, *, model: nn.Module) -> Optimizer:
@@ -126,7 +130,7 @@ def described(assigned: Assigned, groups: Groups) -> Iterator[str]:
     for name, parameters in (*assigned.trained.items(), *assigned.frozen.items()):
         multiplier = groups[name].lr_multiplier if name in groups else 1.0
         how = f"learning rate x {multiplier:g}" if multiplier else "frozen"
-        weights = sum(parameter.numel() for parameter in parameters.values())
+        weights = sum(parameters.values())
         yield f"Parameter group {name}: {how}, {weights:,} weights in {len(parameters)} parameters"
         for called in parameters:
             if further := assigned.tied.get(called):

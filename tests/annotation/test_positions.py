@@ -68,7 +68,11 @@ def most_uncertain(row: AnnotatedResponse, number: int) -> list[bool]:
 @pytest.mark.parametrize(
     ("positions", "expected"),
     [
-        (Stride(every=5, first=2), lambda row: [t % 5 == 2 for t in range(len(row.response_ids))]),
+        pytest.param(
+            Stride(every=5, first=2),
+            lambda row: [t % 5 == 2 for t in range(len(row.response_ids))],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(Spans(pattern=r"\d+"), numbers, marks=pytest.mark.slow),
         (TopEntropy(number=4), lambda row: most_uncertain(row, 4)),
         pytest.param(
@@ -113,6 +117,7 @@ def test_spans_of_a_file(
         Spans(pattern="", file=str(file))
 
 
+@pytest.mark.slow
 def test_bisection_finds_transitions_of_the_model_s_own_continuations(
     working: Annotator, problems: list[Problem], tiny_arith_path: Path
 ) -> None:

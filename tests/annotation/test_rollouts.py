@@ -20,6 +20,7 @@ from cft.data.annotated import AnnotatedDataModule, annotated_rows, in_validatio
 from cft.data.chosen import Choice, PassRates, Verdicts, chosen
 from cft.data.module import RowsRequest
 from cft.masks import All, Critical, Mask, MaskError, RandomLike
+from cft.report.show import shown
 from cft.types import GREEDY, AnnotatedResponse, ResponseVerdict
 from tests.fakes import row
 from tests.stage import annotate
@@ -130,6 +131,10 @@ def test_interrupted_and_in_shards_it_is_the_same_table(
     for shard in (2, 0, 1):
         annotate(*arguments, "num_shards=3", f"shard={shard}", "engine.max_rows=3")
     assert table_hash(AnnotationStore(tmp_path / "drawn").rows()) == table_hash(rows)
+
+
+def test_a_rollout_is_shown_without_a_mark(rows: list[AnnotatedResponse]) -> None:
+    assert repr(shown(rows[0])).startswith(rows[0].response)
 
 
 def test_no_samples_are_one_greedy_response() -> None:

@@ -325,6 +325,7 @@ def test_the_commands_that_a_shard_prints_finish_the_annotation(
     assert facts(store) == facts(whole)
 
 
+@pytest.mark.slow
 def test_shards_extend_and_complete_what_is_there(whole: AnnotationStore, tmp_path: Path) -> None:
     more = ("num_alternatives=3", "complete=true")
     for name in ("alone", "shards"):

@@ -373,6 +373,7 @@ def test_two_alternatives_extended_to_three_equal_a_fresh_three(folder: Path, co
     assert extended.manifest()["counts"]["forks"] == AnnotationStore(folder / "three").manifest()["counts"]["forks"]
 
 
+@pytest.mark.slow
 def test_a_larger_limit_extends_and_a_smaller_one_undoes_nothing(folder: Path, tmp_path: Path) -> None:
     fresh = AnnotationStore(folder / "short")
     with pytest.MonkeyPatch.context() as patch:
@@ -387,6 +388,7 @@ def test_a_larger_limit_extends_and_a_smaller_one_undoes_nothing(folder: Path, t
             same(grown.rows(), fresh.rows(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_rebuild_command_of_a_damaged_shard_works(folder: Path, copied: Path) -> None:
     (path,) = (copied / "short" / "rows").glob("00000.*.parquet")
     flip(path)
@@ -400,6 +402,7 @@ def test_the_rebuild_command_of_a_damaged_shard_works(folder: Path, copied: Path
     same(rebuilt.rows(), AnnotationStore(folder / "short").rows(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_annotating_is_a_message_and_the_same_command_goes_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

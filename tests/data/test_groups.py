@@ -49,7 +49,7 @@ def test_a_group_is_never_split(by: str) -> None:
         seen: list[str] = []
         for rank in range(world):
             dealt = sampler_of(rows, batch_size=batch, accumulate=accumulate, rank=rank, world=world, by=by, epoch=1)
-            for made in batches_of(rows, dealt):
+            for number, made in enumerate(batches_of(rows, dealt)):
                 groups, names = made.groups, [row_id.split("r")[0] for row_id in made.row_ids]
                 assert groups is not None
                 by_id = {row.row_id: row for row in rows}
@@ -58,7 +58,8 @@ def test_a_group_is_never_split(by: str) -> None:
                 for row, group in zip(groups.rejected_M.tolist(), groups.group_M.tolist(), strict=True):
                     assert not by_id[made.row_ids[row]].chosen
                     assert names[row] == of_group[group]
-                assert made.step_counts.problem == min(world * accumulate * batch, 5) or len(seen) >= 3
+                of_a_step = world * accumulate * batch
+                assert made.step_counts.problem == min(of_a_step, len(SIZES) - number // accumulate * of_a_step)
                 seen += of_group
         assert sorted(seen) == [f"g{g}" for g in range(len(SIZES))]
 

@@ -482,6 +482,18 @@ def made_in_gym(**changes: Any) -> Splits:
     return problems.reasoning_gym(**(arguments | {"validation_fraction": 0.2, "test_fraction": 0.3} | changes))
 
 
+def test_the_options_of_arithmetic_are_digits_and_the_question_shows_the_work() -> None:
+    splits = problems.arithmetic_choice(name="choice", seed=0, num_test=30)
+    plain = {
+        p.id: p for p in problems.arithmetic(name="choice", seed=0, num_train=0, num_validation=0, num_test=240).test
+    }
+    assert len(splits.test) == 30
+    for problem in splits.test:
+        assert problem.answer in "0123456789"
+        before = plain[problem.id]
+        assert f"{problem.question}\n#### {problem.answer}" == f"{before.question}\n{before.solution}"
+
+
 def test_reasoning_gym_makes_its_tasks_with_their_settings() -> None:
     splits = made_in_gym(config=OmegaConf.create({"min_terms": 2, "max_terms": 2, "min_digits": 3, "max_digits": 3}))
     assert len(everything(splits)) + sum(splits.dropped.values()) == 60

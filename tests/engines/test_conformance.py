@@ -78,6 +78,12 @@ def expected(subject: Subject) -> Found:
     return run(ReferenceEngine(subject.model, EOS), [*counterfactuals(), *prompts()])
 
 
+@pytest.fixture(scope="module")
+def found(engine: Engine) -> Found:
+    """What the engine makes of all counterfactuals at once."""
+    return run(engine, counterfactuals())
+
+
 def run(engine: Engine, forks: Sequence[Fork], *, budget: Budget = BUDGET) -> Found:
     found = list(engine.run(ListSource(forks), budget=budget))
     assert len(found) == len(forks)
@@ -108,16 +114,16 @@ def margin_where_they_part(subject: Subject, fork: Fork, one: Completion, other:
     return float(logits[other.ids[shared]] - logits[one.ids[shared]])
 
 
-def test_greedy_and_counterfactual_forks(engine: Engine, expected: Found, subject: Subject) -> None:
-    for forks in (prompts(), counterfactuals()):
-        assert_conforms(engine, run(engine, forks), expected, forks, subject)
+def test_greedy_and_counterfactual_forks(engine: Engine, found: Found, expected: Found, subject: Subject) -> None:
+    assert_conforms(engine, run(engine, prompts()), expected, prompts(), subject)
+    assert_conforms(engine, found, expected, counterfactuals(), subject)
     assert {c.finish for c in expected.values()} == {"stop", "length"}
 
 
-def test_ids_go_in_and_come_out(engine: Engine) -> None:
+def test_ids_go_in_and_come_out(found: Found) -> None:
     """The kept part and the first token are in the response as they were given; nothing is added or decoded to text."""
     forks = counterfactuals()
-    for key, completion in run(engine, forks).items():
+    for key, completion in found.items():
         fork = next(fork for fork in forks if fork.key == key)
         kept = fork.sequence.ids[fork.sequence.prompt_len : fork.prefix_len].tolist()
         kept += [] if fork.first_token is None else [fork.first_token]
@@ -126,10 +132,10 @@ def test_ids_go_in_and_come_out(engine: Engine) -> None:
         assert (int(completion.ids[-1]) in EOS) == (completion.finish == "stop")
 
 
-def test_an_end_in_a_token_s_place_ends_the_response(engine: Engine) -> None:
+def test_an_end_in_a_token_s_place_ends_the_response(found: Found) -> None:
     forks = [fork for fork in counterfactuals() if fork.first_token in EOS]
     assert len(forks) == 2
-    for completion in run(engine, forks).values():
+    for completion in (found[fork.key] for fork in forks):
         assert (completion.finish, completion.num_decoded) == ("stop", 0)
         assert int(completion.ids[-1]) in EOS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from cft.engines.reference import ReferenceEngine, top_tokens
 from cft.engines.sampling import TIE_MARGIN_PROBABILITY, greedy, sampled, uniforms
 from cft.engines.shared_prefix import SharedPrefixEngine
 from cft.models.kernels import DecodingChoice
-from cft.types import GREEDY, Budget, Fork, Sampling, TokenSequence
+from cft.types import GREEDY, Budget, Completion, Fork, Key, Sampling, TokenSequence
 from tests.fakes import exact_llama, random_llama
 from tests.precision import ROUNDING, STORED
 
@@ -35,10 +36,15 @@ def random_forks(count: int, *, seed: int = 0) -> list[Fork]:
     return forks
 
 
-@pytest.mark.parametrize("max_rows", [1, 7, 64])
+@cache
+def of_the_reference() -> dict[Key, Completion]:
+    return dict(ReferenceEngine(random_llama(), EOS).run(ListSource(random_forks(60)), budget=BUDGET))
+
+
+@pytest.mark.parametrize("max_rows", [pytest.param(1, marks=pytest.mark.slow), 7, 64])
 def test_the_engine_equals_the_reference(max_rows: int) -> None:
-    model, forks = random_llama(), random_forks(80)
-    expected = dict(ReferenceEngine(model, EOS).run(ListSource(forks), budget=BUDGET))
+    model, forks = random_llama(), random_forks(60)
+    expected = of_the_reference()
     found = dict(SharedPrefixEngine(model, EOS, max_rows=max_rows).run(ListSource(forks), budget=BUDGET))
     assert expected.keys() == found.keys()
     assert {c.finish for c in expected.values()} == {"stop", "length"}

@@ -75,12 +75,12 @@ def run(engine: Any, forks: Sequence[Fork], *, budget: Budget = BUDGET) -> dict[
 
 @cache
 def _decoded_by_the_reference() -> dict[Key, Completion]:
-    return run(ReferenceEngine(random_llama(), EOS), forks_of(10))
+    return run(ReferenceEngine(random_llama(), EOS), forks_of(7))
 
 
 def of_llama() -> tuple[Any, list[Fork], dict[Key, Completion]]:
     """The model, its forks, and what the reference makes of them."""
-    return random_llama(), forks_of(10), _decoded_by_the_reference()
+    return random_llama(), forks_of(7), _decoded_by_the_reference()
 
 
 def assert_equal(found: dict[Key, Completion], expected: dict[Key, Completion]) -> None:
@@ -93,11 +93,11 @@ def assert_equal(found: dict[Key, Completion], expected: dict[Key, Completion]) 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: random_llama(),
+        random_llama,
         pytest.param(lambda: random_llama(num_key_value_heads=4, tie_word_embeddings=True), marks=pytest.mark.slow),
         pytest.param(lambda: random_model(Qwen2Config(**SMALL)), marks=pytest.mark.slow),
         pytest.param(lambda: random_model(Qwen3Config(**SMALL, head_dim=16)), marks=pytest.mark.slow),
-        lambda: random_model(Olmo2Config(**SMALL)),
+        pytest.param(lambda: random_model(Olmo2Config(**SMALL)), marks=pytest.mark.slow),
     ],
     ids=["llama", "llama-tied-no-groups", "qwen2", "qwen3", "olmo2"],
 )
@@ -122,8 +122,7 @@ def test_adapters_on_the_embeddings_change_nothing() -> None:
 
 @pytest.mark.parametrize("max_tails", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_joined_tails_are_what_they_were_apart(max_tails: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, forks = random_llama(), forks_of(10, seed=1)
-    expected = run(ReferenceEngine(model, EOS), forks)
+    model, forks, expected = of_llama()
     monkeypatch.setattr(scheduler, "MAX_BLOCKS", max_tails)
     assert_equal(run(SharedPrefixEngine(model, EOS, max_rows=24), forks), expected)
 
@@ -268,7 +267,7 @@ class Full:
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory"),
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), marks=pytest.mark.slow),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: 12 bytes"),
     ],
     ids=["accelerator", "cpu"],

@@ -121,7 +121,7 @@ def test_k_runs_over_powers_of_two_and_the_number_of_samples(n: int, pass_at: li
     assert value.get("eval/sampled_cut_off_rate", 0.0) == pytest.approx(1 / n if n else 0.0)
 
 
-@pytest.mark.parametrize("make_engine", [ReferenceEngine, SharedPrefixEngine])
+@pytest.mark.parametrize("make_engine", [pytest.param(ReferenceEngine, marks=pytest.mark.slow), SharedPrefixEngine])
 def test_a_short_of_room_problem_is_run_with_the_room_there_is(parts, make_engine) -> None:
     model, eos, tokenizer, problems, solver = parts
     request = SampleRequest(1, 1.0, 1.0, 0, 64)

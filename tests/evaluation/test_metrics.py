@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cft.evaluation.metrics import distinct_n, maj_at_k, pass_at_k, self_bleu
+from cft.evaluation.metrics import distinct_n, macro_f1, maj_at_k, pass_at_k, self_bleu
 
 
 @pytest.mark.parametrize("n, c, k", [(n, c, k) for n in range(1, 8) for c in range(n + 1) for k in range(1, n + 1)])
@@ -108,3 +108,15 @@ def test_self_bleu_of_samples_that_are_alike_and_that_share_nothing() -> None:
 @pytest.mark.parametrize("answer", ["1", "1.0", "", "0", "2"])
 def test_a_majority_of_wrong_answers_is_wrong_whatever_they_say(answer: str) -> None:
     assert maj_at_k([answer, answer, "7"], [False, False, True], k=3) == float(answer == "")
+
+
+@given(st.lists(st.tuples(st.sampled_from("123x"), st.sampled_from("123")), min_size=1, max_size=12))
+def test_macro_f1_is_the_mean_of_each_classes_harmonic_mean(pairs: list[tuple[str, str]]) -> None:
+    scores = []
+    for label in {gold for _, gold in pairs}:
+        hits = sum(said == gold == label for said, gold in pairs)
+        said, there = (sum(pair[i] == label for pair in pairs) for i in (0, 1))
+        precision, recall = hits / said if said else 0.0, hits / there
+        scores.append(2 * precision * recall / (precision + recall) if hits else 0.0)
+    found = macro_f1([said for said, _ in pairs], [gold for _, gold in pairs])
+    assert found == pytest.approx(sum(scores) / len(scores))

@@ -21,6 +21,7 @@ from tests.stage import asked
 from tests.wandb_files import Logged
 
 SECRET = "planted0123456789abcdef0123456789abcdef0"
+FEW = (*FIT_ONLY, "data.max_rows=8", "trainer.max_epochs=1")
 
 
 @pytest.fixture(autouse=True)
@@ -34,18 +35,18 @@ def fresh_service() -> Iterator[None]:
 
 
 def arguments_of(annotations: Path) -> tuple[str, ...]:
-    return ("data.annotation=a", f"annotations_dir={annotations}", *FIT_ONLY, "trainer.max_epochs=1")
+    return ("data.annotation=a", f"annotations_dir={annotations}", *FEW)
 
 
 def train(annotations: Path, *arguments: str) -> Ended:
     return run("train", *arguments_of(annotations), *arguments)
 
 
-def train_in(folder: str, annotations: Path, *arguments: str) -> None:
-    """The stage alone, with W&B."""
+def train_in(folder: str, *arguments: str) -> None:
+    """The stage alone, with W&B, on a few rows of the shipped annotation."""
     from cft.stages.train import train as stage
 
-    stage(*asked("train", *arguments_of(annotations), "logger=wandb", *arguments, folder=Path(folder)))
+    stage(*asked("train", *FEW, "logger=wandb", *arguments, folder=Path(folder)))
 
 
 def offline_runs(folder: Path) -> list[Path]:
@@ -131,6 +132,7 @@ def test_a_multirun_gives_one_run_a_job_though_the_first_fails(chain: Chain) -> 
     assert any("val/loss" in row for row in second.history)
 
 
+@pytest.mark.slow
 def test_annotation_and_evaluation_follow_the_same_convention(chain: Chain) -> None:
     (annotated,), (evaluated,) = chain.by_stage["annotate"], chain.by_stage["evaluate"]
     assert annotated.run.project == evaluated.run.project == "cft"
@@ -146,6 +148,7 @@ def test_annotation_and_evaluation_follow_the_same_convention(chain: Chain) -> N
     assert annotated.summary["annotation/annotated"] == counts["annotated"]
 
 
+@pytest.mark.slow
 def test_annotation_training_and_evaluation_name_one_another_by_their_contents(chain: Chain) -> None:
     (evaluated,) = chain.by_stage["evaluate"]
     trained = chain.by_stage["train"][1]
@@ -167,6 +170,7 @@ def test_annotation_training_and_evaluation_name_one_another_by_their_contents(c
     assert "logger" not in on_disk["arm"]
 
 
+@pytest.mark.slow
 def test_a_table_shows_every_response_to_a_few_problems(chain: Chain) -> None:
     (path,) = (chain.folder / "outputs" / "evaluate").glob("*/wandb/offline-*/files/media/table/eval/*.json")
     table = json.loads(path.read_text())
@@ -187,17 +191,23 @@ def test_a_table_shows_every_response_to_a_few_problems(chain: Chain) -> None:
         assert (row["outcome"] == "right") == (expected["outcome"] == 1)
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_any_file(chain: Chain) -> None:
     """Configurations, cards, tables, W&B's own files: every byte that the three stages wrote."""
-    everything = [path for path in chain.folder.rglob("*") if path.is_file()]
-    assert len(everything) > 40
-    assert {"README.md", "manifest.json", "results.json"} <= {path.name for path in everything}
+    require_no_secret(chain.folder, files=40)
+    assert {"README.md", "manifest.json", "results.json"} <= {path.name for path in chain.folder.rglob("*")}
+
+
+def require_no_secret(folder: Path, *, files: int) -> None:
+    everything = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(everything) > files
     for path in everything:
         content = path.read_bytes()
         assert SECRET.encode() not in content, path
         assert SECRET[::-1].encode() not in content, path
 
 
+@pytest.mark.slow
 def test_the_dashboard_names_values_that_are_logged(chain: Chain) -> None:
     text = (ROOT / "docs" / "guides" / "wandb.md").read_text(encoding="utf-8")
     recipe = text.partition("## A dashboard")[2].partition("\n## ")[0]
@@ -207,6 +217,7 @@ def test_the_dashboard_names_values_that_are_logged(chain: Chain) -> None:
     assert named - logged == set()
 
 
+@pytest.mark.slow
 def test_cards_of_real_runs(chain: Chain) -> None:
     from huggingface_hub import DatasetCard, ModelCard
 
@@ -222,19 +233,19 @@ def test_cards_of_real_runs(chain: Chain) -> None:
 
 
 def test_secrets_in_the_configuration_are_refused_before_anything_is_written(
-    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAB_TOKEN", SECRET)
     for arguments in (["+logger.wandb.api_key=anything"], [f"logger.wandb.project={SECRET}"]):
-        ended = train(chain.annotations, "logger=wandb", *arguments)
+        ended = run("train", *FEW, "logger=wandb", *arguments)
         assert ended.status == 2
         assert SECRET not in ended.text
     assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_server_out_of_reach_makes_the_run_offline_and_training_goes_on(
-    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -245,7 +256,7 @@ def test_a_server_out_of_reach_makes_the_run_offline_and_training_goes_on(
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setattr("cft.loggers.wandb_run.INIT_TIMEOUT_S", 2.0)
     with pytest.warns(UserWarning, match=r"W&B is out of reach .*continues offline.*wandb sync"):
-        train_in("run", chain.annotations)
+        train_in("run")
     (path,) = offline_runs(tmp_path)
     logged = Logged(path)
     assert any("train/loss" in row for row in logged.history)
@@ -255,18 +266,20 @@ def test_a_server_out_of_reach_makes_the_run_offline_and_training_goes_on(
 
 
 def test_a_resumed_run_goes_on_in_its_wandb_run_and_its_metrics(
-    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    train_in("run", chain.annotations)
+    monkeypatch.setenv("LAB_TOKEN", SECRET)
+    train_in("run")
     before = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    train_in("run", chain.annotations, "resume=run", "trainer.max_epochs=2")
+    train_in("run", "resume=run", "trainer.max_epochs=2")
     after = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert after[: len(before)] == before
     assert len(after) > len(before)
     first, second = map(Logged, offline_runs(tmp_path))
     assert first.run.run_id == second.run.run_id
     assert first.run.run_group == second.run.run_group == "run"
+    require_no_secret(tmp_path, files=20)
 
 
 def test_no_setting_leaks_into_later_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

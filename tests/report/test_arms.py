@@ -39,6 +39,7 @@ NAMES: list[tuple[dict[str, Any], str]] = [
     (method(), "SFT"),
     (method(reference="annotation"), "SFT"),  # which plain -log p does not look at
     (method(**{"loss.normalizer": "sequence"}), "SFT"),
+    (method(**{"data.responses": "all", "data.prefix": "upft"}), "SFT, responses=all, prefix=upft"),
     (method("critical"), "CFT"),
     (method("critical", **{"mask.rule": "any"}), "critical, rule=any"),
     (method("numeric"), "numeric"),

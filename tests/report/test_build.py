@@ -45,6 +45,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_figures_are_images_that_change_with_the_data(comparison: Comparison, tmp_path: Path) -> None:
     for draw in (accuracy_figure, forest_figure):
         first, second = draw(comparison), draw(comparison)

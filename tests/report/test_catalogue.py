@@ -23,6 +23,7 @@ OPTIONS = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF_D
 COMMAND = re.compile(rf"^cft ({'|'.join(STAGES)}) (.*)$", re.MULTILINE)
 
 
+@pytest.mark.pages
 def test_every_option_has_a_section() -> None:
     assert {entry.name for entry in entries()} == set(OPTIONS)
 
@@ -50,10 +51,12 @@ def test_each_command_of_the_document_passes_the_check() -> None:
         assert mistakes(stage, *argv) == [], argv
 
 
+@pytest.mark.pages
 def test_no_command_holds_what_a_shell_takes_for_its_own() -> None:
     assert [arguments for _, arguments in documented() if set("<>;|&$") & set(arguments)] == []
 
 
+@pytest.mark.pages
 def test_every_options_command_is_in_the_document() -> None:
     assert {entry.command for entry in entries()} <= {f"cft {stage} {rest}" for stage, rest in documented()}
 
@@ -68,6 +71,7 @@ def method(cfg: DictConfig) -> dict[str, Any]:
     return {group: OmegaConf.to_container(cfg[group]) for group in METHOD}
 
 
+@pytest.mark.pages
 def test_a_command_is_the_method_of_its_experiment() -> None:
     """Mask, weighting, loss, groups and reference, with all their settings."""
     published = [entry for entry in entries() if entry.experiment]
@@ -76,11 +80,13 @@ def test_a_command_is_the_method_of_its_experiment() -> None:
         assert method(composed(*entry.overrides)) == method(composed(f"experiment={entry.experiment}")), entry.name
 
 
+@pytest.mark.pages
 def test_a_method_other_than_cft_trains_on_all_tokens() -> None:
     """mask=critical is the default, under which another loss would be a mixture of two methods."""
     assert [e.name for e in entries() if e.group != "mask" and "mask=all" not in e.overrides] == []
 
 
+@pytest.mark.pages
 def test_published_methods_have_their_experiment() -> None:
     found = {entry.name: entry.experiment for entry in entries()}
     expected = {"mask=all": "sft", "mask=critical": "cft", "mask=key_span": "sftkey", "mask=numeric": "cft_numeric"}
@@ -95,6 +101,7 @@ def test_what_rho1_compares_with_is_no_copy_of_the_policy() -> None:
     assert (reference._target_, reference.name) == ("cft.references.Score", "reference")
 
 
+@pytest.mark.pages
 def test_graded_labels_ask_for_a_complete_annotation() -> None:
     (entry,) = [entry for entry in entries() if entry.name == "mask=critical_graded"]
     assert entry.needs == ("a complete annotation",)
@@ -119,7 +126,7 @@ def test_rows_a_step_are_those_of_one_process_and_the_file_says_so(file: Path) -
     assert f"{found[1]} = {batch} x {accumulate} of one process" in text
 
 
-NAMED = re.compile(rf"\b({'|'.join((*GROUPS, 'reference', 'score'))})=([a-z][a-z0-9_]*)\b")
+NAMED = re.compile(rf"(?<!/)\b({'|'.join((*GROUPS, 'reference', 'score'))})=([a-z][a-z0-9_]*)\b")
 
 
 def prose() -> Iterator[tuple[str, str]]:
@@ -142,5 +149,6 @@ def test_options_that_texts_name_exist() -> None:
     assert wrong == []
 
 
+@pytest.mark.pages
 def test_a_method_says_what_it_is() -> None:
     assert [entry.name for entry in entries() if len(entry.what) <= 10 or "\n" in entry.what] == []

@@ -54,16 +54,26 @@ def test_an_empty_file() -> None:
     refused(annotate_lines([]), "problems.jsonl holds no rows; expected one JSON object a line")
 
 
+BAD_LINES: list[tuple[str | bytes, str]] = [
+    ('{"id": "9", "question": "1 + 1 ="', "malformed JSON"),
+    ('{"id": "9", "question": "1 + 1 ="}', "missing field: answer"),
+    ('{"id": "1", "question": "1 + 1 =", "answer": "2"}', "duplicate id: 1"),
+    ('{"id": "9", "question": 5, "answer": "2"}', "wrong type: question is number, expected text"),
+    (b'{"id": "9", "question": "\xff", "answer": "2"}', "not UTF-8"),
+    ('{"id": "9", "question": "\\ud83d", "answer": "2"}', "lone surrogate: question"),
+]
+
+
+def test_bad_lines_over_the_budget_are_named_by_their_places() -> None:
+    """The first five."""
+    lines = [*(json.dumps(row) for row in GOOD), *(line for line, _ in BAD_LINES[:5])]
+    places = [f"problems.jsonl:{7 + i}: {reason}" for i, (_, reason) in enumerate(BAD_LINES[:5])]
+    refused(annotate_lines(lines), "5 of 11 rows cannot be used", *places, "max_bad_rows")
+    assert not Path("outputs/annotations").exists()
+
+
 @pytest.mark.parametrize(
-    "line, reason",
-    [
-        ('{"id": "9", "question": "1 + 1 ="', "malformed JSON"),
-        ('{"id": "9", "question": "1 + 1 ="}', "missing field: answer"),
-        ('{"id": "1", "question": "1 + 1 =", "answer": "2"}', "duplicate id: 1"),
-        ('{"id": "9", "question": 5, "answer": "2"}', "wrong type: question is number, expected text"),
-        ('{"id": "9", "question": "\\ud83d", "answer": "2"}', "lone surrogate: question"),
-        (b'{"id": "9", "question": "\xff", "answer": "2"}', "not UTF-8"),
-    ],
+    "line, reason", [*(pytest.param(*case, marks=pytest.mark.slow) for case in BAD_LINES[:5]), BAD_LINES[5]]
 )
 def test_a_bad_line_over_the_budget_is_named_by_its_place(line: str | bytes, reason: str) -> None:
     lines = [*(json.dumps(row) for row in GOOD), line]
@@ -111,7 +121,13 @@ def test_problems_of_which_none_is_solved_end_well_with_advice() -> None:
     assert "No response was both finished and right" in ended.text
     assert "responses=given" in ended.text
     refused(run("train", "data.annotation=a", *FIT_ONLY), "nothing to train on", "Annotate more problems")
-    assert annotate_rows([{**row, "answer": "-77"} for row in GOOD], "complete=true").status == 0
+
+
+@pytest.mark.slow
+def test_problems_of_which_none_is_solved_have_nothing_to_complete() -> None:
+    rows = [{**row, "answer": "-77"} for row in GOOD]
+    for more in ((), ("complete=true",)):
+        assert annotate_rows(rows, *more).status == 0
 
 
 @pytest.mark.slow
@@ -196,7 +212,7 @@ def test_no_validation_row_to_choose_the_epoch_by(made: Path) -> None:
     "override, message",
     [
         ("verifier=regex verifier.pattern='(1'", "verifier.pattern: '(1' is no regular expression"),
-        ("num_alternatives=1000", "num_alternatives=1000: only"),
+        pytest.param("num_alternatives=1000", "num_alternatives=1000: only", marks=pytest.mark.slow),
     ],
 )
 def test_values_that_only_show_once_they_are_used(override: str, message: str) -> None:
@@ -206,12 +222,14 @@ def test_values_that_only_show_once_they_are_used(override: str, message: str) -
 # ---- checkpoints
 
 
+@pytest.mark.slow
+def test_a_checkpoint_that_is_not_there() -> None:
+    refused(run("evaluate", "checkpoint=nothing"), "checkpoint=nothing: neither a run folder", "resume=")
+
+
 def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for checkpoint in ("empty", "nothing"):
-        refused(
-            run("evaluate", f"checkpoint={checkpoint}"), f"checkpoint={checkpoint}: neither a run folder", "resume="
-        )
+    refused(run("evaluate", "checkpoint=empty"), "checkpoint=empty: neither a run folder", "resume=")
 
 
 def test_a_bad_job_of_a_sweep_leaves_the_others_alone(made: Path) -> None:

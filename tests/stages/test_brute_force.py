@@ -50,9 +50,10 @@ def test_every_outcome_of_responses(rows: list[AnnotatedResponse], tiny_arith_pa
             assert row.alt_outcome[t].tolist() == outcomes, (row.response_id, t)
 
 
-def test_the_batch_changes_nothing(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_the_batch_changes_nothing(rows: list[AnnotatedResponse], tmp_path: Path, limit: int) -> None:
     """Sixteen times fewer rows at a time than by default, and so little memory that forks have to wait."""
-    tight = ("limit=10", "engine.max_rows=16", "engine.kv_budget_mb=2")
+    tight = (f"limit={limit}", "engine.max_rows=16", "engine.kv_budget_mb=2")
     found = AnnotationStore(annotate(*ARGUMENTS, *tight, f"annotations_dir={tmp_path}")).rows()
     assert table_hash(found) == table_hash(of_the_same_problems(rows, found))
 
@@ -62,6 +63,7 @@ def of_the_same_problems(rows: list[AnnotatedResponse], found: list[AnnotatedRes
     return [row for row in rows if row.problem_id in {other.problem_id for other in found}]
 
 
+@pytest.mark.slow
 def test_the_reference_engine_gives_the_same_table(rows: list[AnnotatedResponse], tmp_path: Path) -> None:
     folder = annotate(*ARGUMENTS, "limit=2", "engine=reference", f"annotations_dir={tmp_path}")
     found = AnnotationStore(folder).rows()

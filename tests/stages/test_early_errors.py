@@ -43,6 +43,7 @@ def test_no_engine_is_built_where_no_problem_is_solved(no_engine: None) -> None:
     assert json.loads(Path("run/results.json").read_text())["metrics"] == {}
 
 
+@pytest.mark.slow
 def test_adapters_on_the_embeddings_are_trained_exported_and_evaluated() -> None:
     adapters = ("model/lora=default", "model.lora.target_modules=[q_proj,embed_tokens]", "model.lora.r=2")
     solved = ("evaluation.problems=2", "evaluation.num_samples=0", "evaluation.max_new_tokens=16")

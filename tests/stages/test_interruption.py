@@ -261,6 +261,7 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(copied_run: Path) -> 
     assert left == ["best.ckpt", older.name, path.name, f"{path.name}.damaged"]
 
 
+@pytest.mark.slow
 def test_a_new_run_in_an_old_folder_keeps_its_own_checkpoints(copied_run: Path) -> None:
     (copied_run / "results.json").unlink()
     for path in kept_checkpoints(copied_run / CHECKPOINTS):
@@ -271,9 +272,7 @@ def test_a_new_run_in_an_old_folder_keeps_its_own_checkpoints(copied_run: Path) 
     assert steps == [EPOCH_STEPS, EPOCH_STEPS // 2]
 
 
-def test_auto_leaves_a_finished_run_and_one_of_another_configuration(
-    copied_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_leaves_a_finished_run(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cft.training.module import CausalLMModule
 
     def refuse(*args: object) -> None:
@@ -285,14 +284,17 @@ def test_auto_leaves_a_finished_run_and_one_of_another_configuration(
     assert ended.status == 0, ended.text
     assert f"{copied_run} has finished; nothing to do" in ended.text
     assert (copied_run / "results.json").read_bytes() == before
-    monkeypatch.undo()
-    monkeypatch.chdir(copied_run.parent)
+
+
+@pytest.mark.slow
+def test_auto_leaves_a_run_of_another_configuration(copied_run: Path) -> None:
     ended = run("train", *TRAIN, "resume=auto", "hydra.run.dir=another", "seed=1", "trainer.max_epochs=1")
     assert ended.status == 0, ended.text
     assert "no run of this configuration to resume from" in ended.text
     assert (copied_run.parent / "another" / "results.json").is_file()
 
 
+@pytest.mark.slow
 def test_rows_of_a_step_stay_the_same_or_the_run_is_not_resumed(copied_run: Path) -> None:
     ended = run("train", *TRAIN, "resume=run", "trainer.max_epochs=4", "trainer.accumulate_grad_batches=2")
     assert ended.status == 2
@@ -330,6 +332,7 @@ def interrupted(*arguments: str, step: int) -> Ended:
     return ended
 
 
+@pytest.mark.slow
 def test_a_continuation_that_was_cut_off_is_not_taken_for_finished(copied_run: Path) -> None:
     """Twelve steps were asked for and done; then sixteen, and the fifteenth is the end of the process."""
     earlier = json.loads((copied_run / "results.json").read_text())
@@ -374,26 +377,29 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 def test_a_start_that_is_refused_leaves_the_run_as_it_was(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cft.data.annotated import AnnotatedDataModule
 
-    before = files(copied_run)
-    assert {"config.yaml", "data.json", "metrics.csv", "results.json"} <= before.keys()
+    assert {"config.yaml", "data.json", "metrics.csv", "results.json"} <= files(copied_run).keys()
+    refused(copied_run, "hydra.run.dir=run", "data.max_rows=8", why="holds a run that has finished")
+    monkeypatch.setattr(AnnotatedDataModule, "facts", grown(AnnotatedDataModule.facts))
+    refused(copied_run, "resume=run", "trainer.max_epochs=4", why="it began on other rows")
 
-    def refused(*arguments: str, why: str) -> None:
-        ended = run("train", *TRAIN, *arguments)
-        assert ended.status == 2, ended.text
-        assert why in ended.text
-        assert files(copied_run) == before
 
-    refused("hydra.run.dir=run", "data.max_rows=8", why="holds a run that has finished")
-    refused("resume=run", "trainer.max_epochs=4", "data.batch_size=2", why="an optimizer step of that run has 1 rows")
-    refused("resume=run", "trainer.max_epochs=4", "+trainer.limit_val_batches=0", why="trainer.limit_val_batches")
-    with monkeypatch.context() as patch:
-        patch.setattr(AnnotatedDataModule, "facts", grown(AnnotatedDataModule.facts))
-        refused("resume=run", "trainer.max_epochs=4", why="it began on other rows")
+@pytest.mark.slow
+def test_every_start_that_is_refused_leaves_the_run_as_it_was(copied_run: Path) -> None:
+    more = ("resume=run", "trainer.max_epochs=4")
+    refused(copied_run, *more, "data.batch_size=2", why="an optimizer step of that run has 1 rows")
+    refused(copied_run, *more, "+trainer.limit_val_batches=0", why="trainer.limit_val_batches")
     (copied_run / "results.json").unlink()
-    before = files(copied_run)
-    refused("hydra.run.dir=run", why="holds a run that has not finished")
-    refused("hydra.run.dir=run", "seed=1", why="holds a run of another configuration (")
-    refused("hydra.run.dir=run", "seed=1", "resume=auto", why="seed: then 0, now 1")
+    refused(copied_run, "hydra.run.dir=run", why="holds a run that has not finished")
+    refused(copied_run, "hydra.run.dir=run", "seed=1", why="holds a run of another configuration (")
+    refused(copied_run, "hydra.run.dir=run", "seed=1", "resume=auto", why="seed: then 0, now 1")
+
+
+def refused(folder: Path, *arguments: str, why: str) -> None:
+    before = files(folder)
+    ended = run("train", *TRAIN, *arguments)
+    assert ended.status == 2, ended.text
+    assert why in ended.text
+    assert files(folder) == before
 
 
 def grown(facts: Callable[..., dict[str, object]]) -> Callable[..., dict[str, object]]:
@@ -401,6 +407,7 @@ def grown(facts: Callable[..., dict[str, object]]) -> Callable[..., dict[str, ob
     return lambda data: facts(data) | {"rows_sha256": "0" * 64}
 
 
+@pytest.mark.slow
 def test_steps_that_end_within_an_epoch_are_validated_and_exported(
     copied_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from cft.masks import Critical
 from tests.entry import Ended, run
 
 PROBLEMS = ("data.max_steps=2", "data.num_train=16")
-TRAIN = ("validation.problems=4", "evaluation.problems=4", "evaluation.num_samples=2", "trainer.max_epochs=2")
+TRAIN = ("validation.problems=2", "evaluation.problems=4", "evaluation.num_samples=2", "trainer.max_epochs=1")
 MASKS = ("all", "critical", "random_like_critical")
 
 
@@ -120,6 +120,7 @@ def test_evaluating_the_checkpoint_gives_what_training_measured(ran: dict[str, E
     assert arm["mask"] == "all"
 
 
+@pytest.mark.slow
 def test_validation_on_problems_needs_no_validation_rows(ran: dict[str, Ended], folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -131,6 +132,7 @@ def test_validation_on_problems_needs_no_validation_rows(ran: dict[str, Ended], 
     assert result["data"]["validation_rows"] == 0
 
 
+@pytest.mark.slow
 def test_problems_of_the_benchmark_are_not_trained_on(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:

@@ -224,7 +224,7 @@ def test_only_what_clearly_does_not_fit_is_refused() -> None:
         require_room(found, memory=int(8e9))
 
 
-@pytest.mark.parametrize("kind", ["not finite", "out of memory"])
+@pytest.mark.parametrize("kind", ["not finite", pytest.param("out of memory", marks=pytest.mark.slow)])
 def test_the_command_line_says_what_stopped_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cft.training.module import CausalLMModule
 

@@ -85,7 +85,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Los
 @pytest.mark.parametrize(
     ("hook", "step", "call", "saved"),
     [
-        ("on_train_batch_start", 4, 1, 3),  # right after a step that wrote nothing
+        # right after a step that wrote nothing
+        pytest.param("on_train_batch_start", 4, 1, 3, marks=pytest.mark.slow),
         ("on_before_backward", 5, 3, 3),  # in the third of four micro-batches
         pytest.param("on_before_backward", 6, 1, 6, marks=pytest.mark.slow),  # right after a checkpoint
         pytest.param(
@@ -96,7 +97,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Los
         ),  # validated; the end of the epoch is not written
         ("on_train_epoch_start", 10, 1, 10),  # between two epochs; only the first epoch starts with 0 steps
         pytest.param("on_train_batch_start", 14, 2, 12, marks=pytest.mark.slow),  # in the second epoch
-        ("on_validation_batch_end", 20, 1, 20),  # in the last validation, all steps done
+        # in the last validation, all steps done
+        pytest.param("on_validation_batch_end", 20, 1, 20, marks=pytest.mark.slow),
     ],
 )
 def test_a_training_killed_anywhere_goes_on_to_the_same_bits(

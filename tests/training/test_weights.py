@@ -32,7 +32,7 @@ def test_weights_of_every_family_arrive(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_ranks_that_make_another_model_are_refused(tmp_path: Path) -> None:
-    on_two_ranks(weights_driver.refuse_another_model, saved(tmp_path, ("llama-3.2", "smollm3")))
+    on_two_ranks(weights_driver.refuse_another_model, saved(tmp_path, ("llama-3.2", "qwen3")))
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from cft.benchmarks.sets import verifier_for
 from cft.data.splits import splits_of
 from cft.errors import BadValue
-from cft.types import Decision, ThinkingTags
+from cft.types import Decision, Problem, ThinkingTags
 from cft.verifiers import FirstAnswer, Numeric, Stripped
 from cft.verifiers.stripped import innermost
 
@@ -27,7 +29,7 @@ def test_a_tagged_answer_is_read() -> None:
 
 
 def test_it_is_inside_of_what_leaves_thinking_out() -> None:
-    splits = splits_of(name="x", seed=0, train=[], validation=[], test=[], dropped={})
+    splits = splits_of(name="x", seed=0, train=[], validation=[], test=[Problem("1", "q", "9")], dropped=Counter())
     tags = ThinkingTags("<Thinking>", "</Thinking>")
     verifier = verifier_for(splits, chosen=NUMERIC, thinking=tags, strip=TAGS)
     assert innermost(verifier) == NUMERIC

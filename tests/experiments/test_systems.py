@@ -1,0 +1,72 @@
+"""The table of whole systems: what is run, and that its numbers are of the same problems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cft.shipped import CONF_DIR
+from experiments import robustness, systems
+from experiments.systems import Row, described, measured, read_rows, table, words_of, write_rows
+from experiments.systems import systems as names
+
+
+def row(system: str, seed: int, right: str, *, benchmark: str = "arithmetic", step: str = "evaluate") -> Row:
+    return Row(system=system, step=step, seed=seed, benchmark=benchmark, right=right, minutes=1.5)
+
+
+def test_every_pipeline_is_in_the_guide_and_in_the_table() -> None:
+    shipped = {path.stem for path in (CONF_DIR / "pipeline").glob("*.yaml")}
+    assert shipped == set(described())
+    assert {"sft", *shipped} - set(names([])) == set(systems.NEEDS_HUB)
+
+
+def test_a_run_trains_on_the_shipped_rows_under_the_common_budget() -> None:
+    words = words_of("rho1", seed=1)
+    for word in (
+        "~steps.annotate",
+        "~steps.base",
+        "steps.score.annotation=tiny_arith",
+        "steps.train.data.max_rows=320",
+    ):
+        assert word in words
+    assert "steps.reference.trainer.max_epochs=2" in words
+    assert words_of("sft", seed=0)[0] == "pipeline=cft"
+    assert "~steps.base" not in words_of("sft", seed=0)  # the untrained model is measured there, once
+
+
+def test_differences_are_paired_by_problem_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systems, "RESULTS", tmp_path / "systems.csv")
+    rows = [row("sft", 0, "1100"), row("sft", 1, "1000"), row("x", 0, "1110"), row("x", 1, "1010"), row("x", 2, "0000")]
+    write_rows(rows)
+    assert read_rows() == sorted(rows, key=lambda one: (one.system, one.step, one.seed))
+    accuracy, difference = measured(rows[2:], rows[:2])
+    assert accuracy.value == pytest.approx(5 / 12)
+    assert difference is not None
+    assert difference.value == pytest.approx(0.25)  # of the two seeds that both have
+    assert measured([row("x", 0, "1111", benchmark="other")], rows[:2])[1] is None
+    lines = list(table([*rows, row("tcd", 0, "10", benchmark="other", step="none")]))
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| `sft`", "| `tcd`", "| `x`"]
+    assert "+0.250 [" in lines[-1]
+
+
+def test_macro_f1_of_an_evaluation_counts_what_is_right_as_its_answer(tmp_path: Path) -> None:
+    greedy = [("1", "1", 1), ("1", "01", 1), ("2", "1", 0), ("2", "", 0)]
+    columns = {
+        "problem_id": [str(i) for i in range(4)],
+        "sample": [-1] * 4,
+        "answer": [gold for gold, _, _ in greedy],
+        "extracted": [said for _, said, _ in greedy],
+        "outcome": pa.array([outcome for _, _, outcome in greedy], pa.int8()),
+    }
+    (tmp_path / "noise").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "noise" / "samples.parquet")
+    (point,) = robustness.points([tmp_path])
+    assert (point.name, point.problems, point.accuracy.value) == ("noise", 4, 0.5)
+    assert point.macro_f1.value == pytest.approx(np.mean([2 * 2 / (2 + 3), 0.0]))
+    with pytest.raises(robustness.NoEvaluations, match="expected folders of cft evaluate"):
+        robustness.points([tmp_path / "nowhere"])
