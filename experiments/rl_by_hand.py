@@ -49,9 +49,9 @@ def by_hand(*, steps: int, seed: int, folder: Path) -> list[dict[str, float]]:
 
     verifier = Numeric(fallback_last_number=True)
 
-    def correct(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-        verdicts = [verifier(completion, gold) for completion, gold in zip(completions, answer, strict=True)]
-        return [float(verdict.decision == Decision.RIGHT) for verdict in verdicts]
+    def correct(completions: list[str], answer: list[str], **_: Any) -> list[float | None]:
+        found = [verifier(completion, gold).decision for completion, gold in zip(completions, answer, strict=True)]
+        return [None if decision == Decision.UNDECIDED else float(decision == Decision.RIGHT) for decision in found]
 
     args = GRPOConfig(
         output_dir=str(folder),

@@ -1,6 +1,6 @@
 """What `experiments.rl_starts` found: table, CSV and figure of what is finished.
 
-    experiments/results/rl_starts.csv   start, seeds, step, metric: value with its 95 % interval, minus SFT (Holm over starts)
+    experiments/results/rl_starts.csv   value of each start, rate, step and metric with its 95 % interval, minus SFT (Holm)
     docs/images/rl_starts.png           accuracy, pass@8, training reward and entropy over steps
 
 Intervals of tests are over seeds and problems, those of `train/` over seeds and the steps of a bin of 20.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.evaluation.intervals import two_way_bootstrap
 from cft.evaluation.paired_tests import holm, paired_difference
 from cft.report.figures import COLORS, png_of
-from experiments.rl_starts import MIDDLE, RATES, SEARCH_SEED, SEARCH_STEPS, SEEDS, STARTS, STEPS, Case, best_rate
+from experiments.rl_starts import MIDDLE, RATES, SEARCH_STEPS, SEEDS, STARTS, STEPS, Case, best_rate, searched
 
 CSV, PNG = Path("experiments/results/rl_starts.csv"), Path("docs/images/rl_starts.png")
 BASELINE = "sft"
+VALIDATION = "validation pass_at_1"
 BIN = 20
 TESTS = {
     "accuracy": "greedy accuracy",
@@ -37,6 +39,7 @@ TRAIN = {"train/reward": "reward of the rollouts", "train/entropy": "entropy of 
 NAMES = {"base": "base model", "sft": "SFT", "cft": "CFT", "random": "random mask", "dft": "DFT"}
 COLUMNS: Sequence[str] = (
     "start",
+    "lr",
     "seeds",
     "step",
     "metric",
@@ -54,106 +57,123 @@ ROWS_TRAINED_ON = 1000  # of the annotation: data.max_rows of experiment=tiny_ar
 
 def report() -> None:
     """Raises SystemExit where a start has no seed that is finished."""
-    seeds = {start: [seed for seed in SEEDS if Case(start, seed).finished] for start in STARTS}
-    if not all(seeds.values()):
-        raise SystemExit(f"not every start has a seed that is finished yet: {seeds}")
-    records = [*searched(), *tested(seeds), *trained(seeds)]
+    chosen = best_rate()
+    done = {rate: {start: seeds_of(start, rate) for start in STARTS} for rate in RATES}
+    if not all(done[chosen].values()):
+        raise SystemExit(f"not every start has a seed that is finished yet: {done[chosen]}")
+    records = [record for rate in RATES for record in (*validated(rate), *tested(done[rate], rate))]
+    records += trained(done[chosen], chosen)
     with CSV.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, restval="")
+        writer = csv.DictWriter(handle, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
-    PNG.write_bytes(png_of(figure(records)))
-    print(table(records))
-    print(f"seeds {seeds}; {budget(seeds)}")
+    of_chosen = [record for record in records if record["lr"] == chosen]
+    PNG.write_bytes(png_of(figure(of_chosen)))
+    for rate in RATES:
+        print(f"lr {rate:g}, seeds {done[rate]}\n{table([r for r in records if r['lr'] == rate])}\n")
+    print(rates(records), budget(done[chosen], chosen), sep="\n")
 
 
-def searched() -> list[dict[str, Any]]:
+def seeds_of(start: str, rate: float) -> list[int]:
+    return [seed for seed in SEEDS if Case(start, seed).finished(rate)]
+
+
+def validated(rate: float) -> list[dict[str, Any]]:
+    place = {"lr": rate, "seeds": 1, "step": SEARCH_STEPS, "metric": VALIDATION}
+    return [{"start": start, **place, **results.metrics["eval/pass_at_1"]} for start, results in searched(rate).items()]
+
+
+def tested(seeds: Mapping[str, Sequence[int]], rate: float) -> list[dict[str, Any]]:
+    """Of the starts that have any. A start is compared with SFT on the seeds that both have."""
     found = []
-    for start in STARTS:
-        for rate in RATES:
-            interval = Case(start, SEARCH_SEED).search(rate).metrics["eval/pass_at_1"]
-            metric = f"validation pass_at_1 at lr {rate:g}{', chosen' if rate == best_rate(start) else ''}"
-            found.append({"start": start, "seeds": 1, "step": SEARCH_STEPS, "metric": metric, **interval})
+    for metric, step in product(TESTS, (0, MIDDLE, STEPS)):
+        rows: list[dict[str, Any]] = []
+        contrasts: list[dict[str, Any]] = []
+        for start in filter(seeds.get, STARTS):
+            interval = two_way_bootstrap(per_problem(start, seeds[start], step, metric, rate=rate))
+            place = {"start": start, "lr": rate, "seeds": len(seeds[start]), "step": step, "metric": metric}
+            rows.append({**place, **interval.as_dict()})
+            both = [seed for seed in seeds[start] if seed in seeds[BASELINE]]
+            if start == BASELINE or not both:
+                continue
+            mine, theirs = (per_problem(name, both, step, metric, rate=rate) for name in (start, BASELINE))
+            difference = paired_difference(mine, theirs, pair_seeds=True)
+            minus = difference.interval
+            rows[-1] |= {"minus_sft": minus.value, "minus_low": minus.low, "minus_high": minus.high, "p": difference.p}
+            contrasts.append(rows[-1])
+        for row, corrected in zip(contrasts, holm([row["p"] for row in contrasts]), strict=True):
+            row["p_holm"] = corrected
+        found += rows
     return found
 
 
-def tested(seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    """A start is compared with SFT on the seeds that both have."""
-    found = []
-    for metric in TESTS:
-        for step in (0, MIDDLE, STEPS):
-            rows = []
-            for start in STARTS:
-                interval = two_way_bootstrap(per_problem(start, seeds[start], step, metric))
-                place = {"start": start, "seeds": len(seeds[start]), "step": step, "metric": metric}
-                rows.append({**place, **interval.as_dict()})
-            others = [row for row in rows if row["start"] != BASELINE]
-            for row in others:
-                both = [seed for seed in seeds[row["start"]] if seed in seeds[BASELINE]]
-                mine, theirs = (per_problem(start, both, step, metric) for start in (row["start"], BASELINE))
-                contrast = paired_difference(mine, theirs, pair_seeds=True)
-                interval = contrast.interval
-                row |= {"minus_sft": interval.value, "minus_low": interval.low, "minus_high": interval.high}
-                row["p"] = contrast.p
-            for row, corrected in zip(others, holm([row["p"] for row in others]), strict=True):
-                row["p_holm"] = corrected
-            found += rows
-    return found
-
-
-def per_problem(start: str, seeds: Sequence[int], step: int, metric: str) -> NDArray[np.float64]:
+def per_problem(start: str, seeds: Sequence[int], step: int, metric: str, *, rate: float) -> NDArray[np.float64]:
     """[S, P]"""
-    runs = [Case(start, seed).results(step) for seed in seeds]
+    runs = [Case(start, seed).results(step, rate) for seed in seeds]
     assert len({tuple(run.per_problem["id"]) for run in runs}) == 1, "the runs were tested on different problems"
     return np.array([run.per_problem[metric] for run in runs], dtype=np.float64)
 
 
-def trained(seeds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+def trained(seeds: Mapping[str, Sequence[int]], rate: float) -> list[dict[str, Any]]:
     found = []
     for metric in TRAIN:
         for start in STARTS:
-            table_SN = np.array([curve(Case(start, seed), metric) for seed in seeds[start]])
+            table_SN = np.array([curve(Case(start, seed).rl(rate), metric) for seed in seeds[start]])
             for end in range(BIN, STEPS + 1, BIN):
                 interval = two_way_bootstrap(table_SN[:, end - BIN : end], rate=False)
-                place = {"start": start, "seeds": len(seeds[start]), "step": end, "metric": metric}
+                place = {"start": start, "lr": rate, "seeds": len(seeds[start]), "step": end, "metric": metric}
                 found.append({**place, **interval.as_dict()})
     return found
 
 
-def curve(case: Case, metric: str) -> list[float]:
+def curve(folder: Path, metric: str) -> list[float]:
     """Of each step."""
-    with (case.rl / "metrics.csv").open(newline="", encoding="utf-8") as handle:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as handle:
         return [float(row[metric]) for row in csv.DictReader(handle) if row.get(metric)]
 
 
-def budget(seeds: Mapping[str, Sequence[int]]) -> str:
+def budget(seeds: Mapping[str, Sequence[int]], rate: float) -> str:
     """Tokens decoded for the annotation that CFT and the random mask were trained on, and for the rollouts of one run."""
     manifest = AnnotationStore(SHIPPED / "tiny_arith").manifest()
     spent = manifest["compute"]
     counterfactual = spent["counterfactual_tokens"] + spent["speculative_tokens"]
     share = ROWS_TRAINED_ON / manifest["counts"]["annotated"]
-    rollouts = np.mean(
-        [64 * sum(curve(Case(start, seed), "train/response_tokens")) for start in STARTS for seed in seeds[start]]
-    )
+    folders = [Case(start, seed).rl(rate) for start in STARTS for seed in seeds[start]]
+    rollouts = np.mean([64 * sum(curve(folder, "train/response_tokens")) for folder in folders])
     return (
         f"annotation of {ROWS_TRAINED_ON} rows: {share * spent['solve_tokens']:,.0f} tokens of solutions, "
         f"{share * counterfactual:,.0f} of counterfactuals; rollouts of a run: {rollouts:,.0f}"
     )
 
 
+def rates(records: Sequence[dict[str, Any]]) -> str:
+    """Validation after the search."""
+    found = {(r["start"], r["lr"]): r["value"] for r in records if r["metric"] == VALIDATION}
+    lines = [
+        f"| validation pass@1 | {' | '.join(f'{rate:g}' for rate in RATES)} |",
+        "|---|" + "---|" * len(RATES),
+        *(f"| {NAMES[start]} | {' | '.join(f'{found[start, rate]:.3f}' for rate in RATES)} |" for start in STARTS),
+        f"| mean | {' | '.join(f'{np.mean([found[start, rate] for start in STARTS]):.4f}' for rate in RATES)} |",
+    ]
+    return "\n".join(lines)
+
+
 def table(records: Sequence[dict[str, Any]]) -> str:
-    lines = ["| start | after | " + " | ".join(TESTS.values()) + " |", "|---|---|" + "---|" * len(TESTS)]
-    for start in STARTS:
-        for step in (0, MIDDLE, STEPS):
-            cells = []
-            for metric in TESTS:
-                (row,) = [r for r in records if (r["start"], r["step"], r["metric"]) == (start, step, metric)]
-                text = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-                if step == STEPS and "p_holm" in row:
-                    minus = f"{row['minus_sft']:+.3f} [{row['minus_low']:+.3f}, {row['minus_high']:+.3f}]"
-                    text += f"<br>minus SFT {minus}, p {row['p_holm']:.2g}"
-                cells.append(text)
-            lines.append(f"| {NAMES[start]} | {step} | " + " | ".join(cells) + " |")
+    """After the last step and before the first."""
+    rows = {(r["start"], r["step"], r["metric"]): r for r in records}
+    lines = ["| start | seeds | after | " + " | ".join(TESTS.values()) + " |", "|---|---|---|" + "---|" * len(TESTS)]
+    for start, step in product(STARTS, (0, MIDDLE, STEPS)):
+        if (start, step, "accuracy") not in rows:
+            continue
+        found = [rows[start, step, metric] for metric in TESTS]
+        cells = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in found]
+        lines.append(f"| {NAMES[start]} | {found[0]['seeds']} | {step} | {' | '.join(cells)} |")
+        if step == STEPS and "p_holm" in found[0]:
+            minus = [
+                f"{r['minus_sft']:+.3f} [{r['minus_low']:+.3f}, {r['minus_high']:+.3f}], p {r['p_holm']:.2g}"
+                for r in found
+            ]
+            lines.append(f"| | | minus SFT | {' | '.join(minus)} |")
     return "\n".join(lines)
 
 

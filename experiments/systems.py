@@ -80,6 +80,7 @@ OWN: Mapping[str, tuple[str, ...]] = {
 }
 PIPELINE_OF = {BASELINE: "cft"}
 NEEDS_HUB = ("sft_go_llmlingua2",)  # a classifier of the hub
+SEQUENCES = ("slca_continual",)  # tested on data sets of their own; what they come to is a matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,11 @@ class Row:
 
 def systems(only: Sequence[str]) -> list[str]:
     """The baseline first, then by name."""
-    names = [path.stem for path in sorted((CONF_DIR / "pipeline").glob("*.yaml")) if path.stem not in NEEDS_HUB]
+    names = [
+        path.stem
+        for path in sorted((CONF_DIR / "pipeline").glob("*.yaml"))
+        if path.stem not in (*NEEDS_HUB, *SEQUENCES)
+    ]
     if unknown := set(only) - {BASELINE, *names}:
         raise SystemExit(
             f"--only: no such system: {', '.join(sorted(unknown))}; they are {', '.join([BASELINE, *names])}"
@@ -104,10 +109,14 @@ def systems(only: Sequence[str]) -> list[str]:
     return [name for name in (BASELINE, *names) if not only or name in only]
 
 
+def said(pipeline: str) -> dict[str, Any]:
+    """The yaml."""
+    return yaml.safe_load((CONF_DIR / "pipeline" / f"{pipeline}.yaml").read_text(encoding="utf-8"))
+
+
 def steps_of(pipeline: str) -> dict[str, dict[str, Any]]:
     """What the yaml says of each."""
-    nodes = yaml.safe_load((CONF_DIR / "pipeline" / f"{pipeline}.yaml").read_text(encoding="utf-8"))["steps"]
-    return {name: node or {} for name, node in nodes.items()}
+    return {name: node or {} for name, node in said(pipeline)["steps"].items()}
 
 
 def words_of(system: str, *, seed: int) -> list[str]:
@@ -160,8 +169,11 @@ def rows_of(system: str, *, seed: int) -> Iterator[Row]:
     """Of a run that is done."""
     folder = folder_of(system, seed)
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((folder / "steps").glob("*.json"))}
+    last = next(reversed(said(PIPELINE_OF.get(system, system)).get("sequence") or {}), None)
     minutes = sum(record["seconds"] or 0 for record in records.values()) / 60
     for name, record in records.items():
+        if last and not name.startswith(f"{last}-on-"):  # of data sets in turn, the model that has seen them all
+            continue
         for path in sorted((folder / name).rglob("samples.parquet")) if record["stage"] == "evaluate" else ():
             results = json.loads((path.parent / "results.json").read_bytes())
             yield Row(
@@ -213,7 +225,7 @@ def measured(rows: Sequence[Row], baseline: Sequence[Row]) -> tuple[Interval, In
     own, other = solved(rows), solved(baseline)
     accuracy = two_way_bootstrap(np.array([own[seed] for seed in sorted(own)]), seed=0)
     both = sorted(set(own) & set(other))
-    if rows[0].benchmark != baseline[0].benchmark or not both:
+    if not both or rows[0].benchmark != baseline[0].benchmark:
         return accuracy, None
     pair = [np.array([table[seed] for seed in both]) for table in (own, other)]
     return accuracy, paired_difference(*pair, pair_seeds=True).interval

@@ -27,15 +27,16 @@ def run(argv: Sequence[str]) -> int:
     from cft.report.build import build_report
     from cft.report.choice import choose
     from cft.report.compare import compare
+    from cft.report.continual import print_measures, sequences
     from cft.report.read import ReportError, collect
     from cft.report.tables import print_tables
     from cft.report.text import printable
     from cft.report.tokens import legend, terminal, token_evidence
 
-    comparisons, choices, evidence = [], [], None
+    comparisons, choices, evidence, continual = [], [], None, []
     try:
         if arguments.folders:
-            runs = collect(arguments.folders)
+            runs, continual = collect(arguments.folders), sequences(arguments.folders)
             if arguments.choose:
                 runs, choices = choose(runs, key=arguments.choose)
             comparisons = compare(runs, strict=arguments.strict)
@@ -54,12 +55,15 @@ def run(argv: Sequence[str]) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     print_tables(comparisons)
+    print_measures(continual)
     if evidence is not None and evidence.rows:
         console = Console(soft_wrap=False)
         console.print(legend(evidence.word))
         console.print(terminal(evidence.rows[0], evidence.mask(evidence.rows[0])))
     title, out = arguments.title, arguments.out
-    page = build_report(out, comparisons=comparisons, evidence=evidence, title=title, choices=choices)
+    page = build_report(
+        out, comparisons=comparisons, evidence=evidence, title=title, choices=choices, continual=continual
+    )
     print(f"Report: {page}")
     return 0
 

@@ -1,9 +1,9 @@
 """What the methods of a training configuration need and what its other parts provide, read from the classes' source.
 
 Masks, weightings, losses and aggregations declare `needs`, references declare `gives`, and classes whose arguments name stored
-scores list these arguments in `score_arguments`, or in `logprob_arguments` if only a model's log-probs make sense. These are
-class attributes, so a missing need is found before anything is imported or loaded; needs that depend on an instance are checked
-again by `cft/data/columns.py` and `cft/scores/store.py`.
+scores list these arguments in `score_arguments`, or as in ARGUMENTS if only one kind makes sense. These are class attributes,
+so a missing need is found before anything is imported or loaded; needs that depend on an instance are checked again by
+`cft/data/columns.py` and `cft/scores/store.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from cft.scores.column import GROUP, NO_GROUPS, NO_REFERENCE, OWN_LOGPROB, REFER
 _OF_OBJECTIVE = ("weighting", "loss")
 _OF_DATA = ("mask", "groups")
 GIVEN_ROWS = "cft.data.rows.given_rows"
+# Class attributes that name arguments which name stored scores -> the kind these must have, "" for any.
+ARGUMENTS = {"score_arguments": "", "logprob_arguments": REFERENCE_LOGPROB, "contrast_arguments": "contrast"}
 # Values of the masks' attribute `evidence`, in words.
 EVIDENCE = {
     "outcomes": "what came of each token's alternatives",
@@ -207,7 +209,7 @@ def _needs(node: object) -> Iterator[tuple[str, str]]:
         return
     if target := target_of(node):
         yield from ((need, "") for need in strings(target, "needs") or () if need not in _live())
-        for attribute, kind in (("score_arguments", ""), ("logprob_arguments", REFERENCE_LOGPROB)):
+        for attribute, kind in ARGUMENTS.items():
             for argument in strings(target, attribute) or ():
                 if isinstance(name := node.get(argument), str):
                     yield name, kind

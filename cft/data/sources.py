@@ -56,7 +56,8 @@ def arithmetic(
         if len(found[split]) < count:
             raise ProblemError(
                 f"num_{split}={count}: the generator has only {len(found[split])} different problems of {min_steps} to "
-                f"{max_steps} steps of {' '.join(operations)} in this split; ask for fewer, raise max_steps or give more operations"
+                f"{max_steps} steps of {' '.join(operations)} in this split; ask for fewer, raise max_steps or give more "
+                "operations"
             )
     return splits_of(
         name=name,

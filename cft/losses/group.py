@@ -101,7 +101,7 @@ class CriticalDPO(DPO):
         contrast: the stored score that holds s_t, made by cft score score=contrast.
     """
 
-    score_arguments: tuple[str, ...] = ("contrast",)
+    contrast_arguments: tuple[str, ...] = ("contrast",)
 
     @in_range
     def __init__(

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from cft.cli.job import composed_config
 from cft.config.check import ErrorDetail, named, suggestion
 from cft.config.command_line import command_line_errors, read_command_line
@@ -223,7 +225,14 @@ def _composed(stage: str, words: tuple[str, ...], settings: Settings, *, check: 
     if check:
         flags = [word for folder in settings.conf_dirs for word in ("--config-dir", folder)]
         line = read_command_line([*argv, *flags[-2:]], stage=stage, conf_dir=CONF_DIR)
-        errors = command_line_errors(line, stage=stage)
+        around, HydraConfig.instance().cfg = (
+            HydraConfig.instance().cfg,
+            None,
+        )  # of the pipeline's job, not of the step's
+        try:
+            errors = command_line_errors(line, stage=stage)
+        finally:
+            HydraConfig.instance().cfg = around
     if errors:
         return _Composed(tuple(errors), None)
     return _Composed((), composed_config(stage, argv, conf_dirs=settings.conf_dirs))

@@ -50,6 +50,7 @@ def make_report(config: Mapping[str, Any], *, folder: Path, annotations_dir: Pat
     from cft.report.build import build_report
     from cft.report.choice import choose
     from cft.report.compare import compare
+    from cft.report.continual import print_measures, sequences
     from cft.report.read import Runs, collect
     from cft.report.tables import print_tables
     from cft.report.tokens import token_evidence
@@ -79,7 +80,11 @@ def make_report(config: Mapping[str, Any], *, folder: Path, annotations_dir: Pat
         responses=RESPONSES,
     )
     print_tables(comparisons)
+    continual = sequences([folder.parent])
+    print_measures(continual)
     title = settings.title or folder.parent.name
-    page = build_report(folder, comparisons=comparisons, evidence=evidence, title=title, choices=choices)
+    page = build_report(
+        folder, comparisons=comparisons, evidence=evidence, title=title, choices=choices, continual=continual
+    )
     console.print(f"Report: {page}")
     return page

@@ -8,8 +8,8 @@ base-on-A                that model on each test set
 train-A, then A-on-B     for each data set in turn: a training from the export before it, and its accuracy on every test set
 report                   the matrix of accuracies, mean accuracy, forgetting and backward transfer (`cft/report/continual.py`)
 
-`sequence` says of each data set what `data=...` would say of a pipeline: problems to annotate and the benchmark of its training and
-test. `first` are further overrides of the first training, which starts from no trained model.
+`sequence` says of each data set what `data=...` would say of a pipeline: problems to annotate and the benchmark of its training
+and test. `first` are further overrides of the first training, which starts from no trained model.
 """
 
 from __future__ import annotations

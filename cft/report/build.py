@@ -5,6 +5,7 @@ comparison.csv  a row a run             curves.csv           what was logged whi
 arms.csv        a row an arm            pass_at_k.csv        pass@k for every k
 differences.csv a row a contrast        compute.csv          annotation beside training
 config_differences.csv                  critical_tokens.csv  which tokens are critical (with an annotation)
+continual.csv, continual_measures.csv   the accuracies and forgetting of a sequence of data sets
 
 An earlier report in the folder is replaced: files of these names are deleted, all others are kept.
 """
@@ -25,6 +26,8 @@ from cft.files import write_bytes
 from cft.report import figures, frames, tokens
 from cft.report.arms import ACCURACY, Comparison
 from cft.report.choice import Choice
+from cft.report.continual import Matrix, matrix_frame, measures_frame
+from cft.report.continual import sections as sections_of
 from cft.report.explorer import explorer_json
 from cft.report.page import Explorer, PageFigure, PageTable, Section, write_page
 from cft.report.tables import MISSING, cells, heading, latex, markdown, shown, write_csv
@@ -35,8 +38,8 @@ from cft.runs.lineage import annotation_contents
 PAGE = "report.html"
 # Files beside the page; those of a comparison are numbered if there are several comparisons.
 _WRITTEN = re.compile(
-    r"(comparison|arms|curves|differences|config_differences|compute|critical_tokens|pass_at_k(-\d+)?)\.csv|comparison\.(md|tex)|"
-    r"((comparison|differences|pass_at_k)(-\d+)?|learning_curves|critical_and_other|compute|critical_tokens)\.(png|pdf)"
+    r"(continual|continual_measures|comparison|arms|curves|differences|config_differences|compute|critical_tokens|pass_at_k(-\d+)?)\.csv|comparison\.(md|tex)|"
+    r"((comparison|differences|pass_at_k|continual)(-\d+)?|learning_curves|critical_and_other|compute|critical_tokens)\.(png|pdf)"
 )
 LEARNING = (
     "Mean over seeds, each seed thin behind it. A loss is over the tokens that its arm's mask picks: arms of different masks "
@@ -61,6 +64,7 @@ def build_report(
     title: str,
     lead: str = "",
     choices: Sequence[Choice] = (),
+    continual: Sequence[Matrix] = (),
 ) -> Path:
     """Write the report.
 
@@ -71,13 +75,18 @@ def build_report(
         title: Title of the page.
         lead: A sentence below the title, "" for none.
         choices: Result of `cft.report.choice.choose`.
+        continual: Of `cft.report.continual.sequences`.
 
     Returns:
         Path of the page.
     """
     _remove_earlier(out)
     write = _Writer(out, frames.labels_of(comparisons))
-    sections = [
+    sections = sections_of(continual, write.figure)
+    if continual:
+        write.csv("continual", matrix_frame(continual))
+        write.csv("continual_measures", measures_frame(continual))
+    sections += [
         _results(comparison, number, len(comparisons), write) for number, comparison in enumerate(comparisons, 1)
     ]
     if choices:

@@ -263,9 +263,8 @@ def other_kind(
     if name == kind:
         remedy = f"make it again: {command_for(name, annotation, model=model, given=given)} replace=true"
     else:
-        remedy = (
-            f"name one that holds it, or make one: {command_for('reference', annotation, model=model, given=given)}"
-        )
+        make = "contrast" if kind == "contrast" else "reference"
+        remedy = f"name one that holds it, or make one: {command_for(make, annotation, model=model, given=given)}"
     return f"the stored score {name} is of the kind {found}, but {kind} is needed here; {remedy}"
 
 

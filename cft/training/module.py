@@ -163,10 +163,11 @@ class CausalLMModule(pl.LightningModule):
             return
         self._configured = True
         strategy, frozen = self.trainer.strategy, self.lm.reference_model
-        weights = [None, None]
+        weights: list[FirstRanksWeights | None] = [None, None]
         if self.trainer.world_size > 1:
             share_thresholds(self.lm.objective)
-            weights = [part and FirstRanksWeights(part, device=strategy.root_device) for part in (self.lm, frozen)]
+            parts, device = (self.lm, frozen), strategy.root_device
+            weights = [FirstRanksWeights(part, device=device) if part is not None else None for part in parts]
         if self.device_mesh is not None:  # set by a strategy that shares out the weights
             replicas = strategy.replicas if isinstance(strategy, FullySharded) else 1
             mixed = self.trainer.precision == "bf16-mixed"

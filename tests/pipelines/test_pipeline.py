@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
+from cft.cli.job import hydra_job
 from cft.config.stages import STAGES
 from cft.errors import Interrupted
 from cft.pipelines.plan import Planner, Settings
@@ -93,6 +95,17 @@ def test_errors_of_all_steps_come_together_and_nothing_starts() -> None:
         "cft evaluate has no 'sed', did you mean seed?",
     ):
         assert any(text in line for line in lines), (text, lines)
+
+
+def test_a_step_is_checked_as_if_no_job_were_around_it(tmp_path: Path) -> None:
+    """The name of a score is by default that of its option, which a pipeline's own job knows nothing of."""
+    with hydra_job("pipeline", ["pipeline=cft"], folder=tmp_path):
+        planner = Planner(Settings(folder=tmp_path), {})
+        step = planner.add("entropies", {"stage": "score", "score": "entropy", "annotation": "tiny_arith"})
+        assert HydraConfig.get().runtime.choices.pipeline == "cft"
+    assert planner.errors == []
+    assert step is not None
+    assert step.config["name"] == "entropy"
 
 
 def test_what_is_the_runners_is_refused_of_a_step(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_rows_a_step_are_those_of_one_process_and_the_file_says_so(file: Path) -
     assert f"{found[1]} = {batch} x {accumulate} of one process" in text
 
 
-NAMED = re.compile(rf"\b({'|'.join((*GROUPS, 'reference', 'score'))})=([a-z][a-z0-9_]*)\b")
+NAMED = re.compile(rf"(?<!/)\b({'|'.join((*GROUPS, 'reference', 'score'))})=([a-z][a-z0-9_]*)\b")
 
 
 def prose() -> Iterator[tuple[str, str]]:
