@@ -80,6 +80,7 @@ OWN: Mapping[str, tuple[str, ...]] = {
 }
 PIPELINE_OF = {BASELINE: "cft"}
 NEEDS_HUB = ("sft_go_llmlingua2",)  # a classifier of the hub
+SEQUENCES = ("slca_continual",)  # tested on data sets of their own; what they come to is a matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,11 @@ class Row:
 
 def systems(only: Sequence[str]) -> list[str]:
     """The baseline first, then by name."""
-    names = [path.stem for path in sorted((CONF_DIR / "pipeline").glob("*.yaml")) if path.stem not in NEEDS_HUB]
+    names = [
+        path.stem
+        for path in sorted((CONF_DIR / "pipeline").glob("*.yaml"))
+        if path.stem not in (*NEEDS_HUB, *SEQUENCES)
+    ]
     if unknown := set(only) - {BASELINE, *names}:
         raise SystemExit(
             f"--only: no such system: {', '.join(sorted(unknown))}; they are {', '.join([BASELINE, *names])}"
@@ -220,7 +225,7 @@ def measured(rows: Sequence[Row], baseline: Sequence[Row]) -> tuple[Interval, In
     own, other = solved(rows), solved(baseline)
     accuracy = two_way_bootstrap(np.array([own[seed] for seed in sorted(own)]), seed=0)
     both = sorted(set(own) & set(other))
-    if rows[0].benchmark != baseline[0].benchmark or not both:
+    if not both or rows[0].benchmark != baseline[0].benchmark:
         return accuracy, None
     pair = [np.array([table[seed] for seed in both]) for table in (own, other)]
     return accuracy, paired_difference(*pair, pair_seeds=True).interval
