@@ -84,7 +84,7 @@ gpu: $(if $(VENV),.venv/.stamp) ## on a machine with a GPU: correctness, speed, 
 	$(PY) -m experiments.bench_gpu $(BENCH_GPU)
 
 test-slow: .venv/.stamp ## the slow tests
-	$(PY) -m pytest --no-header --tb=short -m "slow and not gpu and not chromium and not timing and not ray"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile --durations=20 -m "slow and not gpu and not chromium and not timing and not ray"
 
 # The lower bounds of pyproject.toml, each one: what is pinned here is what they say (tests/test_package.py).
 test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pyproject.toml admits (.venv-lowest, some GB)

@@ -17,6 +17,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,6 +81,7 @@ OWN: Mapping[str, tuple[str, ...]] = {
 }
 PIPELINE_OF = {BASELINE: "cft"}
 NEEDS_HUB = ("sft_go_llmlingua2",)  # a classifier of the hub
+APART = ("tcd",)  # trains nothing, and has a table of its own (experiments/robustness.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,43 +222,38 @@ def measured(rows: Sequence[Row], baseline: Sequence[Row]) -> tuple[Interval, In
     own, other = solved(rows), solved(baseline)
     accuracy = two_way_bootstrap(np.array([own[seed] for seed in sorted(own)]), seed=0)
     both = sorted(set(own) & set(other))
-    if rows[0].benchmark != baseline[0].benchmark or not both:
+    if not both or rows[0].benchmark != baseline[0].benchmark:
         return accuracy, None
     pair = [np.array([table[seed] for seed in both]) for table in (own, other)]
     return accuracy, paired_difference(*pair, pair_seeds=True).interval
 
 
-def described() -> dict[str, tuple[str, str]]:
-    """(source, what is a reconstruction) by pipeline, as the guide has them."""
+def described() -> dict[str, tuple[str, str, str]]:
+    """(source, steps, what is a reconstruction) by pipeline, as the guide has them."""
     found = {}
     for line in GUIDE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `") and len(cells) == 4:
             for name in cells[0].replace("`", "").split(","):
-                found[name.strip()] = (cells[1], cells[3])
+                found[name.strip()] = (cells[1], re.sub(r"\]\([^)]*\)", "", cells[2]).replace("[", ""), cells[3])
     return found
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    """In markdown."""
-    yield "| system | source | tested after | seeds | accuracy | minus SFT | minutes | what is a reconstruction, or missing |"
-    yield "|---|---|---|---|---|---|---|---|"
-    texts = described()
+    """In markdown: of each system the model at its end first, with what it is, then those before it."""
+    yield "| system | source | steps | reconstruction, or missing | tested after | seeds | accuracy | minus SFT | minutes |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    texts = described() | {BASELINE: ("plain fine-tuning", "as `cft`", "")}
     baseline = [row for row in rows if row.system == BASELINE and row.step == "evaluate"]
-    for system in sorted({row.system for row in rows}, key=lambda name: (name != BASELINE, name)):
-        source, note = texts.get(PIPELINE_OF.get(system, system), ("", ""))
-        source, note = ("plain fine-tuning", "") if system == BASELINE else (source, note)
-        for step in sorted(
-            {row.step for row in rows if row.system == system}, key=lambda name: (name == "evaluate", name)
-        ):
+    for system in sorted({row.system for row in rows} - set(APART), key=lambda name: (name != BASELINE, name)):
+        steps = sorted({row.step for row in rows if row.system == system}, key=lambda name: (name != "evaluate", name))
+        for step in steps:
             own = [row for row in rows if (row.system, row.step) == (system, step)]
             accuracy, difference = measured(own, baseline)
-            minus = "–" if difference is None or system == BASELINE else _signed(difference)
-            minutes = np.mean([row.minutes for row in own])
-            yield (
-                f"| `{system}` | {source} | `{step}` | {len(own)} | {_plain(accuracy)} | {minus} | {minutes:.1f} | "
-                f"{note if step == 'evaluate' else ''} |"
-            )
+            minus = "–" if difference is None or (system, step) == (BASELINE, "evaluate") else _signed(difference)
+            what = (f"`{system}`", *texts.get(system, ("",) * 3)) if step == steps[0] else ("",) * 4
+            minutes = f"{min(row.minutes for row in own):.1f}" if step == steps[0] else ""
+            yield f"| {' | '.join(what)} | `{step}` | {len(own)} | {_plain(accuracy)} | {minus} | {minutes} |"
 
 
 def _plain(interval: Interval) -> str:

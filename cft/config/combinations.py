@@ -38,13 +38,13 @@ def conflicts(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 def _of_responses(tree: Mapping[str, object], loss: Mapping[str, object], *, name: str) -> Iterator[tuple[str, str]]:
     weighting, token_loss = target_of(tree.get("weighting")), target_of(loss.get("token_loss"))
-    if weighting not in (None, UNIFORM):
+    if weighting is not None and weighting != UNIFORM:
         yield (
             "weighting",
             f"{name} compares log-probs of whole responses, which weights from the live prediction would change, found "
             f"{weighting.rpartition('.')[2]}; expected weighting=uniform",
         )
-    if token_loss not in (None, NLL):
+    if token_loss is not None and token_loss != NLL:
         yield "loss.token_loss", f"expected cft.losses.NLL: {name} is a function of log-probs, found {token_loss}"
 
 
@@ -52,7 +52,7 @@ def _of_groups(tree: Mapping[str, object], loss: Mapping[str, object], *, name: 
     regularizers = loss.get("regularizers")
     for key, node in regularizers.items() if isinstance(regularizers, Mapping) else ():
         term = target_of(node.get("token_loss")) if isinstance(node, Mapping) else None
-        if term not in (None, *OF_NO_TARGET):
+        if term is not None and term not in OF_NO_TARGET:
             yield (
                 f"loss.regularizers.{key}",
                 f"{term.rpartition('.')[2]} is about the tokens of a response, and those of rejected ones are among them with "

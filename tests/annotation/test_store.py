@@ -345,6 +345,7 @@ def copied(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path / "annotations"
 
 
+@pytest.mark.slow
 def test_short_circuit_leaves_out_only_what_an_all_fail_mask_does_not_need(folder: Path) -> None:
     short, complete = (AnnotationStore(folder / name).rows() for name in ("short", "complete"))
     assert len(short) >= 2
@@ -360,6 +361,7 @@ def test_short_circuit_leaves_out_only_what_an_all_fail_mask_does_not_need(folde
     assert untried > 0
 
 
+@pytest.mark.slow
 def test_complete_fills_a_store_to_what_a_run_without_short_circuit_gives(folder: Path, copied: Path) -> None:
     completed = made_by(copied, "short", "complete=true")
     same(completed.rows(), AnnotationStore(folder / "complete").rows(), atol=1e-4)
@@ -367,6 +369,7 @@ def test_complete_fills_a_store_to_what_a_run_without_short_circuit_gives(folder
     assert all(record["complete"] for record in completed.units().values())
 
 
+@pytest.mark.slow
 def test_two_alternatives_extended_to_three_equal_a_fresh_three(folder: Path, copied: Path) -> None:
     extended = made_by(copied, "short", "num_alternatives=3")
     same(extended.rows(), AnnotationStore(folder / "three").rows(), atol=1e-4)
@@ -427,6 +430,7 @@ def test_a_full_disk_while_annotating_is_a_message_and_the_same_command_goes_on(
     same(again.rows(), AnnotationStore(folder / "short").rows(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_store_made_under_other_conditions_is_not_gone_on_with(copied: Path) -> None:
     ended = annotate(copied, "short", "max_new_tokens=60", "verifier=exact")
     assert ended.status == 2

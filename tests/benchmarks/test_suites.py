@@ -135,6 +135,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended, str]:
     return folder / "outputs" / "suite", first, again.getvalue()
 
 
+@pytest.mark.slow
 def test_each_benchmark_has_results_of_its_own_and_the_whole_their_average(suite: tuple[Path, Ended, str]) -> None:
     folder, first, _ = suite
     assert first.status == 0, first.text
@@ -157,6 +158,7 @@ def test_each_benchmark_has_results_of_its_own_and_the_whole_their_average(suite
     assert harness["results"]["college_math"]["exact_match,none"] == accuracies[1]
 
 
+@pytest.mark.slow
 def test_the_same_command_reads_what_is_finished(suite: tuple[Path, Ended, str]) -> None:
     folder, _, again = suite
     assert again.count("has finished; nothing to do") == 2

@@ -257,6 +257,7 @@ def test_a_missing_need_ends_train_py_before_a_model_is_loaded(
     assert "Traceback" not in ended.text
 
 
+@pytest.mark.slow
 def test_it_takes_no_torch(tmp_path: Path) -> None:
     """In a process of its own: what is imported by the time the message is printed."""
     code = (

@@ -316,6 +316,7 @@ def test_the_shipped_annotation_is_not_to_be_completed_but_made_anew(mask: Mask,
     assert "complete=true" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_command_makes_what_the_mask_asks_for(tmp_path: Path) -> None:
     """The command of the message, for fewer problems."""
     with pytest.raises(MaskError) as error:

@@ -32,7 +32,7 @@ from tests.stage import annotate
 EOS = (1, 2)
 BUDGET = Budget(16)
 OPTIONS: dict[str, Any] = {
-    "wire": "auto", "per_server": 16, "top_logprobs": 6, "timeout_s": 5.0, "retries": 3, "patience_s": 1.0, "token": ""
+    "wire": "auto", "per_server": 16, "top_logprobs": 6, "timeout_s": 60.0, "retries": 3, "patience_s": 30.0, "token": ""
 }  # fmt: skip
 
 

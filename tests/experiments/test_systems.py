@@ -49,9 +49,11 @@ def test_differences_are_paired_by_problem_and_seed(tmp_path: Path, monkeypatch:
     assert difference is not None
     assert difference.value == pytest.approx(0.25)  # of the two seeds that both have
     assert measured([row("x", 0, "1111", benchmark="other")], rows[:2])[1] is None
-    lines = list(table([*rows, row("tcd", 0, "10", benchmark="other", step="none")]))
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| `sft`", "| `tcd`", "| `x`"]
-    assert "+0.250 [" in lines[-1]
+    lines = list(table([*rows, row("shad", 0, "10", benchmark="other"), row("x", 0, "1111", step="start")]))
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| `sft`", "| `shad`", "| `x`", "| "]
+    assert "arXiv 2412.14780 | annotate, train on shuffled pairs, score" in lines[3]
+    assert "| `evaluate` | 3 | 0.417 [" in lines[4]
+    assert "+0.250 [" in lines[4]
 
 
 def test_macro_f1_of_an_evaluation_counts_what_is_right_as_its_answer(tmp_path: Path) -> None:

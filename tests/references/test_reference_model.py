@@ -232,6 +232,7 @@ def test_the_hash_of_the_base_is_that_of_the_checkpoint(tmp_path: Path, dtype: s
 FEW = ("experiment=psft", "data.max_rows=8", "trainer.max_epochs=1", "data.batch_size=4", *FIT_ONLY)
 
 
+@pytest.mark.slow
 def test_another_starting_model_than_the_annotated_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

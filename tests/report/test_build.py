@@ -183,6 +183,7 @@ def test_the_page_and_the_terminal_have_one_legend(tmp_path: Path) -> None:
         assert meaning in legend().plain
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn", "few_rows")
 def test_a_report_leaves_no_file_of_an_earlier_one(tmp_path: Path) -> None:
     """Reports on one comparison and on two, either after the other, are as if written into an empty folder."""

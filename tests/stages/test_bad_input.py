@@ -114,6 +114,7 @@ def test_awkward_problems_are_solved_or_skipped_and_counted(recwarn: pytest.Warn
     assert not [warning for warning in recwarn if "longer than the specified maximum" in str(warning.message)]
 
 
+@pytest.mark.slow
 def test_problems_of_which_none_is_solved_end_well_with_advice() -> None:
     ended = annotate_rows([{**row, "answer": "-77"} for row in GOOD])
     assert ended.status == 0, ended.text
@@ -162,6 +163,7 @@ def test_an_annotation_that_is_not_there(made: Path) -> None:
     refused(run("train", f"data.annotation={made}/c"), f"no manifest.json in {made}/c")
 
 
+@pytest.mark.slow
 def test_a_model_with_another_tokenizer(made: Path, tiny_folder: Path) -> None:
     ended = run(
         "train",
@@ -232,6 +234,7 @@ def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
     refused(run("evaluate", "checkpoint=empty"), "checkpoint=empty: neither a run folder", "resume=")
 
 
+@pytest.mark.slow
 def test_a_bad_job_of_a_sweep_leaves_the_others_alone(made: Path) -> None:
     ended = run("train", "data.annotation=a,b", f"annotations_dir={made}", *FIT_ONLY, "trainer.max_epochs=1", "-m")
     assert ended.status == 1

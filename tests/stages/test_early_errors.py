@@ -37,6 +37,7 @@ def test_an_engine_that_cannot_decode_the_model_stops_before_training(no_engine:
     assert kept_checkpoints(Path("run") / CHECKPOINTS) == []
 
 
+@pytest.mark.slow
 def test_no_engine_is_built_where_no_problem_is_solved(no_engine: None) -> None:
     ended = run("train", *FEW, *FIT_ONLY, "hydra.run.dir=run")
     assert ended.status == 0, ended.text

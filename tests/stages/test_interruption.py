@@ -244,6 +244,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(copied_run: Path, damage: obje
     assert f"Delete it to resume from {older.name}" in ended.text
 
 
+@pytest.mark.slow
 def test_auto_passes_over_a_damaged_checkpoint_and_says_so(copied_run: Path) -> None:
     path, older = kept_checkpoints(copied_run / CHECKPOINTS)
     truncate(path)
@@ -302,6 +303,7 @@ def test_rows_of_a_step_stay_the_same_or_the_run_is_not_resumed(copied_run: Path
     assert "here it would have 2" in ended.text
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_says_why(copied_run: Path) -> None:
     ended = run("train", *TRAIN, "resume=elsewhere")
     assert ended.status == 2

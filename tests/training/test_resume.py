@@ -243,6 +243,7 @@ def test_seconds_and_plans_add_up_over_the_parts_of_a_run(tmp_path: Path, monkey
     assert third.replanned() == {"schedule.replanned": "at step 20 from 20 to 23 steps"}
 
 
+@pytest.mark.slow
 def test_the_last_step_is_validated_where_its_epoch_is_not_due(tmp_path: Path) -> None:
     class EveryThird(pl.Callback):
         def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -3,12 +3,19 @@ memory than their shards."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 
+from cft.stages.preparation import prepared
+from cft.stages.train import _module
+from cft.training.distributed.weights import is_empty
 from tests import weights_driver
 from tests.architectures import FAMILIES, family, model_of
+from tests.entry import FIT_ONLY
+from tests.stage import composed
 from tests.two_ranks import on_two_ranks
 
 QUICK = ("llama-3.2", "qwen3-moe")  # tied weights; a router, and rotary buffers that no file holds
@@ -22,6 +29,22 @@ def saved(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 def test_weights_that_arrive_are_those_of_a_plain_load(tmp_path: Path) -> None:
     on_two_ranks(weights_driver.compare, saved(tmp_path, QUICK))
+
+
+def test_a_further_process_gets_ready_without_a_file_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_arith_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_arith_path, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    asked = ("trainer=fsdp", "trainer.accelerator=cpu", "data.max_rows=10", "loss=psft", "reference=initial")
+    cfg = composed("train", *FIT_ONLY, *asked, f"model.path={folder}")
+    run = prepared(cfg, tmp_path)
+    module = _module(cfg, run)
+    assert is_empty(module)
+    assert module.lm.reference_model is not None
+    assert is_empty(module.lm.reference_model)
+    assert run.starts_as_reference is None
 
 
 @pytest.mark.slow

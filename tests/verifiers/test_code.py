@@ -61,7 +61,7 @@ def test_no_hostile_program_is_right_and_nothing_of_it_is_left(name: str) -> Non
     verdict = tried(HOSTILE[name])
     assert verdict.decision in (Decision.WRONG, Decision.UNDECIDED), verdict
     assert not verdict.failed  # the verifier came to an end, whatever the program did
-    assert time.monotonic() - begun < 8 + 5
+    assert time.monotonic() - begun < 60  # ended after 8 s by the clock; a busy machine takes longer to see it
     assert left_behind() == []
     assert kept.exists()
     kept.unlink()
