@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     from cft.report.choice import choose
     from cft.report.compare import compare
     from cft.report.continual import print_measures, sequences
-    from cft.report.read import ReportError, collect
+    from cft.report.read import ReportError, Runs, collect
     from cft.report.tables import print_tables
     from cft.report.text import printable
     from cft.report.tokens import legend, terminal, token_evidence
@@ -37,6 +37,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         if arguments.folders:
             runs, continual = collect(arguments.folders), sequences(arguments.folders)
+            if tested := [run for run in runs if run.metrics or run.results.benchmark]:
+                runs = Runs(tested, notes=runs.notes)  # trainings without problems, whose tests are runs of their own
             if arguments.choose:
                 runs, choices = choose(runs, key=arguments.choose)
             comparisons = compare(runs, strict=arguments.strict)
