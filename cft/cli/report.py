@@ -37,10 +37,10 @@ def run(argv: Sequence[str]) -> int:
     try:
         if arguments.folders:
             runs, continual = collect(arguments.folders), sequences(arguments.folders)
-            if tested := [run for run in runs if run.metrics or run.results.benchmark]:
-                runs = Runs(tested, notes=runs.notes)  # trainings without problems, whose tests are runs of their own
             if arguments.choose:
                 runs, choices = choose(runs, key=arguments.choose)
+            if tested := [run for run in runs if run.metrics or run.results.benchmark]:
+                runs = Runs(tested, notes=runs.notes)  # trainings without problems, whose tests are runs of their own
             comparisons = compare(runs, strict=arguments.strict)
         elif not arguments.annotation:
             raise ReportError("nothing to report on: give folders of runs, or --annotation NAME for its tokens alone")
