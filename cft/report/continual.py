@@ -197,7 +197,7 @@ def _read(path: Path) -> Matrix:
         )
     right = tuple(tuple(_right(path.parent / str(step)) for step in row) for row in tests)
     for j, name in enumerate(data):
-        if len({len(row[j]) for row in right if row[j] is not None}) > 1:
+        if len({len(column) for row in right if (column := row[j]) is not None}) > 1:
             raise ReportError(f"{path.parent}: tests on {name} are of different problems; give all of them one limit")
     return Matrix(path.parent.name, data, right)
 

@@ -116,7 +116,7 @@ def test_the_loss_is_that_of_a_literal_second_pass(tied: bool, frozen: bool, lay
 @exact
 @pytest.mark.parametrize("kind", ["gemma", "gemma3_text", "granite"])
 def test_scaled_embeddings_are_mixed_as_the_model_scales_them(kind: str) -> None:
-    options = {"sliding_window": 64, "head_dim": 8} if kind == "gemma3_text" else {}
+    options: dict[str, Any] = {"sliding_window": 64, "head_dim": 8} if kind == "gemma3_text" else {}
     options |= {"embedding_multiplier": 3.0} if kind == "granite" else {}
     model = model_of(kind, **options).double().train()
     found, expected = (
@@ -169,7 +169,7 @@ def test_the_router_is_balanced_over_what_it_routes_and_the_reference_reads_the_
     )
     given = collate([_row(16, 4, 1)])
     lm = SelectiveLM(model, sft(), inputs=mixed(), reference=reference, router=0.5)
-    read: list[Tensor] = []
+    read: list[Any] = []
     backbone(model).register_forward_pre_hook(
         lambda _module, _args, kwargs: read.append(kwargs.get("inputs_embeds")), with_kwargs=True
     )
