@@ -142,7 +142,7 @@ def problems(
     *, seed: int, split: Split, min_steps: int = 2, max_steps: int = 4, operations: Sequence[Operation] = OPERATIONS
 ) -> Iterator[tuple[Chain, Problem]]:
     """Distinct problems of one split; ends when 100,000 draws in a row bring nothing new."""
-    chosen = [operation for operation in OPERATIONS if operation in operations]
+    chosen: list[Operation] = [operation for operation in OPERATIONS if operation in operations]
     of = "" if chosen == [*OPERATIONS] else f" {''.join(chosen)}"
     rng = random.Random(f"arithmetic {seed} {split} {min_steps} {max_steps}{of}")
     seen: set[str] = set()

@@ -65,7 +65,7 @@ class Continual:
             planner.add(f"base-on-{name}", self._node("evaluate"), more=self._data(name))
         before = ""
         for name in self.sets:
-            node = {"stage": "train", "data.annotation": f"<step:annotate-{name}.config.annotation>"}
+            node: dict[str, Any] = {"stage": "train", "data.annotation": f"<step:annotate-{name}.config.annotation>"}
             if before:
                 start = {"model": "hub", "model.name": before, "model.path": f"<step:train-{before}.dir>/export"}
                 node |= start
