@@ -135,8 +135,8 @@ DATA = (
     Mutant(
         "counts of the rank instead of the step",
         "cft.data.batches:GlobalOrderSampler.__iter__",
-        "MicroBatch(tuple(mine), totals)",
-        "MicroBatch(tuple(mine), sum((self.counts[i] for i in mine), StepCounts()))",
+        "MicroBatch(tuple(i for unit in mine for i in rows[unit]), totals, groups)",
+        "MicroBatch(own := tuple(i for u in mine for i in rows[u]), sum((self.counts[i] for i in own), StepCounts()), groups)",
         "tests/data/test_batches.py::test_a_step_holds_the_same_rows_for_any_split[by_length]",
     ),
     Mutant(
