@@ -29,6 +29,8 @@ KNOWN = {
     "prompts/chat.py": {"_compile_jinja_template"},
     "rl/trainer.py": {"_name_or_path"},
     "training/distributed/sharding.py": {"_no_split_modules"},
+    # torch: no public name gives the dict that holds a tensor, which a tied weight has in several modules
+    "training/distributed/weights.py": {"_buffers", "_parameters"},
     "training/layout.py": {"_attn_implementation"},
     # torch: hooks and versions that a kernel of our own must respect, and oneDNN's products, which are tried before use
     "models/cpu/gradient_in_place.py": {"_backward_hooks", "_post_accumulate_grad_hooks"},

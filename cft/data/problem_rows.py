@@ -221,6 +221,11 @@ def _other_format(start: bytes) -> str:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:1] == b"[" and text[1:].lstrip()[:1] in (b"{", b""):
         return "one JSON array, not a line a row"
+    lines = [line.strip() for line in text.splitlines()[:4] if line.strip()]
+    if len(lines) > 1 and lines[0] == b"{" and lines[1].startswith(b'"'):
+        return "one JSON object over several lines, not a line a row"
+    if len(lines) > 1 and not any(line[:1] in b"{[" for line in lines) and any(mark in lines[0] for mark in b",;\t"):
+        return "no JSON, as its lines begin, but perhaps CSV"
     if len(start) > 3 and start[1::2].count(0) > len(start) // 4:
         return "text in UTF-16 without a mark"
     return ""

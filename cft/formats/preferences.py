@@ -156,7 +156,7 @@ class ResponsePairs(Format):
                 "is no pair; take both with data.responses=all, or more rollouts (cft annotate responses=rollouts "
                 "num_samples=...)"
             )
-        schema = {"problem_id": pa.string(), "response_id": pa.string(), "rejected_id": pa.string()}
+        schema: dict[str, pa.DataType] = dict.fromkeys(("problem_id", "response_id", "rejected_id"), pa.string())
         schema |= {name: _SCHEMA[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
         if self.text:
             message = pa.struct([("role", pa.string()), ("content", pa.string())])

@@ -74,13 +74,17 @@ class RowMask:
         return np.ones(len(row.response_ids), dtype=np.bool_)
 
 
+def _evidence_of(mask: Mask) -> tuple[str, ...]:
+    return getattr(mask, "evidence", ())
+
+
 class MaskOf(RowMask):
     """A mask derived from another one, with its needs, evidence and statistics."""
 
     def __init__(self, inner: Mask) -> None:
         self.inner = inner
         self.needs = inner.needs
-        self.evidence = getattr(inner, "evidence", ())
+        self.evidence = _evidence_of(inner)
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         self.inner.fit(rows)

@@ -247,12 +247,15 @@ def response_ids(
     Raises:
         TextError: the tokenizer cannot spell the text.
     """
-    controls = {token for content, token in control_tokens(tokenizer, ends=ends).items() if content not in written}
+    texts = {text: i for text, i in control_tokens(tokenizer, ends=ends).items() if text not in written}
+    controls = {*texts.values()}
     ids = encoded(tokenizer, text)
     if controls & set(ids):
         ids = encoded(tokenizer, text, special=False)
     spelt = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if controls & set(ids) or compared(str(spelt)) != compared(text):
+        if any(control in text for control in texts):
+            raise TextError("it spells a special token, which this tokenizer cannot encode as text")
         raise TextError("the tokenizer cannot spell this text")
     return ids
 

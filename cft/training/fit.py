@@ -51,7 +51,7 @@ from cft.training.memory import (
     states_per_parameter,
 )
 from cft.training.module import CausalLMModule
-from cft.training.parameter_groups import factory_of, groups_of, require_weight_decay
+from cft.training.parameter_groups import GROUPS, factory_of, groups_of, require_weight_decay
 from cft.types import Problem
 
 
@@ -76,7 +76,7 @@ def require_constructible(cfg: TrainConfig, folder: Path) -> None:
         nn.Parameter(torch.zeros(2, 2)),
         nn.Parameter(torch.zeros(2)),
     ]  # weights and norms: some optimizers take matrices only
-    with trying("optimizer", cfg.optimizer):
+    with trying("optimizer", {key: value for key, value in cfg.optimizer.items() if key != GROUPS}):
         require_weight_decay(factory_of(cfg.optimizer)(like), groups_of(cfg.optimizer))
     callbacks = []
     for name, part in cfg.callbacks.items():

@@ -57,8 +57,8 @@ GRADING = (
     Mutant(
         "final before a tag says whether it is thinking",
         "cft.verifiers.thinking:AfterThinking.final",
-        "seen.marked and self.inner.final(seen.text[: max(0, len(seen.text) - begun)])",
-        "self.inner.final(seen.text[: max(0, len(seen.text) - begun)])",
+        "seen.marked and self.inner.final(seen.text[: max(0, len(seen.text) - open_end)])",
+        "self.inner.final(seen.text[: max(0, len(seen.text) - open_end)])",
         "tests/verifiers/test_thinking.py::test_the_first_answer_is_the_first_outside_of_thinking",
     ),
     Mutant(

@@ -135,9 +135,23 @@ DATA = (
     Mutant(
         "counts of the rank instead of the step",
         "cft.data.batches:GlobalOrderSampler.__iter__",
-        "MicroBatch(tuple(mine), totals)",
-        "MicroBatch(tuple(mine), sum((self.counts[i] for i in mine), StepCounts()))",
+        "MicroBatch(tuple(i for unit in mine for i in rows[unit]), totals, groups)",
+        "MicroBatch(own := tuple(i for u in mine for i in rows[u]), sum((self.counts[i] for i in own), StepCounts()), groups)",
         "tests/data/test_batches.py::test_a_step_holds_the_same_rows_for_any_split[by_length]",
+    ),
+    Mutant(
+        "problems of the micro-batch instead of the step",
+        "cft.data.batches:GlobalOrderSampler.__iter__",
+        "StepCounts(problem=len(units))",
+        "StepCounts(problem=self.batch_size)",
+        "tests/data/test_groups.py::test_a_group_is_never_split[in_order]",
+    ),
+    Mutant(
+        "a preference without its reference",
+        "cft.losses.group:DPO.ratio_N",
+        "-losses.loss_N - losses.known[REFERENCE_LOGPROB]",
+        "-losses.loss_N",
+        "tests/losses/test_group_losses.py::test_the_gradient_is_the_formulas[loss=dpo]",
     ),
     Mutant(
         "prompt tokens with loss",

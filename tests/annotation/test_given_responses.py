@@ -131,14 +131,12 @@ def test_rows_as_problems(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> N
     assert splits.dropped == {
         "duplicate row": 1,
         "no assistant turn behind another one": 1,
+        "no loss": 1,
         "nothing to annotate": 1,
     }
     answered = with_answers(splits, thinking=TAGS)
-    assert sorted((p.question, p.answer, len(p.messages)) for p in answered.train) == [
-        ("1 + 1?", "2", 0),
-        ("3?", "3", 2),
-    ]
-    assert sum(answered.dropped.values()) == 5  # two more without a final answer: "It is 5" is in no marker
+    assert [(p.question, p.answer, len(p.messages)) for p in answered.train] == [("1 + 1?", "2", 0)]
+    assert sum(answered.dropped.values()) == 6  # two more without a final answer: "It is 5" is in no marker
     (thanked,) = [p for p in splits.train if len(p.messages) == 4]  # the turns behind the assistant's last are left out
     assert (thanked.question, thanked.solution) == ("2 + 2?\n\nAnd 1?", "<think>4 + 1</think>It is 5")
     file.write_text(json.dumps({"prompt": "1?", "completion": "one"}) + "\n")

@@ -388,7 +388,7 @@ DANGEROUS = [
     "torch.load",
     "cft.models.load.torch.hub.load",  # starts well
     "cft.config.build.sys.modules",
-    "cft.types.np.load",
+    "cft.masks.base.np.load",
     "cft.files.os.replace",
     "cft.config.build.import_target",  # another module's function under our name
     "cft.config.build.build",
@@ -662,6 +662,7 @@ def test_the_check_refuses_secrets_without_repeating_them(conf: Path, monkeypatc
 # ---- the real thing
 
 
+@pytest.mark.slow
 def test_the_real_entry_point_reports_everything(tmp_path: Path) -> None:
     argv = ["mask=critcal", "trainer.max_epoch=3", "+foo=1", "loss.normalizer=sequences", "engine._target_=os.system"]
     command = [sys.executable, str(ROOT / "train.py"), *argv]

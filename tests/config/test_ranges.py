@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cft.config.annotations import type_of
 from cft.config.build import CONF_DIR
@@ -30,12 +31,19 @@ def nodes_of(tree: Any) -> Iterator[dict[str, Any]]:
             yield from nodes_of(inner)
 
 
+def whole(file: Path) -> DictConfig:
+    """An option with those of its group that it starts from."""
+    own = OmegaConf.load(file)
+    from_ = [name for name in own.pop("defaults", []) if isinstance(name, str) and name != "_self_" and "@" not in name]
+    return OmegaConf.merge(*(whole(file.with_name(f"{name}.yaml")) for name in from_), own)  # pyright: ignore
+
+
 def methods() -> dict[str, dict[str, Any]]:
     """Every node by its target, as the options of the groups give it."""
     found = {}
     for group in ("weighting", "loss", "regularizer"):
         for file in sorted((CONF_DIR / group).glob("*.yaml")):
-            tree = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            tree = OmegaConf.to_container(whole(file), resolve=False)
             found |= {node["_target_"]: node for node in nodes_of(tree)}
     return {target: node for target, node in found.items() if target != "cft.losses.Objective"}
 

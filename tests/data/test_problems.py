@@ -294,6 +294,19 @@ def test_the_first_of_each_reason_is_named_and_all_are_counted(tmp_path: Path) -
     assert "a.jsonl:1, a.jsonl:2, a.jsonl:3: malformed JSON: Expecting" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("question,answer\n1 + 1 =,2\n", "perhaps CSV"),
+        ('{\n "question": "1 + 1 =",\n "answer": "2"\n}\n', "several lines"),
+    ],
+)
+def test_a_table_or_an_indented_object_is_told_from_lines_of_json(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(ProblemError, match=rf"a\.jsonl is .*{found}.*expected one JSON object a line.*Convert it"):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
 def test_an_empty_or_missing_file_is_named(tmp_path: Path) -> None:
     for lines in ((), ("", "  ")):
         with pytest.raises(ProblemError, match=r"empty\.jsonl holds no rows"):

@@ -244,6 +244,7 @@ def test_secrets_in_the_configuration_are_refused_before_anything_is_written(
     assert list(tmp_path.rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_server_out_of_reach_makes_the_run_offline_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

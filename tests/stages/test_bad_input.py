@@ -83,7 +83,7 @@ def test_a_bad_line_over_the_budget_is_named_by_its_place(line: str | bytes, rea
 
 def test_the_first_five_offenders_are_named() -> None:
     ended = annotate_rows([{"id": str(n)} for n in range(9)])
-    refused(ended, "9 of 9 rows", "problems.jsonl:1: missing field: question", "problems.jsonl:5:")
+    refused(ended, "9 of 9 rows", "First: problems.jsonl:1, ", "problems.jsonl:5: missing field: question")
     assert "problems.jsonl:6" not in ended.err
 
 
