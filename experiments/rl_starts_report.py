@@ -8,6 +8,7 @@ Intervals of tests are over seeds and problems, those of `train/` over seeds and
 
 from __future__ import annotations
 
+import argparse
 import csv
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -205,4 +206,5 @@ def _line(axes: Axes, rows: Sequence[dict[str, Any]], i: int, *, beside: bool) -
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     report()

@@ -44,7 +44,6 @@ LONGEST = (
     "engines/test_shared_prefix.py",
     "training/test_method_training.py",
     "engines/test_conformance.py",
-    "test_fake_accelerator.py",
     "config/test_command_line.py",
     "training/test_resume.py",
     "verifiers/test_pool.py",

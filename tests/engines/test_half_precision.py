@@ -72,6 +72,7 @@ def test_flash_attention_steps_aside_where_it_cannot_work() -> None:
     assert uses_flash(model)
 
 
+@pytest.mark.slow
 def test_the_batch_grows_again_after_memory_ran_short() -> None:
     """Long prefixes first: rows are evicted. Then short ones, for which there is room."""
     rng = np.random.default_rng(0)

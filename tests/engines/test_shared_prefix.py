@@ -110,6 +110,7 @@ def test_ids_equal_the_references(make: Callable[[], PreTrainedModel]) -> None:
         assert_equal(run(SharedPrefixEngine(model, EOS, max_rows=max_rows), forks), expected)
 
 
+@pytest.mark.slow
 def test_adapters_on_the_embeddings_change_nothing() -> None:
     model, forks = random_llama(tie_word_embeddings=True), forks_of(3)
     apply_lora(model, lora=Lora(r=4, target_modules=["q_proj", "embed_tokens"]))
@@ -169,6 +170,7 @@ def test_little_is_decoded_in_vain_where_memory_is_short() -> None:
     assert total / len(live) > 4
 
 
+@pytest.mark.slow
 def test_a_block_leaves_behind_what_no_row_sees() -> None:
     """Rows come and go: the columns of those that left are not carried along."""
     model = random_llama()

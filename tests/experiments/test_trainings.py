@@ -71,7 +71,7 @@ def test_another_configuration_lies_in_another_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "study",
-    [pytest.param(s, marks=pytest.mark.slow if i else (), id=s.name) for i, s in enumerate(STUDIES)],
+    [pytest.param(s, marks=pytest.mark.slow, id=s.name) for s in STUDIES],
 )
 def test_every_arm_of_a_study_composes_under_one_budget(study: Study) -> None:
     """The arms differ in mask and weighting alone; the search leaves the test problems and the tested seeds alone."""

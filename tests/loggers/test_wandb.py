@@ -266,6 +266,7 @@ def test_a_server_out_of_reach_makes_the_run_offline_and_training_goes_on(
     assert (tmp_path / "run" / "results.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_its_wandb_run_and_its_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def as_online(monkeypatch: pytest.MonkeyPatch, answer: Any = lambda: None) -> Se
     return server
 
 
+@pytest.mark.slow
 def test_the_artifact_that_training_reads_is_the_one_that_annotation_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

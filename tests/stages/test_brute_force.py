@@ -50,7 +50,8 @@ def test_every_outcome_of_responses(rows: list[AnnotatedResponse], tiny_arith_pa
             assert row.alt_outcome[t].tolist() == outcomes, (row.response_id, t)
 
 
-@pytest.mark.parametrize("limit", [4, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [10])
 def test_the_batch_changes_nothing(rows: list[AnnotatedResponse], tmp_path: Path, limit: int) -> None:
     """Sixteen times fewer rows at a time than by default, and so little memory that forks have to wait."""
     tight = (f"limit={limit}", "engine.max_rows=16", "engine.kv_budget_mb=2")

@@ -462,6 +462,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_command_that_goes_on(
         assert ours[part] == theirs[part], part
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_resume(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import signal as signals
 

@@ -72,6 +72,7 @@ def assert_same_losses(found: Trained, expected: Trained, *, first: int = 1) -> 
         assert one == pytest.approx(wanted, rel=ROUNDING, abs=0.0)
 
 
+@pytest.mark.slow
 def test_fully_sharded_equals_one_process_and_exports_its_weights(one: Trained, sharded: Trained) -> None:
     assert sorted(one.train) == list(range(1, STEPS + 1))
     assert sorted(one.validation) == [10, 20]
