@@ -10,6 +10,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -189,7 +190,7 @@ def mistakes() -> dict[str, dict[str, str]]:
 
     def misplaced(*args: Any, **options: Any) -> Any:
         found = placed(*args, **options)
-        return layout.Placement({**found.inputs, "position_ids": found.inputs["position_ids"].cpu()}, found.index_N)
+        return replace(found, inputs={**found.inputs, "position_ids": found.inputs["position_ids"].cpu()})
 
     def as_array(logits_NV: torch.Tensor) -> Any:
         token_N, margin_N = greedy(logits_NV)
