@@ -218,13 +218,16 @@ def command_for(name: str, annotation: str, *, model: str, given: str = "") -> s
 
     given: the path of rows that someone brings, in the place of an annotation.
     model: overrides that choose the annotating model, see `annotating_model`. Another model's log-probs are those of a
-    trained one: the user puts its run folder in the place of RUN_FOLDER.
+    trained one: the user puts its run folder in the place of RUN_FOLDER, and a token
+    classifier's in that of CLASSIFIER.
     """
     kind = expected_kind(name) or LOGPROB
     of = ["data=rows", _setting("data.path", given)] if given else [_setting("annotation", annotation)]
     parts = [*of, f"score={kind}", _setting("name", name), model]
     if kind == "contrast":  # of two trained models, of right and of wrong responses
         parts += ["checkpoint=RUN_FOLDER", "score.negative=OTHER_RUN_FOLDER"]
+    if kind == "token_classifier":
+        parts.append("score.path=CLASSIFIER")
     return " ".join(["cft score", *filter(None, parts), *(() if kind == name else ("checkpoint=RUN_FOLDER",))])
 
 
