@@ -227,9 +227,8 @@ def document() -> str:
         "Generated from `conf/` and the code. Any mask can be combined with any weighting, loss and regularizer; several "
         "weightings multiply (`weighting=product`), and regularizers add up. The mask is `critical` by default, so the "
         "commands of other methods say `mask=all`. *Experiment* is the file of `conf/experiment` that sets up the published "
-        "method with the budget it states; the command has the method alone. RUN_FOLDER is the folder of a training, CLASSIFIER "
-        "that of a model, `...` "
-        "something that only you can name.",
+        "method with the budget it states; the command has the method alone. RUN_FOLDER is the folder of a training, "
+        "CLASSIFIER that of a token classifier, `...` something that only you can name.",
         "",
         "`loss.normalizer` is what the sum over the tokens of a step is divided by: `critical` (tokens with loss), `response` "
         "(all response tokens), `sequence` (rows) or `problem` (groups of rows, for losses that compare responses). There is "
