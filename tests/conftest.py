@@ -35,32 +35,41 @@ gc.set_threshold(50_000, 20, 50)
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# A file is one worker's: the long ones start first, so that no worker is left alone with one at the end.
-LONGEST = (
+# Files of whole commands, killed and resumed ones among them: a third of the time, in a target of their own (make test-commands).
+COMMANDS = (
     "stages/test_pipeline.py",
     "stages/test_interruption.py",
-    "stages/test_bad_input.py",
     "stages/test_brute_force.py",
+    "training/test_resume.py",
+    "stages/test_rows.py",
+    "annotation/test_positions.py",
+    "loggers/test_wandb.py",
+    "loggers/test_wandb_artifacts.py",
+    "fleets/test_stages.py",
+)
+# A file is one worker's: the long ones start first, so that no worker is left alone with one at the end.
+LONGEST = (
+    "stages/test_bad_input.py",
     "engines/test_shared_prefix.py",
     "training/test_method_training.py",
     "engines/test_conformance.py",
     "config/test_command_line.py",
-    "training/test_resume.py",
     "verifiers/test_pool.py",
     "data/test_columns.py",
     "config/test_configs.py",
     "benchmarks/test_benchmarks.py",
-    "stages/test_rows.py",
     "engines/test_rollout.py",
     "scores/test_scores.py",
-    "loggers/test_wandb.py",
-    "annotation/test_positions.py",
-    "fleets/test_stages.py",
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before markers choose
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {ROOT / "tests" / name: at for at, name in enumerate(LONGEST)}
+    commands = {ROOT / "tests" / name for name in COMMANDS}
+    for item in items:
+        if item.path in commands:
+            item.add_marker("commands")
+    place = {ROOT / "tests" / name: at for at, name in enumerate((*COMMANDS, *LONGEST))}
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
