@@ -35,7 +35,7 @@ gc.set_threshold(50_000, 20, 50)
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# Files of whole commands, killed and resumed ones among them: a third of the time, in a target of their own (make test-commands).
+# Files of whole commands, killed and resumed: a fifth of the time, in a target of their own (make test-commands).
 COMMANDS = (
     "stages/test_pipeline.py",
     "stages/test_interruption.py",
