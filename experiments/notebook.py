@@ -31,7 +31,7 @@ def executed(notebook: dict[str, Any], *, folder: Path) -> dict[str, Any]:
     import nbformat  # pyright: ignore[reportMissingImports] - of the extra `notebook`
     from nbclient import NotebookClient  # pyright: ignore[reportMissingImports]
 
-    made = nbformat.from_dict(notebook)
+    made = nbformat.reads(json.dumps(notebook), as_version=4)  # which joins the lines of a cell
     client = NotebookClient(
         made, timeout=TIMEOUT_S, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )

@@ -27,6 +27,7 @@ from cft.files import write_json
 from cft.pipelines.clock import duration
 from cft.pipelines.comparison import Design
 from cft.pipelines.plan import Planner, Step, spelled_out
+from cft.pipelines.process import StepFailed
 from cft.pipelines.records import Record
 from cft.pipelines.reporting import REPORT
 from cft.pipelines.runner import Runner
@@ -132,6 +133,8 @@ def estimate(design: Design, runner: Runner, shared: Mapping[str, Any], *, probe
     steps = [step for step in (*fixed.values(), *trainings.values(), page) if step is not None]
     done = runner.run(steps, title="Estimate")
     measured = {arm: _measured(step, done) for arm, step in trainings.items() if step is not None}
+    if not any(measured.values()):
+        raise StepFailed("no arm could be trained on a few rows, see above; nothing else was started")
     testing = _testing([step for name, step in fixed.items() if step is not None and name.startswith("base")], done)
     found = _extended(
         _Full.of(design, runner, shared), design, fixed.get("annotate"), measured, testing, done, keep, probe
