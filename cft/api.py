@@ -161,7 +161,7 @@ def pipeline(*overrides: str, **settings: Value) -> Steps:
     Raises:
         UserError: What the command would print.
         StepCrashed: A step's process was killed, or ended with an error of the program.
-        Interrupted: It was told to end; the same call goes on from there.
+        Interrupted: It was told to end; the same call resumes from there.
     """
     return _steps(Path(_run("pipeline", overrides, settings)[0]))
 

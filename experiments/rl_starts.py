@@ -9,7 +9,7 @@ annotation with the rates of `experiments.study`. From each the same GRPO (`cft 
     runs    seed by seed, so that what is finished can be compared: train the start with that seed, test it, 200 steps, and
             test after 100 and 200 (200 test problems, 100 of them after 100 steps; a greedy response and 8 samples)
 
-Every run is skipped where its results are, so that the command goes on where it was cut off; `--seeds N` does so many seeds.
+Every run is skipped where its results are, so that the command resumes where it was interrupted; `--seeds N` limits the seeds.
 `python -m experiments.rl_starts_report` writes what is finished. One process, one thread; needs the extra `rl`.
 """
 

@@ -14,6 +14,7 @@ from cft.annotation.annotator import Unit
 from cft.annotation.counterfactual import ListSource
 from cft.annotation.responses import asked_sequence
 from cft.annotation.rollouts import VERDICTS, RolloutDesign, pass_rate
+from cft.annotation.rows import without_evidence
 from cft.annotation.store import ProblemRecord
 from cft.files import sha256_json
 from cft.models.text import char_spans
@@ -131,7 +132,6 @@ class RollingOut:
         outcome: Outcome,
     ) -> AnnotatedResponse:
         text, spans = char_spans(self.tokenizer, completion.ids)
-        length = len(completion.ids)
         return AnnotatedResponse(
             problem_id=problem.id,
             # Equal responses to one problem are rows of their own.
@@ -145,12 +145,7 @@ class RollingOut:
             char_span=spans,
             logprob=top.logprob_R,
             entropy=top.entropy_R,
-            alt_ids=np.zeros((length, 0), dtype=np.int32),
-            alt_logprob=np.zeros((length, 0), dtype=np.float32),
-            alt_answer=[[] for _ in range(length)],
-            alt_tokens=np.zeros((length, 0), dtype=np.int32),
-            alt_outcome=np.zeros((length, 0), dtype=np.int8),
-            replay_outcome=np.full(length, Outcome.UNTRIED, dtype=np.int8),
+            **without_evidence(len(completion.ids)),
             verdict=VERDICTS[outcome],
             sample=sample,
         )

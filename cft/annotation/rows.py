@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cft.files import sha256_json
-from cft.types import GREEDY_SAMPLE, AnnotatedResponse
+from cft.types import GREEDY_SAMPLE, AnnotatedResponse, Outcome
 
 _VECTOR = {  # [P] or [R]
     "prompt_ids": pa.int32(),
@@ -58,6 +58,24 @@ ROW_SCHEMA = pa.schema(
 def row_schema(further: Collection[str] = ()) -> pa.Schema:
     """Of a table of rows. further: those of OPTIONAL that it has."""
     return pa.schema([*ROW_SCHEMA, *(pa.field(name, _arrow_type(name)) for name in OPTIONAL if name in further)])
+
+
+def without_evidence(tokens: int) -> dict[str, Any]:
+    """Columns of a response of `tokens` tokens of which nothing was tried, by name: no alternatives, no samples."""
+    none, counts = np.zeros((tokens, 0), dtype=np.int32), np.zeros((0, 0), dtype=np.int16)
+    return {
+        "alt_ids": none,
+        "alt_logprob": none.astype(np.float32),
+        "alt_answer": [[] for _ in range(tokens)],
+        "alt_tokens": none,
+        "alt_outcome": none.astype(np.int8),
+        "replay_outcome": np.full(tokens, Outcome.UNTRIED, dtype=np.int8),
+        "prefix_outcome": np.zeros(0, dtype=np.int8),
+        "sampled": counts,
+        "sampled_right": counts,
+        "sampled_cut_off": counts,
+        "sampled_undecided": counts,
+    }
 
 
 def rows_table(rows: Sequence[AnnotatedResponse], *, further: Collection[str] = ()) -> pa.Table:

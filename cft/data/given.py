@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cft.annotation.rows import without_evidence
 from cft.data.batches import UNKNOWN_GROUP, TokenRow, arrays_hash
 from cft.masks.base import Mask, mask_weights
 from cft.scores.column import Column
-from cft.types import AnnotatedResponse, Outcome
+from cft.types import AnnotatedResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,6 @@ class GivenRow:
         picked = self.allowed[self.prompt_len :]
         size = len(response_ids)
         unknown = np.full(size, np.nan, dtype=np.float32)
-        none = np.zeros((size, 0), dtype=np.int32)
         return AnnotatedResponse(
             problem_id=self.problem_id,
             response_id=self.row_id,
@@ -80,12 +80,7 @@ class GivenRow:
             char_span=span,
             logprob=unknown,
             entropy=unknown,
-            alt_ids=none,
-            alt_logprob=none.astype(np.float32),
-            alt_answer=[[] for _ in range(size)],
-            alt_tokens=none,
-            alt_outcome=none.astype(np.int8),
-            replay_outcome=np.full(size, Outcome.UNTRIED, dtype=np.int8),
+            **without_evidence(size),
             scores={name: values[picked] for name, values in (scores or {}).items()},
         )
 

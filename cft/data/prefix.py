@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cft.annotation.rows import without_evidence
 from cft.annotation.store import StoreError
 from cft.console import console
 from cft.errors import BadValue
@@ -20,7 +21,7 @@ from cft.masks.base import hash_of
 from cft.models.text import char_spans
 from cft.prompts.chat import Prompt, TextError, response_ids
 from cft.ranges import AtLeastOne, Fraction, require_in_range
-from cft.types import AnnotatedResponse, Outcome
+from cft.types import AnnotatedResponse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +96,7 @@ class PrefixRows:
         ids = ids[: self.length]
         if self.end_with_eos:
             ids.append(int(row.response_ids[-1]) if end is None else end)
-        return _without_evidence(
+        return _cut_to(
             row,
             prompt_ids=np.asarray(prompt.ids(tokenizer, row.problem + self.prompt_suffix), dtype=np.int32),
             ids=np.asarray(ids, dtype=np.int32),
@@ -115,13 +116,11 @@ def require_nothing_stored(sources: Mapping[str, Any]) -> None:
             )
 
 
-def _without_evidence(
+def _cut_to(
     row: AnnotatedResponse, *, prompt_ids: Any, ids: Any, tokenizer: PreTrainedTokenizerBase, ends: bool
 ) -> AnnotatedResponse:
     text, spans = char_spans(tokenizer, ids)
-    size = len(ids)
-    unknown, none = np.full(size, np.nan, dtype=np.float32), np.zeros((size, 0), dtype=np.int32)
-    counts = np.zeros((0, 0), dtype=np.int16)
+    unknown = np.full(len(ids), np.nan, dtype=np.float32)
     return replace(
         row,
         response=text,
@@ -131,16 +130,6 @@ def _without_evidence(
         char_span=spans,
         logprob=unknown,
         entropy=unknown,
-        alt_ids=none,
-        alt_logprob=none.astype(np.float32),
-        alt_answer=[[] for _ in range(size)],
-        alt_tokens=none,
-        alt_outcome=none.astype(np.int8),
-        replay_outcome=np.full(size, Outcome.UNTRIED, dtype=np.int8),
-        prefix_outcome=np.zeros(0, dtype=np.int8),
-        sampled=counts,
-        sampled_right=counts,
-        sampled_cut_off=counts,
-        sampled_undecided=counts,
         scores={},
+        **without_evidence(len(ids)),
     )

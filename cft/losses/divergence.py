@@ -8,7 +8,7 @@
     forward_kl        exp(-D - 1)         f(u) = u log u
 
 A reconstruction: neither code nor the paper's appendix was at hand. The conjugates f* are those of f-GAN (arXiv 1606.00709,
-table 6) at -D. Below D = -1/2 the squared Hellinger term goes on along its tangent: at -1 it would be infinite.
+table 6) at -D. Below D = -1/2 the squared Hellinger term continues along its tangent: at -1 it would be infinite.
 """
 
 from __future__ import annotations

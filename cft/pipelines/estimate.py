@@ -2,7 +2,7 @@
 stages themselves on this machine, and extended to all of them.
 
 A training is what a process costs to start, load a model, take its first step and export, and for each epoch its rows, its
-validation and its checkpoint; a test is a beginning and so much for each problem, told apart by tests of two sizes. The
+validation and its checkpoint; a test is a beginning and so much for each problem, distinguished by tests of two sizes. The
 machine is taken to be as busy later as it was while this was measured: what is left is told again before each step, by what
 the steps so far took (`Clock`). Memory is the most that a process of a step had; longer rows than those tried may need
 more, which a training estimates from its own rows before its first step (`cft/training/memory.py`).

@@ -40,7 +40,7 @@ class CriticalTokens:
 
     Args:
         model: A second copy of the policy, which TRL does not know; it gets the policy's weights before it is asked.
-        annotator: Of that model, made anew for each set of weights, with responses=given.
+        annotator: Of that model, made again for each set of weights, with responses=given.
         asked: The problems.
         num_generations: Responses of a group, which stand one after the other.
         responses: Right ones of a group that are tested, at most; -1 = all.

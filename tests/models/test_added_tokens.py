@@ -31,7 +31,7 @@ def test_a_row_for_every_token_and_the_export_has_them(tiny_folder: Path, tmp_pa
         own = sorted(load_tokenizer(spec(tiny_folder)).get_vocab().values())
         assert torch.equal(new[: len(old)][own], old[own])
         for token in ids:
-            torch.testing.assert_close(new[token].double(), old[own].double().mean(0), rtol=1e-6, atol=1e-7)
+            assert torch.equal(new[token], old[own].double().mean(0).float())
     lazy = LazyModel(with_tags, tokenizer, device="cpu")
     assert lazy.facts.vocab_size == model.config.vocab_size == model.get_output_embeddings().weight.shape[0]
     assert lazy.weights() == weights_hash(model)  # drawn from nothing: the same model each time

@@ -14,8 +14,10 @@ from cft.config.build import ConfigError
 from cft.config.needs import missing_scores
 from cft.scores.contrast import Contrast
 from cft.scores.store import command_for, other_kind
+from tests.precision import STORED
 
 
+@pytest.mark.usefixtures("in_float64")
 def test_values_are_the_formula_of_every_token(tiny_arith_path: str) -> None:
     """Rows of other lengths beside it; the two models without padding, on all of their logits."""
     negative = AutoModelForCausalLM.from_pretrained(tiny_arith_path).double().eval()
@@ -32,7 +34,7 @@ def test_values_are_the_formula_of_every_token(tiny_arith_path: str) -> None:
         with torch.no_grad():
             right, wrong = (model(ids).logits[0, start:-1] for model in (positive, negative))
         expected = (2 * right - wrong).softmax(-1).gather(1, ids[0, start + 1 :, None])[:, 0]
-        torch.testing.assert_close(torch.from_numpy(values).double(), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(torch.from_numpy(values).double(), expected, rtol=0, atol=STORED)
         assert 0 <= values.min() < 0.5 < values.max() <= 1
 
 
