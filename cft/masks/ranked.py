@@ -110,32 +110,6 @@ class TfIdf(RowMask):
         return top_of_row(values, fraction=self.fraction)
 
 
-class Excess(RowMask):
-    """The tokens of a response with the largest base loss - reference loss (Rho-1, arXiv 2404.07965), both models frozen.
-
-    By the live model it is weighting=excess_loss. SFT-GO (arXiv 2506.15021) makes groups of it.
-
-    Args:
-        base: stored score of kind reference_logprob, of the base model; "logprob" is the annotating model's own.
-        reference: the same, of the reference model.
-        fraction: fraction of the response's tokens that is picked, above 0 and at most 1.
-
-    Raises:
-        MaskError: `base` and `reference` are the same score.
-    """
-
-    logprob_arguments = ("base", "reference")
-
-    @in_range
-    def __init__(self, *, base: str, reference: str, fraction: FractionAboveZero) -> None:
-        self.gain = _Gain(base, reference)
-        self.needs = self.gain.needs
-        self.fraction = fraction
-
-    def __call__(self, row: AnnotatedResponse) -> Weights:
-        return top_of_row(self.gain(row), fraction=self.fraction)
-
-
 class _Gain:
     """[R] nats by which the loss of each token falls from one stored model to another."""
 
@@ -149,7 +123,37 @@ class _Gain:
         return self.reference(row) - self.base(row)
 
 
-class TokenCleaning(RowMask):
+class _ByGain(RowMask):
+    """Base of the masks by the gain of a reference model over a base model. Arguments: as of the masks."""
+
+    logprob_arguments = ("base", "reference")
+
+    @in_range
+    def __init__(self, *, base: str, reference: str, fraction: FractionAboveZero) -> None:
+        self.gain = _Gain(base, reference)
+        self.needs = self.gain.needs
+        self.fraction = fraction
+
+
+class Excess(_ByGain):
+    """The tokens of a response with the largest base loss - reference loss (Rho-1, arXiv 2404.07965), both models frozen.
+
+    By the live model it is weighting=excess_loss. SFT-GO (arXiv 2506.15021) makes groups of it.
+
+    Args:
+        base: stored score of kind reference_logprob, of the base model; "logprob" is the annotating model's own.
+        reference: the same, of the reference model.
+        fraction: fraction of the response's tokens that is picked, above 0 and at most 1.
+
+    Raises:
+        MaskError: `base` and `reference` are the same score.
+    """
+
+    def __call__(self, row: AnnotatedResponse) -> Weights:
+        return top_of_row(self.gain(row), fraction=self.fraction)
+
+
+class TokenCleaning(_ByGain):
     """The tokens with the largest base loss - reference loss in the whole data set (Token Cleaning, arXiv 2502.01968).
 
     This is the paper's fixed-model form: both models are frozen. The threshold is the value of the last token within the
@@ -164,14 +168,7 @@ class TokenCleaning(RowMask):
         MaskError: `base` and `reference` are the same score.
     """
 
-    logprob_arguments = ("base", "reference")
-
-    @in_range
-    def __init__(self, *, base: str, reference: str, fraction: FractionAboveZero) -> None:
-        self.gain = _Gain(base, reference)
-        self.needs = self.gain.needs
-        self.fraction = fraction
-        self.threshold = math.nan
+    threshold = math.nan  # set by `fit`
 
     def fit(self, rows: Sequence[AnnotatedResponse]) -> None:
         gains = [self.gain(row) for row in rows]

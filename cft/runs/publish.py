@@ -23,10 +23,10 @@ from cft.config.redaction import environment_secrets, hidden
 from cft.errors import UserError
 from cft.models.export import SUMS, require_intact
 from cft.runs.agreement import FILE as AGREEMENT
-from cft.runs.cards import model_card
 from cft.runs.lineage import CARD
 from cft.runs.results import RESULTS, RunResults
 from cft.runs.run import ADAPTER, EXPORT
+from cft.runs.weights_card import model_card
 
 Part = Literal["auto", "model", "adapter"]
 _STEPS = "steps"  # of a pipeline's folder, what is remembered of each

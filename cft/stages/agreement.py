@@ -11,7 +11,7 @@ from cft.annotation.store import AnnotationStore, find_annotation
 from cft.config.schema import AgreementConfig
 from cft.console import console
 from cft.runs.agreement import compare, engine_of, write_agreement
-from cft.runs.cards import write_annotation_card
+from cft.runs.annotation_card import write_annotation_card
 from cft.runs.job import Job
 
 

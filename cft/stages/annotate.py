@@ -33,7 +33,7 @@ from cft.models.load import ModelSpec, load_tokenizer
 from cft.positions import Positions, Spans
 from cft.prompts.chat import prompting
 from cft.quiet import quiet_libraries
-from cft.runs.cards import write_annotation_card
+from cft.runs.annotation_card import write_annotation_card
 from cft.runs.job import Job
 from cft.runs.lineage import Link, annotation_link, lineage, model_inputs
 from cft.stages.annotation_estimate import print_estimate

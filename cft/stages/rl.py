@@ -35,13 +35,13 @@ from cft.rl.arm import PARTS, RATES_OF, arm_after, start_settings
 from cft.rl.problems import Asked, KnownRates, asked
 from cft.rl.resume import CHECKPOINTS, finished, newest
 from cft.runs.arm import arm_of, part_of
-from cft.runs.cards import write_model_card
 from cft.runs.job import Job
 from cft.runs.lineage import Link, annotation_link, checkpoint_link, lineage
 from cft.runs.names import run_name
 from cft.runs.results import RunResults
 from cft.runs.run import EXPORT, group_of, identity_of, save_config, settings_of
 from cft.runs.start import REPLACED, checkpoint_folder, require_same_prompt
+from cft.runs.weights_card import write_model_card
 from cft.stages.testing import base_of, evaluated, room_of
 from cft.training.callbacks.interruption import Interruption
 from cft.types import Verifier

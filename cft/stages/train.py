@@ -28,11 +28,11 @@ from cft.models.lazy import LazyModel
 from cft.models.load import export, load_causal_lm
 from cft.quiet import quiet_libraries
 from cft.runs.arm import ARM_KEYS, arm_of
-from cft.runs.cards import write_model_card
 from cft.runs.job import Job
 from cft.runs.lineage import checkpoint_link, data_link, lineage, model_inputs
 from cft.runs.results import RunResults
 from cft.runs.run import ADAPTER, EXPORT, TRAINED_BY, identity_of, settings_of
+from cft.runs.weights_card import write_model_card
 from cft.stages.preparation import Prepared, measures_base, prepared
 from cft.stages.testing import base_of, evaluated
 from cft.training.calibration import calibrate

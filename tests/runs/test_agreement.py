@@ -12,7 +12,7 @@ import pytest
 from cft.annotation.store import AnnotationStore, ProblemRecord, StoreError
 from cft.files import sha256_json
 from cft.runs.agreement import Share, compare, read_agreements, write_agreement
-from cft.runs.cards import annotation_card
+from cft.runs.annotation_card import annotation_card
 from cft.types import AnnotatedResponse, Outcome
 from tests.entry import run
 from tests.fakes import row

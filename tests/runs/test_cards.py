@@ -21,19 +21,10 @@ from cft.masks import Critical
 from cft.report.build import facts_of
 from cft.report.compare import compare
 from cft.report.read import collect
-from cft.runs.cards import (
-    COLUMNS,
-    OUTCOMES,
-    annotation_card,
-    card,
-    code,
-    model_card,
-    size_category,
-    table,
-    write_annotation_card,
-    write_model_card,
-)
+from cft.runs.annotation_card import COLUMNS, OUTCOMES, annotation_card, write_annotation_card
+from cft.runs.cards import card, code, size_category, table
 from cft.runs.lineage import annotation_link
+from cft.runs.weights_card import model_card, write_model_card
 from cft.stages.export import export_card
 from cft.types import Outcome
 from tests.results import arm, write_run
