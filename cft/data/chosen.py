@@ -54,7 +54,7 @@ class PassRates:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """verdicts: "wrong" are those that count so in a pass rate, cut off ones too; "compared" these and the right ones, for a
-    loss that tells them apart. per_problem: -1 = all."""
+    loss that compares them. per_problem: -1 = all; "compared": of each kind."""
 
     verdicts: Verdicts | Literal["compared"]
     rates: PassRates
@@ -88,7 +88,7 @@ def chosen(
         kept = _distinct(kept, left_out)
     if choice.per_problem >= 0:
         before = len(kept)
-        kept = _first(kept, choice.per_problem)
+        kept = _first(kept, choice.per_problem, by_kind=choice.verdicts == "compared")
         left_out["responses_beyond_those_of_a_problem"] = before - len(kept)
     if rows and not kept:
         told = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items() if count)
@@ -151,11 +151,12 @@ def _distinct(rows: Sequence[AnnotatedResponse], left_out: Counter[str]) -> list
     return kept
 
 
-def _first(rows: Sequence[AnnotatedResponse], number: int) -> list[AnnotatedResponse]:
-    """At most so many of each problem, by a hash of their ids: the same for every arm and seed."""
-    by_problem: dict[str, list[AnnotatedResponse]] = {}
+def _first(rows: Sequence[AnnotatedResponse], number: int, *, by_kind: bool) -> list[AnnotatedResponse]:
+    """At most `number` of each problem, by a hash of their ids: the same for every arm and seed. by_kind: of its right ones and
+    of the others, so that no group loses a side."""
+    by_problem: dict[tuple[str, bool], list[AnnotatedResponse]] = {}
     for row in rows:
-        by_problem.setdefault(row.problem_id, []).append(row)
+        by_problem.setdefault((row.problem_id, by_kind and row.verdict in ENDED), []).append(row)
     kept = {
         row.response_id
         for found in by_problem.values()

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from cft.annotation.rollouts import RolloutDesign, pass_rate, pass_rates
 from cft.annotation.store import AnnotationStore, StoreError, table_hash
 from cft.data.annotated import AnnotatedDataModule, annotated_rows, in_validation
-from cft.data.chosen import Choice, PassRates, Verdicts, chosen
+from cft.data.chosen import Choice, PassRates, chosen
 from cft.data.module import RowsRequest
 from cft.masks import All, Critical, Mask, MaskError, RandomLike
 from cft.report.show import shown
@@ -175,7 +175,7 @@ def test_a_pass_rate_is_of_decided_responses_and_counts_cut_off_ones() -> None:
     assert math.isnan(pass_rate([]))
 
 
-def names(verdicts: Verdicts, *, lowest: float | None = None, highest: float | None = None, each: int = -1) -> set[int]:
+def names(verdicts: Any, *, lowest: float | None = None, highest: float | None = None, each: int = -1) -> set[int]:
     kept, left_out = chosen(TABLE, Choice(verdicts, PassRates(lowest, highest), each), rollouts=True, place="here")
     assert all(left_out.values())
     return {int(one.response_id[1:]) for one in kept}
@@ -188,6 +188,9 @@ def test_responses_are_chosen_by_verdict_by_pass_rate_and_by_number() -> None:
     assert names("right", lowest=0.5) == {0, 2}  # both bounds are included
     assert names("all", lowest=1 / 3, highest=0.5) == {0, 1, 5, 6, 7, 8}
     assert names("all", highest=0.0) == {10}  # of an unknown rate nothing is said
+    compared = names("compared", each=1)  # of each kind, so that both sides of a problem stay
+    assert compared - {5, 6} == {0, 1, 2, 7, 10}
+    assert len(compared & {5, 6}) == 1
     assert len(names("wrong", each=1)) == 3
     assert names("wrong", each=1) < names("wrong")
     _, left_out = chosen(TABLE, Choice("right", PassRates(0.0), -1), rollouts=True, place="here")
