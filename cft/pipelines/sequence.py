@@ -24,9 +24,9 @@ from cft.files import write_json
 from cft.pipelines.entries import Entry, entries_of
 from cft.pipelines.plan import Planner
 from cft.pipelines.reporting import REPORT
+from cft.runs.run import SEQUENCE
 
 TEMPLATES = ("annotate", "train", "first", "evaluate", REPORT)
-SEQUENCE = "sequence.json"  # in the pipeline's folder, for the report
 
 
 @dataclass(frozen=True, slots=True)

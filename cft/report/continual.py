@@ -30,8 +30,8 @@ from cft.report.read import ReportError
 from cft.report.tables import MISSING, shown, signed
 from cft.report.text import one_line, printable
 from cft.runs.results import RESULTS, RunResults
+from cft.runs.run import SEQUENCE
 
-SEQUENCE = "sequence.json"  # cft.pipelines.sequence.SEQUENCE, of which a report knows the file alone
 RESAMPLES = 2000
 Column = NDArray[np.float64]  # [P] 1 for a right greedy response, else 0
 LEAD = (

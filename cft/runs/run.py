@@ -16,6 +16,7 @@ from cft.runs.job import Job
 CONFIG = "config.yaml"
 DATA = "data.json"
 EXPORT = "export"
+SEQUENCE = "sequence.json"  # of a pipeline over a sequence of data sets
 ADAPTER = "export.adapter"  # with LoRA, beside the export, in which adapters are merged
 # Parts of a config that determine a trained model, and an untrained one.
 TRAINED_BY = (

@@ -14,11 +14,11 @@ import pytest
 from cft.cli.report import run as report
 from cft.data.word_problems import problems
 from cft.pipelines.entries import shared_with
-from cft.pipelines.sequence import SEQUENCE, Continual
-from cft.report import continual
+from cft.pipelines.sequence import Continual
 from cft.report.continual import heat_map, matrix_frame, measures_frame, sequences
 from cft.report.figures import png_of
 from cft.report.read import ReportError
+from cft.runs.run import SEQUENCE
 from tests.results import arm, write_run
 
 DATA = ("a", "b", "c")
@@ -158,10 +158,6 @@ def test_tests_on_other_problems_are_no_column(tmp_path: Path) -> None:
     (folder / SEQUENCE).write_text("{}")
     with pytest.raises(ReportError, match=r"sequence\.json: damaged"):
         sequences([folder])
-
-
-def test_the_report_and_the_pipeline_mean_the_same_file() -> None:
-    assert continual.SEQUENCE == SEQUENCE
 
 
 @pytest.mark.parametrize("operations", [["-"], ["*", "+"]])
