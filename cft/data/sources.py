@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -247,18 +247,18 @@ def jsonl(
     Raises:
         ProblemError: no such file, or more bad rows than that.
     """
-    fields_ = Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field)
-    parts = {}
-    for part, file in (("train", path), ("test", test_path)):
-        if file or part == "train":
-            found = _existing(file, what="data.path" if part == "train" else "data.test_path")
-            parts[part] = to_problems(
-                json_lines(found),
-                source=str(found),
-                fields=fields_,
-                id_prefix="test-" if part == "test" else "",  # files often count from 0, each for itself
-                max_bad_rows=max_bad_rows,
-            )
+
+    def rows_of(part: str, file: str) -> tuple[Iterable[Row], str]:
+        found = _existing(file, what="data.path" if part == "train" else "data.test_path")
+        return json_lines(found), str(found)
+
+    parts = _train_and_test(
+        rows_of,
+        train=path,
+        test=test_path,
+        named=Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field),
+        max_bad_rows=max_bad_rows,
+    )
     return split_parts(
         name=name,
         parts=parts,
@@ -301,17 +301,13 @@ def hub(
     Raises:
         ProblemError: no such data set or split, or more bad rows than `max_bad_rows`.
     """
-    fields_ = Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field)
-    parts = {}
-    for part, split in (("train", train_split), ("test", test_split)):
-        if split or part == "train":
-            parts[part] = to_problems(
-                hub_rows(path, config=config, revision=revision, split=split),
-                source=f"{path} ({split})",
-                fields=fields_,
-                id_prefix="test-" if part == "test" else "",
-                max_bad_rows=max_bad_rows,
-            )
+    parts = _train_and_test(
+        lambda _, split: (hub_rows(path, config=config, revision=revision, split=split), f"{path} ({split})"),
+        train=train_split,
+        test=test_split,
+        named=Fields(id=id_field, question=question_field, answer=answer_field, solution=solution_field),
+        max_bad_rows=max_bad_rows,
+    )
     return split_parts(
         name=name,
         parts=parts,
@@ -320,6 +316,24 @@ def hub(
         seed=seed,
         verifier=verifier,
     )
+
+
+def _train_and_test(
+    rows_of: Callable[[str, str], tuple[Iterable[Row], str]],
+    *,
+    train: str,
+    test: str,
+    named: Fields,
+    max_bad_rows: float,
+) -> dict[str, tuple[list[Problem], Counter[str]]]:
+    """Problems of the training part, and of the test part where there is one; rows_of(part, place) -> rows and their source."""
+    parts = {}
+    for part, place in (("train", train), ("test", test)):
+        if place or part == "train":
+            rows, source = rows_of(part, place)
+            prefix = "test-" if part == "test" else ""  # files often count from 0, each for itself
+            parts[part] = to_problems(rows, source=source, fields=named, id_prefix=prefix, max_bad_rows=max_bad_rows)
+    return parts
 
 
 def _gsm8k_rows(part: str, *, dir: str, hub_id: str, revision: str) -> tuple[Iterator[Row], str]:

@@ -6,8 +6,6 @@ import copy
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cache, partial
@@ -24,6 +22,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+import cft.api
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.config.build import CONF_DIR, build
 from cft.data.annotated import to_token_row
@@ -290,11 +289,9 @@ def test_the_documented_command_trains(option: str, tmp_path: Path) -> None:
     if entry.before:
         pytest.skip(f"needs {entry.before}")
     given = [f"{key}=package:tiny_arith" for key in entry.missing]
-    command = [sys.executable, "train.py", *entry.overrides, *given, f"hydra.run.dir={tmp_path}"]
-    command += ["data.max_rows=60", "data.batch_size=4", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=3"]
-    command += ["evaluation.problems=0", "validation.problems=0", "callbacks=best_loss"]
-    done = subprocess.run(command, cwd=CONF_DIR.parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    short = ("data.max_rows=60", "data.batch_size=4", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=3")
+    untested = ("evaluation.problems=0", "validation.problems=0", "callbacks=best_loss")
+    cft.api.train(*entry.overrides, *given, *short, *untested, f"hydra.run.dir={tmp_path}")
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert results["budget"]["steps"] >= STEPS
     assert math.isfinite(results["best_validation"]["value"])
