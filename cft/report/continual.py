@@ -63,10 +63,16 @@ class Matrix:
         last, tests = len(self.data), range(len(self.data))
         means = np.array([[column.mean() for column in row] for row in right])
         best = [1 + int(np.argmax(means[1:, j])) for j in tests]  # the first of equals
-        along = float(np.mean([means[i, :i].mean() for i in range(1, last + 1)]))
+        weight = np.array(
+            [0.0, *(1 / (i * last) for i in range(1, last + 1))]
+        )  # of A[i, j] in the accuracy along the way
+        along = [weight[j + 1 :] @ np.array([row[j] for row in right[j + 1 :]]) for j in tests]  # [P] by test set
+        total = [weight[j + 1 :].sum() for j in tests]
         return {
             "mean accuracy": _mean([_draws(right[last][j], seed=j) for j in tests]),
-            "mean accuracy along the way": Interval(along, along, along),
+            "mean accuracy along the way": _mean(
+                [_draws(along[j] / total[j], seed=j) for j in tests], weights=[total[j] for j in tests]
+            ),
             "forgetting": _mean([_apart(right[best[j]][j], right[last][j], seed=j) for j in tests[:-1]]),
             "backward transfer": _mean([_apart(right[last][j], right[j + 1][j], seed=j) for j in tests[:-1]]),
         }
@@ -133,15 +139,11 @@ def measures_frame(found: Sequence[Matrix], *, text: bool = False) -> pd.DataFra
     for matrix in [matrix for matrix in found if matrix.is_whole]:
         row: dict[str, object] = {"sequence": matrix.name}
         for name, interval in matrix.measures().items():
-            alone = interval.low == interval.high == interval.value
             if text:
-                said = signed if name == "backward transfer" else shown
-                row[name] = f"{interval.value:.3f}" if alone else said(interval)
+                row[name] = signed(interval) if name == "backward transfer" else shown(interval)
             else:
                 key = name.replace(" ", "_")
-                row |= {key: interval.value} | (
-                    {} if alone else {f"{key}_low": interval.low, f"{key}_high": interval.high}
-                )
+                row |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -230,8 +232,9 @@ def _apart(a: Column, b: Column, *, seed: int) -> Draws:
     return paired_draws(a[None], b[None], pair_seeds=True, resamples=RESAMPLES, seed=seed)
 
 
-def _mean(parts: Sequence[Draws]) -> Interval:
-    """Of test sets that have nothing to do with each other."""
-    drawn = np.mean([draws for _, draws in parts], axis=0)
+def _mean(parts: Sequence[Draws], *, weights: Sequence[float] | None = None) -> Interval:
+    """Mean over independent test sets; weights: sum to 1, None = equal."""
+    drawn = np.average([draws for _, draws in parts], axis=0, weights=weights)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(np.mean([value for value, _ in parts])), float(low), float(high))
+    value = np.average([value for value, _ in parts], weights=weights)
+    return Interval(float(value), float(low), float(high))

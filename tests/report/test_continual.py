@@ -15,7 +15,7 @@ from cft.cli.report import run as report
 from cft.data.word_problems import problems
 from cft.pipelines.entries import shared_with
 from cft.pipelines.sequence import Continual
-from cft.report.continual import heat_map, matrix_frame, measures_frame, sequences
+from cft.report.continual import Matrix, heat_map, matrix_frame, measures_frame, sequences
 from cft.report.figures import png_of
 from cft.report.read import ReportError
 from cft.runs.run import SEQUENCE
@@ -109,6 +109,7 @@ def test_the_measures_are_those_of_the_matrix(tmp_path: Path) -> None:
             "backward transfer": ((0.7 - 0.9) + (0.5 - 0.8)) / 2,
         }
     )
+    assert all(interval.low < interval.value < interval.high for interval in matrix.measures().values())
     forgotten = matrix.measures()["forgetting"]
     assert forgotten.low < 0.25 < forgotten.high
     frame = matrix_frame([matrix])
@@ -116,6 +117,17 @@ def test_the_measures_are_those_of_the_matrix(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, np.array(RIGHT) / 10)
     assert png_of(heat_map(matrix))[:4] == b"\x89PNG"
     assert measures_frame([matrix])["forgetting"].tolist() == pytest.approx([0.25])
+
+
+def test_accuracy_along_the_way_varies_as_the_sum_of_its_cells_does() -> None:
+    """Of two test sets of other problems: A[1, 1] / 2 + A[2, 1] / 4, of the same problems, and A[2, 2] / 4."""
+    rng = np.random.default_rng(0)
+    a11, a21, a22 = (rng.integers(0, 2, 400).astype(float) for _ in range(3))
+    matrix = Matrix("x", ("a", "b"), ((a11, a22), (a11, a22), (a21, a22)))
+    found = matrix.measures()["mean accuracy along the way"]
+    assert found.value == pytest.approx(a11.mean() / 2 + (a21.mean() + a22.mean()) / 4, abs=1e-12)
+    deviation = np.sqrt((a11 / 2 + a21 / 4).var() / 400 + (a22 / 4).var() / 400)
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(deviation, rel=0.1)
 
 
 def test_rows_are_paired_by_problem(tmp_path: Path) -> None:
