@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from cft.models.load import Lora, ModelSpec, load_causal_lm
 from cft.training.distributed.sharding import shard, shard_frozen
 from cft.training.distributed.weights import FirstRanksWeights, is_empty
+from tests.architectures import FAMILIES
 
 
 class Wrapper(nn.Module):
@@ -52,7 +53,9 @@ def compare(folders: list[Path]) -> None:
 
 
 def spec_of(folder: Path, *, lora: Lora | None = None) -> ModelSpec:
-    return ModelSpec(name=folder.name, path=str(folder), lora=lora)
+    named = FAMILIES.get(folder.name)
+    attention = named.attention if named else "sdpa"
+    return ModelSpec(name=folder.name, path=str(folder), lora=lora, attn_implementation=attention)
 
 
 def _compare(spec: ModelSpec, *, how: str, rank: int) -> None:

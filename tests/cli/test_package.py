@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 import cft
 from hydra import compose, initialize_config_dir
-from cft.config.build import checked
+from cft.config.build import ConfigError, checked
 from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 
@@ -36,7 +36,12 @@ package = Path(cft.__file__).parent
 assert CONF_DIR == package / "conf", CONF_DIR
 with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
     for stage in STAGES:
-        checked(compose(stage), stage)
+        try:
+            checked(compose(stage), stage)
+        except ConfigError as error:
+            # An extra such as rl, or a value that only a user knows.
+            needed = ("is not installed", "has no value; give it with")
+            assert all(any(text in line for text in needed) for line in str(error).splitlines()), error
     files = [file for file in CONF_DIR.rglob("*.yaml") if file.parent != CONF_DIR]
     for file in files:
         if file.parent.name == "experiment":

@@ -49,7 +49,9 @@ def lines_of_code(text: str) -> list[str]:
     outside = _FENCED.sub("", text)
     fenced = [line for block in blocks(text) for line in block.splitlines()]
     indented = [line for line in outside.splitlines() if line.startswith("    ")]
-    return [*fenced, *indented, *re.findall(r"`([^`\n]+)`", outside)]
+    spans = re.findall(r"`([^`\n]+)`", outside)
+    names = re.compile(r"cft \w+")  # alone: a command's name
+    return [*fenced, *indented, *(span for span in spans if not names.fullmatch(span))]
 
 
 def commands() -> list[Command]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import cft.stages.train as stage
+from cft.models import lazy
 from cft.models.cpu import gradient_in_place, onednn_linear
 from cft.models.kernels import prepare_for_training
 from cft.training.layout import Layout
@@ -66,14 +66,14 @@ def test_a_trained_model_is_freed(monkeypatch: pytest.MonkeyPatch, layout: Layou
 def test_the_stage_frees_what_it_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     loaded: list[dict[str, Any]] = []
-    load = stage.load_causal_lm
+    load = lazy.load_causal_lm
 
     def spied(*args: Any, **options: Any) -> Any:
         model = load(*args, **options)
         loaded.append(parts_of(model))
         return model
 
-    monkeypatch.setattr(stage, "load_causal_lm", spied)
+    monkeypatch.setattr(lazy, "load_causal_lm", spied)
     options = ("model.gradient_checkpointing=true", "trainer.accelerator=cpu", "trainer.max_epochs=-1")
     ended = cft("train", *FIT_ONLY, *options, "data.max_rows=8", "trainer.max_steps=2", "data.batch_size=2")
     assert ended.status == 0, ended.text

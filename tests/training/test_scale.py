@@ -190,7 +190,7 @@ def test_a_reference_is_shared_out_with_the_policy_and_gives_the_same_losses(tmp
     found = trained(tmp_path / "fsdp", "fsdp+reference", 2, 2)
     assert_same_losses(found, alone)
     assert found.reference_bytes < 0.8 * alone.reference_bytes
-    mixed = [trained(tmp_path / s, f"{s}+reference:bf16-mixed", 2, 2) for s in ("ddp", "fsdp")]
+    mixed = [trained(tmp_path / f"mixed-{s}", f"{s}+reference:bf16-mixed", 2, 2) for s in ("ddp", "fsdp")]
     assert mixed[0].reference_bytes == alone.reference_bytes / 4  # float64 -> bfloat16
     assert mixed[1].reference_bytes == found.reference_bytes / 4
     assert mixed[1].train == pytest.approx(mixed[0].train, rel=2**-8 * 4)

@@ -58,7 +58,7 @@ def test_ranks_that_make_another_model_are_refused(tmp_path: Path) -> None:
     on_two_ranks(weights_driver.refuse_another_model, saved(tmp_path, ("llama-3.2", "qwen3")))
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_the_host_holds_the_weights_once(tmp_path: Path) -> None:
     """200 MB in eight blocks: the second rank grows by its half of them and a block under way."""
     options = {"vocab_size": 4096, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8}
