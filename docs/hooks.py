@@ -1,12 +1,12 @@
-"""What the site holds that nobody writes: the configuration from conf/, the methods, and the API. Called by mkdocs.
+"""The generated pages of the site: the configuration from conf/, the methods, and the API. Called by mkdocs.
 
     reference/config/index.md     the stages and the groups
     reference/config/<group>.md   every option of a group with its defaults
     reference/methods.md          `cft/report/catalogue.py`
     reference/api/<package>.md    the public modules of each package, for mkdocstrings
-    guides/notebook.md            guides/notebook.ipynb with its outputs, as `make notebook` left it
+    guides/notebook.md            guides/notebook.ipynb with its outputs, as written by `make notebook`
 
-After the build every link of the site is followed: a page, file or anchor that is missing fails the build.
+After the build every link of the site is checked: a missing page, file or anchor fails the build.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _config_index() -> str:
     parts = [
         "# Configuration",
         "",
-        "`GROUP=OPTION` on the command line chooses the file `conf/GROUP/OPTION.yaml`, `GROUP.KEY=VALUE` sets one of its keys. "
+        "`GROUP=OPTION` on the command line selects the file `conf/GROUP/OPTION.yaml`; `GROUP.KEY=VALUE` sets one of its keys. "
         "`cft train --cfg job` prints the composed configuration without running it. Everything on these pages is read from "
         "`conf/` when the site is built.",
         "",
@@ -154,7 +154,7 @@ def _first_line(module: str) -> str:
 
 
 def _api_index() -> str:
-    parts = ["# API", "", "One page a package; a package has the name of the config group whose options it holds."]
+    parts = ["# API", "", "One page per package. Each package has the name of the config group whose options it holds."]
     for package in packages():
         parts += ["", f"## [cft.{package}]({package}.md)", "", "| module | |", "|---|---|"]
         parts += [f"| [`{name}`][{name}] | {_first_line(name)} |" for name in modules(package)]
@@ -173,7 +173,7 @@ def _api_page(package: str) -> str:
 
 
 def notebook_page(path: Path) -> str:
-    """Cells and outputs as Markdown; HTML of a result as it is."""
+    """Cells and outputs as Markdown; HTML of a result is kept unchanged."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     parts = [part for cell in cells for part in _cell(cell)]
     parts.insert(1, f"[The notebook itself]({path.name}), executed by `make notebook`.")

@@ -117,11 +117,11 @@ ANNOTATING = (
     "model",
     "parameters",
     "weights, bfloat16",
-    "keys and values a token",
-    "cards a replica",
-    "rows at once",
-    "tokens/s a card",
-    "card hours",
+    "KV cache per token",
+    "GPUs per replica",
+    "batch size, rows",
+    "tokens/s per GPU",
+    "GPU hours",
 )
 
 
@@ -154,12 +154,12 @@ def annotating(model: PreTrainedModel, work: Work) -> list[str]:
 FITTING = (
     "model",
     "weights, gradients, moments",
-    "cards",
-    "a card holds",
-    "a micro-batch there",
+    "GPUs",
+    "per GPU, with gathered blocks",
+    "one micro-batch per GPU",
     "checkpoint",
     "host memory of the first node",
-    "card hours",
+    "GPU hours",
 )
 
 

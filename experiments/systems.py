@@ -241,7 +241,7 @@ def described() -> dict[str, tuple[str, str, str]]:
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """In markdown: of each system the model at its end first, with what it is, then those before it."""
-    yield "| system | source | steps | reconstruction, or missing | tested after | seeds | accuracy | minus SFT | minutes |"
+    yield "| system | source | steps | reconstructed or missing parts | tested after | seeds | accuracy | minus SFT | minutes |"
     yield "|---|---|---|---|---|---|---|---|---|"
     texts = described() | {BASELINE: ("plain fine-tuning", "as `cft`", "")}
     baseline = [row for row in rows if row.system == BASELINE and row.step == "evaluate"]

@@ -278,7 +278,10 @@ def _explain_missing_module(module: str, name: str) -> Definition:
             return Definition(".".join([inside.full_name, *parts[cut + 1 :], name]), "unreadable")
         names = tuple(".".join([*parts[:cut], n, *parts[cut + 1 :], name]) for n in _submodules(source))
         raise TargetError(f"there is no module {'.'.join(parts[: cut + 1])}", candidates=names)
-    raise TargetError(f"there is no package '{parts[0]}', or none that is written in Python")
+    raise TargetError(
+        f"there is no package '{parts[0]}', or none that is written in Python; install it, or set PYTHONPATH to the folder "
+        "that holds it"
+    )
 
 
 def _submodules(source: griffe.Module) -> list[str]:
