@@ -1,10 +1,10 @@
-"""Accuracy against length, over the evaluations of a multirun whose decoding differs.
+"""Accuracy against response length, over the evaluations of a multirun with different decoding settings.
 
     cft evaluate -m decoding=stop_scaling decoding.scale=0,1,2 num_samples=0 hydra.sweep.dir=outputs/evaluate/stop_scaling
     python -m experiments.accuracy_by_length outputs/evaluate/stop_scaling
 
-Prints a row for each evaluation: mean tokens of the greedy responses, the fraction cut off, and accuracy, with 95 %
-intervals over problems, by rising length.
+Prints one row per evaluation, sorted by length: mean tokens of the greedy responses, the fraction cut off, and accuracy, with
+95 % intervals over problems.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOKENS, CUT_OFF, ACCURACY = "eval/response_tokens", "eval/cut_off_rate", "eval/a
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Of one evaluation. label: its arm."""
+    """Results of one evaluation. label: its arm."""
 
     label: str
     tokens: Interval
@@ -35,7 +35,7 @@ class Point:
 
 
 def curve(folders: Sequence[Path]) -> list[Point]:
-    """Raises ReportError where there are no results."""
+    """Points of all evaluations in the folders. Raises ReportError if there are none."""
     points = [
         Point(name_of(run.arm), *(run.metrics[name] for name in (TOKENS, CUT_OFF, ACCURACY)))
         for run in collect(folders)
@@ -45,7 +45,7 @@ def curve(folders: Sequence[Path]) -> list[Point]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="of evaluations, such as a multirun's")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of evaluations, such as that of a multirun")
     table = Table("arm", "mean tokens", "cut off", "accuracy")
     for point in curve(parser.parse_args().folders):
         rates = (

@@ -1,10 +1,10 @@
-"""Greedy accuracy over max_new_tokens up to the end of the context: a curve without a cliff.
+"""Greedy accuracy as a function of max_new_tokens up to the end of the context; checks that the curve never falls.
 
     python -m experiments.accuracy_by_limit
 
-A longer limit lets a greedy response finish that a shorter one cut off, and changes nothing of one that had finished: so
-with the same problems accuracy cannot fall while the limit rises, even where prompt + limit exceeds the context. Exit
-status 1 where it falls.
+A longer limit lets a greedy response finish that a shorter one cut off, and does not change responses that had finished. So on
+the same problems, accuracy cannot fall as the limit rises, even if prompt + limit exceeds the context. Exit status 1 if it
+falls.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cft.verifiers.grader import Grader
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Of one limit. short, not_run: problems with less room than the limit, and with none."""
+    """Results at one limit. short: problems with less context left than the limit. not_run: problems with none left."""
 
     limit: int
     run: int
@@ -57,12 +57,12 @@ def points(solver: Solver, problems: Sequence[Problem], *, limits: Sequence[int]
 
 
 def falls(curve: Sequence[Point]) -> list[tuple[Point, Point]]:
-    """Neighbors of which the longer limit has the lower accuracy."""
+    """Neighboring points at which the longer limit has the lower accuracy."""
     return [(a, b) for a, b in itertools.pairwise(curve) if b.right * a.run < a.right * b.run]
 
 
 def tiny_arith_solver(*, context: int | None = None) -> Solver:
-    """context: tokens, at most the model's own; None = that."""
+    """context: context length in tokens, at most the model's own; None = the model's own."""
     spec = ModelSpec(name="tiny_arith", path="package:tiny_arith")
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
     verifier = Numeric(fallback_last_number=True)

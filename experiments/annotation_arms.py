@@ -1,7 +1,7 @@
-"""The ways to decode counterfactuals that `experiments/bench_annotate.py` times, each over the same continuations.
+"""The implementations of counterfactual decoding that `experiments/bench_annotate.py` compares, on the same continuations.
 
-ours         the engine of the package
-batched      left-padded `generate` in batches sorted by length, as a competent user would write it
+ours         the engine of this package
+batched      left-padded `generate` in batches sorted by length, as an experienced user would write it
 sequential   `generate` one at a time, the paper's baseline (arXiv 2510.10974)
 """
 
@@ -27,7 +27,7 @@ Cell = tuple[int, int, int]  # response, position, rank
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response to annotate: alt_ids [R, K], gold = the answer that counts as right."""
+    """A response to annotate. alt_ids: [R, K]. gold: the answer that counts as right."""
 
     sequence: TokenSequence
     alt_ids_RK: NDArray[np.int32]
@@ -40,7 +40,7 @@ class Response:
 
 @dataclass(slots=True)
 class Arm:
-    """What an arm did: seconds of wall time, tokens chosen by the model, outcomes and ids by cell."""
+    """Results of an arm: wall time in seconds, decoded tokens, outcomes and ids by cell."""
 
     seconds: float = 0.0
     tokens: int = 0
@@ -63,7 +63,7 @@ def cells(responses: Sequence[Response], *, rank: int) -> list[Cell]:
 def ours(
     engine: SharedPrefixEngine, responses: Sequence[Response], *, grader: Grader, budget: Budget, short_circuit: bool
 ) -> Arm:
-    """Prefill, decoding and verification of all positions by the engine."""
+    """Prefill, decoding and verification of all positions with the engine."""
     evidence: list[Evidence] = [
         fresh_evidence(
             response_id=str(i), answer=r.gold, sequence=r.sequence, alt_ids_RK=r.alt_ids_RK, replay_fraction=0.0
@@ -90,8 +90,8 @@ def generated(
     batch_size: int,
     max_steps: int = 10**6,
 ) -> Arm:
-    """The same by `generate`, `batch_size` continuations of like length at a time, verified at the end; no continuation
-    gets more than `max_steps` tokens."""
+    """The same with `generate`, in batches of `batch_size` continuations of similar length, verified at the end; at most
+    `max_steps` tokens per continuation."""
     arm = Arm()
     started = time.perf_counter()
     forks = sorted((responses[cell[0]].fork(cell) for cell in wanted), key=lambda fork: fork.prefix_len)
@@ -111,7 +111,7 @@ def generated(
 def generate_batch(
     model: PreTrainedModel, eos_ids: Collection[int], forks: Sequence[Fork], *, budget: Budget, max_steps: int = 10**6
 ) -> list[tuple[Fork, Completion]]:
-    """One call of `generate`. A continuation that begins with EOS has nothing to decode; each is cut at its own limit."""
+    """One call of `generate`. Continuations that begin with EOS are not decoded; each is truncated at its own limit."""
     done, rows = [], []
     for fork in forks:
         ids = [*fork.sequence.ids[: fork.prefix_len].tolist(), fork.first_token]
@@ -143,6 +143,6 @@ def generate_batch(
 def collected(
     engine: SharedPrefixEngine, responses: Sequence[Response], wanted: Iterable[Cell], *, budget: Budget
 ) -> dict[Cell, list[int]]:
-    """Ids of some continuations by the engine."""
+    """Ids of the given continuations, decoded with the engine."""
     forks = [responses[cell[0]].fork(cell) for cell in wanted]
     return {key: completion.ids.tolist() for key, completion in engine.run(ListSource(forks), budget=budget)}  # type: ignore[misc]

@@ -1,18 +1,18 @@
-"""How fast are counterfactuals decided? Our engine beside `generate`, batched and one at a time: make bench-annotate
+"""Time to decide counterfactuals: our engine compared with batched and sequential `generate` (make bench-annotate).
 
     python -m experiments.bench_annotate [--responses 3] [--gsm8k FOLDER] [--out outputs/bench_annotate]
 
 SmolLM2-135M-Instruct, float32, CPU. Word problems of GSM8K's length (reasoning-gym's gsm_symbolic, or GSM8K itself) are
-solved; responses of 80 to 105 tokens that ended by themselves are annotated. The model's own final answer counts as the
-right one, so that there is work to do; a mix with under 10 % of either verdict is refused. Every arm decides the same
-positions of the same responses, prefill and verification included:
+solved; responses of 80 to 105 tokens that ended with EOS are annotated. The model's own final answer counts as the right one,
+so that both verdicts occur; a run with under 10 % of either verdict is refused. Every arm decides the same positions of the
+same responses, prefill and verification included:
 
-    same tokens       every alternative of every position, ours against left-padded generate at its best batch size
-    everything        short-circuit, and ours also stops where the first explicit answer (####, boxed) is complete, which
-                      is exact for the verifier used here (cft.verifiers FirstAnswer); generate has short-circuit too
-    sequential        generate one at a time on 96 seeded continuations, scaled to every alternative
+    same tokens       every alternative of every position, ours compared with left-padded generate at its best batch size
+    everything        short-circuit; ours also stops where the first explicit answer (####, boxed) is complete, which is exact
+                      for the verifier used here (cft.verifiers FirstAnswer); generate uses short-circuit as well
+    sequential        generate one at a time on 96 seeded continuations, extrapolated to every alternative
 
-Ends in one line of JSON.
+The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from experiments.annotation_arms import Arm, Cell, Response, cells, collected, g
 BUDGET = Budget(192)
 MIN_TOKENS, MAX_TOKENS = 80, 105
 BATCH_SIZES = (16, 32, 64, 128)
-TRIAL_STEPS = 48  # tokens a continuation, to find the best batch size
+TRIAL_STEPS = 48  # tokens per continuation in the search for the best batch size
 SEQUENTIAL_FORKS = 96
 MIN_SHARE = 0.1
 K = 2
@@ -57,7 +57,7 @@ console = Console()
 
 
 class Stopwatch:
-    """Time that an engine spends on decoding: forward passes, choices, near ties."""
+    """Measures the time that an engine spends on decoding: forward passes, choices, near ties."""
 
     def __init__(self, engine: SharedPrefixEngine) -> None:
         self.seconds, self.steps = 0.0, 0
@@ -73,9 +73,9 @@ class Stopwatch:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time to decide the same positions, by engine.")
+    parser = argparse.ArgumentParser(description="Time to decide the same positions, per engine.")
     parser.add_argument("--responses", type=int, default=3)
-    parser.add_argument("--gsm8k", default="", help="folder of GSM8K instead of generated problems")
+    parser.add_argument("--gsm8k", default="", help="folder of GSM8K, used instead of generated problems")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_annotate"))
     arguments = parser.parse_args()
     quiet_libraries()
@@ -92,7 +92,7 @@ def main() -> None:
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
     eos = eos_ids(model, tokenizer)
     by_default = forward_seconds(model)
-    keep_freed_memory()  # as the entry points do; all arms run under it
+    keep_freed_memory()  # as the entry points do; applies to all arms
     kept = forward_seconds(model)
     engine = SharedPrefixEngine(model, eos)
     report: dict[str, Any] = {"model": spec.name, "threads": torch.get_num_threads(), **matmul_rates(model)}
@@ -115,7 +115,7 @@ def main() -> None:
         options: dict[str, Any] = {"grader": whole, "budget": BUDGET}
         trial: dict[int, Arm] = {}
         group = sorted(stratified(first, count=BATCH_SIZES[-1]))
-        for size in BATCH_SIZES:  # one batch each, of continuations spread alike over the positions
+        for size in BATCH_SIZES:  # one batch each, with continuations spread evenly over the positions
             tried = stratified(group, count=size)
             trial[size] = generated(model, eos, responses, tried, batch_size=size, max_steps=TRIAL_STEPS, **options)
             describe(f"generate, a batch of {size}", trial[size])
@@ -185,14 +185,14 @@ def main() -> None:
 
 
 def stratified(every: list[Cell], *, count: int) -> list[Cell]:
-    """One cell, by a seeded draw, of each of `count` stretches of equal length: all positions are represented."""
+    """A seeded draw of one cell from each of `count` segments of equal length, so that all positions are represented."""
     edges = np.linspace(0, len(every), count + 1).astype(int).tolist()
     rng = np.random.default_rng(SEED)
     return [every[rng.integers(start, end)] for start, end in pairwise(edges) if end > start]
 
 
 def solved(engine: SharedPrefixEngine, cfg: Any, tokenizer: Any, verifier: Any, *, count: int) -> list[Response]:
-    """Greedy responses of the wanted length that ended by themselves and state an answer, in the order of the data."""
+    """Greedy responses of the required length that ended with EOS and state an answer, in the order of the data."""
     problems, prompt = build(cfg.data).of("train"), build(cfg.prompt)
     found: list[Response] = []
     group = 64
@@ -219,7 +219,7 @@ def solved(engine: SharedPrefixEngine, cfg: Any, tokenizer: Any, verifier: Any, 
 
 
 def matmul_rates(model: PreTrainedModel) -> dict[str, float]:
-    """GFLOP/s of float32 products: torch's own at its best over several shapes, and the packed kernel's at 256 rows."""
+    """GFLOP/s of float32 products: the best of torch's own over several shapes, and the packed kernel's at 256 rows."""
     rates = []
     for rows, inner, columns in ((2048, 2048, 2048), (256, 576, 1536), (256, 1536, 576), (1024, 576, 1536)):
         a, b = torch.randn(rows, inner), torch.randn(inner, columns)
@@ -236,7 +236,7 @@ def matmul_rates(model: PreTrainedModel) -> dict[str, float]:
 
 @torch.inference_mode()
 def forward_seconds(model: PreTrainedModel) -> float:
-    """Of a pass over 1,024 tokens, logits of the last one only; the median of five."""
+    """Median time of five forward passes over 1,024 tokens, with logits of the last token only."""
     ids = torch.arange(1024)[None] % 1000
     seconds = []
     for _ in range(5):
@@ -256,12 +256,12 @@ def best_seconds(product: Any, *, repeats: int = 30) -> float:
 
 
 def multiplied_parameters(model: PreTrainedModel) -> int:
-    """Weights that every decoded token is multiplied with: all linear layers, the head included."""
+    """Number of weights that every decoded token is multiplied with: all linear layers, including the head."""
     return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
 
 
 def agreement(pairs: list[tuple[dict[Cell, Any], dict[Cell, Any]]]) -> float:
-    """Share of the cells both have that are equal."""
+    """Fraction of equal cells among those that both arms have."""
     equal = [a[cell] == b[cell] for a, b in pairs for cell in a.keys() & b.keys()]
     return sum(equal) / len(equal)
 
@@ -274,7 +274,8 @@ def refuse_one_sided(arm: Arm) -> None:
     right = share(arm, Outcome.RIGHT)
     if not MIN_SHARE <= right <= 1 - MIN_SHARE:
         raise SystemExit(
-            f"{right:.0%} of the continuations end right: with under {MIN_SHARE:.0%} of either verdict nothing is shown"
+            f"{right:.0%} of the continuations end right; expected at least {MIN_SHARE:.0%} of either verdict, since otherwise "
+            "the comparison shows nothing"
         )
 
 

@@ -1,15 +1,15 @@
-"""Growth with the response's length, n samples of a prompt, and whether drafting would pay: make bench-engine
+"""Cost by response length, n samples of a prompt, and the expected benefit of drafting (make bench-engine).
 
     python -m experiments.bench_engine [--parts growth sampling drafting] [--out outputs/bench_engine]
 
 SmolLM2-135M-Instruct, float32, CPU. Growth: one rank-2 continuation from every position of a response of R = 50, 100, 200
-and 400 tokens, each decoded up to R tokens (no EOS), so that both arms decode R^2 / 2 tokens: our engine in full,
-left-padded `generate` on 16 continuations spread over the positions, one batch, scaled to R. Sampling: 16 answers to each
-of eight prompts, up to 96 tokens, beside `generate` with num_return_sequences=16 at its best number of prompts a batch.
-Drafting (not part of the engine): where the last two tokens of a continuation occur in the original response too, the
-four that follow there are proposed; the continuations say how many would be accepted, timed steps what a larger batch
-costs. expected_speedup = tokens a step with drafts, over the time of a step with that many more rows. Below 1 it costs.
-Ends in one line of JSON; the figure is growth.png.
+and 400 tokens, each decoded up to R tokens (no EOS), so that both arms decode R^2 / 2 tokens: our engine in full;
+left-padded `generate` on one batch of 16 continuations spread over the positions, scaled to R. Sampling: 16 answers to each
+of eight prompts, up to 96 tokens, compared with `generate` (num_return_sequences=16) at its best number of prompts per batch.
+Drafting (not part of the engine): if the last two tokens of a continuation also occur in the original response, the four
+tokens that follow them there are proposed. Real continuations show how many would be accepted, timed steps what a larger batch
+costs. expected_speedup = tokens per step with drafts, divided by the relative time of a step with that many more rows; below 1
+drafting is slower. The last line of the output is JSON; the figure is growth.png.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ console = Console()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Cost by response length, and of n samples a prompt.")
+    parser = argparse.ArgumentParser(description="Cost by response length, and of n samples per prompt.")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_engine"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def growth_at(model: PreTrainedModel, prompt_ids: np.ndarray, length: int) -> dict[str, float]:
-    """Seconds to decode a continuation from each of `length` positions of the model's own endless text."""
+    """Seconds to decode a continuation from each of `length` positions of the model's own text, decoded without EOS."""
     engine = SharedPrefixEngine(model, ())
     budget = Budget(length)
     start = Fork(TokenSequence(prompt_ids, len(prompt_ids)), len(prompt_ids), None, GREEDY, 0)
@@ -104,7 +104,7 @@ def exponent(seconds: dict[int, float]) -> float:
 
 
 def sampling(model: PreTrainedModel, eos: tuple[int, ...], prompts: list[np.ndarray]) -> dict[str, Any]:
-    """Tokens/s of SAMPLES samples a prompt; ours all at once, generate with 4 and 8 prompts a call."""
+    """Tokens/s of SAMPLES samples per prompt; ours all at once, generate with 4 and 8 prompts per call."""
     engine = SharedPrefixEngine(model, eos)
     sequences = [TokenSequence(ids, len(ids)) for ids in prompts]
     forks = [
@@ -134,7 +134,7 @@ def sampling(model: PreTrainedModel, eos: tuple[int, ...], prompts: list[np.ndar
 
 @torch.inference_mode()
 def sampled_by_generate(model: PreTrainedModel, eos: tuple[int, ...], prompts: list[np.ndarray]) -> int:
-    """Tokens that one call gives, up to each sample's EOS."""
+    """Number of tokens that one call decodes, up to each sample's EOS."""
     torch.manual_seed(0)
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p.tolist() for p in prompts])
@@ -156,7 +156,7 @@ def sampled_by_generate(model: PreTrainedModel, eos: tuple[int, ...], prompts: l
 
 
 def drafting(model: PreTrainedModel, eos: tuple[int, ...], prompts: list[np.ndarray]) -> dict[str, Any]:
-    """What n-gram drafts from the original response would bring, from real continuations and the times of real steps."""
+    """Expected benefit of n-gram drafts from the original response, from real continuations and measured step times."""
     engine = SharedPrefixEngine(model, eos)
     budget = Budget(128)
     steps = drafted = accepted = 0
@@ -187,8 +187,8 @@ def drafting(model: PreTrainedModel, eos: tuple[int, ...], prompts: list[np.ndar
 
 
 def drafted_tokens(original: list[int], tokens: list[int], *, start: int) -> tuple[int, int, int]:
-    """(steps, drafted, accepted) of decoding tokens[start:] with drafts from the first place after `start` in the
-    original where its last two tokens occur."""
+    """(steps, drafted, accepted) when decoding tokens[start:] with drafts from the first position after `start` in the original
+    at which the last two tokens occur."""
     at, steps, drafted, accepted = start, 0, 0, 0
     while at < len(tokens):
         pair = tokens[max(0, at - 2) : at]
@@ -203,7 +203,7 @@ def drafted_tokens(original: list[int], tokens: list[int], *, start: int) -> tup
 
 
 def step_seconds(engine: SharedPrefixEngine, prompt_ids: np.ndarray, rows: int) -> float:
-    """Of one step with so many forks of one prompt."""
+    """Seconds of one decode step with `rows` forks of one prompt."""
     sequence = TokenSequence(prompt_ids, len(prompt_ids))
     wide = SharedPrefixEngine(engine.model, (), max_rows=rows)
     forks = [Fork(sequence, sequence.prompt_len, 100 + i, GREEDY, i) for i in range(rows)]
@@ -219,7 +219,7 @@ def plot(growth: dict[int, dict[str, float]], exponents: dict[str, float], path:
     for arm, name, marker in (("ours", "shared prefix", "o"), ("batched", "left-padded generate", "s")):
         axes.loglog(LENGTHS, [growth[n][arm] for n in LENGTHS], marker=marker, label=f"{name}: R^{exponents[arm]:.2f}")
     axes.set(
-        xlabel="response length R (tokens)", ylabel="seconds per response, one alternative a position", xticks=LENGTHS
+        xlabel="response length R (tokens)", ylabel="seconds per response, one alternative per position", xticks=LENGTHS
     )
     axes.set_xticklabels(map(str, LENGTHS))
     axes.minorticks_off()

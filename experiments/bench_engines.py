@@ -1,15 +1,15 @@
-"""Engines beside each other on the same forks, in one run: python -m experiments.bench_engines
+"""Compares engines on the same forks in one run: python -m experiments.bench_engines
 
     python -m experiments.bench_engines [--engines shared_prefix continuous] [--problems 24] [--rounds 3] [overrides ...]
 
-The first engine solves problems and ranks the tokens of the responses. In each round every engine in turn continues one
-alternative of every position, as an annotation would: the second most probable token in the first round (which warms up and is
-not counted), the third in the next. So no fork comes twice, and a prefix cache knows of it what it knows in an annotation.
+The first engine solves problems and ranks the tokens of the responses. In each round, every engine in turn continues one
+alternative of every position, as in an annotation: the second most probable token in the first round (a warm-up that is not
+counted), the third in the next. So no fork occurs twice, and prefix caches are as effective as in an annotation.
 
-An engine is a name, with settings of its own behind it where need be: --engines shared_prefix "vllm engine.enforce_eager=true".
-Overrides are those of `cft annotate`: model=smollm2 data=..., device=cuda, max_new_tokens=N and so on. Ends in a line of JSON:
-decoded tokens per second of wall and of processor time, other processes that an engine started included (median over rounds),
-continuations equal to the first engine's, processor, device.
+An engine is a name, optionally followed by its settings: --engines shared_prefix "vllm engine.enforce_eager=true".
+Overrides are those of `cft annotate`: model=smollm2 data=..., device=cuda, max_new_tokens=N and so on. The last line of the
+output is JSON: decoded tokens per second of wall time and of CPU time, child processes of an engine included (median over
+rounds), number of continuations equal to the first engine's, processor, device.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ console = Console()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Engines on the same forks.")
+    parser = argparse.ArgumentParser(description="Compares engines on the same forks.")
     parser.add_argument("--engines", nargs="+", default=["shared_prefix", "continuous"])
     parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
@@ -121,7 +121,7 @@ def rates_of(rounds: list[Round], first: list[Round]) -> dict[str, float]:
 
 
 def processor_seconds() -> float:
-    """Of this process and of those that it has started: vLLM decodes in one of its own."""
+    """CPU seconds of this process and its child processes; vLLM decodes in a child process."""
     own = psutil.Process()
     times = [own.cpu_times()]
     for process in own.children(recursive=True):
@@ -133,7 +133,7 @@ def processor_seconds() -> float:
 def counterfactuals(
     engine: Engine, prompts: list[np.ndarray], *, rounds: int, budget: Budget, eos_ids: tuple[int, ...]
 ) -> list[list[Fork]]:
-    """For each round another alternative in the place of each token of each response that came to an end."""
+    """Forks of each round: each token of each response that ended with EOS, replaced by another alternative per round."""
     sequences = [TokenSequence(ids, len(ids)) for ids in prompts]
     solving = [Fork(sequence, sequence.prompt_len, None, GREEDY, i) for i, sequence in enumerate(sequences)]
     whole = [

@@ -1,11 +1,11 @@
-"""What a Ray worker costs beside this process: make bench-fleet
+"""Overhead of a Ray worker compared with computing in this process: make bench-fleet
 
     python -m experiments.bench_fleet [--problems 96] [--unit-size 8] [--rounds 3]
 
-The same units of tiny_arith are annotated by this process and by one worker on a cluster of this machine, in turns, each
-with its model loaded and warmed by a unit of its own before the clock runs. The ratio is of the shortest rounds, so that a
-busy machine distorts it little; below 1 the worker was faster. Starting the cluster and loading in the worker are given
-apart, in seconds. The rows must be the same. Ends in one line of JSON.
+The same units of tiny_arith are annotated in turns by this process and by one worker on a local cluster, each with its model
+loaded and warmed up on a unit before timing starts. The ratio is that of the shortest rounds, so that a busy machine distorts
+it little; below 1 the worker was faster. The times to start the cluster and to load the worker are reported separately, in
+seconds. The rows must be the same. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cft.types import AnnotatedResponse
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One process beside one Ray worker.")
+    parser = argparse.ArgumentParser(description="Compares one process with one Ray worker.")
     parser.add_argument("--problems", type=int, default=96)
     parser.add_argument("--unit-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -54,7 +54,7 @@ def main() -> None:
             before = time.monotonic()
             crews[name] = held.enter_context(fleet.crew(make, device="cpu", expected=dict))
             started[name] = time.monotonic() - before
-            annotated(crews[name], units[:1])  # what is allocated and compiled once
+            annotated(crews[name], units[:1])  # warm-up: one-time allocations and compilation
         for _ in range(arguments.rounds):
             for name, crew in crews.items():
                 before = time.monotonic()
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def annotated(crew: Crew[Problems | StoredRows, Done], units: list[Problems]) -> list[AnnotatedResponse]:
-    """Rows of all units, in their order."""
+    """Rows of all units, in unit order."""
     found: dict[int, list[AnnotatedResponse]] = {}
     for number, done in crew.map(enumerate(units)):
         assert isinstance(done.result, Unit)

@@ -1,19 +1,19 @@
-"""Is it right on a GPU, and how fast? make gpu
+"""Correctness and speed on a GPU: make gpu
 
     python -m experiments.bench_gpu [--sections engine,training] [--out outputs/bench_gpu] [--minutes 25]
-    python -m experiments.bench_gpu --device cpu --tiny      # tries the code, measures nothing
+    python -m experiments.bench_gpu --device cpu --tiny      # only tests the code, measures nothing
 
     correctness   tests/test_cuda.py
-    attention     error of fork attention in bfloat16 beside SDPA's, by the size of scores, and its time
-    engine        a random 7B in bfloat16: ms, launches and busy fraction of a decode step; forks end to end; float32
-    training      random 1.5B and 7B: tokens/s, MFU, peak memory beside the estimate, by layout and checkpointing
+    attention     error of fork attention in bfloat16 compared with SDPA's, by the size of scores, and its time
+    engine        a random 7B in bfloat16: ms, launches and busy fraction of a decode step; forks from start to end; float32
+    training      random 1.5B and 7B: tokens/s, MFU, peak memory compared with the estimate, by layout and checkpointing
     annotate      annotate.py on the device, the CPU, in bfloat16, under TF32: equal tables, changed alternatives, flips
-    train         train.py in both precisions beside the CPU's losses; killed and resumed
-    fsdp          train.py trainer=fsdp in a world of one: saved, resumed, exported
-    continuous    the same forks as `engine` by transformers' continuous batching
+    train         train.py in both precisions compared with the CPU's losses; killed and resumed
+    fsdp          train.py trainer=fsdp with world size 1: saved, resumed, exported
+    continuous    the same forks as `engine` with transformers' continuous batching
 
-Every section is a process of its own with a limit; one that fails leaves what it had measured, and the next one starts.
-After each, gpu.json and gpu.md in the folder hold all that is known.
+Every section is a separate process with a time limit; if one fails, its measurements so far are kept and the next one starts.
+After each section, all results so far are written to gpu.json and gpu.md in the output folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch
 
 from experiments.gpu.record import Record, child_environment, machine, tail
 
-# (module, most minutes): in the order of what would be missed most.
+# (module, maximum minutes), most important first.
 SECTIONS: dict[str, tuple[str, float]] = {
     "correctness": ("stages", 5.0),
     "attention": ("attention", 2.0),
@@ -44,23 +44,23 @@ SECTIONS: dict[str, tuple[str, float]] = {
     "fsdp": ("stages", 3.0),
     "continuous": ("decoding", 5.0),
 }
-END_S = 10.0  # for the page and for a process that is told to stop
+END_S = 10.0  # reserved for writing the page and for stopping a process
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Correctness and speed on a GPU.")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="some of " + ",".join(SECTIONS))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_gpu"))
-    parser.add_argument("--minutes", type=float, default=25.0, help="limit of the whole")
+    parser.add_argument("--minutes", type=float, default=25.0, help="total time limit")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--tiny", action="store_true", help="small sizes, which try the code alone")
-    parser.add_argument("--only", default="", help=argparse.SUPPRESS)  # a section in this process, for `seconds`
+    parser.add_argument("--tiny", action="store_true", help="small sizes, which only test the code")
+    parser.add_argument("--only", default="", help=argparse.SUPPRESS)  # runs one section in this process, for `seconds`
     parser.add_argument("--seconds", type=float, default=0.0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.sections.split(",") if name not in SECTIONS]:
         parser.error(f"--sections: {unknown[0]} is none of {', '.join(SECTIONS)}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no CUDA device; --device cpu --tiny tries the code without one")
+        parser.error("torch sees no CUDA device; --device cpu --tiny tests the code without one")
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.only:
         one_section(arguments)
@@ -84,8 +84,8 @@ def all_sections(arguments: argparse.Namespace) -> None:
     status: dict[str, dict[str, Any]] = {}
     names = arguments.sections.split(",")
     for i, name in enumerate(names):
-        own = 60 * SECTIONS[name][1] * (10 if arguments.tiny else 1)  # trying the code may take a busy machine long
-        # Those to come keep their share of what is left, so that one that hangs does not take it.
+        own = 60 * SECTIONS[name][1] * (10 if arguments.tiny else 1)  # slow if a busy machine only tests the code
+        # Later sections keep their share of the remaining time, so that a section that hangs does not use it.
         share = SECTIONS[name][1] / sum(SECTIONS[other][1] for other in names[i:])
         limit = min(own, share * (ends - time.monotonic() - END_S))
         if limit < 15:
@@ -101,7 +101,7 @@ def all_sections(arguments: argparse.Namespace) -> None:
 
 
 def section(arguments: argparse.Namespace, name: str, *, limit: float) -> str:
-    """How the process of one section ended."""
+    """Run one section in a process; returns how it ended."""
     file, log = arguments.out / f"{name}.json", arguments.out / f"{name}.log"
     file.unlink(missing_ok=True)
     options = ["--out", arguments.out, "--device", arguments.device, *(["--tiny"] if arguments.tiny else [])]
@@ -113,7 +113,7 @@ def section(arguments: argparse.Namespace, name: str, *, limit: float) -> str:
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the trainings that it started, too: they would hold the device
+            os.killpg(process.pid, signal.SIGKILL)  # including its child processes, which would occupy the device
             process.wait()
             return "stopped at its limit"
         except KeyboardInterrupt:
@@ -125,7 +125,7 @@ def section(arguments: argparse.Namespace, name: str, *, limit: float) -> str:
 
 
 def write(folder: Path, status: dict[str, dict[str, Any]], *, seconds: float) -> None:
-    """gpu.json and gpu.md, of all that is known so far."""
+    """Write gpu.json and gpu.md with all results so far."""
     found = {name: dict(entry) for name, entry in status.items()}
     for name, entry in found.items():
         file = folder / f"{name}.json"
@@ -156,9 +156,9 @@ def page(everything: dict[str, Any]) -> str:
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """A row a measurement; measurements of the same values share a table."""
+    """One row per measurement; measurements with the same columns share a table."""
     lines: list[str] = []
-    columns: tuple[str, ...] = ()  # of the table that is open
+    columns: tuple[str, ...] = ()  # of the current table
     for name, value in found.items():
         if not isinstance(value, dict):
             lines += [*([""] if lines else []), f"{name}: {json.dumps(value)}", ""]

@@ -1,19 +1,19 @@
-"""How fast does training on few tokens run beside TRL's SFTTrainer? make bench-train
+"""Speed of training on few tokens, compared with TRL's SFTTrainer: make bench-train
 
     python -m experiments.bench_train [--gsm8k FOLDER] [--out outputs/bench_train] [--quick]
 
-SmolLM2-135M, float32, CPU; GSM8K's problems and solutions; optimizer steps of 16 rows; AdamW, clipping, the optimizer step
-included. Every arm runs in a process of its own, all under one environment, and a step's time is the median of steps 4
-to 8. TRL takes its best of both losses and micro-batches of 1, 2, 4 and 8 rows, found on two steps each, and ours
-of 4 and 8; lengths are grouped, checkpointing is off, labels are -100 where the mask is not.
+SmolLM2-135M, float32, CPU; GSM8K's problems and solutions; optimizer steps of 16 rows; AdamW, with clipping and optimizer step
+included. Every arm runs in a separate process in the same environment; the time of a step is the median of steps 4 to 8. TRL
+uses the best of both losses and of micro-batches of 1, 2, 4 and 8 rows, found on two steps each; ours uses the best of 4 and 8
+rows. Rows are grouped by length, checkpointing is off, and labels are -100 outside the mask.
 
     sparse               loss on 12 % of the response tokens, by a seeded draw
     full                 loss on all response tokens
     default environment  TRL without the allocator settings that train.py makes on a CPU
 
 Memory is the peak of the process minus weights, gradients and optimizer state, at TRL's best micro-batch for both.
-matmul_share is over the rate of torch's own float32 product, matmul_share_of_packed over the fastest one known here.
-The memory of the loss part by tokens a step goes to loss_memory.png. Ends in one line of JSON.
+matmul_share is relative to the rate of torch's own float32 product, matmul_share_of_packed to the fastest known here.
+The memory of the loss part by tokens per step is plotted in loss_memory.png. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ OURS_MICRO = (4, 8)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Optimizer steps a second, beside TRL.")
+    parser = argparse.ArgumentParser(description="Optimizer steps per second, compared with TRL.")
     parser.add_argument("--gsm8k", type=Path, default=data_folder() / "gsm8k")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_train"))
-    parser.add_argument("--quick", action="store_true", help="one micro-batch size of TRL instead of a search")
+    parser.add_argument("--quick", action="store_true", help="one micro-batch size for TRL instead of a search")
     arguments = parser.parse_args()
     began = time.perf_counter()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 class Bench:
-    """Runs arms one after the other, each in a fresh process."""
+    """Runs arms one after the other, each in a new process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -157,7 +157,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def step_flops(arithmetic: Arithmetic, rows: list[BenchRow], *, mask: str) -> list[float]:
-    """Of each optimizer step: nothing for padding or for what comes after a row's last token with loss."""
+    """Operations of each optimizer step, without padding and without tokens after a row's last token with loss."""
     found = []
     for start in range(0, len(rows), ROWS_PER_STEP):
         weighted = [np.flatnonzero(row.weight(mask)) for row in rows[start : start + ROWS_PER_STEP]]
@@ -166,7 +166,7 @@ def step_flops(arithmetic: Arithmetic, rows: list[BenchRow], *, mask: str) -> li
 
 
 def rates_of(model: PreTrainedModel) -> dict[str, float]:
-    """GFLOP/s of float32 products: torch's own, oneDNN's on a weight as it lies (what training uses) and on a packed one."""
+    """GFLOP/s of float32 products: torch's own, oneDNN's on an unpacked weight (used in training) and on a packed weight."""
     rates = matmul_rates(model)
     x, weight = torch.randn(1024, 576), torch.randn(1536, 576)
     rates["onednn_matmul_gflops"] = 2 * x.numel() * len(weight) / best_seconds(lambda: product(x, weight)) / 1e9
@@ -176,7 +176,7 @@ def rates_of(model: PreTrainedModel) -> dict[str, float]:
 def loss_difference(
     arms: dict[str, ArmResult], *, names: tuple[tuple[str, str], ...], steps: int | None = None
 ) -> float:
-    """The largest relative one over the steps that both arms did."""
+    """The largest relative difference of losses over the steps that both arms ran."""
     pairs = [pair for a, b in names for pair in list(zip(arms[a].losses, arms[b].losses, strict=False))[:steps]]
     return max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
 
@@ -198,7 +198,7 @@ def report(
     compared = (("ours", "trl"), ("ours_full", "trl_full"))
     same = "ours_same_micro" if "ours_same_micro" in arms else "ours"
     line = {
-        # dft is another objective of the same cost; where it came out faster, TRL is credited with its time.
+        # dft is another objective with the same cost; if it was faster, TRL is credited with its time.
         "speedup_vs_trl": seconds["trl"] / seconds["ours"] / max(1.0, facts["trl_dft_speedup"]),
         "speedup_vs_trl_full_mask": seconds["trl_full"] / seconds["ours_full"],
         "speedup_vs_trl_default_environment": seconds["trl_default_environment"] / seconds["ours"],

@@ -1,7 +1,7 @@
-"""One arm of the training benchmark, in a process of its own: python -m experiments.bench_train_arm ARM.json ROWS.npz OUT.json
+"""One arm of the training benchmark, in a separate process: python -m experiments.bench_train_arm ARM.json ROWS.npz OUT.json
 
 Both trainers get the same rows in the same steps, AdamW with the same settings, clipping at norm 1 and a constant learning
-rate. A step's time is that between two ends of optimizer steps.
+rate. The time of a step is measured between the ends of two optimizer steps.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ LEARNING_RATE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class ArmSpec:
-    """trainer: ours | trl. mask: sparse | full. micro: rows of a micro-batch. loss: of TRL. allocator: freed memory is
-    kept. overrides: of train.py's configuration."""
+    """An arm.
+
+    trainer: ours | trl. mask: sparse | full. micro: rows per micro-batch. loss: TRL's loss. allocator: whether freed memory is
+    kept. overrides: of train.py's configuration.
+    """
 
     trainer: str
     mask: str
@@ -41,7 +44,7 @@ class ArmSpec:
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """seconds, losses: of each step. peak_mb: of the process. state_mb: weights, gradients and optimizer state."""
+    """Results of an arm. seconds, losses: per step. peak_mb: of the process. state_mb: weights, gradients, optimizer state."""
 
     seconds: list[float]
     losses: list[float]
@@ -51,7 +54,7 @@ class ArmResult:
 
 
 class Clock:
-    """Call it at the end of each optimizer step."""
+    """Records step times; call it at the end of each optimizer step."""
 
     def __init__(self) -> None:
         self.ends = [time.perf_counter()]
@@ -77,7 +80,7 @@ def run(spec: ArmSpec, rows: list[BenchRow]) -> ArmResult:
 
 
 def ours(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tuple[float, list[float], Any]:
-    """The module, the data order and the trainer of train.py."""
+    """Run the module, the data order and the trainer of train.py."""
     import lightning.pytorch as pl
     from hydra import compose, initialize_config_dir
 
@@ -169,7 +172,7 @@ def trl(spec: ArmSpec, rows: list[BenchRow], clock: Callable[[], None]) -> tuple
         lr_scheduler_type="constant",
         loss_type=spec.loss,
         gradient_checkpointing=False,
-        train_sampling_strategy="sequential",  # the rows of a step are sorted by length already
+        train_sampling_strategy="sequential",  # the rows of a step are already sorted by length
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         use_cpu=True,

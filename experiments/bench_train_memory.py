@@ -1,8 +1,8 @@
-"""Peak memory of the loss part by tokens a step: python -m experiments.bench_train_memory OUT.json
+"""Peak memory of the loss part by tokens per step: python -m experiments.bench_train_memory OUT.json
 
-From the hidden states of a step of 2k, 8k and 32k tokens to their gradient and the head's, on SmolLM2's head (576 x 49,152),
-with loss on 12 % of the tokens and on all of them, beside the naive loss that projects every position at once. Each point is
-the rise of the process's peak resident memory, which Linux lets a process reset.
+From the hidden states of a step of 2k, 8k and 32k tokens to their gradient and the head's, with SmolLM2's head (576 x 49,152),
+with loss on 12 % of the tokens and on all of them, compared with the naive loss that projects every position at once. Each
+point is the rise of the process's peak resident memory, which Linux lets a process reset.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MB = 2**20
 
 
 def measured() -> dict[str, dict[int, float]]:
-    """MB by kind and tokens."""
+    """Peak memory in MB by kind and tokens."""
     return {kind: {n: peak_mb(kind, n) for n in TOKENS if n <= LARGEST[kind]} for kind in LARGEST}
 
 
@@ -63,7 +63,7 @@ def ours(head: nn.Module, hidden_TD: torch.Tensor, target_T: torch.Tensor, eligi
 
 
 def reset_peak() -> int:
-    """Bytes that are resident now."""
+    """Current resident memory in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 
@@ -89,7 +89,7 @@ def plot(found: dict[str, dict[int, float]], path: Path) -> None:
     axes = figure.subplots()
     for kind, points in found.items():
         axes.plot([*map(int, points)], [*points.values()], "o-", label=labels[kind])
-    axes.set(xscale="log", yscale="log", xlabel="tokens a step", ylabel="peak memory of the loss part (MB)")
+    axes.set(xscale="log", yscale="log", xlabel="tokens per step", ylabel="peak memory of the loss part (MB)")
     axes.set_xticks(TOKENS, [f"{n // 1024}k" for n in TOKENS])
     axes.minorticks_off()
     axes.legend()

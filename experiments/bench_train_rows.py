@@ -1,6 +1,6 @@
-"""Rows of the training benchmark: GSM8K's problems and solutions as SmolLM2 reads them, with seeded masks.
+"""Rows of the training benchmark: GSM8K's problems and solutions, tokenized for SmolLM2, with seeded masks.
 
-Rows of one optimizer step are together, the longest first, so that an arm that takes them in order has its lengths grouped.
+Rows of one optimizer step are adjacent, longest first, so that an arm that takes them in order has its lengths grouped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ MAX_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """ids: [L]. prompt_len: its leading part. sparse: [L] bool, DENSITY of the response tokens, at least one."""
+    """A row. ids: [L]. prompt_len: leading tokens that are the prompt. sparse: [L] bool, a fraction DENSITY of the response
+    tokens, at least one."""
 
     ids: NDArray[np.int64]
     prompt_len: int
@@ -40,7 +41,7 @@ class BenchRow:
 
 
 def make_rows(tokenizer: Any, *, folder: Path, steps: int, rows_per_step: int, seed: int = 0) -> list[BenchRow]:
-    """folder: with GSM8K's train.jsonl."""
+    """Read the rows. folder: contains GSM8K's train.jsonl."""
     rng = np.random.default_rng(seed)
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     made: list[BenchRow] = []

@@ -1,12 +1,12 @@
-"""python -m experiments.bench_verify [--data DIR] [--hostile 3000] [--seed 0] [--workers 2]
+"""Speed and correctness of verifiers: python -m experiments.bench_verify [--data DIR] [--hostile 3000] [--seed 0] [--workers 2]
 
-1. Answers a second through the pool of verifier processes, one worker, on easy answers: those that plain Python decides
-   (numbers, units, fractions, lists, words), as most answers of a benchmark are. Beside the wall clock is the
-   worker's own processor time, which other programs on the machine do not stretch.
-2. --data: the benchmarks' rows in a folder (`data.dir`). Gold answers in every style (all should be right), changed ones
-   (none should be), equal forms (all should be), beside what math-verify alone says on the same boxed answers.
-3. --hostile: so many answers that choke whoever computes them, under a deadline of 3 s of processor time: how many are
-   called right, how many the deadline ends. -> outputs/bench_verify/result.json
+1. Answers per second through the pool of verifier processes, one worker, on easy answers: those that plain Python decides
+   (numbers, units, fractions, lists, words), as most answers of a benchmark are. Besides wall time, the worker's own CPU time
+   is reported, which other programs on the machine do not affect.
+2. --data: the benchmarks' rows in a folder (`data.dir`). Gold answers in every style (all should be right), changed answers
+   (none should be), equivalent forms (all should be), compared with math-verify alone on the same boxed answers.
+3. --hostile: number of answers that make evaluation explode, under a deadline of 3 s of CPU time: how many are graded as right,
+   and how many end at the deadline. -> outputs/bench_verify/result.json
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from experiments.verify_samples import BOXED, STYLES, MathVerify, changed, equal
 
 OUT = Path("outputs/bench_verify")
 NUM_ITEMS = 4000
-PATIENCE_S = 20.0  # on the samples, where nothing is hostile; a busy machine is slow
+PATIENCE_S = 20.0  # deadline for the samples, none of which are hostile; long, since a busy machine is slow
 
 Item = tuple[str, str]
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def on_samples(data: Path, *, rows: int, workers: int) -> dict[str, Any]:
-    """Verdicts on all sample rows: each row is (kind, verifier, response, gold answer, what it should be)."""
+    """Verdicts on all sample rows: each row is (kind, verifier, response, gold answer, expected verdict)."""
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = checked(compose("evaluate", overrides=["benchmark=cft11", f"data.dir={data}"]), "evaluate")
     chosen = build(cfg.verifier)
@@ -134,7 +134,7 @@ def _graded(verifier: Verifier, items: list[tuple[str, Item]], workers: int) -> 
 
 
 def on_hostile(count: int, *, seed: int, workers: int) -> dict[str, Any]:
-    """How hostile answers end under the deadline of the configs."""
+    """Results on hostile answers with the deadline of the configs."""
     items = hostile(count, seed=seed)
     started = time.monotonic()
     with VerifierPool(Math(fallback_last_number=True, lists="unknown"), workers=workers, timeout_s=3.0) as pool:
@@ -154,7 +154,7 @@ def on_hostile(count: int, *, seed: int, workers: int) -> dict[str, Any]:
 
 
 def measured(verifier: Verifier, items: list[Item]) -> dict[str, object]:
-    """Rates of one worker, its start left out."""
+    """Rates of one worker, without its start-up time."""
     with VerifierPool(verifier, workers=1, timeout_s=10.0) as pool:
         pool.verify_all(items[:8])
         (pid,) = pool.worker_pids()
@@ -177,7 +177,7 @@ def _numbers() -> list[Item]:
 
 
 def _formulas() -> list[Item]:
-    """Right and wrong answers in the forms that MATH's gold answers take; none of them needs algebra."""
+    """Right and wrong answers in the forms of MATH's gold answers; none of them needs algebra."""
     forms = [
         lambda i: (f"{i}", f"{i + i % 2}"),
         lambda i: (f"\\dfrac{{{i}}}{{7}}", f"\\frac{{{i}}}7"),

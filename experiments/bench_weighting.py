@@ -1,8 +1,9 @@
-"""What a weighting costs: python -m experiments.bench_weighting
+"""Cost of weightings: python -m experiments.bench_weighting
 
-Forward and backward of one micro-batch on SmolLM2-135M, float32, for plain fine-tuning and for every weighting that needs
-target log-probs only (of the policy, or stored ones of a reference). The arms take turns within one run, so that a noisy
-machine slows them alike; each figure is the median of the ratios to the plain step of the same turn. Ends in one JSON line.
+Forward and backward pass of one micro-batch on SmolLM2-135M, float32, for plain fine-tuning and for every weighting that needs
+only target log-probs (of the policy, or stored ones of a reference). The arms take turns within one run, so that a noisy
+machine slows all of them alike; each figure is the median ratio to the plain step of the same turn. The last line of the output
+is JSON.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> None:
     for turn in range(TURNS + 1):
         for name, objective in objectives.items():
             taken = step(SelectiveLM(model, objective), batch)
-            if turn > 0:  # the first turn warms up
+            if turn > 0:  # the first turn is a warm-up
                 seconds[name].append(taken)
     ratios = {
         name: float(np.median(np.array(taken) / np.array(seconds["plain"])))
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def weightings() -> list[Entry]:
-    """Weightings that need no score of their own."""
+    """Weightings that need no stored score."""
     return [e for e in entries() if e.group == "weighting" and e.option != "uniform" and not e.before and not e.missing]
 
 

@@ -1,4 +1,4 @@
-"""How large the code is and how it is cut: what a stranger has to take in. Printed as a table.
+"""Prints a table of figures about the size and structure of the code.
 
 python -m experiments.code_figures [another checkout ...]
 """
@@ -52,7 +52,7 @@ def takes_raw_config(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Size and shape of the code.")
+    parser = argparse.ArgumentParser(description="Size and structure of the code.")
     parser.add_argument("checkout", type=Path, nargs="*", default=[Path(__file__).resolve().parent.parent])
     columns = [figures(root) for root in parser.parse_args().checkout]
     for name in columns[0]:

@@ -1,18 +1,18 @@
-"""Every method under one protocol on tiny_arith: python -m experiments.compare_methods
+"""All methods under one protocol on tiny_arith: python -m experiments.compare_methods
 
-The same 500 rows, 3 epochs and problems for all. Per method the learning rate is searched over one grid with one seed, by
-greedy accuracy on validation problems; then three other seeds train at the best rate and are tested. The methods are the
-files of conf/experiment with their own weightings, losses and masks, and what else the groups offer; batch, epochs, schedule
-and learning rates of the papers give way to the common budget. Rho-1 and Token Cleaning get a reference model that was
-trained on the whole annotation, which is the teacher of distillation and Target-SFT too, SHAD one that was trained on
-shuffled pairs; both are made first. Left out: `critical_graded`, which needs a complete annotation, and `projected`, which
-needs one by another model.
+All methods use the same 500 rows, 3 epochs and problems. For each method the learning rate is searched over one grid with one
+seed, by greedy accuracy on validation problems; then three other seeds train at the best rate and are tested. The methods are
+those of conf/experiment with their own weightings, losses and masks, and the remaining options of these groups; the common
+budget replaces batch size, epochs, schedule and learning rates of the papers. Rho-1 and Token Cleaning get a reference model
+that was trained on the whole annotation, which is also the teacher of distillation and Target-SFT; SHAD gets one that was
+trained on shuffled pairs. Both are trained first. Not included: `critical_graded`, which needs a complete annotation, and
+`projected`, which needs one by another model.
 
-Started again, the command does what is missing (`experiments/trainings.py`).
-`--only NAME ...` restricts it to some methods, `--workers N` trains N at a time, `--table` only prints. It ends with a
-table (mean over seeds and problems, intervals over both; the difference from SFT is paired by problem and seed, its p-value
-corrected for all rows by Holm's procedure) in methods.md and methods.json of the folder. A training that ends with an error,
-a diverged one for instance, counts as the worst of its grid.
+If started again, the command runs only what is missing (`experiments/trainings.py`).
+`--only NAME ...` restricts it to some methods, `--workers N` runs N trainings at a time, `--table` only prints. The results are
+a table (mean over seeds and problems, intervals over both; the difference from SFT is paired by problem and seed, its p-value
+corrected over all rows by Holm's procedure) in methods.md and methods.json in the output folder. A training that ends with an
+error, for example because it diverged, counts as the worst of its grid.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ BUDGET = (
 )
 TESTED = 400
 BASELINE = "sft"
-# What no file of conf/experiment is about, and what makes an experiment run here.
+# Methods without a file in conf/experiment, and overrides that experiments need here.
 MASKS = ("random_like_critical", "complement", "entropy", "attention", "tfidf", "answer_span")
 TEACHER = (f"reference.model.path={OUT}/reference/export",)
 FURTHER = {"distillation": TEACHER, "target_sft": TEACHER}
-OF_ROLLOUTS = ("cdpo", "discriminative", "discriminative_mean", "dpo")  # compare right and wrong responses: other rows
+# These compare right and wrong responses, so they need other rows.
+OF_ROLLOUTS = ("cdpo", "discriminative", "discriminative_mean", "dpo")
 COMPOSED = {
     "cft+dft": ("mask=critical", "weighting=probability"),
     "thresholded": ("mask=all", "weighting=thresholded"),
@@ -66,7 +67,7 @@ FIT_ONLY = ("callbacks=best_loss", "validation.problems=0", "evaluation.problems
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that some methods need, and the score that its log-probs are stored as."""
+    """A model that some methods need, and the name of the score with its log-probs."""
 
     score: str
     overrides: tuple[str, ...]
@@ -85,7 +86,7 @@ SCORES = ("attention_received", "attention_to_prompt")
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """overrides: what makes it differ from plain fine-tuning."""
+    """A method. overrides: its differences from plain fine-tuning."""
 
     name: str
     overrides: tuple[str, ...]
@@ -106,7 +107,7 @@ class Method:
 
 
 def methods(only: Sequence[str]) -> list[Method]:
-    """SFT first, then by name."""
+    """The methods to run: SFT first, then by name."""
     files = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
     found = {
         name: (f"experiment={name}", *FURTHER.get(name, ()))
@@ -125,7 +126,7 @@ def methods(only: Sequence[str]) -> list[Method]:
 
 
 def prepare() -> None:
-    """The reference models and every stored score; what is there already is left alone."""
+    """Make the reference models and stored scores that do not exist yet."""
     for model in MODELS:
         if not (model.folder / "results.json").is_file():
             shutil.rmtree(model.folder, ignore_errors=True)
@@ -141,7 +142,7 @@ def _command(*arguments: str) -> None:
 
 
 def table(chosen: Sequence[Method]) -> list[dict[str, Any]]:
-    """One record a method with all its final runs, best first."""
+    """One record per method with all its final runs, best first."""
     finished: dict[str, list[dict[str, Any]]] = {}
     for method in filter(_searched, chosen):
         runs = [method.final(method.best_rate(), seed).results for seed in SEEDS]
@@ -182,7 +183,7 @@ def _searched(method: Method) -> bool:
 
 
 def _correct(runs: Sequence[dict[str, Any]]) -> np.ndarray:
-    """[seeds, problems] 0 or 1; refused where the problems differ."""
+    """[seeds, problems] 0 or 1; the runs must have the same problems."""
     ids = {tuple(run["per_problem"]["id"]) for run in runs}
     assert len(ids) == 1, "the runs were tested on different problems"
     return np.array([run["per_problem"]["correct"] for run in runs], dtype=np.float64)
@@ -207,7 +208,7 @@ def _signed(interval: Interval) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="e.g. dft cft mask=entropy")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods, e.g. dft cft mask=entropy")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
     parser.add_argument("--table", action="store_true", help="only print what is finished")
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
 """Critical Token Fine-tuning from start to end on the model that ships with the package: `make demo`.
 
-    1. annotate   new problems are solved live and every token of the right solutions is put to the test
-    2. train      SFT, CFT and a random mask of the same density, 3 seeds each, on the shipped annotation
-    3. evaluate   every model on the same unseen test problems, beside the untrained one
-    4. report     table, figure, colored transcripts: outputs/demo/report.html
+1. annotate   new problems are solved, and every token of the right solutions is tested
+2. train      SFT, CFT and a random mask of the same density, 3 seeds each, on the shipped annotation
+3. evaluate   every model on the same unseen test problems, compared with the untrained model
+4. report     table, figure, colored transcripts: outputs/demo/report.html
 
-Every step is one of the commands that a user would type; they are printed as they run. Two processes share the nine
-trainings, so that two cores are busy.
+Every step is one of the commands that a user would type; they are printed as they run. The nine trainings run in two
+processes, to use two cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OUT = Path("outputs/demo")
 ARMS = ("sft", "cft", "random")
 SEEDS = (0, 1, 2)
 BUDGET = ("validation.problems=60", "evaluation.problems=200", "evaluation.num_samples=4")
-# Two processes, nine jobs of about the same length: 5 + 4.
+# Nine jobs of about the same duration in two processes: 5 + 4.
 SHARES = (
     ((("sft", "cft"), (0, 1)),),
     ((("random",), (0, 1, 2)), (("sft", "cft"), (2,))),
@@ -73,7 +73,7 @@ def step(title: str) -> None:
 
 
 def run(*arguments: str) -> None:
-    """One command in the foreground; the demo ends with its exit status if it fails."""
+    """Run one command in the foreground; if it fails, the demo ends with its exit status."""
     console.print(f"$ python {shlex.join(arguments)}", style="dim", markup=False, highlight=False)
     done = subprocess.run([sys.executable, *arguments])
     if done.returncode:
@@ -81,7 +81,7 @@ def run(*arguments: str) -> None:
 
 
 def train_all() -> None:
-    """All trainings, two processes at a time; their output goes to log files, a bar counts finished runs."""
+    """Run all trainings in two processes; their output goes to log files, and a progress bar counts finished runs."""
     (OUT / "runs").mkdir(parents=True)
     with ThreadPoolExecutor(len(SHARES)) as pool, progress("Training", total=len(ARMS) * len(SEEDS)) as bar:
         workers = [pool.submit(train_share, number, share) for number, share in enumerate(SHARES)]

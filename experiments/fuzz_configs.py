@@ -1,11 +1,11 @@
-"""Random wrong configurations, really started: does each end as a configuration error before anything is trained?
+"""Starts stages with random wrong configurations: does each end with a configuration error before anything is trained?
 
     python -m experiments.fuzz_configs --count 200 --seed 0
 
-A case is a stage's command line with tiny limits and one or two errors: a value of a wrong type, an empty or extreme one, a
-deleted, misspelt or further key, a misspelt option. It runs as `cft <stage>` would, in a process forked from one that
-has the libraries loaded, in a folder of its own. Some errors are none (a seed of 0); such a case may run to its end.
-Bad are a traceback, another exit status than 0, 2 or 75, and an error after training began.
+A case is the command line of a stage with tiny limits and one or two errors: a value of a wrong type, an empty or extreme
+value, a deleted, misspelled or additional key, a misspelled option. It runs as `cft <stage>` would, in a process forked from
+one that has imported the libraries, in a folder of its own. Some errors are valid values (a seed of 0); such a case may run to
+its end. Failures are a traceback, an exit status other than 0, 2 or 75, and an error after training has started.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Ended:
 
 
 def draw(rng: random.Random) -> tuple[str, list[str]]:
-    """A stage and the arguments of a command line with one or two errors."""
+    """Draw a stage and the arguments of a command line with one or two errors."""
     stage: str = rng.choices(list(LIMITS), weights=(3, 1, 1))[0]
     options = []
     if rng.random() < 0.5:
@@ -76,7 +76,7 @@ def draw(rng: random.Random) -> tuple[str, list[str]]:
 
 
 def start(stage: str, arguments: list[str], *, timeout_s: float = TIMEOUT_S) -> Ended:
-    """Run a case in a process forked from this one, and say how it ended."""
+    """Run a case in a process forked from this one; returns how it ended."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     out = folder / "out.txt"
     child = os.fork()
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout-s", type=float, default=TIMEOUT_S, help="a case that still runs is cut off")
+    parser.add_argument("--timeout-s", type=float, default=TIMEOUT_S, help="a case that still runs is stopped")
     chosen = parser.parse_args()
     preload()
     rng, kinds, started = random.Random(chosen.seed), Counter[str](), time.monotonic()
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def preload() -> None:
-    """What every case would import, imported once; no thread must run when a process is forked."""
+    """Import once what every case needs; no thread may be running when a process is forked."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import cft.stages.annotate
@@ -127,7 +127,7 @@ def _error(rng: random.Random, tree: dict, leaves: list[str], stage: str) -> str
         return f"{key[:at]}{key[at + 1 :]}=1"
     if kind == "extra":
         return f"+{key.rpartition('.')[0] or 'extra'}.{rng.choice(('foo', 'seed', 'name', 'lr'))}={rng.choice(WRONG)}"
-    if kind == "parameter":  # of a constructor that no yaml sets
+    if kind == "parameter":  # a constructor argument that no yaml sets
         nodes = [name for name, node in tree.items() if isinstance(node, dict) and "_target_" in node]
         group = rng.choice([n for n in ("optimizer", "trainer") if n in nodes] or nodes)
         taken = signature(resolve(tree[group]["_target_"]))
@@ -169,7 +169,7 @@ def _in_child(stage: str, arguments: list[str], folder: Path, out: Path) -> None
 
 
 def _wait(child: int, timeout_s: float) -> int | None:
-    """The exit status, None where the child was cut off."""
+    """The exit status, None if the child was stopped at the timeout."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)

@@ -1,19 +1,19 @@
-"""Do tokens that matter to nobody alone matter together?   python -m experiments.interdependence
+"""Do two tokens that are not critical individually matter together?   python -m experiments.interdependence
 
 Critical tokens are found by replacing one token at a time. Here two non-critical tokens of a response, at s < t, are
 replaced at once, each by its own rank-2 alternative a:
 
-    joint      y_1 .. y_{s-1}  a_s  y_{s+1} .. y_{t-1}  a_t  and on greedily
-    kept       y_1 .. y_{s-1}  a_s  y_{s+1} .. y_{t-1}  y_t  and on greedily: what keeping the original's words does by itself
-    single     a_s alone or a_t alone, all after it decoded greedily: the annotation's own outcomes
+    joint      y_1 .. y_{s-1}  a_s  y_{s+1} .. y_{t-1}  a_t  then greedy
+    kept       y_1 .. y_{s-1}  a_s  y_{s+1} .. y_{t-1}  y_t  then greedy: the effect of keeping the original's tokens alone
+    single     a_s alone or a_t alone, followed by greedy decoding: the annotation's own outcomes
 
 Pairs are drawn uniformly from each response's pairs of non-critical tokens (not critical: some alternative ends right; the
-end of the response excluded, and alternatives that would end it at s). `harmless` pairs are those where both single
-replacements end right, so that whatever goes wrong comes of the pair: joint minus kept is the part of the second token.
-A cut-off continuation counts as wrong, as in the mask. Beside two tokens at once is `either_single_wrong`, the fraction of
-pairs of which one or both end wrong alone; `single_wrong` is a fraction of tokens. Intervals are 95 %, bootstrap over
-responses, with one more response at each end of the range as in `cft/evaluation/intervals.py`: none wrong of 29 is not never.
-Last line: JSON.
+end of the response is excluded, and so are alternatives that would end it at s). `harmless` pairs are those in which both
+single replacements end right, so that errors come from the pair: joint minus kept is the effect of the second token.
+A cut-off continuation counts as wrong, as in the mask. `either_single_wrong` is the fraction of pairs of which one or both
+replacements end wrong alone, for comparison; `single_wrong` is a fraction of tokens. Intervals are 95 %, bootstrap over
+responses, with one additional response at each end of the range as in `cft/evaluation/intervals.py`, so that none wrong of 29
+does not give an interval of zero width. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Pair:
 def pairs_of(
     row: AnnotatedResponse, number: int, *, count: int, eos: frozenset[int], rng: np.random.Generator
 ) -> list[Pair]:
-    """At most `count` different pairs of non-critical tokens."""
+    """Draw at most `count` different pairs of non-critical tokens."""
     free = [int(t) for t in np.flatnonzero(Critical()(row) == 0) if int(row.response_ids[t]) not in eos]
     every = [(s, t) for s in free for t in free if s < t and int(row.alt_ids[s, 0]) not in eos]
     chosen = rng.choice(len(every), size=min(count, len(every)), replace=False) if every else []
@@ -64,7 +64,7 @@ def pairs_of(
 
 
 def forks_of(row: AnnotatedResponse, pairs: Sequence[Pair]) -> list[Fork]:
-    """Both forks of each pair, from a sequence that holds the first replacement and the original's words after it."""
+    """Both forks of each pair, from a sequence with the first replacement followed by the original's tokens."""
     prompt, sequences = len(row.prompt_ids), {}
     forks = []
     for pair in pairs:
@@ -95,8 +95,8 @@ def replace_pairs(
 
 
 def share(wrong: NDArray[np.float64], rows: NDArray[np.int_], *, difference: bool = False, seed: int = 0) -> Interval:
-    """Mean over pairs with a bootstrap over responses, whose pairs stay together. difference: values from -1 to 1, which
-    get one more response only in a direction that none of them shows."""
+    """Mean over pairs with a bootstrap over responses, whose pairs stay together. difference: values are from -1 to 1; an
+    additional response is added only in a direction that does not occur."""
     _, index = np.unique(rows, return_inverse=True)
     sums, counts = np.bincount(index, weights=wrong), np.bincount(index)
     rng = np.random.default_rng(seed)
@@ -111,7 +111,7 @@ def share(wrong: NDArray[np.float64], rows: NDArray[np.int_], *, difference: boo
 def summary(
     rows: Sequence[AnnotatedResponse], pairs: Sequence[Pair], wrong: dict[tuple[Pair, Kind], bool]
 ) -> dict[str, Any]:
-    """Shares with intervals: of all pairs, and of harmless ones also by distance."""
+    """Fractions with intervals: of all pairs, and of harmless ones also by distance."""
     numbers = np.array([pair.row for pair in pairs])
     alone = np.array([[rows[p.row].alt_outcome[at, 0] in WRONG for at in (p.s, p.t)] for p in pairs], dtype=float)
     joint = np.array([wrong[pair, "joint"] for pair in pairs], dtype=float)
@@ -146,7 +146,7 @@ def summary(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--annotation", default="tiny_arith", help="name or folder; its model is loaded")
-    parser.add_argument("--annotations-dir", default="outputs/annotations", help="where names are looked for")
+    parser.add_argument("--annotations-dir", default="outputs/annotations", help="folder of annotations by name")
     parser.add_argument("--responses", type=int, default=600, help="drawn at random")
     parser.add_argument("--pairs", type=int, default=5, help="of each response")
     parser.add_argument("--seed", type=int, default=0)
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def _parts(manifest: dict[str, Any]) -> tuple[Engine, Grader, frozenset[int]]:
-    """The engine, the grader and the EOS ids that made the annotation; other weights are refused."""
+    """The engine, the grader and the EOS ids of the annotation; the weights must be the same."""
     from cft.config.build import build
     from cft.engines.shared_prefix import SharedPrefixEngine
     from cft.models.load import eos_ids, load_causal_lm, load_tokenizer, weights_hash
@@ -178,7 +178,7 @@ def _parts(manifest: dict[str, Any]) -> tuple[Engine, Grader, frozenset[int]]:
     spec, verifier = build(manifest["config"]["model"]), build(manifest["config"]["verifier"])
     tokenizer, model = load_tokenizer(spec), load_causal_lm(spec)
     if weights_hash(model) != manifest["fingerprint"]["model"]["weights"]:
-        raise SystemExit(f"model {spec.path}: other weights than those that made the annotation")
+        raise SystemExit(f"model {spec.path}: its weights are not those that made the annotation")
     grader = Grader(tokenizer, lambda items: [verifier(text, answer) for text, answer in items])
     ends = eos_ids(model, tokenizer)
     return SharedPrefixEngine(model, ends), grader, frozenset(ends)

@@ -1,8 +1,8 @@
-"""Which learning rate is best for each arm, by its score on validation data: python -m experiments.learning_rates FOLDER
+"""Best learning rate of each arm by its validation score: python -m experiments.learning_rates FOLDER
 
-Reads results.json of every run below the folders (a multirun over optimizer.lr, evaluation.problems=0 suffices), prints
-the mean over seeds of the best epoch's validation score, and the best rate of each arm: the lowest loss or the highest
-of any other metric. Test problems play no part. A seed that other rates have and this one lacks counts as the worst score.
+Reads results.json of every run below the folders (a multirun over optimizer.lr; evaluation.problems=0 suffices) and prints the
+mean over seeds of the best epoch's validation score, and the best rate of each arm: the lowest loss, or the highest value of
+any other metric. Test problems are not used. A seed that is missing at one rate but not at others counts as the worst score.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Make `tiny_arith`, the 0.8M-parameter model that ships with the package.
+"""Train `tiny_arith`, the 0.8M-parameter model that ships with the package.
 
     OMP_NUM_THREADS=1 python experiments/make_tiny_arith.py [folder]       # default: cft/assets/tiny_arith
 
-A 4-layer Llama learns generated problems (`cft/data/word_problems.py`, training split only, another seed than the data sets)
-from random weights, with the loss on the solution. It is under-trained on purpose: stopped after `--problems`, when it
-has the format and most of the arithmetic but is right only part of the time, so that its own verified solutions still
-have something to teach. The last lines printed are its accuracies on test problems. Fixed seed; other hardware or
-another number of threads rounds differently, so the weights, though not the picture, change with the machine.
+A 4-layer Llama is trained from random weights on generated problems (`cft/data/word_problems.py`, training split only, another
+seed than the data sets), with the loss on the solution. It is under-trained on purpose: training stops after `--problems`, when
+it has learned the format and most of the arithmetic but is right only part of the time, so that its own verified solutions can
+still improve it. The last lines printed are its accuracies on test problems. The seed is fixed; rounding differs with hardware
+and number of threads, so the weights differ between machines, but results are similar.
 
 The shipped model (12,000 problems, 0.9M tokens, about 100 s on one free core), on 500 test problems: 0.522 greedy,
-0.316 sampled at temperature 1, pass@4 0.614. 14,000 problems gave 0.600, and left fine-tuning less to improve. What
-fine-tuning makes of it is in docs/experiments.
+0.316 sampled at temperature 1, pass@4 0.614. 14,000 problems gave 0.600, which leaves less room for fine-tuning. Results of
+fine-tuning are in docs/experiments.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from cft.types import Problem
 
 SEED = 20_251_010
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
-# A token keeps the space before it, so that decoding is plain concatenation: exact, and stable for every prefix.
+# A token includes the space before it, so that decoding is concatenation: exact, and stable for every prefix.
 PIECES = r"\n####| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s"
 CHAT_TEMPLATE = (
     "<bos>{% for message in messages %}{{ message['content'] }}"
@@ -45,7 +45,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level: every word of the generator, digits with and without a space before them."""
+    """Word-level tokenizer: every word of the generator, digits with and without a space before them."""
     pieces = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
     words = {"\n", " ", *"0123456789", *(f" {digit}" for digit in range(10))}
     for split in ("train", "validation", "test"):
@@ -70,7 +70,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: Any) -> Any:
-    """tokenizer: of `make_tokenizer`, whose ids of one token transformers types as those of any number."""
+    """The model with random weights. tokenizer: from `make_tokenizer`."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -90,13 +90,13 @@ def make_model(tokenizer: Any) -> Any:
 
 
 def worked(count: int) -> Iterator[tuple[str, str]]:
-    """(question, solution) pairs of the training split."""
+    """Question and solution pairs of the training split."""
     for _, problem in itertools.islice(arithmetic.problems(seed=SEED, split="train"), count):
         yield problem.question, problem.solution
 
 
 def encode(pairs: Iterator[tuple[str, str]], *, tokenizer: PreTrainedTokenizerFast) -> list[tuple[list[int], int]]:
-    """(ids, prompt length) of every pair."""
+    """Ids and prompt length of every pair."""
     rows = []
     for question, solution in pairs:
         prompt = prompt_ids(question, tokenizer=tokenizer)
@@ -124,7 +124,7 @@ def response_loss(model: LlamaForCausalLM, rows: list[tuple[list[int], int]]) ->
 
 
 def train(model: LlamaForCausalLM, rows: list[tuple[list[int], int]], *, lr: float, batch_size: int) -> None:
-    """One pass over the rows in their order, short warm-up, then cosine to a tenth."""
+    """Train for one pass over the rows in order, with a short warm-up, then a cosine schedule to a tenth of the rate."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     steps = math.ceil(len(rows) / batch_size)
     started = time.perf_counter()

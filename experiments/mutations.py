@@ -1,10 +1,10 @@
-"""Do the tests bite? Typical defects are planted one at a time in a copy of the project, and a named test must fail.
+"""Mutation tests: typical defects are planted one at a time in a copy of the project, and a named test must fail.
 
-python -m experiments.mutations            (minutes; exit status 1 if a defect goes unnoticed; list in experiments/mutants/)
-python -m experiments.mutations --only grader --jobs 1
+    python -m experiments.mutations            (minutes; exit status 1 if a defect goes unnoticed; list in experiments/mutants/)
+    python -m experiments.mutations --only grader --jobs 1
 
-First every named test runs on the untouched copy, where it must pass. Processes are forked from one that has imported the
-libraries, so that a run costs the test alone; each job has a copy of its own.
+First every named test runs on the unchanged copy, where it must pass. Processes are forked from one that has imported the
+libraries, so that a run costs only the test itself; each job has its own copy.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from experiments.mutants import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("cft", "conf", "experiments", "tests", "pyproject.toml")
 LIBRARIES = ("torch", "transformers", "lightning.pytorch", "datasets", "hydra", "scipy.stats", "hypothesis", "tests")
-LIMIT_S = 120  # a test that takes longer has not noticed anything
+LIMIT_S = 120  # a test that takes longer counts as not having noticed the defect
 PASSED, FAILED, OTHERWISE = 0, 1, 3
 
 
 class MutantError(Exception):
-    """A mutant whose place is gone or no longer unique; the message names it."""
+    """A mutant whose code no longer exists or is no longer unique; the message names it."""
 
 
 def mutated(mutant: Mutant, source: str) -> str:
-    """`source`, the text of the mutant's module, with the defect in it. Found by syntax, so that neither lines that move nor
-    another formatting matter.
+    """Insert the defect into `source`, the text of the mutant's module. The code is found by its syntax tree, so that moved
+    lines and formatting do not matter.
 
     Raises:
-        MutantError: the function, or `old` within it, is not there, or `old` is there more than once.
+        MutantError: The function, or `old` within it, does not exist, or `old` occurs more than once.
     """
     module, _, name = mutant.place.partition(":")
     scope: Any = ast.parse(source)
@@ -78,7 +78,7 @@ _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _same(found: Any, wanted: Any) -> bool:
-    """The same syntax, wherever it occurs."""
+    """Whether two syntax trees are equal, regardless of their positions."""
     if isinstance(found, list):
         return len(found) == len(wanted) and all(map(_same, found, wanted))
     if not isinstance(found, ast.AST):
@@ -88,7 +88,7 @@ def _same(found: Any, wanted: Any) -> bool:
 
 
 def _runs(scope: ast.AST, length: int) -> Iterator[list[Any]]:
-    """Every `length` statements that follow one another in a block of `scope`."""
+    """All sequences of `length` consecutive statements in a block of `scope`."""
     for node in ast.walk(scope):
         for block in (getattr(node, field, None) for field in ("body", "orelse", "finalbody")):
             if isinstance(block, list):
@@ -101,7 +101,7 @@ def module_path(mutant: Mutant) -> str:
 
 @dataclass(slots=True)
 class Watched:
-    """A pytest plugin: what became of the test itself, beside what may have gone wrong around it."""
+    """A pytest plugin that records the result of the test itself, separate from errors in its setup."""
 
     passed: int = 0
     failed: int = 0
@@ -113,7 +113,7 @@ class Watched:
 
 
 def forked(test: str, copy: Path) -> int:
-    """Start a process that runs one test in `copy`; its id. It ends with PASSED, FAILED or OTHERWISE."""
+    """Start a process that runs one test in `copy`; returns its id. It exits with PASSED, FAILED or OTHERWISE."""
     child = os.fork()
     if child:
         return child
@@ -122,7 +122,7 @@ def forked(test: str, copy: Path) -> int:
         os.dup2(output.fileno(), 2)
     status = OTHERWISE
     try:
-        os.setsid()  # what it starts ends with it
+        os.setsid()  # so that its child processes end with it
         os.chdir(copy)
         os.environ["PYTHONPATH"] = str(copy)
         sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(ROOT), str(copy)))]
@@ -150,14 +150,14 @@ def forked(test: str, copy: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A test to run in a copy: on the untouched source, or with a mutant in it."""
+    """A test to run in a copy: on the unchanged source, or with a mutant in it."""
 
     test: str
     mutant: Mutant | None = None
 
 
 def run_all(tasks: Sequence[Task], copies: Sequence[Path], *, done: Callable[[Task, int, float, str], None]) -> None:
-    """So many at a time as there are copies. done(task, status, seconds, output)."""
+    """Run all tasks, one per copy at a time. done: called with (task, status, seconds, output)."""
     waiting, free = list(reversed(tasks)), list(copies)
     running: dict[int, tuple[Task, Path, float]] = {}
     while waiting or running:
@@ -184,7 +184,8 @@ def run_all(tasks: Sequence[Task], copies: Sequence[Path], *, done: Callable[[Ta
 
 
 def copy_to(folder: Path) -> Path:
-    """What the tests need, its byte code checked by content: a mutant may be as long and as young as what it replaces."""
+    """Copy what the tests need. Byte code is validated by content, since a mutant may have the same size and time as the
+    original."""
     for name in COPIED:
         if (ROOT / name).is_dir():
             ignored = shutil.ignore_patterns("__pycache__", "outputs", "results")
@@ -196,7 +197,7 @@ def copy_to(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Plants typical defects one at a time; a named test must notice each.")
+    parser = argparse.ArgumentParser(description="Plants typical defects one at a time; a named test must detect each.")
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose name, place or test holds the text")
     parser.add_argument("--jobs", type=int, default=2, help="tests at a time (2)")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
 """Executes docs/guides/notebook.ipynb and writes its outputs into it:   make notebook
 
-The page of the documentation shows the notebook as it is (docs/hooks.py), so what it shows has happened. The hash of its code
-is kept in its metadata: a changed cell that was not executed again is noticed by a test.
+The documentation shows the notebook as stored (docs/hooks.py), so that its outputs are real. The hash of its code is kept in
+its metadata, so that a test detects a changed cell that was not executed again.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ _PROGRESS = re.compile(r"\| +\d+ s, about \S+ s left")
 
 
 def code_hash(notebook: dict[str, Any]) -> str:
-    """Of its cells of code."""
+    """SHA-256 of the notebook's code cells."""
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     return hashlib.sha256("\n\x1f".join(cells).encode()).hexdigest()
 
 
 def executed(notebook: dict[str, Any], *, folder: Path) -> dict[str, Any]:
-    """The notebook with the outputs of a kernel that ran it in `folder`. Raises CellExecutionError."""
-    import nbformat  # pyright: ignore[reportMissingImports] - of the extra `notebook`
+    """Execute the notebook in `folder`; returns it with outputs. Raises CellExecutionError."""
+    import nbformat  # pyright: ignore[reportMissingImports] - from the extra `notebook`
     from nbclient import NotebookClient  # pyright: ignore[reportMissingImports]
 
-    made = nbformat.reads(json.dumps(notebook), as_version=4)  # which joins the lines of a cell
+    made = nbformat.reads(json.dumps(notebook), as_version=4)  # joins the lines of a cell
     client = NotebookClient(
         made, timeout=TIMEOUT_S, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
     found = json.loads(nbformat.writes(made))
     for cell in found["cells"]:
-        cell.get("metadata", {}).pop("execution", None)  # clock times
+        cell.get("metadata", {}).pop("execution", None)  # wall-clock times
         if cell["cell_type"] == "code":
             cell["outputs"] = [output for output in cell["outputs"] if _clean(output, folder=folder)]
     found["metadata"] = {
@@ -50,7 +50,7 @@ def executed(notebook: dict[str, Any], *, folder: Path) -> dict[str, Any]:
 
 
 def _clean(output: dict[str, Any], *, folder: Path) -> bool:
-    """Without the place where it ran, colors of a terminal and lines of progress. Returns whether anything is left."""
+    """Remove paths of the machine, terminal colors and progress lines from an output. Returns whether anything is left."""
 
     def text(value: Any) -> Any:
         if isinstance(value, list):
@@ -62,7 +62,7 @@ def _clean(output: dict[str, Any], *, folder: Path) -> bool:
         lines = "".join(text(output["text"])).splitlines(keepends=True)
         output["text"] = [line for line in lines if not _PROGRESS.search(line)]
         return output["name"] == "stdout" and any(line.strip() for line in output["text"])
-    if output["output_type"] == "display_data":  # what the console prints for people, in color
+    if output["output_type"] == "display_data":  # colored console output
         output["data"] = {kind: value for kind, value in output["data"].items() if kind == "text/plain"}
     for kind in output.get("data", {}):
         output["data"][kind] = text(output["data"][kind])

@@ -1,11 +1,11 @@
-"""Are the curves of `cft rl` those of TRL run by hand? Reward and entropy of both, step by step, with the same seed.
+"""Compares the curves of `cft rl` with those of TRL used directly: reward and entropy, step by step, with the same seed.
 
     python -m experiments.rl_by_hand [--steps 200] [--seed 0] [--out outputs/rl_by_hand]
 
-By hand means: TRL's documentation followed, with no line of `cft/rl`. The model from its folder, prompts as text of the
-tokenizer's chat template, AdamW as `GRPOConfig` makes it, and a reward function of three lines around the same verifier.
-Both run one after the other; ends in one line of JSON: the largest difference of each curve, the median seconds of a step and
-the processor seconds in all of both.
+"By hand" means: following TRL's documentation, without any code of `cft/rl`. The model from its folder, prompts as text of the
+tokenizer's chat template, AdamW as `GRPOConfig` creates it, and a reward function of three lines around the same verifier.
+Both run one after the other. The last line of the output is JSON: the largest difference of each curve, the median seconds of a
+step and the total CPU seconds of both.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from cft.stages.rl import rl
 from cft.types import Decision
 from cft.verifiers import Numeric
 
-CURVES = {"reward": "train/reward", "entropy": "train/entropy"}  # TRL's name, ours
+CURVES = {"reward": "train/reward", "entropy": "train/entropy"}  # TRL's name -> name in metrics.csv
 SECONDS = {"step_time": "perf/step_seconds"}
 LR = 1e-5
 
 
 def by_hand(*, steps: int, seed: int, folder: Path) -> list[dict[str, float]]:
-    """What TRL logs at each step."""
+    """Train with TRL directly; returns its logs of each step."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] - an extra
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] - an optional dependency
 
     path = locate("package:tiny_arith")
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -84,7 +84,7 @@ def by_hand(*, steps: int, seed: int, folder: Path) -> list[dict[str, float]]:
 
 
 def by_command(*, steps: int, seed: int, folder: Path) -> list[dict[str, float]]:
-    """metrics.csv of `cft rl`."""
+    """Train with `cft rl`; returns its metrics.csv."""
     words = [f"steps={steps}", f"seed={seed}", f"optimizer.lr={LR}", "evaluation.problems=0", "device=cpu"]
     rl(*composed("rl", words, folder=folder))
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as handle:

@@ -1,16 +1,16 @@
-"""Is a model that was fine-tuned on critical tokens a better start for RL? `python -m experiments.rl_starts`
+"""Compares starting points of RL, such as a model fine-tuned on critical tokens: `python -m experiments.rl_starts`
 
 Starts: the untrained `tiny_arith`, SFT, CFT, a random mask of CFT's density and DFT, on the same 1,000 rows of the shipped
-annotation with the rates of `experiments.study`. From each the same GRPO (`cft rl`, 200 steps of 8 x 8):
+annotation with the learning rates of `experiments.study`. From each start the same GRPO (`cft rl`, 200 steps of 8 x 8):
 
-    rates   each start with a seed of its own, 60 steps at each rate of one grid; the rate of all is the one with the better
-            mean over starts of pass@1 on validation problems. For one start the values differ by less than their noise, and
-            60 steps favor the higher rate
-    runs    seed by seed, so that what is finished can be compared: train the start with that seed, test it, 200 steps, and
-            test after 100 and 200 (200 test problems, 100 of them after 100 steps; a greedy response and 8 samples)
+    rates   each start with a separate seed, 60 steps at each rate of one grid; the common rate is the one with the better mean
+            over starts of pass@1 on validation problems. For a single start the values differ by less than their noise, and 60
+            steps favor the higher rate
+    runs    seed by seed, so that finished results can be compared: train the start with that seed, test it, run 200 steps, and
+            test after 100 and 200 (200 test problems, 100 of them after 100 steps; one greedy response and 8 samples)
 
-Every run is skipped where its results are, so that the command resumes where it was interrupted; `--seeds N` limits the seeds.
-`python -m experiments.rl_starts_report` writes what is finished. One process, one thread; needs the extra `rl`.
+Finished runs are skipped, so that the command resumes after an interruption; `--seeds N` limits the seeds.
+`python -m experiments.rl_starts_report` reports the finished runs. One process, one thread; needs the extra `rl`.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ STARTS: dict[str, tuple[str, ...]] = {
 TRAINED = ("experiment=tiny_arith_budget", "validation.problems=60", "evaluation.problems=0", "probe.every_n_steps=0")
 SEARCH_SEED = 100
 SEEDS = (0, 1, 2, 3, 4)
-RATES = (1e-5, 3e-5)  # 1e-4 took a third of the accuracy within four steps
+RATES = (1e-5, 3e-5)  # with 1e-4, accuracy fell by a third within four steps
 SEARCH_STEPS, STEPS = 60, 200
 MIDDLE = STEPS // 2
 TESTED = 200
 TEST = (f"limit={TESTED}", "num_samples=8")
-TEST_BETWEEN = ("limit=100", "num_samples=8")  # the first of these problems
+TEST_BETWEEN = ("limit=100", "num_samples=8")  # the first 100 test problems
 WARM_UP = "schedule.warmup_fraction=0.05"
 VALIDATION = ("split=validation", "limit=200", "num_samples=4")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One start and one seed, of the start's training and of RL."""
+    """One start and one seed, used for the start's training and for RL."""
 
     start: str
     seed: int
@@ -58,12 +58,12 @@ class Case:
         return OUT / f"{self.start}-seed{self.seed}"
 
     def checkpoint(self) -> tuple[str, ...]:
-        """Overrides that name the start; it is trained where it is not there yet."""
+        """Overrides that select the start; trains it if it does not exist yet."""
         if self.start == "base":
             return ()
         folder = self.folder / "start"
         if RunResults.find(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)  # of a training that was cut off
+            shutil.rmtree(folder, ignore_errors=True)  # from an interrupted training
             cft.api.train(*STARTS[self.start], *TRAINED, f"seed={self.seed}", *at(folder))
         return (f"checkpoint={folder}",)
 
@@ -84,8 +84,8 @@ class Case:
         return self.folder / f"rl-lr{rate:g}"
 
     def tested(self, step: int, rate: float) -> Path:
-        """Where the test after that step is."""
-        if step == 0:  # the base model is the same, whatever the seed
+        """Folder of the test after that step."""
+        if step == 0:  # the base model is the same for all seeds
             return OUT / "base-step0" if self.start == "base" else self.folder / "step0"
         return self.rl(rate) if step == STEPS else self.folder / f"step{step}-lr{rate:g}"
 
@@ -108,12 +108,12 @@ class Case:
 
 
 def searched(rate: float) -> dict[str, RunResults]:
-    """By start."""
+    """Validation results at a rate, by start."""
     return {start: Case(start, SEARCH_SEED).search(rate) for start in STARTS}
 
 
 def best_rate() -> float:
-    """By the mean over starts of pass@1 on validation problems; of equal ones the lower."""
+    """The rate with the highest mean over starts of pass@1 on validation problems; if equal, the lower rate."""
     found = {
         rate: fmean(results.metrics["eval/pass_at_1"]["value"] for results in searched(rate).values()) for rate in RATES
     }
@@ -132,7 +132,7 @@ def evaluated(folder: Path, *words: str) -> RunResults:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help=f"so many of {SEEDS}")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help=f"number of seeds, of {SEEDS}")
     arguments = parser.parse_args()
     rate = best_rate()
     console.print(f"Rate: {rate:g}", markup=False)

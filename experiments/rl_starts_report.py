@@ -1,4 +1,4 @@
-"""What `experiments.rl_starts` found: table, CSV and figure of what is finished.
+"""Reports the finished runs of `experiments.rl_starts`: table, CSV and figure.
 
     experiments/results/rl_starts.csv   value of each start, rate, step and metric with its 95 % interval, minus SFT (Holm)
     docs/images/rl_starts.png           accuracy, pass@8, training reward and entropy over steps
@@ -53,15 +53,15 @@ COLUMNS: Sequence[str] = (
     "p",
     "p_holm",
 )
-ROWS_TRAINED_ON = 1000  # of the annotation: data.max_rows of experiment=tiny_arith_budget
+ROWS_TRAINED_ON = 1000  # rows of the annotation: data.max_rows of experiment=tiny_arith_budget
 
 
 def report() -> None:
-    """Raises SystemExit where a start has no seed that is finished."""
+    """Write the report. Raises SystemExit if a start has no finished seed."""
     chosen = best_rate()
     done = {rate: {start: seeds_of(start, rate) for start in STARTS} for rate in RATES}
     if not all(done[chosen].values()):
-        raise SystemExit(f"not every start has a seed that is finished yet: {done[chosen]}")
+        raise SystemExit(f"not every start has a finished seed yet: {done[chosen]}")
     records = [record for rate in RATES for record in (*validated(rate), *tested(done[rate], rate))]
     records += trained(done[chosen], chosen)
     with CSV.open("w", newline="", encoding="utf-8") as handle:
@@ -85,7 +85,7 @@ def validated(rate: float) -> list[dict[str, Any]]:
 
 
 def tested(seeds: Mapping[str, Sequence[int]], rate: float) -> list[dict[str, Any]]:
-    """Of the starts that have any. A start is compared with SFT on the seeds that both have."""
+    """Test results of the starts with finished seeds. A start is compared with SFT on the seeds that both have."""
     found = []
     for metric, step in product(TESTS, (0, MIDDLE, STEPS)):
         rows: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ def trained(seeds: Mapping[str, Sequence[int]], rate: float) -> list[dict[str, A
 
 
 def curve(folder: Path, metric: str) -> list[float]:
-    """Of each step."""
+    """Values of a metric by step."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as handle:
         return [float(row[metric]) for row in csv.DictReader(handle) if row.get(metric)]
 
@@ -148,7 +148,7 @@ def budget(seeds: Mapping[str, Sequence[int]], rate: float) -> str:
 
 
 def rates(records: Sequence[dict[str, Any]]) -> str:
-    """Validation after the search."""
+    """Table of validation results of the rate search."""
     found = {(r["start"], r["lr"]): r["value"] for r in records if r["metric"] == VALIDATION}
     lines = [
         f"| validation pass@1 | {' | '.join(f'{rate:g}' for rate in RATES)} |",
@@ -160,7 +160,7 @@ def rates(records: Sequence[dict[str, Any]]) -> str:
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """After the last step and before the first."""
+    """Table of test results before the first step and after the last."""
     rows = {(r["start"], r["step"], r["metric"]): r for r in records}
     lines = ["| start | seeds | after | " + " | ".join(TESTS.values()) + " |", "|---|---|---|" + "---|" * len(TESTS)]
     for start, step in product(STARTS, (0, MIDDLE, STEPS)):
@@ -194,7 +194,7 @@ def figure(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _line(axes: Axes, rows: Sequence[dict[str, Any]], i: int, *, beside: bool) -> None:
-    """beside: points with bars, a little apart; else a band."""
+    """Plot one start. beside: points with error bars, slightly shifted; otherwise a band."""
     value, low, high = (np.array([row[name] for row in rows]) for name in ("value", "low", "high"))
     step = np.array([row["step"] for row in rows], dtype=np.float64)
     style: dict[str, Any] = {"color": COLORS[i], "label": NAMES[rows[0]["start"]], "linewidth": 1.6}

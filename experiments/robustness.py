@@ -1,10 +1,10 @@
-"""Accuracy and macro F1 of evaluations whose answers are one of a few options, such as pipeline=tcd's.
+"""Accuracy and macro F1 of evaluations whose answers are options from a small set, such as pipeline=tcd's.
 
     cft pipeline pipeline=tcd
     python -m experiments.robustness outputs/pipeline/tcd
 
-Prints a row for each evaluation, with 95 % intervals, percentiles of a bootstrap over problems. An answer is what the verifier
-takes for it; of a response without one it is none of the options.
+Prints one row per evaluation, with 95 % intervals, percentiles of a bootstrap over problems. The answer of a response is that
+extracted by the verifier; a response without an answer counts as none of the options.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ RESAMPLES = 2000
 
 
 class NoEvaluations(UserError, ValueError):
-    """No evaluation lies below the folders that were named."""
+    """The given folders contain no evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Of one evaluation."""
+    """Results of one evaluation."""
 
     name: str
     problems: int
@@ -42,7 +42,7 @@ class Point:
 
 
 def points(folders: Sequence[Path]) -> list[Point]:
-    """In the order in which they were made."""
+    """Results of all evaluations in the folders, oldest first."""
     files = [path for folder in folders for path in folder.rglob("samples.parquet")]
     if not files:
         raise NoEvaluations(
@@ -55,7 +55,7 @@ def _point(path: Path) -> Point:
     greedy = [one for one in pq.read_table(path).to_pylist() if one["sample"] < 0]
     right = np.array([one["outcome"] == Outcome.RIGHT for one in greedy], dtype=float)
     gold = np.array([one["answer"] for one in greedy])
-    # What is right counts as the gold answer, however it is written.
+    # A right response counts as the gold answer, in any spelling.
     said = np.array([one["answer"] if one["outcome"] == Outcome.RIGHT else one["extracted"] for one in greedy])
     said = np.where((right == 0) & (said == gold), "", said)
     draws = np.random.default_rng(0).integers(0, len(greedy), (RESAMPLES, len(greedy)))
@@ -75,7 +75,7 @@ def _interval(value: float, draws: Sequence[float] | np.ndarray) -> Interval:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="of evaluations, such as a pipeline's")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of evaluations, such as that of a pipeline")
     table = Table("evaluation", "problems", "accuracy", "macro F1")
     for point in points(parser.parse_args().folders):
         shown = (

@@ -1,20 +1,20 @@
-"""Do the 95 % intervals of the tables cover 95 times in 100?   python -m experiments.simulate_coverage
+"""Measures the coverage of the 95 % intervals of the tables by simulation:   python -m experiments.simulate_coverage
 
-Draws tables of seeds x problems from a known truth, 0/1 values as of greedy accuracy, and asks how often the interval
-holds it. A value is Bernoulli with logit  problem + seed (+ seed x problem), the seeds' part from none to larger than any
-seen in fine-tuning; the truth is the mean over all seeds and problems, by quadrature. Intervals:
+Draws tables of seeds x problems from a known truth, 0/1 values as of greedy accuracy, and counts how often the interval
+contains it. A value is Bernoulli with logit  problem + seed (+ seed x problem), where the effect of seeds ranges from none to
+larger than any seen in fine-tuning; the truth is the mean over all seeds and problems, by quadrature. Intervals:
 
-    shipped     cft.evaluation.intervals.two_way_bootstrap, paired_two_way_bootstrap: what the report uses
-    percentile  seeds and problems resampled alike, the usual two-way bootstrap
-    problems    seeds averaged, problems resampled: speaks of these seeds alone
+    shipped     cft.evaluation.intervals.two_way_bootstrap, paired_two_way_bootstrap: used by the report
+    percentile  seeds and problems both resampled, the usual two-way bootstrap
+    problems    seeds averaged, problems resampled: valid only for the given seeds
 
-`single` is one arm's accuracy, `paired` the difference of two arms that share problems and not their seeds' effects. An
-accuracy of 0.03 is a small model's on a hard set; by symmetry it covers 0.97 too. With one seed the interval speaks
-of that seed alone, so seeds have no effect there.
+`single` is the accuracy of one arm, `paired` the difference of two arms that share problems but not seed effects. An
+accuracy of 0.03 is that of a small model on a hard set; by symmetry it also covers 0.97. With one seed the interval applies
+only to that seed, so seeds have no effect there.
 
-Last come seeds whose effects are skewed, which the goal is not for: `exponential`, and `collapse`, where one seed in five
-ends 1.2 logits below the others. Three or five seeds as a rule show nothing of a tail that is rare; these cells say how
-far off that is. Prints a table and writes outputs/simulate_coverage.json; the last line is JSON.
+The last rows have skewed seed effects, which the intervals are not designed for: `exponential`, and `collapse`, where one seed
+in five ends 1.2 logits below the others. Three or five seeds usually show nothing of a rare tail; these cells show the size of
+the error. Prints a table and writes outputs/simulate_coverage.json; the last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from cft.files import write_json
 Table = NDArray[np.float64]
 SEEDS = (3, 5)
 PROBLEMS = (100, 500)
-SPREADS = (0.0, 0.05, 0.1, 0.2, 0.5)  # of the seeds' logits; 0.2 moves an accuracy of one half by 4 points or so
+SPREADS = (0.0, 0.05, 0.1, 0.2, 0.5)  # of the seeds' logits; 0.2 changes an accuracy of 0.5 by about 4 points
 DIFFICULTY, INTERACTION, MEAN, GAIN = 1.5, 0.5, 0.3, 0.2
 RARE = -4.545  # the logit at which accuracy is 0.03
 RARE_SPREADS = (0.0, 0.2, 0.5)
@@ -54,7 +54,8 @@ GOAL = 0.93
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """mean: logit of the accuracy. effects: how the seeds' logits are distributed, with standard deviation `spread`."""
+    """A simulated setting. mean: logit of the accuracy. effects: distribution of the seeds' logits. spread: their standard
+    deviation."""
 
     design: str
     seeds: int
@@ -69,7 +70,7 @@ def rate(logit: Table) -> Table:
 
 
 def truth(mean: float, spread: float, effects: str) -> float:
-    """Mean of the rate over problems, seeds and their interaction: a normal logit, by Gauss-Hermite quadrature."""
+    """True accuracy: the mean over problems, seeds and their interaction, a normal logit, by Gauss-Hermite quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     by_seed, chances = nodes, weights / weights.sum()
     if effects == "exponential":
@@ -83,7 +84,7 @@ def truth(mean: float, spread: float, effects: str) -> float:
 
 
 def seed_effects(seeds: int, effects: str, rng: np.random.Generator) -> Table:
-    """Mean 0, standard deviation 1: [S, 1]."""
+    """Draw seed effects [S, 1] with mean 0 and standard deviation 1."""
     if effects == "exponential":
         return rng.exponential(size=(seeds, 1)) - 1
     if effects == "collapse":
@@ -99,7 +100,7 @@ def draw(problem_P: Table, *, cell: Cell, gain: float, rng: np.random.Generator)
 
 
 def cells() -> list[Cell]:
-    """Those that the goal is for."""
+    """The settings in which 95 % coverage is the goal."""
     usual = [Cell(*choice) for choice in product(("single", "paired"), SEEDS, PROBLEMS, SPREADS)]
     rare = [Cell(*choice, mean=RARE) for choice in product(("single", "paired"), SEEDS, PROBLEMS, RARE_SPREADS)]
     one = [
@@ -130,7 +131,7 @@ def over_problems(values_SP: Table, *, seed: int) -> Interval:
 
 
 def measure(cell: Cell, *, trials: int, methods: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """method -> coverage and mean width relative to that of the true standard error."""
+    """By method: coverage, and mean width relative to that of the true standard error."""
     rng = np.random.default_rng([cell.seeds, cell.problems, round(100 * cell.spread)])
     expected = truth(cell.mean, cell.spread, cell.effects)
     if cell.design == "paired":
@@ -168,7 +169,7 @@ def measure(cell: Cell, *, trials: int, methods: tuple[str, ...]) -> dict[str, d
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--trials", type=int, default=1000, help="tables a cell; 1,000 have a standard error of 0.7 points"
+        "--trials", type=int, default=1000, help="tables per cell; 1,000 have a standard error of 0.7 points"
     )
     parser.add_argument("--usual-trials", type=int, default=300, help="the same for the two usual intervals")
     parser.add_argument("--out", type=Path, default=Path("outputs/simulate_coverage.json"))

@@ -1,9 +1,9 @@
-"""Memory and hours of 1.5B, 7B and 70B on 80 GB cards, by arithmetic: python -m experiments.sizes
+"""Memory and hours of 1.5B, 7B and 70B models on 80 GB GPUs, by arithmetic: python -m experiments.sizes
 
     python -m experiments.sizes [--problems 15000] [--solved 0.73] [--response 300] [--prompt 100] [--epochs 3]
 
-Nothing here is measured. Parameters, weights, keys and values and operations follow from the shapes; how much of a
-card's peak is reached is assumed, as a range: docs/experiments/sizes.md says from where. Prints the page's tables.
+Nothing here is measured. Parameters, weights, KV cache and operations follow from the shapes. The fraction of a GPU's peak that
+is reached is assumed, as a range; docs/experiments/sizes.md gives the sources. Prints the page's tables.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ console = Console(width=140)
 
 # An H100 of 80 GB: dense bfloat16, memory.
 PEAK, BANDWIDTH, MEMORY = 989e12, 3.35e12, 80e9
-USABLE = 0.9  # of the memory
-DECODING = (0.35, 0.55)  # of what weights, keys and arithmetic allow a serving engine
+USABLE = 0.9  # usable fraction of the memory
+DECODING = (0.35, 0.55)  # fraction of the rate that weights, KV cache and arithmetic allow a serving engine
 TRAINING = (0.20, 0.35)  # MFU
-FORKS, FORK_TOKENS = 1.4, 0.5  # continuations a position (the second one is seldom needed), their length in responses
-GROWTH = 1.1  # of keys and values beside what forks hold: prefixes, pages that are not full
-ROWS = 1024  # continuations at once, at most
-MICRO_BATCH, CHUNK = 2400, 1024  # tokens of a micro-batch, projected at once
+FORKS, FORK_TOKENS = 1.4, 0.5  # continuations per position (the second is rarely needed); their length in responses
+GROWTH = 1.1  # size of the KV cache relative to that of the forks, for prefixes and partly filled pages
+ROWS = 1024  # maximum batch size in continuations
+MICRO_BATCH, CHUNK = 2400, 1024  # tokens of a micro-batch; tokens projected at a time
 CARDS = (1, 2, 4, 8, 16, 32, 64)
 
 SHAPES: dict[str, Any] = {
@@ -64,7 +64,8 @@ SHAPES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """problems: to annotate. solved: share of them that gives a row. response, prompt: tokens. epochs: of training."""
+    """The workload. problems: to annotate. solved: fraction of them that gives a row. response, prompt: tokens. epochs: of
+    training."""
 
     problems: int
     solved: float
@@ -78,7 +79,7 @@ class Work:
 
     @property
     def decoded(self) -> float:
-        """Tokens of an annotation: a response for each problem, and the forks of those that are solved."""
+        """Decoded tokens of an annotation: a response per problem, and the forks of the solved ones."""
         return self.problems * self.response + self.rows * self.response * FORKS * FORK_TOKENS * self.response
 
     @property
@@ -126,17 +127,17 @@ ANNOTATING = (
 
 
 def annotating(model: PreTrainedModel, work: Work) -> list[str]:
-    """A replica has the fewest cards that hold the weights and keys for a quarter of the rows."""
+    """Estimates of annotation. A replica has the fewest GPUs that hold the weights and 1/4 of the rows' KV cache."""
     config: Any = model.config
     parameters = sum(p.numel() for p in model.parameters())
     weights = 2 * parameters
     keys = (
         2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     )
-    held = (work.prompt + work.response * (0.5 + FORK_TOKENS)) * keys * GROWTH  # of a fork, at its end
+    held = (work.prompt + work.response * (0.5 + FORK_TOKENS)) * keys * GROWTH  # KV cache of a fork at its end
     cards = next(n for n in CARDS if USABLE * n * MEMORY > weights + held * ROWS / 4)
     rows = min(ROWS, int((USABLE * cards * MEMORY - weights) / held))
-    # A step reads weights and all keys once, and multiplies each row by the weights.
+    # A step reads the weights and the KV cache once, and multiplies each row by the weights.
     seconds = max(weights / BANDWIDTH, 2 * parameters * rows / PEAK) / cards + rows * held / BANDWIDTH / cards
     rates = [share * rows / seconds / cards for share in DECODING]
     hours = [work.decoded / rate / 3600 for rate in rates]
@@ -164,7 +165,7 @@ FITTING = (
 
 
 def fitting(model: PreTrainedModel, work: Work) -> list[str]:
-    """Fewest cards under trainer=fsdp with gradient checkpointing, bfloat16 mixed, AdamW."""
+    """Estimates of training on the fewest GPUs with trainer=fsdp, gradient checkpointing, bfloat16 mixed, AdamW."""
     config: Any = model.config
     parameters = sum(p.numel() for p in model.parameters())
     blocks = sum(p.numel() for p in model.model.layers.parameters())
@@ -176,7 +177,7 @@ def fitting(model: PreTrainedModel, work: Work) -> list[str]:
     cards = next(n for n in CARDS if states / n + batch + gathered < USABLE * MEMORY)
     found = arithmetic_of(model)
     lengths = [work.prompt + work.response]
-    each = found.of_rows(lengths, projected=int(0.12 * work.response))  # critical tokens alone reach the vocabulary
+    each = found.of_rows(lengths, projected=int(0.12 * work.response))  # only critical tokens are projected
     hours = [work.rows * work.epochs * each / (share * PEAK) / 3600 for share in TRAINING]
     return [
         gigabytes(states),

@@ -1,14 +1,14 @@
-"""The whole method, beside its controls: python -m experiments.study tiny_arith | smollm2 | transfer
+"""The whole method, compared with its controls: python -m experiments.study tiny_arith | smollm2 | transfer
 
     tiny_arith   the shipped model on the shipped annotation of its own solutions
     smollm2      SmolLM2-135M on its own verified solutions of one-step word problems, which it annotates first
     transfer     SmolLM2-135M on the solutions of `tiny_arith` to two-step problems, with masks of either model: the
-                 cross-family ablation of CFT (arXiv 2510.10974) on the two tokenizers that exist offline
+                 cross-family ablation of CFT (arXiv 2510.10974) on the two tokenizers that are available offline
 
 For each arm the learning rate is the best of a grid by greedy accuracy on validation problems, with seeds that the comparison
-does not use; then fresh seeds train at that rate and are tested beside the untrained model. Started again, the command does
-what is missing (`experiments/trainings.py`); `--arms` and `--seeds` do a part first. It ends with `cft report`
-over everything that is finished: outputs/study/<name>/report.
+does not use; then new seeds train at that rate and are tested, together with the untrained model. If started again, the
+command runs only what is missing (`experiments/trainings.py`); `--arms` and `--seeds` restrict it to a part. At the end it runs
+`cft report` over everything that is finished: outputs/study/<name>/report.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ PROJECTED = f"mask.from_annotation={SOURCE}"
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """setup: commands before any training. budget: of every training. problems, samples: of the test. model, benchmark:
-    overrides that evaluating the untrained model shares with the trainings."""
+    """A study.
+
+    setup: commands to run before any training. budget: overrides of every training. problems, samples: of the test. model,
+    benchmark: overrides of the trainings and of the evaluation of the untrained model.
+    """
 
     name: str
     setup: tuple[tuple[str, ...], ...]
@@ -64,7 +67,7 @@ class Study:
         return OUT / self.name
 
     def search(self, arm: str, rate: float) -> list[Training]:
-        """Nothing where there is one rate."""
+        """Trainings of the search for a learning rate; none if there is only one rate."""
         if len(self.rates) == 1:
             return []
         return [self._training("search", arm, rate=rate, seed=seed, problems=0) for seed in self.search_seeds]
@@ -158,7 +161,7 @@ STUDIES = (
 
 
 def write_solutions() -> None:
-    """What `tiny_arith` solved, as problems with given solutions."""
+    """Write the problems that `tiny_arith` solved, with its solutions as given solutions."""
     rows = AnnotationStore(find_annotation(SOURCE, annotations_dir=ANNOTATIONS, key="annotation")).rows()
     keys = ("id", "question", "answer", "solution")
     lines = [
@@ -181,14 +184,14 @@ def do(study: Study, *, arms: Sequence[str], seeds: Sequence[int], workers: int)
         title="Learning rates",
         workers=workers,
     )
-    # Seed by seed, so that a run that is cut off leaves arms that can be compared.
+    # Seed by seed, so that after an interruption the arms can be compared.
     run_all([study.final(arm, seed) for seed in seeds for arm in arms], title="Final runs", workers=workers)
     if not (study.folder / "base" / "results.json").is_file():
         _command(*study.evaluate_base())
 
 
 def report(study: Study) -> None:
-    """Of what is finished: the rates that were searched, the tested runs, the untrained model."""
+    """Report finished results: the searched rates, the tested runs, the untrained model."""
     folders = [study.folder / "base"]
     for arm in study.arms:
         searched = [run for rate in study.rates for run in study.search(arm, rate)]

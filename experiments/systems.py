@@ -1,13 +1,13 @@
 """Every pipeline of conf/pipeline on tiny_arith, reduced, with several seeds: python -m experiments.systems
 
-The shipped annotation in the place of a step `annotate` without settings, ROWS of its rows, EPOCHS epochs at one learning rate
-for all trainings, the best epoch by loss, and the same PROBLEMS test problems for all, answered greedily. No rate is searched:
-what is shown is that each system runs to its end, and what it comes to under one small budget.
+The shipped annotation replaces steps `annotate` without settings. All trainings use ROWS of its rows and EPOCHS epochs at one
+learning rate, and keep the best epoch by loss; all are tested on the same PROBLEMS test problems with greedy decoding. Learning
+rates are not searched: the purpose is to show that each system runs to its end, and its result under one small budget.
 
-Seeds come in turn, each with all systems, reinforcement learning last, so that the command can be ended at any time; started
-again it does what is missing (`--only NAME ...`, `--seeds N`, `--minutes M` begins no run after that). Every run that is done
-is a row of RESULTS, from which the page is written (`--page` does nothing else): accuracies with intervals over seeds and
-problems, and differences from plain fine-tuning paired by both.
+Seeds run in turn, each with all systems and reinforcement learning last, so that the command can be interrupted at any time; if
+started again, it runs only what is missing (`--only NAME ...`, `--seeds N`; `--minutes M` starts no run after that time).
+Every finished run is a row of RESULTS, from which the page is written (`--page` does only this): accuracies with intervals over
+seeds and problems, and differences from plain fine-tuning paired by both.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ PAGE = Path("docs/experiments/systems.md")
 GUIDE = Path("docs/guides/pipelines.md")
 SEEDS, ROWS, EPOCHS, RATE, PROBLEMS, RL_STEPS = 3, 320, 2, 1e-4, 150, 20
 BASELINE = "sft"
-ANNOTATION = "tiny_arith"  # ships with the package
+ANNOTATION = "tiny_arith"  # shipped with the package
 MADE = "${step:annotate.config.annotation}"
 
-# By stage: what is reduced.
+# Reduced settings by stage.
 BUDGET: Mapping[str, Mapping[str, Any]] = {
     "annotate": {"limit": 100, "unit_size": 100, "verify.workers": 1},
     "train": {
@@ -65,7 +65,7 @@ BUDGET: Mapping[str, Mapping[str, Any]] = {
     "rl": {"steps": RL_STEPS, "save_every_n_steps": RL_STEPS, "logger": "none"},
     "evaluate": {"limit": PROBLEMS, "num_samples": 0, "verify.workers": 1},
 }
-# What a system has beside that, or otherwise.
+# Additional or different settings of a system.
 OWN: Mapping[str, tuple[str, ...]] = {
     BASELINE: ("steps.train.mask=all",),
     # "To convergence": the tags are new to the model. The second stage's rate is that of docs/experiments/all-methods.md.
@@ -74,30 +74,30 @@ OWN: Mapping[str, tuple[str, ...]] = {
         "steps.stage_1.optimizer.lr=3e-4",
         "steps.stage_2.optimizer.lr=3e-5",
     ),
-    # Losses that compare responses, at a tenth of the rate; the contrast's adapters at their own.
+    # Losses that compare responses use a tenth of the rate; the contrast's adapters have their own rate.
     "cdpo": ("steps.right.optimizer.lr=3e-4", "steps.wrong.optimizer.lr=3e-4", "steps.train.optimizer.lr=1e-5"),
     "discriminative": ("steps.train.optimizer.lr=1e-5",),
     "implicit_reward_dpo": ("steps.dpo.optimizer.lr=1e-5",),
 }
 PIPELINE_OF = {BASELINE: "cft"}
-NEEDS_HUB = ("sft_go_llmlingua2",)  # a classifier of the hub
-APART = ("tcd",)  # trains nothing, and has a table of its own (experiments/robustness.py)
+NEEDS_HUB = ("sft_go_llmlingua2",)  # needs a classifier from the hub
+APART = ("tcd",)  # does not train, and has a separate table (experiments/robustness.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One tested model of a system. right: "1" or "0" for each of the test problems, in one order for all."""
+    """One tested model of a system. right: "1" or "0" per test problem, in the same order for all."""
 
     system: str
     step: str
     seed: int
     benchmark: str
     right: str
-    minutes: float  # of all steps of the run
+    minutes: float  # duration of all steps of the run
 
 
 def systems(only: Sequence[str]) -> list[str]:
-    """The baseline first, then by name."""
+    """The systems to run: the baseline first, then by name."""
     names = [path.stem for path in sorted((CONF_DIR / "pipeline").glob("*.yaml")) if path.stem not in NEEDS_HUB]
     if unknown := set(only) - {BASELINE, *names}:
         raise SystemExit(
@@ -112,12 +112,12 @@ def said(pipeline: str) -> dict[str, Any]:
 
 
 def steps_of(pipeline: str) -> dict[str, dict[str, Any]]:
-    """What the yaml says of each."""
+    """Settings of each step in the yaml."""
     return {name: node or {} for name, node in said(pipeline)["steps"].items()}
 
 
 def words_of(system: str, *, seed: int) -> list[str]:
-    """Of cft pipeline."""
+    """Arguments of cft pipeline."""
     pipeline = PIPELINE_OF.get(system, system)
     words = [f"pipeline={pipeline}", f"seed={seed}"]
     steps = steps_of(pipeline)
@@ -134,7 +134,7 @@ def words_of(system: str, *, seed: int) -> list[str]:
 
 
 def plan(chosen: Sequence[str], *, seeds: int) -> list[tuple[str, int]]:
-    """(system, seed) in their order: reinforcement learning, which takes longest, comes last of each seed."""
+    """(system, seed) in order; reinforcement learning, which takes longest, is last within each seed."""
     slow = {name for name in chosen if "rl" in steps_of(PIPELINE_OF.get(name, name))}
     return [(name, seed) for seed in range(seeds) for name in sorted(chosen, key=lambda name: name in slow)]
 
@@ -144,7 +144,7 @@ def folder_of(system: str, seed: int) -> Path:
 
 
 def run(system: str, *, seed: int) -> bool:
-    """Whether it came to its end."""
+    """Run a system with a seed; returns whether it finished."""
     folder = folder_of(system, seed)
     words = words_of(system, seed=seed)
     console.print(f"$ cft pipeline {' '.join(words)}", style="dim", markup=False, highlight=False)
@@ -163,13 +163,13 @@ def run(system: str, *, seed: int) -> bool:
 
 
 def rows_of(system: str, *, seed: int) -> Iterator[Row]:
-    """Of a run that is done."""
+    """Rows of a finished run."""
     folder = folder_of(system, seed)
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((folder / "steps").glob("*.json"))}
     last = next(reversed(said(PIPELINE_OF.get(system, system)).get("sequence") or {}), None)
     minutes = sum(record["seconds"] or 0 for record in records.values()) / 60
     for name, record in records.items():
-        if last and not name.startswith(f"{last}-on-"):  # of data sets in turn, the model that has seen them all
+        if last and not name.startswith(f"{last}-on-"):  # data sets in sequence: only the model trained on all
             continue
         for path in sorted((folder / name).rglob("samples.parquet")) if record["stage"] == "evaluate" else ():
             results = json.loads((path.parent / "results.json").read_bytes())
@@ -184,7 +184,7 @@ def rows_of(system: str, *, seed: int) -> Iterator[Row]:
 
 
 def verdicts(path: Path) -> str:
-    """Of the greedy responses, by the ids of the problems."""
+    """Verdicts of the greedy responses by problem id."""
     samples = pq.read_table(path).to_pylist()
     greedy = {one["problem_id"]: one["outcome"] for one in samples if one["sample"] < 0}
     return "".join("1" if greedy[name] == Outcome.RIGHT else "0" for name in sorted(greedy))
@@ -194,7 +194,7 @@ def verdicts(path: Path) -> str:
 
 
 def read_rows() -> list[Row]:
-    """Of RESULTS, none where it is not there."""
+    """Rows of RESULTS, [] if the file does not exist."""
     if not RESULTS.is_file():
         return []
     with RESULTS.open(newline="", encoding="utf-8") as lines:
@@ -213,12 +213,12 @@ def write_rows(rows: Sequence[Row]) -> None:
 
 
 def solved(rows: Sequence[Row]) -> dict[int, list[int]]:
-    """Right or not, [problems] by seed."""
+    """Whether each problem is right, [problems] by seed."""
     return {row.seed: [int(sign) for sign in row.right] for row in rows}
 
 
 def measured(rows: Sequence[Row], baseline: Sequence[Row]) -> tuple[Interval, Interval | None]:
-    """(accuracy, difference from the baseline with the seeds and problems that both have, None where they share none)"""
+    """Accuracy, and difference from the baseline on the common seeds and problems (None if there are none)."""
     own, other = solved(rows), solved(baseline)
     accuracy = two_way_bootstrap(np.array([own[seed] for seed in sorted(own)]), seed=0)
     both = sorted(set(own) & set(other))
@@ -229,7 +229,7 @@ def measured(rows: Sequence[Row], baseline: Sequence[Row]) -> tuple[Interval, In
 
 
 def described() -> dict[str, tuple[str, str, str]]:
-    """(source, steps, what is a reconstruction) by pipeline, as the guide has them."""
+    """(source, steps, reconstructed parts) by pipeline, from the guide."""
     found = {}
     for line in GUIDE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -240,7 +240,7 @@ def described() -> dict[str, tuple[str, str, str]]:
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    """In markdown: of each system the model at its end first, with what it is, then those before it."""
+    """Markdown table: for each system its final model first, with the description, then its earlier models."""
     yield "| system | source | steps | reconstructed or missing parts | tested after | seeds | accuracy | minus SFT | minutes |"
     yield "|---|---|---|---|---|---|---|---|---|"
     texts = described() | {BASELINE: ("plain fine-tuning", "as `cft`", "")}
@@ -265,7 +265,7 @@ def _signed(interval: Interval) -> str:
 
 
 def write_page(rows: Sequence[Row]) -> None:
-    """The table between the lines of PAGE that mark it; the words around it are written by hand."""
+    """Replace the table between its marks in PAGE; the surrounding text is not generated."""
     before, start, rest = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
     after = rest.partition("<!-- end of table -->\n")[2]
     text = f"{before}{start}{chr(10).join(table(rows))}\n<!-- end of table -->\n{after}"
@@ -276,8 +276,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="no run is begun after so many")
-    parser.add_argument("--page", action="store_true", help="write the page from the results that are there")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no run is started after this time")
+    parser.add_argument("--page", action="store_true", help="only write the page from the stored results")
     asked = parser.parse_args()
     started = time.monotonic()
     for system, seed in plan(systems(asked.only), seeds=0 if asked.page else asked.seeds):

@@ -1,8 +1,8 @@
-"""Many trainings, a few at a time: what an experiment over methods, rates and seeds runs.
+"""Runs many trainings, a few at a time, for experiments over methods, rates and seeds.
 
-Each lies in a folder named after its arm and its configuration, so that an experiment that is started again trains what is
-missing, and a run from before an option or a default changed is not taken for one of today. A training that ended with an
-error (it diverged, for instance) counts as the worst of its grid; its log says why.
+Each has a folder named after its arm and its configuration. So an experiment that is started again trains only what is missing,
+and a run from before an option or a default changed is not mistaken for a current one. A training that ended with an error (for
+example because it diverged) counts as the worst of its grid; its log has the reason.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ _FAILED = ("exit status 1", "exit status 2")  # last line of a log
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """overrides: the whole command line of train.py but for where it lies."""
+    """A training. overrides: the command line of train.py without the output folder."""
 
     folder: Path
     overrides: tuple[str, ...]
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """None: not finished."""
+        """Its results, None if it is not finished."""
         path = self.folder / RESULTS
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     @property
     def failed(self) -> bool:
-        """It ended, with an error."""
+        """Whether it ended with an error."""
         log = self.folder / LOG
         return self.results is None and log.is_file() and log.read_text(errors="replace").rstrip().endswith(_FAILED)
 
     @property
     def validation(self) -> float:
-        """Accuracy of its best epoch on validation problems; -inf if the training failed or no epoch's is finite."""
+        """Accuracy of its best epoch on validation problems; -inf if the training failed or no value is finite."""
         results = self.results
         if results is None:
             if not self.failed:
@@ -65,7 +65,8 @@ class Training:
 
 
 def training(root: Path, name: str, arm: Sequence[str], own: Sequence[str]) -> Training:
-    """arm: overrides that make the arm and its budget. own: those of this one training, its rate and seed for instance."""
+    """A training in a folder below `root`. arm: overrides of the arm and its budget. own: overrides of this training, such as
+    rate and seed."""
     digest = hashlib.sha256("\x1f".join((_configuration(tuple(arm)), *own)).encode()).hexdigest()[:12]
     return Training(root / f"{name}-{digest}", (*arm, *own))
 
@@ -77,13 +78,13 @@ def _configuration(overrides: tuple[str, ...]) -> str:
 
 
 def best_rate(searched: Mapping[float, Sequence[Training]]) -> float:
-    """The rate with the highest mean over seeds of the validation accuracy; of equal ones the smallest."""
+    """The rate with the highest mean validation accuracy over seeds; if equal, the lowest rate."""
     scores = {rate: float(np.mean([run.validation for run in runs])) for rate, runs in searched.items()}
     return max(sorted(scores), key=lambda rate: scores[rate])
 
 
 def run_all(trainings: Sequence[Training], *, title: str, workers: int) -> list[Training]:
-    """Train what is not finished, `workers` processes of one thread each at a time; returns what failed."""
+    """Run the unfinished trainings in `workers` processes of one thread each; returns the failed ones."""
     missing = [each for each in dict.fromkeys(trainings) if each.results is None]
     shares = [missing[i::workers] for i in range(workers)]
     with ThreadPoolExecutor(workers) as pool, progress(title, total=len(missing)) as bar:
@@ -96,7 +97,7 @@ def run_all(trainings: Sequence[Training], *, title: str, workers: int) -> list[
 
 
 def _one_process(trainings: Sequence[Training], bar: Any) -> None:
-    """One process trains one after the other: libraries are imported once."""
+    """Run trainings one after the other in a single process, so that libraries are imported once."""
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.trainings"],
         stdin=subprocess.PIPE,
@@ -109,7 +110,7 @@ def _one_process(trainings: Sequence[Training], bar: Any) -> None:
     for each in trainings:
         process.stdin.write(json.dumps({"overrides": each.overrides, "folder": str(each.folder)}) + "\n")
         process.stdin.flush()
-        if not process.stdout.readline():  # one line a finished training
+        if not process.stdout.readline():  # one line per finished training
             raise SystemExit(
                 f"a training process ended (status {process.wait()}); the end of its log: {each.folder / LOG}"
             )
@@ -119,12 +120,13 @@ def _one_process(trainings: Sequence[Training], bar: Any) -> None:
 
 
 def train_forever() -> None:
-    """What such a process does: one training a line of stdin, one line of stdout when it ends; its output goes to its log."""
+    """Loop of a training process: each line of stdin is a training; prints one line to stdout when it ends. Its output goes to
+    its log."""
     say = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         job = json.loads(line)
         folder = Path(job["folder"])
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off or failed: train.py would not start in it
+        shutil.rmtree(folder, ignore_errors=True)  # train.py would not start in the folder of a failed run
         folder.mkdir(parents=True)
         log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
@@ -136,7 +138,7 @@ def train_forever() -> None:
             runpy.run_path("train.py", run_name="__main__")
         except SystemExit as end:
             print(f"exit status {end.code}", flush=True)
-        for weights in ("checkpoints", "export"):  # of many runs, which nobody resumes
+        for weights in ("checkpoints", "export"):  # not needed, since these runs are not resumed
             shutil.rmtree(folder / weights, ignore_errors=True)
         give_back_freed_memory()
         say.write("done\n")
@@ -145,6 +147,6 @@ def train_forever() -> None:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(
-        description="A training for each line of standard input; the studies start it."
+        description="Runs a training for each line of standard input; started by the studies."
     ).parse_args()
     train_forever()

@@ -1,6 +1,6 @@
-r"""Answers to measure verifiers on: gold answers as they are, changed, in equal forms; and hostile ones, by a seed.
+r"""Test answers for measuring verifiers: gold answers unchanged, changed, and in equivalent forms; and seeded hostile answers.
 
-math-verify alone, with no code of ours around it, is a verifier too (`MathVerify`), so that both can be given the same.
+`MathVerify` wraps math-verify without any code of this package, so that both can be tested on the same answers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BOXED = STYLES["boxed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MathVerify:
-    """math-verify as its documentation calls it, without its signals: the pool has the deadline."""
+    """math-verify, called as in its documentation, but without its timeout signals, since the pool has a deadline."""
 
     name: ClassVar[str] = "math_verify"
     version: ClassVar[str] = "1"
@@ -45,7 +45,7 @@ class MathVerify:
 
 
 def changed(gold: str) -> list[str]:
-    """Answers that say something else: each digit in turn, a term more, a sign, a letter, a bound."""
+    """Answers that differ from the gold answer: each digit changed in turn, an additional term, a sign, a letter, a bound."""
     found = []
     for match in re.finditer(r"[0-9]", gold):
         found.append(gold[: match.start()] + str(9 - int(match.group())) + gold[match.end() :])
@@ -62,7 +62,7 @@ def changed(gold: str) -> list[str]:
 
 
 def equal_forms(gold: str) -> list[str]:
-    """The same answer as other people write it."""
+    """Equivalent spellings of the same answer."""
     found = [
         gold.replace("\\frac", "\\dfrac"),
         gold.replace(",", ", "),
@@ -126,10 +126,8 @@ GOLDS = ("\\sqrt{17}+\\ln 3", "271828", "x^{2}+\\frac{41}{7}y")
 
 
 def hostile(count: int, *, seed: int) -> list[tuple[str, str]]:
-    """(response, gold answer) of answers that choke whoever computes them, whole, joined, cut or with a sign changed.
-
-    None of them is its gold answer.
-    """
+    """(response, gold answer) pairs whose evaluation is extremely expensive or fails: complete, joined, truncated or with a
+    changed sign. None of the answers equals its gold answer."""
     rng = random.Random(seed)
     made = []
     for i in range(count):

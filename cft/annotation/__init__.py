@@ -1,1 +1,1 @@
-"""The counterfactual test of every token, and the store of its evidence."""
+"""Counterfactual evidence about every response token, and its store."""

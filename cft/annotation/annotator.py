@@ -1,6 +1,6 @@
-"""One unit of annotation: problems in, evidence rows and a record of every problem out.
+"""Annotates one unit: takes problems, returns rows with evidence and a record of every problem.
 
-solve (greedy, or the data's own solutions) -> verify -> keep the correct (or the wrong) -> score -> alternatives ->
+solve (greedy, or the data's own solutions) -> verify -> keep the correct (or the wrong) responses -> score -> alternatives ->
 positions -> counterfactuals
 """
 
@@ -58,10 +58,29 @@ class Unit:
 
 @dataclass(slots=True)
 class Annotator:
-    """All that a unit needs. max_positions: the model's context length; longer prompts are skipped and counted.
-    padding_ids: of the model's vocabulary those that are no token of the tokenizer; never alternatives.
-    every_position: stored rows are filled at positions of which nothing was tried, too. samples: drawn beside the greedy
-    continuations, None = none. thinking: its tags, which given responses may hold as tokens."""
+    """Annotates units of problems.
+
+    Args:
+        engine: Decodes and scores.
+        tokenizer: The model's tokenizer.
+        prompt: The prompt format.
+        grader: Grades completions.
+        budget: Token limit of a response.
+        eos_ids: Every token that ends a response.
+        max_positions: The model's context length; problems with longer prompts are skipped and counted.
+        num_alternatives: Number K of alternatives per position.
+        short_circuit: Stop testing a position at its first right alternative.
+        replay_fraction: Fraction of the positions with a self-replay control.
+        responses: Which responses are annotated.
+        positions: Which positions are tested.
+        every_position: In stored rows, also test positions of which no alternative was tried yet.
+        samples: Samples drawn in addition to the greedy continuations, None = none.
+        thinking: Tags of the thinking, which given responses may contain as tokens.
+        padding_ids: Ids of the model's vocabulary that are not tokens of the tokenizer; never alternatives.
+        on_solved: Called after each response to a problem.
+        on_plan: Called with the positions to test, [R] bool per response.
+        on_fork: Called after each continuation.
+    """
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
@@ -84,7 +103,7 @@ class Annotator:
     on_fork: Callable[[Completion], None] = field(default=lambda completion: None)
 
     def fresh(self, problems: Sequence[Problem]) -> Unit:
-        """Solve and annotate problems nothing is known of."""
+        """Solve and annotate new problems."""
         started = time.monotonic()
         solved = self._solving()(problems, on_solved=self.on_solved)
         solve_s = time.monotonic() - started
@@ -102,7 +121,7 @@ class Annotator:
         )
 
     def tested(self, kept: Sequence[Solved]) -> tuple[list[AnnotatedResponse], Tally]:
-        """Responses that end as `responses` says, with the evidence about their tokens, and what it took."""
+        """Test the tokens of the kept responses; returns their rows and the work done."""
         scored = self._ranked([s.sequence for s in kept], known=[s.completion.top for s in kept if s.completion])
         views = [self._view(s, top) for s, (top, _, _) in zip(kept, scored, strict=True)]
         evidence, prefixes, tally = self._planned(kept, [alt_ids for _, alt_ids, _ in scored], views)
@@ -117,7 +136,7 @@ class Annotator:
         ], tally
 
     def filled(self, rows: Sequence[AnnotatedResponse]) -> tuple[list[AnnotatedResponse], Tally, dict[str, float]]:
-        """Try the cells of stored rows that are wanted and untried: alternatives, or whole positions."""
+        """Test the missing cells of stored rows: more alternatives, or whole positions."""
         started = time.monotonic()
         wider = self._widened(rows)
         evidence = [
@@ -145,8 +164,9 @@ class Annotator:
     def _planned(
         self, kept: Sequence[Solved], alt_ids: Sequence[NDArray[np.int32]], views: Sequence[ResponseView]
     ) -> tuple[list[Evidence], list[NDArray[np.int8]], Tally]:
-        """Evidence of responses with the positions to try; outcomes of their beginnings, and what the choice cost."""
-        # A given token is not the model's choice: replaying it controls nothing.
+        """Choose the positions to test. Returns empty evidence per response, the outcomes of continuations of response prefixes
+        (if the choice needed any), and the work done."""
+        # A given token is not the model's choice, so replaying it would not be a control.
         replays = 0.0 if self.responses in GIVEN else self.replay_fraction
         tally = Tally()
 
@@ -182,7 +202,7 @@ class Annotator:
     def _sampled(
         self, evidence: Sequence[Evidence], tally: Tally, counts: Sequence[dict[str, Counts]]
     ) -> Sequence[dict[str, Counts]]:
-        """Columns of counts with samples where there were none; none at all where none are drawn."""
+        """Draw the missing samples; returns the columns of counts per row, {} if no samples are configured."""
         if self.samples is None:
             return [{} for _ in evidence]
         draw_samples(
@@ -224,14 +244,16 @@ class Annotator:
 
     @property
     def _num_ranks(self) -> int:
-        """The most probable tokens of a position that its alternatives are among."""
+        """How many of the most probable tokens of a position are needed to find its K alternatives."""
         return self.num_alternatives + len(self.eos_ids)
 
     def _ranked(
         self, sequences: Sequence[TokenSequence], *, known: Sequence[TopTokens | None]
     ) -> list[tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]]:
-        """The model's scores of responses, and their alternatives: ids and log-probs [R, K]. known: of each, what the pass
-        that decoded it gave; the others are scored."""
+        """The model's scores of responses, and their alternatives: ids and log-probs [R, K].
+
+        known: scores from the decoding pass, per response; responses without them are scored.
+        """
         tops = dict(enumerate(known))
         missing = [index for index, top in tops.items() if top is None or top.top_ids_RK.shape[1] < self._num_ranks]
         tops |= self._scored(sequences, missing, k=self._num_ranks)
@@ -248,7 +270,7 @@ class Annotator:
     def _with_alternatives(
         self, sequence: TokenSequence, top: TopTokens | None
     ) -> tuple[TopTokens, NDArray[np.int32], NDArray[np.float32]]:
-        assert top is not None  # every sequence was decoded with its ranks, or scored
+        assert top is not None  # every sequence was decoded with ranks, or scored
         ids, logprob = alternatives(
             sequence.ids[sequence.prompt_len :],
             top,
@@ -259,12 +281,12 @@ class Annotator:
         return top, ids, logprob
 
     def _widened(self, rows: Sequence[AnnotatedResponse]) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
-        """Alternatives of stored rows; scored again only where more of them are wanted than are stored."""
+        """Alternatives of stored rows; a row is scored again only if it needs more of them than are stored."""
         short = [i for i, row in enumerate(rows) if self.num_alternatives > row.alt_ids.shape[1]]
         found = self._ranked([_sequence(rows[i]) for i in short], known=[None] * len(short))
         wider = {i: (row.alt_ids, row.alt_logprob) for i, row in enumerate(rows)}
         for i, (_, ids_RK, logprob_RK) in zip(short, found, strict=True):
-            # Another pass of an engine that is not exact may rank near equals otherwise.
+            # A second pass of an inexact engine may rank near-equal tokens differently.
             wider[i] = (ids_RK, logprob_RK) if self.engine.exact else _stored_first(rows[i], ids_RK, logprob_RK)
         return [wider[i] for i in range(len(rows))]
 
@@ -309,8 +331,8 @@ def _counts(solved: Sequence[Solved], tally: Tally) -> dict[str, int]:
     statuses: dict[str, int] = {}
     for s in solved:
         statuses[s.status] = statuses.get(s.status, 0) + 1
-    settled = sum(s.completion.num_ties_rescored for s in solved if s.completion)
-    return {"problems": len(solved), **statuses, **tally_counts(tally, ties_in_solving=settled)}
+    rescored = sum(s.completion.num_ties_rescored for s in solved if s.completion)
+    return {"problems": len(solved), **statuses, **tally_counts(tally, ties_in_solving=rescored)}
 
 
 def tally_counts(tally: Tally, *, ties_in_solving: int = 0) -> dict[str, int]:
@@ -337,7 +359,7 @@ def _compute(tally: Tally, *, seconds: float) -> dict[str, float]:
 def _stored_first(
     row: AnnotatedResponse, ids_RK: NDArray[np.int32], logprob_RK: NDArray[np.float32]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Alternatives in K columns whose first ones are the stored ones, whatever rounding made of the ranks since."""
+    """K columns of alternatives: the stored ones first, even if rounding has changed the ranks, then new ones."""
     width = ids_RK.shape[1]
     ids, logprobs = ids_RK.copy(), logprob_RK.copy()
     for t in range(len(ids)):

@@ -1,12 +1,11 @@
-"""Which tokens of a correct response decide its answer? (arXiv 2510.10974, section 3; the exact rules: docs in README)
+"""The counterfactual test: which tokens of a correct response decide its answer (arXiv 2510.10974, section 3).
 
     for each position t of a response, end-of-sequence included:
-        the K most probable tokens other than y_t are put in its place, in order of rank;
-        what followed is dropped, the model continues greedily, the final answer is verified.
+        y_t is replaced by each of the K most probable other tokens, in order of rank;
+        the rest of the response is dropped, the model continues greedily, and the final answer is verified.
     y_t is critical iff every alternative ends wrong. The first right one decides the position (short-circuit).
 
-This module drives an engine and a verifier and records evidence; which tokens are critical is read off the evidence
-by `cft/masks/critical.py`.
+This module drives an engine and a verifier and records evidence; `cft/masks/critical.py` derives the critical tokens from it.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ from cft.verifiers.grader import Grader
 
 Cell = tuple[int, int, int]  # response, position, rank of the alternative or REPLAY
 RESPONSES_AT_A_TIME = 4
-# Forks under way, as a share of those that the engine works on at once: while most verdicts are wrong the next rank is
-# likely to be needed; else only an idle row is cheap enough.
+# Speculate while the forks in flight are below this fraction of the engine's capacity. If most verdicts are wrong, the next
+# rank is likely to be needed; otherwise only idle rows are cheap enough.
 SPECULATE_BELOW = 1.0
 SPECULATE_BELOW_IF_RIGHT = 0.25
 REPLAY = -1  # in place of an alternative's rank: the self-replay control of a position
@@ -73,8 +72,8 @@ def alternatives(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The k most probable tokens other than y_t: ids [R, k] and log-probs [R, k].
 
-    Where y_t is an EOS token the other EOS ids are no alternatives, since they would end the text just the same. Nor are
-    `padding_ids`, which are no text at all.
+    If y_t is an EOS token, the other EOS ids are excluded, since they would end the text as well. `padding_ids` are excluded
+    because they have no text.
     """
     eos, padding = frozenset(eos_ids), frozenset(padding_ids)
     ids_RK = np.zeros((len(response_ids), k), dtype=np.int32)
@@ -90,7 +89,7 @@ def alternatives(
 
 
 def replay_positions(response_id: str, length: int, *, fraction: float) -> NDArray[np.bool_]:
-    """[R] True where the self-replay control is run; a function of the response id and the position alone."""
+    """[R] True where the self-replay control is run; depends only on the response id and the position."""
     digests = (
         hashlib.blake2b(f"replay\x1f{response_id}\x1f{t}".encode(), digest_size=8).digest() for t in range(length)
     )
@@ -99,9 +98,9 @@ def replay_positions(response_id: str, length: int, *, fraction: float) -> NDArr
 
 @dataclass(slots=True)
 class Evidence:
-    """What is known of one response while its test runs; becomes the alt_* columns of an AnnotatedResponse.
+    """Evidence about one response while its test runs; becomes the alt_* columns of an AnnotatedResponse.
 
-    wanted_R: positions whose alternatives are tried. expected: what a replay of the response's own token comes to.
+    wanted_R: positions whose alternatives are tried. expected: expected outcome of a replay of the response's own token.
     """
 
     response_id: str
@@ -128,11 +127,12 @@ class Evidence:
 
 @dataclass(slots=True)
 class Tally:
-    """Work done: forks and tokens decoded, near ties re-scored, replays and those that flipped.
+    """Work done: forks and tokens decoded, near ties re-scored, replays, and replays with another outcome than expected.
 
-    probes, probe_tokens: continuations of a beginning of the response that chose its positions; samples, sample_tokens: sampled
-    continuations. Both are in no other count.
-    speculative_tokens: decoded for forks that turned out not to be needed; they are in no other count.
+    The following are not included in the other counts.
+    probes, probe_tokens: continuations of response prefixes that were needed to choose positions.
+    samples, sample_tokens: sampled continuations.
+    speculative_tokens: tokens of forks that turned out not to be needed.
     """
 
     forks: int = 0
@@ -149,15 +149,15 @@ class Tally:
 
 @dataclass(slots=True)
 class CounterfactualSource:
-    """Feeds an engine with the forks that are still needed, and judges what comes back.
+    """Supplies an engine with the forks that are still needed, and grades the completions.
 
-    The engine calls `take`; the caller hands every completion to `receive`. Verdicts are made in groups, when the queue
-    runs short, because the next rank of a position depends on them.
+    The engine calls `take`; the caller passes every completion to `receive`. Completions are graded in groups, when the queue
+    runs short, because the next rank of a position depends on the verdicts.
 
-    Order: a few responses at a time, so that few prefixes are in memory, and of these the earliest positions first. They
-    have the longest way to go; begun last, they would decode alone at the end. For the same reason the next rank of a
-    position begins before its verdict is known where rows would be idle else. What comes of it is looked at only if it
-    is needed, so the evidence is the same.
+    Order: a few responses at a time, so that few prefixes are in memory, and within them the earliest positions first. These
+    have the longest continuations; if started last, they would decode in a nearly empty batch at the end. For the same reason
+    the next rank of a position is started speculatively, before the verdict of the previous one, if rows would be idle
+    otherwise. Its result is used only if it is needed, so the evidence is the same.
     """
 
     rows: Sequence[Evidence]
@@ -167,10 +167,10 @@ class CounterfactualSource:
     tally: Tally = field(default_factory=Tally)
     _queue: list[tuple[int, int, int, Fork]] = field(default_factory=list)  # a heap, in the order of the first three
     _pushed: int = 0
-    _under_way: set[Cell] = field(default_factory=set)  # in the queue or in the engine
-    _received: list[tuple[Cell, Completion]] = field(default_factory=list)
-    _early: dict[Cell, Completion] = field(default_factory=dict)  # ended before the rank ahead of it was judged
-    _right: set[tuple[int, int]] = field(default_factory=set)  # positions that a right alternative has decided
+    _in_flight: set[Cell] = field(default_factory=set)  # in the queue or in the engine
+    _received: list[tuple[Cell, Completion]] = field(default_factory=list)  # to be graded
+    _early: dict[Cell, Completion] = field(default_factory=dict)  # finished before the preceding rank was graded
+    _right: set[tuple[int, int]] = field(default_factory=set)  # positions decided by a right alternative
 
     def __post_init__(self) -> None:
         for index, row in enumerate(self.rows):
@@ -181,12 +181,12 @@ class CounterfactualSource:
 
     def take(self, n: int) -> list[Fork]:
         if len(self._queue) < n or len(self._received) >= n:
-            self._judge_received()
+            self._grade_received()
         forks = self._popped(n)
-        judged = self.tally.forks
-        share = SPECULATE_BELOW_IF_RIGHT if 2 * len(self._right) > judged else SPECULATE_BELOW
-        idle = len(self._under_way) <= share * self.in_flight
-        if len(forks) < n and self.short_circuit and judged and idle:
+        graded = self.tally.forks
+        fraction = SPECULATE_BELOW_IF_RIGHT if 2 * len(self._right) > graded else SPECULATE_BELOW
+        idle = len(self._in_flight) <= fraction * self.in_flight
+        if len(forks) < n and self.short_circuit and graded and idle:
             self._speculate()
             forks += self._popped(n - len(forks))
         return forks
@@ -197,25 +197,24 @@ class CounterfactualSource:
             fork = heapq.heappop(self._queue)[-1]
             cell: Cell = fork.key  # type: ignore[assignment]
             if self.settled(cell):
-                self._under_way.discard(cell)  # begun early, and no longer needed
+                self._in_flight.discard(cell)  # speculative, and no longer needed
             else:
                 forks.append(fork)
         return forks
 
     def decided(self, key: Key, ids: Sequence[int]) -> bool:
-        """The position is decided, or the verdict is final. Markers of an answer close with one of a few signs: only there
-        is the text looked at."""
+        """Whether the position is decided or the verdict is final (`Grader.decided`)."""
         return self.settled(key) or self.grader.decided(ids)
 
     def settled(self, key: Key) -> bool:
-        """The position is decided: a right alternative of an earlier rank is known."""
+        """Whether the position is decided: a right alternative of an earlier rank is known."""
         index, t, rank = key  # type: ignore[misc]
         return rank != REPLAY and (index, t) in self._right
 
     def receive(self, key: Key, completion: Completion) -> None:
         cell: Cell = key  # type: ignore[assignment]
         index, t, rank = cell
-        self._under_way.discard(cell)
+        self._in_flight.discard(cell)
         if self.settled(cell):
             self.tally.speculative_tokens += completion.num_decoded
         elif (
@@ -233,28 +232,28 @@ class CounterfactualSource:
             cell = (index, t, k)
             if cell in self._early:
                 self._received.append((cell, self._early.pop(cell)))
-            elif cell not in self._under_way:
+            elif cell not in self._in_flight:
                 self._push(cell, int(row.alt_ids_RK[t, k]))
 
     def _push(self, cell: Cell, first: int) -> None:
         index, t, _ = cell
         sequence = self.rows[index].sequence
         self._pushed += 1
-        self._under_way.add(cell)
+        self._in_flight.add(cell)
         fork = Fork(sequence, sequence.prompt_len + t, first, GREEDY, cell)
         heapq.heappush(self._queue, (index // RESPONSES_AT_A_TIME, t, self._pushed, fork))
 
     def _speculate(self) -> None:
-        for index, t, rank in sorted(self._under_way):
+        for index, t, rank in sorted(self._in_flight):
             if rank == REPLAY or self.settled((index, t, rank)):
                 continue
             row, cell = self.rows[index], (index, t, rank + 1)
             last = rank + 1 == row.alt_ids_RK.shape[1]
-            if last or cell in self._under_way or cell in self._early or row.outcome_RK[t, rank + 1] != Outcome.UNTRIED:
+            if last or cell in self._in_flight or cell in self._early or row.outcome_RK[t, rank + 1] != Outcome.UNTRIED:
                 continue
             self._push(cell, int(row.alt_ids_RK[t, rank + 1]))
 
-    def _judge_received(self) -> None:
+    def _grade_received(self) -> None:
         while self._received:
             received, self._received = self._received, []
             completions = [(completion, self.rows[index].answer) for (index, _, _), completion in received]
@@ -296,8 +295,20 @@ def run_counterfactuals(
     tally: Tally | None = None,
     on_fork: Callable[[Completion], None] = lambda completion: None,
 ) -> Tally:
-    """Fill the untried cells of `rows` in place. on_fork is called for every completion, for progress displays. tally: goes
-    on from there."""
+    """Fill the untried cells of `rows` in place.
+
+    Args:
+        engine: Decodes the continuations.
+        rows: Evidence to fill.
+        grader: Grades the continuations.
+        budget: Token limit of a response.
+        short_circuit: Stop testing a position at its first right alternative.
+        tally: Counts to add to, None = new ones.
+        on_fork: Called after each continuation, for progress displays.
+
+    Returns:
+        The tally.
+    """
     source = CounterfactualSource(rows, grader, short_circuit, engine.in_flight, tally or Tally())
     for key, completion in engine.run(source, budget=budget):
         source.receive(key, completion)
@@ -315,7 +326,7 @@ def fresh_evidence(
     wanted_R: NDArray[np.bool_] | None = None,
     expected: Outcome = Outcome.RIGHT,
 ) -> Evidence:
-    """Evidence of a response of which nothing has been tried yet. wanted_R: positions to try and to replay, None = all."""
+    """Empty evidence of a new response. wanted_R: positions to test and to replay, None = all."""
     length, k = alt_ids_RK.shape
     wanted_R = np.ones(length, dtype=np.bool_) if wanted_R is None else wanted_R
     return Evidence(
@@ -334,17 +345,21 @@ def fresh_evidence(
 
 
 def stored_evidence(row: AnnotatedResponse, *, alt_ids_RK: NDArray[np.int32], every_position: bool = True) -> Evidence:
-    """Evidence of a stored row, widened by untried columns where `alt_ids_RK` has more alternatives than it.
+    """Evidence of a stored row, with untried columns for the additional alternatives of `alt_ids_RK`.
 
-    every_position: whether positions of which nothing was tried are to be tried now.
+    Args:
+        row: The stored row.
+        alt_ids_RK: Its alternatives, at least as many as are stored.
+        every_position: Whether to test positions of which no alternative was tried yet.
 
-    Raises BadValue if the stored alternatives are not the first columns of alt_ids_RK: another model or tokenizer.
+    Raises:
+        BadValue: The stored alternatives are not the first columns of alt_ids_RK, so the model or tokenizer has changed.
     """
     stored_k, k = row.alt_ids.shape[1], alt_ids_RK.shape[1]
     if not np.array_equal(row.alt_ids, alt_ids_RK[:, :stored_k]):
         raise BadValue(
             f"response {row.response_id}: the model ranks other alternatives than the stored ones; the annotation was "
-            "made with other weights, precision or tokenizer. Annotate again under another name."
+            "made with different weights, precision or tokenizer. Annotate again under another name."
         )
     extra = k - stored_k
     return Evidence(

@@ -1,4 +1,4 @@
-"""What kind of token is it? Coarse kinds by text, so that "which tokens are critical" has a figure."""
+"""Coarse kinds of tokens by their text, for statistics of which tokens are critical."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OPERATOR = re.compile(r"[-+*/=×÷·^<>≤≥%$−]+|\\(?:times|div|cdot|frac|s
 
 @dataclass(frozen=True, slots=True)
 class KindCount:
-    """Tokens of one kind: of how many it is known whether the mask picks them, and how many it picks."""
+    """Counts of one kind. tokens: tokens for which the mask is known. critical: tokens that the mask selects."""
 
     kind: str
     tokens: int
@@ -26,7 +26,7 @@ class KindCount:
 
 
 def kind_of(text: str) -> str:
-    """Kind of a token's text; "" is a token that the text does not show: the end of the response."""
+    """Kind of a token's text; "" is a token without text, which is the end of the response."""
     stripped = text.strip()
     if not text:
         return "end"
@@ -40,7 +40,7 @@ def kind_of(text: str) -> str:
 
 
 def token_texts(row: AnnotatedResponse) -> list[str]:
-    """Text of each response token, by its span; tokens that share a character show it once."""
+    """Text of each response token, by its span; a character shared by several tokens is assigned to the first."""
     texts, end = [], 0
     for start, stop in row.char_span.tolist():
         texts.append(row.response[max(start, end) : stop])
@@ -54,8 +54,7 @@ def count_kinds(
     mask: Callable[[AnnotatedResponse], NDArray[np.float32]],
     known: Callable[[AnnotatedResponse], NDArray[np.bool_]] | None = None,
 ) -> list[KindCount]:
-    """Counts over all rows, in the order of KINDS; kinds that do not occur are left out. known: tokens that count, None =
-    all."""
+    """Counts over all rows, in the order of KINDS, without kinds that do not occur. known: tokens to count, None = all."""
     tokens: Counter[str] = Counter()
     critical: Counter[str] = Counter()
     for row in rows:

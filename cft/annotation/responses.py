@@ -1,4 +1,4 @@
-"""The responses that are annotated: the model's own greedy ones or those of the data, and of these the right or the wrong."""
+"""The responses to annotate: the model's own greedy responses or those of the data, either the right or the wrong ones."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from cft.prompts.chat import Prompt
 
 Responses = Literal["solve", "given", "wrong", "given_wrong", "rollouts"]
-GIVEN: tuple[Responses, ...] = ("given", "given_wrong")  # of the data; the others are the model's own greedy ones
+GIVEN: tuple[Responses, ...] = ("given", "given_wrong")  # from the data; all others are decoded by the model
 TOO_LONG = "prompt too long"
-TAIL = 32  # tokens of a prompt's end that a tag is looked for in
-NEAR_LIMIT = 0.9  # a response longer than this share of the limit leaves its counterfactuals no room
+TAIL = 32  # tokens at the end of a prompt that are searched for a tag
+NEAR_LIMIT = 0.9  # a response longer than this fraction of the limit leaves too little room for its counterfactuals
 
 _STATUS = {
     Outcome.RIGHT: "right",
@@ -39,13 +39,13 @@ _BROKEN_OFF = {"length": "cut off", "memory": "out of memory"}
 
 
 def wanted(responses: Responses) -> Outcome:
-    """Of the responses that are annotated."""
+    """The outcome that a response must have to be annotated."""
     return Outcome.WRONG if responses in ("wrong", "given_wrong") else Outcome.RIGHT
 
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A problem with the response to annotate, or the status that says why there is none."""
+    """A problem with its response, and the status that says whether it is annotated or why not."""
 
     problem: Problem
     sequence: TokenSequence
@@ -73,10 +73,10 @@ class Solved:
 
 @dataclass(frozen=True, slots=True)
 class Solving:
-    """Problems to responses with their verdicts.
+    """Obtains a response to each problem and grades it.
 
-    max_positions: the model's context length; longer prompts are skipped and counted. top_k: of each position of a decoded
-    response, see `Fork.top_k`.
+    max_positions: the model's context length; problems with longer prompts are skipped and counted. top_k: number of most
+    probable tokens to keep per position of a decoded response, see `Fork.top_k`.
     """
 
     engine: Engine
@@ -102,7 +102,7 @@ class Solving:
                 for i, sequence in enumerate(sequences)
                 if i not in skipped
             ]
-            # By length, so that a batch pads little.
+            # Sorted by length to reduce padding.
             forks.sort(key=lambda fork: len(fork.sequence.ids))
             for key, completion in self.engine.run(ListSource(forks), budget=self.budget):
                 completions[key] = completion  # type: ignore[index]
@@ -148,7 +148,7 @@ class Solving:
     def _given(
         self, problems: Sequence[Problem], skipped: dict[int, str], completions: dict[int, Completion]
     ) -> list[TokenSequence]:
-        """Prompts of the data's own responses, which are put into `completions`."""
+        """Prompts of the data's own responses; adds the responses to `completions`."""
         given = GivenResponses(
             self.tokenizer,
             self.prompt,
@@ -175,7 +175,7 @@ class Solving:
 def asked_sequence(
     problem: Problem, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, longest: int
 ) -> tuple[TokenSequence, str]:
-    """A problem's prompt, and the status that says why it cannot be answered, or "". longest: tokens it may have."""
+    """A problem's prompt, and the status that says why it cannot be answered, else "". longest: its token limit."""
     try:
         ids = np.asarray(asked(problem, tokenizer, prompt), dtype=np.int32)
     except TextError as error:
@@ -184,7 +184,7 @@ def asked_sequence(
 
 
 def asked(problem: Problem, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Ids of a problem's prompt: its question, or its conversation up to the last turn. Raises TextError with the status."""
+    """Ids of a problem's prompt: its question, or its conversation without the last turn. Raises TextError with the status."""
     if problem.messages:
         chat = _chat(prompt)
         try:
@@ -199,18 +199,18 @@ def asked(problem: Problem, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) 
 
 
 class GivenResponses:
-    """The data's own responses as token ids, closed as the prompt says.
+    """Encodes the data's own responses, with the end token of the prompt format.
 
-    A conversation is written by the chat template as a whole, and its last turn is the response. Elsewhere the solution is
-    encoded behind the question's prompt; where that prompt has opened the thinking already, the solution's own opening tag is
-    left out.
+    A conversation is rendered by the chat template as a whole; its last turn is the response. Otherwise the solution is encoded
+    after the question's prompt; if that prompt already ends with the opening thinking tag, the solution's own opening tag is
+    dropped.
 
     Args:
-        tokenizer: Of the model.
-        prompt: What responses answer.
+        tokenizer: The model's tokenizer.
+        prompt: The prompt format.
         eos_ids: Every token that ends a response.
-        max_new_tokens: Of a response; a longer one is cut off.
-        thinking: Tags of the thinking, which may be tokens of their own.
+        max_new_tokens: Token limit of a response; longer ones are cut off.
+        thinking: Tags of the thinking, which may be single tokens.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class GivenResponses:
         self.thinking = thinking
 
     def __call__(self, problem: Problem) -> tuple[NDArray[np.int32], Completion]:
-        """(ids of the prompt, the response). Raises TextError with the status."""
+        """Ids of the prompt, and the response. Raises TextError with the status."""
         if problem.messages:
             return self._turn(problem)
         if not problem.solution:
@@ -237,7 +237,7 @@ class GivenResponses:
         end = self.eos_ids[0] if end is None else end
         tags = [tag for tag in self.thinking if tag]
         try:
-            text = self._behind(ids, problem.solution)
+            text = self._without_open_tag(ids, problem.solution)
             response = response_ids(self.tokenizer, text, ends=self.eos_ids, written=tags)
         except TextError as error:
             raise error.of("solution") from error
@@ -257,8 +257,8 @@ class GivenResponses:
         kept = ids[: self.max_new_tokens]
         return Completion(np.asarray(kept, dtype=np.int32), "stop" if kept[-1] in self.eos_ids else "length", 0)
 
-    def _behind(self, prompt_ids: Sequence[int], solution: str) -> str:
-        """The solution without a tag that the prompt ends with."""
+    def _without_open_tag(self, prompt_ids: Sequence[int], solution: str) -> str:
+        """The solution without its opening thinking tag if the prompt already ends with that tag."""
         opened = self.thinking.open
         if not opened or not solution.lstrip().startswith(opened):
             return solution
@@ -276,7 +276,7 @@ def _chat(prompt: Prompt) -> Chat:
 
 
 def _with_system(prompt: Chat, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """With the prompt's system turn, where there is one and the conversation brings none."""
+    """The messages, with the prompt's system turn added if it has one and the conversation has none."""
     if prompt.system and messages[0]["role"] != "system":
         return [*prompt.asked("")[:1], *messages]
     return list(messages)

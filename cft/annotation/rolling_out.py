@@ -1,4 +1,4 @@
-"""Makes rollouts (`cft/annotation/rollouts.py`): problems in, a row of every response and a record of every problem out."""
+"""Makes rollouts (`cft/annotation/rollouts.py`): takes problems, returns a row per response and a record per problem."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class RollingOut:
-    """What makes the units of rollouts; the parts are those of `cft.annotation.annotator.Annotator`.
+    """Makes units of rollouts; fields as in `cft.annotation.annotator.Annotator`.
 
     on_done: called after each response.
     """
@@ -54,7 +54,7 @@ class RollingOut:
     on_done: Callable[[Completion], None] = field(default=lambda completion: None)
 
     def fresh(self, problems: Sequence[Problem]) -> Unit:
-        """All responses to these problems, by problem and number."""
+        """Decode and grade all responses to the given problems; rows are sorted by problem and sample number."""
         started = time.monotonic()
         longest = self.max_positions - self.budget.max_new_tokens
         prompts, skipped = [], dict[int, str]()
@@ -67,7 +67,7 @@ class RollingOut:
         keys = sorted(done)
         graded = self.grader([(done[key], problems[key[0]].answer) for key in keys])
         outcomes = {key: outcome for key, (outcome, _) in zip(keys, graded, strict=True)}
-        whole = [key for key in keys if len(done[key].ids)]  # what broke off before its first token is no row
+        whole = [key for key in keys if len(done[key].ids)]  # responses without a single token have no row
         tops = self._scored(
             [_whole(prompts[i], done[i, sample]) for i, sample in whole], [done[key].top for key in whole]
         )
@@ -98,7 +98,7 @@ class RollingOut:
     def _decoded(
         self, problems: Sequence[Problem], prompts: Sequence[TokenSequence], skipped: Mapping[int, str]
     ) -> dict[tuple[int, int], Completion]:
-        """By index of the problem and number of the response. Those to one problem share the sequence, and so its keys."""
+        """Responses by problem index and sample number. Responses to one problem share its sequence, and so its KV cache."""
         forks = [
             Fork(prompt, prompt.prompt_len, None, self.design.sampling(problem.id, sample), (i, sample), top_k=1)
             for i, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
@@ -113,7 +113,7 @@ class RollingOut:
         return done
 
     def _scored(self, sequences: Sequence[TokenSequence], known: Sequence[TopTokens | None]) -> list[TopTokens]:
-        """Log-probs and entropies of responses; those that did not come with them are scored."""
+        """Log-probs and entropies of responses; responses that were decoded without them are scored."""
         tops = dict(enumerate(known))
         missing = [index for index, top in tops.items() if top is None]
         if missing:
@@ -134,7 +134,7 @@ class RollingOut:
         text, spans = char_spans(self.tokenizer, completion.ids)
         return AnnotatedResponse(
             problem_id=problem.id,
-            # Equal responses to one problem are rows of their own.
+            # Identical responses to one problem are separate rows.
             response_id=sha256_json([problem.id, completion.ids.tolist(), sample])[:16],
             problem=problem.question,
             answer=problem.answer,

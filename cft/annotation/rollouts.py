@@ -1,13 +1,13 @@
-"""Rollouts: every response that the model gives to a problem, right or not, with its verdict; nothing is tried in its place.
+"""Rollouts: all of the model's responses to each problem, right or wrong, with verdicts and without counterfactual evidence.
 
-Of each problem one greedy response, or `num_samples` sampled ones. A row is one of them: its verdict is right, wrong, cut off
-or undecided, and log-probs and entropies are the model's own, of the whole distribution at temperature 1. A sample's random
-numbers are a function of (seed, problem, number), so that they depend on no batch, shard or worker.
+Each problem has one greedy response or `num_samples` sampled ones, each a row. Its verdict is right, wrong, cut off or
+undecided; log-probs and entropies are the model's own, of the full distribution at temperature 1. A sample's random numbers
+depend only on (seed, problem, sample number), not on the batch, shard or worker.
 
     pass rate of a problem = right / decided responses
 
-Cut off ones are decided, as wrong; undecided ones are not, and the rate is NaN where none is decided. What makes them:
-`cft/annotation/rolling_out.py`.
+Cut-off responses count as decided and wrong. Undecided ones are not counted; the rate is NaN if no response is decided.
+`cft/annotation/rolling_out.py` makes rollouts.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from cft.types import GREEDY, GREEDY_SAMPLE, AnnotatedResponse, Outcome, ResponseVerdict, Sampling
 
-ROLLOUTS: Literal["rollouts"] = "rollouts"  # the choice of `responses`
-COLUMNS = ("verdict", "sample")  # that rows of rollouts have beyond the usual ones
+ROLLOUTS: Literal["rollouts"] = "rollouts"  # the value of `responses`
+COLUMNS = ("verdict", "sample")  # additional columns of rollouts
 VERDICTS: dict[Outcome, ResponseVerdict] = {
     Outcome.RIGHT: "right",
     Outcome.WRONG: "wrong",
@@ -30,7 +30,7 @@ VERDICTS: dict[Outcome, ResponseVerdict] = {
 
 @dataclass(frozen=True, slots=True)
 class RolloutDesign:
-    """How responses are drawn. num_samples: of each problem, 0 = one greedy response."""
+    """How responses are decoded. num_samples: sampled responses per problem, 0 = one greedy response."""
 
     num_samples: int
     temperature: float
@@ -38,11 +38,11 @@ class RolloutDesign:
     seed: int
 
     def settings(self) -> dict[str, Any]:
-        """For the fingerprint. JSON."""
+        """Settings for the fingerprint, as JSON."""
         return asdict(self) if self.num_samples else {"num_samples": 0}
 
     def samples(self) -> range:
-        """The numbers of a problem's responses."""
+        """The sample numbers of a problem's responses."""
         return range(self.num_samples) if self.num_samples else range(GREEDY_SAMPLE, GREEDY_SAMPLE + 1)
 
     def sampling(self, problem_id: str, sample: int) -> Sampling:
@@ -52,18 +52,18 @@ class RolloutDesign:
 
 
 def holds_rollouts(manifest: Mapping[str, Any]) -> bool:
-    """Whether an annotation holds rollouts. manifest: of it."""
+    """Whether the annotation with this manifest holds rollouts."""
     return ROLLOUTS in manifest["fingerprint"]
 
 
 def pass_rate(verdicts: Iterable[str]) -> float:
-    """Of one problem: right of the decided responses; NaN where none is decided."""
+    """Fraction of right responses among the decided ones of a problem; NaN if none is decided."""
     decided = [verdict == "right" for verdict in verdicts if verdict != "undecided"]
     return sum(decided) / len(decided) if decided else float("nan")
 
 
 def pass_rates(rows: Iterable[AnnotatedResponse]) -> dict[str, float]:
-    """By problem id. rows: all of the problems' rollouts."""
+    """Pass rates by problem id. rows: all rollouts of the problems."""
     verdicts: dict[str, list[str]] = {}
     for row in rows:
         verdicts.setdefault(row.problem_id, []).append(row.verdict)

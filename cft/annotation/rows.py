@@ -1,4 +1,4 @@
-"""Annotated responses <-> an Arrow table, one row each, and the hash by which two annotations are compared."""
+"""Conversion between annotated responses and Arrow tables (one row each), and the hash that compares two annotations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MATRIX = {  # [R, 2] or [R, K]
     "sampled_cut_off": pa.int16(),
     "sampled_undecided": pa.int16(),
 }
-_INEXACT = {"logprob", "entropy", "alt_logprob"}  # agree between batch sizes and machines to about 1e-4 only
+_INEXACT = {"logprob", "entropy", "alt_logprob"}  # agree only to about 1e-4 between batch sizes and machines
 
 
 def _arrow_type(name: str) -> pa.DataType:
@@ -46,7 +46,7 @@ def _arrow_type(name: str) -> pa.DataType:
     return pa.list_(pa.list_(pa.string())) if name == "alt_answer" else pa.string()
 
 
-# Columns that only some annotations have, with what a row without them means. Scores have tables of their own
+# Columns that only some annotations have, with the value of rows without them. Scores have tables of their own
 # (`cft/scores/store.py`).
 _USUAL = {"verdict": "right", "sample": GREEDY_SAMPLE}
 OPTIONAL = ("verdict", "sample", "prefix_outcome", "sampled", "sampled_right", "sampled_cut_off", "sampled_undecided")
@@ -56,12 +56,12 @@ ROW_SCHEMA = pa.schema(
 
 
 def row_schema(further: Collection[str] = ()) -> pa.Schema:
-    """Of a table of rows. further: those of OPTIONAL that it has."""
+    """Schema of a table of rows. further: the columns of OPTIONAL that it has."""
     return pa.schema([*ROW_SCHEMA, *(pa.field(name, _arrow_type(name)) for name in OPTIONAL if name in further)])
 
 
 def without_evidence(tokens: int) -> dict[str, Any]:
-    """Columns of a response of `tokens` tokens of which nothing was tried, by name: no alternatives, no samples."""
+    """Evidence columns, by name, of a response of `tokens` tokens without evidence: no alternatives, no samples."""
     none, counts = np.zeros((tokens, 0), dtype=np.int32), np.zeros((0, 0), dtype=np.int16)
     return {
         "alt_ids": none,
@@ -79,7 +79,7 @@ def without_evidence(tokens: int) -> dict[str, Any]:
 
 
 def rows_table(rows: Sequence[AnnotatedResponse], *, further: Collection[str] = ()) -> pa.Table:
-    """further: columns of OPTIONAL that the table has whatever its rows hold; those that they hold it has anyhow."""
+    """Convert rows to a table. further: columns of OPTIONAL to include even if no row has a value for them."""
     held = {name for row in rows for name in OPTIONAL if _holds(row, name)}
     schema = row_schema({*further, *held})
     return pa.Table.from_pylist([_record(row, schema.names) for row in rows], schema=schema)
@@ -106,7 +106,7 @@ def _hashed(row: AnnotatedResponse) -> list[str]:
 
 
 def _holds(row: AnnotatedResponse, name: str) -> bool:
-    """Whether an optional column says more of the row than its absence does."""
+    """Whether the row has a value other than the default in an optional column."""
     value = getattr(row, name)
     return value.size > 0 if isinstance(value, np.ndarray) else value != _USUAL[name]
 
@@ -123,7 +123,7 @@ def _decoder(name: str) -> Callable[[Any], list[Any]]:
 
 
 def _vectors(array: pa.ListArray) -> list[NDArray[Any]]:
-    """Slices of the flat buffer: a hundred times faster than by way of Python numbers."""
+    """Slices of the flat buffer: a hundred times faster than conversion through Python numbers."""
     at, flat = array.offsets.to_numpy(), array.values.to_numpy()
     return [flat[at[i] : at[i + 1]].copy() for i in range(len(array))]
 

@@ -1,13 +1,13 @@
-"""Sampled evidence: how often the model ends right after each token, beside what its greedy continuation came to.
+"""Sampled evidence: how often sampled continuations after each token end right, in addition to the greedy continuation.
 
-At each position that is tried, the response's own token and each alternative get `num_samples` sampled continuations. What is
-stored are counts, so that p(success), its interval and any threshold are computed at load time:
+At each tested position, the response's own token and each alternative get `num_samples` sampled continuations. Counts are
+stored, so that p(success), its interval and any threshold are computed at load time:
 
     sampled, sampled_right, sampled_cut_off, sampled_undecided      [R, K + 1]; column 0 is the response's own token
 
-The difference of column 0 between t - 1 and t is how much token t itself moved p(success); column k against column 0 is what
-the alternative of rank k would have moved. A sample's random numbers are a function of (seed, response, position, token,
-number), so that they depend on no batch, and more alternatives or positions change none that are there.
+The difference of column 0 between t - 1 and t is how much token t itself changed p(success); column k minus column 0 is how
+much the alternative of rank k would have changed it. A sample's random numbers depend only on (seed, response, position, token,
+sample number), not on the batch, and additional alternatives or positions do not change existing samples.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _COLUMN = {
 
 @dataclass(frozen=True, slots=True)
 class SampleDesign:
-    """How samples are drawn. num_samples: of each token at each position."""
+    """How samples are drawn. num_samples: per token and position."""
 
     num_samples: int
     temperature: float
@@ -43,7 +43,7 @@ class SampleDesign:
     seed: int
 
     def settings(self) -> dict[str, Any]:
-        """For the fingerprint. JSON."""
+        """Settings for the fingerprint, as JSON."""
         return {"name": "sampled", **asdict(self)}
 
 
@@ -52,7 +52,7 @@ def no_samples(length: int, k: int) -> dict[str, Counts]:
 
 
 def stored_samples(row: AnnotatedResponse, *, k: int) -> dict[str, Counts]:
-    """Of a stored row, widened by columns without samples where there are to be more alternatives."""
+    """Counts of a stored row, padded with zeros to `k` alternatives."""
     return {
         name: np.pad(found, ((0, 0), (0, k + 1 - found.shape[1])))
         for name in COLUMNS
@@ -71,10 +71,10 @@ def draw_samples(
     tally: Tally,
     on_fork: Callable[[Completion], None],
 ) -> None:
-    """Fill the cells of `counts` at positions that are wanted and have no samples, in place."""
+    """Draw samples for the cells of `counts` without any, at the wanted positions; `counts` is changed in place."""
     received: list[tuple[tuple[int, int, int], Completion]] = []
 
-    def judge() -> None:
+    def grade() -> None:
         verdicts = grader([(completion, rows[cell[0]].answer) for cell, completion in received])
         for ((index, t, j), _), (outcome, _) in zip(received, verdicts, strict=True):
             counts[index]["sampled"][t, j] += 1
@@ -91,13 +91,13 @@ def draw_samples(
         tally.num_ties_rescored += completion.num_ties_rescored
         on_fork(completion)
         if len(received) >= max(64, engine.in_flight):
-            judge()
-    judge()
+            grade()
+    grade()
 
 
 def _forks(rows: Sequence[Evidence], counts: Sequence[dict[str, Counts]], design: SampleDesign) -> Iterator[Fork]:
-    """A few responses at a time, so that few prefixes are in memory, and of these the longest continuations first."""
-    # Taken down first: counts grow while forks are still asked for.
+    """Forks of a few responses at a time, so that few prefixes are in memory; longest continuations first."""
+    # Computed first, since counts change while forks are still being taken.
     missing = [(row.wanted_R[:, None] & (count["sampled"] == 0)) for row, count in zip(rows, counts, strict=True)]
     for begin in range(0, len(rows), RESPONSES_AT_A_TIME):
         group = range(begin, min(begin + RESPONSES_AT_A_TIME, len(rows)))
@@ -118,7 +118,7 @@ def _cell(row: Evidence, index: int, t: int, j: int, design: SampleDesign) -> It
 
 
 class _Samples:
-    """A ForkSource that makes its forks as they are asked for: there may be millions."""
+    """A ForkSource that creates its forks lazily, since there may be millions."""
 
     def __init__(self, forks: Iterator[Fork], grader: Grader) -> None:
         self._forks, self._grader = forks, grader

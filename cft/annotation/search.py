@@ -1,4 +1,4 @@
-"""Which positions of each response are tried: positions that ask for outcomes get them, of all responses together."""
+"""Chooses the positions of each response to test; searches that need outcomes get them for all responses in one batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cft.verifiers.grader import Grader
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Of one response. prefix_R: outcomes of the model's continuations that were asked for on the way, UNTRIED elsewhere."""
+    """Positions of one response. prefix_R: outcomes of the prefix continuations that the search needed, else UNTRIED."""
 
     wanted_R: Wanted
     prefix_R: NDArray[np.int8]
@@ -33,9 +33,20 @@ def choose_positions(
     tally: Tally,
     on_fork: Callable[[Completion], None],
 ) -> list[Chosen]:
-    """asked_of: of the same responses, their ids and the gold answer. tally: what it costs is added.
+    """Choose the positions to test.
 
-    Raises PositionsError where the engine knows no entropies and they are asked for.
+    Args:
+        positions: The rule.
+        views: The responses as the rule sees them.
+        asked_of: Token sequence and gold answer of the same responses.
+        engine: Decodes the continuations that the rule needs.
+        grader: Grades them.
+        budget: Token limit of a response.
+        tally: The work done is added to it.
+        on_fork: Called after each continuation.
+
+    Raises:
+        PositionsError: The rule needs entropies and the engine does not provide them.
     """
     if positions.needs_entropy:
         _require_entropy(positions, views)
@@ -65,7 +76,7 @@ def choose_positions(
 def _next(
     search: Search, i: int, wanted: dict[int, Wanted], given: dict[int, Outcome] | None = None
 ) -> list[int] | None:
-    """What search i asks for next; None where it has ended, and its result is in `wanted`."""
+    """The positions whose outcomes search i needs next; None if it has ended, with its result in `wanted`."""
     try:
         return next(search) if given is None else search.send(given)
     except StopIteration as end:
@@ -74,8 +85,7 @@ def _next(
 
 
 def _fork(sequence: TokenSequence, i: int, t: int) -> Fork:
-    """The greedy continuation of the response before position t: its last token is the fork's first, so that engines see a
-    fork like any other."""
+    """The greedy continuation of the response before position t. Its last token becomes the fork's `first_token`."""
     start = sequence.prompt_len
     if t == 0:
         return Fork(sequence, start, None, GREEDY, (i, t))
@@ -85,6 +95,6 @@ def _fork(sequence: TokenSequence, i: int, t: int) -> Fork:
 def _require_entropy(positions: Positions, views: Sequence[ResponseView]) -> None:
     if any(np.isnan(view.entropy_R).any() for view in views):
         raise PositionsError(
-            f"positions={positions.name}: this engine sees the most probable tokens only and knows no entropies; take "
+            f"positions={positions.name}: this engine returns only the most probable tokens, not entropies; use "
             "engine=shared_prefix, reference or continuous, or other positions (positions=spans, stride)"
         )

@@ -1,16 +1,16 @@
-"""Several processes that write one annotation at the same time: whose units are whose, and who is at work.
+"""Shards: several processes write one annotation at the same time. Assigns units to shards and locks each shard.
 
-    cft annotate -m num_shards=3 shard=0,1,2      # one after another; or three commands side by side, or a job array
+    cft annotate -m num_shards=3 shard=0,1,2      # one after another; or three parallel commands, or a job array
 
-Shard i of n annotates the units u with u % n == i, straight into the one store. A unit is made of files of its own, so
-shards never write the same file, and nothing is left to merge: the table is the one a single process would have written,
-and any number of shards may go on where another number was interrupted. All they share is the manifest, which is written
-behind the gate. Whichever process ends last finds every unit there and marks the annotation finished.
+Shard i of n annotates the units u with u % n == i, directly into the common store. Each unit has files of its own, so shards
+never write the same file and nothing needs to be merged: the table equals that of a single process. An interrupted annotation
+can be resumed with another number of shards. Shards share only the manifest, which is written while holding the gate. The
+process that ends last finds all units and marks the annotation as finished.
 
-    .lock            the gate: held for moments, while the manifest is written and while processes come and go
-    .lock-1-of-3     the place of shard 1 of 3: held while it is at work. The kernel frees both when their process dies.
+    .lock            the gate: held briefly, while the manifest is written and while processes start and end
+    .lock-1-of-3     the lock of shard 1 of 3: held while it runs. The kernel releases both locks when their process dies.
 
-Processes on several machines need a file system that shares locks (flock) and shows new files at once.
+Processes on several machines need a file system with shared locks (flock) on which new files are visible at once.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ WHOLE = Shard(0, 1)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one process does of an annotation.
+    """The part of an annotation that one process writes.
 
-    request: what all shards of one annotation must ask for alike. to_do: from the commit records of all units, the
-    numbers of those that are not yet as requested, whosever they are. command: this process's, less its `shard=`.
-    in_order: whether its units are committed in the order of their numbers, so that what an interruption leaves is a
-    beginning; else it has gaps, and no reader is let in until they are filled.
+    request: settings that must be equal in all shards of one annotation.
+    to_do: given the commit records of all units, returns the units (of any shard) that are not yet as requested.
+    command: the command of this process, without `shard=`.
+    in_order: whether units are committed in the order of their numbers, so that an interrupted annotation is a complete
+    beginning; otherwise it has gaps, and readers refuse it until they are filled.
     """
 
     shard: Shard = WHOLE
@@ -64,7 +65,7 @@ class Part:
     in_order: bool = True
 
     def state(self, records: Mapping[int, dict[str, Any]], *, at_work: Mapping[Shard, str]) -> dict[str, Any] | None:
-        """The manifest's entry about shards that are not done, or None where all are. JSON."""
+        """The manifest's JSON entry about unfinished shards, or None if there are none."""
         unfinished = {unit % self.shard.count for unit in self.to_do(records)} | {other.index for other in at_work}
         if not unfinished:
             return None
@@ -80,7 +81,7 @@ ALONE = Part()
 
 
 def unfinished_message(state: Mapping[str, Any]) -> str:
-    """Which shards are not done, and what to type; `state`: of Part."""
+    """Message that names the unfinished shards and the commands to run. state: from `Part.state`."""
     if state["count"] == 1:
         return f"not done yet: some of its units are missing. Wait if it is running; else finish it with:\n  {state['command']}"
     shards = state["unfinished"]
@@ -93,7 +94,7 @@ def unfinished_message(state: Mapping[str, Any]) -> str:
 
 @contextmanager
 def gate(folder: Path) -> Iterator[None]:
-    """Wait for the gate of `folder` and hold it. The folder is made. Raises WriteError."""
+    """Wait for the gate of `folder` and hold it; creates the folder. Raises WriteError."""
     path = folder / ".lock"
     with writing_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,22 +107,22 @@ def gate(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def place(folder: Path, shard: Shard) -> Iterator[None]:
-    """Be the one process at work on `shard`. Entered behind the gate.
+    """Hold the lock of `shard`. Must be entered while holding the gate.
 
-    Raises FolderInUse where another process has the place, or counts shards otherwise; WriteError.
+    Raises FolderInUse if another process holds this lock or runs with another number of shards; WriteError.
     """
     for other, process in at_work(folder).items():
         role = "" if other == WHOLE else f" as {other}"
         if other == shard:
             remedy = "wait for it, stop it, or choose another output folder"
         elif other.count != shard.count:
-            remedy = f"this is {shard}, and all that write at the same time need the same num_shards"
+            remedy = f"this is {shard}, and all processes that write at the same time need the same num_shards"
         else:
             continue
         raise FolderInUse(f"{folder}: another process ({process}) is writing there{role}; {remedy}")
     path = _place(folder, shard)
     with writing_errors(path):
-        handle = path.open("ab", buffering=0)  # a buffer that could not be written would be tried again on closing
+        handle = path.open("ab", buffering=0)  # with a buffer, a failed write would be retried on closing
     with handle:
         with writing_errors(path):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,7 +132,7 @@ def place(folder: Path, shard: Shard) -> Iterator[None]:
 
 
 def at_work(folder: Path, *, but: Shard | None = None) -> dict[Shard, str]:
-    """Shards with a process at work, and which. Called behind the gate; clears the places that the dead left."""
+    """Shards with a running process, and its description. Called while holding the gate; removes locks of dead processes."""
     found = {}
     for path in sorted(folder.glob(".lock-*-of-*")):
         if not (name := re.fullmatch(r"\.lock-(\d+)-of-(\d+)", path.name)):
@@ -146,12 +147,12 @@ def at_work(folder: Path, *, but: Shard | None = None) -> dict[Shard, str]:
                 handle.seek(0)
                 found[shard] = handle.read().strip() or "unknown"
             else:
-                path.unlink()  # places are opened behind the gate only: nobody can be about to lock this file
+                path.unlink()  # safe: lock files are opened only while holding the gate
     return found
 
 
 def clear_place(folder: Path, shard: Shard) -> None:
-    """Leave for good: behind the gate, by the process whose place it is, after its last write."""
+    """Remove the lock file of `shard`. Called while holding the gate, by the process that owns it, after its last write."""
     _place(folder, shard).unlink(missing_ok=True)
 
 

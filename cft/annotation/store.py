@@ -1,16 +1,16 @@
 """The annotation store: evidence about every token, as Parquet files with a manifest.
 
     <annotations_dir>/<name>/
-        manifest.json              schema version, fingerprint of all that matters, counts, compute, finished or not
+        manifest.json              schema version, fingerprint of all conditions, counts, compute, finished or not
         rows/00003.<hash>.parquet      one row per annotated response   (columns: cft.types.AnnotatedResponse)
         problems/00003.<hash>.parquet  one row per problem tried, solved or not, and why it was skipped
         units/00003.json           commit record of unit 3: names and SHA-256 of its two files, the fingerprint that it
                                    was made under, counts, compute
 
 A unit is a fixed slice of the problems. Its files are written first and its record last, each under a temporary name
-and renamed, so that a unit is committed whole or not at all: after a kill at any point a resumed run redoes at most one
-unit and the table equals that of an uninterrupted run. Several processes may each write units of their own at the same
-time (`cft/annotation/shards.py`). The rows open as they are:
+and renamed, so that a unit is committed as a whole or not at all: after a kill at any point, a resumed run redoes at most one
+unit and the table equals that of an uninterrupted run. Several processes may write different units at the same time
+(`cft/annotation/shards.py`). The rows can be loaded directly:
 `datasets.load_dataset("parquet", data_files=".../rows/*.parquet")`.
 """
 
@@ -44,12 +44,13 @@ _KINDS = ("rows", "problems")
 
 @dataclass(frozen=True, slots=True)
 class ProblemRecord:
-    """What became of one problem.
+    """Result of one problem.
 
-    status: annotated | wrong (or right, where wrong responses are annotated) | undecided | cut off | near limit | prompt too
-    long | no solution given | question, solution or conversation not encodable: and why. Of rollouts: all right | some right |
-    none right | none decided | prompt too long, no response, and what came of all of them: how many there are, how many are
-    right, how many undecided, and the pass rate, which is NaN where none is decided.
+    status: annotated | wrong (or right, if wrong responses are annotated) | undecided | cut off | near limit | prompt too
+    long | no solution given | question, solution or conversation not encodable: reason.
+
+    Rollouts: status is all right | some right | none right | none decided | prompt too long; `response` is empty; responses,
+    right, undecided: numbers of responses; pass_rate: NaN if no response is decided.
     """
 
     problem_id: str
@@ -78,14 +79,14 @@ ROLLOUT_FIELDS = {"responses": pa.int32(), "right": pa.int32(), "undecided": pa.
 
 
 class StoreError(UserError, ValueError):
-    """The store on disk is not what it should be; the message names the file and the remedy."""
+    """The store on disk is missing, damaged or does not match; the message names the file and the remedy."""
 
 
 def find_annotation(annotation: str, *, annotations_dir: str | Path, key: str = "data.annotation") -> Path:
     """Folder of an annotation by path, by name under annotations_dir, or by name among the shipped ones.
 
-    key: the setting that names it, for messages. Raises StoreError where there is none, or where shards of it are not
-    done: what is there has gaps.
+    key: the setting that names it, for messages. Raises StoreError if there is none, or if it has gaps because shards are
+    unfinished.
     """
     path = Path(annotation)
     candidates = [path] if path.name != annotation else [Path(annotations_dir) / annotation, SHIPPED / annotation]
@@ -102,12 +103,12 @@ def find_annotation(annotation: str, *, annotations_dir: str | Path, key: str = 
 
 
 def read_parquet(path: Path) -> pa.Table:
-    """One file as it is: no folder named key=value on the way to it becomes a column."""
+    """Read one file, without turning folders named key=value in its path into columns."""
     return pq.read_table(path, partitioning=None)  # pyright: ignore[reportArgumentType] - documented, not typed
 
 
 def check_name(name: str, *, annotations_dir: str | Path) -> str:
-    """An annotation's name is a folder name. Raises StoreError if it could leave annotations_dir or is taken."""
+    """Check an annotation's name, which is a folder name. Raises StoreError if it could leave annotations_dir or is taken."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name):
         raise StoreError(
             f"annotation={name!r}: expected a folder name of letters, digits, '.', '_', '+', '-' (at most 100)"
@@ -118,12 +119,12 @@ def check_name(name: str, *, annotations_dir: str | Path) -> str:
 
 
 class AnnotationStore:
-    """One annotation on disk. Reading needs no lock; writing is done within `writing()`."""
+    """One annotation on disk. Reading needs no lock; writing requires the context `writing()`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._made_under = ""  # the fingerprint of what is being written
-        self._further_columns: tuple[str, ...] = ()  # of the rows that are being written
+        self._made_under = ""  # fingerprint of the units being written
+        self._further_columns: tuple[str, ...] = ()  # optional columns of the rows being written
 
     # ---- reading
 
@@ -149,7 +150,7 @@ class AnnotationStore:
         return pq.read_schema(paths[0]) if paths else ROW_SCHEMA
 
     def unfinished_shards(self) -> dict[str, Any] | None:
-        """Of an annotation in shards that are not all done: their state, as cft.annotation.shards.Part gives it."""
+        """State of the unfinished shards (`cft.annotation.shards.Part.state`), None if there are none."""
         return self.manifest().get("shards")
 
     def units(self) -> dict[int, dict[str, Any]]:
@@ -157,8 +158,10 @@ class AnnotationStore:
         return {int(path.stem): self._record(int(path.stem)) for path in sorted((self.folder / "units").glob("*.json"))}
 
     def rows(self) -> list[AnnotatedResponse]:
-        """All annotated responses in order. Raises StoreError if a file is not the one that was committed, or a unit that
-        the manifest counts is missing or of another annotation."""
+        """All annotated responses in order.
+
+        Raises StoreError if a file differs from the committed one, or a unit is missing or belongs to another annotation.
+        """
         return [row for unit in self._whole() for row in self.unit_rows(unit)]
 
     def unit_rows(self, unit: int) -> list[AnnotatedResponse]:
@@ -171,7 +174,7 @@ class AnnotationStore:
         return [ProblemRecord(**record) for record in self._table(unit, "problems").to_pylist()]
 
     def _whole(self) -> dict[int, dict[str, Any]]:
-        """The commit records, once they are what the manifest counts. While others write, more may be there."""
+        """The commit records, checked against the manifest. While other processes write, there may be more units."""
         manifest, units = self.manifest(), self.units()
         self._require_made_under(units, manifest["fingerprint_sha256"])
         counted = manifest["units"]
@@ -180,18 +183,18 @@ class AnnotationStore:
             named = f" (missing: {', '.join(str(self._record_path(u)) for u in gaps[:8])})" if gaps else ""
             raise StoreError(
                 f"{self.folder}: manifest.json counts {counted} units, {len(units)} are there{named}. "
-                f"{self._repeat('To make what is missing')}"
+                f"{self._repeat('To make the missing units')}"
             )
         found = _total(record.get("counts", {}) for record in units.values())
         if manifest["finished"] and found != manifest["counts"]:
             raise StoreError(
-                f"{self.folder}: manifest.json counts {manifest['counts']}, its units {found}: files of another annotation "
-                f"were put in. Delete the folder. {self._repeat('To annotate again')}"
+                f"{self.folder}: manifest.json counts {manifest['counts']}, its units {found}: it contains files of another "
+                f"annotation. Delete the folder. {self._repeat('To annotate again')}"
             )
         return units
 
     def _require_made_under(self, units: Mapping[int, dict[str, Any]], fingerprint_sha256: str) -> None:
-        """Raises StoreError naming units that were made under other conditions."""
+        """Raises StoreError naming the units that were made under other conditions."""
         foreign = [unit for unit, record in units.items() if record.get("fingerprint") != fingerprint_sha256]
         if foreign:
             names = ", ".join(str(self._record_path(unit)) for unit in foreign[:8])
@@ -203,7 +206,7 @@ class AnnotationStore:
             )
 
     def _repeat(self, purpose: str) -> str:
-        """The command of the process that wrote last."""
+        """Advice to repeat the command of the process that wrote last."""
         written_by = self.manifest().get("written_by") or [{}]
         command = written_by[-1].get("command", "")
         return f"{purpose}: {command}" if command else f"{purpose}, repeat the command that made this annotation"
@@ -247,13 +250,22 @@ class AnnotationStore:
         part: Part = ALONE,
         further_columns: tuple[str, ...] = (),
     ) -> Iterator[None]:
-        """Create the store or go on with it, as the only process at `part` of it.
+        """Create or resume the store, as the only process that writes `part` of it.
 
-        fingerprint: what must not change; info: for people, that of the last process; only its list `written_by` grows by what
-        each process adds that was not there. The manifest says `finished` once no unit of any shard is
-        left to do and nobody else is at work; until then its `shards` says who is missing. further_columns: of
-        `cft.annotation.rows.OPTIONAL`, those that every file of rows has.
-        Raises FolderInUse, WriteError, or StoreError naming what differs from the manifest or from the other shards.
+        The manifest says `finished` once no unit of any shard remains to be done and no other process is writing; until then
+        its entry `shards` names the unfinished shards.
+
+        Args:
+            fingerprint: Conditions that must not change.
+            info: Information for people. The manifest keeps that of the last process, except for the list `written_by`, to
+                which each process adds its entries.
+            part: The shard that this process writes.
+            further_columns: Columns of `cft.annotation.rows.OPTIONAL` that every file of rows has.
+
+        Raises:
+            FolderInUse: Another process writes this part.
+            WriteError: A file cannot be written.
+            StoreError: The conditions differ from the manifest, or the request from that of the other shards.
         """
         with ExitStack() as held:
             with gate(self.folder):
@@ -265,7 +277,7 @@ class AnnotationStore:
                     before = self._require_agreement(part)
                 self._require_made_under(self.units(), self._made_under)
                 state = part.state(self.units(), at_work=at_work(self.folder, but=part.shard))
-                # Alone, it may still be killed before the gaps of earlier shards are filled.
+                # A single process may still be killed before it fills the gaps of earlier shards.
                 shards = state if part.shard.count > 1 or not part.in_order or state is None else before
                 self._write_manifest(fingerprint, info, finished=False, shards=shards)
                 self._remove_orphans(part.shard)
@@ -273,9 +285,9 @@ class AnnotationStore:
             with gate(self.folder):
                 state = part.state(self.units(), at_work=at_work(self.folder, but=part.shard))
                 self._write_manifest(fingerprint, info, finished=state is None, shards=state)
-                if state is None:  # the last to leave: what other shards were killed over is nobody's now
+                if state is None:  # the last process: leftover files of killed shards belong to no running process
                     self._remove_orphans(WHOLE)
-                clear_place(self.folder, part.shard)  # before the gate opens: of two that leave, the second is alone
+                clear_place(self.folder, part.shard)  # before the gate is released, so that the last process is alone
 
     def commit(
         self,
@@ -285,9 +297,9 @@ class AnnotationStore:
         problems: Sequence[ProblemRecord],
         facts: dict[str, Any],
     ) -> None:
-        """Write a unit's files, then its record, which makes it count. A unit committed before is replaced.
+        """Write a unit's files, then its record, which commits it. A unit that was committed before is replaced.
 
-        Raises WriteError; the unit is then as it was before.
+        Raises WriteError; the unit is then unchanged.
         """
         path = self._record_path(unit)
         before = self._record(unit) if path.exists() else None
@@ -307,7 +319,7 @@ class AnnotationStore:
     def _write_table(self, unit: int, kind: str, table: pa.Table) -> dict[str, Any]:
         sink = pa.BufferOutputStream()
         floats, others = _leaves(table.schema)
-        # Floats of a kind share their high bytes: splitting bytes by place makes the whole file a third smaller.
+        # Floats of one column share their high bytes: byte-stream splitting makes the whole file a third smaller.
         encoding: dict[str, Any] = {"use_dictionary": others, "use_byte_stream_split": floats}  # lists of columns
         pq.write_table(table, sink, compression="zstd", compression_level=9, **encoding)
         data = sink.getvalue().to_pybytes()
@@ -329,17 +341,17 @@ class AnnotationStore:
             )
 
     def _require_agreement(self, part: Part) -> dict[str, Any] | None:
-        """The state of shards that are not done. Raises StoreError if `part` is one of them and asks for other things."""
+        """State of the unfinished shards. Raises StoreError if `part` is one of them and requests something else."""
         state = self.unfinished_shards()
         if state and state["count"] == part.shard.count > 1 and state["request"] != part.request:
             theirs, ours = state["request"], part.request
             differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
             lines = [f"  {key}: the others {theirs.get(key)!r}, {part.shard} {ours.get(key)!r}" for key in differing]
             raise StoreError(
-                f"{self.folder}: its shards must ask for the same, but these differ:\n"
+                f"{self.folder}: all shards must have the same settings, but these differ:\n"
                 + "\n".join(lines)
-                + f"\nIt is {unfinished_message(state)}\nTo ask for something else, finish it first, or go on with another "
-                "num_shards (1 will do)"
+                + f"\nIt is {unfinished_message(state)}\nTo use other settings, finish it first, or resume with another "
+                "num_shards (1 is possible)"
             )
         return state
 
@@ -367,7 +379,7 @@ class AnnotationStore:
         )
 
     def _remove_orphans(self, shard: Shard) -> None:
-        """Files of `shard` and temporary ones that a kill left behind, committed by no record. Behind the gate."""
+        """Remove uncommitted and temporary files of `shard` that a killed process left. Called while holding the gate."""
         units = self.units()
         with writing_errors(self.folder):
             for kind in _KINDS:
@@ -378,7 +390,7 @@ class AnnotationStore:
             for path in (self.folder / "units").glob(".*.tmp"):
                 if _is_of(path, shard):
                     path.unlink()
-            for path in self.folder.glob(".*.tmp"):  # of the manifest, which is written behind the gate
+            for path in self.folder.glob(".*.tmp"):  # of the manifest, which is written while holding the gate
                 path.unlink()
 
 
@@ -388,13 +400,13 @@ def _problems_table(problems: Sequence[ProblemRecord], *, rollouts: bool) -> pa.
 
 
 def _is_of(path: Path, shard: Shard) -> bool:
-    """Whether a file is of one of the shard's units, as its name tells; who is alone owns what has another name too."""
+    """Whether a file belongs to one of the shard's units, by its name; a single process owns files of any other name."""
     name = re.match(r"\.?(\d+)\.", path.name)
     return shard.has(int(name[1])) if name else shard == WHOLE
 
 
 def _leaves(schema: pa.Schema) -> tuple[list[str], list[str]]:
-    """Parquet's names of the leaf columns: (float ones, all others)."""
+    """Parquet's names of the leaf columns: floats, and all others."""
     floats: list[str] = []
     others: list[str] = []
     for column in schema:
@@ -414,7 +426,7 @@ def _total(parts: Iterable[dict[str, float]]) -> dict[str, float]:
 
 
 def _by_dotted_key(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What a fingerprint says, by dotted key."""
+    """Entries of a fingerprint by dotted key."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _by_dotted_key(value, f"{prefix}{key}.")

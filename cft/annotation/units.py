@@ -1,4 +1,4 @@
-"""Units: the fixed slices of a split that are annotated and committed whole, and which of them are still to do."""
+"""Units: fixed slices of a split that are annotated and committed as a whole, and which of them remain to be done."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Records = Mapping[int, dict[str, Any]]  # commit records by unit number
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a configuration asks of an annotation: the first `asked` of the split's `problems`, in units of `unit_size`.
+    """What a configuration requests: the first `asked` of the split's `problems`, in units of `unit_size`.
 
-    every_outcome: no alternative of a position that is tried is left untried. every_position: no position is.
-    fills_only: committed units are extended, none is annotated afresh.
+    every_outcome: try all alternatives of each tested position. every_position: test all positions.
+    fills_only: only extend committed units; annotate no new ones.
     """
 
     problems: Sequence[Problem]
@@ -29,7 +29,7 @@ class Plan:
     every_position: bool = True
 
     def request(self) -> dict[str, Any]:
-        """What the shards of one annotation must have in common beyond its fingerprint. JSON."""
+        """Settings, beyond the fingerprint, that must be equal in all shards of one annotation. JSON."""
         return {
             "problems": self.asked,
             "num_alternatives": self.num_alternatives,
@@ -39,18 +39,20 @@ class Plan:
         }
 
     def units(self, records: Records) -> list[Sequence[Problem]]:
-        """The problems of each unit, by its number.
+        """The problems of each unit, by unit number.
 
-        What is committed beyond `asked` is part of it, and so are gaps before that: shards that were interrupted leave
-        gaps, and a run that asks for less shall not pass off the rest as an annotation of the first problems.
+        Units committed beyond `asked` are included, and so are gaps before them: interrupted shards leave gaps, and a run that
+        requests fewer problems must not mark an annotation with gaps as complete.
         """
         reached = [u * self.unit_size + record["counts"]["problems"] for u, record in records.items()]
         wanted = min(max([self.asked, *reached]), len(self.problems))
         return [self.problems[u : min(u + self.unit_size, wanted)] for u in range(0, wanted, self.unit_size)]
 
     def facts(self, record: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What the commit record of a unit that is as requested says of it. record: of the unit that was filled, None of a
-        fresh one. Where every position was tried nothing is said of positions."""
+        """Entries of the commit record of a unit that is as requested; `every_position` is present only if it is false.
+
+        record: the earlier record if the unit was extended, None for a new unit.
+        """
         every_position = (
             self.every_position if record is None else self.fills_only or record.get("every_position", True)
         )
@@ -67,7 +69,7 @@ class Plan:
         return [u for u in range(len(units)) if u not in records or not self._holds(records[u], u, unit=units[u])]
 
     def to_fill(self, records: Records) -> list[int]:
-        """Committed units with fewer alternatives than asked for, or with untried ones where every outcome is."""
+        """Committed units that lack requested alternatives, outcomes or positions."""
         return [
             u
             for u, record in records.items()
@@ -80,7 +82,7 @@ class Plan:
         return {*self.to_annotate(records), *self.to_fill(records)}
 
     def _holds(self, record: dict[str, Any], u: int, *, unit: Sequence[Problem]) -> bool:
-        """Whether a committed unit is `unit`, or continues it in the order of the split: nothing is undone."""
+        """Whether a committed unit holds the problems of `unit`, and possibly the following ones of the split."""
         count = record["counts"]["problems"]
         start = u * self.unit_size
         following = self.problems[start : start + self.unit_size]

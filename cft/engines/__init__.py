@@ -1,6 +1,6 @@
 """Engines: prompts and forks in, completions out, token ids on both sides (protocol: `cft.types.Engine`).
 
-`Reference`, `SharedPrefix`, ... are what conf/engine/*.yaml names: they make an engine of a model.
+`Reference`, `SharedPrefix`, ... are the factories named in conf/engine/*.yaml; they make an engine from a model.
 """
 
 from cft.engines.continuous import Continuous, ContinuousEngine

@@ -1,16 +1,16 @@
-"""Attention of forks: over the sequence they share, and over what each decoded itself.
+"""Attention of forks: over the shared sequence, and over each fork's own suffix.
 
-    prefix   [1, h, L, d]    keys of a sequence, stored once; every fork of it looks at them, up to its own prefix_len
-    block    [n, h, T, d]    keys of n forks' own tokens, of similar length; a mask hides what a shorter one lacks
+    prefix   [1, h, L, d]    keys of a sequence, stored once; each fork attends to the first prefix_len of them
+    block    [n, h, T, d]    keys of the own tokens of n forks of similar length; a mask hides the padding of shorter ones
 
-Both parts are computed apart and joined exactly. With the scores s_m of part m,
+The two parts are computed separately and combined exactly. With the scores s_m of part m,
 
     lse_m = log sum exp s_m        out = sum_m exp(lse_m) softmax(s_m) v_m / sum_m exp(lse_m)
 
-so of two parts the first has the weight sigmoid(lse_1 - lse_2). A fork without a shared prefix has all its keys in its block.
+so with two parts the first has the weight sigmoid(lse_1 - lse_2). A fork without a shared prefix has all its keys in its block.
 
-Scores, log-sum-exp and outputs are float32 in half precision too, as inside SDPA: a bfloat16 of 20 has steps of 0.125, and
-the difference of two of them would decide the weights.
+Scores, log-sum-exp and outputs are float32 in half precision as well, as inside SDPA: bfloat16 values near 20 have steps of
+0.125, and the weights depend on the difference of two such values.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = "cft_forks"  # its name in transformers' registry
-# What torch's attention calls on a CPU; it alone gives the log-sum-exp too. In float32 a fifth faster than product by product.
+# torch's CPU attention kernel, which also returns the log-sum-exp. In float32 a fifth faster than separate matrix products.
 FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 SPARE_COLUMNS = (
-    32  # a block is made with room for so many tokens; when full it gets as many again, or half of what it has
+    32  # spare columns of a new block; a full block grows by as many, or by half of its columns if that is more
 )
 
 
@@ -49,12 +49,14 @@ def num_bytes(keys: Keys) -> int:
 
 
 class KVBlock(Generic[Row]):
-    """Keys and values of the tokens that some forks do not share.
+    """Keys and values of the unshared tokens of several forks.
 
-    rows: what the caller keeps of each fork, in the order of the batch.
+    The first columns can belong only to rows that have been removed; they are dropped when the block is copied anyway.
 
-    keys: by layer, [n, h, T, d]; seen: how many of the T columns each row has, the last ones. The first columns belong to rows
-    that have left: where the block is copied anyway, they stay behind.
+    Args:
+        rows: The caller's state of each fork, in batch order.
+        keys: By layer, [n, h, T, d].
+        seen: How many of the T columns, counted from the last, each row has.
     """
 
     def __init__(self, rows: Sequence[Row], keys: Keys, seen: Sequence[int]) -> None:
@@ -65,7 +67,7 @@ class KVBlock(Generic[Row]):
         missing = self.columns - torch.tensor(seen, device=position_T.device)
         self.mask_nT = _additive(position_T[None] < missing[:, None], dtype=keys[0].k.dtype)
         self.ragged = min(seen) < self.columns
-        self._starts = [self.columns - count for count in seen]  # the first column of each row
+        self._starts = [self.columns - count for count in seen]  # first column of each row
         self._reserve(self.columns + SPARE_COLUMNS)
 
     def __len__(self) -> int:
@@ -76,17 +78,17 @@ class KVBlock(Generic[Row]):
 
     @property
     def width(self) -> int:
-        """Columns that a row still sees."""
+        """Number of columns that at least one row attends to."""
         return self.columns - min(self._starts, default=self.columns)
 
     def make_room(self) -> None:
-        """For one more token of each fork. If memory runs out here, some layers have more room than others."""
+        """Make room for one more token per fork. If memory runs out, some layers may have more room than others."""
         if self.columns == min(layer.k.shape[2] for layer in self.keys):
             self.trim()
             self._reserve(self.columns + max(SPARE_COLUMNS, self.columns // 2))
 
     def trim(self) -> None:
-        """Leave out the columns that no row sees. Their memory is free once the keys are copied."""
+        """Drop the columns that no row attends to. Their memory is freed when the keys are copied."""
         first = self.columns - self.width
         if first:
             self.columns -= first
@@ -95,7 +97,7 @@ class KVBlock(Generic[Row]):
             self.keys = [LayerKeys(*(part[:, :, first:] for part in (layer.k, layer.v))) for layer in self.keys]
 
     def shrink(self) -> None:
-        """Give back the memory of rows that have left, layer by layer."""
+        """Free the memory of removed rows, layer by layer."""
         n = len(self.rows)
         for index, layer in enumerate(self.keys):
             if layer.k.shape[0] > n:
@@ -103,7 +105,7 @@ class KVBlock(Generic[Row]):
         self.mask_nT = self.mask_nT[:n]
 
     def _reserve(self, columns: int) -> None:
-        """Layer by layer: the memory that one leaves is there for the next."""
+        """Widen all layers to `columns`, one after the other, so that memory freed by one is available to the next."""
         n = len(self.rows)
         self.mask_nT = nn.functional.pad(self.mask_nT[:n, : self.columns], (0, columns - self.columns))
         for index, layer in enumerate(self.keys):
@@ -113,11 +115,11 @@ class KVBlock(Generic[Row]):
                 )
 
     def advance(self) -> None:
-        """The newest token's keys, which `attend` wrote, are kept."""
+        """Keep the newest token's keys, which `attend` wrote."""
         self.columns += 1
 
     def remove(self, index: int) -> None:
-        """Drop a fork; the last one takes its place."""
+        """Remove a fork; the last fork takes its index."""
         last = len(self.rows) - 1
         self.rows[index], self._starts[index] = self.rows[last], self._starts[last]
         self.rows.pop()
@@ -129,12 +131,12 @@ class KVBlock(Generic[Row]):
                     part[index, :, : self.columns] = part[last, :, : self.columns]
 
     def attend(self, layer: int, query_nhgd: Tensor, key_nhd: Tensor, value_nhd: Tensor) -> tuple[Tensor, Tensor]:
-        """Output [n, h, g, d] and log-sum-exp [n, h, g, 1] of the newest tokens, whose keys are written down. Both float32."""
+        """Write the newest tokens' keys and attend; output [n, h, g, d] and log-sum-exp [n, h, g, 1], both float32."""
         n, until = len(self.rows), self.columns + 1
         keys = self.keys[layer]
         keys.k[:n, :, self.columns] = key_nhd
         keys.v[:n, :, self.columns] = value_nhd
-        # Few queries a fork: the matrix kernel reads long keys faster as its left side.
+        # With few queries per fork, the matrix kernel is faster with the long keys as its left operand.
         scores = _product(keys.k[:n, :, :until], query_nhgd.transpose(-1, -2)).transpose(-1, -2).contiguous()
         if self.ragged:
             scores += self.mask_nT[:n, None, None, :until]
@@ -142,7 +144,7 @@ class KVBlock(Generic[Row]):
 
 
 def joined(one: KVBlock[Row], other: KVBlock[Row]) -> KVBlock[Row]:
-    """Both as one block, the shorter rows right-aligned."""
+    """Merge two blocks into one, right-aligned."""
     one.trim()
     other.trim()
     columns = max(one.columns, other.columns)
@@ -167,7 +169,7 @@ def joined(one: KVBlock[Row], other: KVBlock[Row]) -> KVBlock[Row]:
 
 
 def _widened(part_nhTd: Tensor, columns: int) -> Tensor:
-    """A copy with room for so many columns, the new ones unwritten."""
+    """A copy with `columns` columns; the new ones are uninitialized."""
     n, heads, taken, width = part_nhTd.shape
     new = part_nhTd.new_empty(n, heads, columns, width)
     new[:, :, :taken] = part_nhTd
@@ -175,13 +177,16 @@ def _widened(part_nhTd: Tensor, columns: int) -> Tensor:
 
 
 def _additive(hidden: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """A mask to add to scores: minus infinity where `hidden`, else 0."""
+    """An additive attention mask: minus infinity where `hidden`, else 0."""
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -math.inf)
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The rows of a batch that look at one prefix. index: [m] rows. mask: [m, L], minus infinity from a row's prefix_len on."""
+    """The rows of a batch that attend to one prefix.
+
+    index: [m] rows of the batch. mask_mL: additive mask, minus infinity from position prefix_len of each row.
+    """
 
     prefix: Keys
     index: Tensor
@@ -189,14 +194,14 @@ class Shared:
 
     @classmethod
     def of(cls, prefix: Keys, *, index: Sequence[int], visible: Sequence[int]) -> Shared:
-        """index: rows of the batch. visible: how many tokens of the prefix each of them sees, at least 1."""
+        """index: rows of the batch. visible: how many tokens of the prefix each of them attends to, at least 1."""
         first = prefix[0].k
         position_L = torch.arange(max(visible), device=first.device)
         hidden_mL = position_L[None] >= torch.tensor(visible, device=first.device)[:, None]
         return cls(prefix, torch.tensor(index, device=first.device), _additive(hidden_mL, dtype=first.dtype))
 
     def attend(self, layer: int, query_mhgd: Tensor) -> tuple[Tensor, Tensor]:
-        """As `KVBlock.attend`. The point of it all: the queries of all forks are one matrix, and the keys exist once."""
+        """Like `KVBlock.attend`, but the queries of all forks form one matrix and the keys exist once."""
         m, heads, groups, width = query_mhgd.shape
         longest = self.mask_mL.shape[1]
         keys = self.prefix[layer]
@@ -214,7 +219,7 @@ class Shared:
 
 
 def _part(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over one part alone, and the log-sum-exp of its scores (last axis 1), which are overwritten."""
+    """Attention over one part, and the log-sum-exp of its scores (last axis 1). Overwrites `scores`."""
     top = scores.amax(-1, keepdim=True)
     weight = scores.sub_(top).exp_()
     total = weight.sum(-1, keepdim=True)
@@ -222,10 +227,10 @@ def _part(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right with its sums in float32, also where both are of half precision."""
+    """left @ right, accumulated and returned in float32 also for half-precision operands."""
     if left.dtype.itemsize >= 4:
         return left @ right
-    if left.device.type == "cuda":  # only there has torch a product of that kind
+    if left.device.type == "cuda":  # torch supports out_dtype only on CUDA
         shape = (*left.shape[:-1], right.shape[-1])
         flat = (x.reshape(-1, *x.shape[-2:]) for x in (left, right))
         return torch.bmm(*flat, out_dtype=torch.float32).view(shape)
@@ -234,14 +239,14 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """A forward pass over whole sequences, [b, T] padded on the right; `keys` takes what each layer computes."""
+    """A forward pass over whole sequences, [b, T] padded on the right; each layer appends its keys and values to `keys`."""
 
     keys: Keys
 
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """A forward pass over the newest token of every fork, [N, 1]: the rows of all blocks, one after the other."""
+    """A decode step over the newest token of every fork, [N, 1]: the rows of all blocks, concatenated."""
 
     blocks: Sequence[KVBlock[Any]]
     shared: Sequence[Shared]
@@ -260,14 +265,13 @@ def fork_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of `transformers`: query [N, H, q, d], key and value [N, h, q, d] -> [N, q, H, d]."""
-    if (
-        softcap is not None or s_aux is not None
-    ):  # of a model whose config does not say so: see cft/models/architecture.py
+    """An attention function for `transformers`: query [N, H, q, d], key and value [N, h, q, d] -> [N, q, H, d]."""
+    # Models whose config shows this are refused earlier (cft/models/architecture.py).
+    if softcap is not None or s_aux is not None:
         raise TypeError("its attention has soft-capped scores or attention sinks")
     if isinstance(forks, Prefill):
         forks.keys.append(LayerKeys(key, value))
-        # Padding on the right is never looked at by what is before it.
+        # No real token attends to the padding, which is on its right.
         attended = nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=True
         )

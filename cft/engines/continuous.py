@@ -1,12 +1,12 @@
-"""transformers' own continuous batching: paged keys and values, prefixes shared by whole pages, CUDA graphs where there are.
+"""transformers' own continuous batching: paged KV cache, prefixes shared in whole pages, CUDA graphs where available.
 
-No dependency beyond transformers. Decoding runs in the library's thread; this module feeds it and reads what comes back:
+No dependency beyond transformers. Decoding runs in the library's thread; this module adds requests and reads results:
 
-    take forks -> add_request ... get_result -> completion        as many requests in flight as `max_requests`
-                  cancel_request where the source says that a fork no longer matters
+    take forks -> add_request ... get_result -> completion        at most `max_requests` requests in flight
+                  cancel_request if the source says that a fork no longer matters
 
-A near tie is decided by whatever batch it was in: ids can differ from the reference engine's there, so the engine is not
-exact. It decodes greedily only, since the library draws samples from one stream of random numbers for the whole batch.
+Near ties depend on the batch, so ids can differ from the reference engine's and the engine is not exact. It decodes greedily
+only, since the library draws samples from one stream of random numbers for the whole batch.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from cft.types import Budget, Completion, Fork, ForkSource, Key, TokenSequence, 
 if TYPE_CHECKING:
     from cft.models.lazy import LazyModel
 
-PAGE_ON_CPU, PAGE_ON_GPU = 16, 256  # tokens; flash attention's kernel for decoding wants 256
-BATCH_TOKENS = 1024  # of one forward pass, prefill included
-WAIT_S = 0.2  # between two looks at forks that no longer matter
+PAGE_ON_CPU, PAGE_ON_GPU = 16, 256  # tokens; flash attention's decoding kernel requires 256
+BATCH_TOKENS = 1024  # tokens of one forward pass, prefill included
+WAIT_S = 0.2  # interval between checks for forks that no longer matter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +43,9 @@ class Continuous:
     """transformers' own continuous batching.
 
     Args:
-        max_requests: continuations decoded together, at least 1.
-        kv_budget_mb: for keys and values, in 10^6 bytes. null: 4096 on a CPU, 3/4 of what a GPU has free.
-        page_size: tokens of a page; forks share whole pages of their prefix. null: 16 on a CPU, 256 on a GPU.
+        max_requests: Maximum batch size in continuations, at least 1.
+        kv_budget_mb: Memory budget of the KV cache, in 10^6 bytes. null: 4096 on a CPU, 3/4 of the free memory on a GPU.
+        page_size: Tokens per page; forks share whole pages of their prefix. null: 16 on a CPU, 256 on a GPU.
     """
 
     name: ClassVar[str] = "continuous"
@@ -67,15 +67,17 @@ class Continuous:
 
 
 class ContinuousEngine:
-    """Decodes many forks together with transformers' continuous batching; greedily.
+    """Decodes many forks greedily with transformers' continuous batching.
 
     Args:
-        model: a causal language model in eval mode whose layers use attention, to windows or to all earlier tokens.
-        eos_ids: every token that ends a response.
-        max_requests, kv_budget_mb, page_size: as in `Continuous`.
+        model: A causal language model in eval mode whose layers use attention, to windows or to all earlier tokens.
+        eos_ids: Every token that ends a response.
+        max_requests: As in `Continuous`.
+        kv_budget_mb: As in `Continuous`.
+        page_size: As in `Continuous`.
 
     Raises:
-        EngineError: this model or this transformers has no continuous batching.
+        EngineError: The model or the installed transformers has no continuous batching.
     """
 
     exact = False
@@ -104,7 +106,7 @@ class ContinuousEngine:
         self.reference = ReferenceEngine(model, eos_ids, tie_margin=0.0)
 
     def _blocks(self, budget_bytes: int) -> int:
-        """Pages of all layers that the budget holds, as far as requests at the context's end could fill them."""
+        """Number of pages: as many as the budget holds, at most what full-context requests could fill."""
         config: Any = self.model.config.get_text_config(decoder=True)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -126,7 +128,7 @@ class ContinuousEngine:
         self.reference.close()
 
     def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
-        """Passes of the model itself, one a sequence."""
+        """Teacher-forced passes of the model, one per sequence."""
         return self.reference.score_all(sequences, k=k)
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
@@ -163,31 +165,31 @@ class ContinuousEngine:
                         continue
                     wait = WAIT_S
                     while (output := manager.get_result(timeout=wait)) is not None:
-                        wait = 0.0  # whatever else is there by now
+                        wait = 0.0  # further results only if they are already there
                         if output.is_finished() and (fork := in_flight.pop(output.request_id, None)):
                             yield fork.key, self._completion(fork, output)
                     if wait and not manager.is_running():
                         raise EngineError(
-                            f"engine=continuous: transformers' generation loop ended with {len(in_flight)} requests under way"
+                            f"engine=continuous: transformers' generation loop ended with {len(in_flight)} requests in flight"
                         )
                     for name in [name for name, fork in in_flight.items() if source.settled(fork.key)]:
                         manager.cancel_request(name)
                         fork = in_flight.pop(name)
                         yield fork.key, Completion(response_of(fork_prefix(fork), fork), "decided", 0)
             finally:
-                for name in in_flight:  # else the library finishes them before it stops
+                for name in in_flight:  # otherwise the library finishes them before it stops
                     if manager is not None:
                         manager.cancel_request(name)
 
     def _manager(self, generation: GenerationConfig) -> AbstractContextManager[Any]:
-        """The library's loop, running while this is open."""
+        """A context in which the library's generation loop runs."""
         library: Any = self.model
         return library.continuous_batching_context_manager(
             generation, continuous_batching_config=self._config(), warmup=False
         )
 
     def _unsent(self, fork: Fork, *, budget: Budget) -> Completion | None:
-        """Of a fork that has nothing to decode, or does not fit into memory alone."""
+        """The completion of a fork that has nothing to decode or does not fit into memory by itself; else None."""
         require_greedy(fork.sampling, name="continuous")
         require_unadjusted(fork.sampling, name="continuous")
         require_steady_rotary(self.model, length=fork.sequence.prompt_len + budget.max_new_tokens)
@@ -206,7 +208,7 @@ class ContinuousEngine:
         return Completion(response_of(ids, fork), finish, len(output.generated_tokens))
 
     def _config(self) -> ContinuousBatchingConfig:
-        """Under the names that this transformers has."""
+        """The library's settings, under the names that the installed transformers uses."""
         known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
         options = {
             "page_size" if "page_size" in known else "block_size": self.page_size,
@@ -214,6 +216,6 @@ class ContinuousEngine:
             "max_batch_tokens": max(BATCH_TOKENS, self.in_flight),
             "max_requests_per_batch": self.in_flight,
             "allow_block_sharing": True,
-            "auto_switch_to_flash": False,  # model.attn_implementation says which
+            "auto_switch_to_flash": False,  # model.attn_implementation decides
         }
         return ContinuousBatchingConfig(**{name: value for name, value in options.items() if name in known})

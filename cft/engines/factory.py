@@ -1,4 +1,4 @@
-"""What `conf/engine/*.yaml` builds: a frozen factory, which makes an engine of a model that need not be loaded here.
+"""Engine factories, built from `conf/engine/*.yaml`. A factory makes an engine from a model that may not be loaded yet.
 
 factory = build(cfg.engine)                  before anything large is read
 engine = factory(LazyModel(spec, tokenizer, device=...))
@@ -22,10 +22,11 @@ class EngineError(UserError, RuntimeError):
 class EngineFactory(Protocol):
     """A frozen dataclass whose fields are the keys of its yaml.
 
-    name: as in engine=NAME. local: it decodes with the model of this process, as the validation of a training needs.
-    samples: it takes forks with a temperature above 0. adjusts: it takes forks with an adjustment of the logits
-    (`cft/decoding`); an engine that does not say so does not. hashes_weights: the weights it decodes with are those that the
-    model's path names on this machine; else they are identified by `Engine.facts`.
+    name: as in engine=NAME.
+    local: it decodes with the model of this process, as required for validation during training.
+    samples: it accepts forks with a temperature above 0.
+    adjusts: it accepts forks with a logit adjustment (`cft/decoding`); if missing, it does not.
+    hashes_weights: it decodes with the weights at the model's path on this machine; otherwise `Engine.facts` identifies them.
     """
 
     name: ClassVar[str]
@@ -38,6 +39,6 @@ class EngineFactory(Protocol):
 
 
 def device_beside(factory: EngineFactory, *, device: str) -> str:
-    """What the process that an engine runs in needs, of the configured device: servers hold their GPUs already, and a worker
-    that asks them would only keep one idle."""
+    """The device that an engine's process needs: "cpu" for servers, which have GPUs of their own, since a process that only
+    sends requests would leave its GPU idle; else the configured device."""
     return device if factory.hashes_weights else "cpu"

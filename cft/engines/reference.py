@@ -1,14 +1,15 @@
-"""The plain engine: one fork at a time, one token at a time. Slow and obviously right; the others are held against it.
+"""The reference engine: decodes one fork and one token at a time. It is simple and slow; other engines are tested against it.
 
-Prefill prompt + kept response + `first_token`, then choose a token, append, feed it, until an EOS or the limit.
+It prefills prompt + kept response + `first_token`, then chooses a token, appends it and runs the next decode step, until an EOS
+token or the limit.
 
-Near ties. Two computations of the same logits differ in the last bits (about 6e-5 between attention kernels), so where
-the best two tokens are nearer than `tie_margin`, the batch, the cache or the kernel would decide. There every engine,
-this one too, re-scores: `rescore` is one pass without a cache over this row's ids alone. That pass takes the
-packed linear layers (`cft/models/kernels.py`) where it can: they are the same for every engine, and faster.
+Near ties: two computations of the same logits differ in the last bits (about 6e-5 between attention kernels). If the best two
+tokens are closer than `tie_margin`, the batch, the cache or the kernel would decide between them. Every engine, including this
+one, re-scores such choices with `rescore`: one forward pass without a cache over the ids of this row only. That pass uses the
+packed linear layers (`cft/models/kernels.py`) where possible; they are the same for every engine, and faster.
 
-A recurrent state is kept as keys are, by the library's cache. Where the model at hand does not continue from it as a plain pass
-would (`cached`), each token is a pass over all ids.
+Recurrent states are kept in the library's cache, like keys. If a model does not continue from its cache as in a plain forward
+pass (`cached`), every token takes a pass over all ids.
 """
 
 from __future__ import annotations
@@ -41,27 +42,27 @@ if TYPE_CHECKING:
     from cft.models.lazy import LazyModel
 
 LOG = logging.getLogger(__name__)
-CACHES = ("past_key_values", "cache_params")  # what models call their cache
+CACHES = ("past_key_values", "cache_params")  # names of the cache argument of models
 
 
 class Ids(NamedTuple):
-    """A row as adjustments of the logits see it (`cft.types.Written`)."""
+    """A row in the form that logit adjustments take (`cft.types.Written`)."""
 
     ids: list[int]
     prompt_len: int
 
 
 def never_decided(key: Key, ids: Sequence[int]) -> bool:
-    """For sources that want whole responses."""
+    """The `decided` function of sources that need complete responses."""
     return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """One continuation at a time, obviously right.
+    """Decodes one continuation at a time; simple and slow.
 
     Args:
-        tie_margin: logits closer than this are re-scored; null: 0.001 in float32, else 0.
+        tie_margin: Choices between logits closer than this are re-scored; null: 0.001 in float32, 0 in half precision.
     """
 
     name: ClassVar[str] = "reference"
@@ -83,10 +84,10 @@ class ReferenceEngine:
     """Decodes one fork at a time, one token at a time.
 
     Args:
-        model: a causal language model in eval mode.
-        eos_ids: every token that ends a response.
-        tie_margin: logits; None: see `tie_margin_for`.
-        kernels: "auto" or "torch", for near ties, as in the engine that is compared with this one.
+        model: A causal language model in eval mode.
+        eos_ids: Every token that ends a response.
+        tie_margin: In logits; None: see `tie_margin_for`.
+        kernels: "auto" or "torch", used for near ties; must equal that of the engine that is compared with this one.
     """
 
     @in_range
@@ -106,7 +107,7 @@ class ReferenceEngine:
 
     @cached_property
     def packed(self) -> DecodingKernels:
-        """Made for the first near tie: a second copy of the linear layers."""
+        """A second copy of the linear layers, made at the first near tie."""
         return prepare_for_decoding(self.model, kernels=self._kernels)
 
     @property
@@ -160,7 +161,7 @@ class ReferenceEngine:
             return self.model(ids_BT, **cache, use_cache=bool(cache), logits_to_keep=1)
 
     def _new_cache(self) -> dict[str, Any]:
-        """As an argument of the model; {} where it takes none that is known."""
+        """The cache as a keyword argument of the model; {} if the model takes none of the known names."""
         taken = inspect.signature(self.model.forward).parameters
         name = next((name for name in CACHES if name in taken), None)
         return {} if name is None else {name: DynamicCache(config=self.model.config)}
@@ -168,8 +169,11 @@ class ReferenceEngine:
     @cached_property
     @torch.inference_mode()
     def cached(self) -> bool:
-        """Whether the model continues from its cache as a plain pass does. Tried where it keeps more than keys of all tokens:
-        some models of the library silently begin again with every token, or read their state wrongly."""
+        """Whether decoding with the cache equals a plain forward pass.
+
+        Tested for models that cache more than keys and values: some models of the library silently restart at every token, or
+        read their state wrongly.
+        """
         if not fork_obstacles(self.model.config):
             return True
         embedding: Any = self.model.get_input_embeddings()
@@ -185,18 +189,21 @@ class ReferenceEngine:
         right = bool(cache) and wrong <= half_of_the_digits(self.model.dtype)
         if not right:
             LOG.warning(
-                "engine=reference: %s does not continue from its cache as a plain pass does in transformers %s: every token is "
-                "a pass over the whole response, which is right and slow",
-                type(self.model).__name__,
+                "engine=reference: with transformers %s, %s does not decode from its cache as in a plain forward pass: every "
+                "token takes a pass over the whole response, which is correct but slow",
                 version("transformers"),
+                type(self.model).__name__,
             )
         return right
 
     @torch.inference_mode()
     def rescore(self, ids: list[int], fork: Fork, *, uniform: float) -> int:
-        """The token after `ids`, prompt included, by one pass without a cache over them alone: no batch, no history.
+        """Choose the token after `ids` by one forward pass over them, without a batch and without a cache.
 
-        fork: what is continued; it says how tokens are chosen.
+        Args:
+            ids: Prompt and response so far.
+            fork: The fork that is continued, with its sampling parameters.
+            uniform: Random number of the position; ignored in greedy decoding.
         """
         ids_BT = torch.tensor([ids], device=self.model.device)
         with self.packed.active(), usable_attention(self.model):
@@ -211,13 +218,13 @@ class ReferenceEngine:
         return token
 
     def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
-        """One teacher-forced pass a sequence, without padding."""
+        """One teacher-forced pass per sequence, without padding."""
         for index, sequence in enumerate(sequences):
             yield index, self.score(sequence, k=k)
 
     @torch.inference_mode()
     def score(self, sequence: TokenSequence, *, k: int) -> TopTokens:
-        """k: how many of the most probable tokens to return a position."""
+        """Statistics of one response by a teacher-forced pass. k: number of most probable tokens per position."""
         input_ids_BT = torch.tensor(sequence.ids[None].astype(np.int64), device=self.model.device)
         response_len = len(sequence.ids) - sequence.prompt_len
         if response_len < 1:
@@ -233,8 +240,8 @@ class ReferenceEngine:
         return TopTokens(own_R.cpu().numpy(), entropy_R.cpu().numpy(), ids_RK, top_RK)
 
     def _logits(self, input_ids_1T: Tensor, *, last: int) -> Tensor:
-        """[last, V] float32. In half precision the head's products are summed up and kept in float32: rounded, every
-        twelfth position would have other tokens at ranks 2 and 3, which are the alternatives that are tried."""
+        """[last, V] float32. In half precision the head's products are accumulated and kept in float32: with rounded logits,
+        one position in twelve would have other tokens at ranks 2 and 3, which are the alternatives that are tried."""
         with usable_attention(self.model):
             if self.model.dtype.itemsize >= 4:
                 return self.model(input_ids_1T, use_cache=False, logits_to_keep=last).logits[0].float()
@@ -243,8 +250,8 @@ class ReferenceEngine:
 
 
 def inexact_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
-    """What outcomes depend on where re-scored ties do not settle them, in half precision and for a mixture of experts: how an
-    engine batches changes what it decodes. The ranks of alternatives come from float32 logits in half precision, too."""
+    """Facts that outcomes depend on when re-scored ties do not make them exact: in half precision and for mixtures of experts,
+    decoded tokens depend on how an engine batches. Ranks of alternatives come from float32 logits in half precision as well."""
     return {
         "name": name,
         "version": version("transformers"),
@@ -255,7 +262,7 @@ def inexact_facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
 
 
 def fork_prefix(fork: Fork) -> list[int]:
-    """Every id the continuation is conditioned on, prompt included."""
+    """All ids that the continuation is conditioned on, prompt included."""
     if not fork.sequence.prompt_len <= fork.prefix_len <= len(fork.sequence.ids):
         raise ValueError(
             f"fork {fork.key}: prefix_len {fork.prefix_len} is outside [{fork.sequence.prompt_len}, {len(fork.sequence.ids)}], "
@@ -266,7 +273,7 @@ def fork_prefix(fork: Fork) -> list[int]:
 
 
 def already_finished(fork: Fork, *, eos_ids: Collection[int], budget: Budget) -> Finish | None:
-    """A fork that has nothing to decode: its `first_token` ends the text, or the kept part fills the limit."""
+    """Why a fork has nothing to decode: its `first_token` ends the text, or the kept part fills the limit; else None."""
     if fork.first_token in eos_ids:
         return "stop"
     kept = fork.prefix_len - fork.sequence.prompt_len + (fork.first_token is not None)
@@ -281,7 +288,7 @@ def finish_of(
     budget: Budget,
     decided: Callable[[Key, Sequence[int]], bool],
 ) -> Finish | None:
-    """Whether a response ends with the last of `ids`, prompt included, and why."""
+    """Why a response ends at the last of `ids` (prompt included), or None if it does not."""
     if ids[-1] in eos_ids:
         return "stop"
     if len(ids) - fork.sequence.prompt_len >= fork.limit(budget):
@@ -294,9 +301,9 @@ def response_of(ids: list[int], fork: Fork) -> NDArray[np.int32]:
 
 
 def top_tokens(logprob_RV: Tensor, *, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The k most probable ids a row and their log-probs, [R, k] each; equal values by rising id.
+    """The k most probable ids per row and their log-probs, [R, k] each; equal values by ascending id.
 
-    topk does not promise an order among equals, so a few more are fetched and sorted by (-value, id).
+    topk guarantees no order among equal values, so a few more are fetched and sorted by (-value, id).
     """
     width = min(k + 8, logprob_RV.shape[-1])
     values_RW, ids_RW = (t.cpu().numpy() for t in logprob_RV.topk(width, dim=-1))

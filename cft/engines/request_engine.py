@@ -1,11 +1,11 @@
-"""An engine whose tokens are chosen elsewhere: forks become requests, a bounded number of them under way.
+"""Base of engines that send requests to an external decoder, with a bounded number of requests in flight.
 
-    caller's thread      take forks -> send -> wait for an answer -> yield it -> take again ...
-    event loop's thread  requests and answers, while the caller judges
+    caller's thread      take forks -> send -> wait for a response -> yield it -> take again ...
+    event loop's thread  requests and responses, while the caller verifies
 
-There is no barrier: where one answer came, the next fork is sent. A fork whose outcome no longer matters is cancelled. The
-ranks of a response's alternatives come from the pass that chose the response (`Fork.top_k`); only others are scored by a pass
-of their own.
+There is no barrier: as soon as one response arrives, the next fork is sent. A fork whose outcome no longer matters is
+cancelled. The ranks of a response's alternatives come from the pass that decoded the response (`Fork.top_k`); only given
+responses need a scoring pass of their own.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from cft.engines.refusals import require_unadjusted
 from cft.engines.requests import DecodeRequest, DecodeResponse, Ranked, top_tokens_of
 from cft.types import Budget, Completion, Fork, ForkSource, Key, TokenSequence, TopTokens
 
-CHOSEN_BELOW_BEST = 0.01  # nats; a greedy choice is the best but for how a log-prob was rounded
+CHOSEN_BELOW_BEST = 0.01  # nats; tolerance for the rounding of log-probs when checking that a greedy choice is the best
 Result = TypeVar("Result")
 Pending = tuple[Fork, Future[DecodeResponse | None]]
 
 
 class RequestEngine(ABC):
-    """What engines have in common that send requests. A subclass says how one is answered, and what its facts are.
+    """Base of engines that send requests. A subclass implements `answer`, `facts` and `end`.
 
     Args:
         name: As in engine=name, for messages.
         eos_ids: Every token that ends a response.
-        in_flight: Requests under way at most.
-        ranks_given: Whether log-probs of given tokens can be had; else alternatives are ranked by a request a position.
+        in_flight: Maximum number of requests in flight.
+        ranks_given: Whether the decoder returns log-probs of given tokens; otherwise alternatives are ranked by one request per
+            position.
     """
 
     exact = False
@@ -53,18 +54,23 @@ class RequestEngine(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """As `cft.types.Engine` has them."""
+        """See `cft.types.Engine.facts`."""
 
     @abstractmethod
     async def answer(self, request: DecodeRequest, *, sequence: TokenSequence) -> DecodeResponse | None:
-        """sequence: what the request continues. None: there was no room for it, or all tries were in vain.
+        """Decode one request. Raises EngineError.
 
-        Raises EngineError.
+        Args:
+            request: The request.
+            sequence: The sequence that it continues.
+
+        Returns:
+            The response, or None if it did not fit or every attempt failed.
         """
 
     @abstractmethod
     async def end(self) -> None:
-        """Gives back what the subclass holds in the event loop."""
+        """Release the subclass's resources; runs in the event loop."""
 
     def close(self) -> None:
         if self._loop.is_closed():
@@ -84,58 +90,58 @@ class RequestEngine(ABC):
 
     def run(self, source: ForkSource, *, budget: Budget) -> Iterator[tuple[Key, Completion]]:
         answered: queue.SimpleQueue[Pending] = queue.SimpleQueue()
-        under_way: dict[Key, Pending] = {}
+        in_flight: dict[Key, Pending] = {}
         try:
             while True:
-                room = self.in_flight - len(under_way)
+                room = self.in_flight - len(in_flight)
                 forks = source.take(room) if room else []
                 for fork in forks:
                     finish = already_finished(fork, eos_ids=self.eos_ids, budget=budget)
                     if finish is None:
                         pending = fork, self.submit(self.answer(self._request(fork, budget), sequence=fork.sequence))
-                        under_way[fork.key] = pending
+                        in_flight[fork.key] = pending
                         pending[1].add_done_callback(lambda _, pending=pending: answered.put(pending))
                     else:
                         yield fork.key, Completion(response_of(fork_prefix(fork), fork), finish, 0)
-                if not under_way:
+                if not in_flight:
                     if not forks:
                         return
                     continue
                 for fork, future in _arrived(answered):
-                    del under_way[fork.key]
+                    del in_flight[fork.key]
                     yield fork.key, self._completion(fork, future, source=source, budget=budget)
-                for key, (_, future) in under_way.items():
+                for key, (_, future) in in_flight.items():
                     if source.settled(key):
                         future.cancel()
         finally:
-            for _, future in under_way.values():
+            for _, future in in_flight.values():
                 future.cancel()
 
     def score_all(self, sequences: Sequence[TokenSequence], *, k: int) -> Iterator[tuple[int, TopTokens]]:
         waiting = list(enumerate(sequences))[::-1]
-        under_way: dict[Future[list[Ranked]], int] = {}
+        in_flight: dict[Future[list[Ranked]], int] = {}
         scored: queue.SimpleQueue[Future[list[Ranked]]] = queue.SimpleQueue()
         try:
-            while waiting or under_way:
-                while waiting and len(under_way) < self.in_flight:
+            while waiting or in_flight:
+                while waiting and len(in_flight) < self.in_flight:
                     index, sequence = waiting.pop()
                     future = self.submit(self._scored(sequence, k=k))
-                    under_way[future] = index
+                    in_flight[future] = index
                     future.add_done_callback(scored.put)
                 future = scored.get()
-                yield under_way.pop(future), top_tokens_of(future.result(), k=k)
+                yield in_flight.pop(future), top_tokens_of(future.result(), k=k)
         finally:
-            for future in under_way:
+            for future in in_flight:
                 future.cancel()
 
     def _request(self, fork: Fork, budget: Budget) -> DecodeRequest:
         require_unadjusted(fork.sampling, name=self.name)
         ids = fork_prefix(fork)
         limit = fork.limit(budget) - (len(ids) - fork.sequence.prompt_len)
-        # Of sampled tokens some servers tell log-probs after the temperature; scored later they are the model's own.
-        told = not fork.sampling.temperature or not self.ranks_given
+        # For sampled tokens some servers return log-probs after the temperature; a scoring pass returns the model's own.
+        usable = not fork.sampling.temperature or not self.ranks_given
         return DecodeRequest(
-            ids, limit, self.eos_ids, fork.sampling, top=fork.top_k if told and _from_the_start(fork) else 0
+            ids, limit, self.eos_ids, fork.sampling, top=fork.top_k if usable and _from_the_start(fork) else 0
         )
 
     def _completion(
@@ -157,10 +163,10 @@ class RequestEngine(ABC):
         decoded = len(ids) - len(kept)
         if finish is None and response.ended == "stop":
             raise EngineError(
-                f"engine={self.name}: a response was said to have stopped, but its last token is "
+                f"engine={self.name}: a response was reported as stopped, but its last token is "
                 f"{ids[-1] if decoded else 'missing'}, which is none of {sorted(self.eos_ids)}: the end token was cut off, or "
-                "there are other ends. Serve the same model files (generation_config.json), or name the ends in "
-                "model.eos_tokens"
+                "the server has other end tokens. Serve the same model files (generation_config.json), or name the end tokens "
+                "in model.eos_tokens"
             )
         top = None
         if response.decoded and decoded and _from_the_start(fork):
@@ -168,7 +174,7 @@ class RequestEngine(ABC):
             if not fork.sampling.temperature:
                 self._require_best(positions)
             top = top_tokens_of(positions, k=fork.top_k)
-        # Neither ended nor at its limit: the context was full.
+        # Without an end token and below its limit: the context was full.
         return Completion(response_of(ids, fork), finish or "memory", decoded, top=top)
 
     def _require_best(self, positions: Sequence[Ranked]) -> None:
@@ -176,8 +182,8 @@ class RequestEngine(ABC):
             best = max(position.top.values())
             if position.own < best - CHOSEN_BELOW_BEST:
                 raise EngineError(
-                    f"engine={self.name}: greedy decoding took a token of log-prob {position.own:.3f} where the best had "
-                    f"{best:.3f}: a penalty or sampling default is at work. Start the server without (vLLM: "
+                    f"engine={self.name}: greedy decoding chose a token of log-prob {position.own:.3f} where the best had "
+                    f"{best:.3f}: a penalty or sampling default is at work. Start the server without it (vLLM: "
                     "--generation-config vllm)"
                 )
 
@@ -197,16 +203,16 @@ class RequestEngine(ABC):
         response = await self.answer(request, sequence=sequence)
         if response is None:
             raise EngineError(
-                f"engine={self.name}: a response of {len(sequence.ids)} tokens, prompt included, could not be scored: there "
-                "is no room for it and one token more, or each try failed; give the server a longer context"
+                f"engine={self.name}: a response of {len(sequence.ids)} tokens, prompt included, could not be scored: the "
+                "context has no room for it and one more token, or every attempt failed; give the server a longer context"
             )
         return response
 
     def _given(self, position: Ranked, token: int) -> Ranked:
         if token not in position.top:
             raise EngineError(
-                f"engine={self.name}: the server tells log-probs of the {len(position.top)} most probable tokens only, and a "
-                "given response has another one; use vLLM or SGLang for responses=given"
+                f"engine={self.name}: the server returns log-probs of the {len(position.top)} most probable tokens only, and a "
+                "given response contains another token; use vLLM or SGLang for responses=given"
             )
         return Ranked(position.top[token], position.top)
 
@@ -216,6 +222,6 @@ def _from_the_start(fork: Fork) -> bool:
 
 
 def _arrived(answered: queue.SimpleQueue[Pending]) -> Iterator[Pending]:
-    """At least one answer, and what else is there now."""
+    """Wait for one response; yield it and all others that have arrived by now."""
     for _ in range(max(1, answered.qsize())):
         yield answered.get()

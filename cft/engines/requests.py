@@ -1,4 +1,4 @@
-"""What is asked of an engine that runs elsewhere, in a server or in vLLM's own process, and what it answers: token ids."""
+"""Requests to an external decoder (a server, or vLLM's own process) and its responses, as token ids."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cft.types import GREEDY, Sampling, TopTokens
 
 @dataclass(frozen=True, slots=True)
 class DecodeRequest:
-    """Continue `ids` by at most `limit` tokens, up to and with the first of `eos_ids`.
+    """Continue `ids` by at most `limit` tokens, up to and including the first token of `eos_ids`.
 
-    top: so many most probable tokens with their log-probs for each decoded token; 0 = none.
-    score_from: the same for the tokens of `ids` from this position on; None = none.
+    top: number of most probable tokens to return, with log-probs, at each decoded position; 0 = none.
+    score_from: return the same for the tokens of `ids` from this position; None = none.
     """
 
     ids: list[int]
@@ -30,14 +30,14 @@ class DecodeRequest:
 
     @property
     def seed(self) -> int:
-        """Of the server's random numbers: a function of the sampling's seed and purpose alone."""
+        """Seed of the server's random numbers; depends only on the seed and purpose of `sampling`."""
         text = f"{self.sampling.seed}\x1f{self.sampling.purpose}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) >> 1
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """One position: the log-prob of the token that stands there, and the most probable tokens with theirs."""
+    """One position: the log-prob of the sequence's own token, and the most probable tokens with their log-probs."""
 
     own: float
     top: dict[int, float]
@@ -45,7 +45,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class DecodeResponse:
-    """What came. decoded, prompt: one entry a token, where they were asked for. ended: what the server says of it."""
+    """A response. decoded, prompt: one entry per token, if requested. ended: the finish reason that the server reports."""
 
     ids: list[int]
     ended: Literal["stop", "length", "abort"]
@@ -54,9 +54,9 @@ class DecodeResponse:
 
 
 def top_tokens_of(positions: Sequence[Ranked], *, k: int) -> TopTokens:
-    """By falling log-prob, equal ones by rising id. Entropies are NaN: nobody sends the whole distribution.
+    """The k most probable tokens of each position, sorted by descending log-prob, then by ascending id.
 
-    Raises EngineError if a position has fewer than k tokens.
+    Entropies are NaN, since no server sends the whole distribution. Raises EngineError if a position has fewer than k tokens.
     """
     ids_RK = np.zeros((len(positions), k), dtype=np.int32)
     logprob_RK = np.zeros((len(positions), k), dtype=np.float32)
@@ -64,7 +64,7 @@ def top_tokens_of(positions: Sequence[Ranked], *, k: int) -> TopTokens:
         best = sorted(position.top.items(), key=lambda item: (-item[1], item[0]))[:k]
         if len(best) < k:
             raise EngineError(
-                f"{k} most probable tokens were asked for at each position, {len(best)} came at position {t} of a response; "
+                f"{k} most probable tokens were requested per position, {len(best)} came at position {t} of a response; "
                 f"start the server with --max-logprobs {k} or more, or lower num_alternatives"
             )
         ids_RK[t] = [token for token, _ in best]

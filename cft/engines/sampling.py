@@ -1,7 +1,7 @@
-"""Which token comes next, greedy or sampled, and how near the choice was to another.
+"""Greedy and sampled choice of the next token, and detection of near ties.
 
 Random numbers are counter-based: the uniform for response position i of a fork is the i-th number of a Philox stream
-keyed by (seed, purpose), so a sample does not depend on the batch it was decoded in.
+keyed by (seed, purpose), so a sample does not depend on the batch in which it is decoded.
 """
 
 from __future__ import annotations
@@ -20,35 +20,42 @@ from cft.types import Adjustment, Sampling, Written
 
 TIE_MARGIN = 1e-3  # logits, in float32
 
-# What rounding can do to a sample. Logits of two computations differ by about 6e-5 = e. The sum F over some tokens of their
-# probabilities then moves by at most 2 e F (1 - F): 3e-5 at the middle, 6e-6 at a top_p of 0.95.
-TIE_MARGIN_PROBABILITY = 4e-5  # a uniform this near to a boundary at F = 1/2 could fall on its other side
-LEAST_MOVE = 1 / 40  # of a boundary near 0 or 1, where F (1 - F) vanishes but rounding does not, beside one at 1/2
-TIE_MARGIN_NUCLEUS = 1e-5  # a sum this near to top_p could take in one token more or less
-RELATIVE_TIE = 2e-4  # probabilities this alike could swap ranks
-NUCLEUS_GUESS = 256  # most nuclei are smaller, and so many top tokens are found without sorting the vocabulary
+# Effect of rounding on a sample. Logits of two computations differ by about e = 6e-5. A cumulative probability F then moves by
+# at most 2 e F (1 - F): 3e-5 at F = 1/2, 6e-6 at a top_p of 0.95.
+TIE_MARGIN_PROBABILITY = 4e-5  # a uniform this close to a boundary at F = 1/2 could fall on its other side
+LEAST_MOVE = 1 / 40  # minimum of 4 F (1 - F) for boundaries near 0 or 1, where F (1 - F) vanishes but rounding does not
+TIE_MARGIN_NUCLEUS = 1e-5  # a cumulative probability this close to top_p could include one token more or less
+RELATIVE_TIE = 2e-4  # probabilities with a smaller relative difference could swap ranks
+NUCLEUS_GUESS = 256  # first guess of the nucleus size; most are smaller, and top-k avoids sorting the vocabulary
 MAX_BLOCK = 1024
 
 
 def tie_margin_for(dtype: torch.dtype, asked: float | None) -> float:
-    """The margin, in logits, below which a choice is made again without a cache. None: 1e-3 in float32, 0 in half precision.
+    """The margin, in logits, below which a choice is re-scored without a cache.
 
-    Logits of a bfloat16 head are multiples of 1/16 to 1/8: a margin would pick exact ties of rounded values alone, a quarter
-    of what another batch can turn, at the price of a whole pass each. Raises BadValue for one that is asked for there.
+    Logits of a bfloat16 head are multiples of 1/16 to 1/8. A margin would detect only exact ties of rounded values, a quarter
+    of the choices that another batch can change, at the cost of a whole forward pass each.
+
+    Args:
+        dtype: Of the model's weights.
+        asked: The configured margin; None: 1e-3 in float32, 0 in half precision.
+
+    Raises:
+        BadValue: A margin above 0 in half precision.
     """
     half = dtype.itemsize < 4
     if asked is None:
         return 0.0 if half else TIE_MARGIN
     if half and asked > 0:
         raise BadValue(
-            f"engine.tie_margin={asked:g}: in half precision no margin says which choices another batch would turn; expected "
-            "null or 0 with model.dtype=bfloat16 (the annotation's replays measure the flips), or model.dtype=float32"
+            f"engine.tie_margin={asked:g}: in half precision no margin tells which choices another batch would change; "
+            "expected null or 0 with model.dtype=bfloat16 (the annotation's replays measure the flips), or model.dtype=float32"
         )
     return asked
 
 
 def uniforms(sampling: Sampling, count: int) -> NDArray[np.float64]:
-    """[count] numbers in [0, 1), a pure function of (seed, purpose); empty for greedy decoding."""
+    """[count] uniform random numbers in [0, 1), a pure function of (seed, purpose); empty for greedy decoding."""
     if sampling.temperature == 0:
         return np.zeros(0)
     digest = hashlib.blake2b(f"{sampling.seed}\x1f{sampling.purpose}".encode(), digest_size=16).digest()
@@ -64,11 +71,20 @@ def choose(
     tie_margin: float,
     written: Sequence[Written],
 ) -> tuple[list[int], list[bool]]:
-    """The next token of every row, and whether the choice was so near to another that rounding could turn it.
+    """Choose the next token of every row.
 
-    uniform: of the row's next position, anything for greedy rows. tie_margin: logits; 0 = nothing is near.
-    written: what the logits follow, for rows with an adjustment.
-    Raises FloatingPointError if the logits are not finite.
+    Args:
+        logits_NV: Logits.
+        sampling: Sampling parameters per row.
+        uniform: Random number of each row's next position; ignored for greedy rows.
+        tie_margin: In logits; 0 = no choice counts as a near tie.
+        written: The ids so far per row, for rows with an adjustment.
+
+    Returns:
+        The chosen token per row, and whether the choice is a near tie that rounding could change.
+
+    Raises:
+        FloatingPointError: The logits are not finite.
     """
     unsure = list[bool]()
     if any(how.adjustment is not None for how in sampling):
@@ -94,8 +110,8 @@ def choose(
 def adjusted(
     logits_NV: Tensor, *, sampling: Sequence[Sampling], written: Sequence[Written], tie_margin: float
 ) -> tuple[Tensor, list[bool]]:
-    """Logits as each row's adjustment makes them, and the rows where the adjustment itself turns on a near tie."""
-    require_finite(logits_NV.amax(-1))  # before tokens are forbidden: what is broken would not be seen behind that
+    """Apply each row's adjustment to its logits; also return which rows' adjustments depend on a near tie."""
+    require_finite(logits_NV.amax(-1))  # checked before tokens are forbidden, which could hide broken logits
     groups: dict[Adjustment | None, list[int]] = {}
     for row, how in enumerate(sampling):
         groups.setdefault(how.adjustment, []).append(row)
@@ -117,7 +133,7 @@ def adjusted(
 def greedy(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Most probable token [N] int64 and its margin [N] over the second, in logits.
 
-    Maxima of blocks come first: one fast pass over the vocabulary, and only the best block of a row is looked into.
+    The maxima of vocabulary blocks are computed first, in one fast pass; then only the best block of each row is searched.
     """
     vocabulary = logits_NV.shape[1]
     block = min(MAX_BLOCK, vocabulary & -vocabulary)  # the largest power of two that divides it
@@ -136,23 +152,31 @@ def greedy(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def require_finite(best: Tensor) -> None:
-    """Raise FloatingPointError where the best logit is NaN or infinite."""
+    """Raise FloatingPointError if a row's largest logit is NaN or infinite."""
     if not torch.isfinite(best).all():
         raise FloatingPointError(
-            "the model's logits are NaN or infinite: its weights or its precision are broken, nothing decoded from "
-            "them would mean anything (try model.dtype=float32, or another checkpoint)"
+            "the model's logits are NaN or infinite: its weights are broken or its precision is too low, and nothing decoded "
+            "from them would be valid (try model.dtype=float32, or another checkpoint)"
         )
 
 
 def sampled(logits_NV: Tensor, *, temperature: float, top_p: float, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens [N] by inverse cumulative distribution in the order of ids, and the distance [N] of the uniform to the
-    nearest boundary where another token begins: of probability, in multiples of what rounding moves that boundary, beside
-    one at 1/2.
+    """Sample by the inverse cumulative distribution in the order of token ids.
 
     Nucleus (top-p): the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751).
+
+    Args:
+        logits_NV: Logits.
+        temperature: Above 0.
+        top_p: In (0, 1]; 1 = the whole vocabulary.
+        uniform_N: Uniform random numbers, float64.
+
+    Returns:
+        Tokens [N], and the distance [N] of the uniform to the nearest boundary between two tokens. The distance is a
+        probability, divided by how far rounding moves that boundary relative to one at 1/2.
     """
     weight_NV = logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(temperature).exp_()
-    # Low temperatures blow up rounding errors of the logits.
+    # Low temperatures amplify rounding errors of the logits.
     if top_p == 1:
         token_N, distance_N = _drawn(weight_NV, uniform_N, unsure_N=torch.zeros_like(uniform_N))
         return token_N, distance_N * min(1.0, temperature)
@@ -160,12 +184,12 @@ def sampled(logits_NV: Tensor, *, temperature: float, top_p: float, uniform_N: T
     token_N = torch.zeros_like(uniform_N, dtype=torch.long)
     distance_N = torch.zeros_like(uniform_N)
     rows, width = torch.arange(len(logits_NV), device=logits_NV.device), min(NUCLEUS_GUESS, logits_NV.shape[1])
-    while len(rows):  # the few rows with a wide nucleus go round again
+    while len(rows):  # the few rows with a wider nucleus are repeated with more tokens
         top = (weight_NV if len(rows) == len(weight_NV) else weight_NV[rows]).topk(width, dim=-1)
         share_MK = top.values.double() / total_N[rows][:, None]
         found = (share_MK[:, :-1].sum(-1) >= top_p) | (width == logits_NV.shape[1])
         id_MK, weight_MK, unsure_M = _nucleus(
-            top.indices[found], share_MK[found], top_p=top_p, blown_up=max(1.0, 1 / temperature)
+            top.indices[found], share_MK[found], top_p=top_p, amplified=max(1.0, 1 / temperature)
         )
         index_M, distance_N[rows[found]] = _drawn(weight_MK, uniform_N[rows[found]], unsure_N=unsure_M)
         token_N[rows[found]] = id_MK.gather(1, index_M[:, None])[:, 0]
@@ -174,38 +198,38 @@ def sampled(logits_NV: Tensor, *, temperature: float, top_p: float, uniform_N: T
 
 
 def _drawn(weight_NM: Tensor, uniform_N: Tensor, *, unsure_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the inverse cumulative distribution over weights [N, M] has each uniform: index [N], and the distance [N] of
-    the uniform to the nearest boundary, as `sampled` measures it. unsure_N: share of tokens that may not belong."""
-    # In the order of ids, not of probabilities: near equals that swap ranks then change nothing.
+    """Index [N] of each uniform in the inverse cumulative distribution over weights [N, M], and its distance [N] to the nearest
+    boundary, scaled as in `sampled`. unsure_N: probability of tokens that may not belong to the distribution."""
+    # In the order of ids, not of probabilities: near-equal tokens that swap ranks then change nothing.
     cumulative_NM = weight_NM.cumsum(-1, dtype=torch.float64)
     total_N1 = cumulative_NM[:, -1:]
     point_N1 = uniform_N[:, None] * total_N1
     index_N1 = torch.searchsorted(cumulative_NM, point_N1, right=True)
-    last_N1 = (cumulative_NM < total_N1).sum(-1, keepdim=True)  # rounding at the very end
+    last_N1 = (cumulative_NM < total_N1).sum(-1, keepdim=True)  # guards against rounding at the upper end
     index_N1 = torch.minimum(index_N1, last_N1)
     above_N = (cumulative_NM.gather(1, index_N1) / total_N1)[:, 0]
     below_N = (cumulative_NM.gather(1, (index_N1 - 1).clamp(min=0)) / total_N1)[:, 0]
-    # A token that joins or leaves moves the boundaries behind it by no more than its probability.
+    # A token that enters or leaves the nucleus moves later boundaries by at most its probability.
     to_above_N = (above_N - uniform_N - unsure_N) / (4 * above_N * (1 - above_N) + LEAST_MOVE)
     to_below_N = (uniform_N - below_N - unsure_N) / (4 * below_N * (1 - below_N) + LEAST_MOVE)
-    # Before the first token that can be drawn there is no other one to fall to.
+    # There is no token before the first one.
     to_below_N[(index_N1[:, 0] == 0) | (below_N == 0)] = math.inf
     return index_N1[:, 0], torch.minimum(to_above_N, to_below_N)
 
 
-def _nucleus(id_NK: Tensor, share_NK: Tensor, *, top_p: float, blown_up: float) -> tuple[Tensor, Tensor, Tensor]:
-    """From the most probable tokens and their probabilities [N, K], falling: ids [N, K] in their order, probabilities
-    [N, K] (0 outside the nucleus), and the probability [N] of tokens of which it is unsure whether they are in it.
-    blown_up: rounding errors, by temperature."""
+def _nucleus(id_NK: Tensor, share_NK: Tensor, *, top_p: float, amplified: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut the most probable tokens [N, K], by descending probability, to the nucleus. Returns ids [N, K] in ascending order,
+    their probabilities [N, K] (0 outside the nucleus), and the total probability [N] of tokens whose membership rounding could
+    change. amplified: factor by which the temperature amplifies rounding errors."""
     width = id_NK.shape[1]
     before_NK = share_NK.cumsum(-1) - share_NK
     inside_NK = before_NK < top_p
     kept_N1 = inside_NK.sum(-1, keepdim=True)
     last_N1, next_N1 = (share_NK.gather(1, (kept_N1 - back).clamp(max=width - 1)) for back in (1, 0))
-    # Tokens that rounding could take in or leave out: alike at the border, or where the sum just reaches top_p.
-    alike_NK = (share_NK / last_N1 - 1).abs() < RELATIVE_TIE * blown_up
-    unsure_NK = (before_NK - top_p).abs() < TIE_MARGIN_NUCLEUS * blown_up
-    unsure_NK |= alike_NK & ((next_N1 / last_N1 - 1).abs() < RELATIVE_TIE * blown_up) & (kept_N1 < width)
+    # Tokens that rounding could include or exclude: near-equal at the border, or where the sum just reaches top_p.
+    alike_NK = (share_NK / last_N1 - 1).abs() < RELATIVE_TIE * amplified
+    unsure_NK = (before_NK - top_p).abs() < TIE_MARGIN_NUCLEUS * amplified
+    unsure_NK |= alike_NK & ((next_N1 / last_N1 - 1).abs() < RELATIVE_TIE * amplified) & (kept_N1 < width)
     sorted_NK, order_NK = id_NK.sort(dim=-1)
     inside = torch.where(inside_NK, share_NK, 0.0).gather(1, order_NK)
     return sorted_NK, inside, torch.where(unsure_NK, share_NK, 0.0).sum(-1)

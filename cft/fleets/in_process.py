@@ -1,4 +1,4 @@
-"""fleet=none: the one worker is this process."""
+"""fleet=none: this process is the only worker."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cft.fleets.base import Facts, Item, MakeWorker, Result, Worker, silent
 
 
 class InProcess:
-    """No workers elsewhere: units are computed one after another, here. An error of a unit ends the work, and what is
-    expected of workers is what this one finds."""
+    """No other workers: units are computed one after another in this process. An error in a unit ends the work, and facts are
+    not compared, since there is only one worker."""
 
     elsewhere: ClassVar[bool] = False
 

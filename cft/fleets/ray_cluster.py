@@ -1,8 +1,9 @@
-"""fleet=ray: each worker is an actor of Ray; it holds model, engine and verifiers, and does whole units.
+"""fleet=ray: each worker is a Ray actor that holds model, engine and verifiers, and computes whole units.
 
-Only one process, the driver, decides and writes (`cft/fleets/dispatch.py`): actors get an item and give back its result.
-A worker that dies is replaced by a new actor, which Ray puts where there is room, and not restarted by Ray: until it has
-a place it holds no unit. The driver hears of progress through one more actor, to which workers send it now and then.
+Only one process, the driver, makes decisions and writes (`cft/fleets/dispatch.py`): actors get an item and return its result.
+A worker that dies is replaced by a new actor instead of being restarted by Ray; Ray places it where resources are available,
+and it holds no unit until it has started. Workers send their progress at intervals to another actor, from which the driver
+reads it.
 """
 
 from __future__ import annotations
@@ -25,29 +26,29 @@ if TYPE_CHECKING:
     from cft.fleets.base import Worker
 
 REPORT_EVERY_S = 1.0
-CLOSING_S = 5.0  # for what a worker holds beside its memory, such as processes of its own
+CLOSING_S = 5.0  # time for a worker to release resources such as processes of its own
 
 
 class Ray:
     """Workers on a Ray cluster, or on this machine.
 
-    The package must be installed on every node, in the same versions, and model.path must lead to the same weights there.
+    The package must be installed on every node in the same versions, and model.path must lead to the same weights there.
 
     Args:
         address: "auto" (the cluster that this machine is part of, or RAY_ADDRESS), a cluster's address, or None: RAY_ADDRESS
-            where that is set, else a cluster on this machine alone, started for this command and ended with it.
-        num_workers: How many; None = as many as the cluster has room for when the command begins.
-        num_cpus: Processor cores that one worker reserves.
-        num_gpus: GPUs that one worker reserves; a fraction shares one. None = 1 where the cluster has GPUs and device is
-            not cpu, else 0. Without a GPU a worker computes on the CPU.
-        resources: Further resources that one worker reserves, by their names in the cluster: what kind of node it needs.
-        max_restarts: How often a worker that died is replaced.
-        max_failures: After how many failures, on different workers, a unit is left out.
-        pending_timeout_s: Seconds after which a worker that has no place is reported, and after which the command ends if
-            none has one.
+            if it is set, else a cluster on this machine only, started for this command and ended with it.
+        num_workers: Number of workers; None = as many as the cluster can hold when the command starts.
+        num_cpus: CPU cores per worker.
+        num_gpus: GPUs per worker; a fraction shares a GPU. None = 1 if the cluster has GPUs and device is not cpu, else 0.
+            Without a GPU a worker computes on the CPU.
+        resources: Further resources per worker, by their names in the cluster, for example to require a kind of node.
+        max_restarts: How often a dead worker is replaced.
+        max_failures: Number of failures, on different workers, after which a unit is left out.
+        pending_timeout_s: Seconds after which a worker that has not started is reported, and after which the command ends if
+            no worker has started.
 
     Raises:
-        BadValue: the address is one of a Ray client.
+        BadValue: The address is one of a Ray client.
     """
 
     elsewhere: ClassVar[bool] = True
@@ -84,7 +85,7 @@ class Ray:
         self, make: MakeWorker[Item, Result], *, device: str, expected: Callable[[], Facts]
     ) -> Iterator[Dispatcher[Item, Result]]:
         """See `cft.fleets.base.Fleet`."""
-        known = expected()  # what is wrong here is said before workers are asked for
+        known = expected()  # first, so that local errors are raised before workers are requested
         with _connected(self.address):
             needs = self._needs(device)
             actors = Actors(make, device=device if needs.get("GPU") or device == "cuda" else "cpu", needs=needs)
@@ -108,20 +109,20 @@ class Ray:
 
 
 def _ray() -> Any:
-    import ray  # pyright: ignore[reportMissingImports] - an extra, which the config check has asked for
+    import ray  # pyright: ignore[reportMissingImports] - an optional dependency, verified by the config check
 
     return ray
 
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """Raises FleetError where the cluster does not answer."""
+    """Context with a connection to the cluster. Raises FleetError if the cluster does not respond."""
     ray = _ray()
-    if ray.is_initialized():  # by the program that called the stage, whose connection stays
+    if ray.is_initialized():  # by the calling program, whose connection is kept
         yield
         return
     wanted = address or os.environ.get("RAY_ADDRESS") or "local"
-    # Workers' lines would run through the progress bar; they are in Ray's own log files.
+    # The workers' output would break the progress bar; it is in Ray's own log files.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if wanted == "local":
         options["include_dashboard"] = False
@@ -140,14 +141,14 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _room_for(needs: Mapping[str, float]) -> int:
-    """Workers that the whole cluster could hold, 1 at least: more nodes may come."""
+    """Number of workers that the whole cluster can hold, at least 1, since nodes may be added."""
     ray = _ray()
     there = ray.cluster_resources()
     return max(1, int(min(there.get(name, 0) // need for name, need in needs.items() if need)))
 
 
 class _Actor:
-    """A worker as Ray runs it. It answers with plain values: (True, value) or (False, WorkError)."""
+    """A worker as a Ray actor. It returns plain values: (True, value) or (False, WorkError)."""
 
     def __init__(self, number: int, board: Any) -> None:
         self.number, self.board = number, board
@@ -155,26 +156,26 @@ class _Actor:
         self.reported = 0.0
 
     def place(self) -> tuple[str, str]:
-        """(node, where it is for people)."""
+        """The node id, and a readable location."""
         ray = _ray()
         context = ray.get_runtime_context()
         return context.get_node_id(), f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
 
     def start(self, make: MakeWorker[Any, Any], device: str, folder: str) -> tuple[bool, Any]:
-        """folder: of the driver, where relative paths of the configuration begin."""
+        """Create the worker. folder: the driver's working directory, to which paths of the configuration are relative."""
         try:
             if os.path.isdir(folder):
                 os.chdir(folder)
             self.worker = make(device)
             return True, dict(self.worker.facts)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the driver decides
+        except Exception as error:  # noqa: BLE001 - the driver handles every error
             return False, WorkError.of(error)
 
     def work(self, key: int, item: Any) -> tuple[bool, Any]:
         assert self.worker is not None
         try:
             return True, self.worker.work(item, lambda progress: self._report(key, progress))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the driver decides
+        except Exception as error:  # noqa: BLE001 - the driver handles every error
             return False, WorkError.of(error)
 
     def close(self) -> None:
@@ -188,7 +189,7 @@ class _Actor:
 
 
 class _Board:
-    """Where workers leave word for the driver."""
+    """Actor that holds the workers' latest progress reports for the driver."""
 
     def __init__(self) -> None:
         self.words: dict[int, tuple[int, Any]] = {}
@@ -205,7 +206,7 @@ class Actors:
     """A `cft.fleets.dispatch.Backend` on the cluster that this process is connected to.
 
     Args:
-        make: Makes a worker, on the device.
+        make: Creates a worker on the device.
         device: As in `cft.models.device.place`.
         needs: Resources of one worker by Ray's names.
     """
@@ -216,7 +217,7 @@ class Actors:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _actors: dict[int, Any] = field(default_factory=dict)
     _nodes: dict[int, str] = field(default_factory=dict)
-    _keys: dict[int, int] = field(default_factory=dict)  # worker -> item under way
+    _keys: dict[int, int] = field(default_factory=dict)  # worker -> key of its current item
     _calls: dict[Any, tuple[int, Literal["place", "start", "work"]]] = field(default_factory=dict)
     _board: Any = None
     _reading: Any = None
@@ -269,7 +270,7 @@ class Actors:
         self._keys.pop(worker, None)
         try:
             found = ray.get(call)
-        except ray.exceptions.RayTaskError as error:  # of Ray's own about the call: something does not travel
+        except ray.exceptions.RayTaskError as error:  # Ray's own error: for example, a value cannot be pickled
             return Failed(worker, WorkError(str(error).strip().splitlines()[-1], str(error)))
         except ray.exceptions.RayError as error:
             return Gone(worker, _reason(error), node=self._nodes.get(worker) in _lost_nodes())
@@ -294,7 +295,7 @@ class Actors:
         reading, self._reading = self._reading, None
         try:
             words = ray.get(reading)
-        except ray.exceptions.RayError:  # it was on a node that is lost, and comes back elsewhere
+        except ray.exceptions.RayError:  # the actor's node was lost; Ray restarts it on another
             return {}
         return {key: progress for number, (key, progress) in words.items() if self._keys.get(number) == key}
 
@@ -306,7 +307,7 @@ class Actors:
         return f"it needs {', '.join(f'{need:g} {name}' for name, need in asked.items())}, the cluster has {has}"
 
     def close(self) -> None:
-        """End all workers: what is under way is lost, the rest close what they hold."""
+        """End all workers. Items in progress are lost; idle workers release their resources first."""
         ray = _ray()
         busy = {worker for worker, _ in self._calls.values()}
         with suppress(ray.exceptions.RayError):
@@ -319,7 +320,7 @@ class Actors:
 
 
 def _reason(error: Exception) -> str:
-    """The sentences of Ray's message that say what happened, without its guesses at why."""
+    """The sentence of Ray's message that says what happened, without its guesses at the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [
         line

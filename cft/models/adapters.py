@@ -1,9 +1,9 @@
-"""Low-rank adapters: where they go, what they leave out, and the weights they come to.
+"""Low-rank adapters: applying them, reporting their coverage, and merging them into the weights.
 
-`all-linear` is every linear layer but the output head. Of a mixture of experts, which transformers holds in stacked matrices,
-peft adapts router and experts where it knows the family (Qwen3-MoE, OLMoE, Mixtral ...) and leaves them out elsewhere (Granite,
-Qwen2-MoE, gpt-oss); `coverage` says which. A state-space layer's fused kernels take the weights of its last projections as they
-are: an adapter there would train on one machine and be passed over on another, so that these projections have none.
+`all-linear` means every linear layer except the output head. For mixtures of experts, which transformers stores as stacked
+matrices, peft adapts router and experts of the families that it knows (Qwen3-MoE, OLMoE, Mixtral ...) and skips them in others
+(Granite, Qwen2-MoE, gpt-oss); `coverage` reports which. Fused kernels of state-space layers read the weights of the last
+projections directly: an adapter there would work on one machine and be ignored on another, so these projections get none.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 
     from cft.models.load import Lora
 
-BASE = re.compile(
-    r"(\.base_layer)+(?=\.|$)"
-)  # what peft adds to the name of a module that it wraps, once for each adapter
-READ_AS_WEIGHTS = ("out_proj", "dt_proj", "conv1d")  # of a state-space layer, see above
+# What peft adds to the name of a wrapped module, once per adapter.
+BASE = re.compile(r"(\.base_layer)+(?=\.|$)")
+READ_AS_WEIGHTS = ("out_proj", "dt_proj", "conv1d")  # projections of a state-space layer without adapters, see above
 
 
 def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
-    """Put adapters into `model` itself and freeze the rest: its class, head and backbone stay. Raises ModelError."""
+    """Add adapters to `model` in place and freeze all other weights; its class does not change. Raises ModelError."""
     if importlib.util.find_spec("peft") is None:
         raise ModelError(
             "model.lora needs the peft package: pip install 'critical-token-finetuning[lora]', or model.lora=null"
@@ -43,8 +42,8 @@ def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
     listed = [] if isinstance(targets, str) else targets
     if named := sorted(name for name in bypassed if name.rpartition(".")[2] in listed):
         raise ModelError(
-            f"model.lora.target_modules: kernels of {type(model).__name__} read the weight of {named[0]} as it is, so that an "
-            f"adapter there would do nothing; leave out {named[0].rpartition('.')[2]}"
+            f"model.lora.target_modules: kernels of {type(model).__name__} read the weight of {named[0]} directly and would "
+            f"ignore an adapter there; leave out {named[0].rpartition('.')[2]}"
         )
     config = LoraConfig(
         r=lora.r,
@@ -57,7 +56,7 @@ def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(lora.seed)
-        # Of patterns that peft itself set for stacked experts: they were applied (tests/models/test_families.py).
+        # About patterns that peft itself sets for stacked experts; they are applied (tests/models/test_families.py).
         warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         try:
             get_peft_model(model, config)  # changes `model`; the wrapper it returns is not needed
@@ -71,7 +70,7 @@ def apply_lora(model: PreTrainedModel, *, lora: Lora) -> None:
 
 
 def coverage(model: PreTrainedModel) -> str:
-    """What the adapters are on, and which weights of experts they leave out; "" without adapters."""
+    """Which weights have adapters, and which weights of experts have none, as a sentence; "" without adapters."""
     layers = dict(_lora_layers(model))
     if not layers:
         return ""
@@ -82,12 +81,12 @@ def coverage(model: PreTrainedModel) -> str:
     if left := {name: left[name] for name in left if name not in adapted and "lora_" not in name}:
         count = sum(p.numel() for name, p in model.named_parameters() if name in left.values())
         total = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-        said += f"; none on the experts' weights ({count / total:.0%} of all), which stay as they are"
+        said += f"; none on the experts' weights ({count / total:.0%} of all), which are not trained"
     return said
 
 
 def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The state dict that `model` would have if its adapters were folded in: W + scale * B A. Tensors may be shared."""
+    """The state dict of `model` with its adapters merged: W + scale * B A. Tensors may be shared with the model."""
     weights = {BASE.sub("", name): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
     if hasattr(model, "peft_config"):
         for name, layer in _lora_layers(model):
@@ -109,12 +108,12 @@ def _lora_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _weight_of(name: str, layer: nn.Module) -> str:
-    """The name of the weight that an adapter changes, in the model without adapters."""
+    """Name, in the model without adapters, of the weight that an adapter changes."""
     return f"{BASE.sub('', name)}.{getattr(layer, 'parameter_name', 'weight')}"
 
 
 def _read_as_weights(model: PreTrainedModel) -> Iterator[str]:
-    """Names of the projections of state-space layers that kernels may read around the module."""
+    """Names of the projections of state-space layers whose weights kernels may read directly."""
     for name, module in model.named_modules():
         if hasattr(module, "A_log") and hasattr(module, "D") and hasattr(module, "conv1d"):
             yield from (f"{name}.{leaf}" for leaf in READ_AS_WEIGHTS if hasattr(module, leaf))

@@ -1,7 +1,7 @@
-"""Tokens that a model gets beside its own (`model.added_tokens`): entries of the tokenizer, rows of the embedding and the head.
+"""Added tokens (`model.added_tokens`): new entries of the tokenizer, and rows of the embedding and the head.
 
-Each new row is the mean of the rows that were there (https://nlp.stanford.edu/~johnhew/vocab-expansion.html), so that a token
-that was never trained is no likelier than an average one; no random number is drawn, and the same model comes out each time.
+Each new row is the mean of the existing rows (https://nlp.stanford.edu/~johnhew/vocab-expansion.html), so that an untrained
+token is no more probable than an average one. No random numbers are used; the result is always the same model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    """Ids of those that the tokenizer did not have, which are special tokens of it now: one token each, wherever they stand."""
+    """Add the missing texts to the tokenizer as special tokens, one token each in any context. Returns their ids."""
     from transformers import AddedToken
 
     new = [text for text in dict.fromkeys(texts) if text not in tokenizer.get_vocab()]
@@ -24,14 +24,14 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
 
 
 def with_rows(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """The config with a row for every token; many models have some to spare."""
+    """The config, with `vocab_size` raised to the size of the tokenizer if needed; many models have spare rows."""
     inner = config.get_text_config(decoder=True)
     inner.vocab_size = max(inner.vocab_size, len(tokenizer))
     return config
 
 
 def add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: Collection[int]) -> None:
-    """Rows of the embedding and the head for the tokens with the ids `new`."""
+    """Set the rows of the embedding and the head of the tokens `new`, adding rows if needed."""
     import torch
 
     own = sorted(set(tokenizer.get_vocab().values()) - set(new))
@@ -40,5 +40,5 @@ def add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: Co
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     ends: list[Any] = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
     with torch.no_grad():
-        for weight_VD in {id(end.weight): end.weight for end in ends}.values():  # one, where they are tied
+        for weight_VD in {id(end.weight): end.weight for end in ends}.values():  # a single one if they are tied
             weight_VD[sorted(new)] = weight_VD[own].double().mean(0).to(weight_VD.dtype)

@@ -1,15 +1,15 @@
-"""What a model's config says of its attention and positions, and what follows for engines and layouts.
+"""What a model's config implies about attention and positions, and which engines and layouts it supports.
 
-    packing_obstacles   rows end to end are not right for it: recurrent state, ALiBi, chunks
-    fork_obstacles      engine=shared_prefix is not right for it: also soft-capped scores, attention sinks
-    paging_obstacles    engine=continuous is not right for it: recurrent state, chunks, attention of its own
-    window              how many tokens a layer sees at most, where that is less than the context
-    require_*           what a stage cannot do with a model is said with the reason, before the weights where that is known
-    context_length      how many tokens a row may have; ends where rotary embeddings begin to depend on the length
+    packing_obstacles   why packed rows are wrong for it: recurrent state, ALiBi, chunks
+    fork_obstacles      why engine=shared_prefix is wrong for it: also soft-capped scores, attention sinks
+    paging_obstacles    why engine=continuous is wrong for it: recurrent state, chunks, attention code of its own
+    window              maximum number of tokens that a layer attends to, if less than the context
+    require_*           errors with the reason when a stage does not support a model, before weights are loaded if possible
+    context_length      maximum tokens of a row, limited by the length at which rotary embeddings begin to depend on it
 
-Every decoder trains with `compute.layout=padded` and decodes with `engine=reference`; only an encoder is refused outright.
-All are read off the config, so that they are said before weights are loaded. What a config does not tell is found by
-the numerical checks (`SharedPrefixEngine._self_check`, `SelectiveLM.check_layout`, `ReferenceEngine.cached`).
+Every decoder trains with `compute.layout=padded` and decodes with `engine=reference`; only encoders are refused altogether.
+Everything here is derived from the config, so that errors are raised before weights are loaded. What the config does not show
+is found by numerical checks (`SharedPrefixEngine._self_check`, `SelectiveLM.check_layout`, `ReferenceEngine.cached`).
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
     from cft.models.load import ModelSpec
 
-# Names of the context length in configs that do not call it max_position_embeddings; ALiBi has none.
+# Names of the context length in configs; ALiBi has none.
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _RECURRENT = {
     *("linear_attention", "mamba", "mamba2", "recurrent", "conv", "short_conv"),
-    *("hybrid", "hybrid_sliding"),  # attention and a state space side by side in each layer
+    *("hybrid", "hybrid_sliding"),  # attention and a state space in parallel in each layer
 }
 _ATTENTION = {"full_attention", "attention", "sliding_attention", "chunked_attention", "global", "local"}
-_NO_MIXER = {"moe", "mlp"}  # layers that look at no other position
+_NO_MIXER = {"moe", "mlp"}  # layers that do not mix positions
 
 
 class ModelError(UserError, ValueError):
-    """A model or tokenizer that cannot be had or cannot be used; the message names the key to change."""
+    """A model or tokenizer that is not available or not usable; the message names the key to change."""
 
 
 def require_packable(config: PreTrainedConfig) -> None:
-    """Raise ModelError if rows end to end would see each other whatever their attention is told."""
+    """Raise ModelError if packed rows would influence each other in spite of the attention mask."""
     if found := packing_obstacles(config):
         raise ModelError(
             f"compute.layout=packed: {class_name(config)} ({config.name_or_path}) has {' and '.join(found)}, through which "
-            "rows laid end to end would see each other; set compute.layout=padded"
+            "packed rows would influence each other; set compute.layout=padded"
         )
 
 
@@ -59,12 +59,12 @@ def require_room(config: PreTrainedConfig, *, lengths: Mapping[str, int], remedy
 
 
 def require_steady_rotary(model: PreTrainedModel, *, length: int) -> None:
-    """Raise ModelError if rotary embeddings change before a row of `length` tokens ends: an engine that keeps keys would
-    continue with the old ones, and the rows of a batch would depend on each other."""
+    """Raise ModelError if rotary embeddings change within a row of `length` tokens: an engine with a KV cache would continue
+    with outdated keys, and the rows of a batch would depend on each other."""
     switch = rotary_switch(model.config)
     if switch is not None and length > switch:
         raise ModelError(
-            f"{type(model).__name__} ({model.config.name_or_path}): prompt and max_new_tokens come to {length} tokens, and"
+            f"{type(model).__name__} ({model.config.name_or_path}): prompt and max_new_tokens add up to {length} tokens, and"
             f" the model takes {switch}{_of_rotary(model.config)}; lower max_new_tokens"
         )
 
@@ -75,7 +75,7 @@ def _of_rotary(config: PreTrainedConfig) -> str:
 
 
 def require_rows(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Every token has a row of the embedding, but for padding, which is never looked up."""
+    """Raise ModelError if a token has no row in the embedding; the padding token is exempt, since it is never looked up."""
     rows = getattr(config.get_text_config(decoder=True), "vocab_size", None)
     if not isinstance(rows, int):
         return
@@ -90,15 +90,17 @@ def require_rows(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, config: Pr
 
 
 def require_attention(spec: ModelSpec, config: PreTrainedConfig, *, attention: str) -> None:
-    """What transformers would refuse with advice of its own: here with the reason and what to set. attention: of
-    `loaded_attention`."""
+    """Raise ModelError if transformers would refuse the model with this attention; the message says why and what to set.
+
+    attention: from `loaded_attention`.
+    """
     kind, name = model_class(config), f"{class_name(config)} ({spec.path})"
     if config.is_encoder_decoder:
         raise ModelError(
-            f"{name} has an encoder beside its decoder: responses here are continuations of one sequence of tokens; choose a "
-            "causal language model"
+            f"{name} has an encoder and a decoder, but responses are continuations of a single token sequence; choose a causal "
+            "language model"
         )
-    # Before 5.20 transformers offered soft-capping models an attention that leaves the cap out.
+    # Before 5.20, transformers offered models with soft-capping an attention function that ignores the cap.
     if offers_attention(kind, attention) and not (
         attention == "sdpa" and _soft_cap(config.get_text_config(decoder=True))
     ):
@@ -106,25 +108,25 @@ def require_attention(spec: ModelSpec, config: PreTrainedConfig, *, attention: s
     why = f" ({', '.join(found)})" if (found := fork_obstacles(config)) else ""
     engine = "" if not found and kind._supports_attention_backend else " engine=reference"
     raise ModelError(
-        f"model.attn_implementation={spec.attn_implementation}: {name} computes its attention by itself{why}, which "
-        f"transformers offers no {spec.attn_implementation} for; set model.attn_implementation=eager{engine}"
+        f"model.attn_implementation={spec.attn_implementation}: {name} computes attention in its own code{why}, for which "
+        f"transformers has no {spec.attn_implementation}; set model.attn_implementation=eager{engine}"
     )
 
 
 def offers_attention(kind: type[PreTrainedModel] | None, attention: str) -> bool:
-    """Whether transformers can load the class (None: unknown) with this attention. One without any takes all."""
+    """Whether transformers can load the class (None: unknown) with this attention. A class without attention accepts any."""
     offered = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}.get(attention)
     return kind is None or offered is None or getattr(kind, offered, True)
 
 
 def loaded_attention(config: PreTrainedConfig, *, asked: str) -> str:
-    """asked, or eager where the model has no attention that could be of another kind (Mamba)."""
+    """`asked`, or eager if the model has no attention (Mamba)."""
     kinds = _kinds(config.get_text_config(decoder=True))
     return asked if kinds & {*_ATTENTION, "hybrid", "hybrid_sliding"} or not is_recurrent(config) else "eager"
 
 
 def model_class(config: PreTrainedConfig) -> Any:
-    """The class that a config's model is of, before it is loaded; None where code comes with the model."""
+    """The model class of a config, without loading the model; None if the model brings its own code."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -142,13 +144,13 @@ def is_recurrent(config: PreTrainedConfig) -> bool:
 
 
 def packing_obstacles(config: PreTrainedConfig) -> list[str]:
-    """Why rows end to end would see each other; [] where a mask keeps them apart (a window is a part of it)."""
+    """Why packed rows would influence each other; [] if an attention mask (which includes windows) separates them."""
     text = config.get_text_config(decoder=True)
     return [*_states(config), *_chunks(text), *_alibi(text), *_unknown(text)]
 
 
 def fork_obstacles(config: PreTrainedConfig) -> list[str]:
-    """Why keys of a prefix cannot be shared, or what `cft/engines/attention.py` does not add to a softmax over scores."""
+    """Why keys of a prefix cannot be shared, or what `cft/engines/attention.py` does not support besides a plain softmax."""
     text = config.get_text_config(decoder=True)
     found = [*_states(config), *_chunks(text), *_alibi(text), *_unknown(text), *_soft_cap(text)]
     if text.model_type == "gpt_oss":
@@ -157,11 +159,11 @@ def fork_obstacles(config: PreTrainedConfig) -> list[str]:
 
 
 def paging_obstacles(config: PreTrainedConfig) -> list[str]:
-    """Why transformers' continuous batching would not decode what the model does."""
+    """Why transformers' continuous batching would decode incorrectly with the model."""
     text = config.get_text_config(decoder=True)
     found = [*_states(config), *_chunks(text), *_unknown(text)]
     if not getattr(model_class(config), "_supports_attention_backend", True):
-        found += _alibi(text) or ["attention of its own, which cannot be exchanged"]
+        found += _alibi(text) or ["attention code of its own, which cannot be replaced"]
     return found
 
 
@@ -193,20 +195,20 @@ def _unknown(text: Any) -> list[str]:
 
 
 def context_length(config: PreTrainedConfig) -> int:
-    """The most tokens of prompt and response together. Rotary embeddings of the kinds longrope and dynamic change all
-    positions once a row, or any other row of its batch, passes a length; up to there no row depends on another."""
+    """Maximum tokens of prompt and response together. Rotary embeddings of the kinds longrope and dynamic change at all
+    positions once any row of a batch exceeds a length; up to that length, rows are independent."""
     text = config.get_text_config(decoder=True)
     lengths = [n for name in _LENGTHS if isinstance(n := getattr(text, name, None), int)]
     return min([*lengths[:1], *_rotary_switches(text)], default=sys.maxsize)
 
 
 def rotary_switch(config: PreTrainedConfig) -> int | None:
-    """The length from which on rotary embeddings depend on the longest row of a batch, None where they never do."""
+    """The length beyond which rotary embeddings depend on the longest row of a batch, None if they never do."""
     return min(_rotary_switches(config.get_text_config(decoder=True)), default=None)
 
 
 def window(config: PreTrainedConfig) -> int | None:
-    """The most tokens that every layer sees, the newest included; None where all see the whole context."""
+    """The shortest attention window of all layers, in tokens including the newest; None if all attend to the whole context."""
     text = config.get_text_config(decoder=True)
     kinds, sliding = _kinds(text), getattr(text, "sliding_window", None)
     windows = []
@@ -214,7 +216,7 @@ def window(config: PreTrainedConfig) -> int | None:
         windows.append(int(sliding))
     if "local" in (getattr(text, "attention_layers", None) or ()):  # GPT-Neo
         windows.append(int(text.window_size))
-    # One no shorter than the context hides nothing.
+    # A window that is not shorter than the context has no effect.
     return min((w for w in windows if w < context_length(config)), default=None)
 
 
@@ -235,7 +237,7 @@ def attention_layers(config: PreTrainedConfig) -> tuple[int, int]:
 
 def _rotary_switches(text: Any) -> Iterator[int]:
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    # One set of parameters, or one for each kind of layer.
+    # One set of parameters, or one per kind of layer.
     sets = [part for part in rope.values() if isinstance(part, Mapping)] or [rope]
     for part in sets:
         kind = part.get("rope_type", part.get("type"))

@@ -1,4 +1,4 @@
-"""Which attention a pass can use."""
+"""Selects the attention implementation of a forward pass."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ def uses_flash(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def usable_attention(model: PreTrainedModel, *, mixed: bool = False) -> Iterator[None]:
-    """Around a pass: SDPA instead of flash attention where that cannot work, which is on a CPU and in float32. The weights
-    of a mixed training are float32, and only its own steps run under autocast (mixed)."""
+    """Within this context, SDPA replaces flash attention where the latter does not work: on a CPU and in float32.
+
+    mixed: the pass runs under autocast. In mixed-precision training the weights are float32, and only training steps run under
+    autocast.
+    """
     config = model.config.get_text_config(decoder=True)
     before = config._attn_implementation
     if uses_flash(model) and (model.device.type == "cpu" or (model.dtype.itemsize >= 4 and not mixed)):

@@ -1,8 +1,8 @@
-"""Where a model runs, and on how many CPU threads.
+"""Device of a model, and number of CPU threads.
 
-Matrix products of a model of a million parameters are too small to share: on two idle cores two threads gave 1.2 times
-the tokens/s of one, and on two busy cores under a tenth (docs/experiments/threads.md), since OpenMP threads spin while they
-wait for each other.
+Matrix products of a model with a million parameters are too small for several threads: on two idle cores two threads gave 1.2
+times the tokens/s of one, and on two busy cores under a tenth (docs/experiments/threads.md), since OpenMP threads spin while
+they wait for each other.
 """
 
 from __future__ import annotations
@@ -17,20 +17,32 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")  # what a `device` key may say
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")  # values of a `device` key
 TF32_OVERRIDE = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"  # NVIDIA's containers set it to 1
 CPU_KEYS_MB, GPU_KEYS_FRACTION = 4096, 0.75
 SMALL_MODEL_PARAMETERS = 10_000_000
 
 
 class DeviceError(UserError, ValueError):
-    """The requested device is not there."""
+    """The requested device is not available."""
 
 
 def place(model: PreTrainedModel, *, device: str, shard: int = 0, num_shards: int = 1) -> None:
-    """Move the model to auto, cpu, cuda or cuda:N. auto: a CUDA device where there is one, else the CPU; of several CUDA
-    devices each of several shards takes one in turn. On the CPU freed memory is kept for the next tensor, and a small model
-    gets one thread; for others torch's own choice is kept (OMP_NUM_THREADS). Raises DeviceError."""
+    """Move the model to a device.
+
+    On the CPU, freed memory is kept for the next tensor, and a model of fewer than 10 million parameters gets one thread;
+    otherwise torch's own number of threads is kept (OMP_NUM_THREADS).
+
+    Args:
+        model: The model.
+        device: auto, cpu, cuda or cuda:N. auto: a CUDA device if there is one, else the CPU; with several CUDA devices, shards
+            are assigned to them in turn.
+        shard: Number of this shard.
+        num_shards: Number of shards.
+
+    Raises:
+        DeviceError: The device is not available.
+    """
     import torch
 
     from cft.models.kernels import keep_freed_memory
@@ -38,7 +50,7 @@ def place(model: PreTrainedModel, *, device: str, shard: int = 0, num_shards: in
     chosen = chosen_device(device, shard=shard, num_shards=num_shards)
     use_exact_float32()
     use_steady_attention()
-    if model.device.type != "meta":  # weights that are still to come
+    if model.device.type != "meta":  # a meta model has no weights yet
         torch.nn.Module.to(model, chosen)
     if chosen == "cpu":
         keep_freed_memory()
@@ -47,11 +59,11 @@ def place(model: PreTrainedModel, *, device: str, shard: int = 0, num_shards: in
 
 
 def chosen_device(device: str, *, shard: int = 0, num_shards: int = 1) -> str:
-    """The device that a `device` key means here, "cpu" or "cuda:N". Raises DeviceError."""
+    """The device that a `device` key selects on this machine, "cpu" or "cuda:N". Raises DeviceError."""
     import torch
 
     if not DEVICE.fullmatch(device):
-        raise DeviceError(f"device={device}: expected auto, cpu, cuda, or one of several as cuda:1")
+        raise DeviceError(f"device={device}: expected auto, cpu, cuda, or a numbered device such as cuda:1")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu" or (device == "auto" and not count):
         return "cpu"
@@ -69,8 +81,8 @@ def chosen_device(device: str, *, shard: int = 0, num_shards: int = 1) -> str:
 
 
 def use_exact_float32() -> None:
-    """Float32 products without TensorFloat-32, which keeps 10 bits: ties, layouts and engines are compared far below that.
-    For the processes that this one starts, too."""
+    """Disable TensorFloat-32, which keeps 10 bits: ties, layouts and engines are compared at a much higher precision. Also
+    applies to child processes."""
     import torch
 
     os.environ.pop(TF32_OVERRIDE, None)
@@ -78,15 +90,15 @@ def use_exact_float32() -> None:
 
 
 def use_steady_attention() -> None:
-    """SDPA without cuDNN, which builds a plan for every new length of a row, half a second each way: 60 steps of a small model
-    on an H100 took 107 s in bfloat16 and 4 s in float32, where it has no part."""
+    """Disable cuDNN in SDPA: it builds a plan for every new row length, half a second each for forward and backward. 60 steps
+    of a small model on an H100 took 107 s in bfloat16, and 4 s in float32, where cuDNN is not used."""
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def device_facts(device: torch.device) -> dict[str, str]:
-    """What of a device can turn a near tie: for fingerprints."""
+    """Facts about a device that can change near ties, for fingerprints."""
     import torch
 
     if device.type != "cuda":
@@ -96,8 +108,13 @@ def device_facts(device: torch.device) -> dict[str, str]:
 
 
 def memory_for_keys(device: torch.device, *, megabytes: int | None) -> int:
-    """Bytes that an engine may fill with keys and values. None: on a GPU three quarters of what is free beside the
-    weights (the rest is for a step's own tensors and for what the allocator loses between odd sizes); on a CPU 4096 MB."""
+    """Memory budget of the KV cache in bytes.
+
+    Args:
+        device: Where the engine decodes.
+        megabytes: The configured budget. None: 3/4 of the memory that is free after the weights on a GPU (the rest is for the
+            tensors of a step and for fragmentation); 4096 MB on a CPU.
+    """
     import torch
 
     if megabytes is not None:

@@ -1,4 +1,4 @@
-"""Tokens that end a response: of the checkpoint, of its tokenizer, of the prompt and of the config."""
+"""Tokens that end a response, from the checkpoint, its tokenizer, the prompt format and the config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end a response, rising: of the generation config and of the tokenizer. Raises ModelError if none."""
+    """Ids that end a response, ascending, from the generation config and the tokenizer. Raises ModelError if none."""
     return all_eos_ids(model.generation_config, tokenizer, name=str(model.config.name_or_path))
 
 
@@ -25,20 +25,21 @@ def all_eos_ids(
     name: str,
     further: Collection[int] = (),
 ) -> tuple[int, ...]:
-    """The same without a model. name: of the model, for the message. further: what the spec and the prompt add."""
+    """Like `eos_ids`, without a model. name: of the model, for the message. further: ids from the spec and the prompt."""
     of_model = generation.eos_token_id if generation is not None else None
     of_tokenizer: Any = tokenizer.eos_token_id
     ids = tuple(sorted({*listed(of_model), *listed(of_tokenizer), *further}))
     if not ids:
         raise ModelError(
-            f"{name}: neither generation_config.json nor the tokenizer names an end-of-sequence token, so no response could "
+            f"{name}: neither generation_config.json nor the tokenizer defines an end-of-sequence token, so no response could "
             "end; name one in model.eos_tokens"
         )
     return ids
 
 
 def further_eos_ids(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, *, ends: Collection[int | None]) -> set[int]:
-    """Tokens that end a response beside the checkpoint's own: the prompt's and those of the spec. Raises ModelError."""
+    """Tokens that end a response in addition to the checkpoint's own: those of the prompt (`ends`) and of the spec. Raises
+    ModelError if one is not in the vocabulary."""
     vocabulary = tokenizer.get_vocab()
     if unknown := [token for token in spec.eos_tokens if token not in vocabulary]:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""What a config says of a mixture of experts: how many, how many a token passes through, and the loss that balances them."""
+"""Mixtures of experts, by the model's config: number of experts, experts per token, and the load-balancing loss."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 KEY = "router.aux_coef"
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
-_SINGLE = re.compile(r"\.experts\.\d+\.")  # where each expert has linear layers of its own
+_SINGLE = re.compile(r"\.experts\.\d+\.")  # weights of models in which each expert has its own linear layers
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """number: of them in a layer. chosen: for a token. coefficient: of the balancing loss in the config, None where it names
-    none. asked_for: whether the config says that the model's own loss contains it (`output_router_logits`)."""
+    """The experts of a model.
+
+    number: experts per layer. chosen: experts per token. coefficient: of the load-balancing loss in the config, None if it has
+    none. asked_for: whether the config adds it to the model's own loss (`output_router_logits`).
+    """
 
     number: int
     chosen: int
@@ -31,7 +34,7 @@ class Experts:
 
 
 def experts_of(config: PreTrainedConfig) -> Experts | None:
-    """None for a dense model."""
+    """The experts of a model with this config, None for a dense model."""
     text: Any = config.get_text_config(decoder=True)
     numbers = [n for name in _COUNTS if isinstance(n := getattr(text, name, None), int) and n > 1]
     if not numbers:
@@ -46,11 +49,14 @@ def experts_of(config: PreTrainedConfig) -> Experts | None:
 
 
 def router_coefficient(config: PreTrainedConfig, *, asked: float | None) -> float:
-    """What the balancing loss of the experts is added with; 0 where it is not. asked: `router.aux_coef`, None: as the model's
-    own loss has it.
+    """Coefficient of the load-balancing loss; 0 if the loss is not used.
+
+    Args:
+        config: The model's config.
+        asked: `router.aux_coef`; None: as in the model's own loss.
 
     Raises:
-        BadValue: a loss is asked for that the model does not have.
+        BadValue: A coefficient is given for a model without experts.
     """
     experts = experts_of(config)
     if experts is None:
@@ -66,28 +72,28 @@ def router_coefficient(config: PreTrainedConfig, *, asked: float | None) -> floa
 
 
 def router_note(config: PreTrainedConfig, *, asked: float | None) -> str:
-    """What a user is told of the balancing loss before a training; "" for a dense model."""
+    """Console message about the load-balancing loss before training; "" for a dense model."""
     experts = experts_of(config)
     if experts is None:
         return ""
     used, of_config = router_coefficient(config, asked=asked), experts.coefficient
     if used:
         return (
-            f"{experts.number} experts, {experts.chosen} a token: their balancing loss is added, coefficient {used:g}, the "
-            "mean over rows of each row's own"
+            f"{experts.number} experts, {experts.chosen} per token: load-balancing loss with coefficient {used:g}, the mean of "
+            "the rows' own losses"
         )
     if asked is not None:
-        return f"{experts.number} experts, {experts.chosen} a token: no balancing loss of the router ({KEY}={asked:g})"
+        return f"{experts.number} experts, {experts.chosen} per token: no load-balancing loss ({KEY}={asked:g})"
     if of_config is None:
-        return f"{experts.number} experts, {experts.chosen} a token: the model's config names no balancing loss, none is added"
+        return f"{experts.number} experts, {experts.chosen} per token: no load-balancing loss, as in the model's config"
     return (
-        f"{experts.number} experts, {experts.chosen} a token: no balancing loss of the router, since the model's config says "
+        f"{experts.number} experts, {experts.chosen} per token: no load-balancing loss, since the model's config has "
         f"output_router_logits=false; {KEY}={of_config:g} adds it with the coefficient of that config"
     )
 
 
 def active_fraction(config: PreTrainedConfig, *, name: str, weight: Tensor) -> float:
-    """The fraction of a weight that a token is multiplied with. name: of the parameter."""
+    """The fraction of a weight that each token is multiplied with. name: of the parameter."""
     experts = experts_of(config)
     if experts is None:
         return 1.0
@@ -96,5 +102,5 @@ def active_fraction(config: PreTrainedConfig, *, name: str, weight: Tensor) -> f
 
 
 def expert_weights(model: PreTrainedModel) -> set[str]:
-    """Names of the weights of which a token uses some experts' alone."""
+    """Names of the expert weights, of which each token uses only a part."""
     return {name for name, p in model.named_parameters() if active_fraction(model.config, name=name, weight=p) < 1.0}

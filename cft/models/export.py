@@ -1,7 +1,7 @@
-"""Write a model and its tokenizer as a Hugging Face folder: adapters merged, safetensors only, whole or absent.
+"""Exports a model and its tokenizer as a Hugging Face folder: adapters merged, safetensors only, written atomically.
 
-`AutoModelForCausalLM.from_pretrained(folder)` gives the same logits. The model in memory is not touched: a merge and
-its undoing would round its weights, and training could not continue bit for bit.
+`AutoModelForCausalLM.from_pretrained(folder)` gives the same logits. The model in memory is not changed: merging and unmerging
+would round its weights, and training could not continue bit for bit.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-SUMS = "SHA256SUMS"  # in the form of `sha256sum`, which checks it as well: sha256sum -c SHA256SUMS
+SUMS = "SHA256SUMS"  # in the format of sha256sum, so that `sha256sum -c SHA256SUMS` checks it
 
 
 class ExportError(UserError, ValueError):
-    """A model or tokenizer that transformers cannot write; the message names the folder it came from."""
+    """A model or tokenizer that transformers cannot save; the message names the folder that it was loaded from."""
 
 
 class DamagedModel(UserError, ValueError):
-    """A file of a model folder is not the one that was written; the message names it and the remedy."""
+    """A file of a model folder has changed since it was written; the message names it and the remedy."""
 
 
 def export(
@@ -41,9 +41,9 @@ def export(
     folder: Path,
     dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> Path:
-    """Save `model`, adapters merged, and `tokenizer` under `folder`, replacing what was there. Returns `folder`.
+    """Save `model`, adapters merged, and `tokenizer` in `folder`, replacing its contents. Returns `folder`.
 
-    dtype: of the saved weights, None = the model's; the model in memory keeps its own.
+    dtype: of the saved weights, None = the model's. The model in memory is not converted.
 
     Raises WriteError.
     """
@@ -57,16 +57,23 @@ def export(
 
 
 def export_adapter(model: PreTrainedModel, *, folder: Path, base: str, revision: str) -> None:
-    """Save the adapters of `model` alone, as `peft.PeftModel.from_pretrained(base_model, folder)` reads them.
+    """Save only the adapters of `model`, in the format of `peft.PeftModel.from_pretrained(base_model, folder)`.
 
-    base: what they were trained on, as `model.path` names it. Raises WriteError.
+    Args:
+        model: The model with adapters.
+        folder: Output folder.
+        base: `model.path` of the base model.
+        revision: Revision of the base model.
+
+    Raises:
+        WriteError: A file cannot be written.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     named: Any = model
     state = get_peft_model_state_dict(named, adapter_name="default", save_embedding_layers=False)
-    # Adapters sit in the model itself; peft's wrapper, which a reader has around it, names it so.
+    # The adapters are in the model itself; this prefix is that of peft's wrapper, which readers use.
     tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     config = copy.deepcopy(named.peft_config["default"])
     config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
@@ -81,7 +88,7 @@ def export_adapter(model: PreTrainedModel, *, folder: Path, base: str, revision:
 
 
 def _written(folder: Path, write: Callable[[Path], None]) -> None:
-    """The folder whole or as it was."""
+    """Write the folder atomically: completely, or unchanged on an error."""
     folder = Path(folder)
     temporary = temporary_beside(folder)
     with writing_errors(folder):
@@ -95,10 +102,10 @@ def _written(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def require_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write all of an export but the weights, to be thrown away: what cannot be written says so before the training.
+    """Try to save everything except the weights to a temporary folder, so that errors appear before training.
 
     Raises:
-        ExportError: transformers refuses to write the model's configs or the tokenizer.
+        ExportError: transformers refuses to save the model's configs or the tokenizer.
     """
     with tempfile.TemporaryDirectory(prefix="cft-export-") as folder:
         try:
@@ -108,24 +115,25 @@ def require_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
             tokenizer.save_pretrained(folder)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
             raise ExportError(
-                f"{model.config.name_or_path}: the trained model could not be exported: {error}; repair the file of the "
-                "model folder that this is about"
+                f"{model.config.name_or_path}: the trained model could not be exported: {error}; repair this file of the "
+                "model folder"
             ) from error
 
 
 def save_synced(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, folder: Path) -> None:
-    """Both into `folder`, and on the disk before it is renamed: a name must not outlive a crash without its contents."""
+    """Save model and tokenizer in `folder` and sync it to disk, so that it can be renamed safely: after a crash, the new name
+    must not exist without its contents."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _settle(folder)
 
 
 def _settle(folder: Path) -> None:
-    """Modes of the umask, contents on the disk, hashes beside them."""
+    """Set file modes by the umask, sync the files to disk, and write their hashes."""
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)  # libraries write some for the owner alone
+        path.chmod(0o666 & ~umask)  # libraries make some files readable by the owner only
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
     lines = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.is_file()]
@@ -133,9 +141,9 @@ def _settle(folder: Path) -> None:
 
 
 def require_intact(folder: Path, *, weights: bool) -> None:
-    """The files of a folder that `save_synced` wrote are as it wrote them; nothing is known of other folders.
+    """Check the files of a folder that `save_synced` wrote against their hashes; other folders are not checked.
 
-    weights: check those; False: all other files. Raises DamagedModel.
+    weights: True: check the weights; False: check all other files. Raises DamagedModel.
     """
     sums = folder / SUMS
     if not sums.is_file():
@@ -154,14 +162,14 @@ def require_intact(folder: Path, *, weights: bool) -> None:
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A model with the weights of `model`, adapters merged. Weights are shared, but for those that are sharded over
-    ranks: these are collected in full on every rank, all of which must call."""
+    """A model with the weights of `model`, adapters merged. Weights are shared with `model`, except for weights that are
+    sharded over ranks: these are gathered on every rank, so all ranks must call this function."""
     from torch.distributed.tensor import DTensor
 
     weights = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in merged_weights(model).items()}
     shell = _shell(model, weights)
     for name, buffer in model.named_buffers():
-        if name not in weights:  # in no state dict (rotary frequencies), so without values in the shell
+        if name not in weights:  # not in the state dict (rotary frequencies), so it has no values in the shell
             owner, _, leaf = name.rpartition(".")
             shell.get_submodule(owner)._buffers[leaf] = buffer
     return shell.eval()
@@ -172,7 +180,7 @@ def _shell(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrain
     import torch
 
     config = copy.deepcopy(model.config)
-    # Where adapters sat on one of two tied matrices they differ now; tying them again would lose one.
+    # If only one of two tied matrices had an adapter, they differ now; tying them again would lose one.
     tied = [name for name in (model.all_tied_weights_keys or {}) if name in weights]
     if any(not torch.equal(weights[name], weights[model.all_tied_weights_keys[name]]) for name in tied):
         config.get_text_config(decoder=True).tie_word_embeddings = False

@@ -1,5 +1,5 @@
-"""Is a model folder whole, and is it read as it was saved? Files that are cut off, or are pointers of Git LFS,
-are named before they are read."""
+"""Checks that a model folder is complete and that its tokenizer is loaded as it was saved. Truncated files and Git LFS pointers
+are reported before they are read."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _READ = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with the first damaged file of a Hugging Face model folder, "" where nothing is."""
+    """Description of the first damaged file of a Hugging Face model folder, "" if there is none."""
     return next(_damaged(folder), "")
 
 
 def as_saved(tokenizer: PreTrainedTokenizerBase, source: str, **options: Any) -> PreTrainedTokenizerBase:
-    """`tokenizer`, or what tokenizer.json alone says where the two encode differently.
+    """`tokenizer`, or the one defined by tokenizer.json alone if the two encode differently.
 
-    transformers picks a class by the type of the model, and such a class builds its own rules around the vocabulary: of a
-    model whose tokenizer was made for it, every text would come out as other ids, in silence. options: of from_pretrained.
+    transformers chooses a class by the model type, and that class applies rules of its own to the vocabulary. For a model with
+    a custom tokenizer it would silently encode every text as different ids. options: of from_pretrained.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -43,7 +43,7 @@ def as_saved(tokenizer: PreTrainedTokenizerBase, source: str, **options: Any) ->
     if same:
         return tokenizer
     warnings.warn(
-        f"{source}: transformers' {type(tokenizer).__name__} encodes text otherwise than tokenizer.json says; the file is used",
+        f"{source}: transformers' {type(tokenizer).__name__} encodes text differently than tokenizer.json; the file is used",
         stacklevel=2,
     )
     return saved
@@ -73,7 +73,7 @@ def _damaged(folder: Path) -> Iterator[str]:
 
 
 def _cut_off(path: Path) -> str:
-    """The header says how long the file is."""
+    """Compare the length of a safetensors file with its header."""
     size = path.stat().st_size
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
@@ -82,18 +82,18 @@ def _cut_off(path: Path) -> str:
         try:
             header = json.loads(handle.read(length))
         except ValueError:
-            return "its header is no JSON"
+            return "its header is not JSON"
     tensors = (value for key, value in header.items() if key != "__metadata__")
     expected = 8 + length + max((value["data_offsets"][1] for value in tensors), default=0)
     return "" if size == expected else f"{size:,} bytes where its header says {expected:,}"
 
 
-def _no_json(path: Path) -> str:
+def _not_json(path: Path) -> str:
     try:
         json.loads(path.read_bytes())
     except ValueError as error:
-        return f"no JSON ({error})"
+        return f"not JSON ({error})"
     return ""
 
 
-_CHECKS: dict[str, Callable[[Path], str]] = {".safetensors": _cut_off, ".json": _no_json}
+_CHECKS: dict[str, Callable[[Path], str]] = {".safetensors": _cut_off, ".json": _not_json}

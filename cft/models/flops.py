@@ -1,15 +1,15 @@
-"""How much arithmetic a training step is, and how much of it a device could do: the two sides of MFU.
+"""Model FLOPs utilization (MFU): floating-point operations of a training step, and the rate that the device could reach.
 
-    forward            2 N a token, N = weights of matrix products in the blocks that the token passes through: of a mixture of
-                       experts those it is sent to
+    forward            2 N per token, N = weights of the matrix products that the token passes through; in a mixture of experts,
+                       those of its experts
     backward           2 N for the gradient of the inputs, 2 N_trained for that of the weights
-    attention          scores and mixing, causal: 2 L h T a token forward, twice that backward; T = length of the row, in layers
-                       that see a window of W tokens what the window leaves of it; h = heads times their width, of the queries
-    recurrent layers   their projections and convolutions are among N; what the state itself costs is left out
-    head               as the blocks, but for projected tokens only
+    attention          scores and weighted sum, causal: 2 L h T per token forward, twice that backward; T = length of the row,
+                       limited by the window in layers with a window of W tokens; h = number of query heads times their width
+    recurrent layers   projections and convolutions are part of N; the state update is not counted
+    head               like the blocks, but only for projected tokens
 
-Padding counts as nothing and recomputation (gradient checkpointing) is no progress, so both lower the fraction.
-MFU = arithmetic of a step / (its time * measured rate of matrix products).
+Padding and recomputation (gradient checkpointing) are not counted, so both lower MFU.
+MFU = operations of a step / (its time * measured rate of matrix products).
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """Floating-point operations of training a model: a token through the blocks, a token through the head, and a token
-    of a row of T tokens in attention, divided by T: in layers that see all of it, and in those that see `window` tokens.
-    block_forward, head_forward: what of it is the forward pass."""
+    """Floating-point operations of training a model.
+
+    block_token: per token in the blocks. head_token: per token in the output head.
+    attention_token: per token of a row of T tokens, divided by T, in layers that attend to the whole row.
+    windowed_token: the same in layers with a window of `window` tokens.
+    block_forward, head_forward: the part of block_token and head_token that the forward pass takes.
+    """
 
     block_token: int
     head_token: int
@@ -46,8 +50,8 @@ class Arithmetic:
     head_forward: int = 0
 
     def of_rows(self, lengths: Sequence[int], *, projected: int) -> float:
-        """lengths: tokens of each row. projected: tokens that reach the vocabulary."""
-        # Half of T^2 pairs; of windows what is nearer than W.
+        """Operations of a step. lengths: tokens of each row. projected: tokens that pass through the head."""
+        # Half of T^2 pairs; with a window, only pairs closer than W.
         attention = sum(self.attention_token * length**2 for length in lengths)
         attention += sum(
             self.windowed_token * (length**2 - max(0, length - self.window) ** 2)
@@ -57,7 +61,7 @@ class Arithmetic:
         return self.block_token * sum(lengths) + attention + self.head_token * projected
 
     def of_forward(self, lengths: Sequence[int], *, projected: int) -> float:
-        """Of a forward pass without a backward one."""
+        """Operations of a forward pass without a backward pass."""
         forward = dataclasses.replace(
             self,
             block_token=self.block_forward,
@@ -69,14 +73,14 @@ class Arithmetic:
 
 
 def arithmetic_of(model: PreTrainedModel) -> Arithmetic:
-    """Of a model that is not sharded yet."""
+    """Operations of training a model, which must not be sharded yet."""
     config = model.config.get_text_config(decoder=True)
     outside = [model.get_input_embeddings(), model.get_output_embeddings()]
     apart = {id(p) for module in outside if module is not None for p in module.parameters()}
     blocks = [
         (round(p.numel() * active_fraction(model.config, name=name, weight=p)), p.requires_grad)
         for name, p in model.named_parameters()
-        if p.ndim in (2, 3) and id(p) not in apart  # three axes: stacked experts, and convolutions along a row
+        if p.ndim in (2, 3) and id(p) not in apart  # three axes: stacked experts, and convolutions over positions
     ]
     held, trained = sum(active for active, _ in blocks), sum(active for active, trained in blocks if trained)
     head = model.get_output_embeddings()
@@ -97,7 +101,7 @@ def arithmetic_of(model: PreTrainedModel) -> Arithmetic:
 
 
 def matmul_rate(device: torch.device, *, mixed: bool, seconds: float = 0.2) -> float:
-    """Operations a second of large matrix products on `device`: float32, or bfloat16 where training is mixed."""
+    """Operations per second of large matrix products on `device`: bfloat16 if training is mixed, else float32."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if mixed else torch.float32)
     out = a @ a

@@ -1,19 +1,20 @@
-"""log p of the target token from hidden states without all logits at once, by the library, on a GPU in float32.
+"""log p of the target tokens from hidden states without materializing all logits, with torch's fused loss, on a GPU in float32.
 
     torch   linear_cross_entropy(reduction="none") of torch.nn.functional (from the release that has
             torch.nn.LinearCrossEntropyOptions): logits of one chunk at a time, recomputed in the backward pass, where each
-            token's gradient is multiplied in before tokens are added up. So any function of log p, with any weight a token,
-            has its own gradient, and it is equal to ours but for rounding.
+            token's gradient is applied before summing over tokens. So the gradient is correct for any function of log p with
+            any weight per token, and equals that of the unfused computation up to rounding.
 
-What is not used, and why:
+Not used:
 
-    a sum or mean of losses   knows no weights of tokens: its gradient is made in the forward pass, for weight 1
-    half precision, autocast  linear_cross_entropy returns log p in the precision of its input: 8 bits in bfloat16, where
-                              ours is float32, and weights such as p_t and losses such as 1 - p_t are computed from it
-    Liger                     LigerFusedLinearCrossEntropy(reduction="none") multiplied all tokens by the first one's gradient,
-                              silently, until linkedin/Liger-Kernel pull request 1298; its sum has the first fault
-    a head that scales        Gemma's cap, Cohere's and Granite's factor: these functions know nothing of them
-    a CPU                     its kernels are ours (`cft/models/cpu/`)
+    a sum or mean of losses   does not support token weights: its gradient is computed in the forward pass, for weight 1
+    half precision, autocast  linear_cross_entropy returns log p in the precision of its input: 8 bits in bfloat16, while the
+                              unfused computation returns float32, from which weights such as p_t and losses such as 1 - p_t
+                              are computed
+    Liger                     LigerFusedLinearCrossEntropy(reduction="none") silently multiplied all tokens by the gradient of
+                              the first, until linkedin/Liger-Kernel pull request 1298; its sum does not support token weights
+    scaled logits             Gemma's cap, Cohere's and Granite's factor: these functions do not support them
+    a CPU                     has kernels in `cft/models/cpu/`
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ DEVICES = ("cuda",)
 
 
 def has_fused_head(model: PreTrainedModel, hidden_ND: Tensor) -> bool:
-    """Whether `fused_log_probs` gives of these states what log-softmax of the head's logits does."""
+    """Whether `fused_log_probs` supports these states, with the same result as the log-softmax of the head's logits."""
     head = model.get_output_embeddings()
     return (
         hidden_ND.device.type in DEVICES
@@ -44,7 +45,7 @@ def has_fused_head(model: PreTrainedModel, hidden_ND: Tensor) -> bool:
         and len(hidden_ND) > 0
         and not torch.is_autocast_enabled(hidden_ND.device.type)
         and isinstance(head, nn.Linear)
-        and type(head.weight) in (nn.Parameter, Tensor)  # neither quantized nor a shard
+        and type(head.weight) in (nn.Parameter, Tensor)  # neither quantized nor sharded
         and head.weight.dtype == hidden_ND.dtype
         and not scales_logits(model)
         and _right(hidden_ND.device)
@@ -52,7 +53,7 @@ def has_fused_head(model: PreTrainedModel, hidden_ND: Tensor) -> bool:
 
 
 def fused_log_probs(model: PreTrainedModel, hidden_ND: Tensor, target_N: Tensor, *, chunk_tokens: int) -> Tensor:
-    """[N] log p of the targets, nats, with gradient. At most chunk_tokens tokens have logits at a time."""
+    """[N] log p of the targets in nats, differentiable. Logits are computed for at most chunk_tokens tokens at a time."""
     head: Any = model.get_output_embeddings()
     return _fused(hidden_ND, head.weight, target_N, head.bias, chunk_tokens=chunk_tokens)
 
@@ -70,7 +71,7 @@ def _fused(
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _right(device: torch.device) -> bool:
-    """Whether this version of torch has the function, and its gradients are those of tokens that weigh differently."""
+    """Whether this version of torch has the function, with correct gradients for tokens of different weights."""
     hidden_ND = torch.linspace(-2, 2, 5 * 8, device=device).view(5, 8).sin().requires_grad_()
     weight_VD = torch.linspace(3, -3, 12 * 8, device=device).view(12, 8).cos().requires_grad_()
     target_N, weight_N = torch.arange(5, device=device), torch.arange(5, device=device) - 1.5
@@ -78,7 +79,7 @@ def _right(device: torch.device) -> bool:
     try:
         found_N = _fused(hidden_ND, weight_VD, target_N, None, chunk_tokens=2)
         found = found_N, *torch.autograd.grad((found_N.exp() * weight_N).sum(), inputs)
-    except (AttributeError, TypeError, RuntimeError):  # no such function yet, or it takes other arguments
+    except (AttributeError, TypeError, RuntimeError):  # the function does not exist yet, or takes other arguments
         return False
     expected_N = log_probs(hidden_ND @ weight_VD.t()).gather(1, target_N[:, None])[:, 0]
     expected = expected_N, *torch.autograd.grad((expected_N.exp() * weight_N).sum(), inputs)

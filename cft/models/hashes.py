@@ -1,4 +1,4 @@
-"""Identities of weights: SHA-256 over names, types, shapes and bytes, of a loaded model or of its files."""
+"""SHA-256 hashes of weights, over names, dtypes, shapes and bytes, of a loaded model or of its files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def weights_hash(model: PreTrainedModel) -> str:
-    """sha256 over names, types, shapes and bytes of all weights, adapters included."""
+    """SHA-256 over names, dtypes, shapes and bytes of all weights, adapters included."""
     return hash_of(model.state_dict())
 
 
 def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
-    """What `weights_hash` gives of the same checkpoint loaded without adapters and as `dtype`, a ModelSpec's."""
+    """The `weights_hash` of the same checkpoint, loaded without adapters in `dtype` (as in a ModelSpec)."""
     import torch
 
     kept = {
@@ -33,7 +33,7 @@ def base_weights_hash(model: PreTrainedModel, *, dtype: str) -> str:
 
 
 def config_hash(config: PreTrainedConfig) -> str:
-    """sha256 of what a model's config says, wherever it was read from."""
+    """SHA-256 of a model's config, independent of where it was loaded from."""
     said = json.loads(config.to_json_string(use_diff=False))
     return sha256_json(
         {key: value for key, value in said.items() if key not in ("_name_or_path", "transformers_version")}
@@ -41,25 +41,25 @@ def config_hash(config: PreTrainedConfig) -> str:
 
 
 def hash_of(state: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of weights by name."""
+    """SHA-256 over names, dtypes, shapes and bytes of weights by name."""
     return _digest(sorted(state), state.__getitem__)
 
 
 def hash_of_files(folder: Path, *, config: PreTrainedConfig, dtype: str) -> str | None:
-    """What `weights_hash` would give of the checkpoint in `folder` loaded as `dtype`, one weight in memory at a time.
+    """The `weights_hash` of the checkpoint in `folder` loaded in `dtype`, with one weight in memory at a time.
 
-    None where the files do not say: transformers renames, merges or converts some weights of some models while it loads.
+    None if it cannot be derived from the files: transformers renames, merges or converts weights of some models while loading.
     """
     import torch
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
     if getattr(config, "auto_map", None):
-        return None  # code of the model's own, which is run where the model is loaded
+        return None  # the model brings its own code, which runs only when the model is loaded
     files = {
         name: path
         for path in sorted(folder.glob("model*.safetensors"))
-        for name in safe_open(path, framework="pt").keys()  # noqa: SIM118 - it is no mapping
+        for name in safe_open(path, framework="pt").keys()  # noqa: SIM118 - not a mapping
     }
     try:
         with torch.device("meta"):
@@ -83,7 +83,7 @@ def hash_of_files(folder: Path, *, config: PreTrainedConfig, dtype: str) -> str 
     try:
         return _digest(sorted(state), weight)
     except _OtherShape:
-        return None  # loading says what is wrong
+        return None  # loading the model will report the error
 
 
 class _OtherShape(Exception):

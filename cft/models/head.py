@@ -1,4 +1,4 @@
-"""Hidden states -> logits, for the positions at hand only: the output head, and the scale or cap that a model puts on it."""
+"""Logits from hidden states of selected positions: the output head, and the model's scale or cap of the logits."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _CAPS = ("final_logit_softcapping", "logits_soft_cap")  # Gemma 2, RecurrentGemm
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
-    """All of a causal language model but its head: what gives `last_hidden_state`. Some name no base model (Llama 4)."""
+    """The model without its head, which returns `last_hidden_state`. Some models define no base model (Llama 4)."""
     base = model.base_model
     return base if base is not model else model.get_decoder()
 
 
 def project(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
-    """[N, V] logits, as the model's own forward gives them (`SelectiveLM.check_head` compares the two).
+    """[N, V] logits, equal to those of the model's own forward pass (`SelectiveLM.check_head` compares the two).
 
-    The names are those of transformers: Gemma caps its logits, Cohere and Falcon-H1 multiply and Granite divides them. What is
-    done to embeddings and residuals (Gemma, Granite) is done by the backbone.
+    Gemma caps its logits, Cohere and Falcon-H1 multiply and Granite divides them; the config names are those of transformers.
+    Scaling of embeddings and residuals (Gemma, Granite) is part of the backbone.
     """
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has an output head"
@@ -31,9 +31,9 @@ def project(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
 
 
 def project_exactly(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
-    """[N, V] float32 logits of half-precision states and weights, not rounded to their precision."""
+    """[N, V] float32 logits from half-precision states and weights, not rounded to half precision."""
     head: Any = model.get_output_embeddings()
-    if head.weight.device.type == "cuda":  # only there has torch such a product; elsewhere a float32 copy of the head
+    if head.weight.device.type == "cuda":  # torch supports out_dtype only there; elsewhere the head is copied
         logits_NV = torch.mm(hidden_ND, head.weight.t(), out_dtype=torch.float32)
     else:
         logits_NV = hidden_ND.float() @ head.weight.float().t()
@@ -42,7 +42,7 @@ def project_exactly(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
 
 
 def scales_logits(model: PreTrainedModel) -> bool:
-    """Whether logits are more than the head's product."""
+    """Whether the model scales or caps the head's output."""
     config = model.config.get_text_config(decoder=True)
     return any(getattr(config, name, None) is not None for name in (*_FACTORS, *_DIVISORS, *_CAPS))
 

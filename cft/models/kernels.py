@@ -1,6 +1,6 @@
-"""The only interface to kernels and memory management: which ones a model trains and decodes with is decided here.
+"""The only interface to kernels and memory management: selects those that a model trains and decodes with.
 
-Those for a CPU are in `cft/models/cpu/`, which nothing else in the package knows. A GPU has its library's own, but for the
+CPU kernels are in `cft/models/cpu/`, which no other module of the package imports. A GPU uses the library's kernels and the
 fused loss of `cft/models/fused_head.py`.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Kernels = Literal["auto", "torch", "compiled"]
 DecodingChoice = Literal["auto", "torch"]
 
-# Tokens of a forward pass come in multiples of this to the kernels; others are padded, and keep memory for it.
+# Kernels take numbers of tokens that are multiples of this; others are padded, which costs memory.
 TOKENS_STEP = 32
 
 keep_freed_memory = allocator.keep_freed_memory
@@ -32,8 +32,10 @@ training_pass = onednn_linear.training_pass
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """How many layers compute in another way than the model's code says, with the same result but for rounding.
-    fused_loss: whether log-probs may come from `cft/models/fused_head.py`, where it says that they are right."""
+    """How many layers use other kernels than the model's own code, with the same result up to rounding.
+
+    fused_loss: whether log-probs may be computed by `cft/models/fused_head.py` where it supports the model.
+    """
 
     onednn_linears: int = 0
     recomputed_layers: int = 0
@@ -42,9 +44,14 @@ class Used:
 
 
 def prepare_for_training(model: PreTrainedModel, *, kernels: Kernels) -> Used:
-    """auto: on a CPU, in float32, oneDNN's products and layers that keep less, where each comes out right. The choice
-    depends on no timing, so that a repeated run computes the same bits. On a GPU in float32 the library's fused loss.
-    torch: the model as it is. compiled: torch.compile of each of its blocks, for training only."""
+    """Select the kernels for training.
+
+    Args:
+        model: The model, which is changed in place.
+        kernels: "auto": on a CPU in float32, oneDNN products and activation recomputation, if they pass their checks; on a GPU
+            in float32, the library's fused loss. The choice does not depend on timing, so that a repeated run computes the
+            same bits. "torch": the model as it is. "compiled": torch.compile of each block, for training only.
+    """
     if kernels == "auto":
         recomputed = recomputed_layers.use_recomputed_layers, gradient_in_place.use_in_place_embeddings
         return Used(onednn_linear.use_onednn(model), sum(use(model) for use in recomputed), fused_loss=True)
@@ -54,34 +61,41 @@ def prepare_for_training(model: PreTrainedModel, *, kernels: Kernels) -> Used:
 
 
 class DecodingKernels(Protocol):
-    """Layers of a model whose weights do not change. Its length: how many of them have a faster form."""
+    """Faster forms of the layers of a model whose weights do not change. Its length: the number of such layers."""
 
     def __len__(self) -> int: ...
 
     def active(self) -> AbstractContextManager[None]:
-        """The model computes with them while this is open."""
+        """Within this context, the model uses the faster forms."""
         ...
 
 
 def prepare_for_decoding(model: PreTrainedModel, *, kernels: DecodingChoice = "auto") -> DecodingKernels:
-    """auto: costs a second copy of the weights that have a faster form: the linear layers, in float32 on a CPU.
-    torch: the model as it is."""
+    """Select the kernels for decoding.
+
+    Args:
+        model: The model.
+        kernels: "auto": faster linear layers in float32 on a CPU, at the cost of a second copy of their weights. "torch": the
+            model as it is.
+    """
     return packed_linear.PackedLinears(model if kernels == "auto" else nn.Identity())
 
 
 def keeps_gradients(device: torch.device, *, alone: bool) -> bool:
-    """Whether gradients stay where they are between two steps and are added to in place. alone: no other process waits for
-    a gradient. On a CPU memory that is given back between two steps would come back in fragments."""
+    """Whether gradient tensors are kept between steps and accumulated in place.
+
+    alone: no other process waits for a gradient. On a CPU, freeing gradients between steps would fragment memory.
+    """
     return alone and device.type == "cpu"
 
 
 def backward_pass(*, keep_gradients: bool) -> AbstractContextManager[None]:
-    """Around a backward pass that is meant to fill `.grad` of every weight."""
+    """Context of a backward pass that accumulates into `.grad` of every weight."""
     return gradient_in_place.gradients_in_place(enabled=keep_gradients)
 
 
 def products(device: torch.device, *, dtype: torch.dtype) -> list[Callable[[Tensor, Tensor], Tensor]]:
-    """What linear layers may multiply with on `device`, as functions of x [N, d] and weight [e, d]."""
+    """Additional matrix products that linear layers may use on `device`, as functions of x [N, d] and weight [e, d]."""
     found: list[Callable[[Tensor, Tensor], Tensor]] = []
     if device.type == "cpu" and dtype == torch.float32 and onednn_linear.available():
         found.append(onednn_linear.product)
@@ -98,7 +112,7 @@ def _compile_blocks(model: PreTrainedModel) -> int:
 
 
 class _TrainingOnly:
-    """Calls of a block, compiled outside inference mode: engines keep choosing with the model's own bits."""
+    """Calls the compiled block, except in inference mode, so that engines compute the same bits as without compilation."""
 
     def __init__(self, block: nn.Module, compiled: Any) -> None:
         self._block, self._compiled = block, compiled

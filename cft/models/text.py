@@ -1,4 +1,4 @@
-"""Where each token of a response is in its text, from token ids alone (nothing is encoded again)."""
+"""Text of a response and character spans of its tokens, from token ids alone (without encoding the text again)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# What ends or begins a turn or a text, by the spellings in use; <answer> and other markup of a response is none.
+# Common spellings of tokens that begin or end a turn or a text; markup of a response such as <answer> does not match.
 _CONTROL = re.compile(
     r"<[|｜].*[|｜]>|</?s>|<(?:start|end)_of_\w+>|<(?:eos|bos|pad|unk|mask|cls|sep)>|\[/?(?:INST|PAD|CLS|SEP|MASK|UNK)\]",
     re.IGNORECASE | re.DOTALL,
 )
 
 
-_WINDOW, _CONTEXT = 32, 4  # tokens that are decoded together, and before them
+_WINDOW, _CONTEXT = 32, 4  # tokens decoded together, and context tokens before them
 
 
 @lru_cache(maxsize=1)
 def hidden_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids of the special tokens that are no text: end, beginning, padding, and what a chat template writes around turns.
+    """Ids of the special tokens that are not text: end, beginning, padding, and those that chat templates put around turns.
 
-    A special token of another kind (a model that was trained to write <answer>) is part of what it says.
+    Other special tokens (of a model that was trained to write <answer>) are part of the text.
     """
     named = {getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "bos", "pad", "unk")}
     special = list(tokenizer.all_special_ids)
@@ -42,8 +42,7 @@ def hidden_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 def decode(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | NDArray[np.int32], *, shown: Collection[int] = ()
 ) -> str:
-    """Text of response ids: special tokens that are no text (`hidden_ids`) left out but for those of `shown`, spaces as the
-    tokenizer has them."""
+    """Text of response ids, without the special tokens of `hidden_ids` except those in `shown`; spaces are not cleaned up."""
     hidden = hidden_ids(tokenizer).difference(shown)
     kept = [int(i) for i in ids if int(i) not in hidden]
     text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -54,11 +53,11 @@ def decode(
 def char_spans(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | NDArray[np.int32]
 ) -> tuple[str, NDArray[np.int32]]:
-    """(text, spans [R, 2] int32, end exclusive). Hidden tokens get an empty span.
+    """Text of a response and the span of each token: [R, 2] int32, end exclusive; hidden tokens have an empty span.
 
-    A token adds what the decoded prefix grows by, measured as the common prefix with the whole text: a token that
-    holds only some bytes of a character decodes to a replacement sign first. Such a token gets the character it
-    begins, so that spans of one character's tokens overlap rather than vanish.
+    The span of a token is the growth of the decoded prefix, measured as the common prefix with the whole text, because a token
+    with only some bytes of a character first decodes to a replacement character. Such a token gets the character that it
+    begins, so that spans of tokens of one character overlap instead of being empty.
     """
     ids = [int(i) for i in ids]
     text = decode(tokenizer, ids)
@@ -77,10 +76,10 @@ def char_spans(
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, *, window: int) -> list[int]:
-    """How far the text is known after each token. What is decoded is `window` tokens and a few before them, so that a long
-    response takes no quadratic time; [] where a tokenizer's texts cannot be put together so."""
+    """Number of characters of the text that are known after each token. Decodes `window` tokens and a few before them at a
+    time, so that the time is linear in the length; [] if a tokenizer's texts cannot be concatenated in this way."""
     ends: list[int] = []
-    at = 0  # characters of the tokens before the window, which ends where a character does
+    at = 0  # number of characters before the window; a window ends at the end of a character
     while len(ends) < len(ids):
         first = len(ends)
         context = max(0, first - _CONTEXT)

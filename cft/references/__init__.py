@@ -1,4 +1,4 @@
-"""Models that the policy is compared with."""
+"""Reference models."""
 
 from cft.references.models import AdapterOff, Annotation, Initial, NoReference, Reference, Score, Teacher
 

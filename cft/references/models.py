@@ -1,10 +1,10 @@
-"""Reference models: what a loss compares the policy with, and where its predictions come from.
+"""Reference models: the model that a loss compares the policy with, and the source of its predictions.
 
-    needs of a method                 references that give it
+    need of a method                  references that provide it
     reference_logprob                 annotation | score | initial | adapter_off | teacher
     reference_distribution            initial | adapter_off | teacher
 
-`annotation` and `score` read one number a token from the store and cost nothing in training; the others run a second
+`annotation` and `score` read one number per token from the store and cost nothing during training; the others run a second
 forward pass without gradient over the same positions. Configured by conf/reference.
 """
 
@@ -30,9 +30,11 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class LiveReference:
-    """A model whose predictions are computed beside the policy's, always in eval mode and without gradient.
+    """A reference model whose predictions are computed during training, always in eval mode and without gradient.
 
-    switch: a context in which `model` is the reference (the adapters' off-switch). None: it is a model of its own.
+    Args:
+        model: The model.
+        switch: Context in which `model` is the reference (adapters disabled); None: it is a separate model.
     """
 
     def __init__(self, model: PreTrainedModel, *, switch: Callable[[], AbstractContextManager[None]] | None) -> None:
@@ -55,9 +57,12 @@ class LiveReference:
 
 
 class Reference(Protocol):
-    """gives: REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, both or neither. stored: the column that holds the log-probs, ""
-    where they are computed. attach: the live model beside a policy that has not been trained yet; None where there is
-    none. mixed: the policy computes in bfloat16."""
+    """An option of `reference`.
+
+    gives: REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB, both or neither.
+    stored: the column that holds the log-probs, "" if they are computed.
+    attach: makes the live model from an untrained policy; None if there is none. mixed: the policy computes in bfloat16.
+    """
 
     gives: frozenset[str]
     stored: str
@@ -74,7 +79,7 @@ class NoReference:
 
 
 class Annotation:
-    """Log-probs that cft annotate stored: those of the annotating model, the usual starting point of training."""
+    """Log-probs of the annotating model, stored by cft annotate; usually training starts from this model."""
 
     gives = frozenset({REFERENCE_LOGPROB})
     stored = OWN_LOGPROB
@@ -86,10 +91,15 @@ class Annotation:
 def starts_as_reference(
     policy: PreTrainedModel, *, columns: Mapping[str, Column], manifest: Mapping[str, Any]
 ) -> bool | None:
-    """Whether a policy that has not been trained yet is the model whose log-probs the annotation holds; says so where it is
-    not. None where the objective does not read these log-probs, and where the policy's weights are still to come.
+    """Whether an untrained policy is the model whose log-probs the annotation holds; prints a note if not.
 
-    columns: the objective's. manifest: of the annotation. Adapters that have just been put on change nothing.
+    Args:
+        policy: The policy before training. Untrained adapters do not matter.
+        columns: The objective's columns.
+        manifest: Of the annotation.
+
+    Returns:
+        None if the objective does not read these log-probs, or the policy's weights are not loaded yet.
     """
     column = columns.get(REFERENCE_LOGPROB)
     if not (isinstance(column, StoredColumn) and column.name == OWN_LOGPROB) or policy.device.type == "meta":
@@ -101,8 +111,8 @@ def starts_as_reference(
     if not same:
         console.print(
             f"Note: reference=annotation holds the log-probs of the model that made {manifest['name']} "
-            f"({manifest['model_name']}), and this one starts from other weights. A method that compares with the model "
-            "before training (PSFT, iw-SFT, ssToken) wants reference=initial"
+            f"({manifest['model_name']}), and this training starts from other weights. A method that compares with the model "
+            "before training (PSFT, iw-SFT, ssToken) needs reference=initial"
         )
     return same
 
@@ -111,7 +121,7 @@ class Score:
     """Log-probs of another frozen model over the same tokens.
 
     Args:
-        name: of the stored score, made by `cft score`.
+        name: Name of the stored score, made by `cft score`.
     """
 
     gives = frozenset({REFERENCE_LOGPROB})
@@ -126,17 +136,17 @@ class Score:
 def _frozen(model: PreTrainedModel, *, dtype: Dtype, mixed: bool) -> LiveReference:
     kept = torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and mixed) else torch.float32
     if dtype != "auto" or mixed:
-        for weight in model.parameters():  # not buffers: rotary frequencies are float32 in a bfloat16 model, too
+        for weight in model.parameters():  # not buffers: rotary frequencies stay float32 in a bfloat16 model
             weight.data = weight.data.to(kept)
     return LiveReference(model.eval().requires_grad_(False), switch=None)
 
 
 class Initial:
-    """A frozen copy of the model as training found it. Under trainer=fsdp its blocks are shared out over the processes.
+    """A frozen copy of the model before training. With trainer=fsdp its blocks are sharded over the ranks.
 
     Args:
-        dtype: of its weights. "auto" = bfloat16 where the training is bf16-mixed, elsewhere the model's; "float32" takes
-            twice the memory.
+        dtype: Data type of its weights. "auto" = bfloat16 if training is bf16-mixed, else the model's; "float32" takes twice
+            the memory of bfloat16.
     """
 
     gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
@@ -154,7 +164,7 @@ class AdapterOff:
     """The policy without its low-rank adapters: the same weights, no copy.
 
     Raises:
-        BadValue: the model has no adapters, or weights outside them are trained (when it is attached).
+        BadValue: When it is attached: the model has no adapters, or weights outside them are trained.
     """
 
     gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
@@ -172,9 +182,9 @@ class AdapterOff:
         names = [name for name, weight in policy.named_parameters() if weight.requires_grad]
         if others := [name for name in names if "lora_" not in name]:
             raise BadValue(
-                f"reference=adapter_off: {len(others)} weights outside the adapters are trained, too, first {others[0]}, so "
-                "that the model without adapters would not stay what it was; expected model.lora.bias=none, or use "
-                "reference=initial (a frozen copy)"
+                f"reference=adapter_off: {len(others)} weights outside the adapters are trained as well, first {others[0]}, so "
+                "that the model without adapters would change; expected model.lora.bias=none, or use reference=initial (a "
+                "frozen copy)"
             )
 
         @contextmanager
@@ -191,14 +201,14 @@ class AdapterOff:
 
 
 class Teacher:
-    """Another model with the same vocabulary, loaded beside the trained one.
+    """Another model with the same vocabulary, loaded in addition to the trained one.
 
     Args:
-        model: as in conf/model.
-        dtype: of its weights, as for `Initial`.
+        model: As in conf/model.
+        dtype: Data type of its weights, as for `Initial`.
 
     Raises:
-        BadValue: its vocabulary has another size (when it is attached).
+        BadValue: When it is attached: its vocabulary has another size.
     """
 
     gives = frozenset({REFERENCE_DISTRIBUTION, REFERENCE_LOGPROB})
@@ -216,7 +226,7 @@ class Teacher:
         if teacher.config.vocab_size != policy.config.vocab_size:
             raise BadValue(
                 f"reference.model={self.spec.name}: its vocabulary has {teacher.config.vocab_size} tokens, the trained "
-                f"model's {policy.config.vocab_size}; distributions can be compared over one vocabulary only"
+                f"model's {policy.config.vocab_size}; distributions can be compared only over the same vocabulary"
             )
         return _frozen(teacher, dtype=self.dtype, mixed=mixed)
 

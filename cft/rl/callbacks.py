@@ -1,4 +1,4 @@
-"""What TRL's Trainer tells while it runs: to our loggers, and to end where a cluster says so."""
+"""Callbacks for TRL's Trainer: log each step to the configured loggers, and stop when the scheduler of a cluster asks to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cft.training.callbacks.interruption import Interruption
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-# TRL's name of a value -> ours in metrics.csv.
+# TRL's name of a value -> its name in metrics.csv.
 LOGGED = {
     "reward": "train/reward",
     "reward_std": "train/reward_std",
@@ -34,9 +34,9 @@ LOGGED = {
 
 
 class Record(TrainerCallback):
-    """Each step's values, to the loggers; a step is counted from 0, as in a training.
+    """Logs the values of each step; steps are counted from 0, as in cft train.
 
-    further: values of the step that TRL does not know.
+    further: additional values of the step, not from TRL.
     """
 
     def __init__(self, loggers: Sequence[Logger], *, on_step: Any, further: Mapping[str, float]) -> None:
@@ -59,9 +59,9 @@ class Record(TrainerCallback):
 
 
 class StopWhenAsked(TrainerCallback):
-    """After the step under way, its checkpoint written. The stage then raises (`Interruption.stop_if_asked`).
+    """Stops after the current optimizer step and writes its checkpoint; the stage then raises (`Interruption.stop_if_asked`).
 
-    every: steps on the same responses, which no checkpoint holds.
+    every: number of steps on the same responses. Checkpoints do not hold responses, so training stops only between rollouts.
     """
 
     def __init__(self, interruption: Interruption, *, every: int) -> None:

@@ -1,12 +1,12 @@
-"""Loss on the critical tokens of right responses alone (grpo.token_mask=critical).
+"""Restricts the GRPO loss of right responses to their critical tokens (grpo.token_mask=critical).
 
-    rollouts -> verdicts -> right responses of groups with a signal -> counterfactuals by the policy as it is now
+    rollouts -> verdicts -> right responses with a nonzero advantage -> counterfactuals by the current policy
         -> critical tokens keep the advantage of their response, its other tokens get 0
 
-The test is that of `cft annotate responses=given` on what was sampled, with the positions that `positions` picks; a position
-that is not tried is not critical. Right responses that are not tested (more than `critical.responses` in a group, too long to
-leave counterfactuals room, or a step between two tested ones) keep the advantage on all tokens, and so do wrong ones, which no
-critical token decides.
+The test is that of `cft annotate responses=given` on the sampled responses, at the positions that `positions` selects; untested
+positions are not critical. Right responses that are not tested (beyond `critical.responses` per group, too long to leave room
+for counterfactuals, or in a step without tests) keep the advantage on all tokens, and so do wrong responses, which have no
+critical tokens.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class CriticalTokens:
-    """Finds them at each step.
+    """Finds the critical tokens of each step's responses.
 
     Args:
-        model: A second copy of the policy, which TRL does not know; it gets the policy's weights before it is asked.
-        annotator: Of that model, made again for each set of weights, with responses=given.
+        model: A second copy of the policy, not managed by TRL; it gets the policy's weights before each test.
+        annotator: Makes an annotator with that model and responses=given; called for each set of weights.
         asked: The problems.
-        num_generations: Responses of a group, which stand one after the other.
-        responses: Right ones of a group that are tested, at most; -1 = all.
-        every_n_steps: Between two steps whose responses are tested.
-        mask: Whose tokens have loss.
+        num_generations: Responses per group; those of a group are adjacent.
+        responses: Maximum number of right responses per group that are tested; -1 = all.
+        every_n_steps: Responses are tested every n-th step.
+        mask: Selects the tokens with loss.
         wrong: Whether tokens of wrong responses have loss.
-        outcomes: Of the step's responses, heard before `spread` is called.
-        facts: What the last step took, by its name in metrics.csv; empty where nothing was tested.
-        rows: Of the last step, as annotated.
+        outcomes: Of the step's responses; set before `spread` is called.
+        facts: Statistics of the last step by their names in metrics.csv; empty if nothing was tested.
+        rows: Annotated responses of the last step, by index.
     """
 
     model: PreTrainedModel
@@ -70,22 +70,29 @@ class CriticalTokens:
     def spread(
         self, found: Mapping[str, Any], names: Sequence[str], *, weights: Mapping[str, Any], step: int
     ) -> Tensor:
-        """Advantages [B, T] of a step's tokens. found: what TRL made of its rollouts. names: ids of their problems."""
+        """Advantages [B, T] of a step's tokens.
+
+        Args:
+            found: TRL's batch of rollouts.
+            names: Problem ids of its rows.
+            weights: State dict of the policy.
+            step: Number of the step.
+        """
         self.facts.clear()
         self.rows = {}
         advantages_B, kept_BT = found["advantages"], found["completion_mask"]
-        share_BT = kept_BT.to(advantages_B.dtype)
+        weight_BT = kept_BT.to(advantages_B.dtype)
         if not self.wrong:
-            share_BT = share_BT * (advantages_B.new_tensor([o == Outcome.RIGHT for o in self.outcomes])[:, None])
+            weight_BT = weight_BT * (advantages_B.new_tensor([o == Outcome.RIGHT for o in self.outcomes])[:, None])
         if step % self.every_n_steps == 0:
             ids = [
                 row[row_mask.bool()].tolist() for row, row_mask in zip(found["completion_ids"], kept_BT, strict=True)
             ]
             self.rows = self._tested(self._chosen(ids, advantages_B.tolist()), ids, names, weights=weights)
         for i, row in self.rows.items():
-            share_BT[i] = 0
-            share_BT[i, : len(row.response_ids)] = share_BT.new_tensor(self.mask(row))
-        return advantages_B[:, None] * share_BT
+            weight_BT[i] = 0
+            weight_BT[i, : len(row.response_ids)] = weight_BT.new_tensor(self.mask(row))
+        return advantages_B[:, None] * weight_BT
 
     def _chosen(self, ids: Sequence[list[int]], advantages: Sequence[float]) -> list[int]:
         """Indices of the responses to test."""
@@ -131,7 +138,7 @@ class CriticalTokens:
 def critical_tokens(
     cfg: RlConfig, policy: LazyModel, asked: Asked, *, prompt: Prompt, grader: Grader
 ) -> CriticalTokens:
-    """With a second copy of the model: TRL exchanges the forward pass of the one it trains."""
+    """Build `CriticalTokens` with a second copy of the model, since TRL replaces the forward pass of the model it trains."""
     tokenizer, facts = policy.tokenizer, policy.facts
     copy = LazyModel(policy.spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device)
     make_engine, positions = build(cfg.engine), build(cfg.positions)
@@ -166,6 +173,6 @@ def critical_tokens(
 
 
 def same_weights(weights: Mapping[str, Any], model: Any) -> None:
-    """Another copy becomes the policy as it is in memory, in its precision."""
+    """Load `weights` into `model`, in float32, the precision of the policy in memory."""
     model.float()
     model.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""The problems that are responded to: none that is tested on, and none whose prompt leaves too little room."""
+"""Selects the problems for rollouts: without held-out test problems, and without prompts that leave too little context."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Problems with the ids of their prompts, by problem id; and how many were left out, and why."""
+    """The selected problems, prompt ids by problem id, and the number of problems left out, by reason."""
 
     problems: tuple[Problem, ...]
     prompts: dict[str, list[int]]
@@ -38,14 +38,17 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class KnownRates:
-    """by_problem: pass rates by id, NaN where none of a problem's rollouts is decided. bounds: of those that are wanted."""
+    """Pass rates from an annotation, and the range to select.
+
+    by_problem: pass rates by problem id, NaN if none of a problem's rollouts is decided. bounds: the range.
+    """
 
     by_problem: Mapping[str, float]
     bounds: PassRates
 
     @classmethod
     def of(cls, store: AnnotationStore, bounds: PassRates) -> KnownRates:
-        """Raises ConfigError where the annotation holds no rollouts."""
+        """Raises ConfigError if the annotation holds no rollouts."""
         if not holds_rollouts(store.manifest()):
             raise ConfigError(
                 f"pass_rates.annotation: {store.folder} holds responses of one verdict; expected rollouts, made with: cft "
@@ -69,11 +72,21 @@ def asked(
     at_least: int,
     rates: KnownRates | None = None,
 ) -> Asked:
-    """limit: of problems, -1 = all. held_out: normalized questions of the benchmark. at_least: problems of one step. rates:
-    None = problems of any pass rate.
+    """Select the problems and encode their prompts.
+
+    Args:
+        data: The data; its split "train" is used.
+        limit: Maximum number of problems, -1 = all.
+        held_out: Normalized questions of the benchmark.
+        prompt: The prompt format.
+        tokenizer: The model's tokenizer.
+        context: The model's context length in tokens.
+        max_new_tokens: Token limit of a response.
+        at_least: Number of problems per step.
+        rates: Pass rates to select by; None = problems of any pass rate.
 
     Raises:
-        ConfigError: too few are left.
+        ConfigError: Fewer than `at_least` problems remain.
     """
     problems = data.of("train")
     free = [problem for problem in problems if normalized(problem.question) not in held_out]
@@ -90,12 +103,12 @@ def asked(
     if len(fit) < at_least:
         reasons = "".join(f", {count} left out ({reason})" for reason, count in left_out.items())
         raise ConfigError(
-            f"rollout.problems_per_step={at_least}: data {data.name} gives {len(fit)} problems{reasons}; expected at least "
-            "those of one step. Lower it, raise limit, or choose other data"
+            f"rollout.problems_per_step={at_least}: data {data.name} gives {len(fit)} problems{reasons}; expected enough for "
+            "one step. Lower it, raise limit, or choose other data"
         )
     return Asked(tuple(fit), {problem.id: prompts[problem.id] for problem in fit}, left_out)
 
 
 def rows_of(problems: Sequence[Problem]) -> dict[str, list[str]]:
-    """The columns of TRL's data set. A prompt is named by its problem: its ids are ours (`cft/rl/trainer.py`)."""
+    """The columns of TRL's data set. The prompt is the problem id, from which `cft/rl/trainer.py` looks up the token ids."""
     return {"prompt": [problem.id for problem in problems], "answer": [problem.answer for problem in problems]}

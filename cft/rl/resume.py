@@ -1,4 +1,4 @@
-"""Where a run begins: it has finished, it resumes from a checkpoint of TRL's, or it is new."""
+"""State of a run at its start: finished, to be resumed from a checkpoint of TRL, or new."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ def finished(folder: Path, job: Job) -> RunResults | None:
 
 
 def newest(folder: Path, job: Job, *, resume: str) -> Path | None:
-    """The checkpoint to resume from: of the folder that is named, or that this job was given before."""
+    """The newest checkpoint of a run folder, None if there is none. resume: the setting `resume`, "" if not set."""
     found = [path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    whole = [path for path in found if (path / "trainer_state.json").is_file()]  # written last but for the random state
+    # The trainer state is written last, except for the random state.
+    whole = [path for path in found if (path / "trainer_state.json").is_file()]
     if resume and not whole:
-        raise ConfigError(
-            f"resume={folder}: no checkpoint; the run ended before it wrote its first one, start it again"
-        )
+        raise ConfigError(f"resume={folder}: no checkpoint; the run ended before its first checkpoint, start it again")
     if whole and (differing := _differing(folder, job)):
         raise ConfigError(
-            f"{f'resume={folder}' if resume else f'hydra.run.dir={folder}'}: that run was configured otherwise "
+            f"{f'resume={folder}' if resume else f'hydra.run.dir={folder}'}: that run has another configuration "
             f"({differing}); repeat its arguments, or choose another folder"
         )
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

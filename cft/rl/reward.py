@@ -4,10 +4,10 @@
     wrong, or cut off unanswered     0
     undecided                        None
 
-TRL leaves a response without a reward out of its group's mean and deviation and gives it no advantage, so that what the
-verifier could not decide is neither right nor wrong. Lengths count only among right responses, after TLDR (arXiv
-2505.07961): a reconstruction, since the paper's formula was not at hand; with a coefficient of at most 1 no right response
-gets less than a wrong one.
+TRL excludes a response without a reward from its group's mean and standard deviation and gives it no advantage, so that
+undecided responses count neither as right nor as wrong. The length penalty applies only to right responses, after TLDR (arXiv
+2505.07961). It is a reconstruction, since the paper's formula was not available. With a coefficient of at most 1, no right
+response gets less than a wrong one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNDECIDED_RATE = "undecided_rate"
 
 
 def reward_of(outcome: Outcome, *, tokens: int, max_new_tokens: int, length_penalty: float) -> float | None:
-    """tokens: of the response."""
+    """Reward of one response with `tokens` tokens; None if it is undecided."""
     if outcome == Outcome.UNDECIDED:
         return None
     return 1.0 - length_penalty * tokens / max_new_tokens if outcome == Outcome.RIGHT else 0.0
@@ -39,10 +39,15 @@ def verified_reward(
     length_penalty: float,
     on_outcomes: Callable[[list[Outcome]], None] = lambda outcomes: None,
 ) -> Callable[..., list[float | None]]:
-    """A reward function as TRL calls it, which logs what share is right, of the decided ones, and what share undecided.
+    """Make a reward function for TRL, which also logs the fraction of right responses among the decided ones, and the fraction
+    of undecided ones.
 
-    ends: tokens that end a response; one that does not end in them was cut off. on_outcomes: gets those of a step's responses,
-    in their order.
+    Args:
+        grader: Grades the responses.
+        ends: Tokens that end a response; a response with another last token was cut off.
+        max_new_tokens: Token limit of a response.
+        length_penalty: Coefficient of the length penalty, 0 to 1.
+        on_outcomes: Called with the outcomes of a step's responses, in order.
     """
 
     def verdict(

@@ -1,10 +1,9 @@
-"""TRL's GRPOTrainer as a configuration describes it.
+"""TRL's GRPOTrainer, built from the configuration.
 
-It is TRL's in all but two things. Prompts are ids that our prompt made once (`cft/prompts/chat.py`), given to it as they are,
-so that no second tokenization of a rendered text can differ from them. And with grpo.token_mask=critical a response's advantage
-becomes one of each of its tokens, 0 where the token has no loss: TRL takes advantages of either shape. What is divided by, the
-KL term, the entropy and the ratio of a whole response are of all tokens then too, as they are of all tokens with
-`top_entropy_quantile`.
+It differs from TRL in two ways. First, prompts are passed as token ids made once by `cft/prompts/chat.py`, so that a second
+tokenization of a rendered text cannot differ from them. Second, with grpo.token_mask=critical, the advantage of a response is
+expanded to one per token, 0 for tokens without loss; TRL accepts advantages of either shape. The loss denominator, the KL term,
+the entropy and the sequence-level ratio still use all tokens, as with `top_entropy_quantile`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 
 
 def settings_of_trl(cfg: RlConfig, *, device: str) -> dict[str, Any]:
-    """Arguments of GRPOConfig that the configuration decides; the rest are TRL's own. device: "cpu" or "cuda:N"."""
+    """Arguments of GRPOConfig that the configuration sets; others keep TRL's defaults. device: "cpu" or "cuda:N"."""
     rollout, grpo = cfg.rollout, cfg.grpo
     return {
         "seed": cfg.seed,
@@ -78,10 +77,20 @@ def grpo_trainer(
     callbacks: list[TrainerCallback],
     critical: CriticalTokens | None = None,
 ) -> Any:
-    """folder: of checkpoints. critical: which tokens of a step's responses have loss, None = all.
+    """Build the trainer.
+
+    Args:
+        cfg: The configuration.
+        model: The policy.
+        asked: The problems.
+        folder: For checkpoints.
+        device: "cpu" or "cuda:N".
+        reward: The reward function.
+        callbacks: TRL callbacks.
+        critical: Selects the tokens with loss, None = all.
 
     Raises:
-        ConfigError: what TRL says of a setting that our check let pass, or a TRL that this was not made for.
+        ConfigError: TRL refuses a setting, or the installed version of TRL is not supported.
     """
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
@@ -89,7 +98,7 @@ def grpo_trainer(
 
     if not all(callable(getattr(GRPOTrainer, name, None)) for name in _OVERRIDDEN):
         raise ConfigError(
-            "cft rl: this version of trl takes prompts otherwise; install one that is known to work: trl==1.16.0"
+            "cft rl: this version of trl handles prompts differently; install one that is known to work: trl==1.16.0"
         )
 
     class WithOurPrompts(GRPOTrainer):
@@ -107,7 +116,7 @@ def grpo_trainer(
     logging.getLogger(GRPOTrainer.__module__).addFilter(_no_surprise)
     set_seed(cfg.seed)
     policy = model.load()
-    policy.config._name_or_path = model.source  # where TRL reads the reference from; its weights are set below
+    policy.config._name_or_path = model.source  # TRL loads the reference model from here; its weights are set below
     try:
         args = GRPOConfig(output_dir=str(folder), **settings_of_trl(cfg, device=device))
     except ValueError as error:
@@ -118,7 +127,7 @@ def grpo_trainer(
         reward_funcs=reward,
         args=args,
         train_dataset=Dataset.from_dict(rows_of(asked.problems)),
-        processing_class=copy.deepcopy(model.tokenizer),  # TRL gives it a padding token, our export keeps its own
+        processing_class=copy.deepcopy(model.tokenizer),  # a copy, since TRL adds a padding token
         callbacks=callbacks,
         optimizers=(optimizer, None),
     )
@@ -129,5 +138,5 @@ def grpo_trainer(
 
 
 def _no_surprise(record: logging.LogRecord) -> bool:
-    """An undecided response has no reward: TRL would print each with its text, and train/undecided_rate says how many."""
+    """Log filter: TRL would print the text of each response without a reward (undecided); train/undecided_rate counts them."""
     return "All reward functions returned None" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""Scores of tokens that are stored beside an annotation.
+"""Token scores, stored with an annotation.
 
-Nothing is re-exported: the configuration check reads names in `column`, and must not wait for torch, which `methods` loads.
+Nothing is re-exported: the configuration check imports `column`, and must not wait for torch, which `methods` imports.
 """

@@ -1,8 +1,8 @@
-"""A score by a token classifier of its own: how probable a label is at each token, such as LLMLingua-2's "keep"
+"""A score by a separate token classifier: the probability of a label at each token, such as LLMLingua-2's "keep"
 (arXiv 2403.12968), by which SFT-GO (arXiv 2506.15021) groups tokens.
 
-The classifier reads the text of a response by its own tokenizer. Where its tokens lie in the text is known, and so is where the
-response's do: each of these gets the largest value of those it overlaps, 0 where it overlaps none (an end).
+The classifier encodes the text of a response with its own tokenizer. Values are transferred by character spans: each response
+token gets the largest value of the classifier tokens that it overlaps, 0 if it overlaps none (an end token).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Window = Annotated[int, Field(ge=8)]
 class TokenClassifier(OwnModel):
     """The probability of a label at each token of a response, 0-1.
 
-    Long responses are read in windows that do not overlap, one at a time. The prompt is not read: a reconstruction, since the
-    sources do not say.
+    Long responses are processed in windows that do not overlap, one at a time. The prompt is not processed; this is a
+    reconstruction, since the sources do not specify it.
 
     Args:
-        path: Of any Hugging Face token classifier with a fast tokenizer: a folder, or a hub id.
-        revision: Of the hub.
-        label: Number of the label whose probability is meant; LLMLingua-2's 1 is "keep".
-        window: Tokens of the classifier in one pass, its special ones included.
+        path: Any Hugging Face token classifier with a fast tokenizer: a folder or a hub id.
+        revision: Revision on the hub.
+        label: Number of the label; LLMLingua-2's 1 is "keep".
+        window: Classifier tokens per pass, special tokens included.
     """
 
     @in_range
@@ -56,7 +56,7 @@ class TokenClassifier(OwnModel):
         }
 
     def on(self, device: str) -> torch.device:
-        """Compute there."""
+        """Move the classifier to the device."""
         place(self._loaded[1], device=device)
         return self._loaded[1].device
 
@@ -67,8 +67,8 @@ class TokenClassifier(OwnModel):
     def _of(self, row: AnnotatedResponse) -> Values:
         if not row.response:
             raise BadValue(
-                "score=token_classifier: it reads the text of responses, and these rows have none (data=rows); annotate them: "
-                "cft annotate responses=given data=rows ..."
+                "score=token_classifier: it reads the text of responses, and these rows have no text (data=rows); annotate "
+                "them: cft annotate responses=given data=rows ..."
             )
         tokenizer, model = self._loaded
         windows: Any = tokenizer(
@@ -93,7 +93,7 @@ class TokenClassifier(OwnModel):
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        """(tokenizer, model)"""
+        """Tokenizer and model."""
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
         key = f"score.path={self.path}"
@@ -110,9 +110,9 @@ class TokenClassifier(OwnModel):
             ) from error
         model, found = loaded
         if missing := sorted(map(str, found["missing_keys"])):
-            raise BadValue(f"{key}: is no trained token classifier, it lacks the weights {', '.join(missing[:3])}")
+            raise BadValue(f"{key}: not a trained token classifier, it lacks the weights {', '.join(missing[:3])}")
         if not tokenizer.is_fast:
-            raise BadValue(f"{key}: its tokenizer does not say where its tokens are in a text; expected a fast one")
+            raise BadValue(f"{key}: its tokenizer does not return character offsets; expected a fast tokenizer")
         if self.label >= model.config.num_labels:
             raise BadValue(
                 f"score.label={self.label}: the classifier has the labels 0 to {model.config.num_labels - 1}"

@@ -1,4 +1,4 @@
-"""How likely each token is to what sets a model of right responses apart from one of wrong responses (cDPO)."""
+"""Contrastive score of cDPO: contrasts a model of right responses with a model of wrong responses."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from cft.types import AnnotatedResponse
 
 
 class Contrast:
-    """s_t = softmax((1 + strength) z+ - strength z-)(y_t), 0-1; z+ logits of the scoring model, z- of another one (contrastive
-    estimation of cDPO, arXiv 2411.19943).
+    """s_t = softmax((1 + strength) z+ - strength z-)(y_t), 0-1, with z+ logits of the scoring model and z- of a second model
+    (contrastive estimation of cDPO, arXiv 2411.19943).
 
-    The scoring model is fine-tuned on right responses, the other one on wrong ones. A small value marks a token that the first
-    would not have written: a critical one of a wrong response.
+    The scoring model is fine-tuned on right responses, the second on wrong ones. A small value marks a token that the first
+    would not have written: a critical token of a wrong response.
 
     Args:
-        negative: the model of wrong responses, a run folder of cft train or a Hugging Face model folder.
-        strength: of the contrast, at least 0; 1 in the official code.
+        negative: The model of wrong responses, a run folder of cft train or a Hugging Face model folder.
+        strength: Strength of the contrast, at least 0; 1 in the official code.
 
     Raises:
-        ConfigError: there is no model in that folder.
-        BadValue: its vocabulary has another size.
+        ConfigError: There is no model in that folder.
+        BadValue: Its vocabulary has another size.
     """
 
     eager = False
@@ -50,7 +50,7 @@ class Contrast:
 
     @torch.no_grad()
     def __call__(self, model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[Values]:
-        other, found = self._beside(model), []
+        other, found = self._second_model(model), []
         for (right_RD, y_R), (wrong_RD, _) in zip(
             predicting_states(model, rows), predicting_states(other, rows), strict=True
         ):
@@ -67,20 +67,20 @@ class Contrast:
             )
         return [values_R.cpu().numpy() for values_R in found]
 
-    def _beside(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The other model, where the scoring one is; loaded once."""
+    def _second_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The second model, on the device of the scoring model; loaded once."""
         if self._model is None:
             other = load_causal_lm(self._spec).to(model.dtype).eval()  # type: ignore[arg-type]
             if other.config.vocab_size != model.config.vocab_size:
                 raise BadValue(
                     f"score.negative={self.negative}: its vocabulary has {other.config.vocab_size} tokens, the scoring "
-                    f"model's {model.config.vocab_size}; distributions can be contrasted over one vocabulary only"
+                    f"model's {model.config.vocab_size}; distributions can be contrasted only over the same vocabulary"
                 )
             self._model = other
         return self._model.to(model.device)  # type: ignore[arg-type]
 
 
 def contrast(right_NV: torch.Tensor, wrong_NV: torch.Tensor, *, strength: float) -> torch.Tensor:
-    """[N, V] probabilities, in float32 at least. right, wrong: logits."""
+    """[N, V] probabilities, in float32 or higher precision. right_NV, wrong_NV: logits."""
     wide = torch.promote_types(right_NV.dtype, torch.float32)
     return torch.softmax((1 + strength) * right_NV.to(wide) - strength * wrong_NV.to(wide), dim=-1)

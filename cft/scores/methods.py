@@ -1,10 +1,10 @@
-"""Kinds of score: what a frozen model says of each response token, from one teacher-forced pass over padded rows.
+"""Kinds of score: one number per response token from a frozen model, computed by a teacher-forced pass over padded rows.
 
-One by a classifier of its own is in `classifier.py`.
+The score of a separate token classifier is in `classifier.py`.
 
     kind(model, rows) -> [[R] float32]          configured by conf/score, run by `cft score`
 
-The values of a row do not depend on the rows beside it. To add a kind, write a class with `eager`, `fingerprint` and
+The values of a row do not depend on the other rows of the batch. To add a kind, write a class with `eager`, `fingerprint` and
 `__call__`, and a yaml in conf/score/ that names it.
 """
 
@@ -26,11 +26,11 @@ from cft.ranges import AtLeastOne, in_range
 from cft.scores.store import Values
 from cft.types import AnnotatedResponse
 
-CHUNK_TOKENS = 1024  # logits exist for so many tokens at a time
+CHUNK_TOKENS = 1024  # number of tokens whose logits are in memory at a time
 
 
 class ScoreKind(Protocol):
-    """eager: whether the model must hand out its attention. fingerprint: the kind and its arguments. JSON."""
+    """A kind of score. eager: whether the model must return its attention weights. fingerprint: kind and arguments, JSON."""
 
     eager: bool
 
@@ -40,13 +40,13 @@ class ScoreKind(Protocol):
 
 
 class OwnModel(ABC):
-    """Base of a kind that asks a model of its own; `__call__` gets None in the place of the configured one."""
+    """Base of kinds with a model of their own; `__call__` gets None instead of the configured model."""
 
     eager = False
 
     @abstractmethod
     def on(self, device: str) -> torch.device:
-        """Where it computes from now on. device: as `cft.models.device.place` has it."""
+        """Move the model to a device and return it. device: as in `cft.models.device.place`."""
 
 
 class ReferenceLogprob:
@@ -62,8 +62,8 @@ class ReferenceLogprob:
 
 
 class Entropy:
-    """Entropy of the distribution that each response token was drawn from, nats: what engines that see only the most
-    probable tokens leave open in an annotation."""
+    """Entropy of the next-token distribution at each response token, nats. For annotations of engines that return only the most
+    probable tokens, which contain no entropies."""
 
     eager = False
 
@@ -78,7 +78,7 @@ class Entropy:
 def _of_distributions(
     model: PreTrainedModel, rows: Sequence[AnnotatedResponse], value: Callable[[Tensor, Tensor], Tensor]
 ) -> list[Values]:
-    """value(log-probs [N, V], the tokens [N] that came next) -> [N], of every response token."""
+    """Apply `value`, a function of log-probs [N, V] and next tokens [N] that returns [N], to all response tokens."""
     found = []
     for hidden_RD, y_R in predicting_states(model, rows):
         chunks = zip(hidden_RD.split(CHUNK_TOKENS), y_R.split(CHUNK_TOKENS), strict=True)
@@ -87,7 +87,7 @@ def _of_distributions(
 
 
 def predicting_states(model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> list[tuple[Tensor, Tensor]]:
-    """(hidden states [R, D] that predict the tokens of the response, these tokens [R]) of each row."""
+    """For each row, the hidden states [R, D] that predict the response tokens, and these tokens [R]."""
     ids_BT, attention_BT = _padded(model, rows)
     hidden_BTD = backbone(model)(ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
     ends = [(len(row.prompt_ids), len(row.prompt_ids) + len(row.response_ids)) for row in rows]
@@ -96,10 +96,10 @@ def predicting_states(model: PreTrainedModel, rows: Sequence[AnnotatedResponse])
 
 
 class _Attention(ABC):
-    """What a score of attention weights is made from. Subclasses say what is read from a row's weights.
+    """Base of scores from attention weights. Subclasses implement `values`.
 
     Args:
-        layers: how many of the last layers, at least 1.
+        layers: Number of last layers to average over, at least 1.
     """
 
     eager = True
@@ -118,17 +118,17 @@ class _Attention(ABC):
 
     @abstractmethod
     def values(self, attention_LL: Tensor, start: int) -> Tensor:
-        """[R] of a row whose response begins at `start`."""
+        """Scores [R] of a row whose response begins at `start`, from its attention weights."""
 
 
 class AttentionReceived(_Attention):
     """Mean attention that a response token receives from the later tokens of its response; 0 for the last token.
 
-    The mean runs over heads and layers, and over the later tokens, so that early tokens do not win by number. It is our
-    reconstruction of the attention baseline: its source does not say which layers, heads or sum it takes.
+    The mean is over heads, layers and later tokens, so that early tokens have no advantage by number. It is a reconstruction of
+    the attention baseline, whose source does not specify layers, heads or aggregation.
 
     Args:
-        layers: how many of the last layers, at least 1.
+        layers: Number of last layers to average over, at least 1.
     """
 
     kind = "attention_received"
@@ -145,7 +145,7 @@ class AttentionToPrompt(_Attention):
     Mean over heads and layers; the query is the token itself. 0-1.
 
     Args:
-        layers: how many of the last layers, at least 1.
+        layers: Number of last layers to average over, at least 1.
     """
 
     kind = "attention_to_prompt"
@@ -156,13 +156,13 @@ class AttentionToPrompt(_Attention):
 
 @torch.no_grad()
 def _attention(model: PreTrainedModel, rows: Sequence[AnnotatedResponse], *, layers: int) -> list[Tensor]:
-    """[L, L] of each row without its padding: what query i pays to key j, mean over heads and the last layers."""
+    """Attention weights [L, L] of each row without padding: from query i to key j, mean over heads and the last layers."""
     ids_BT, attention_BT = _padded(model, rows)
     outputs = backbone(model)(ids_BT, attention_mask=attention_BT, use_cache=False, output_attentions=True)
     found = [layer for layer in outputs.attentions or () if layer is not None]
     if layers > len(found):
         raise BadValue(
-            f"score.layers={layers}: the model gives the attention of {len(found)} layers; expected at most that many, and "
+            f"score.layers={layers}: the model returns the attention of {len(found)} layers; expected at most that many, and "
             "a model with eager attention"
         )
     mean_BTT = torch.stack([layer.float().mean(1) for layer in found[-layers:]]).mean(0)
@@ -171,7 +171,7 @@ def _attention(model: PreTrainedModel, rows: Sequence[AnnotatedResponse], *, lay
 
 
 def _padded(model: PreTrainedModel, rows: Sequence[AnnotatedResponse]) -> tuple[Tensor, Tensor]:
-    """(ids, attention mask), [B, T] on the model's device, padded on the right, which a causal model never looks at."""
+    """Ids and attention mask, [B, T] on the model's device, padded on the right, where a causal model does not attend to it."""
     width = max(len(row.prompt_ids) + len(row.response_ids) for row in rows)
     ids_BT = np.zeros((len(rows), width), dtype=np.int64)
     attention_BT = np.zeros((len(rows), width), dtype=np.int64)

@@ -1,13 +1,12 @@
-"""Stored scores: one number per response token, computed once by a frozen model, kept beside the annotation.
+"""Stored scores: one number per response token, computed once by a frozen model and stored with the annotation.
 
 <folder of the annotation>/scores/<name>/
     manifest.json            the fingerprint in full, the name and SHA-256 of the table, the command that made it
     <fingerprint>.parquet    response_id, tokens_sha256 (of prompt and response ids), values [R] float32
 
-The fingerprint covers the kind of score and its arguments, the model's weights, the tokenizer and the rows, so the table's
-name says what is in it. The table is written first and the manifest last, each whole or not at all. An annotation that
-ships with the package stays as it is: its scores lie under annotations_dir/<its name>/scores. To read them is free; to make
-them is `cft score`.
+The fingerprint covers the kind of score and its arguments, the model's weights, the tokenizer and the rows, so that the table's
+name identifies its contents. The table is written first and the manifest last, each atomically. Annotations that ship with the
+package are not changed: their scores are in annotations_dir/<name>/scores. `cft score` makes scores.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class StoredScore:
-    """A score as it lies on disk. values: (hash of the row's tokens, [R] float32) by response id."""
+    """A score as stored on disk. values: (hash of the row's tokens, [R] float32) by response id."""
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -65,19 +64,19 @@ class StoredScore:
         return self.manifest["fingerprint_sha256"]
 
     def of(self, row: AnnotatedResponse) -> Values | None:
-        """The row's values, None where the score has none for these very tokens."""
+        """The row's values, None if the score has none for exactly these tokens."""
         tokens, values = self.values.get(row.response_id, ("", None))
         return values if tokens == tokens_hash(row) else None
 
 
 def scores_folder(annotation: Path, *, annotations_dir: str | Path) -> Path:
-    """Where the scores of the annotation in that folder lie."""
+    """Folder of the scores of the annotation in that folder."""
     shipped = annotation.resolve().parent == SHIPPED.resolve()
     return (Path(annotations_dir) / annotation.name if shipped else annotation) / "scores"
 
 
 def given_scores_folder(path: str, *, annotations_dir: str | Path) -> Path:
-    """Where the scores of rows that someone brings lie (`data=rows data.path=...`)."""
+    """Folder of the scores of the user's own rows (`data=rows data.path=...`)."""
     file = Path(path).expanduser()
     place = str(file.resolve()) if file.exists() else path
     digest = hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()[:8]
@@ -87,8 +86,11 @@ def given_scores_folder(path: str, *, annotations_dir: str | Path) -> Path:
 def with_scores(
     store: AnnotationStore, rows: Sequence[AnnotatedResponse], *, names: Collection[str], annotations_dir: str | Path
 ) -> tuple[list[AnnotatedResponse], dict[str, str]]:
-    """(the rows with `scores` filled, the fingerprint of each score). Raises StoreError with the command for a score that
-    is missing, damaged, without values for some row, or not of the kind that its name says."""
+    """The rows with `scores` filled in, and the fingerprint of each score.
+
+    Raises StoreError, with the command to run, if a score is missing, damaged, without values for a row, or not of the kind
+    that its name says.
+    """
     folder = scores_folder(store.folder, annotations_dir=annotations_dir)
     annotation = called(store.folder, annotations_dir=annotations_dir)
     model = annotating_model(store.manifest()) if names else ""
@@ -102,17 +104,25 @@ def with_scores(
         lacking = [name for name, found in values.items() if found is None]
         if lacking:
             raise StoreError(
-                f"{folder / lacking[0]}: no values for response {row.response_id} with its present tokens; the annotation "
-                f"grew or was recomputed after the score. Compute what is missing: {scores[lacking[0]].manifest['command']}"
+                f"{folder / lacking[0]}: no values for response {row.response_id} with its present tokens; the annotation was "
+                f"extended or recomputed after the score. Compute the missing values: {scores[lacking[0]].manifest['command']}"
             )
         filled.append(dataclasses.replace(row, scores={k: v for k, v in values.items() if v is not None}))
     return filled, {name: score.fingerprint for name, score in scores.items()}
 
 
 def read_score(folder: Path, *, name: str, annotation: str, model: str, given: str = "") -> StoredScore:
-    """folder: of all scores of the annotation, which the command line calls `annotation`. model, given: as for `command_for`.
+    """Read a stored score.
 
-    Raises StoreError if the score is missing or not what was written.
+    Args:
+        folder: Folder of all scores of the annotation.
+        name: Name of the score.
+        annotation: The annotation's name on the command line.
+        model: As for `command_for`.
+        given: As for `command_for`.
+
+    Raises:
+        StoreError: The score is missing or damaged.
     """
     path = folder / name / "manifest.json"
     if not path.is_file():
@@ -146,10 +156,22 @@ def write_score(
     values: Mapping[str, Values],
     info: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Store the values of all rows, by response id; returns the manifest. Replaces what has that name.
+    """Store the values of all rows, replacing a score of the same name.
 
-    method: all that decides the values beside the rows. info: further entries of the manifest, `command` among them.
-    Raises WriteError, FolderInUse; the score is then as it was before.
+    Args:
+        folder: Folder of all scores of the annotation.
+        name: Name of the score.
+        method: Everything besides the rows that determines the values.
+        rows: The rows.
+        values: [R] float32 by response id.
+        info: Further entries of the manifest, including `command`.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        WriteError: A file cannot be written; the earlier score is unchanged.
+        FolderInUse: Another process writes this score.
     """
     fingerprint = {**method, "rows": sha256_json(sorted([row.response_id, tokens_hash(row)] for row in rows))}
     digest = sha256_json(fingerprint)
@@ -185,10 +207,10 @@ def write_score(
 
 
 def check_score_name(name: str, *, kind: str) -> str:
-    """A score's name is a folder name, and none of those that mean something else. Raises StoreError."""
+    """Check a score's name: a folder name that is not reserved for something else. Raises StoreError."""
     if name in KINDS and name != kind:
         raise StoreError(
-            f"name={name}: the name of another kind of score than {kind}, and methods would take it for that one; choose "
+            f"name={name}: the name of another kind of score than {kind}, and methods would mistake it for that kind; choose "
             f"another name, or score={name}"
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", name) or name in ("logprob", "group"):
@@ -208,23 +230,27 @@ def tokens_hash(row: AnnotatedResponse) -> str:
 
 
 def called(folder: Path, *, annotations_dir: str | Path) -> str:
-    """The annotation in that folder as the command line names it."""
+    """The annotation's name or path for the command line."""
     known = folder.resolve().parent in (SHIPPED.resolve(), Path(annotations_dir).resolve())
     return folder.name if known else str(folder)
 
 
 def command_for(name: str, annotation: str, *, model: str, given: str = "") -> str:
-    """The command that makes a score of that name, which is the name of its kind or means a model's log-probs.
+    """The command that makes a score of that name. Names other than those of kinds are log-probs of another model.
 
-    given: the path of rows that someone brings, in the place of an annotation.
-    model: overrides that choose the annotating model, see `annotating_model`. Another model's log-probs are those of a
-    trained one: the user puts its run folder in the place of RUN_FOLDER, and a token
-    classifier's in that of CLASSIFIER.
+    Args:
+        name: Name of the score.
+        annotation: The annotation's name on the command line.
+        model: Overrides that select the annotating model, see `annotating_model`.
+        given: Path of the user's own rows, used instead of an annotation.
+
+    Returns:
+        A command in which the user replaces RUN_FOLDER (a trained model) and CLASSIFIER (a token classifier).
     """
     kind = expected_kind(name) or LOGPROB
     of = ["data=rows", _setting("data.path", given)] if given else [_setting("annotation", annotation)]
     parts = [*of, f"score={kind}", _setting("name", name), model]
-    if kind == "contrast":  # of two trained models, of right and of wrong responses
+    if kind == "contrast":  # of two trained models, one of right and one of wrong responses
         parts += ["checkpoint=RUN_FOLDER", "score.negative=OTHER_RUN_FOLDER"]
     if kind == "token_classifier":
         parts.append("score.path=CLASSIFIER")
@@ -232,7 +258,7 @@ def command_for(name: str, annotation: str, *, model: str, given: str = "") -> s
 
 
 def annotating_model(manifest: Mapping[str, Any]) -> str:
-    """Overrides that choose the model of an annotation, given its manifest; "" where it is the default."""
+    """Overrides that select the model of an annotation, given its manifest; "" if it is the default."""
     made = manifest["fingerprint"].get("model", {})
     name = str(manifest["model_name"])
     path, revision = str(made.get("path", "")), str(made.get("revision", "main"))
@@ -247,19 +273,19 @@ def annotating_model(manifest: Mapping[str, Any]) -> str:
 
 
 def _setting(key: str, value: str) -> str:
-    """An override as one types it: a value that Hydra's grammar would take apart is quoted for it, then for the shell."""
+    """An override for the command line, quoted for Hydra's grammar and then for the shell."""
     return shlex.quote(setting(key, value))
 
 
 def expected_kind(name: str) -> str:
-    """The kind that a score must have to bear this name, "" where it may have any."""
+    """The kind that a score of this name must have, "" if any."""
     return name if name in KINDS else ""
 
 
 def other_kind(
     manifest: Mapping[str, Any], *, name: str, kind: str, annotation: str, model: str, given: str = ""
 ) -> str:
-    """What is wrong with a stored score that should be of the given kind; "" where nothing is, or any kind will do."""
+    """Error message if a stored score is not of the required kind; "" if it is, or if any kind is allowed."""
     found = manifest["fingerprint"].get("score", {}).get("kind", "unknown")
     if not kind or found == kind:
         return ""

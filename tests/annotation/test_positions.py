@@ -206,5 +206,5 @@ def test_entropies_that_the_engine_does_not_know_are_refused(working: Annotator,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(working.engine, "score_all", without)
-        with pytest.raises(PositionsError, match="knows no entropies"):
+        with pytest.raises(PositionsError, match="only the most probable tokens, not entropies"):
             annotated(working, problems[:1], responses="given", positions=TopEntropy(number=2))

@@ -120,7 +120,7 @@ def test_each_shard_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert (chosen_device("cuda:3", shard=1, num_shards=6), chosen_device("cpu")) == ("cuda:3", "cpu")
     with pytest.raises(DeviceError, match=r"device=cuda:4: torch sees 4 CUDA devices, cuda:0 to cuda:3"):
         chosen_device("cuda:4")
-    with pytest.raises(DeviceError, match=r"device=gpu: expected auto, cpu, cuda, or one of several as cuda:1"):
+    with pytest.raises(DeviceError, match=r"device=gpu: expected auto, cpu, cuda, or a numbered device such as cuda:1"):
         chosen_device("gpu")
 
 

@@ -185,7 +185,7 @@ def test_all_servers_gone_is_an_error_that_says_how_to_go_on(model: Any) -> None
     with dying as server, engine_of(server, patience_s=0.2) as engine:
         run = engine.run(ListSource(forks), budget=BUDGET)
         found = []
-        with pytest.raises(EngineError, match=r"none of http://127.0.0.1:\d+ has been in health for 0.2 s.*resumes"):
+        with pytest.raises(EngineError, match=r"none of http://127.0.0.1:\d+ has been healthy for 0.2 s.*resumes"):
             found.extend(run)
     wanted = expected(model, forks)
     assert all(completion.ids.tolist() == wanted[key].ids.tolist() for key, completion in found)
@@ -333,7 +333,7 @@ def test_an_annotation_by_servers_survives_the_death_of_one_and_of_all(tmp_path:
         ScriptedServer(served, tokenize=split) as two,
     ):
         two.mischief = lambda number, body: "die" if number >= 60 else ""
-        with pytest.raises(EngineError, match="has been in health"):
+        with pytest.raises(EngineError, match="has been healthy"):
             annotate(*command(one, two))
     store = AnnotationStore(tmp_path / "there")
     assert not store.manifest()["finished"]
@@ -370,7 +370,7 @@ def test_an_annotation_by_servers_survives_the_death_of_one_and_of_all(tmp_path:
         ),
         ("sglang", "bos", "a server that adds a BOS"),
         ("llama", "bos", "a server that adds a BOS"),
-        ("vllm", "trim", r"asked to end a response at token \d+, which it decodes first, it gave \[\] \(stop\)"),
+        ("vllm", "trim", r"asked to end a response at token \d+, which it decodes first, it returned \[\] \(stop\)"),
         ("sglang", "trim", "cuts the end token off"),
         ("vllm", "old", r"no token ids in choices\[0\].token_ids .*vLLM 0.10.2"),
         ("sglang", "old", "no token ids in output_ids"),
@@ -423,7 +423,7 @@ def test_other_weights_and_other_vocabularies_are_refused(model: Any) -> None:
         pass
     with (
         ScriptedServer(model, tokenize=shifted) as server,
-        pytest.raises(EngineError, match=r"its tokenizer is another one than model.path's: it made 41 tokens"),
+        pytest.raises(EngineError, match=r"its tokenizer differs from model.path's: it made 41 tokens"),
         engine_of(server),
     ):
         pass
@@ -436,14 +436,14 @@ def test_log_probs_must_be_enough(model: Any) -> None:
         engine_of(server),
     ):
         pass
-    with pytest.raises(EngineError, match=r"4 most probable tokens were asked for .* 1 came .*--max-logprobs 4"):
+    with pytest.raises(EngineError, match=r"4 most probable tokens were requested .* 1 came .*--max-logprobs 4"):
         top_tokens_of([Ranked(-1.0, {3: -1.0})], k=4)
 
 
 def test_a_server_that_is_not_there_is_named(model: Any) -> None:
     with ScriptedServer(model) as server:
         url = server.url
-    with pytest.raises(EngineError, match=f"{url} gave no sign of health"):
+    with pytest.raises(EngineError, match=f"{url} did not become healthy"):
         ServerEngine([url], EOS, Letters(), **{**OPTIONS, "patience_s": 0.1})  # type: ignore[arg-type]
 
 

@@ -99,9 +99,9 @@ def test_it_is_never_left_out_in_silence() -> None:
     assert router_coefficient(silent.config, asked=None) == 0.0
     assert "output_router_logits=false; router.aux_coef=0.001 adds it" in router_note(silent.config, asked=None)
     assert router_coefficient(spoken.config, asked=None) == 0.001
-    assert "is added, coefficient 0.001" in router_note(spoken.config, asked=None)
+    assert "load-balancing loss with coefficient 0.001" in router_note(spoken.config, asked=None)
     assert router_coefficient(spoken.config, asked=0.0) == 0.0
-    assert "no balancing loss of the router (router.aux_coef=0)" in router_note(spoken.config, asked=0.0)
+    assert "no load-balancing loss (router.aux_coef=0)" in router_note(spoken.config, asked=0.0)
     assert router_coefficient(silent.config, asked=0.02) == 0.02
 
 

@@ -200,7 +200,7 @@ def test_adapters_go_where_they_are_used_and_merge(name: str, tmp_path: Path) ->
 
 
 def test_an_adapter_that_kernels_would_pass_over_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"kernels of MambaForCausalLM read .*\.out_proj as it is.*leave out out_proj"):
+    with pytest.raises(ModelError, match=r"kernels of MambaForCausalLM read .*\.out_proj directly.*leave out out_proj"):
         apply_lora(family("mamba"), lora=Lora(target_modules=["in_proj", "out_proj"]))
     if KNOWS_EXPERTS:
         with pytest.raises(ModelError, match=r"model\.lora\.dropout=0\.1: .*stacked experts.*model\.lora\.dropout=0"):
@@ -238,7 +238,7 @@ def test_memory_is_measured_over_whole_chunks_of_a_state_space(chunk: int) -> No
 
 def test_a_model_that_does_not_continue_from_its_cache_is_decoded_without(caplog: pytest.LogCaptureFixture) -> None:
     assert not ReferenceEngine(family("bamba"), (EOS,)).cached
-    assert "BambaForCausalLM does not continue from its cache" in caplog.text
+    assert "BambaForCausalLM does not decode from its cache" in caplog.text
     assert ReferenceEngine(family("granite-4.0-h"), (EOS,)).cached
     assert ReferenceEngine(family("mamba"), (EOS,)).cached  # its cache has another name
 

@@ -340,7 +340,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 +
             r"model\.safetensors is damaged: [\d,]+ bytes where its header says [\d,]+; get the file again",
         ),
         (lambda f: (f / "model.safetensors").write_bytes(b"abc"), "3 bytes do not hold the header"),
-        (lambda f: (f / "config.json").write_text("{"), r"config\.json is damaged: no JSON"),
+        (lambda f: (f / "config.json").write_text("{"), r"config\.json is damaged: not JSON"),
         (
             lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "one", "b": "two"}}'),
             "2 of the 2 weight files .* are missing, first: one",
@@ -400,7 +400,7 @@ def test_a_tokenizer_is_what_its_file_says_whatever_the_model_s_type(folder: Pat
     """For a Qwen2 model transformers builds Qwen2's rules around any vocabulary; nothing would be spelt right."""
     config = transformers.Qwen2Config(**SMALL | {"vocab_size": len(WORDS)}, **HEADS)
     config.save_pretrained(folder)
-    with pytest.warns(UserWarning, match=r"Qwen2Tokenizer encodes text otherwise than tokenizer\.json"):
+    with pytest.warns(UserWarning, match=r"Qwen2Tokenizer encodes text differently than tokenizer\.json"):
         tokenizer = load_tokenizer(spec(folder))
     assert encoded(tokenizer, "What is 2 + 3") == [WORDS.index(word) for word in ("What", "is", "2", "+", "3")]
 
@@ -419,8 +419,11 @@ HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
             transformers.BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2),
             "ALiBi.*=eager engine=reference",
         ),
-        (transformers.GPTJConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=2), "by itself.*=eager engine=reference"),
-        (transformers.T5Config(vocab_size=32, d_model=16), "an encoder beside its decoder"),
+        (
+            transformers.GPTJConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=2),
+            "in its own code.*=eager engine=reference",
+        ),
+        (transformers.T5Config(vocab_size=32, d_model=16), "an encoder and a decoder"),
     ],
     ids=["gemma2", "bloom", "gpt-j", "t5"],
 )
@@ -440,7 +443,7 @@ def test_a_model_is_refused_with_the_reason_before_its_weights_are_read(
         (transformers.MistralConfig(**SMALL, **HEADS, sliding_window=64), "", "", ""),
         (transformers.Lfm2Config(**SMALL, **HEADS, layer_types=["conv", "full_attention"]), *["a recurrent state"] * 3),
         (transformers.BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2), *["ALiBi"] * 3),
-        (transformers.GPTJConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=2), "", "attention of its own", ""),
+        (transformers.GPTJConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=2), "", "attention code of its own", ""),
         (
             transformers.Llama4TextConfig(
                 **SMALL, **HEADS, attention_chunk_size=8, layer_types=["chunked_attention"] * 2
@@ -484,7 +487,7 @@ def test_forks_share_keys_up_to_the_length_of_a_window(window: int) -> None:
     assert greedy(engine, [[3, 4, 5]], new=37) == [plain_greedy(model, [3, 4, 5], new=37)]
     if window == 40:
         with pytest.raises(
-            EngineError, match="see 40 at most: prompt and max_new_tokens come to 53, expected at most 40"
+            EngineError, match="attend to 40 at most: prompt and max_new_tokens add up to 53, expected at most 40"
         ):
             greedy(engine, [[3, 4, 5]], new=50)
         assert greedy(ReferenceEngine(model, (99,)), [[3, 4, 5]], new=50) == [plain_greedy(model, [3, 4, 5], new=50)]
@@ -538,7 +541,7 @@ def test_rotary_embeddings_that_depend_on_the_length_end_the_context(kind: str, 
     assert context_length(model.config) == 32
     prompts = [[5, 9, 11, 7], [3, 4, 8, 6, 12, 13, 14, 20, 21, 22, 23, 24]]
     assert greedy(engine(model, (99,)), prompts, new=20) == [plain_greedy(model, p, new=20) for p in prompts]
-    with pytest.raises(ModelError, match=r"come to 33 tokens, and the model takes 32 \(beyond 32 its rotary"):
+    with pytest.raises(ModelError, match=r"add up to 33 tokens, and the model takes 32 \(beyond 32 its rotary"):
         greedy(engine(model, (99,)), prompts, new=21)
     with pytest.raises(ModelError, match=r"response b and its prompt have 33 tokens, the model takes 32 .*; shorten"):
         require_room(model.config, lengths={"a": 32, "b": 33}, remedy="shorten")

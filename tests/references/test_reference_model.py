@@ -251,7 +251,7 @@ def test_another_starting_model_than_the_annotated_is_noted(
         train(*asked("train", *FEW, *extra, folder=Path(name)))
         said = " ".join("".join(capsys.readouterr()).split())
         results = json.loads(Path(name, "results.json").read_text(encoding="utf-8"))
-        noted[name] = (results.get("starts_as_reference"), "wants reference=initial" in said)
+        noted[name] = (results.get("starts_as_reference"), "needs reference=initial" in said)
     assert noted == {"same": (True, False), "moved": (False, True)}
 
 

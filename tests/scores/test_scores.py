@@ -129,7 +129,7 @@ def test_a_score_is_that_of_each_row_alone(
 
 
 def test_more_layers_than_the_model_has_are_refused(model: LlamaForCausalLM) -> None:
-    with pytest.raises(ValueError, match=r"score\.layers=3: the model gives the attention of 2"):
+    with pytest.raises(ValueError, match=r"score\.layers=3: the model returns the attention of 2"):
         AttentionReceived(layers=3)(model, [some_row(1)])
 
 

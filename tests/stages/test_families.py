@@ -15,7 +15,7 @@ from tests.entry import run
 # By family: further arguments of every stage, those of training, and of what is refused without them the first.
 CASES = {
     "qwen3-moe": ((), ("router.aux_coef=0.01",), ""),
-    "gemma-3, short rows": (("max_new_tokens=48",), ("evaluation.max_new_tokens=48",), "see 100 at most"),
+    "gemma-3, short rows": (("max_new_tokens=48",), ("evaluation.max_new_tokens=48",), "attend to 100 at most"),
     "granite-4.0-h": (("engine=reference",), ("compute.layout=padded",), "set compute.layout=padded"),
 }
 
@@ -76,7 +76,7 @@ def test_the_stages_run_with_it(name: str, folder: Path) -> None:
         rows = list(csv.DictReader(handle))
     assert any(row.get("train/term/router") for row in rows) == (name == "qwen3-moe")
     if name == "qwen3-moe":
-        assert "4 experts, 2 a token: their balancing loss is added, coefficient 0.01" in ended.text
+        assert "4 experts, 2 per token: load-balancing loss with coefficient 0.01" in ended.text
     ended = run(
         "evaluate",
         "checkpoint=trained",

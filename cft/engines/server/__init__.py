@@ -1,8 +1,8 @@
-"""`engine=server`: any number of servers that take and give token ids, as one engine.
+"""`engine=server`: any number of servers that take and return token ids, as one engine.
 
-wires       request and response of each kind of server, as pure functions
-client      a request to any of the servers, until one answers
-contract    what a server must do before a token of it is used
+wires       request and response formats of each kind of server, as pure functions
+client      sends a request to one of the servers, with retries
+contract    checks of a server before its tokens are used
 engine      forks in, completions out
 """
 
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """Servers that serve the model, already started; they take and return token ids.
+    """Running servers that serve the model; they take and return token ids.
 
     Args:
-        url: Of each server, without a path: http://host:8000.
-        wire: Their kind; auto asks them.
-        per_server: Requests under way at each server.
-        top_logprobs: Most probable tokens that a server must be able to name; K alternatives and the end tokens need as many.
-        timeout_s: For a single request, its waiting at the server included.
-        retries: How often a request is sent again (429, 5xx, timeouts, broken connections), after growing pauses.
-        patience_s: How long to wait for a server while none is in health.
+        url: URL of each server, without a path: http://host:8000.
+        wire: Kind of the servers; auto detects it.
+        per_server: Maximum number of requests in flight per server.
+        top_logprobs: Number of most probable tokens that a server must be able to return: at least K alternatives plus the end
+            tokens.
+        timeout_s: Timeout of a single request in seconds, queueing at the server included.
+        retries: How often a request is retried (429, 5xx, timeouts, broken connections), with growing pauses.
+        patience_s: How long to wait, in seconds, while no server is healthy.
         token_variable: Environment variable that holds the servers' API key, "" for none.
     """
 
@@ -55,12 +56,12 @@ class Server:
         require_in_range(self)
         if not self.urls or not all(url.startswith(("http://", "https://")) for url in self.urls):
             raise EngineError(
-                f"engine.url={self.url}: expected addresses of servers, engine.url=[http://host:8000,http://other:8000]"
+                f"engine.url={self.url}: expected URLs of servers, engine.url=[http://host:8000,http://other:8000]"
             )
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Each once, without a slash at its end."""
+        """The URLs without duplicates and trailing slashes."""
         urls = [self.url] if isinstance(self.url, str) else self.url
         return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
 
@@ -70,7 +71,7 @@ class Server:
         token = os.environ.get(self.token_variable, "") if self.token_variable else ""
         if self.token_variable and not token:
             raise EngineError(
-                f"engine.token_variable={self.token_variable}: no such environment variable is set; it holds the servers' key"
+                f"engine.token_variable={self.token_variable}: this environment variable is not set; expected the API key"
             )
         return ServerEngine(
             self.urls,

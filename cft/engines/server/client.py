@@ -1,11 +1,12 @@
-"""A request to any of several servers that serve the same model, until one answers.
+"""Sends requests to several servers of the same model, with retries.
 
-    chosen by the request's prefix, so that a prefix is cached on one server, unless that one has far more under way
-    429, 500, 502, 503, 504, timeouts, resets     the same ids again after a pause, on another server first
-    a server that is not in health                left out until it is again; all of them so: wait, then EngineError
-    a context that is too long, tries spent       None: nothing is known of this continuation
+    choice of server                              by the request's prefix, so that a prefix is cached on one server, unless
+                                                  that server has far more requests in flight than the others
+    429, 500, 502, 503, 504, timeouts, resets     retry with the same ids after a pause, preferably on another server
+    an unhealthy server                           not used until healthy again; if all are unhealthy: wait, then EngineError
+    context too long, or all retries failed       None: nothing is known about this continuation
 
-Asking again is safe: a request changes nothing, and what it decodes depends on its ids alone.
+Retries are safe: a request has no side effects, and its result depends only on its ids.
 """
 
 from __future__ import annotations
@@ -30,36 +31,36 @@ TOO_LONG = re.compile(
 )
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
 HEALTH_EVERY_S, HEALTH_TIMEOUT_S = 0.5, 5.0
-CROWDED = 1.25  # times the mean of what servers have under way
+CROWDED = 1.25  # maximum load of a server, relative to the mean number of requests in flight
 _NETWORK = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
 
 class TooLong(Exception):
-    """The server has no room for a prompt and its continuation."""
+    """Prompt and continuation exceed the server's context."""
 
 
 class Unanswered(Exception):
-    """It may work another time, or elsewhere; the message says what came."""
+    """A failure that a retry or another server may solve; the message says what happened."""
 
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One server. under_way: requests sent and not answered."""
+    """One server. in_flight: requests sent and not answered yet."""
 
     url: str
     model: str = ""
     up: bool = True
-    under_way: int = 0
+    in_flight: int = 0
 
 
 class Client:
-    """Sends requests; lives in one event loop.
+    """Sends requests; must be used from a single event loop.
 
     Args:
-        urls: Of the servers, without a path.
-        timeout_s: For a single request, its waiting in the server's queue included.
-        retries: How often a request is sent again.
-        patience_s: How long to wait while no server is in health.
+        urls: URLs of the servers, without a path.
+        timeout_s: Timeout of a single request in seconds, queueing at the server included.
+        retries: How often a request is retried.
+        patience_s: How long to wait, in seconds, while no server is healthy.
         token: Sent as bearer token, "" for none.
     """
 
@@ -83,9 +84,18 @@ class Client:
         await self._session.close()
 
     async def decode(self, request: DecodeRequest, *, wire: Wire, affinity: bytes = b"") -> DecodeResponse | None:
-        """affinity: requests of equal bytes go to one server where they can. None: too long, or tries spent in vain.
+        """Send a request, with retries.
 
-        Raises EngineError: no server is in health, or one answers what this wire does not.
+        Args:
+            request: The request.
+            wire: Kind of the servers.
+            affinity: Requests with equal bytes go to the same server if possible.
+
+        Returns:
+            The response, or None if the request is too long for the context or all retries failed.
+
+        Raises:
+            EngineError: No server is healthy, or a response does not fit this wire.
         """
         failed: Replica | None = None
         for attempt in range(self.retries + 1):
@@ -103,26 +113,26 @@ class Client:
         return None
 
     async def decode_at(self, replica: Replica, request: DecodeRequest, *, wire: Wire) -> DecodeResponse:
-        """One try on one server. Raises TooLong, EngineError or, where another try may do, Unanswered."""
-        replica.under_way += 1
+        """One attempt on one server. Raises TooLong, EngineError or, if a retry may succeed, Unanswered."""
+        replica.in_flight += 1
         try:
             payload = await self._post(replica, wire.path, wire.body(request, model=replica.model))
             response = wire.read(payload, request)
         except WireError as error:
             raise EngineError(f"engine.url={replica.url}{wire.path} (wire {wire.name}): {error}") from error
         finally:
-            replica.under_way -= 1
+            replica.in_flight -= 1
         if response.ended == "abort":
-            raise Unanswered("the server aborted it")
+            raise Unanswered("the server aborted the request")
         return response
 
     async def get(self, replica: Replica, path: str) -> Any:
-        """JSON at a path, None where there is none. Raises the network's errors."""
+        """GET the JSON at a path, None if there is none. Raises network errors."""
         async with self._session.get(replica.url + path, timeout=aiohttp.ClientTimeout(total=30.0)) as answer:
             return await answer.json(content_type=None) if answer.status == 200 else None
 
     async def tokenized(self, replica: Replica, text: str, *, wire: Wire) -> list[int] | None:
-        """A text's ids by the server's tokenizer, None where it does not tell."""
+        """A text's ids by the server's tokenizer, None if the server does not return them."""
         body = wire.tokenize(text, model=replica.model)
         async with self._session.post(f"{replica.url}/tokenize", json=body) as answer:
             if answer.status != 200:
@@ -131,7 +141,7 @@ class Client:
         tokens = found.get("tokens") if isinstance(found, Mapping) else None
         return tokens if isinstance(tokens, list) else None
 
-    async def in_health(self, replica: Replica) -> bool:
+    async def is_healthy(self, replica: Replica) -> bool:
         timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
         try:
             async with self._session.get(f"{replica.url}/health", timeout=timeout) as answer:
@@ -140,10 +150,10 @@ class Client:
             return False
 
     async def wait_for(self, replicas: Sequence[Replica]) -> list[Replica]:
-        """Those of `replicas` that are not in health once all are, or patience is over."""
+        """Wait until all `replicas` are healthy, at most `patience_s`; return those that are not."""
         waited = time.monotonic()
         while True:
-            found = await asyncio.gather(*(self.in_health(replica) for replica in replicas))
+            found = await asyncio.gather(*(self.is_healthy(replica) for replica in replicas))
             missing = [replica for replica, good in zip(replicas, found, strict=True) if not good]
             if not missing or time.monotonic() - waited > self.patience_s:
                 return missing
@@ -162,9 +172,9 @@ class Client:
         if answer.status in (400, 413, 422) and TOO_LONG.search(said):
             raise TooLong(said)
         remedy = {
-            401: "the server wants a key: engine.token_variable names the environment variable that holds it",
-            403: "the server does not let this in",
-            404: "it is no server of this kind, or under another path (engine.url is without one)",
+            401: "the server requires a key: engine.token_variable names the environment variable that holds it",
+            403: "the server refuses access",
+            404: "this is not a server of this kind, or engine.url contains a path (expected none)",
         }.get(
             answer.status, "expected a response; the parameters that this wire sends are in cft/engines/server/wires.py"
         )
@@ -177,17 +187,17 @@ class Client:
         others = [replica for replica in up if replica is not avoided] or up
         ordered = sorted(others, key=lambda replica: hashlib.blake2b(affinity + replica.url.encode()).digest())
         # Consistent hashing with bounded loads (arXiv 1608.01350).
-        room = CROWDED * (sum(replica.under_way for replica in others) + 1) / len(others)
-        return next((replica for replica in ordered if replica.under_way < room), ordered[0])
+        room = CROWDED * (sum(replica.in_flight for replica in others) + 1) / len(others)
+        return next((replica for replica in ordered if replica.in_flight < room), ordered[0])
 
     async def _examine(self, replica: Replica) -> None:
-        """After a failure: leave it out while it is not in health."""
-        if replica.up and not await self.in_health(replica) and replica.up:
+        """After a failure: do not use the server until it is healthy."""
+        if replica.up and not await self.is_healthy(replica) and replica.up:
             replica.up = False
             self._waking[replica] = asyncio.create_task(self._wake(replica))
 
     async def _wake(self, replica: Replica) -> None:
-        while not await self.in_health(replica):
+        while not await self.is_healthy(replica):
             await asyncio.sleep(HEALTH_EVERY_S)
         replica.up = True
 
@@ -200,6 +210,6 @@ class Client:
             await asyncio.sleep(HEALTH_EVERY_S / 5)
         urls = ", ".join(replica.url for replica in self.replicas)
         raise EngineError(
-            f"engine.url: none of {urls} has been in health for {self.patience_s:g} s (GET /health). What was computed is "
-            "kept; start a server again, then repeat the command, which resumes"
+            f"engine.url: none of {urls} has been healthy for {self.patience_s:g} s (GET /health). Computed results are kept; "
+            "restart a server, then repeat the command, which resumes"
         )

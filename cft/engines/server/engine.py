@@ -1,4 +1,4 @@
-"""`engine=server`: any number of servers that take and give token ids (vLLM, SGLang, llama-server) as one engine."""
+"""`engine=server`: any number of servers that take and return token ids (vLLM, SGLang, llama-server) as one engine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class ServerEngine(RequestEngine):
-    """Decodes on servers; made by `Server`. Every server is held to the contract before it is used.
+    """Decodes on servers; made by `Server`. Every server is checked (`cft/engines/server/contract.py`) before it is used.
 
     Raises:
-        EngineError: a server does not answer, is of another kind or model, or does not keep the contract.
+        EngineError: A server does not respond, has another kind or model than the others, or fails a check.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class ServerEngine(RequestEngine):
         self.client = client = Client(urls, **options)
         if missing := await client.wait_for(client.replicas):
             raise EngineError(
-                f"engine.url: {', '.join(replica.url for replica in missing)} gave no sign of health (GET /health) within "
-                f"{client.patience_s:g} s; start the server, or leave it out of engine.url"
+                f"engine.url: {', '.join(replica.url for replica in missing)} did not become healthy (GET /health) within "
+                f"{client.patience_s:g} s; start the server, or remove it from engine.url"
             )
         first = client.replicas[0]
         self.wire, facts = await wire_of(client, first, wanted=wanted)
@@ -78,7 +78,7 @@ class ServerEngine(RequestEngine):
             if (wire.name, others["version"]) != (self.wire.name, facts["version"]):
                 raise EngineError(
                     f"engine.url: {replica.url} is {wire.name} {others['version']}, {first.url} is {self.wire.name} "
-                    f"{facts['version']}; servers of one annotation are of one kind and version"
+                    f"{facts['version']}; all servers of an annotation must have the same kind and version"
                 )
             gap = probes_differ(found, await self._checked(replica, others))
             if gap > SAME_PROBE:

@@ -1,6 +1,6 @@
-"""The probe: what a server's weights make of fixed prompts. It stands for weights that cannot be read.
+"""The probe: a server's log-probs after fixed prompts. It identifies weights that cannot be read.
 
-It is stored in an annotation's fingerprint, and required again when the annotation is resumed.
+It is stored in an annotation's fingerprint, and must match when the annotation is resumed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ PROMPTS = (
     "To be, or not to be, that is the",
 )
 PROBED = 5  # most probable tokens of each prompt in the probe
-# Nats, the mean over a probe. A server's own noise in half precision is some hundredths; other weights are tenths apart.
+# Mean over a probe, in nats. A server's own noise in half precision is a few hundredths; other weights differ by tenths.
 SAME_PROBE = 0.05
 
 Probe = list[list[list[float]]]  # by prompt: [id, log-prob] of its most probable next tokens
 
 
 def prompts_for(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of the fixed prompts, by the tokenizer alone. A small vocabulary may spell many signs as one: that is no matter."""
+    """Ids of the fixed prompts. A small vocabulary may map many characters to one token, which does not matter."""
     return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in PROMPTS]
 
 
 def probes_differ(one: Probe, other: Probe) -> float:
-    """Mean difference of log-probs, nats; a token that only one of them has counts from the other's least one."""
+    """Mean difference of log-probs, nats; a token that is missing in one probe counts with that probe's lowest log-prob."""
     gaps = []
     for left, right in zip(one, other, strict=True):
         a, b = {int(t): p for t, p in left}, {int(t): p for t, p in right}
@@ -46,9 +46,15 @@ def probes_differ(one: Probe, other: Probe) -> float:
 
 
 def with_stored_probe(found: Mapping[str, Any], stored: Mapping[str, Any], *, of: str) -> dict[str, Any]:
-    """Facts of an engine, with the stored probe for one that differs from it by a server's own noise.
+    """Replace an engine's probe with the stored one if they differ only by a server's own noise.
 
-    found, stored: facts, with a probe or without. of: the annotation, for the message. Raises EngineError: other weights.
+    Args:
+        found: Facts of the engine, with or without a probe.
+        stored: Facts of the annotation, with or without a probe.
+        of: Name of the annotation, for the message.
+
+    Raises:
+        EngineError: The probes differ by more, so that the weights are not the same.
     """
     if "probe" not in found or "probe" not in stored:
         return dict(found)

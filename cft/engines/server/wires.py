@@ -1,11 +1,11 @@
 """Requests and responses of each kind of server, as pure functions of JSON.
 
-    vllm      POST /v1/completions with ids as prompt and `return_token_ids`; SGLang and others that speak it serve as well
+    vllm      POST /v1/completions with ids as prompt and `return_token_ids`; also works with other servers of this API
     sglang    POST /generate
     llama     POST /completion of llama.cpp's llama-server
 
-Every sampling parameter that a server may have a default of its own for (its --generation-config, its command line) is
-sent with each request. Ids are the truth on both sides; of the texts nothing is read.
+Each request sets every sampling parameter for which a server may have a default of its own (its --generation-config, its
+command line). Only token ids are sent and read, never text.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ _NEUTRAL = {"top_p": 1.0, "min_p": 0.0, "presence_penalty": 0.0, "frequency_pena
 
 
 class WireError(Exception):
-    """A response that is none of this wire; the message says what came and what was expected."""
+    """A response in an unexpected format; the message says what came and what was expected."""
 
 
 class Wire(Protocol):
     """One kind of server.
 
-    path: where requests go. about: where the server says what it is (GET); what it answers there tells its kind.
-    ranks_given: whether it gives log-probs of tokens that are given, not decoded.
-    forces_ends: whether it ends a response at the ids it is sent; else at the ends of its own file.
+    path: where requests are sent.
+    about: pages (GET) on which the server describes itself; they identify its kind.
+    ranks_given: whether it returns log-probs of given tokens, not only of decoded ones.
+    forces_ends: whether it ends a response at the ids in the request; otherwise at the end tokens of its own model file.
     """
 
     name: ClassVar[str]
@@ -38,7 +39,7 @@ class Wire(Protocol):
     forces_ends: ClassVar[bool]
 
     def facts(self, about: Mapping[str, Json]) -> dict[str, Any]:
-        """Of the answers at `about`, by path: version, model, context ("" or 0 where it does not say)."""
+        """Version, model and context from the responses at `about`, by path ("" or 0 if the server does not say)."""
         ...
 
     def body(self, request: DecodeRequest, *, model: str) -> dict[str, Any]: ...
@@ -48,7 +49,7 @@ class Wire(Protocol):
         ...
 
     def tokenize(self, text: str, *, model: str) -> dict[str, Any]:
-        """Body of POST /tokenize for a text without special tokens."""
+        """Body of POST /tokenize for a text, without added special tokens."""
         ...
 
 
@@ -82,7 +83,7 @@ class VllmWire:
             "n": 1,
             "seed": request.seed,
             "stop_token_ids": sorted(request.eos_ids),
-            "ignore_eos": True,  # the ends are ours alone
+            "ignore_eos": True,  # only stop_token_ids end a response
             "add_special_tokens": False,
             "skip_special_tokens": False,
             "return_token_ids": True,
@@ -163,7 +164,7 @@ class SglangWire:
         if sampling.temperature:
             body["sampling_params"]["sampling_seed"] = request.seed
         if request.top:
-            # The first position that is returned has no log-prob: one more is asked for.
+            # The first returned position has no log-prob, so one more is requested.
             start = -1 if request.score_from is None else request.score_from - 1
             body |= {"return_logprob": True, "top_logprobs_num": request.top, "logprob_start_len": start}
         return body
@@ -256,7 +257,7 @@ class LlamaWire:
             ]
         stop = payload.get("stop_type")
         ended = {"eos": "stop", "word": "stop", "limit": "length"}.get(str(stop), "abort")
-        # It may go on for a token or two where the last ones are half of a character.
+        # The server may decode a token or two beyond the limit if the last ones are an incomplete character.
         return DecodeResponse(ids[: request.limit], _ended(ended), decoded[: request.limit])
 
     def tokenize(self, text: str, *, model: str) -> dict[str, Any]:
@@ -284,8 +285,8 @@ def _same_prompt(seen: int, request: DecodeRequest, *, bos: Sequence[int] = ()) 
     if seen != len(request.ids):
         added = f" (it begins with {list(bos)})" if bos else ""
         raise WireError(
-            f"it read a prompt of {seen} tokens, {len(request.ids)} were sent{added}: a server that adds a BOS token or cuts "
-            "prompts conditions on another text; turn that off"
+            f"it read a prompt of {seen} tokens, {len(request.ids)} were sent{added}: a server that adds a BOS token or "
+            "truncates prompts conditions on another text; turn that off"
         )
 
 

@@ -1,11 +1,12 @@
-"""Gradients of the vocabulary's matrices, added to `weight.grad` directly instead of computed apart for each micro-batch.
+"""Adds gradients of the embedding and the output head directly to `weight.grad`, without a separate tensor per micro-batch.
 
-The embedding and the output head are the largest weights of a small model, and with sparse masks a micro-batch touches few of
-their rows by much. Plainly each backward pass makes a dense gradient of either, adds the two where they are tied, and adds
-the sum to what was there; blocks of that size, made and freed between smaller ones, also leave holes that the allocator
-fills with fragments. Inside `gradients_in_place` both add to `weight.grad` themselves.
+The embedding and the output head are the largest weights of a small model, and with sparse masks a micro-batch changes few of
+their rows by much. By default each backward pass creates a dense gradient of each, adds the two if they are tied, and adds the
+sum to the accumulated gradient. Allocating and freeing such large blocks between smaller ones also fragments memory. Within
+`gradients_in_place`, both add to `weight.grad` themselves.
 
-Not under a strategy that waits for each gradient (DDP's hooks): `CausalLMModule.backward` switches it on for one process.
+Not usable with a strategy that waits for each gradient (DDP's hooks): `CausalLMModule.backward` enables it for a single
+process.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
 
-MIN_WEIGHTS = 4_000_000  # smaller gradients are made and freed without harm
+MIN_WEIGHTS = 4_000_000  # smaller gradients are cheap to allocate and free
 
 _inside: ContextVar[bool] = ContextVar("gradients are added in place", default=False)
 
 
 @contextmanager
 def gradients_in_place(*, enabled: bool) -> Iterator[None]:
-    """Around a backward pass that is meant to fill `.grad` of every weight."""
+    """Context of a backward pass that accumulates into `.grad` of every weight."""
     token = _inside.set(enabled)
     try:
         yield
@@ -36,10 +37,10 @@ def gradients_in_place(*, enabled: bool) -> Iterator[None]:
 
 
 def accumulated_gradient(weight: Tensor) -> Tensor | None:
-    """`weight.grad` to add to, zeros where there was none; None where the gradient must be returned to autograd."""
+    """`weight.grad` (zeros if it did not exist) to add to, or None if the gradient must be returned to autograd."""
     if not _inside.get() or weight.numel() < MIN_WEIGHTS or weight.dtype != torch.float32:
         return None
-    if not isinstance(weight, nn.Parameter):  # a view or a copy, whose .grad nobody reads
+    if not isinstance(weight, nn.Parameter):  # the .grad of a view or copy is not used
         return None
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return None
@@ -49,7 +50,7 @@ def accumulated_gradient(weight: Tensor) -> Tensor | None:
 
 
 class InPlaceEmbedding(nn.Embedding):
-    """An nn.Embedding, changed by changing its class: weights, names, hooks and copies stay as they are."""
+    """An nn.Embedding, converted by assigning its `__class__`: weights, names, hooks and copies are unaffected."""
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.weight.requires_grad and self.weight.device.type == "cpu":
@@ -60,7 +61,7 @@ class InPlaceEmbedding(nn.Embedding):
 class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, padding_id: int | None) -> Tensor:
-        ctx.parameter = weight  # saved, it might come back as a copy, whose .grad is nobody's
+        ctx.parameter = weight  # a saved tensor might come back as a copy, whose .grad is not used
         ctx.save_for_backward(ids)
         ctx.padding_id = padding_id
         return embedding(ids, weight)
@@ -80,7 +81,7 @@ class _Lookup(torch.autograd.Function):
 
 
 def use_in_place_embeddings(model: nn.Module) -> int:
-    """Let the model's large embeddings do so; returns how many do."""
+    """Convert the model's large embeddings to `InPlaceEmbedding`; returns their number."""
     layers = [
         m
         for m in model.modules()

@@ -1,8 +1,9 @@
-"""Linear layers whose float32 products, forward and backward, are oneDNN's instead of the BLAS that torch was built with.
+"""Linear layers whose float32 matrix products, forward and backward, use oneDNN instead of torch's BLAS.
 
-The same sums in another order. On processors for which that BLAS has no kernel of its own, an AMD one with AVX-512 say, this
-more than doubles the rate of training (`make bench-train`, `matmul_gflops` and `onednn_matmul_gflops`); nothing is packed
-or copied but one transposed gradient. Passes in inference mode stay torch's own, so that engines choose as before.
+The result differs only by rounding. On processors for which the BLAS has no specialized kernel, such as AMD processors with
+AVX-512, this more than doubles the training speed (`make bench-train`, `matmul_gflops` and `onednn_matmul_gflops`). Nothing is
+packed or copied except one transposed gradient. Passes in inference mode use torch's own product, so that engines choose the
+same tokens as before.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from torch.nn.functional import linear
 from cft.models.cpu.gradient_in_place import accumulated_gradient
 from cft.models.rounding import half_of_the_digits
 
-MIN_WEIGHTS = 65_536  # for a smaller layer the call costs more than the product
-BLOCK = 8192  # rows of a large weight whose gradient is made at a time, where it is added in place
+MIN_WEIGHTS = 65_536  # in a smaller layer the call costs more than the product
+BLOCK = 8192  # rows of a large weight per block, when its gradient is added in place
 _RECOMPUTABLE = "_cft_recomputable"  # attribute of a tensor, see mark_recomputable
 
 
 class OneDnnLinear(nn.Linear):
-    """An nn.Linear, changed by changing its class: weights, names, hooks and copies stay as they are."""
+    """An nn.Linear, converted by assigning its `__class__`: weights, names, hooks and copies are unaffected."""
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
@@ -37,14 +38,14 @@ class OneDnnLinear(nn.Linear):
 
 
 def mark_recomputable(y: Tensor, source: Tensor, scale: Tensor, factor: Tensor) -> None:
-    """y = source * scale * factor: layers that read y recompute it from these in their backward pass."""
-    if y.requires_grad:  # without a backward pass there is nothing to save, and inference tensors have no version
+    """Declare y = source * scale * factor; layers that read y then recompute it in their backward pass."""
+    if y.requires_grad:  # without a backward pass nothing is saved, and inference tensors have no version
         setattr(y, _RECOMPUTABLE, (y._version, source, scale, factor))
 
 
 def _recomputable_from(x: Tensor) -> tuple[Tensor | None, ...]:
     version, *recomputable_from = getattr(x, _RECOMPUTABLE, (None, None, None, None))
-    if version is None or version != x._version:  # changed in place since, by a hook say: no longer that product
+    if version is None or version != x._version:  # changed in place since, for example by a hook
         return None, None, None
     return tuple(recomputable_from)
 
@@ -54,7 +55,7 @@ _inside: ContextVar[bool] = ContextVar("inside a training or validation pass", d
 
 @contextmanager
 def training_pass() -> Iterator[None]:
-    """Passes of the training stage, validation losses included, which Lightning computes in inference mode."""
+    """Context of passes of the training stage, including validation losses, which Lightning computes in inference mode."""
     token = _inside.set(True)
     try:
         yield
@@ -74,7 +75,7 @@ def kernels_enabled(x: Tensor) -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """source * scale * factor = x, where given, is what x is recomputed from instead of being kept."""
+    """Linear layer. If source, scale and factor are given, x = source * scale * factor is recomputed instead of saved."""
 
     @staticmethod
     def forward(
@@ -86,7 +87,7 @@ class _Product(torch.autograd.Function):
         scale: Tensor | None,
         factor: Tensor | None,
     ) -> Tensor:
-        ctx.parameter = weight  # a checkpointed chunk unpacks a copy of it, whose .grad is nobody's
+        ctx.parameter = weight  # a checkpointed chunk unpacks a copy of it, whose .grad is not used
         ctx.save_for_backward(weight, *((x,) if source is None else (source, scale, factor)))
         flat_Nd = x.reshape(-1, x.shape[-1])
         return product(flat_Nd, weight, bias).view(*x.shape[:-1], len(weight))
@@ -108,7 +109,7 @@ class _Product(torch.autograd.Function):
 
 
 def product(x_Nd: Tensor, weight_ed: Tensor, bias_e: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias; a weight that is a transposed view is read as it lies."""
+    """x @ weight.T + bias; a weight that is a transposed view is not copied."""
     rows, (outputs, inputs) = len(x_Nd), weight_ed.shape
     if rows == (whole := steps_up(rows)):
         return _onednn(x_Nd, weight_ed, bias_e)
@@ -122,7 +123,7 @@ def product(x_Nd: Tensor, weight_ed: Tensor, bias_e: Tensor | None = None) -> Te
 
 
 def gradient_of_weight(weight_ed: Tensor, gradient_Ne: Tensor, x_Nd: Tensor) -> Tensor | None:
-    """gradient.T @ x: [e, d], or None where it was added to `weight.grad` (see `cft/models/cpu/gradient_in_place.py`)."""
+    """gradient.T @ x: [e, d], or None if it was added to `weight.grad` (see `cft/models/cpu/gradient_in_place.py`)."""
     accumulated_ed = accumulated_gradient(weight_ed)
     if accumulated_ed is None:
         return _outer(gradient_Ne, x_Nd)
@@ -141,10 +142,10 @@ def _outer(gradient_Ne: Tensor, x_Nd: Tensor) -> Tensor:
 
 
 def steps_up(rows: int) -> int:
-    """The next of 16 numbers of rows between powers of two, in steps of at least 32.
+    """Round a number of rows up to one of 16 sizes between powers of two, in steps of at least 32.
 
-    oneDNN generates code for every shape it meets and keeps it, 0.6 MB and some milliseconds each, about 15 a length of
-    batch; with lengths left as they come a training would never stop generating it."""
+    oneDNN generates and caches code for every shape, 0.6 MB and a few milliseconds each, about 15 shapes per batch length.
+    Without rounding, training would keep generating code."""
     return -(-rows // _step(rows)) * _step(rows)
 
 
@@ -161,7 +162,7 @@ def _onednn(x_Nd: Tensor, weight_ed: Tensor, bias_e: Tensor | None = None) -> Te
 
 
 def use_onednn(model: nn.Module) -> int:
-    """Let the model's linear layers on the CPU multiply so; returns how many do, 0 where oneDNN is missing or wrong."""
+    """Convert the model's linear layers to `OneDnnLinear`; returns their number, 0 if oneDNN is missing or incorrect."""
     if not available():
         return 0
     layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.numel() >= MIN_WEIGHTS]
@@ -173,7 +174,7 @@ def use_onednn(model: nn.Module) -> int:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def available() -> bool:
-    """These operators are not public: whether this version of torch still means by them what it did."""
+    """Whether the private torch operators exist and still compute what is expected."""
     if not torch.backends.mkldnn.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     x_Nd = torch.linspace(-1, 1, 5 * 24).view(5, 24).requires_grad_()
@@ -182,7 +183,7 @@ def available() -> bool:
         found = torch.autograd.grad(
             _Product.apply(x_Nd, weight_ed, None, None, None, None).square().sum(), (x_Nd, weight_ed)
         )
-    except (AttributeError, RuntimeError):  # the operator is gone, or takes other arguments
+    except (AttributeError, RuntimeError):  # the operator no longer exists, or takes other arguments
         return False
     expected = torch.autograd.grad(linear(x_Nd, weight_ed).square().sum(), (x_Nd, weight_ed))
     return all(

@@ -1,7 +1,7 @@
-"""Linear layers over weights laid out for the CPU's matrix kernel: the same float32 product, often twice as fast.
+"""Linear layers with weights packed for the CPU's matrix kernel: the same float32 product, often twice as fast.
 
-oneDNN multiplies by a weight that was reordered once; torch's own float32 product reorders it on every call, and on some
-processors leaves half of the vector unit idle (measured: 190 against 430 GFLOP/s, `make bench-annotate`).
+oneDNN multiplies by a weight that was reordered once. torch's own float32 product reorders it on every call, and on some
+processors uses only half of the vector unit (measured: 190 against 430 GFLOP/s, `make bench-annotate`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from cft.models.cpu.onednn_linear import OneDnnLinear
 from cft.models.rounding import half_of_the_digits
 
-PACK_FOR_ROWS = 256  # the reordering is tuned to a batch size, and right for any
+PACK_FOR_ROWS = 256  # the layout is tuned to this batch size, and correct for any
 
 
 class PackedLinears:
-    """The linear layers of `model`, packed where the machine and the dtype allow it. Weights must not change after.
+    """Packed forms of the linear layers of `model`, if the machine and the dtype support it.
 
-    Costs a second copy of these weights. `active()` puts the packed forms to use while it is open.
+    Costs a second copy of these weights, which must not change afterwards. The model uses the packed forms within `active()`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -45,7 +45,7 @@ class PackedLinears:
             yield
         finally:
             for layer in self._forwards:
-                del layer.forward  # the class's own forward shows again
+                del layer.forward  # restores the class's own forward
 
 
 def _plain(weight: Tensor) -> bool:
@@ -64,7 +64,7 @@ def _packed_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 @torch.inference_mode()
 def _right(layer: nn.Linear, forward: Callable[[Tensor], Tensor]) -> bool:
-    """These operators are not public: whether this version of torch still means by them what it did."""
+    """Whether the private torch operators still compute what is expected."""
     x = torch.linspace(-1, 1, 3 * layer.in_features).reshape(3, -1)
     expected = nn.functional.linear(x, layer.weight, layer.bias)
     return bool((forward(x) - expected).abs().max() <= half_of_the_digits(torch.float32) * expected.abs().max())

@@ -1,13 +1,13 @@
-"""The gated feed-forward layer and the RMS norm of today's models, with less kept for the backward pass and fewer passes over
-memory: what is cheap is computed again instead.
+"""Activation recomputation in gated feed-forward layers and RMS norms: saves less for the backward pass and needs fewer passes
+over memory, because cheap values are recomputed.
 
-    gated feed-forward   keeps gate and up; silu(gate) and its product with up are recomputed
-    RMS norm             keeps its input and one number a token; the normalized values are recomputed, also by the layers
+    gated feed-forward   saves gate and up; silu(gate) and its product with up are recomputed
+    RMS norm             saves its input and one number per token; the normalized values are recomputed, also by the layers
                          of `cft/models/cpu/onednn_linear.py` that read them
 
-For a Llama of SmolLM2's size that is nearly half of the activations (264 of 504 MB at 375 tokens). Layers are found by their
-parts, not by the model's name, and each kind is tried against its own forward pass first: what differs (another activation, a
-norm of another form) stays.
+For a Llama of SmolLM2's size this saves nearly half of the activations (264 of 504 MB at 375 tokens). Layers are recognized by
+their submodules, not by the model's name. Each kind of layer is first compared with its own forward pass; layers that differ
+(another activation, another form of norm) are not changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from cft.models.rounding import half_of_the_digits
 
 
 def use_recomputed_layers(model: nn.Module) -> int:
-    """Returns how many layers were changed. Each keeps its class, its weights and its own forward pass for other dtypes."""
+    """Change the forward pass of the model's gated feed-forward layers and RMS norms; returns how many were changed.
+
+    Each layer keeps its class, its weights, and its own forward pass for other dtypes.
+    """
     changed = 0
     right: dict[tuple[type, Any], bool] = {}
     for layer, forward in [*_candidates(model)]:
@@ -35,7 +38,7 @@ def use_recomputed_layers(model: nn.Module) -> int:
         if kind not in right:
             right[kind] = _same(layer, forward)
         if right[kind]:
-            # A bound method, which a copy of the model binds to the copied layer.
+            # A bound method, so that copies of the model bind it to the copied layer.
             layer.forward = types.MethodType(forward, layer)
             changed += 1
     return changed
@@ -52,8 +55,8 @@ def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[Any, Te
 @torch.inference_mode(False)
 @torch.no_grad()
 def _same(layer: nn.Module, forward: Callable[[Any, Tensor], Tensor]) -> bool:
-    """Whether the recomputing form computes what the layer does; tried on the layer itself, whatever it holds, or one like it
-    where its weights are still to come."""
+    """Whether the recomputing form gives the layer's result; tested on the layer itself, or, if its weights are not loaded yet,
+    on a copy with other weights."""
     weight = next(p for p in layer.parameters())
     if weight.is_meta:
         layer = copy.deepcopy(layer).to_empty(device="cpu")
@@ -98,7 +101,7 @@ class _Gated(torch.autograd.Function):
 
 
 class _GatedDown(torch.autograd.Function):
-    """_Gated and the layer after it, so that its input need not be kept either."""
+    """`_Gated` and the following linear layer in one, so that the input of the latter is not saved either."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
