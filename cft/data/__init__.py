@@ -1,4 +1,4 @@
-"""Problems, rows and micro-batches: from a file to what a training step sees.
+"""Data: problems, rows and micro-batches, from files to the batches of a training step.
 
-Nothing is re-exported: a source of problems needs no lightning, which the data module would load.
+Nothing is re-exported, so that sources of problems can be imported without lightning, which the data module needs.
 """

@@ -1,4 +1,4 @@
-"""Annotated rows -> rows ready for training: reading, splitting by problem, masks, and the columns that methods need."""
+"""Converts annotated rows to rows for training: reads them, splits by problem, applies masks, and adds score columns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cft.types import AnnotatedResponse, DataSource
 
 
 def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, columns: Mapping[str, Column]) -> TokenRow:
-    """Prompt and response in one sequence; the prompt carries no weight whatever the mask says."""
+    """Prompt and response as one sequence; prompt tokens have weight 0."""
     prompt_len = len(row.prompt_ids)
     length = prompt_len + len(row.response_ids)
     weight = np.zeros(length, dtype=np.float32)
@@ -44,7 +44,7 @@ def to_token_row(row: AnnotatedResponse, *, mask: Mask, group_mask: Mask, column
 
 
 def _token_groups(group_mask: Mask, row: AnnotatedResponse) -> NDArray[np.int8]:
-    """[R] 1 critical, 0 other, UNKNOWN_GROUP where that is not known: of a wrong response and a rollout."""
+    """[R] 1 critical, 0 other, UNKNOWN_GROUP if not known, as for wrong responses and rollouts."""
     if row.verdict != "right" or not row.alt_outcome.shape[1]:
         return np.full(len(row.response_ids), UNKNOWN_GROUP, dtype=np.int8)
     picked = mask_weights(group_mask, row) > 0
@@ -52,19 +52,19 @@ def _token_groups(group_mask: Mask, row: AnnotatedResponse) -> NDArray[np.int8]:
 
 
 def in_validation(problem_id: str, *, fraction: float) -> bool:
-    """Whether a problem's rows are held out; a function of the id alone, the same for every arm and seed."""
+    """Whether a problem's rows are held out; depends only on the id, so it is the same for every arm and seed."""
     digest = hashlib.blake2b(f"validation\x1f{problem_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64 < fraction
 
 
 def in_part(problem_id: str, *, part: int, parts: int) -> bool:
-    """Whether a problem's rows are in one of so many parts of about the same size; a function of the id alone."""
+    """Whether a problem's rows belong to part `part` of `parts` parts of about equal size; depends only on the id."""
     digest = hashlib.blake2b(f"part\x1f{problem_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) % parts == part
 
 
 def rows_hash(rows: Sequence[AnnotatedResponse]) -> str:
-    """Hash of what training sees of the rows, in their order: an annotation may grow between two runs."""
+    """Hash of the rows' training data in order, since an annotation may grow between two runs."""
     return arrays_hash(part for row in rows for part in (row.prompt_ids, row.response_ids, row.alt_outcome))
 
 
@@ -89,37 +89,37 @@ def annotated_rows(
     prefix: PrefixRows | None = None,
     tags: list[str] | None = None,
 ) -> AnnotatedDataModule:
-    """Rows of one annotation under a mask.
+    """Training rows from one annotation, with a mask.
 
     Args:
-        request: What the training asks for. Another tokenizer than the annotation's is refused, since ids would mean other
-            text.
+        request: Mask, columns and settings of the training run. A tokenizer other than the annotation's is refused, since its
+            ids have other meanings.
         annotation: Name or folder.
-        dir: Folder of the benchmark's files (read by the benchmark, kept here for its key).
-        batch_size: Rows of a micro-batch, per process.
-        micro_batch_assignment: Of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
-        max_rows: -1 = all, else the first by order in the store, of the responses that are chosen.
-        part: Of `parts` parts of the problems, from 0: the one that is trained on.
-        parts: 1 = all problems.
+        dir: Folder of the benchmark's files (read by the benchmark; accepted here because the key is shared).
+        batch_size: Rows per micro-batch and process.
+        micro_batch_assignment: How the rows of an optimizer step are assigned to micro-batches, see `cft/data/batches.py`.
+        max_rows: Use only the first `max_rows` selected responses, in the order of the store; -1 = all.
+        part: Index of the part of the problems to train on, from 0 to `parts` - 1.
+        parts: Number of parts into which problems are divided; 1 = all problems.
         validation_fraction: Fraction of the problems whose rows are held out, 0 to below 1.
         max_tokens: Longer rows are dropped and counted.
-        shuffle_responses: Train on each response behind another problem's prompt, drawn by seed and ids
+        shuffle_responses: Train on each response after another problem's prompt, drawn by seed and ids
             (`cft/data/pairing.py`).
-        responses: Of rollouts the right ones that have ended, those that count as wrong in a pass rate, or all. "right" refuses
-            an annotation of responses that end wrong, since the likelihood of a wrong answer would be raised. A loss that
-            compares responses takes both kinds.
-        min_pass_rate: Of rollouts: the lowest pass rate of a problem whose responses are trained on, included; None = any.
-        max_pass_rate: The highest one, included; None = any.
-        responses_per_problem: -1 = all, else at most so many of a problem, by a hash of their ids. Of equal responses to a
-            problem there is one in any case.
-        prefix: Of a share of the responses their beginning alone; None = all whole.
-        tags: Four texts, between which each response is written as its thinking and its answer (`cft/data/tags.py`); null: as
-            it is. The tokenizer may have more tokens than the annotation's, if they are these.
+        responses: Rollouts to use: "right" ones with an end token, "wrong" ones as counted in a pass rate, or "all". "right"
+            refuses annotations of wrong responses, since training would raise the likelihood of wrong answers. A loss that
+            compares responses uses both right and wrong ones.
+        min_pass_rate: For rollouts, the lowest pass rate of a problem to train on, inclusive; None = no bound.
+        max_pass_rate: The highest one, inclusive; None = no bound.
+        responses_per_problem: Maximal number of responses per problem, selected by a hash of their ids; -1 = all. Duplicate
+            responses to a problem are always removed.
+        prefix: Settings for training on only the beginnings of some responses; None = all responses are complete.
+        tags: Four texts that mark thinking and answer in each response (`cft/data/tags.py`); null = unchanged responses. The
+            tokenizer may have these texts as additional tokens.
 
     Raises:
-        StoreError: No such annotation, one of another tokenizer, one without the responses that are asked for, or one in which
-            the mask picks nothing.
-        MaskError: An annotation without the evidence that the mask needs.
+        StoreError: There is no such annotation, it has another tokenizer, it lacks the requested responses, or the mask selects
+            no token in it.
+        MaskError: The annotation lacks the evidence that the mask needs.
     """
     mask, group_mask, columns = request.mask, request.group_mask, request.columns
     annotations_dir, seed = request.annotations_dir, request.seed
@@ -140,7 +140,7 @@ def annotated_rows(
     apart = _apart_from_benchmark(every, request.exclude)
     sources: dict[str, Column] = {"mask": mask, "group_mask": group_mask, **columns}
     wanted = {name for source in sources.values() for name in source.needs}
-    # Before prompts are exchanged: a score is of a response behind its own prompt.
+    # Before prompts are exchanged: stored scores belong to a response after its own prompt.
     rows, scores = with_scores(store, apart, names=wanted, annotations_dir=annotations_dir)
 
     def is_held_out(row: AnnotatedResponse) -> bool:
@@ -150,7 +150,7 @@ def annotated_rows(
         require_nothing_stored({"mask": mask, **columns})
         rows = prefix.of(rows, tokenizer=request.tokenizer, prompt=request.prompt)
     if shuffle_responses:
-        _require_no_scores("data.shuffle_responses=true", "behind its own prompt", columns)
+        _require_no_scores("data.shuffle_responses=true", "after its own prompt", columns)
         rows = other_prompts(rows, seed=seed, part=is_held_out)
     if tags is not None:
         _require_no_scores("data.tags", "without tags", {*columns, *wanted})
@@ -188,11 +188,14 @@ def annotated_rows(
 
 
 class AnnotatedDataModule(RowsDataModule):
-    """Rows of one annotation.
+    """Data module with the rows of one annotation.
 
     Args:
-        store: That they are from, with its `manifest`.
-        parts: As `RowsDataModule` takes them.
+        train_rows: as in `RowsDataModule`.
+        validation_rows: as in `RowsDataModule`.
+        store: The annotation.
+        manifest: Its manifest.
+        parts: Other arguments of `RowsDataModule`.
     """
 
     more = "annotate more problems (limit=...)"
@@ -220,16 +223,16 @@ def _require_tokenizer(
     if stored != tokenizer_sha256:
         raise StoreError(
             f"{store.folder}: annotated with tokenizer {stored[:12]} ({manifest['model_name']}), but the "
-            f"model's tokenizer is {tokenizer_sha256[:12]}; token ids would mean other text. Train the annotated "
+            f"model's tokenizer is {tokenizer_sha256[:12]}, in which token ids have other meanings. Train the annotated "
             "model, or annotate with this one: cft annotate model=<this model>"
         )
 
 
 def _apart_from_benchmark(rows: Sequence[AnnotatedResponse], exclude: frozenset[str]) -> list[AnnotatedResponse]:
-    held_out = HeldOut(exclude)  # a conversation may hold such a question beside others
+    held_out = HeldOut(exclude)  # a conversation may contain such a question among others
     apart = [row for row in rows if not held_out.is_in([row.problem])]
     if leaked := len(rows) - len(apart):
-        console.print(f"Rows dropped: {leaked} of problems of the benchmark's validation or test split")
+        console.print(f"Rows dropped: {leaked} of problems in the benchmark's validation or test split")
     return apart
 
 
@@ -243,17 +246,18 @@ def _fitting(rows: Sequence[AnnotatedResponse], *, max_tokens: int) -> list[Anno
 def _require_no_scores(key: str, of: str, names: Collection[str]) -> None:
     if names:
         raise StoreError(
-            f"{key}: {', '.join(sorted(names))} would be of the response {of}; train on such rows with a mask, a loss and a "
-            "weighting that need neither groups nor stored scores"
+            f"{key}: {', '.join(sorted(names))} would be those of the response {of}; train on such rows with a mask, a loss "
+            "and a weighting that need neither groups nor stored scores"
         )
 
 
 def _made_afresh(error: TooLittleEvidence, manifest: Mapping[str, Any]) -> str:
-    """The remedy for an annotation that ships with the package and stays as it is."""
+    """Error message with the remedy for an annotation that ships with the package and must not be changed."""
     name = f"{manifest['name']}_complete"
     make = ["cft annotate", annotating_model(manifest), f"annotation={name}", error.afresh]
     return (
-        f"{error.found}. {manifest['name']} ships with the package and stays as it is; this mask needs an annotation of more "
-        f"under another name. Make it with: {' '.join(filter(None, make))} limit={manifest['counts']['problems']} (fewer "
-        f"problems take less time), and train with: cft train data.annotation={name} ..."
+        f"{error.found}. {manifest['name']} ships with the package and is not changed; this mask needs a more complete "
+        f"annotation under another name. Create it with: {' '.join(filter(None, make))} "
+        f"limit={manifest['counts']['problems']} (fewer problems take less time), and train with: cft train "
+        f"data.annotation={name} ..."
     )

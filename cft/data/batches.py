@@ -1,16 +1,16 @@
-"""Rows -> micro-batches: order, sharding over ranks, padding, and the counts of the optimizer step they belong to.
+"""Assembles rows into micro-batches: order, distribution over ranks, padding, and the counts of the whole optimizer step.
 
-Order: permutation(seed, epoch) of the rows, cut into optimizer steps of the same number of rows each, the last one short. So
-every step sees the same rows for any number of ranks and any split into micro-batches. How they are assigned within a step:
+Order: permutation(seed, epoch) of the rows, divided into optimizer steps with equal numbers of rows; the last one may have
+fewer. So every step has the same rows for any number of ranks and any split into micro-batches. Assignment within a step:
 
     in_order     micro-batch m of rank r holds the step's positions [(m * world + r) * batch_size, ... + batch_size)
-    by_length    the same, after sorting by length: little padding, and the ranks are busy with similar rows at one time
-    by_tokens    each micro-batch gets as many tokens as the next: least memory and no waiting where nothing is padded
+    by_length    the same after sorting by length: little padding, and ranks process rows of similar length at the same time
+    by_tokens    micro-batches of about equal numbers of tokens: least memory and idle time without padding
 
-A rank for which no row is left gets an empty micro-batch, which contributes zero.
+If no rows remain for a rank, it gets an empty micro-batch, which contributes zero.
 
-For a loss over groups of rows (`cft/losses/group.py`) read "group" for "row": batch_size counts groups, a step is of whole
-groups, and a group lies in one micro-batch with the rows that are drawn from it for the epoch (`cft/data/groups.py`).
+For a loss over groups of rows (`cft/losses/group.py`), the same applies to groups instead of rows: batch_size counts groups, a
+step consists of whole groups, and a group is in one micro-batch with its rows drawn for the epoch (`cft/data/groups.py`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from cft.data.groups import Group, drawn
 from cft.types import RowGroups, StepCounts, TokenBatch
 
 MicroBatchAssignment = Literal["in_order", "by_length", "by_tokens"]
-# Of a response token of which it is not known whether it is critical: in neither group of the metrics.
+# Token group of response tokens that are not known to be critical or not; they are in neither group of the metrics.
 UNKNOWN_GROUP = 2
 
 
 def arrays_hash(arrays: Iterable[NDArray[Any]]) -> str:
-    """SHA-256 of their types, shapes and contents, in their order."""
+    """SHA-256 of the arrays' types, shapes and contents, in order."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -45,8 +45,17 @@ def arrays_hash(arrays: Iterable[NDArray[Any]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One row ready for training. ids: [L] int64; weight: [L] float32; token_group: [L] int8; scores: [L] float32 each (see
-    TokenBatch). group: what a loss over groups compares it with; chosen: whether it is one to prefer there."""
+    """One row for training.
+
+    Args:
+        row_id: id of the row.
+        ids: [L] int64 token ids.
+        weight: [L] float32, see TokenBatch.
+        token_group: [L] int8, see TokenBatch.
+        scores: [L] float32 each, see TokenBatch.
+        group: name of its group, for losses over groups.
+        chosen: whether it is a chosen row of its group, else a rejected one.
+    """
 
     row_id: str
     ids: NDArray[np.int64]
@@ -57,23 +66,27 @@ class TokenRow:
     chosen: bool = True
 
     def counts(self) -> StepCounts:
-        """What the row adds to its optimizer step. The first token is predicted by nothing and never counted."""
+        """The row's contribution to the counts of its optimizer step. The first token has no prediction and is not counted."""
         eligible, probe = int((self.weight[1:] != 0).sum()), self.token_group[1:]
         return StepCounts(
             eligible, int((probe >= 0).sum()), int((probe == 1).sum()), int((probe == 0).sum()), int(eligible > 0)
         )
 
     def needed(self) -> int:
-        """Tokens up to the last one that carries weight: the least that a forward pass computes of the row."""
+        """Index of the last token with weight: the minimal number of positions that a forward pass must compute."""
         weighted = np.flatnonzero(self.weight)
         return int(weighted[-1]) if len(weighted) else 0
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Row indices of one micro-batch of one rank, and the counts of its whole optimizer step.
+    """One micro-batch of one rank.
 
-    groups: where rows come in groups, the number of each and how many of the rows are its own, the chosen one first.
+    Args:
+        rows: indices of its rows.
+        step_counts: counts of the whole optimizer step.
+        groups: (index, number of rows) of each group, for losses over groups; the rows of a group are consecutive, with the
+            chosen one first.
     """
 
     rows: tuple[int, ...]
@@ -103,7 +116,7 @@ def collate(
     score_names: Collection[str] = (),
     groups: RowGroups | None = None,
 ) -> TokenBatch:
-    """Pad on the right to the longest row. No rows: one padding token that carries nothing, and the columns `score_names`."""
+    """Right-pad rows to the longest one. Without rows, the batch has one padding token and the columns `score_names`."""
     width = max((len(row.ids) for row in rows), default=1)
     size = max(len(rows), 1)
     ids_BT = np.zeros((size, width), dtype=np.int64)
@@ -131,10 +144,12 @@ def collate(
 
 
 class RowDataset(Dataset[TokenBatch]):
-    """Token batches by MicroBatch, so that a batch always comes with the counts of its step.
+    """Maps a MicroBatch to a token batch with the counts of its step.
 
-    score_names: the columns of the rows, which batches without rows have as well: the objective reads them there too.
-    held_out: whether no state is kept of groups of these rows.
+    Args:
+        rows: all rows.
+        score_names: score columns of the rows, which the objective also needs in batches without rows.
+        held_out: whether the rows are held out, so that losses keep no state of their groups.
     """
 
     def __init__(self, rows: Sequence[TokenRow], *, score_names: Collection[str], held_out: bool = False) -> None:
@@ -150,10 +165,20 @@ class RowDataset(Dataset[TokenBatch]):
 
 
 class GlobalOrderSampler(Sampler[MicroBatch]):
-    """Micro-batches for one rank; see the head of this file. Lightning calls set_epoch.
+    """Yields the micro-batches of one rank, as described in the module docstring. Lightning calls set_epoch.
 
-    counts, lengths: of each row. accumulate: micro-batches of a rank in one optimizer step. groups, rejected: of the rows, and
-    how many rejected ones of a group come in an epoch; none where rows are trained on by themselves.
+    Args:
+        counts: counts of each row.
+        batch_size: rows (or groups) per micro-batch.
+        accumulate: micro-batches per rank and optimizer step.
+        rank: this rank.
+        world: number of ranks.
+        seed: seed of the order.
+        shuffle: whether to shuffle in each epoch.
+        lengths: length of each row in tokens.
+        micro_batch_assignment: how the rows of a step are assigned to micro-batches.
+        groups: groups of the rows, for losses over groups.
+        rejected: rejected rows per group and epoch; 0 = no groups.
     """
 
     def __init__(
@@ -179,17 +204,17 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
         self.lengths, self.micro_batch_assignment = lengths, micro_batch_assignment
         self.counts, self.batch_size, self.accumulate = counts, batch_size, accumulate
         self.groups, self.rejected = groups, rejected
-        self.size = len(groups) if rejected else len(counts)  # of an epoch
+        self.size = len(groups) if rejected else len(counts)  # rows or groups per epoch
         self.rank, self.world = rank, world
         self.seed, self.shuffle = seed, shuffle
         self.epoch = 0
-        self._begun = (-1, 0)  # an epoch, and optimizer steps of it that were done before this process began
+        self._begun = (-1, 0)  # (epoch, number of its optimizer steps that an interrupted run already did)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def start_at(self, *, epoch: int, step: int) -> None:
-        """Leave out the first `step` optimizer steps of that one epoch: an interrupted run did them."""
+        """Skip the first `step` optimizer steps of `epoch`, which an interrupted run already did."""
         self._begun = (epoch, step)
 
     def order(self) -> NDArray[np.int64]:
@@ -219,26 +244,26 @@ class GlobalOrderSampler(Sampler[MicroBatch]):
                 yield MicroBatch(tuple(i for unit in mine for i in rows[unit]), totals, groups)
 
     def _rows_of(self, unit: int) -> tuple[int, ...]:
-        """The rows of a place in the order of this epoch: a row, or those drawn of a group."""
+        """The rows of an element of the epoch's order: a single row, or those drawn from a group."""
         if not self.rejected:
             return (unit,)
-        epoch = self.epoch if self.shuffle else 0  # what is held out stays the same
+        epoch = self.epoch if self.shuffle else 0  # held-out groups have the same rows in every epoch
         return drawn(self.groups[unit], rejected=self.rejected, seed=self.seed, epoch=epoch)
 
     def _assigned(self, units: list[int], *, lengths: list[int], bins: int) -> list[list[int]]:
-        """The rows of a step in `bins` micro-batches; consecutive ones go to different ranks and run at one time."""
+        """The rows of a step in `bins` micro-batches; consecutive ones run on different ranks at the same time."""
         if self.micro_batch_assignment == "by_tokens":
             return assigned_by_tokens(units, lengths, bins=bins)
         if self.micro_batch_assignment == "by_length":
-            # The longest first: memory runs short early or never.
+            # Longest first, so that memory runs out early or never.
             units = [units[k] for k in sorted(range(len(units)), key=lambda k: -lengths[k])]
         return [units[k * self.batch_size : (k + 1) * self.batch_size] for k in range(bins)]
 
 
 def assigned_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int) -> list[list[int]]:
-    """`rows` in `bins` micro-batches of about equally many tokens, the largest first.
+    """Distribute `rows` over `bins` micro-batches of about equal numbers of tokens, largest first.
 
-    The longest row left goes to the micro-batch with the fewest tokens.
+    Greedy: the longest remaining row is assigned to the micro-batch with the fewest tokens.
     """
     micro_batches: list[list[int]] = [[] for _ in range(bins)]
     heap = [(0, number) for number in range(bins)]
@@ -250,6 +275,6 @@ def assigned_by_tokens(rows: Sequence[int], lengths: Sequence[int], *, bins: int
 
 
 def loader(rows: Sequence[TokenRow], sampler: GlobalOrderSampler, *, held_out: bool = False) -> DataLoader[TokenBatch]:
-    """batch_size=None: the sampler's items are whole micro-batches, and Lightning finds its set_epoch."""
+    """Data loader over micro-batches. With batch_size=None, each item of the sampler is a whole micro-batch."""
     dataset = RowDataset(rows, score_names=rows[0].scores.keys(), held_out=held_out)  # all rows have the same columns
     return DataLoader(dataset, sampler=sampler, batch_size=None)

@@ -1,7 +1,7 @@
-"""Which responses of an annotation are trained on: by verdict, by their problem's pass rate, so many of a problem.
+"""Selects the responses of an annotation to train on.
 
-In this order: problems by pass rate, responses by verdict, one of several equal ones, the first few of each problem. What is
-left out is counted.
+In this order: by the problem's pass rate, by verdict, without duplicates, and at most n per problem. Omitted responses are
+counted.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from cft.types import AnnotatedResponse
 Verdicts = Literal["right", "wrong", "all"]
 ENDED, FAILED = ("right",), ("wrong", "cut off")
 _COUNTERFACTUAL = {
-    "outcomes": "what came of each token's alternatives",
-    "samples": "what came of samples after each token",
+    "outcomes": "the outcomes of each token's alternatives",
+    "samples": "the outcomes of samples after each token",
 }
 MAKE = "cft annotate responses=rollouts num_samples=8"
 
 
 @dataclass(frozen=True, slots=True)
 class PassRates:
-    """Problems whose pass rate is from `lowest` to `highest`, both included. None: no bound.
+    """A range of pass rates, from `lowest` to `highest` inclusive; None = no bound.
 
-    With any bound a problem of which no response is decided is left out, since its rate is not known.
+    With any bound, problems without a decided response are omitted, since their pass rate is not known.
     """
 
     lowest: float | None = None
@@ -53,8 +53,14 @@ class PassRates:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """verdicts: "wrong" are those that count so in a pass rate, cut off ones too; "compared" these and the right ones, for a
-    loss that compares them. per_problem: -1 = all; "compared": of each kind."""
+    """Which responses to train on.
+
+    Args:
+        verdicts: "wrong" includes cut-off responses, as in a pass rate; "compared" = right and wrong ones, for a loss that
+            compares them.
+        rates: range of the problems' pass rates.
+        per_problem: maximal number per problem, and with "compared" per kind of verdict; -1 = all.
+    """
 
     verdicts: Verdicts | Literal["compared"]
     rates: PassRates
@@ -64,18 +70,27 @@ class Choice:
 def chosen(
     rows: Sequence[AnnotatedResponse], choice: Choice, *, rollouts: bool, place: str
 ) -> tuple[list[AnnotatedResponse], dict[str, int]]:
-    """(the rows that are trained on, reason -> how many were left out). rollouts: whether every response was kept.
+    """Select the rows to train on.
+
+    Args:
+        rows: rows of the annotation.
+        choice: which ones to select.
+        rollouts: whether the annotation holds rollouts, i.e., every response regardless of its verdict.
+        place: name of the annotation for messages.
+
+    Returns:
+        (selected rows, reason -> number of omitted rows).
 
     Raises:
-        StoreError: Nothing is left, or pass rates are asked for that the annotation does not hold.
+        StoreError: no rows remain, or pass rates are requested of an annotation that does not have them.
     """
     left_out: Counter[str] = Counter()
     if not rollouts:
         _require_right(rows, choice, place=place)
         if choice.rates:
             raise StoreError(
-                f"{place}: data.min_pass_rate and data.max_pass_rate need every response to a problem, and this annotation "
-                f"holds those of one verdict; expected rollouts, made with: {MAKE} (and model=..., data=... as there)"
+                f"{place}: data.min_pass_rate and data.max_pass_rate need all responses to a problem, but this annotation has "
+                f"only those of one verdict; expected rollouts, made with: {MAKE} (and model=..., data=... as there)"
             )
     kept = list(rows)
     if choice.rates:
@@ -93,33 +108,33 @@ def chosen(
     if rows and not kept:
         told = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items() if count)
         raise StoreError(
-            f"{place}: none of its {len(rows)} responses is left to train on ({told}); expected another data.responses="
+            f"{place}: none of its {len(rows)} responses remains to train on ({told}); expected another data.responses="
             f"{choice.verdicts}, wider data.min_pass_rate and data.max_pass_rate, or more rollouts"
         )
     return kept, {reason: count for reason, count in left_out.items() if count}
 
 
 def require_no_counterfactuals(place: str, sources: Mapping[str, Any]) -> None:
-    """Raises MaskError naming what reads the evidence that rollouts have none of. sources: by key of the configuration."""
+    """Raises MaskError naming a part that needs evidence which rollouts do not have. sources: parts by config key."""
     for key, source in sources.items():
         for reads in sorted(_COUNTERFACTUAL.keys() & {*getattr(source, "evidence", ())}):
             name = type(getattr(source, "grouping", source)).__name__
             samples = " evidence=sampled" if reads == "samples" else ""
             raise MaskError(
-                f"{key}: {name} reads {_COUNTERFACTUAL[reads]}, and {place} holds rollouts, of which nothing else was tried; "
-                "train on them with mask=all, or annotate the model's greedy responses under another name: cft annotate "
+                f"{key}: {name} reads {_COUNTERFACTUAL[reads]}, but {place} holds rollouts, for which no alternatives were "
+                "tried; train on them with mask=all, or annotate the model's greedy responses under another name: cft annotate "
                 f"annotation=<name> responses=solve{samples} (and model=..., data=... as there)"
             )
 
 
 def _require_right(rows: Sequence[AnnotatedResponse], choice: Choice, *, place: str) -> None:
-    """Of an annotation of one verdict: that it is the one asked for."""
+    """Raises StoreError if an annotation of one verdict does not have the requested one."""
     wrong = sum(row.verdict == "wrong" for row in rows)
     if wrong and choice.verdicts == "right":
         raise StoreError(
             f"{place}: {wrong} of its {len(rows)} responses end wrong (cft annotate responses=wrong or given_wrong), "
-            "and training on them would imitate their mistakes; expected an annotation of right responses. To do it all "
-            "the same: data.responses=wrong"
+            "and training on them would imitate their mistakes; expected an annotation of right responses. To train on them "
+            "anyway: data.responses=wrong"
         )
     if wrong < len(rows) and choice.verdicts == "wrong":
         raise StoreError(
@@ -136,7 +151,7 @@ def _of_verdict(
     wanted = {"right": ENDED, "wrong": FAILED, "compared": (*ENDED, *FAILED)}[verdicts]
     found = [row for row in rows if row.verdict in wanted]
     left_out["responses_undecided" if verdicts == "compared" else f"responses_not_{verdicts}"] = len(rows) - len(found)
-    # Of the right ones nothing that went on after its answer until it was cut off: no end would be learnt.
+    # Right responses that continue after the answer until they are cut off are omitted: they do not teach where to end.
     ended = [row for row in found if row.finish == "stop" or row.verdict not in ENDED]
     if verdicts != "wrong":
         left_out["right_responses_without_an_end"] = len(found) - len(ended)
@@ -144,7 +159,7 @@ def _of_verdict(
 
 
 def _distinct(rows: Sequence[AnnotatedResponse], left_out: Counter[str]) -> list[AnnotatedResponse]:
-    """The first of several equal responses to a problem."""
+    """The rows without duplicates: the first of equal responses to a problem is kept."""
     found = {(row.problem_id, row.response_ids.tobytes()): row for row in reversed(rows)}
     kept = list(found.values())[::-1]
     left_out["repeated_responses"] = len(rows) - len(kept)
@@ -152,8 +167,10 @@ def _distinct(rows: Sequence[AnnotatedResponse], left_out: Counter[str]) -> list
 
 
 def _first(rows: Sequence[AnnotatedResponse], number: int, *, by_kind: bool) -> list[AnnotatedResponse]:
-    """At most `number` of each problem, by a hash of their ids: the same for every arm and seed. by_kind: of its right ones and
-    of the others, so that no group loses a side."""
+    """At most `number` responses per problem, by a hash of their ids, so the same for every arm and seed.
+
+    by_kind: select separately among right and wrong responses, so that no group loses one of its sides.
+    """
     by_problem: dict[tuple[str, bool], list[AnnotatedResponse]] = {}
     for row in rows:
         by_problem.setdefault((row.problem_id, by_kind and row.verdict in ENDED), []).append(row)

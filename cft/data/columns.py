@@ -1,12 +1,12 @@
-"""Columns: what an objective needs to know of every token beside its weight, taken from stored rows.
+"""Columns: the values per token, besides weights, that an objective needs from stored rows.
 
-    name of the need          where it comes from
+    need                      source
     reference_logprob         the reference's stored column (`cft/references/models.py`)
-    group                     the configured grouping, a mask: 1 where it picks, 0 elsewhere
+    group                     the configured grouping, a mask: 1 for selected tokens, else 0
     any other                 the stored score of that name (`cft/scores/store.py`)
 
-A live reference model gives `reference_logprob` and `reference_distribution` without a column. A need that nothing meets
-is an error before any model is loaded, with the setting or command that meets it.
+A live reference model provides `reference_logprob` and `reference_distribution` without a column. A need without a source is an
+error, raised before any model is loaded; the message has the setting or command that provides it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cft.types import AnnotatedResponse
 
 
 class GroupColumn:
-    """A grouping as a column: 1 where the mask picks a token, else 0."""
+    """A grouping as a column: 1 for tokens that the mask selects, else 0."""
 
     def __init__(self, grouping: Mask) -> None:
         self.grouping = grouping
@@ -50,7 +50,7 @@ class GroupColumn:
 
 
 class NoGroups(RowMask):
-    """The absence of a grouping, for configurations whose loss needs none."""
+    """No grouping, for configurations whose loss needs none."""
 
     def __call__(self, row: AnnotatedResponse) -> NDArray[np.float32]:
         return np.zeros(len(row.response_ids), dtype=np.float32)
@@ -59,10 +59,16 @@ class NoGroups(RowMask):
 def columns_for(
     needs: Collection[str], *, given: Collection[str], stored_logprob: str, grouping: Mask
 ) -> dict[str, Column]:
-    """The columns that meet an objective's needs.
+    """The columns that an objective needs.
 
-    given: what the reference offers. stored_logprob: its column, "" for a live model. grouping: NoGroups where there is none.
-    Raises BadValue for a need that nothing meets.
+    Args:
+        needs: names of the needed values.
+        given: needs that the reference provides.
+        stored_logprob: stored column of the reference; "" for a live model.
+        grouping: the grouping; NoGroups if there is none.
+
+    Raises:
+        BadValue: nothing provides one of the needs.
     """
     columns: dict[str, Column] = {}
     for need in sorted(needs):
@@ -81,5 +87,5 @@ def columns_for(
 
 
 def needs_live(needs: Collection[str], *, stored_logprob: str) -> bool:
-    """Whether the reference model must run beside the policy."""
+    """Whether the reference model must run during training."""
     return REFERENCE_DISTRIBUTION in needs or (REFERENCE_LOGPROB in needs and not stored_logprob)

@@ -1,7 +1,7 @@
-"""A row that someone brings: its tokens, which of them may carry loss, and with what weight.
+"""User-provided rows: tokens, which of them may carry loss, and with what weight.
 
-Masks see of such a row what they see of an annotated one: a response, made of the tokens that may carry loss and nothing
-else, so that what they pick, count and leave out is always of these. There is no evidence in it.
+For masks, such a row is presented as an annotated response that consists of the tokens that may carry loss, so that masks
+select and count only among these. It has no evidence about alternatives.
 """
 
 from __future__ import annotations
@@ -21,13 +21,22 @@ from cft.types import AnnotatedResponse
 
 @dataclass(frozen=True, slots=True)
 class GivenRow:
-    """One row of data.
+    """One user-provided row.
 
-    row_id, problem_id: its own, and that of what it answers, by which rows are held out. place: for people.
-    questions: texts of those who asked; problem: the last of them. answer: the gold answer, "" where there is none.
-    ids: [L] int32. allowed: [L] bool, tokens that may carry loss. weight: [L] float32, a factor of the mask's.
-    text, span: [L, 2] characters of each token in it, end exclusive, empty for control tokens.
-    finish: "stop" = the last allowed token is an end, else "length". group, chosen: as in TokenRow.
+    Args:
+        row_id: id of the row.
+        problem_id: id of the question; rows are held out by it.
+        place: location of the row, for messages.
+        questions: texts of the user's turns; the last one is the problem.
+        answer: the gold answer, "" if there is none.
+        ids: [L] int32 token ids.
+        allowed: [L] bool, tokens that may carry loss.
+        weight: [L] float32, multiplied with the mask's weights.
+        text: text of the row.
+        span: [L, 2] character range of each token in `text`, end exclusive; empty for control tokens.
+        finish: "stop" if the last allowed token is an end token, else "length".
+        group: as in TokenRow.
+        chosen: as in TokenRow.
     """
 
     row_id: str
@@ -46,11 +55,11 @@ class GivenRow:
 
     @property
     def prompt_len(self) -> int:
-        """Tokens before the first that may carry loss."""
+        """Number of tokens before the first one that may carry loss."""
         return int(np.argmax(self.allowed))
 
     def cut(self, length: int) -> GivenRow:
-        """Its first tokens."""
+        """The row truncated to its first `length` tokens."""
         return replace(
             self,
             ids=self.ids[:length],
@@ -61,8 +70,7 @@ class GivenRow:
         )
 
     def response(self, scores: Mapping[str, NDArray[np.float32]] | None = None) -> AnnotatedResponse:
-        """What masks see: the allowed tokens as one response, without evidence. scores: of the tokens of
-        `scored_row`."""
+        """The allowed tokens as one response without evidence, for masks. scores: of the tokens of `scored_row`."""
         response_ids = self.ids[self.allowed]
         text, span = _joined(self.text, self.span, self.allowed)
         picked = self.allowed[self.prompt_len :]
@@ -88,7 +96,7 @@ class GivenRow:
 def given_token_row(
     row: GivenRow, response: AnnotatedResponse, *, mask: Mask, columns: Mapping[str, Column]
 ) -> TokenRow:
-    """The row with the mask's weights times its own. Of no token it is known whether it is critical."""
+    """The row for training, with the mask's weights times its own. Whether tokens are critical is not known."""
     at = np.flatnonzero(row.allowed)
     weight = np.zeros(len(row.ids), dtype=np.float32)
     weight[at] = mask_weights(mask, response) * row.weight[at]
@@ -102,7 +110,7 @@ def given_token_row(
 
 
 def scored_row(row: TokenRow) -> AnnotatedResponse:
-    """What stored scores are of: every token of a row from the first that may carry loss on."""
+    """The part of a row that stored scores cover: all tokens from the first one that may carry loss."""
     allowed = row.token_group >= 0
     first = int(np.argmax(allowed))
     ids, there = row.ids.astype(np.int32), np.arange(len(row.ids)) >= first
@@ -112,12 +120,12 @@ def scored_row(row: TokenRow) -> AnnotatedResponse:
 
 
 def given_hash(rows: Sequence[GivenRow]) -> str:
-    """Hash of what training sees of the rows, in their order."""
+    """Hash of the rows' training data, in order."""
     return arrays_hash(part for row in rows for part in (row.ids, row.allowed, row.weight))
 
 
 def _joined(text: str, span: NDArray[np.int32], allowed: NDArray[np.bool_]) -> tuple[str, NDArray[np.int32]]:
-    """(text of the allowed tokens, their characters in it)"""
+    """(text of the allowed tokens, character range of each in it)"""
     parts: list[str] = []
     made = np.zeros((int(allowed.sum()), 2), dtype=np.int32)
     size, done, last, shift = 0, 0, -2, 0

@@ -1,8 +1,8 @@
 """Groups of rows: a problem's chosen responses and rejected ones, for losses that compare them (`cft/losses/group.py`).
 
-An epoch has each group once: one chosen row and up to m rejected ones, drawn by seed, epoch and the group's name alone. Of
-each kind the rows are taken in turn, in an order of their own for every seed and group, so that none comes again before all
-others came.
+An epoch contains each group once: one chosen row and up to m rejected ones. The draw depends only on seed, epoch and the name
+of the group. Within a group, rows of each kind are used in turn, in an order that depends on seed and group, so that no row is
+repeated before all others have been used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """chosen, rejected: indices of rows, at least one each."""
+    """A group of rows. chosen, rejected: indices of rows, at least one each."""
 
     name: str
     chosen: tuple[int, ...]
@@ -29,7 +29,7 @@ class Group:
 
 
 def whole_groups(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], Counter[str]]:
-    """(the rows of groups that have both kinds, how many groups were dropped and why)."""
+    """(rows of groups with both chosen and rejected rows, reason -> number of dropped groups)."""
     kinds: dict[str, set[bool]] = {}
     for row in rows:
         kinds.setdefault(row.group, set()).add(row.chosen)
@@ -43,7 +43,7 @@ def whole_groups(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], Counter[str]
 
 
 def groups_of(rows: Sequence[TokenRow]) -> list[Group]:
-    """In the order of their first rows. rows: of whole groups."""
+    """The groups of `rows`, in the order of their first rows. Every group must have both kinds of rows."""
     members: dict[str, tuple[list[int], list[int]]] = {}
     for i, row in enumerate(rows):
         members.setdefault(row.group, ([], []))[0 if row.chosen else 1].append(i)
@@ -51,7 +51,7 @@ def groups_of(rows: Sequence[TokenRow]) -> list[Group]:
 
 
 def drawn(group: Group, *, rejected: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """The rows of an epoch, the chosen one first, then at most `rejected` others."""
+    """The group's rows in an epoch: the chosen one, then at most `rejected` rejected ones."""
     return (
         *_in_turn(group.chosen, 1, name=f"chosen\x1f{group.name}", seed=seed, epoch=epoch),
         *_in_turn(group.rejected, rejected, name=f"rejected\x1f{group.name}", seed=seed, epoch=epoch),

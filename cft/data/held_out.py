@@ -1,4 +1,4 @@
-"""Whether a text holds a question that must not be trained on, whatever stands around it."""
+"""Finds questions that must not be trained on inside other texts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable
 
 from cft.data.problem_rows import normalized
 
-_KEY_WORDS = 5  # shorter questions are found as a whole text only: inside others they would be found everywhere
+_KEY_WORDS = 5  # shorter questions match only whole texts, since inside other texts they would match too often
 
 
 class HeldOut:
-    """Questions of a benchmark, found in texts by their first words.
+    """Held-out questions of a benchmark, indexed by their first words.
 
     Args:
         questions: normalized (`cft.data.problem_rows.normalized`).
@@ -25,7 +25,7 @@ class HeldOut:
                 self._by_start.setdefault(" ".join(words[:_KEY_WORDS]), []).append(question)
 
     def is_in(self, texts: Iterable[str]) -> bool:
-        """Whether one of the texts is such a question, or holds one."""
+        """Whether one of the texts is a held-out question, or contains one."""
         return bool(self.questions) and any(self._holds(normalized(text)) for text in texts)
 
     def _holds(self, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of data sets that the package `datasets` loads, from the hub or from a folder, and what is wrong where it cannot."""
+"""Loads rows with the `datasets` package, from the hub or a folder, and explains errors in local files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hub_rows(path: str, *, config: str, revision: str, split: str) -> Iterator[R
 
 
 def _not_generated(path: str, *, split: str, error: Exception) -> str:
-    """Which file and row of a local folder `datasets` cannot read, which its own error does not say."""
+    """Error message that names the file and row that `datasets` cannot read, which its own error does not."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -44,7 +44,7 @@ def _not_generated(path: str, *, split: str, error: Exception) -> str:
 
 
 def _first_misfit(file: Path) -> str:
-    """The first row of a file of JSON lines that is none, or in which a value's type differs from the rows before it."""
+    """The first row of a JSONL file that is malformed, or in which a value's type differs from earlier rows; "" if none."""
     kinds: dict[str, tuple[str, str]] = {}  # field -> (kind, place it was first seen)
     try:
         rows = list(json_lines(file))
@@ -62,7 +62,7 @@ def _first_misfit(file: Path) -> str:
 
 
 def _other_fields(files: Sequence[Path]) -> str:
-    """The first file whose first row has other fields than the first file's."""
+    """The first file whose first row has other fields than that of the first file; "" if none."""
     fields = [next((frozenset(row.value) for row in json_lines(file) if row.value is not None), None) for file in files]
     for file, found in zip(files, fields, strict=True):
         if found is not None and fields[0] is not None and found != fields[0]:

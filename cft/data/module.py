@@ -1,4 +1,4 @@
-"""What a training reads: token rows for training and validation, whatever they were made from."""
+"""The data module: token rows for training and validation, from any source."""
 
 from __future__ import annotations
 
@@ -38,20 +38,25 @@ ALL_CRITICAL = 0.95  # of response tokens
 
 
 class NothingToTrain(UserError, ValueError):
-    """No token of the rows carries loss; the message names them and the remedy."""
+    """No token of the rows carries loss; the message names the rows and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowsRequest:
-    """What a training asks of its rows.
+    """Settings of a training run that determine its rows.
 
-    mask: picks the tokens with loss. group_mask: splits the metrics into critical and other tokens. columns: further scores
-    of every token, by the name under which the objective asks for them (`cft/data/columns.py`). annotations_dir: where an
-    annotation is looked for by its name. tokenizer_sha256: of the model's tokenizer. seed: of the order of rows, and of what
-    is drawn. exclude: normalized questions that must not be trained on: the benchmark's validation and test problems.
-    tokenizer, prompt: where rows are yet to be encoded. verify_all: verdicts of (response, gold answer), where rows are yet to
-    be split at their answers.
-    rejected: how many rejected rows the loss compares a chosen one with, 0 = rows are trained on by themselves.
+    Args:
+        mask: selects the tokens with loss.
+        group_mask: divides tokens into critical and other ones for the metrics.
+        columns: additional values per token, by the names that the objective needs (`cft/data/columns.py`).
+        annotations_dir: folder in which annotations are found by name.
+        tokenizer_sha256: hash of the model's tokenizer.
+        seed: seed of the order of rows, and of random draws.
+        exclude: normalized questions that must not be trained on: the benchmark's validation and test problems.
+        rejected: number of rejected rows that the loss compares with a chosen one; 0 = no comparison.
+        tokenizer: for rows that must be encoded.
+        prompt: for rows that must be encoded.
+        verify_all: verdicts of (response, gold answer) pairs, for rows that must be split at their answers.
     """
 
     mask: Mask
@@ -71,19 +76,21 @@ class RowsDataModule(pl.LightningDataModule):
     """Rows for training and validation.
 
     Args:
-        train_rows: In the order of their source.
-        validation_rows: Those of the problems that are held out.
-        source: Where they are from.
-        rows_sha256: Of the rows before the mask.
-        leaked: Rows that were dropped as problems of the benchmark.
+        train_rows: Training rows, in the order of their source.
+        validation_rows: Rows of held-out problems.
+        source: Source of the rows.
+        rows_sha256: Hash of the rows before the mask.
+        leaked: Number of rows that were dropped as problems of the benchmark.
         scores: Name -> fingerprint of the stored scores that were read.
-        learnt: Name -> what a mask or column learnt from the training rows.
+        learnt: Name -> values that a mask or column fitted to the training rows.
+        batch_size: Rows per micro-batch.
+        micro_batch_assignment: As in `cft/data/batches.py`.
+        seed: Seed of the order of rows.
         read: Further facts about the reading of the rows.
-        batch_size: Rows of a micro-batch; `micro_batch_assignment` and `seed` are as in `cft/data/batches.py`.
-        rejected: As in `RowsRequest`; rows of problems without both kinds of rows are dropped then.
+        rejected: As in `RowsRequest`; if above 0, rows of problems without both kinds of rows are dropped.
 
     Raises:
-        NothingToTrain: No problem has both kinds.
+        NothingToTrain: Rows are compared, and no problem has both kinds.
     """
 
     more = "bring more rows"
@@ -120,7 +127,7 @@ class RowsDataModule(pl.LightningDataModule):
         self.micro_batch_assignment: MicroBatchAssignment = micro_batch_assignment
 
     def _compared(self, rows: list[TokenRow], source: DataSource, *, part: str) -> list[TokenRow]:
-        """Those of problems that have something to compare; says what was dropped."""
+        """The rows of problems with both chosen and rejected rows; prints what was dropped."""
         kept, dropped = whole_groups(rows)
         self.read |= {f"{part}_{name}": number for name, number in dropped.items()}
         self.read[f"{part}_groups"] = groups = len(groups_of(kept))
@@ -128,8 +135,8 @@ class RowsDataModule(pl.LightningDataModule):
         if part == "train" and not kept:
             raise NothingToTrain(
                 f"{source.place}: nothing to compare: of {len(rows)} rows for training no problem has both a right (chosen) "
-                f"and a wrong (rejected) response ({counts}). Sample more of each problem (cft annotate responses=rollouts "
-                "num_samples=8), or bring rows with prompt, chosen and rejected (data=rows)"
+                f"and a wrong (rejected) response ({counts}). Sample more responses per problem (cft annotate "
+                "responses=rollouts num_samples=8), or provide rows with prompt, chosen and rejected (data=rows)"
             )
         if part == "train" or rows:
             console.print(f"Groups of rows ({part}): {groups:,}; dropped: {counts}")
@@ -137,11 +144,11 @@ class RowsDataModule(pl.LightningDataModule):
 
     @property
     def rows_of_a_place(self) -> int:
-        """Rows that one of `batch_size` can be."""
+        """Maximal number of rows per unit of `batch_size`: a group has several."""
         return 1 + self.rejected
 
     def facts(self) -> dict[str, Any]:
-        """Counts that belong in a run's results; fractions 0-1 of response tokens."""
+        """Facts for a run's results; fractions 0-1 of response tokens."""
         response = sum(int((row.token_group >= 0).sum()) for row in self.train_rows)
         eligible = sum(int((row.weight != 0).sum()) for row in self.train_rows)
         return {
@@ -160,30 +167,30 @@ class RowsDataModule(pl.LightningDataModule):
         }
 
     def warnings(self) -> list[str]:
-        """What makes a training on these rows tell little, though nothing is wrong with the configuration."""
+        """Reasons why training on these rows may show little, although the configuration is valid."""
         found = []
         if len(self.train_rows) < FEW_ROWS:
             found.append(
-                f"{len(self.train_rows)} rows are few to train on (below {FEW_ROWS}): the result will say more of these rows "
-                f"than of the method; {self.more}"
+                f"{len(self.train_rows)} rows are few to train on (below {FEW_ROWS}): the result will depend more on these "
+                f"rows than on the method; {self.more}"
             )
         groups_N = np.concatenate([row.token_group[row.token_group >= 0] for row in self.train_rows])
         if 0 < (unknown := int((groups_N == UNKNOWN_GROUP).sum())) < len(groups_N):
             found.append(
-                f"Of {unknown:,} of the {len(groups_N):,} response tokens it is not known whether they are critical (positions "
-                "that cft annotate positions=... left out, or wrong responses): they are in neither group of the metrics"
+                f"For {unknown:,} of the {len(groups_N):,} response tokens it is not known whether they are critical "
+                "(positions omitted by cft annotate positions=..., or wrong responses): they are in no group of the metrics"
             )
         groups_N = groups_N[groups_N != UNKNOWN_GROUP]
         if len(groups_N) and (groups_N > 0).mean() > ALL_CRITICAL:
             found.append(
-                f"{(groups_N > 0).mean():.0%} of the response tokens are critical: whatever is changed, the answer is wrong. "
-                "Then the mask picks nothing out; look at the verifier, at max_new_tokens of the annotation (are continuations "
-                "cut off?) and at the model"
+                f"{(groups_N > 0).mean():.0%} of the response tokens are critical: almost any replacement leads to a wrong "
+                "answer, so the mask hardly selects; check the verifier, max_new_tokens of the annotation (are continuations "
+                "cut off?) and the model"
             )
         return found
 
     def settings(self) -> dict[str, str]:
-        """What tells runs apart that read other scores or other annotations under the same names."""
+        """Settings that distinguish runs whose scores or annotations differ but have the same names."""
         read = {f"scores.{name}": digest[:12] for name, digest in self.scores.items()}
         return read | {f"learnt.{name}": sha256_json(facts)[:12] for name, facts in self.learnt.items()}
 
@@ -193,7 +200,7 @@ class RowsDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[TokenBatch]:
         if self.validation_rows:
             return self._loader(self.validation_rows, shuffle=False)
-        # One empty batch: Lightning skips validation without batches, and val/accuracy needs no rows.
+        # One empty batch: without batches Lightning skips validation, but val/accuracy needs no rows.
         empty = RowDataset([], score_names=self.train_rows[0].scores.keys(), held_out=True)
         micro = MicroBatch((), StepCounts(), () if self.rejected else None)
         return DataLoader(empty, sampler=[micro], batch_size=None)
@@ -217,23 +224,21 @@ class RowsDataModule(pl.LightningDataModule):
 
 
 def require_loss(place: str, mask: Mask, rows: Sequence[TokenRow], *, total: int, more: str) -> None:
-    """total: rows with those that are held out. more: how one gets more of them."""
+    """Raises NothingToTrain if no token carries loss. total: number of rows with held-out ones. more: remedy for few rows."""
     if not any(row.weight.any() for row in rows):
         raise NothingToTrain(
             f"{place}: nothing to train on: {total} rows, {len(rows)} for training, and "
-            f"mask {type(mask).__name__} picks no token in them. {more} or choose another mask."
+            f"mask {type(mask).__name__} selects no token in them. {more} or choose another mask."
         )
 
 
 def require_two_groups(rows: Sequence[TokenRow]) -> None:
-    """A loss that compares groups of tokens would be another one if all that carry loss were of one group."""
+    """Raises BadValue if all tokens with loss are in one group, so that a loss over token groups has nothing to compare."""
     group_N = np.concatenate([row.scores[GROUP][row.weight != 0] for row in rows])
     picked = int((group_N > 0).sum())
     if picked in (0, len(group_N)):
-        whole = (
-            "group 1, the tokens that the grouping picks" if picked else "group 0, those that the grouping leaves out"
-        )
+        whole = "group 1, the tokens that the grouping selects" if picked else "group 0, those that it does not select"
         raise BadValue(
-            f"groups: all {len(group_N):,} tokens with loss are of one group ({whole}), and a loss over groups would compare "
-            "nothing; expected a mask and a grouping that differ: set mask=all, or another groups=..."
+            f"groups: all {len(group_N):,} tokens with loss are in one group ({whole}), so a loss over groups would have "
+            "nothing to compare; expected a mask and a grouping that differ: set mask=all, or another groups=..."
         )

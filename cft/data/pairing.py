@@ -1,6 +1,6 @@
-"""Prompts exchanged between rows: what a model can still learn from such pairs is the form of responses, not their content.
+"""Exchanges prompts between rows, so that a model can learn the form of responses but not their content.
 
-The basis of SHAD (arXiv 2412.14780), which tells boilerplate tokens from reasoning tokens by it.
+SHAD (arXiv 2412.14780) uses this to distinguish boilerplate tokens from reasoning tokens.
 """
 
 from __future__ import annotations
@@ -17,22 +17,29 @@ from cft.types import AnnotatedResponse
 def other_prompts(
     rows: Sequence[AnnotatedResponse], *, seed: int, part: Callable[[AnnotatedResponse], bool]
 ) -> list[AnnotatedResponse]:
-    """The same responses in the same order, each behind the prompt of another problem of its part (training or held out).
+    """The same responses in the same order, each with the prompt of another problem of its part (training or held out).
 
-    Every prompt is used once. A function of the seed and the ids, not of the order of the rows. Raises BadValue where one
-    problem has more than half of a part's rows.
+    Every prompt is used once. The assignment depends on seed and ids, not on the order of the rows.
+
+    Args:
+        rows: the rows.
+        seed: seed of the assignment.
+        part: whether a row is held out.
+
+    Raises:
+        BadValue: one problem has more than half of a part's rows.
     """
     prompts: dict[str, AnnotatedResponse] = {}
     for held in (False, True):
         of_part = sorted((row for row in rows if part(row) is held), key=lambda row: _order(row, seed=seed))
         if not of_part:
             continue
-        # Sorted by problem: a shift by the rows of the commonest problem leaves none of them among its own.
+        # Rows are sorted by problem, so a shift by the size of the largest problem moves every row to another problem.
         shift = max(Counter(row.problem_id for row in of_part).values())
         if 2 * shift > len(of_part):
             raise BadValue(
                 f"data.shuffle_responses=true: one problem has {shift} of {len(of_part)} "
-                f"{'held-out' if held else 'training'} rows, so that some response would keep its prompt; annotate more "
+                f"{'held-out' if held else 'training'} rows, so some response would keep its prompt; annotate more "
                 "problems, or set data.validation_fraction=0"
             )
         prompts |= {row.response_id: of_part[(i + shift) % len(of_part)] for i, row in enumerate(of_part)}

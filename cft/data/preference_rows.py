@@ -1,10 +1,10 @@
-"""Rows of preference -> rows to compare: a prompt, a chosen response, and one or several rejected ones.
+"""Reads preference rows: a prompt, a chosen response, and one or several rejected ones.
 
     prompt, chosen, rejected            texts (rejected: one or a list), or all three as lists of messages
-    chosen, rejected                    conversations that begin alike: what they share is the prompt
-    prompt_ids, chosen_ids, rejected_ids   token ids, what cft export format=dpo writes; nothing is put behind them
+    chosen, rejected                    conversations with the same first messages, which are the prompt
+    prompt_ids, chosen_ids, rejected_ids   token ids, as written by cft export format=dpo; nothing is appended
 
-as TRL's preference format (`rejected` of several is ours). Each row of a file is a group of its own.
+This is TRL's preference format, extended by several `rejected`. Each row of a file is one group.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def preference_rows(reader: RowReader, value: Mapping[str, Any], *, place: str) 
 
 
 def _responses(value: Mapping[str, Any], reader: RowReader) -> Iterator[dict[str, Any]]:
-    """As rows of shape text: a prompt and a completion each."""
+    """The responses as rows of shape text, with a prompt and a completion each."""
     if not {CHOSEN, REJECTED} <= value.keys():
         raise BadRow(f"no preference: expected {reader.prompt_field}, {CHOSEN} and {REJECTED} ({fields_found(value)})")
     chosen, rejected = value[CHOSEN], value[REJECTED]
@@ -47,11 +47,11 @@ def _responses(value: Mapping[str, Any], reader: RowReader) -> Iterator[dict[str
     if prompt is None and isinstance(chosen, list):
         prompt, (chosen, *others) = _shared([chosen, *others])
     elif isinstance(prompt, str) and isinstance(chosen, list):
-        # A prompt beside whole conversations, as in UltraFeedback: they hold it as their first message.
+        # A prompt beside whole conversations, which contain it as their first message, as in UltraFeedback.
         prompt, (chosen, *others) = _shared([chosen, *others])
     elif prompt is None:
         raise BadRow(
-            f"no prompt: expected {reader.prompt_field} beside the texts of {CHOSEN} and {REJECTED}; name it with "
+            f"no prompt: expected {reader.prompt_field} in addition to the texts {CHOSEN} and {REJECTED}; name it with "
             "data.prompt_field=..."
         )
     if isinstance(prompt, str):
@@ -65,19 +65,19 @@ def _responses(value: Mapping[str, Any], reader: RowReader) -> Iterator[dict[str
 
 
 def _shared(conversations: Sequence[Any]) -> tuple[list[Any], list[list[Any]]]:
-    """(messages with which all begin, what follows in each)"""
+    """(messages that all conversations have in common at their start, the remaining messages of each)"""
     if not all(isinstance(one, list) and one for one in conversations):
         raise BadRow(f"{CHOSEN} and {REJECTED} of several kinds: expected all texts, or all lists of messages")
     shared = 0
     while all(len(one) > shared + 1 and one[shared] == conversations[0][shared] for one in conversations):
         shared += 1
     if not shared:
-        raise BadRow(f"no prompt: the conversations of {CHOSEN} and {REJECTED} have no message in common to begin with")
+        raise BadRow(f"no prompt: the conversations {CHOSEN} and {REJECTED} do not start with the same message")
     return list(conversations[0][:shared]), [one[shared:] for one in conversations]
 
 
 def _ids(value: Mapping[str, Any], reader: RowReader) -> Iterator[dict[str, Any]]:
-    """As rows of shape tokens."""
+    """The responses as rows of shape tokens."""
     for name in _IDS:
         if not isinstance(value[name], list):
             raise BadRow(f"{name}: expected a list of token ids")

@@ -1,8 +1,8 @@
-"""Prefix rows: of a share of the responses their beginning alone, behind a prompt that asks for one, closed by an end token.
+"""Prefix rows: a fraction of the responses is truncated to a prefix, with a prompt that asks for it and an end token.
 
 Unsupervised Prefix Fine-Tuning, UPFT (arXiv 2503.02875; the authors' train_utils/sft_dataset.py): the user's text gets a
-suffix, the response is cut to its first words, joined by single spaces, and its ids to as many tokens; the end token behind
-them is learnt, so that the model learns to stop after a beginning where it is asked for one.
+suffix. The response is truncated to its first words, joined by single spaces, and then to the same number of tokens. The end
+token after them carries loss, so that the model learns to stop after a prefix if the prompt asks for one.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixRows:
-    """Of a share of the responses their beginning alone.
+    """Settings of prefix rows.
 
     Args:
-        share: Of the responses, chosen by a hash of their ids; the others stay whole.
-        length: How much of a response is kept, and of its ids at most so many. The paper has 8, 32 or 128, by model.
-        unit: Of `length`: "words" are joined by single spaces and encoded again, as the authors do; "tokens" are the first ids
-            of the response as they are.
-        end_with_eos: Whether the end token follows the beginning, and is learnt.
-        prompt_suffix: Behind the question of such a row.
+        share: Fraction of the responses to truncate, 0 to 1, selected by a hash of their ids; the others remain complete.
+        length: Number of units to keep, and maximal number of tokens. The paper uses 8, 32 or 128, depending on the model.
+        unit: Unit of `length`: "words" are joined by single spaces and encoded again, as the authors do; "tokens" are the first
+            ids of the response.
+        end_with_eos: Whether to append the end token, with loss.
+        prompt_suffix: Text appended to the question of a truncated row.
 
     Raises:
-        BadValue: A number is out of its range.
+        BadValue: A number is out of range.
     """
 
     share: Fraction
@@ -58,30 +58,31 @@ class PrefixRows:
     def of(
         self, rows: Sequence[AnnotatedResponse], *, tokenizer: PreTrainedTokenizerBase | None, prompt: Prompt | None
     ) -> list[AnnotatedResponse]:
-        """The rows in their order, those that are picked cut. One whose beginning the tokenizer cannot spell is dropped.
+        """The rows in order, with the selected ones truncated. Rows whose prefix the tokenizer cannot spell are dropped.
 
         Raises:
-            StoreError: A row's prompt is not its question in this prompt.
+            StoreError: The prompt of a row is not its question in the configured prompt.
         """
         if tokenizer is None or prompt is None:
-            raise StoreError("data.prefix: prompts get a suffix, which needs the model's tokenizer: cft train only")
+            raise StoreError(
+                "data.prefix: the prompt suffix needs the model's tokenizer, so it is supported by cft train only"
+            )
         end = prompt.end_id(tokenizer)
         made = [self._cut(row, tokenizer, prompt, end) if self.picks(row) else row for row in rows]
         if unspelt := sum(row is None for row in made):
             console.print(
-                f"Rows dropped: {unspelt} whose first words the tokenizer cannot spell (data.prefix.unit=tokens can)"
+                f"Rows dropped: {unspelt} whose first words the tokenizer cannot spell (data.prefix.unit=tokens keeps them)"
             )
         return [row for row in made if row is not None]
 
     def _cut(
         self, row: AnnotatedResponse, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, end: int | None
     ) -> AnnotatedResponse | None:
-        """None where its first words cannot be spelt."""
+        """The truncated row; None if the tokenizer cannot spell its first words."""
         if prompt.ids(tokenizer, row.problem) != row.prompt_ids.tolist():
             raise StoreError(
                 f"data.prefix: the prompt of response {row.response_id} is not its question under this prompt (a conversation, "
-                "or another prompt=...), so that no suffix can be put behind the question; expected prompt=... as in the "
-                "annotation"
+                "or another prompt=...), so no suffix can be appended to the question; expected prompt=... as in the annotation"
             )
         stopped = row.finish == "stop"
         if self.end_with_eos and end is None and not stopped:
@@ -106,13 +107,16 @@ class PrefixRows:
 
 
 def require_nothing_stored(sources: Mapping[str, Any]) -> None:
-    """Raises StoreError naming what reads more of a row than its text: that was of the whole response behind its own prompt.
-    sources: by key of the configuration."""
+    """Raises StoreError naming a part that needs stored values, which belong to the complete response after its own prompt.
+
+    sources: parts by config key.
+    """
     for key, source in sources.items():
         if key != "mask" or getattr(source, "evidence", ()) or source.needs:
             raise StoreError(
-                f"data.prefix: {key} reads what was stored of the whole responses behind their own prompts, and prefix rows "
-                "are others; expected mask=all, and a loss and a weighting that need neither groups nor a stored reference"
+                f"data.prefix: {key} reads values stored for the complete responses after their own prompts, which do not "
+                "apply to prefix rows; expected mask=all, and a loss and a weighting that need neither groups nor a stored "
+                "reference"
             )
 
 

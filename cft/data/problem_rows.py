@@ -1,7 +1,7 @@
-"""Raw rows to problems: every row that cannot be used is quarantined with its place and reason, and a budget is kept.
+"""Converts raw rows to problems. Unusable rows are quarantined with their place and reason, up to a limit.
 
-A source yields `Row`s (a JSON object or the reason why there is none). `to_problems` reads the fields; `Quarantine`
-counts what was skipped by reason, names the first of each, and fails the run when there are too many of them.
+A source yields `Row`s (a JSON object, or the reason why there is none). `to_problems` reads the fields. `Quarantine` counts
+skipped rows by reason, names the first of each, and fails the run if there are too many.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from cft.errors import UserError
 from cft.types import Problem
 
-SHOWN = 5  # offenders named in a message
+SHOWN = 5  # unusable rows named in a message
 
 
 class ProblemError(UserError, ValueError):
@@ -33,14 +33,20 @@ class BadRow(ValueError):
 
 
 class Number(str):
-    """A JSON number, kept as it was spelt: 1.10 stays 1.10, and 5,000 digits are no error."""
+    """A JSON number with its original spelling: 1.10 remains 1.10, and 5,000 digits are no error."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """place: where it is, for people (`train.jsonl:17`). value: None = unreadable, and `reason` says why."""
+    """A raw row.
+
+    Args:
+        place: location for messages (`train.jsonl:17`).
+        value: the JSON object; None if it is unreadable.
+        reason: why it is unreadable.
+    """
 
     place: str
     value: Mapping[str, Any] | None
@@ -49,10 +55,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Which fields make a problem: a name, a path (`answer.value`, `answers.0`) or a template (`{Body} {Question}`).
+    """The fields of a problem, each as a name, a path (`answer.value`, `answers.0`) or a template (`{Body} {Question}`).
 
-    In a template {{ means {. id "": a hash of the texts of the other fields. solution "": the source has none.
-    answer_of: makes the gold answer of the field's text; raises BadRow.
+    In a template, {{ stands for {.
+
+    Args:
+        id: field of the id; "" = a hash of the other fields' texts.
+        question: field of the question.
+        answer: field of the answer.
+        solution: field of the solution; "" = none.
+        answer_of: extracts the gold answer from the answer field's text; raises BadRow.
     """
 
     id: str
@@ -64,18 +76,26 @@ class Fields:
 
 @dataclass(slots=True)
 class Quarantine:
-    """Rows skipped while one source is read. remedy: what a reader of the message can do about them. key: that sets
-    the limit."""
+    """The rows of a source that were skipped.
+
+    Args:
+        source: name of the source.
+        max_bad_rows: fraction of the rows that may be skipped, 0 to 1.
+        remedy: what the user can do, for the message.
+        key: config key of the limit.
+        counts: number of skipped rows by kind of reason.
+        offenders: (place, reason, whether it is the first of its kind) of some of them.
+    """
 
     source: str
     max_bad_rows: float
     remedy: str = "Repair them, set the field names (data.*_field), or raise the limit"
     key: str = "data.max_bad_rows"
     counts: Counter[str] = field(default_factory=Counter)
-    offenders: list[tuple[str, str, bool]] = field(default_factory=list)  # place, reason, whether the first of its kind
+    offenders: list[tuple[str, str, bool]] = field(default_factory=list)
 
     def add(self, row: Row, *, reason: str) -> None:
-        """The reason up to its first colon is its kind."""
+        """Add a skipped row. The part of `reason` before the first colon is its kind."""
         kind = reason.partition(":")[0]
         first = kind not in self.counts
         self.counts[kind] += 1
@@ -83,11 +103,11 @@ class Quarantine:
             self.offenders.append((row.place, reason, first))
 
     def report(self, *, rows: int) -> None:
-        """Fail if the rows skipped are over the budget, else warn of them. rows: how many were read."""
+        """Raise ProblemError if too many rows were skipped, else warn about them. rows: number of rows read."""
         bad = sum(self.counts.values())
         if rows == 0:
             raise ProblemError(
-                f"{self.source} holds no rows; expected one JSON object a line (or row) with the data fields"
+                f"{self.source} holds no rows; expected one JSON object per line (or row) with the data fields"
             )
         if bad == 0:
             return
@@ -100,7 +120,7 @@ class Quarantine:
         warnings.warn(f"{found}. They were skipped.", stacklevel=2)
 
     def _shown(self) -> str:
-        """The first of each kind, then the first of all, up to SHOWN of them, in the order of the source."""
+        """Up to SHOWN skipped rows in the order of the source: the first of each kind, then the first of the others."""
         first = [at for at, (_, _, first) in enumerate(self.offenders) if first][:SHOWN]
         others = [at for at in range(len(self.offenders)) if at not in first]
         places: dict[str, list[str]] = {}  # reason -> where
@@ -113,7 +133,7 @@ class Quarantine:
 def to_problems(
     rows: Iterable[Row], *, source: str, fields: Fields, id_prefix: str, max_bad_rows: float
 ) -> tuple[list[Problem], Counter[str]]:
-    """(problems in the order of the rows, reason -> number of rows skipped)."""
+    """(problems in the order of the rows, reason -> number of skipped rows). Raises ProblemError if too many are skipped."""
     for name in (fields.id, fields.question, fields.answer, fields.solution):
         template_parts(name)
     quarantine = Quarantine(source, max_bad_rows)
@@ -145,7 +165,7 @@ def _problem(row: Row, *, fields: Fields, id_prefix: str) -> Problem:
 
 
 def read_field(row: Mapping[str, Any], name: str, *, numbers: bool = False) -> str:
-    """The text of a field, a dotted path or a template. numbers: a JSON number is as good as a text. Raises BadRow."""
+    """The text of a field, a dotted path or a template. numbers: whether to accept JSON numbers. Raises BadRow."""
     if "{" not in name and "}" not in name:
         return _non_empty(_text(row, name, numbers=numbers), name)
     parts = template_parts(name)
@@ -154,7 +174,7 @@ def read_field(row: Mapping[str, Any], name: str, *, numbers: bool = False) -> s
 
 
 def template_parts(name: str) -> list[tuple[str, str]]:
-    """[(literal text, field after it or "")] of a template. Raises ProblemError where it is none."""
+    """[(literal text, field after it or "")] of a template. Raises ProblemError if it is malformed."""
     if "{" not in name and "}" not in name:
         return [("", name)]
     try:
@@ -173,7 +193,7 @@ def content_hash(*texts: str) -> str:
 
 
 def normalized(question: str) -> str:
-    """Two questions that differ only in case, spaces, composition or typographic quotes are one question."""
+    """The question without differences in case, white space, Unicode composition and typographic quotes."""
     text = unicodedata.normalize("NFC", question).casefold()
     return " ".join(text.translate(_QUOTES).split())
 
@@ -182,10 +202,10 @@ _QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
 
 
 def json_lines(path: Path) -> Iterator[Row]:
-    """The lines of a JSONL file; blank ones are no rows. Lines end at line feeds only."""
+    """The rows of a JSONL file, without blank lines. Only line feeds end lines."""
     with path.open("rb") as handle:
         if kind := _other_format(handle.read(4096)):
-            raise ProblemError(f"{path} is {kind}; expected one JSON object a line, in UTF-8. {_CONVERT}")
+            raise ProblemError(f"{path} is {kind}; expected one JSON object per line, in UTF-8. {_CONVERT}")
         handle.seek(0)
         for number, line in enumerate(handle, start=1):
             if number == 1:
@@ -214,20 +234,20 @@ _STARTS = {
 
 
 def _other_format(start: bytes) -> str:
-    """What a file is that holds no JSON lines, by its first bytes; "" where they may be some."""
+    """The format of a file that is not JSONL, by its first bytes; "" if it may be JSONL."""
     for begins, kind in _STARTS.items():
         if start.startswith(begins):
             return kind
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:1] == b"[" and text[1:].lstrip()[:1] in (b"{", b""):
-        return "one JSON array, not a line a row"
+        return "one JSON array, not one row per line"
     lines = [line.strip() for line in text.splitlines()[:4] if line.strip()]
     if len(lines) > 1 and lines[0] == b"{" and lines[1].startswith(b'"'):
-        return "one JSON object over several lines, not a line a row"
+        return "one JSON object over several lines, not one row per line"
     if len(lines) > 1 and not any(line[:1] in b"{[" for line in lines) and any(mark in lines[0] for mark in b",;\t"):
-        return "no JSON, as its lines begin, but perhaps CSV"
+        return "not JSON, perhaps CSV"
     if len(start) > 3 and start[1::2].count(0) > len(start) // 4:
-        return "text in UTF-16 without a mark"
+        return "text in UTF-16 without a byte order mark"
     return ""
 
 
@@ -239,7 +259,7 @@ def _parse(line: bytes, *, place: str) -> Row:
     except json.JSONDecodeError as error:
         return Row(place, None, f"malformed JSON: {error.msg} at column {error.colno}")
     except RecursionError:
-        return Row(place, None, "malformed JSON: nested too deep")
+        return Row(place, None, "malformed JSON: nested too deeply")
     if not isinstance(value, dict):
         return Row(place, None, f"not an object: found {type(value).__name__}")
     return Row(place, value)
@@ -255,7 +275,7 @@ def _text(row: Mapping[str, Any], name: str, *, numbers: bool) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(f"lone surrogate: {name} is no valid Unicode") from None
+        raise BadRow(f"lone surrogate: {name} is not valid Unicode") from None
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""Fields of a row that someone brings, each checked: messages, tools, segments with weights, columns of numbers."""
+"""Reads and checks fields of user-provided rows: messages, tools, segments with weights, columns of numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _text_parts(parts: list[Any], number: int) -> str:
 
 def tools_of(value: Mapping[str, Any]) -> list[Any]:
     tools = value.get("tools") or []
-    if isinstance(tools, str):  # tables keep them as JSON, since each has keys of its own
+    if isinstance(tools, str):  # tables store tools as JSON, since their keys differ
         try:
             tools = json.loads(tools)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Rows to train on, as they lie in a file, a folder or on the hub: plain JSON values with their places."""
+"""Reads rows to train on from a file, a folder or the hub, as plain JSON values with their places."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def file_rows(path: str, *, config: str, revision: str, split: str) -> Iterator[
     """Rows of a JSONL or Parquet file, or of one split of a folder or data set that `datasets` loads.
 
     Raises:
-        ProblemError: there is no such file or data set, or it is of another kind.
+        ProblemError: there is no such file or data set, or its format is not supported.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -33,13 +33,13 @@ def file_rows(path: str, *, config: str, revision: str, split: str) -> Iterator[
 
 
 def not_there(path: str) -> str:
-    """Why a path is no file, no folder and no name of the hub either; "" where it may be one of them."""
+    """Error message if a path is neither a file, nor a folder, nor a name on the hub; "" if it may be one of these."""
     file = Path(path).expanduser()
     if file.exists() or (path.count("/") == 1 and not file.parent.is_dir() and path[0] not in "./~"):
         return ""
     return (
-        f"no such file (looked in {file.parent.absolute()}); expected a file of JSON lines, a Parquet file, a folder that "
-        "datasets can load, or owner/name of the hub"
+        f"no such file (looked in {file.parent.absolute()}); expected a JSONL file, a Parquet file, a folder that "
+        "datasets can load, or owner/name on the hub"
     )
 
 
@@ -50,7 +50,7 @@ def fingerprint_of(path: str, rows: list[Row]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Numbers as numbers: `json_lines` keeps how they were spelt."""
+    """The value with `Number`s, which `json_lines` keeps as text, converted to numbers."""
     if isinstance(value, Number):
         parsed = json.loads(value)
         return parsed if isinstance(parsed, int | float) else str(value)
@@ -75,7 +75,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
 
 
 def _dense(rows: Iterator[Row]) -> Iterator[Row]:
-    """Tables fill the keys that a value lacks with null; those are left out again."""
+    """The rows without null values, with which tables fill missing keys."""
     return (Row(row.place, None if row.value is None else _without_null(row.value), row.reason) for row in rows)
 
 

@@ -1,13 +1,14 @@
-"""Shapes of rows -> tokens that may carry loss, with weights.
+"""Converts rows of several shapes to tokens that may carry loss, with weights.
 
-    text       prompt, completion              put to the model by `prompt=`, as a problem and its solution would be
-    messages   messages (tools)                the chat template; `weight` of a message is a factor of its tokens' weights
+    text       prompt, completion              rendered with `prompt=`, like a problem and its solution
+    messages   messages (tools)                rendered with the chat template; `weight` of a message is a factor of the
+                                               weights of its tokens
                prompt, completion as messages  the completion's turns may carry loss
-    tokens     input_ids, labels and/or weights (attention_mask, completion_mask)      as they are
+    tokens     input_ids, labels and/or weights (attention_mask, completion_mask)      used unchanged
     spans      segments: [{text, weight | label}], with or without a prompt; or text, spans: [{start, end, weight | label}]
     preference chosen, rejected: rows to compare, each read as one of the above (`cft/data/preference_rows.py`)
 
-Whatever cannot be read as its shape is a `BadRow` with the reason, which the reader of the file counts (`cft/data/rows.py`).
+Rows that cannot be read raise `BadRow` with the reason, and are counted by the reader of the file (`cft/data/rows.py`).
 """
 
 from __future__ import annotations
@@ -34,16 +35,24 @@ if TYPE_CHECKING:
 
 Shape = Literal["text", "messages", "tokens", "spans"]
 SHAPES: tuple[Shape, ...] = ("text", "messages", "tokens", "spans")
-IGNORED = -100  # of labels
+IGNORED = -100  # the label of tokens without loss
 _MASKS = ("attention_mask", "completion_mask", "assistant_masks")
 
 
 def shape_of(
     value: Mapping[str, Any], *, shape: Shape | Literal["auto"], prompt: str, completion: str, messages: str
 ) -> Shape:
-    """The shape that was chosen, or by the fields. prompt, completion, messages: names of fields.
+    """The shape of a row.
 
-    Raises BadRow where the fields are those of no shape, or of several.
+    Args:
+        value: the row.
+        shape: the configured shape; "auto" = by the row's fields.
+        prompt: name of the prompt field.
+        completion: name of the completion field.
+        messages: name of the messages field.
+
+    Raises:
+        BadRow: the fields match no shape, or several.
     """
     if shape != "auto":
         return shape
@@ -57,7 +66,7 @@ def shape_of(
     if len(found) == 1:
         return found[0]
     if found:
-        raise BadRow(f"several shapes: its fields are those of {' and '.join(found)}; say which with data.shape=...")
+        raise BadRow(f"several shapes: its fields match {' and '.join(found)}; choose one with data.shape=...")
     if {"chosen", "rejected"} <= value.keys():
         raise BadRow("a preference: chosen and rejected responses are for a loss that compares them (loss=dpo)")
     raise BadRow(
@@ -68,10 +77,19 @@ def shape_of(
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """Reads rows of one shape, or of whichever shape each has.
+    """Reads rows of one shape, or of any shape.
 
-    shape: "auto" = by the fields. roles, turns: whose turns of messages may carry loss. The names of fields are as in
-    conf/data/rows.yaml.
+    Args:
+        prompt: the prompt of the model.
+        tokenizer: the tokenizer.
+        shape: shape of the rows; "auto" = by the fields of each row.
+        prompt_field: as in conf/data/rows.yaml.
+        completion_field: as in conf/data/rows.yaml.
+        messages_field: as in conf/data/rows.yaml.
+        id_field: as in conf/data/rows.yaml.
+        answer_field: as in conf/data/rows.yaml.
+        roles: roles whose messages may carry loss.
+        turns: which of their turns may carry loss.
     """
 
     prompt: Prompt
@@ -86,7 +104,7 @@ class RowReader:
     turns: WhichTurns = "all"
 
     def shape_of(self, value: Mapping[str, Any]) -> Shape:
-        """Raises BadRow where the fields are those of no shape, or of several."""
+        """The shape of a row. Raises BadRow if its fields match no shape, or several."""
         return shape_of(
             value,
             shape=self.shape,
@@ -96,15 +114,15 @@ class RowReader:
         )
 
     def __call__(self, value: Mapping[str, Any], *, place: str) -> GivenRow:
-        """Raises BadRow."""
+        """Read one row. Raises BadRow."""
         read = {"text": self._text, "messages": self._messages, "tokens": self._tokens, "spans": self._spans}
         try:
             row = read[self.shape_of(value)](value, place)
         except PromptError as error:
             raise BadRow(str(error)) from error
-        row.allowed[0] = False  # predicted by nothing
+        row.allowed[0] = False  # the first token has no prediction
         if not row.allowed.any():
-            raise BadRow("no loss: no token of it may carry any")
+            raise BadRow("no loss: none of its tokens may carry loss")
         return row
 
     # ---- one for each shape
@@ -154,10 +172,12 @@ class RowReader:
         if len(set(lengths.values())) > 1:
             raise BadRow(f"columns of several lengths: {lengths}")
         if not ({"labels", "completion_mask", "assistant_masks"} & {*given}) and floats is None:
-            raise BadRow(f"no loss is given: expected labels or weights beside input_ids ({fields_found(value)})")
+            raise BadRow(
+                f"no loss is given: expected labels or weights in addition to input_ids ({fields_found(value)})"
+            )
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self.tokenizer):
             raise BadRow(
-                f"ids of another tokenizer: {ids.min()} to {ids.max()}, this one has {len(self.tokenizer)} tokens"
+                f"ids of another tokenizer: {ids.min()} to {ids.max()}, but this one has {len(self.tokenizer)} tokens"
             )
         real = slice(*_real(given.get("attention_mask"), len(ids)))
         labels = given.get("labels")
@@ -166,7 +186,7 @@ class RowReader:
         weight = np.ones(len(ids), dtype=np.float32) if floats is None else floats
         masks = [given[name] for name in ("completion_mask", "assistant_masks") if name in given]
         allowed = np.all(masks, axis=0) if masks else weight != 0 if labels is None else labels != IGNORED
-        if masks and labels is not None:  # where nothing is learnt is told from what is no response
+        if masks and labels is not None:  # ignored labels within a response get weight 0
             weight = np.where(labels == IGNORED, np.float32(0), weight)
         ids, weight, allowed = ids[real].astype(np.int32), weight[real], allowed[real].astype(bool)
         first = int(np.argmax(allowed)) if allowed.any() else len(ids)
@@ -180,14 +200,14 @@ class RowReader:
         text, spans = segments_of(value["segments"]) if "segments" in value else marked_of(value)
         trained = [(start, end, weight) for start, end, weight in spans if weight and end > start]
         if not trained:
-            raise BadRow("no loss: no segment or span of it has a weight")
+            raise BadRow("no loss: none of its segments or spans has a weight")
         if self.prompt_field in value:
             question = read_field(value, self.prompt_field)
             made = completion(self.prompt, self.tokenizer, question, text)
             turn = made.turns[0]
             at = made.encoded.text.find(text, int(made.encoded.span[turn.start, 0]))
             if at < 0:
-                raise BadRow("text not as given: the chat template does not write the segments as they are")
+                raise BadRow("text not as given: the chat template changes the text of the segments")
             ends, asked = spans[-1][1] == len(text) and bool(spans[-1][2]), question
         else:
             start = min(start for start, _, _ in trained)
@@ -198,7 +218,7 @@ class RowReader:
         weight = np.zeros(len(encoded.ids), dtype=np.float32)
         for start, end, of_span in trained:
             first, last = encoded.tokens(at + start, at + end)
-            part = weight[first:last]  # a token of two spans has the larger weight
+            part = weight[first:last]  # a token in two spans gets the larger weight
             part[:] = np.where(np.abs(part) > abs(of_span), part, np.float32(of_span))
         last = turn.end
         if ends and weight[last - 1] == 0:
@@ -207,7 +227,7 @@ class RowReader:
         allowed[: turn.start] = False
         return self._made(value, place, encoded.ids, allowed, weight, encoded.text, encoded.span, (asked,), asked)
 
-    # ---- what they share
+    # ---- shared by all shapes
 
     def _row(
         self,
@@ -219,7 +239,7 @@ class RowReader:
         questions: tuple[str, ...],
         asked: Any,
     ) -> GivenRow:
-        """The turns of a conversation with a weight each; 0 takes a turn out."""
+        """A row from the turns of a conversation with a weight for each; a turn with weight 0 carries no loss."""
         encoded = made.encoded
         allowed = np.zeros(len(encoded.ids), dtype=bool)
         weight = np.ones(len(encoded.ids), dtype=np.float32)
@@ -240,7 +260,7 @@ class RowReader:
         questions: tuple[str, ...],
         asked: Any,
     ) -> GivenRow:
-        """asked: what comes before the first token that may carry loss, as JSON: rows of one question have one id."""
+        """Make the row. asked: the content before the first token that may carry loss, as JSON; determines `problem_id`."""
         hidden = np.isin(ids, sorted(hidden_ids(self.tokenizer)))
         span = np.where(hidden[:, None], span[:, :1], span).astype(np.int32)
         if self.id_field:
@@ -254,13 +274,13 @@ class RowReader:
 
 
 def _real(attention_mask: NDArray[np.int64] | None, length: int) -> tuple[int, int]:
-    """The part of a row that is no padding."""
+    """The range of a row's tokens without padding."""
     if attention_mask is None:
         return 0, length
     there = np.flatnonzero(attention_mask)
     start, end = (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
     if end - start != len(there):
-        raise BadRow("attention_mask with a gap: one row of one text was expected, not several packed together")
+        raise BadRow("attention_mask with a gap: expected one text per row, not several packed ones")
     return start, end
 
 
@@ -270,10 +290,12 @@ def _require_at_their_tokens(ids: NDArray[np.int64], labels: NDArray[np.int64]) 
         return
     shifted = given[:-1]
     if (labels[:-1][shifted] == ids[1:][shifted]).all():
-        raise BadRow("shifted labels: each is the token after its own; expected them at the token that they are about")
+        raise BadRow(
+            "shifted labels: each label is the next token; expected each label at the position of its own token"
+        )
     at = int(np.flatnonzero(given & (labels != ids))[0])
     raise BadRow(
-        f"other labels than ids: labels[{at}] is {labels[at]}, input_ids[{at}] is {ids[at]}; expected the same or {IGNORED}"
+        f"labels differ from ids: labels[{at}] is {labels[at]}, input_ids[{at}] is {ids[at]}; expected equal ids or {IGNORED}"
     )
 
 

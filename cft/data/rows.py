@@ -1,7 +1,7 @@
-"""Rows that someone brings -> rows ready for training: read, held against the benchmark, split, masked.
+"""Converts user-provided rows to rows for training: reads them, removes benchmark problems, splits, and applies masks.
 
-What may carry loss (`data.roles`, `data.turns`, labels and weights of the rows) is decided while rows are read, and a mask
-picks among that: so a control such as random_like draws from the same tokens, and a fraction is of them.
+Which tokens may carry loss (`data.roles`, `data.turns`, labels and weights of the rows) is determined when rows are read. A
+mask then selects among these tokens, so controls such as random_like draw from the same tokens, and fractions refer to them.
 """
 
 from __future__ import annotations
@@ -64,41 +64,42 @@ def given_rows(
     max_tokens: Annotated[int, Field(ge=2)],
     too_long: TooLong,
 ) -> RowsDataModule:
-    """Rows of a JSONL or Parquet file, a folder or a data set of the hub, under a mask.
+    """Training rows from a JSONL or Parquet file, a folder or a data set on the hub, with a mask.
 
     Args:
-        request: What the training asks for.
+        request: Mask, columns and settings of the training run.
         path: The file, the folder, or owner/name on the hub.
-        validation_path: Rows to hold out, likewise; "" = `validation_split` of `path`, or `validation_fraction` of the rows.
-        split: Of a folder or data set.
-        validation_split: Of a folder or data set, the rows to hold out; "" = `validation_fraction` of the rows.
-        config: Of a data set of the hub; "" = its default.
-        revision: Branch, tag or commit of it; "" = the newest.
-        shape: What a row is (`cft/data/row_shapes.py`); auto = by its fields. A loss that compares responses takes
-            preference alone, and only it does; cft score reads preference where it is named.
-        prompt_field: Of shape text, and so is `completion_field`: a name, a path or a template.
-        messages_field: Of shape messages.
-        id_field: What rows are held out by; "" = a hash of what comes before the first token with loss.
+        validation_path: Source of held-out rows; "" = `validation_split` of `path`, or `validation_fraction` of the rows.
+        split: Split of a folder or data set.
+        validation_split: Split of held-out rows of a folder or data set; "" = `validation_fraction` of the rows.
+        config: Config of a data set on the hub; "" = its default.
+        revision: Its branch, tag or commit; "" = the newest.
+        shape: Shape of the rows (`cft/data/row_shapes.py`); auto = by their fields. A loss that compares responses reads only
+            preference, and other losses do not read it; cft score reads preference if it is set here.
+        prompt_field: For shape text: a name, a path or a template.
+        completion_field: For shape text: a name, a path or a template.
+        messages_field: For shape messages.
+        id_field: Id by which rows are held out; "" = a hash of the content before the first token with loss.
         answer_field: The gold answer; "" = none.
-        roles: Whose messages may carry loss.
+        roles: Roles whose messages may carry loss.
         turns: All turns of these roles, or the last one.
         max_bad_rows: Fraction of a file's rows that may be skipped, 0 to 1; they are counted and named.
-        dir: Folder of the benchmark's files (read by the benchmark, kept here for its key).
-        batch_size: Rows of a micro-batch, per process.
-        micro_batch_assignment: Of the rows of an optimizer step to its micro-batches, see `cft/data/batches.py`.
-        max_rows: -1 = all, else the first of the file.
+        dir: Folder of the benchmark's files (read by the benchmark; accepted here because the key is shared).
+        batch_size: Rows per micro-batch and process.
+        micro_batch_assignment: How the rows of an optimizer step are assigned to micro-batches, see `cft/data/batches.py`.
+        max_rows: Use only the first `max_rows` rows of the file; -1 = all.
         validation_fraction: Fraction of the ids whose rows are held out, 0 to below 1.
-        max_tokens: Tokens of the longest row.
-        too_long: Longer rows are skipped, or cut to their first tokens; both are counted.
+        max_tokens: Maximal number of tokens of a row.
+        too_long: Whether to skip longer rows, or to truncate them; both are counted.
 
     Raises:
-        ProblemError: No such file or data set, more bad rows than that, or none that is left.
-        NothingToTrain: The mask picks no token.
+        ProblemError: No such file or data set, too many bad rows, or no rows remain.
+        NothingToTrain: The mask selects no token.
     """
     tokenizer, prompt = request.tokenizer, request.prompt
     if tokenizer is None or prompt is None:
         raise ProblemError(
-            "data=rows: rows are encoded when they are read, which needs the model's tokenizer and a prompt"
+            "data=rows: rows are encoded when they are read, so the model's tokenizer and a prompt are needed"
         )
     reader = RowReader(
         prompt,
@@ -146,7 +147,7 @@ def given_rows(
         for held_out, row in kept
     ]
     train_rows = [row for held_out, row in made if not held_out]
-    require_loss(path, request.mask, train_rows, total=len(made), more="Bring more rows")
+    require_loss(path, request.mask, train_rows, total=len(made), more="Provide more rows")
     if GROUP in request.columns:
         require_two_groups(train_rows)
     fingerprint = digests[False] if len(digests) == 1 else sha256_json([digests[False], digests[True]])
@@ -167,7 +168,7 @@ def given_rows(
 
 
 def no_rows() -> None:
-    """The absence of rows of one's own: `cft score` then reads an annotation."""
+    """No user-provided rows; `cft score` then reads an annotation."""
 
 
 def _read(
@@ -179,7 +180,7 @@ def _read(
     facts: Counter[str],
     compared: bool,
 ) -> list[GivenRow]:
-    """compared: by the loss, so that each row brings several responses."""
+    """Read rows and count bad ones. compared: whether they are preference rows, each with several responses."""
     quarantine = Quarantine(
         source, max_bad_rows, remedy="Repair them, set data.shape or the field names (data.*_field), or raise the limit"
     )
@@ -216,7 +217,7 @@ def _held_out(row: GivenRow, fraction: float) -> bool:
 
 
 def _numbered(found: Sequence[tuple[bool, GivenRow]], facts: Counter[str]) -> list[tuple[bool, GivenRow]]:
-    """With a number behind an id that was there before: every row has its own, and repeated ones are kept."""
+    """Make ids unique by appending a number to repeated ones; the rows are kept."""
     seen: Counter[str] = Counter()
     made = []
     for held_out, row in found:
@@ -230,7 +231,7 @@ def _numbered(found: Sequence[tuple[bool, GivenRow]], facts: Counter[str]) -> li
 def _apart(found: Sequence[tuple[bool, GivenRow]], questions: HeldOut) -> list[tuple[bool, GivenRow]]:
     apart = [(held_out, row) for held_out, row in found if not questions.is_in(row.questions)]
     if leaked := len(found) - len(apart):
-        console.print(f"Rows dropped: {leaked} that hold questions of the benchmark's validation or test split")
+        console.print(f"Rows dropped: {leaked} with questions in the benchmark's validation or test split")
     return apart
 
 
@@ -252,22 +253,22 @@ def _fitting(
 
 
 def _note(facts: Counter[str], *, max_tokens: int, special: Any) -> None:
-    """Say what was done to the rows."""
+    """Print how many rows were skipped, cut or repeated."""
     if skipped := facts["rows_too_long"]:
         console.print(
-            f"Rows skipped: {skipped} longer than data.max_tokens={max_tokens}, or all of their loss behind it"
+            f"Rows skipped: {skipped} longer than data.max_tokens={max_tokens}, or with loss only after that position"
         )
     if cut := facts["rows_cut"]:
         console.print(
-            f"Rows cut: {cut} to their first {max_tokens} tokens (data.max_tokens); no end is learnt from them"
+            f"Rows cut: {cut} to their first {max_tokens} tokens (data.max_tokens); they do not teach where to end"
         )
     if again := facts["repeated_rows"]:
-        console.print(f"Note: {again} rows repeat the id of an earlier one; they were kept")
+        console.print(f"Note: {again} rows have the id of an earlier row; they were kept")
     if spelt := facts["rows_that_spell_special_tokens"]:
         console.print(
-            f"Note: {spelt} rows spell special tokens ({', '.join(list(special)[:3])}, ...) in their texts, which were encoded "
-            "as text: special tokens come from the chat template alone. If it was applied to these rows already, give the "
-            "messages instead (shape messages), or token ids",
+            f"Note: {spelt} rows spell special tokens ({', '.join(list(special)[:3])}, ...) in their texts. These were encoded "
+            "as ordinary text, since only the chat template adds special tokens. If a template was already applied to these "
+            "rows, provide the messages instead (shape messages), or token ids",
             markup=False,
         )
 
@@ -275,7 +276,7 @@ def _note(facts: Counter[str], *, max_tokens: int, special: Any) -> None:
 def _scores(
     rows: Sequence[GivenRow], names: Collection[str], *, path: str, annotations_dir: str
 ) -> tuple[dict[str, str], dict[str, dict[str, Values]]]:
-    """(fingerprint of each stored score, its values by row and name). Raises StoreError with the command for what lacks."""
+    """(fingerprint of each stored score, values by row and name). If one is missing, raises StoreError with the command."""
     folder = given_scores_folder(path, annotations_dir=annotations_dir)
     fingerprints: dict[str, str] = {}
     values: dict[str, dict[str, Values]] = {}
@@ -289,9 +290,9 @@ def _scores(
             found = score.of(scored_row(given_token_row(row, row.response(), mask=All(), columns={})))
             if found is None:
                 raise StoreError(
-                    f"{score.folder}: no values for row {row.row_id} ({row.place}) with its present tokens: the rows, the "
-                    f"prompt or data.* settings are others than when it was made. Make it again: {score.manifest['command']} "
-                    "replace=true"
+                    f"{score.folder}: no values for row {row.row_id} ({row.place}) with its current tokens: the rows, the "
+                    "prompt or data.* settings have changed since it was computed. Compute it again: "
+                    f"{score.manifest['command']} replace=true"
                 )
             values.setdefault(row.row_id, {})[name] = found
     return fingerprints, values

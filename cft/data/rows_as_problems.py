@@ -1,11 +1,11 @@
-"""Rows that someone brings as problems with their responses, for `cft annotate data=rows`.
+"""Converts user-provided rows to problems with responses, for `cft annotate data=rows`.
 
     prompt, completion       the question and its solution
-    messages (tools)         a conversation: its last assistant turn is the response, what comes before it the prompt
+    messages (tools)         a conversation: its last assistant turn is the response, the preceding messages are the prompt
 
-Weights of messages are those of a training on the rows as they are; of an annotated response a mask says which tokens carry
-loss, so they are left out, and the rows that have some are counted. Token ids and weighted spans are no problems: such rows
-are counted as bad ones.
+Weights of messages apply only to training directly on the rows. In an annotated response, the mask determines which tokens
+carry loss, so weights are ignored, and rows with weights are counted. Rows of token ids or weighted spans cannot be annotated
+and are counted as bad rows.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from cft.verifiers.thinking import visible
 
 
 def problems_of(data: Splits | partial[Any]) -> Splits:
-    """The problems that a configured `data` gives: its own, or those of `data=rows`, whose other keys are a training's."""
+    """The problems of a configured `data`: its own, or those made from `data=rows`, of which only some keys are used."""
     return data if isinstance(data, Splits) else row_problems(data.keywords)
 
 
 def row_problems(keys: Mapping[str, Any]) -> Splits:
-    """All rows as problems of the split train, those of equal content once. keys: of conf/data/rows.yaml.
+    """All rows as problems in the train split, without duplicates. keys: settings as in conf/data/rows.yaml.
 
     Raises:
-        ProblemError: No such file or data set, more bad rows than `max_bad_rows`, or none that is left.
+        ProblemError: No such file or data set, more bad rows than `max_bad_rows`, or no rows remain.
     """
     path = str(keys["path"])
     rows = file_rows(path, config=keys["config"], revision=keys["revision"], split=keys["split"])
@@ -65,8 +65,8 @@ def row_problems(keys: Mapping[str, Any]) -> Splits:
     quarantine.report(rows=len(chosen))
     if weighed:
         console.print(
-            f"Note: {weighed} rows weigh their messages. What is annotated is the last assistant turn, without its weight, and "
-            "no other turn; cft train data=rows trains on rows with their weights",
+            f"Note: {weighed} rows have weights of messages. Only the last assistant turn is annotated, without its weight; "
+            "cft train data=rows trains on rows with their weights",
             markup=False,
         )
     return splits_of(
@@ -75,8 +75,14 @@ def row_problems(keys: Mapping[str, Any]) -> Splits:
 
 
 def with_answers(splits: Splits, *, thinking: ThinkingTags) -> Splits:
-    """Problems without a gold answer get the one that their own response gives outside of thinking, in a marker (boxed, ####,
-    <answer>) or in a phrase ("the answer is"); without any they are dropped and counted."""
+    """Set missing gold answers to the final answer of the problem's own response.
+
+    It is read outside of thinking, from a marker (boxed, ####, <answer>) or a phrase ("the answer is"). Problems without such
+    an answer are dropped and counted.
+
+    Raises:
+        ProblemError: no problem has an answer.
+    """
     answered = [
         problem if problem.answer else replace(problem, answer=_final_answer(problem.solution, thinking))
         for problem in splits.train
@@ -85,7 +91,7 @@ def with_answers(splits: Splits, *, thinking: ThinkingTags) -> Splits:
     if not kept:
         raise ProblemError(
             f'data {splits.name}: none of its {len(answered)} responses gives a final answer (\\boxed, ####, <answer>, "the '
-            'answer is"), and no field of gold answers is named; expected data.answer_field=...'
+            'answer is"), and no field of gold answers is set; expected data.answer_field=...'
         )
     dropped = Counter(splits.dropped)
     if lacking := [problem.place for problem in answered if not problem.answer]:
@@ -96,7 +102,7 @@ def with_answers(splits: Splits, *, thinking: ThinkingTags) -> Splits:
 
 
 def first_place(places: Iterable[str]) -> str:
-    """The place that comes first in its file; problems are in another order."""
+    """The first of the places in their file; problems have another order."""
     return min(places, key=lambda place: [int(part) if part.isdecimal() else 0 for part in re.split(r"(\d+)", place)])
 
 
@@ -118,7 +124,7 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
     shape: Shape = shape_of(value, shape=keys["shape"], **names)
     if shape not in ("text", "messages"):
         raise BadRow(
-            f"nothing to annotate: rows of {shape} are no problems, expected prompt and completion, or messages"
+            f"nothing to annotate: rows of {shape} are not problems, expected prompt and completion, or messages"
         )
     answer = read_field(value, keys["answer_field"], numbers=True) if keys["answer_field"] else ""
     asked, said = value.get(names["prompt"]), value.get(names["completion"])
@@ -132,7 +138,7 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
         messages = messages_of(value.get(names["messages"]), names["messages"])
     last = max((i for i, message in enumerate(messages) if message["role"] == ASSISTANT), default=0)
     if not last:
-        raise BadRow("no assistant turn behind another one: it is the response that is annotated")
+        raise BadRow("no assistant turn after another message: this turn is the response to annotate")
     if messages[last].get("weight") == 0:
         raise BadRow("no loss: the last assistant turn, which is the response, has weight 0")
     turns = tuple({key: inner for key, inner in message.items() if key != "weight"} for message in messages[: last + 1])

@@ -1,4 +1,4 @@
-"""Sources of problems. Each builder below is the `_target_` of a file in conf/data and gives `Splits`."""
+"""Sources of problems. Each function here is the `_target_` of a file in conf/data and returns `Splits`."""
 
 from __future__ import annotations
 
@@ -35,18 +35,20 @@ def arithmetic(
     max_steps: AtLeastOne = 4,
     operations: Sequence[Operation] = generator.OPERATIONS,
 ) -> Splits:
-    """Generated word problems (`cft/data/word_problems.py`), with a worked solution each.
+    """Generated word problems (`cft/data/word_problems.py`) with worked solutions.
 
     Args:
-        name: of the source, the beginning of every problem's id.
-        seed: of the numbers and the words.
-        num_train: problems to train on; num_validation and num_test likewise, at least 0.
-        min_steps: operations a problem, at least 1.
-        max_steps: at least `min_steps`.
-        operations: that its steps are of, some of + - *; all three where nothing is given.
+        name: name of the source, prefix of every problem's id.
+        seed: seed of numbers and words.
+        num_train: number of training problems, at least 0.
+        num_validation: number of validation problems, at least 0.
+        num_test: number of test problems, at least 0.
+        min_steps: minimal number of operations per problem, at least 1.
+        max_steps: maximal number of operations per problem, at least `min_steps`.
+        operations: operations to use, some of + - *; default all three.
 
     Raises:
-        ProblemError: `min_steps` is above `max_steps`, or there are fewer such problems than are asked for.
+        ProblemError: `min_steps` is above `max_steps`, or fewer such problems exist than requested.
     """
     if min_steps > max_steps:
         raise ProblemError(f"min_steps={min_steps}, max_steps={max_steps}: expected min_steps <= max_steps")
@@ -56,7 +58,7 @@ def arithmetic(
         if len(found[split]) < count:
             raise ProblemError(
                 f"num_{split}={count}: the generator has only {len(found[split])} different problems of {min_steps} to "
-                f"{max_steps} steps of {' '.join(operations)} in this split; ask for fewer, raise max_steps or give more "
+                f"{max_steps} steps of {' '.join(operations)} in this split; request fewer, raise max_steps or allow more "
                 "operations"
             )
     return splits_of(
@@ -69,7 +71,7 @@ def arithmetic(
     )
 
 
-@lru_cache(maxsize=32)  # the jobs of a multirun ask for the same ones
+@lru_cache(maxsize=32)  # the jobs of a multirun use the same problems
 def _generated(
     seed: int, split: generator.Split, min_steps: int, max_steps: int, operations: tuple[Operation, ...], count: int
 ) -> tuple[Problem, ...]:
@@ -81,17 +83,17 @@ def _generated(
 def arithmetic_choice(
     *, name: Name, seed: int, num_test: Count, min_steps: AtLeastOne = 2, max_steps: AtLeastOne = 4
 ) -> Splits:
-    """One of ten options, the digits: arithmetic problems with their worked solution, whose last number is the answer.
+    """Multiple choice among the ten digits: arithmetic problems with a worked solution, whose last number is the answer.
 
-    Test problems alone, those of `arithmetic` whose answer has one digit; what it asks is whether a model answers in the form
-    that it is asked for.
+    It has only test problems, those of `arithmetic` with a one-digit answer. It tests whether a model answers in the requested
+    form.
 
     Args:
-        name: of the source, the beginning of every problem's id.
-        seed: of the numbers and the words.
-        num_test: problems.
-        min_steps: operations a problem, at least 1.
-        max_steps: at least `min_steps`.
+        name: name of the source, prefix of every problem's id.
+        seed: seed of numbers and words.
+        num_test: number of problems.
+        min_steps: minimal number of operations per problem, at least 1.
+        max_steps: maximal number of operations per problem, at least `min_steps`.
 
     Raises:
         ProblemError: `min_steps` is above `max_steps`.
@@ -125,18 +127,19 @@ def gsm8k(
     seed: int,
     max_bad_rows: Fraction = 0.001,
 ) -> Splits:
-    """GSM8K: the gold answer is what follows the last `####`, without thousands separators; the solution is the whole text.
+    """GSM8K: the gold answer is the text after the last `####`, without thousands separators; the solution is the whole text.
 
     Args:
-        dir: folder with train.jsonl and test.jsonl, or with a folder gsm8k that holds them; "" = the hub.
-        hub_id: data set on the hub, read where `dir` is "".
-        revision: of the data set on the hub.
-        validation_fraction: fraction of the training problems that is held out, 0 to 1.
-        seed: of that choice.
+        name: name of the source.
+        dir: folder with train.jsonl and test.jsonl, or with a folder gsm8k that contains them; "" = the hub.
+        hub_id: data set on the hub, used if `dir` is "".
+        revision: revision of the data set on the hub.
+        validation_fraction: fraction of the training problems to hold out, 0 to 1.
+        seed: seed of the split.
         max_bad_rows: fraction of the rows that may be skipped, 0 to 1; they are counted and named.
 
     Raises:
-        ProblemError: no such file or data set, or more bad rows than that.
+        ProblemError: no such file or data set, or too many bad rows.
     """
     sources = {}
     for part in ("train", "test"):
@@ -169,18 +172,20 @@ def reasoning_gym(
     test_fraction: Fraction,
     verifier: Verifier | None = None,
 ) -> Splits:
-    """A procedural task of reasoning-gym.
+    """A procedurally generated task of reasoning-gym.
 
-    Answers are graded by the run's verifier, not by the task's scorer: take tasks with one right answer. Entries drawn
-    twice and entries without an answer are dropped and counted.
+    Answers are graded by the run's verifier, not by the task's scorer, so use tasks with a single right answer. Duplicate
+    entries and entries without an answer are dropped and counted.
 
     Args:
-        task: its name in reasoning-gym.
-        size: entries to draw, at least 1.
-        seed: of the draw.
-        config: the task's own settings.
-        validation_fraction: fraction of the problems, 0 to 1; test_fraction likewise.
-        verifier: what grades the answers under `verifier=benchmark`; null = a number.
+        name: name of the source.
+        task: name of the task in reasoning-gym.
+        size: number of entries to draw, at least 1.
+        seed: seed of the draw.
+        config: settings of the task.
+        validation_fraction: fraction of the problems, 0 to 1.
+        test_fraction: fraction of the problems, 0 to 1.
+        verifier: grader of answers under `verifier=benchmark`; null = the numeric one.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ProblemError(
@@ -205,7 +210,7 @@ def reasoning_gym(
         Row(f"{task}[{i}]", {"question": dataset[i]["question"], "answer": dataset[i]["answer"]}) for i in range(size)
     )
     fields_ = Fields(id="", question="question", answer="answer", solution="")
-    # All may be skipped: repeated draws are no one's error, and a task that has nothing else fails in `splits_of`.
+    # All rows may be skipped: repeated draws are not errors, and a task without any problems fails in `splits_of`.
     part = to_problems(rows, source=f"reasoning-gym {task}", fields=fields_, id_prefix=f"{task}-", max_bad_rows=1.0)
     return split_parts(
         name=name,
@@ -233,19 +238,24 @@ def jsonl(
     seed: int,
     verifier: Verifier | None = None,
 ) -> Splits:
-    """Any file of one JSON object a line.
+    """A file with one JSON object per line.
 
     Args:
+        name: name of the source.
         path: the file.
         test_path: a file of test problems; "" = `test_fraction` of `path`.
-        id_field: name or template of a field; so are the other `*_field`, see `problem_rows.Fields`.
+        id_field: name, path or template of a field, as the other `*_field` arguments; see `problem_rows.Fields`.
+        question_field: see `id_field`.
+        answer_field: see `id_field`.
+        solution_field: see `id_field`.
         max_bad_rows: fraction of a file's rows that may be skipped, 0 to 1; they are counted and named.
-        validation_fraction: fraction of the problems, 0 to 1; test_fraction likewise.
-        seed: of the split.
-        verifier: what grades the answers under `verifier=benchmark`; null = a number.
+        validation_fraction: fraction of the problems, 0 to 1.
+        test_fraction: fraction of the problems, 0 to 1.
+        seed: seed of the split.
+        verifier: grader of answers under `verifier=benchmark`; null = the numeric one.
 
     Raises:
-        ProblemError: no such file, or more bad rows than that.
+        ProblemError: no such file, or too many bad rows.
     """
 
     def rows_of(part: str, file: str) -> tuple[Iterable[Row], str]:
@@ -288,15 +298,15 @@ def hub(
     seed: int,
     verifier: Verifier | None = None,
 ) -> Splits:
-    """A data set of the hub, or a local folder that `datasets` can load.
+    """A data set on the hub, or a local folder that `datasets` can load. Other arguments are as in `jsonl`.
 
     Args:
         path: owner/name, or the folder.
-        config: of the data set; "" = its default.
+        config: config of the data set; "" = its default.
         revision: branch, tag or commit; "" = the newest.
-        train_split: split of the data set that is divided.
-        test_split: "" = `test_fraction` of `train_split`.
-        id_field: as in `jsonl`, and so are the other arguments.
+        train_split: split of the data set to divide.
+        test_split: split of test problems; "" = `test_fraction` of `train_split`.
+        id_field: as in `jsonl`.
 
     Raises:
         ProblemError: no such data set or split, or more bad rows than `max_bad_rows`.
@@ -345,19 +355,19 @@ def _gsm8k_rows(part: str, *, dir: str, hub_id: str, revision: str) -> tuple[Ite
             return json_lines(path), str(path)
     looked = " nor ".join(map(str, candidates))
     raise ProblemError(
-        f"data.dir={dir}: found neither {looked}; give the folder that holds GSM8K's train.jsonl and test.jsonl"
+        f"data.dir={dir}: found neither {looked}; expected the folder with GSM8K's train.jsonl and test.jsonl"
     )
 
 
 def _existing(file: str, *, what: str) -> Path:
     path = Path(file).expanduser()
     if not file or not path.is_file():
-        raise ProblemError(f"{what}={file!r}: no such file; expected a file of one JSON object a line")
+        raise ProblemError(f"{what}={file!r}: no such file; expected a file with one JSON object per line")
     return path
 
 
 def _plain(value: Any) -> Any:
-    """Mappings and sequences of a configuration as dicts and lists."""
+    """The value with mappings and sequences of a configuration as dicts and lists."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

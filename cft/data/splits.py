@@ -1,8 +1,7 @@
-"""Problems split into train, validation and test.
+"""Splits problems into train, validation and test.
 
-A source that has no test set of its own is split by a hash of the seed and the problem's id, never by order: a file that
-grows moves no problem from one split to another. Training and validation problems whose question is also in the test set are
-dropped and counted.
+A source without a test set is split by a hash of seed and problem id, not by order, so that adding rows to a file moves no
+problem to another split. Training and validation problems whose question is also in the test set are dropped and counted.
 """
 
 from __future__ import annotations
@@ -21,10 +20,16 @@ NAMES = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Problems in the order of hash(seed, id), so that the first n of them are a random sample.
+    """Problems by split, in the order of hash(seed, id), so that the first n of them are a random sample.
 
-    dropped: reason -> how many rows. fingerprint: sha256 of the splits' ids, questions, answers and solutions.
-    verifier: what grades the answers under `verifier=benchmark`, None where the source leaves that to the run.
+    Args:
+        name: name of the source.
+        train: training problems.
+        validation: validation problems.
+        test: test problems.
+        dropped: reason -> number of dropped rows.
+        fingerprint: sha256 of the splits' ids, questions, answers and solutions.
+        verifier: grader of answers under `verifier=benchmark`; None = determined by the run.
     """
 
     name: str
@@ -42,7 +47,7 @@ class Splits:
         problems: tuple[Problem, ...] = getattr(self, split)
         if not problems:
             sizes = ", ".join(f"{name} {len(getattr(self, name))}" for name in NAMES)
-            remedy = "take another split or change the split's size or fraction in the data group"
+            remedy = "use another split or change the split's size or fraction in the data group"
             raise ProblemError(f"data {self.name} has no {split} problems (found {sizes}); {remedy}")
         return problems
 
@@ -52,7 +57,7 @@ class Splits:
 
 
 def place_of(problem_id: str, *, seed: int) -> float:
-    """Where a problem lies between 0 and 1: decides its split and its order."""
+    """A number in 0-1 that determines a problem's split and order."""
     digest = hashlib.sha256(f"{seed}\x1f{problem_id}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
@@ -66,7 +71,7 @@ def split_parts(
     seed: int,
     verifier: Verifier | None = None,
 ) -> Splits:
-    """Split what was read: the test part where there is one, else a fraction of the train part."""
+    """Split the problems that were read; test problems are the test part or, without one, a fraction of the train part."""
     own_test = "test" in parts
     own_fraction = 0.0 if own_test else test_fraction
     if validation_fraction + own_fraction > 1.0:
@@ -76,7 +81,7 @@ def split_parts(
     found: dict[str, list[Problem]] = {split: [] for split in NAMES}
     for problem in parts["train"][0]:
         place = place_of(problem.id, seed=seed)
-        # Validation is the upper end, so that changing one fraction moves no problem between the two held-out splits.
+        # Test is the lower end and validation the upper, so changing a fraction moves no problem between the two.
         split = "test" if place < own_fraction else "validation" if place >= 1.0 - validation_fraction else "train"
         found[split].append(problem)
     if own_test:
@@ -95,7 +100,7 @@ def splits_of(
     dropped: Counter[str],
     verifier: Verifier | None = None,
 ) -> Splits:
-    """Drop leaks, sort, fingerprint."""
+    """Drop problems that occur in several splits, sort, and compute the fingerprint."""
     held_out: dict[str, str] = {}  # normalized question -> the split that has it
     kept: dict[str, list[Problem]] = {}
     for split, problems in (("test", test), ("validation", validation), ("train", train)):
@@ -119,7 +124,7 @@ def splits_of(
                 digest.update(len(data).to_bytes(8) + data)
     if not any(ordered.values()):
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "none was requested"
-        raise ProblemError(f"data {name} is left with no problems ({reasons})")
+        raise ProblemError(f"data {name} has no problems left ({reasons})")
     return Splits(
         name,
         ordered["train"],

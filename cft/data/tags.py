@@ -1,10 +1,11 @@
-"""Responses as tagged text: SFTKey's tagger (arXiv 2512.21017; no code is published, so this is a reconstruction).
+"""Marks thinking and answer in responses with tags: SFTKey's tagger (arXiv 2512.21017; a reconstruction, since no code is
+published).
 
     First, 2 + 3 = 5.\\n#### 5<eos>   ->   <Thinking>First, 2 + 3 = 5.</Thinking><Answer>\\n#### 5</Answer><eos>
 
-The answer is what follows the last beginning of a line or a sentence from which on the verifier still reads the same final
-answer with the same verdict. Tags are put between the response's own ids, so that no token of it changes; where the answer
-begins inside of a token, the tag comes before that. A tag is one token where `model.added_tokens` names it, else plain text.
+The answer starts at the last line or sentence from which the verifier still reads the same final answer with the same verdict.
+Tags are inserted between the response's ids, so that its tokens do not change; if the answer starts inside a token, the tag is
+inserted before that token. A tag is a single token if `model.added_tokens` lists it, otherwise plain text.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
 VerifyAll = Callable[[Sequence[tuple[str, str]]], list[Verdict]]
 
-MAX_STARTS = 16  # from the end of a response; an answer that begins earlier is the whole response
+MAX_STARTS = 16  # candidates from the end of a response; if none fits, the answer is the whole response
 _STARTS = re.compile(r"\n+|(?<=[.!?])[^\S\n]+")
-# What is known of a token that nobody asked about, by column.
+# Values of inserted tokens, which were not annotated, by column.
 _UNKNOWN: dict[str, Any] = {
     "logprob": np.nan,
     "entropy": np.nan,
@@ -56,7 +57,7 @@ class Tags(NamedTuple):
 
     @classmethod
     def of(cls, texts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase) -> Tags:
-        """Raises BadValue where they are not four, or the tokenizer cannot spell one."""
+        """The ids of the four texts. Raises BadValue if there are not four, or the tokenizer cannot spell one."""
         if len(set(texts)) != 4 or not all(text.strip() for text in texts):
             raise BadValue(
                 "data.tags: expected four different texts, such as [<Thinking>,</Thinking>,<Answer>,</Answer>], or null, found "
@@ -68,7 +69,7 @@ class Tags(NamedTuple):
                 add = f"model.added_tokens=[{','.join(texts)}]"
                 raise BadValue(
                     f"data.tags: the tokenizer of {tokenizer.name_or_path} writes {text!r} as "
-                    f"{decode(tokenizer, found)!r}; make the tags tokens of their own with {add}, or choose others"
+                    f"{decode(tokenizer, found)!r}; make each tag a single token with {add}, or choose other tags"
                 )
         return cls(*ids)
 
@@ -80,14 +81,14 @@ def tagged_rows(
     tokenizer: PreTrainedTokenizerBase,
     verify_all: VerifyAll,
 ) -> list[AnnotatedResponse]:
-    """The rows in tags, under ids of their own, in the same order. Raises BadValue (`Tags.of`)."""
+    """The rows with tags and new ids, in the same order. Raises BadValue (`Tags.of`)."""
     tags = Tags.of(texts, tokenizer=tokenizer)
     starts = answer_starts([(row.response, row.answer) for row in rows], verify_all=verify_all)
     return [_tagged(row, start, tags, tokenizer) for row, start in zip(rows, starts, strict=True)]
 
 
 def answer_starts(items: Sequence[tuple[str, str]], *, verify_all: VerifyAll) -> list[int]:
-    """The character at which the answer of each (response, gold answer) begins; 0 where nothing shorter has it."""
+    """Index of the character at which the answer starts in each (response, gold answer); 0 if it is the whole response."""
     places = [[0, *(found.end() for found in _STARTS.finditer(text))][-MAX_STARTS:] for text, _ in items]
     asked = [
         (text[at:], answer)

@@ -1,11 +1,11 @@
-"""Generated short word problems: one-digit operands, a few steps, a worked solution in varied words.
+"""Generates short word problems: one-digit operands, a few steps, a worked solution with varied wording.
 
     Tom has 5 apples. He buys 3 more. He loses 2. How many apples does he have now?
     First we find that 5 + 3 = 8 apples so far. Then we get 8 - 2 = 6 apples by now.
     #### 6
 
-Which split a problem belongs to is a pure function of its numbers (`split_of`), whatever the seed or the sizes: a chain
-of operations met in training is never met in the test set, not even under another seed or in other words.
+The split of a problem depends only on its numbers (`split_of`), not on seed or sizes: a chain of operations in the training
+set is never in the test set, not even with another seed or wording.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cft.types import Problem
 Split = Literal["train", "validation", "test"]
 Operation = Literal["+", "-", "*"]
 OPERATIONS: tuple[Operation, ...] = ("+", "-", "*")
-LARGEST = 99  # of every intermediate result, so that a number has at most two digits
+LARGEST = 99  # largest intermediate result, so that numbers have at most two digits
 
 NAMES = (
     ("Tom", "he", "him"),
@@ -46,8 +46,8 @@ ASK = (
     "What is the final number of {items}?",
 )
 
-# Synonyms of the solutions. The weights are uneven on purpose: a model that learns them has a clear favorite, hence
-# few near ties when it decodes greedily, and others beside it that lead to the same answer.
+# Synonyms in solutions, with uneven weights: a model that learns them has a clear favorite, hence few near ties in greedy
+# decoding, and alternatives that lead to the same answer.
 OPENERS = ("First", "Start:", "To begin,")
 CONNECTIVES = ("Then", "Next", "Now", "After that")
 SOLVERS = ("we", "you", "I")
@@ -59,7 +59,7 @@ UNEVEN = (8, 5, 3, 2, 1)
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The numbers of a problem: a first value, then (operator, operand) steps, worked out from left to right."""
+    """The numbers of a problem: a first value, then (operator, operand) steps, evaluated from left to right."""
 
     first: int
     steps: tuple[tuple[str, int], ...]
@@ -86,7 +86,7 @@ def apply(operator: str, left: int, right: int) -> int:
 
 
 def split_of(chain: Chain) -> Split:
-    """80 % of all chains are for training, 5 % for validation, 15 % for tests."""
+    """The split of a chain: 80 % of all chains are for training, 5 % for validation, 15 % for testing."""
     bucket = int.from_bytes(hashlib.sha256(str(chain).encode()).digest()[:4]) % 20
     return "train" if bucket < 16 else "validation" if bucket < 17 else "test"
 
@@ -94,8 +94,8 @@ def split_of(chain: Chain) -> Split:
 def draw_chain(
     rng: random.Random, *, min_steps: int, max_steps: int, operations: Sequence[Operation] = OPERATIONS
 ) -> Chain | None:
-    """A chain whose results stay within 0 and LARGEST; None where the numbers drawn leave no next step, which needs an
-    operation to be left out."""
+    """A chain whose results stay between 0 and LARGEST; None if no next step is possible, which happens only if not all
+    operations are allowed."""
     value = first = rng.randint(2, 9)
     steps: list[tuple[str, int]] = []
     for _ in range(rng.randint(min_steps, max_steps)):
@@ -112,7 +112,7 @@ def draw_chain(
 
 
 def draw_words(rng: random.Random) -> dict[str, str]:
-    """Who and what a problem is about."""
+    """Draw the name, pronouns and items of a problem."""
     name, he, him = rng.choice(NAMES)
     return {"name": name, "he": he, "him": him, "He": he.capitalize(), "items": rng.choice(ITEMS)}
 
@@ -141,7 +141,7 @@ def solve(chain: Chain, words: dict[str, str], *, rng: random.Random) -> str:
 def problems(
     *, seed: int, split: Split, min_steps: int = 2, max_steps: int = 4, operations: Sequence[Operation] = OPERATIONS
 ) -> Iterator[tuple[Chain, Problem]]:
-    """Distinct problems of one split; ends when 100,000 draws in a row bring nothing new."""
+    """Distinct problems of one split; ends when 100,000 consecutive draws yield no new problem."""
     chosen: list[Operation] = [operation for operation in OPERATIONS if operation in operations]
     of = "" if chosen == [*OPERATIONS] else f" {''.join(chosen)}"
     rng = random.Random(f"arithmetic {seed} {split} {min_steps} {max_steps}{of}")

@@ -1,4 +1,4 @@
-"""Options of `format`: the rows of `cft export` as other trainers read them."""
+"""Options of `format`: formats of `cft export` for other trainers."""
 
 from cft.formats.conversations import MsSwift, ShareGPT
 from cft.formats.preferences import Preferences

@@ -1,7 +1,7 @@
-"""What a format is given, and what it must say of itself.
+"""Base class and inputs of export formats.
 
-A format turns responses with a weight for each token into one table a split. What it cannot carry is refused by name with a
-remedy, or written only where its option asks for it; nothing is rounded.
+A format converts responses with a weight per token to one table per split. Content that it cannot represent is refused with a
+remedy, or written only if an option allows it; weights are never rounded.
 """
 
 from __future__ import annotations
@@ -33,16 +33,22 @@ from cft.types import AnnotatedResponse
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EXACT = "format=labels or format=tinker"  # what carries every weight
+EXACT = "format=labels or format=tinker"  # formats that represent all weights
 
 
 class FormatError(UserError, ValueError):
-    """The rows hold what the format cannot carry."""
+    """The format cannot represent the rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One response. ids, weight: [L] of prompt and response; the weight is that of a token's loss, 0 on the prompt."""
+    """One response.
+
+    Args:
+        row: the annotated response.
+        ids: [L] token ids of prompt and response.
+        weight: [L] weight of each token's loss, 0 in the prompt.
+    """
 
     row: AnnotatedResponse
     ids: NDArray[np.int64]
@@ -63,10 +69,10 @@ class Example:
 
 
 class Source:
-    """The annotation that the rows are of, for formats that hold text.
+    """The source annotation of the rows, for formats with text.
 
     Args:
-        manifest: Of the annotation.
+        manifest: Manifest of the annotation.
     """
 
     def __init__(self, manifest: dict[str, Any]) -> None:
@@ -74,13 +80,13 @@ class Source:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of the model that was annotated. Raises FormatError where another one is found."""
+        """Tokenizer of the annotated model. Raises FormatError if it has changed."""
         tokenizer = load_tokenizer(build(dict(self.manifest["config"]["model"])))
         then, now = self.manifest["fingerprint"]["tokenizer"], tokenizer_hash(tokenizer)
         if then != now:
             raise FormatError(
                 f"format: the tokenizer of {self.manifest['model_name']} is {now[:12]} now, but the annotation was made with "
-                f"{then[:12]}; put the model's old tokenizer back, or choose a format of token ids ({EXACT})"
+                f"{then[:12]}; restore the model's old tokenizer, or choose a format of token ids ({EXACT})"
             )
         return tokenizer
 
@@ -89,16 +95,16 @@ class Source:
         return build(dict(self.manifest["config"]["prompt"]))
 
     def turns(self, example: Example) -> list[dict[str, str]]:
-        """The conversation that the response answers. Raises FormatError where there is none, or where it is not the prompt."""
+        """The conversation before the response. Raises FormatError if there is none, or it does not yield the prompt."""
         row, prompt = example.row, self.prompt
         if not isinstance(prompt, Chat):
             raise FormatError(
-                f"format: {self.manifest['name']} was annotated with a plain prompt, which is no conversation; choose a format "
+                f"format: {self.manifest['name']} was annotated with a plain prompt, not a conversation; choose a format "
                 f"of token ids ({EXACT})"
             )
         if prompt.ids(self.tokenizer, row.problem) != example.ids[: example.prompt_len].tolist():
             raise FormatError(
-                f"format: the prompt of response {row.response_id} is not its problem under the annotation's prompt "
+                f"format: the prompt of response {row.response_id} is not its problem in the annotation's prompt "
                 f"(data.shuffle_responses, or another chat template); choose a format of token ids ({EXACT})"
             )
         system = [{"role": "system", "content": prompt.system}] if prompt.system else []
@@ -106,10 +112,10 @@ class Source:
 
 
 class Format(ABC):
-    """Base of the formats; `table` is theirs.
+    """Base class of formats; subclasses implement `table`.
 
-    library: as messages name it. suffix: of the files. weighted: whether every weight is carried. columns: name, type,
-    meaning. use: (language, text) of the card, `{folder}` being the place. limits: what is lost, in sentences.
+    library: name in messages. suffix: of the files. weighted: whether all weights are represented. columns: (name, type,
+    meaning) of each column. use: (language, text) of the example on the card. limits: sentences about what is lost.
     """
 
     library: ClassVar[str]
@@ -120,12 +126,12 @@ class Format(ABC):
     limits: ClassVar[tuple[str, ...]] = ()
 
     def of(self, source: Source) -> Format:
-        """The format of this annotation's rows, where that depends on what it holds."""
+        """The format for this annotation's rows; it may depend on the annotation's kind."""
         del source
         return self
 
     def require(self, examples: Sequence[Example], source: Source) -> None:
-        """Raises FormatError where the format cannot carry the rows."""
+        """Raises FormatError if the format cannot represent the rows."""
         del source
         weighted = sum(example.is_weighted for example in examples)
         if weighted and not self.weighted:
@@ -133,26 +139,26 @@ class Format(ABC):
             value = next(float(w) for w in first.weight if w not in (0, 1))
             raise FormatError(
                 f"format: {weighted} of {len(examples)} rows have weights that are neither 0 nor 1 (response "
-                f"{first.row.response_id} has {value:g}), and {self.library} has no weights of tokens. {EXACT} carry them; or "
-                "choose a mask of zeros and ones, such as mask=critical mask.rule=all"
+                f"{first.row.response_id} has {value:g}), and {self.library} has no token weights. Use {EXACT}, or choose a "
+                "mask of zeros and ones, such as mask=critical mask.rule=all"
             )
 
     @abstractmethod
     def table(self, examples: Sequence[Example], source: Source, *, split: str) -> pa.Table:
-        """Rows of a split in the columns that the library reads."""
+        """Rows of a split, in the columns that the library reads."""
 
     def beside(self, splits: Sequence[str], source: Source) -> dict[str, str]:
-        """Name -> text of further files."""
+        """Name -> text of additional files."""
         del splits, source
         return {}
 
     def place(self, split: str) -> str:
-        """Of a split's file, below the folder."""
+        """Path of a split's file, relative to the folder."""
         return f"tokenized/{split}" if self.suffix == "disk" else f"data/{split}-00000-of-00001.{self.suffix}"
 
 
 def write_table(path: Path, table: pa.Table, *, suffix: str) -> None:
-    """Whole or not at all, with the same bytes each time."""
+    """Write a table atomically, with deterministic bytes."""
     if suffix == "disk":
         _write_folder(path, lambda folder: _save_to_disk(table, folder))
     elif suffix == "parquet":
@@ -163,19 +169,19 @@ def write_table(path: Path, table: pa.Table, *, suffix: str) -> None:
 
 
 def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Lists of numbers as they are in numpy."""
+    """An Arrow column of number lists, from numpy arrays."""
     return pa.array(values, pa.list_(kind))
 
 
 def _without_null(value: Any) -> Any:
-    """Of JSON: a key without a value is not there."""
+    """A JSON value without keys whose value is null."""
     if isinstance(value, dict):
         return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
     return [_without_null(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _save_to_disk(table: pa.Table, folder: Path) -> None:
-    """As `datasets.load_from_disk` opens it. The fingerprint names the contents, so that the same rows are the same bytes."""
+    """Write a folder for `datasets.load_from_disk`. Its fingerprint is a content hash, so that equal rows give equal bytes."""
     from datasets import Dataset, disable_progress_bars, enable_progress_bars
     from datasets.table import InMemoryTable
     from datasets.utils import are_progress_bars_disabled

@@ -1,4 +1,4 @@
-"""Formats of messages. The library applies its own chat template and encodes the text again, so the ids are its own."""
+"""Formats with messages. The library applies its own chat template and tokenizes the text again, so token ids may differ."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from cft.formats.base import EXACT, Example, Format, FormatError, Source
 from cft.models.text import hidden_ids
 from cft.prompts.chat import encoded
 
-_TEMPLATE = "The library's template must write what the annotated model's wrote; only its tokenizer is checked here."
+_TEMPLATE = "The library's template must match that of the annotated model; only the tokenizer was checked."
 
 
 class ShareGPT(Format):
-    """LLaMA-Factory's `sharegpt` with its dataset_info.json, which Axolotl and ms-swift read, too: whole responses, since a
-    message has no place for a mask."""
+    """LLaMA-Factory's `sharegpt` with dataset_info.json, which Axolotl and ms-swift also read.
+
+    Only for loss on complete responses, since messages cannot represent a mask.
+    """
 
     library = "sharegpt"
     suffix = "jsonl"
@@ -32,9 +34,9 @@ class ShareGPT(Format):
         masked = [example for example in examples if (example.weight[example.prompt_len :] != 1).any()]
         if masked:
             raise FormatError(
-                f"format: {len(masked)} of {len(examples)} rows have loss on a part of the response only (such as response "
-                f"{masked[0].row.response_id}), and {self.library} trains on whole responses. Set mask=all, or choose "
-                f"format=llama_factory, which keeps the mask ({EXACT} do, too)"
+                f"format: {len(masked)} of {len(examples)} rows have loss on only a part of the response (such as response "
+                f"{masked[0].row.response_id}), but {self.library} trains on whole responses. Set mask=all, or choose "
+                f"format=llama_factory, which keeps the mask (as do {EXACT})"
             )
 
     def table(self, examples: Sequence[Example], source: Source, *, split: str) -> pa.Table:
@@ -57,25 +59,27 @@ class ShareGPT(Format):
 
 
 class MsSwift(Format):
-    """Messages of ms-swift (4.2 or newer): a response is several assistant messages in a row, each with its `loss_scale`.
+    """Messages of ms-swift (4.2 or newer): a response is several consecutive assistant messages, each with a `loss_scale`.
 
     Args:
-        response_end: What to do with rows whose last word carries loss and whose end token does not, where ms-swift gives the
-            end token some: "refuse" them, or "train" on it.
+        response_end: Treatment of rows whose last word carries loss but whose end token does not, since ms-swift gives such end
+            tokens loss: "refuse" them, or "train" on the end token.
     """
 
     library = "ms-swift"
     suffix = "jsonl"
     weighted = True
-    columns = (("`messages`", "list of {role, content, loss_scale}", "assistant messages in a row are one response"),)
+    columns = (
+        ("`messages`", "list of {role, content, loss_scale}", "consecutive assistant messages are one response"),
+    )
     use = (
         "bash",
         "swift sft --model <the model> --dataset <this folder>/data/train-00000-of-00001.jsonl --loss_scale default "
         "--is_binary_loss_scale false",
     )
     limits = (
-        "Without `--is_binary_loss_scale false` every weight above 0 counts as 1. Texts of other weight are encoded each by "
-        "itself: that this gives the annotation's ids is checked.",
+        "Without `--is_binary_loss_scale false`, every weight above 0 counts as 1. Texts with different weights are encoded "
+        "separately; it was checked that this gives the annotation's ids.",
         _TEMPLATE,
     )
 
@@ -87,13 +91,13 @@ class MsSwift(Format):
         if spelt:
             raise FormatError(
                 f"format: {len(spelt)} of {len(examples)} rows (such as response {spelt[0].row.response_id}) would have other "
-                f"tokens where their parts are encoded again; choose a format of token ids ({EXACT})"
+                f"tokens if their parts are encoded separately; choose a format of token ids ({EXACT})"
             )
         ends = [example for example in examples if _end_is_lost(example)]
         if ends and self.response_end == "refuse":
             raise FormatError(
                 f"format.response_end=refuse: {len(ends)} of {len(examples)} rows (such as response {ends[0].row.response_id}) "
-                "have loss on the last word and none on the end token, where ms-swift always puts some. Accept that with "
+                "have loss on the last word but none on the end token, to which ms-swift always gives loss. Accept this with "
                 f"format.response_end=train, or choose a format of token ids ({EXACT})"
             )
 
@@ -113,7 +117,7 @@ class MsSwift(Format):
 
 
 def _parts(example: Example, weights: np.ndarray, source: Source) -> list[tuple[str, float]]:
-    """(text, weight) of neighbours of one weight. The end token is text of its own, which ends ms-swift's own response."""
+    """(text, weight) of runs of tokens with equal weight. The end token is a separate text, which ends ms-swift's response."""
     row = example.row
     ends = list(row.response_ids[-1:]) if row.finish == "stop" else []
     visible = len(row.response_ids) - len(ends)
@@ -126,14 +130,14 @@ def _parts(example: Example, weights: np.ndarray, source: Source) -> list[tuple[
 
 
 def _spelt(example: Example, source: Source) -> bool:
-    """Whether the parts have the response's tokens when each is encoded by itself."""
+    """Whether encoding each part separately yields the response's tokens."""
     row, tokenizer = example.row, source.tokenizer
     if row.finish != "stop" or hidden_ids(tokenizer) & set(row.response_ids[:-1].tolist()):
-        return False  # ms-swift would add an end, or a text would hold what is no text
+        return False  # ms-swift would add an end token, or a text would contain hidden tokens
     parts = _parts(example, example.weight[example.prompt_len :], source)
     return [token for text, _ in parts for token in encoded(tokenizer, text)] == row.response_ids.tolist()
 
 
 def _end_is_lost(example: Example) -> bool:
-    """ms-swift puts loss on an end token that follows a token with loss."""
+    """Whether ms-swift would add loss to the end token, as it does after a token with loss."""
     return len(example.row.response_ids) > 1 and bool(example.weight[-1] == 0 < example.weight[-2])

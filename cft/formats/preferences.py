@@ -1,10 +1,10 @@
-"""Pairs for direct preference optimization: of rollouts a right response against a wrong one to the same problem; else, from
-the counterfactual evidence, a token against one that fails in its place.
+"""Preference pairs for direct preference optimization. From rollouts: a right and a wrong response to the same problem. From
+counterfactual evidence: a token and an alternative to it with the other outcome.
 
-After the same prefix, the response's own token led to the right answer and the alternative to a wrong one, or the other way
-round in a wrong response. A pair is these two tokens and no more, as in pivotal token search (Phi-4, arXiv 2412.08905):
-continuations of alternatives are not stored. TRL's DPOTrainer encodes texts and puts an end token behind each, which would
-teach to stop after the critical token; so pairs are ids, and texts come only where they are asked for.
+For the latter, after the same prefix, the response's own token led to the right answer and the alternative to a wrong one, or
+vice versa in a wrong response. The pair is these two tokens only, as in pivotal token search (Phi-4, arXiv 2412.08905), since
+continuations of alternatives are not stored. TRL's DPOTrainer encodes texts and appends an end token to each, which would
+teach the model to stop after the critical token. So pairs are token ids, and texts are included only on request.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _TEXTS = ("prompt", "chosen", "rejected")
 
 
 class Preferences(Format):
-    """prompt_ids, chosen_ids and rejected_ids, as the collator of TRL's DPOTrainer takes them.
+    """prompt_ids, chosen_ids and rejected_ids, as expected by the collator of TRL's DPOTrainer.
 
     Args:
-        alternatives: Of each token with loss: the "first" alternative that ended otherwise, or a pair for each ("all"). Of
-            rollouts see `ResponsePairs`.
-        text: Whether there are columns prompt, chosen and rejected, too. A trainer that reads them encodes them again and
-            adds an end token. None: of whole responses alone.
+        alternatives: For each token with loss, a pair with the "first" alternative that has the other outcome, or with "all"
+            of them. For rollouts, see `ResponsePairs`.
+        text: Whether to include columns prompt, chosen and rejected. A trainer that reads them encodes them again and appends
+            an end token. None: only for whole responses.
     """
 
     library = "a preference pair"
     columns = (
-        ("`response_id`, `position`", "string, int32", "the token of the response that the pair is about"),
+        ("`response_id`, `position`", "string, int32", "the token of the response at which the pair differs"),
         ("`prompt_ids`", "list of int32", "prompt and response up to it"),
         (
             "`chosen_ids`",
@@ -60,13 +60,13 @@ class Preferences(Format):
         "from trl import DPOConfig, DPOTrainer\n\n"
         "class TokenPairs(DPOTrainer):\n"
         "    def _prepare_dataset(self, dataset, *args):\n"
-        "        return dataset  # ids already: nothing to encode, and no end token behind a pair\n\n"
+        "        return dataset  # already token ids: nothing to encode, and no end token to append\n\n"
         'pairs = load_dataset("<this folder>")["train"]\n'
         'TokenPairs(model="<the model>", args=DPOConfig(max_length=None), train_dataset=pairs).train()',
     )
     limits = (
-        "A pair is two tokens: what came after an alternative was judged and not stored. Alternatives that were cut off, "
-        "undecided or untried make no pair.",
+        "A pair is two tokens: continuations of alternatives were graded but not stored. Alternatives that were cut off, "
+        "undecided or untried yield no pair.",
     )
 
     def __init__(self, *, alternatives: Alternatives, text: bool | None) -> None:
@@ -82,8 +82,8 @@ class Preferences(Format):
         pairs = [pair for example in examples for pair in self._pairs(example)]
         if split == "train" and not pairs:
             raise FormatError(
-                "format: no token with loss has an alternative that ended otherwise, so there is no pair; choose a mask of "
-                "tokens that have, such as mask=critical (mask=turning for wrong responses), or another annotation"
+                "format: no token with loss has an alternative with the other outcome, so there is no pair; choose a mask of "
+                "tokens that have one, such as mask=critical (mask=turning for wrong responses), or another annotation"
             )
         schema = dict(_SCHEMA)
         if self.text:
@@ -95,7 +95,7 @@ class Preferences(Format):
 
     def _pairs(self, example: Example) -> Iterator[dict[str, Any]]:
         row, start = example.row, example.prompt_len
-        # Of a wrong response the alternative is the better one, where it turns the answer right.
+        # In a wrong response, the alternative is chosen if it leads to a right answer.
         other = Outcome.WRONG if row.verdict == "right" else Outcome.RIGHT
         for t in np.flatnonzero(example.weight[start:] > 0).tolist():
             found = np.flatnonzero(row.alt_outcome[t] == other).tolist()
@@ -112,21 +112,22 @@ class Preferences(Format):
 
 
 class ResponsePairs(Format):
-    """Whole responses to one problem, a right one against a wrong one; both have ended.
+    """Pairs of a right and a wrong response to the same problem, both with an end token.
 
-    prompt, chosen and rejected are TRL's columns, as lists of messages where the prompt is a chat, beside the token ids that
-    they were made from (which `data=rows` reads).
+    prompt, chosen and rejected are TRL's columns, as lists of messages if the prompt is a chat. The token ids from which they
+    were made are included (`data=rows` reads them).
 
     Args:
-        alternatives: "first" = each right response with another wrong one, as far as there are both; "all" = with every one.
-        text: Whether there are columns prompt, chosen and rejected.
+        alternatives: "first" = each right response is paired with a different wrong one, while both remain; "all" = every
+            right response is paired with every wrong one.
+        text: Whether to include columns prompt, chosen and rejected.
     """
 
     library = "a preference pair"
     columns = (
         ("`problem_id`, `response_id`, `rejected_id`", "string", "the problem, and its two responses"),
         ("`prompt_ids`", "list of int32", "the prompt"),
-        ("`chosen_ids`", "list of int32", "a right response, its end token included"),
+        ("`chosen_ids`", "list of int32", "a right response, including its end token"),
         ("`rejected_ids`", "list of int32", "a wrong one"),
         ("`prompt`, `chosen`, `rejected`", "list of messages, or string", "the same as texts, without end tokens"),
     )
@@ -138,9 +139,9 @@ class ResponsePairs(Format):
         'DPOTrainer(model="<the model>", args=DPOConfig(), train_dataset=pairs).train()',
     )
     limits = (
-        "DPOTrainer encodes texts and puts the end of a turn behind them. A sampled response need not be spelt by the tokens "
-        "that encoding gives; the columns of token ids are what was sampled.",
-        "Responses that were cut off or undecided, and repeated ones, make no pair.",
+        "DPOTrainer encodes texts and appends the end of a turn. The encoding of a sampled response may differ from the "
+        "sampled tokens; the columns of token ids are the sampled tokens.",
+        "Responses that were cut off or undecided, and repeated ones, yield no pair.",
     )
 
     def __init__(self, *, alternatives: Alternatives, text: bool) -> None:
@@ -152,8 +153,8 @@ class ResponsePairs(Format):
         if split == "train" and not pairs:
             verdicts = sorted({example.row.verdict for example in examples})
             raise FormatError(
-                f"format: no problem has a right and a wrong response among these rows ({', '.join(verdicts)} alone), so there "
-                "is no pair; take both with data.responses=all, or more rollouts (cft annotate responses=rollouts "
+                f"format: no problem has a right and a wrong response among these rows ({', '.join(verdicts)} only), so there "
+                "is no pair; use both with data.responses=all, or more rollouts (cft annotate responses=rollouts "
                 "num_samples=...)"
             )
         schema: dict[str, pa.DataType] = dict.fromkeys(("problem_id", "response_id", "rejected_id"), pa.string())

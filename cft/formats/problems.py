@@ -1,4 +1,4 @@
-"""Formats of problems with their answers, for training by rewards: the annotation's problems, not its masks."""
+"""Formats of problems with answers, for reinforcement learning: they contain the annotation's problems, not its masks."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from cft.formats.base import Example, Format, Source
 
 
 class Verl(Format):
-    """verl's Parquet of prompts and ground truths, a row for each problem that has a response in the annotation.
+    """verl's Parquet of prompts and ground truths, one row per problem with a response in the annotation.
 
     Args:
-        data_source: What verl chooses its reward function by, such as openai/gsm8k; "" for the annotation's source, for which
-            verl needs a function of yours.
+        data_source: Key by which verl selects its reward function, such as openai/gsm8k; "" = the annotation's source, for
+            which verl needs a custom function.
         ability: Kind of task, which verl only records.
     """
 
     library = "verl"
-    weighted = True  # it reads none, and says so
+    weighted = True  # weights are ignored, which `limits` states
     columns = (
-        ("`data_source`", "string", "what verl chooses the reward function by"),
+        ("`data_source`", "string", "key by which verl selects the reward function"),
         ("`prompt`", "list of {role, content}", "verl applies the chat template"),
         ("`ability`", "string", "kind of task"),
         ("`reward_model`", "{style, ground_truth}", "rule, and the gold answer"),
@@ -33,8 +33,8 @@ class Verl(Format):
         "custom_reward_function.path=<your file>",
     )
     limits = (
-        "verl trains on its own rollouts: masks, weights and responses are left out. Only problems that the annotated model "
-        "solved are in the annotation's rows, so these are the easier ones.",
+        "verl trains on its own rollouts: masks, weights and responses are omitted. The annotation's rows contain only "
+        "problems that the annotated model solved, so these are the easier ones.",
     )
 
     def __init__(self, *, data_source: str, ability: str) -> None:

@@ -1,4 +1,4 @@
-"""Formats of token ids: nothing is encoded again, so the loss is on exactly the tokens that the mask picked."""
+"""Formats with token ids: nothing is tokenized again, so the loss is on exactly the tokens that the mask selected."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pyarrow as pa
 from cft.data.row_shapes import IGNORED
 from cft.formats.base import Example, Format, Source, column
 
-_IDS = ("`input_ids`", "list of int32", "prompt, chat template applied, and response, end token included")
-_LABELS = ("`labels`", "list of int32", f"the id where a token carries loss, else {IGNORED}; not shifted")
+_IDS = ("`input_ids`", "list of int32", "prompt, with the chat template applied, and response, including the end token")
+_LABELS = ("`labels`", "list of int32", f"the id if a token carries loss, else {IGNORED}; not shifted")
 _TRL = (
     "from datasets import load_dataset\n"
     "from trl import SFTConfig, SFTTrainer\n\n"
@@ -23,8 +23,10 @@ _TRL = (
 
 
 class Labels(Format):
-    """input_ids, labels, completion_mask, and weights where they are not 0 or 1: for any trainer that takes tokens, and for
-    `cft train data=rows`, which reads the same rows under the same loss."""
+    """input_ids, labels, completion_mask, and weights if any is not 0 or 1, for any trainer that accepts token ids.
+
+    `cft train data=rows` reads these rows and trains with the same loss.
+    """
 
     library = "a trainer that reads labels alone"
     weighted = True
@@ -32,11 +34,11 @@ class Labels(Format):
         ("`response_id`", "string", "in the annotation"),
         _IDS,
         _LABELS,
-        ("`completion_mask`", "list of int8", "1 for the tokens of the response, with loss or without"),
-        ("`weights`", "list of float32", "of each token's loss, 0 without one; where any is neither 0 nor 1"),
+        ("`completion_mask`", "list of int8", "1 for the tokens of the response, with or without loss"),
+        ("`weights`", "list of float32", "weight of each token's loss; only if any is neither 0 nor 1"),
     )
     use = ("python", _TRL)
-    limits = ("A trainer that does not read `weights` counts every label alike.",)
+    limits = ("A trainer that does not read `weights` weights all labels equally.",)
 
     def table(self, examples: Sequence[Example], source: Source, *, split: str) -> pa.Table:
         del source, split
@@ -51,14 +53,14 @@ class Labels(Format):
 
 
 class TRL(Format):
-    """Rows of TRL's SFTTrainer that are tokens already: it takes `labels` as they are (TRL 1.16)."""
+    """Tokenized rows for TRL's SFTTrainer, which uses `labels` unchanged (TRL 1.16)."""
 
     library = "TRL's SFTTrainer"
     columns = (("`response_id`", "string", "in the annotation"), _IDS, _LABELS)
     use = ("python", _TRL)
     limits = (
-        "SFTTrainer divides the sum of the loss by the number of labels of a step, as `loss.normalizer=critical` does. Its "
-        "`max_length` cuts rows at 1,024 tokens unless it is set.",
+        "SFTTrainer divides the sum of the loss by the number of labels in a step, as `loss.normalizer=critical` does. Its "
+        "`max_length` truncates rows to 1,024 tokens unless it is set.",
     )
 
     def table(self, examples: Sequence[Example], source: Source, *, split: str) -> pa.Table:
@@ -68,7 +70,7 @@ class TRL(Format):
 
 
 class Axolotl(Format):
-    """A custom pre-tokenized data set of Axolotl: exactly input_ids, attention_mask and labels, `type:` empty."""
+    """A custom pre-tokenized data set for Axolotl: exactly input_ids, attention_mask and labels, with an empty `type:`."""
 
     library = "Axolotl"
     suffix = "jsonl"
@@ -78,7 +80,7 @@ class Axolotl(Format):
         "datasets:\n  - path: <this folder>/data/train-00000-of-00001.jsonl\n    ds_type: json\n    type:\n"
         "sequence_len: <the longest row>",
     )
-    limits = ("Columns must be these three, so that the ids of the responses are left out.",)
+    limits = ("Axolotl requires exactly these three columns, so the ids of the responses are omitted.",)
 
     def table(self, examples: Sequence[Example], source: Source, *, split: str) -> pa.Table:
         del source, split
@@ -86,7 +88,7 @@ class Axolotl(Format):
 
 
 class LlamaFactory(Format):
-    """A tokenized data set of LLaMA-Factory (`tokenized_path`), which keeps the mask: its chat formats hold none."""
+    """A tokenized data set for LLaMA-Factory (`tokenized_path`), which keeps the mask, unlike its chat formats."""
 
     library = "LLaMA-Factory"
     suffix = "disk"
@@ -95,24 +97,22 @@ class LlamaFactory(Format):
         "yaml",
         "stage: sft\ntokenized_path: <this folder>/tokenized\nmodel_name_or_path: <the model>\ntemplate: <the model's>",
     )
-    limits = (
-        "A tokenized data set replaces `dataset`, `cutoff_len` and the template's work: rows are taken as they are.",
-    )
+    limits = ("A tokenized data set replaces `dataset`, `cutoff_len` and the template: rows are used unchanged.",)
 
     def table(self, examples: Sequence[Example], source: Source, *, split: str) -> pa.Table:
         del source, split
         return pa.table(_labelled(examples, attended=True))
 
     def beside(self, splits: Sequence[str], source: Source) -> dict[str, str]:
-        """What makes the folders one DatasetDict."""
+        """The file that combines the folders to a DatasetDict."""
         del source
         return {"tokenized/dataset_dict.json": json.dumps({"splits": list(splits)})}
 
 
 class Tinker(Format):
-    """`tinker.Datum`s for the loss `cross_entropy`: the only trainer here with a weight for each token.
+    """`tinker.Datum`s for the loss `cross_entropy`: the only trainer here with a weight per token.
 
-    Inputs and targets are shifted against each other by one token, as Tinker wants it; the first token has no target.
+    Inputs and targets are shifted by one token, as Tinker expects, so the first token is never a target.
     """
 
     library = "Tinker"
@@ -121,7 +121,7 @@ class Tinker(Format):
     columns = (
         ("`model_input`", "ModelInput", "one chunk of encoded text: all tokens but the last"),
         ("`loss_fn_inputs.target_tokens`", "int64", "all tokens but the first"),
-        ("`loss_fn_inputs.weights`", "float32", "of each target's loss"),
+        ("`loss_fn_inputs.weights`", "float32", "weight of each target's loss"),
     )
     use = (
         "python",

@@ -1,4 +1,4 @@
-"""What the model reads at response positions during training: the true tokens, or embeddings mixed with its own guesses."""
+"""The inputs of the model at response positions in training: true tokens, or embeddings mixed with those of its guesses."""
 
 from cft.inputs.mixed import Inputs, Mixed, Tokens
 

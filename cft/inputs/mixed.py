@@ -1,10 +1,11 @@
-"""Inputs of the training's forward pass (Intuitive Fine-Tuning, arXiv 2405.11870, its "temporal residual connection").
+"""Inputs of the forward pass in training (Intuitive Fine-Tuning, arXiv 2405.11870, its "temporal residual connection").
 
     pass 1    no gradient, true tokens:  guess_t = argmax of the logits at t - 1
-    pass 2    e'_t = (1 - mix) e(y_t) + mix e(guess_t)  where t is a response position, e(y_t) elsewhere
+    pass 2    e'_t = (1 - mix) e(y_t) + mix e(guess_t)  if t is a response position, else e(y_t)
 
-The loss is of pass 2 and of the true tokens, as are references and stored scores. `cft/training/selective_lm.py` runs the
-passes; here is what is mixed. A response token at the start of a row is predicted by nothing and stays as it is.
+The loss is that of the true tokens in pass 2. References and stored scores are also those of the true tokens.
+`cft/training/selective_lm.py` runs the passes; this file mixes the embeddings. A response token at the start of a row has no
+prediction and is not mixed.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from cft.losses.coefficient import Coefficient
 
 
 class Inputs(Protocol):
-    """mixes: whether training has a first pass."""
+    """Inputs of the model in training. mixes: whether training needs a first pass for guesses."""
 
     mixes: bool
 
     def prepare(self, model: PreTrainedModel) -> str:
-        """Before training. Returns what to say of the model's parameters, "" for nothing."""
+        """Prepare the model before training. Returns a message about its parameters, or ""."""
         ...
 
 
 class Tokens:
-    """The true tokens, as usual."""
+    """The true tokens."""
 
     mixes = False
 
@@ -43,13 +44,13 @@ class Mixed:
     """Embeddings of response tokens mixed with those of the model's own guesses.
 
     Args:
-        mix: share of the guess over the training, 0 to 1; 0.2 all along in the authors' settings.
-        frozen: whether embeddings are looked up without gradient. In the authors' code they come from a copy that is renewed
-            after each optimizer step, which is the same. The input side of the embedding matrix then has no gradient: where it
-            is not tied to the output head it is not trained at all.
+        mix: schedule of the guess's fraction, 0 to 1; constant 0.2 in the authors' settings.
+        frozen: whether embeddings are looked up without gradient. The authors' code uses a copy of the embeddings that is
+            updated after each optimizer step, which is equivalent. The embedding matrix then gets no gradient as an input; if
+            it is not tied to the output head, it is not trained at all.
 
     Raises:
-        BadValue: `mix` leaves 0 to 1.
+        BadValue: `mix` is outside 0 to 1.
     """
 
     mixes = True
@@ -66,13 +67,15 @@ class Mixed:
         tied = head is not None and getattr(head, "weight", None) is weight
         if not self.frozen or tied or not isinstance(weight, nn.Parameter) or not weight.requires_grad:
             return ""
-        weight.requires_grad_(False)  # or DDP would wait for a gradient that never comes
-        return "inputs.frozen: the input embeddings have no gradient and no tied head, so they stay as they are"
+        weight.requires_grad_(False)  # otherwise DDP would wait for a gradient that is never computed
+        return (
+            "inputs.frozen: the input embeddings have no gradient and are not tied to the head, so they are not trained"
+        )
 
     def embeddings(
         self, model: PreTrainedModel, ids_BT: Tensor, *, guess_M: Tensor, place_M: Tensor, mix: float
     ) -> Tensor:
-        """[B, T, D]. place_M: of the guesses among the B * T positions."""
+        """[B, T, D] input embeddings. guess_M: guessed ids. place_M: their indices among the B * T positions."""
         embed = embedding_of(model)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             true_BTD = embed(ids_BT)
@@ -84,13 +87,13 @@ class Mixed:
 
 
 def embedding_of(model: PreTrainedModel) -> nn.Embedding:
-    """The module, called as the model calls it: some scale in it (Gemma 3), others after it (Gemma, Granite)."""
+    """The embedding module. Some models scale embeddings inside it (Gemma 3), others after it (Gemma, Granite)."""
     return model.get_input_embeddings()  # type: ignore[return-value]
 
 
 def guesses(hidden_MD: Tensor, project: Callable[[Tensor], Tensor], *, chunk_tokens: int) -> Tensor:
-    """[M] the most probable next token after each hidden state; `chunk_tokens` rows of logits at a time."""
+    """[M] the most probable next token for each hidden state; logits are computed for `chunk_tokens` states at a time."""
     chunks = range(
         0, max(1, len(hidden_MD)), chunk_tokens
-    )  # one even without a token: sharded ranks gather weights together
+    )  # at least one chunk, since gathering sharded weights is collective
     return torch.cat([project(hidden_MD[start : start + chunk_tokens]).argmax(-1) for start in chunks])

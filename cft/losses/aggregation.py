@@ -1,13 +1,13 @@
-"""Aggregation: token losses of whole rows -> one sum. What the sum is divided by is the normalizer's business.
+"""Aggregation: reduces token losses of whole rows to one sum. The normalizer determines its divisor.
 
     TokenMean       sum_n w_n l_n             divided by tokens, or, per sequence, by the row's tokens and by rows
     WorstGroup      sum over rows of (1 - s) L_all + s max(L_0, L_1)               SFT-GO
     SoftmaxGroups   sum over rows of softmax([L_0, L_1] / T) . [L_0, L_1]          SHAD + RFT
     FDivergence     sum over rows of f*(-beta log ratio of the row)                `cft/losses/divergence.py`
-    GroupLoss       sum over groups of rows of what their log-probs compare to     `cft/losses/group.py`
+    GroupLoss       sum over groups of rows of a loss that compares log-probs      `cft/losses/group.py`
 
-L_g is the mean of w_n l_n over the row's eligible tokens of group g; a group without tokens takes no part. To add one, write
-a class with `__call__`, a yaml in conf/loss/, and a line in tests/losses/test_oracle.py.
+L_g is the mean of w_n l_n over the row's eligible tokens of group g; a group without tokens is ignored. To add an aggregation,
+write a class with `__call__`, a yaml in conf/loss/, and a line in tests/losses/test_oracle.py.
 """
 
 from __future__ import annotations
@@ -28,10 +28,18 @@ from cft.types import RowGroups
 
 @dataclass(frozen=True, slots=True)
 class WeightedLosses:
-    """loss_N: token losses with gradient. weight_N: static times dynamic weight; under the `sequence` normalizer already
-    divided by the eligible tokens of the token's row, unless the aggregation is `of_sums`. row_N, num_rows: as in
-    TokenScores. group_N: int64, 0 or 1; None where no groups were requested. known: [N] each, what the objective's `needs`
-    name. groups: of the rows, as in TokenBatch."""
+    """Token losses of a batch with their weights.
+
+    Args:
+        loss_N: [N] token losses with gradient.
+        weight_N: [N] static times dynamic weight; under the `sequence` normalizer already divided by the number of eligible
+            tokens of the token's row, unless the aggregation is `of_sums`.
+        row_N: as in TokenScores.
+        num_rows: as in TokenScores.
+        group_N: [N] int64, 0 or 1; None if no groups were requested.
+        known: [N] each, the values that the objective's `needs` name.
+        groups: groups of rows, as in TokenBatch.
+    """
 
     loss_N: Tensor
     weight_N: Tensor
@@ -47,8 +55,11 @@ class WeightedLosses:
         return sums_B.index_add(0, self.row_N, self.weight_N * x_N.to(sums_B.dtype))
 
     def group_means(self) -> tuple[Tensor, Tensor]:
-        """([B, 2] mean of weight times loss by row and group, 0 for an empty one; [B, 2] tokens of each). For weights that
-        the `sequence` normalizer has divided by the tokens of the row."""
+        """Means by row and token group, for weights that the `sequence` normalizer has divided by the tokens of the row.
+
+        Returns:
+            ([B, 2] mean of weight times loss, 0 for an empty group; [B, 2] number of tokens).
+        """
         assert self.group_N is not None, "groups are needed"
         cell_N = 2 * self.row_N + self.group_N
         tokens_C = cell_N.bincount(minlength=2 * self.num_rows)
@@ -59,12 +70,12 @@ class WeightedLosses:
 
 
 class Aggregation(ABC):
-    """Token losses to one sum.
+    """Reduces token losses to one sum.
 
-    needs: ("group",) if group_N must be there, and names of what `known` must hold. normalizer: the only one that makes
-    sense, None for any. of_sums: it sums over rows, so that weights are never divided by the tokens of a row. about: read by
-    the config check, too (`cft/config/combinations.py`): ("responses",) for a function of the log-probs of whole responses, and
-    "groups" where it compares rows. measures: names of what `measure` gives, for the metrics.
+    needs: "group" if group_N is required, and the names that `known` must contain. normalizer: the only valid normalizer, None
+    for any. of_sums: whether it uses sums over rows, so that weights are never divided by the tokens of a row. about: contains
+    "responses" for a function of the log-probs of whole responses, and "groups" if it compares rows; also read by the config
+    check (`cft/config/combinations.py`). measures: names of the metrics that `measure` returns.
     """
 
     needs: tuple[str, ...] = ()
@@ -77,27 +88,27 @@ class Aggregation(ABC):
     def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor: ...
 
     def measure(self, losses: WeightedLosses) -> tuple[Tensor, ...]:
-        """Sums of `measures`, which are divided by what the loss is divided by. Called without gradient."""
+        """Sums of `measures`, which have the same divisor as the loss. Called under no_grad."""
         return ()
 
 
 class TokenMean(Aggregation):
-    """Every token by its weight alone."""
+    """The weighted sum of all token losses."""
 
     def __call__(self, losses: WeightedLosses, *, progress: float) -> Tensor:
         return (losses.weight_N * losses.loss_N).sum()
 
 
 class WorstGroup(Aggregation):
-    """Of each row (1 - s) mean of all tokens + s mean of the group that fares worse (SFT-GO, arXiv 2506.15021).
+    """For each row, (1 - s) mean of all tokens + s mean of the worse token group (SFT-GO, arXiv 2506.15021).
 
-    The gradient is that of the group that is worse now.
+    The gradient is that of the currently worse group.
 
     Args:
-        weight: s over the training, 0 to 1; the paper starts at 0.9. The decay's shape is a reconstruction: linear to 0.
+        weight: schedule of s, 0 to 1; the paper starts at 0.9. The shape of the decay is a reconstruction: linear to 0.
 
     Raises:
-        BadValue: `weight` leaves 0 to 1.
+        BadValue: `weight` is outside 0 to 1.
     """
 
     needs: tuple[str, ...] = ("group",)
@@ -119,12 +130,12 @@ class WorstGroup(Aggregation):
 
 
 class SoftmaxGroups(Aggregation):
-    """Of each row sum_g softmax([L_0, L_1] / temperature)_g L_g: the reasoning-highlighted fine-tuning of SHAD (arXiv
-    2412.14780).
+    """For each row, sum_g softmax([L_0, L_1] / temperature)_g L_g: reasoning-highlighted fine-tuning (SHAD, arXiv 2412.14780).
 
     Args:
         temperature: nats, above 0; the paper's 1 / temperature is 0.2 to 0.5.
-        detached: whether the two weights are constants to the gradient. Not stated in what we read of the paper; true is ours.
+        detached: whether the two weights are detached from the gradient. The parts of the paper that we read do not state
+            this; true is our choice.
     """
 
     needs: tuple[str, ...] = ("group",)

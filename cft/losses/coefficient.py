@@ -9,12 +9,12 @@ from cft.ranges import AtLeastZero, in_range
 
 
 class Coefficient:
-    """A factor that goes from `initial` to `final` over the whole run.
+    """A factor that changes from `initial` to `final` over the run.
 
     Args:
-        initial: at the first optimizer step, at least 0. A term that is to be pushed the other way is another term.
-        final: at the last one, at least 0; not read where `shape` is constant.
-        shape: constant, linear or cosine, in the fraction of optimizer steps done.
+        initial: value at the first optimizer step, at least 0. To reverse a term's sign, use another term.
+        final: value at the last optimizer step, at least 0; ignored if `shape` is constant.
+        shape: constant, linear or cosine, as a function of the fraction of optimizer steps done.
     """
 
     @in_range

@@ -3,12 +3,12 @@
     D = beta (s(y) - s_ref(y)),  s the sum of log-probs over the tokens with loss        L = f*(-D), summed over rows
 
     total_variation   -D                  plain fine-tuning on sums, times beta
-    pearson           -D + D^2 / 4        no pull from D = 2 on, where f* is constant
+    pearson           -D + D^2 / 4        no gradient for D >= 2, where f* is constant
     hellinger         -D / (1 + D)        squared Hellinger; its domain is D > -1
     forward_kl        exp(-D - 1)         f(u) = u log u
 
-A reconstruction: neither code nor the paper's appendix was at hand. The conjugates f* are those of f-GAN (arXiv 1606.00709,
-table 6) at -D. Below D = -1/2 the squared Hellinger term continues along its tangent: at -1 it would be infinite.
+This is a reconstruction: neither code nor the paper's appendix was available. The conjugates f* are those of f-GAN (arXiv
+1606.00709, table 6) at -D. Below D = -1/2 the squared Hellinger term is extended by its tangent, since it diverges at -1.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _CONJUGATES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FDivergence(Aggregation):
-    """Sum over rows of f*(-beta (s(y) - s_ref(y))), divided by rows. A reconstruction, see the head of the file.
+    """Sum over rows of f*(-beta (s(y) - s_ref(y))), divided by rows. A reconstruction, see the module docstring.
 
     Args:
-        divergence: which f.
-        beta: above 0: how much a nat of the response's log-ratio is. Not known of the source; 0.1 as in DPO is ours.
+        divergence: the f-divergence.
+        beta: scale of the response's log-ratio, per nat, above 0. The source's value is not known; 0.1, as in DPO, is ours.
     """
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)

@@ -1,6 +1,6 @@
-"""Which positions of a batch reach the vocabulary: the only place where labels are shifted.
+"""Selects the positions of a batch whose logits are computed. This is the only place where labels are shifted.
 
-A term of the loss speaks of one set of response tokens (`On`); what is projected is the union over all terms.
+Each term of the loss acts on one set of response tokens (`On`); logits are computed for the union over all terms.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ On = Literal["eligible", "response", "critical", "other"]
 
 @dataclass(frozen=True, slots=True)
 class EligibleTokens:
-    """Flattened [N], by row and then position. row_N, position_N: where the token is; target_N: its id; weight_N:
-    its static weight (0 where only a regularizer looks); token_group_N: 1 critical, 0 other; stored: scores by name, [N];
-    groups: of the batch's rows, as in TokenBatch."""
+    """The selected tokens, flattened to [N], ordered by row and then position.
+
+    Args:
+        row_N: row of each token.
+        position_N: position of each token in its row.
+        target_N: token ids.
+        weight_N: static weights; 0 for tokens that only a regularizer uses.
+        token_group_N: 1 critical, 0 other.
+        stored: stored scores by name, [N] each.
+        num_rows: rows of the batch.
+        groups: groups of the batch's rows, as in TokenBatch.
+    """
 
     row_N: Tensor
     position_N: Tensor
@@ -32,7 +41,7 @@ class EligibleTokens:
     groups: RowGroups | None = None
 
     def on(self, where: On) -> Tensor:
-        """[N] bool: the tokens that a term with that `on` speaks of."""
+        """[N] bool: the tokens in the set `where`."""
         if where == "eligible":
             return self.weight_N != 0
         if where == "response":
@@ -41,7 +50,7 @@ class EligibleTokens:
 
 
 def eligible_tokens(batch: TokenBatch, chosen_BT: Tensor) -> EligibleTokens:
-    """The tokens where chosen_BT (bool) holds. The first token of a row is predicted by nothing and never eligible."""
+    """The tokens where chosen_BT is true. The first token of a row has no prediction and is never eligible."""
     row_N, before_N = chosen_BT[:, 1:].nonzero(as_tuple=True)
     position_N = before_N + 1
     return EligibleTokens(

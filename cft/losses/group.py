@@ -1,12 +1,13 @@
-"""Losses over groups of rows: a chosen response of a problem against rejected ones, all in one micro-batch.
+"""Losses over groups of rows, which compare a chosen response of a problem with rejected ones in the same micro-batch.
 
-    Discriminative     -s(y) + tau log mean_j exp(d_j)         discriminative fine-tuning, with a reference
-    MeanDiscriminative the same of means over tokens           without one
+    Discriminative     -s(y) + tau log mean_j exp(d_j)         discriminative fine-tuning, with a reference model
+    MeanDiscriminative the same with means over tokens         without a reference model
     DPO                -log sigmoid(beta (r(y) - r(y_j)))      direct preference optimization
     CriticalDPO        the same, rejected tokens weighted      cDPO
 
-s is the log-prob of a response, r = s - s of the reference, y chosen and y_j rejected: sums over the tokens with loss, each
-with its static weight (`WeightedLosses.row_sums`). A loss is summed over groups and divided by the groups of the step.
+y is the chosen response and y_j are the rejected ones. s is the log-prob of a response, and r = s - s_ref; both are sums over
+the tokens with loss, each times its static weight (`WeightedLosses.row_sums`). The loss is summed over groups and divided by
+the number of groups in the step.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ LOG_RATIOS = ("log_ratio_chosen", "log_ratio_rejected")
 
 
 class GroupLoss(Aggregation):
-    """rejected: rows that each chosen one is compared with, at most; others of the problem come in other epochs. state: what
-    is kept of each group from epoch to epoch, None for nothing."""
+    """Base of losses over groups of rows.
+
+    rejected: maximal number of rejected rows per chosen row; a problem's other rejected rows are used in other epochs. state:
+    the state that is kept of each group from epoch to epoch, or None.
+    """
 
     normalizer: Normalizer | None = "problem"
     of_sums: bool = True
@@ -41,15 +45,15 @@ class GroupLoss(Aggregation):
     state: ExampleState | None = None
 
     def score_B(self, losses: WeightedLosses) -> Tensor:
-        """[B] what the policy says of each row as a whole, with gradient."""
+        """[B] the policy's score of each row, with gradient."""
         return losses.row_sums(-losses.loss_N)
 
     @abstractmethod
     def compared_B(self, losses: WeightedLosses) -> Tensor:
-        """[B] the number by which a row counts as preferred to another one."""
+        """[B] the value by which rows are ranked in the preference metrics."""
 
     def measure(self, losses: WeightedLosses) -> tuple[Tensor, ...]:
-        """Of each group the mean over its pairs; log-ratios where there is a reference."""
+        """Sums over groups of the means over each group's pairs; with log-ratios if there is a reference."""
         groups, compared_B = _groups(losses), self.compared_B(losses)
         margin_M = compared_B[groups.chosen_G][groups.group_M] - compared_B[groups.rejected_M]
         values = [mean_of_groups(margin_M, groups), mean_of_groups((margin_M > 0).to(margin_M.dtype), groups)]
@@ -60,12 +64,12 @@ class GroupLoss(Aggregation):
 
 
 class DPO(GroupLoss):
-    """Mean over the rejected of -(1 - e) log sigmoid(m) - e log sigmoid(-m), m = beta (r(y) - r(y_j)) (arXiv 2305.18290).
+    """Mean over rejected rows of -(1 - e) log sigmoid(m) - e log sigmoid(-m), m = beta (r(y) - r(y_j)) (arXiv 2305.18290).
 
     Args:
         beta: above 0; 0.1 is usual.
-        label_smoothing: e, the chance that a pair is the wrong way round, 0 to below 0.5 (conservative DPO).
-        rejected: rows a pair's chosen one is compared with, at least 1.
+        label_smoothing: e, the assumed probability that a pair is mislabeled, 0 to below 0.5 (conservative DPO).
+        rejected: number of rejected rows per chosen row, at least 1.
     """
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
@@ -86,19 +90,21 @@ class DPO(GroupLoss):
         return self.beta * losses.row_sums(self.ratio_N(losses))
 
     def ratio_N(self, losses: WeightedLosses) -> Tensor:
-        """[N] log-ratio of the policy and the reference, with gradient."""
+        """[N] log-ratio of policy to reference, with gradient."""
         return -losses.loss_N - losses.known[REFERENCE_LOGPROB]
 
 
 class CriticalDPO(DPO):
-    """DPO in which a rejected token counts by how critical it is: its log-ratio times 1 - s_t (cDPO, arXiv 2411.19943).
+    """DPO in which rejected tokens are weighted by how critical they are: log-ratio times 1 - s_t (cDPO, arXiv 2411.19943).
 
-    s_t = softmax(2 log p+ - log p-)(y_t), p+ and p- models of right and of wrong responses: a token that the first finds
-    unlikely turned the response wrong. Chosen tokens count in full, as in the official code.
+    s_t = softmax(2 log p+ - log p-)(y_t), where p+ and p- are models of right and of wrong responses: a token that is unlikely
+    under p+ turned the response wrong. Chosen tokens have weight 1, as in the official code.
 
     Args:
-        beta: as in `DPO`, and so are `label_smoothing` and `rejected`.
-        contrast: the stored score that holds s_t, made by cft score score=contrast.
+        beta: as in `DPO`.
+        label_smoothing: as in `DPO`.
+        rejected: as in `DPO`.
+        contrast: name of the stored score with s_t, computed by cft score score=contrast.
     """
 
     contrast_arguments: tuple[str, ...] = ("contrast",)
@@ -119,20 +125,20 @@ class CriticalDPO(DPO):
 
 
 class Discriminative(GroupLoss):
-    """Discriminative fine-tuning (DFT, arXiv 2502.18679): the response against samples of the model.
+    """Discriminative fine-tuning (DFT, arXiv 2502.18679): contrasts the response with samples of the model.
 
         F_i = -s(y_i) + tau log E_y' exp(s(y') / tau - s_ref(y')),   d_j = s(y_j) / tau - s_ref(y_j)
-        u_i <- log((1 - gamma) exp(u_i) + gamma mean_j exp(d_j))      of each training example, in the checkpoint
+        u_i <- log((1 - gamma) exp(u_i) + gamma mean_j exp(d_j))      per training example, saved in the checkpoint
         gradient = -grad s(y_i) + mean_j exp(d_j - u_i) grad s(y_j)
 
-    The loss that is logged is -s(y_i) + tau u_i, an estimate of F_i, and its gradient the one above, as in the official
-    code. Held-out problems have no u: the batch's own mean, gamma = 1.
+    The logged loss is -s(y_i) + tau u_i, an estimate of F_i; its gradient is the one above, as in the official code. Held-out
+    problems have no u and use the batch's own mean (gamma = 1).
 
     Args:
-        tau: temperature, above 0; the paper's is 1.
-        gamma: weight of the newest samples in u, above 0 and at most 1; the paper's is 0.85.
-        initial: u before an example was seen, nats; 0 in the official code, as for a policy that is the reference.
-        rejected: samples a step, at least 1; the paper's is 2.
+        tau: temperature, above 0; the paper uses 1.
+        gamma: weight of the newest samples in u, above 0 and at most 1; the paper uses 0.85.
+        initial: initial u of an example, nats; 0 in the official code, which is the value for policy = reference.
+        rejected: samples per step, at least 1; the paper uses 2.
     """
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
@@ -155,14 +161,14 @@ class Discriminative(GroupLoss):
         return loss + (value - loss.detach())
 
     def offset_B(self, losses: WeightedLosses) -> Tensor:
-        """[B] log-prob of each row under what the samples are from."""
+        """[B] log-prob of each row under the model that generated the samples."""
         return losses.row_sums(losses.known[REFERENCE_LOGPROB])
 
     def compared_B(self, losses: WeightedLosses) -> Tensor:
         return self.score_B(losses)
 
     def _estimate(self, newest_G: Tensor, groups: RowGroups) -> Tensor:
-        """[G] the next u of each group, remembered where it is trained on."""
+        """[G] the next u of each group; stored for training groups."""
         if groups.example_G is None:
             return newest_G
         assert self.state is not None
@@ -176,11 +182,13 @@ class Discriminative(GroupLoss):
 
 class MeanDiscriminative(Discriminative):
     """The second form of discriminative fine-tuning (DFT2): means over the tokens of a response instead of sums, and no
-    reference: d_j = s(y_j) / tau. Then samples may be of any model.
+    reference: d_j = s(y_j) / tau. The samples may come from any model.
 
     Args:
-        tau: above 0; the paper's is 0.3.
-        gamma: as in `Discriminative`, and so are `initial` and `rejected`; the paper's is 0.9.
+        tau: above 0; the paper uses 0.3.
+        gamma: as in `Discriminative`; the paper uses 0.9.
+        initial: as in `Discriminative`.
+        rejected: as in `Discriminative`.
     """
 
     needs: tuple[str, ...] = ()
@@ -214,5 +222,5 @@ def log_mean_exp(value_M: Tensor, groups: RowGroups) -> Tensor:
 
 
 def _groups(losses: WeightedLosses) -> RowGroups:
-    assert losses.groups is not None, "rows come in groups where the loss compares them"
+    assert losses.groups is not None, "the loss compares rows, so the batch must contain groups"
     return losses.groups

@@ -1,12 +1,12 @@
-"""What the sums of the loss are divided by.
+"""Normalizers: the divisors of the loss's sums.
 
     critical   eligible tokens (static weight other than 0 under this arm's mask)
     response   all response tokens
-    sequence   rows with an eligible token; each token then weighs 1 / (eligible tokens of its row), unless the aggregation
-               is of sums over rows
+    sequence   rows with an eligible token; each token has weight 1 / (eligible tokens of its row), unless the aggregation
+               uses sums over rows
     problem    groups of rows that a loss compares (`cft/losses/group.py`)
 
-Counts are known before anything is computed (`TokenBatch.step_counts`); only the module divides (`TermSum.mean`).
+Counts are known before the forward pass (`TokenBatch.step_counts`); only the training module divides (`TermSum.mean`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ DIVISORS: dict[Normalizer, Divisor] = {
 
 @dataclass(frozen=True, slots=True)
 class TermSum:
-    """sum: scalar with gradient. count: how much this batch holds of what the term is divided by. of: what that is."""
+    """The sum of one term of the loss over a micro-batch.
+
+    Args:
+        sum: scalar with gradient.
+        count: this batch's contribution to the divisor.
+        of: the divisor.
+        coefficient: factor of the term.
+    """
 
     sum: Tensor
     count: int
@@ -39,5 +46,5 @@ class TermSum:
     coefficient: float
 
     def mean(self, counts: StepCounts) -> Tensor:
-        """What the term adds to the step's loss, coefficient included."""
+        """The term's contribution to the step's loss, including the coefficient."""
         return self.sum * (self.coefficient / max(1, getattr(counts, self.of)))

@@ -1,12 +1,12 @@
-"""The token-weighted objective: eligible positions -> log-probs -> one sum and one count a term.
+"""The token-weighted objective: eligible positions -> log-probs -> one sum and one count per term.
 
     L = AGG( w_static * sg(w_dynamic) * f(p_t) ) / count  +  sum_k  lambda_k(step) * sum R_k / count_k
 
-    count     what the normalizer counts (`cft/losses/normalizer.py`)
-    count_k   the tokens that the regularizer is about
+    count     the normalizer's count (`cft/losses/normalizer.py`)
+    count_k   the number of tokens that the regularizer acts on
 
-Logits exist for the tokens of a term only, `chunk_tokens` at a time; every chunk but the last is recomputed in the backward
-pass, so that memory grows with neither the batch nor the vocabulary, and a batch of one chunk pays nothing for it.
+Logits are computed only for the tokens of a term, `chunk_tokens` at a time. All chunks but the last are recomputed in the
+backward pass, so memory for logits does not grow with the batch, and a batch of one chunk has no recomputation cost.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from cft.weightings.token import TokenWeighting, Uniform
 
 Projection = Callable[[Tensor], Tensor]
 FusedLogProbs = Callable[[Tensor, Tensor], Tensor]  # hidden [N, D], target [N] -> log p [N] with gradient
-MAIN = "loss"  # the name of the term that is no regularizer
+MAIN = "loss"  # the name of the main term
 
 
 class FrozenPrediction(NamedTuple):
-    """The reference model's view of the same tokens, without gradient: hidden states [N, D] and its head."""
+    """The reference model's prediction of the same tokens, without gradient: hidden states [N, D] and its head."""
 
     hidden_ND: Tensor
     project: Projection
@@ -53,7 +53,7 @@ class TokenStatistics(NamedTuple):
 
 
 def token_statistics(hidden_ND: Tensor, target_N: Tensor, project: Projection, *, chunk_tokens: int) -> TokenStatistics:
-    """Loss and entropy of each token; call it without gradient."""
+    """Loss and entropy of each token; call it under no_grad."""
     nlls, entropies = [], []
     for start in range(0, max(1, len(target_N)), chunk_tokens):
         chunk = slice(start, start + chunk_tokens)
@@ -67,17 +67,17 @@ class Objective:
     """Weighting x token loss x aggregation x normalizer, plus regularizers. Configured by conf/loss.
 
     Args:
-        weighting: comes from its own config group at run time.
-        token_loss: f, nats a token.
-        aggregation: of a row's token losses to one sum.
-        normalizer: what the sum is divided by (`cft/losses/normalizer.py`).
-        regularizers: further terms, by the names that their metrics get.
-        chunk_tokens: tokens whose logits exist at a time, at least 1.
-        negative_weights: whether rows may give tokens a negative weight, which lowers their probability without a bound;
-            else such rows are refused before training.
+        weighting: the token weighting, from its own config group.
+        token_loss: f, nats per token.
+        aggregation: reduces token losses to one sum.
+        normalizer: divisor of the sum (`cft/losses/normalizer.py`).
+        regularizers: additional terms, by the names of their metrics.
+        chunk_tokens: tokens whose logits are computed at a time, at least 1.
+        negative_weights: whether rows may give tokens a negative weight, which lowers their probability without bound;
+            otherwise such rows are refused before training.
 
     Raises:
-        BadValue: the aggregation is divided by something else than the normalizer, or the parts cannot be combined.
+        BadValue: the aggregation requires another normalizer, or the parts cannot be combined.
     """
 
     @in_range
@@ -99,7 +99,7 @@ class Objective:
             )
         if normalizer == "problem" and aggregation.normalizer is None:
             raise BadValue(
-                f"loss.normalizer: {type(aggregation).__name__} compares no rows of a problem, found problem; expected "
+                f"loss.normalizer: {type(aggregation).__name__} does not compare rows of a problem, found problem; expected "
                 "critical, response or sequence"
             )
         if "responses" in aggregation.about and not isinstance(token_loss, NLL):
@@ -109,15 +109,15 @@ class Objective:
             )
         if "responses" in aggregation.about and not isinstance(weighting, Uniform):
             raise BadValue(
-                f"weighting: {type(aggregation).__name__} compares log-probs of whole responses, which weights from the live "
-                f"prediction would change, found {type(weighting).__name__}; expected weighting=uniform"
+                f"weighting: {type(aggregation).__name__} compares log-probs of whole responses, which weights from the "
+                f"current prediction would change, found {type(weighting).__name__}; expected weighting=uniform"
             )
         if isinstance(aggregation, GroupLoss):
             _require_of_no_target(regularizers, loss=type(aggregation).__name__)
         if MAIN in regularizers:
             raise BadValue(
-                f"loss.regularizers.{MAIN}: that is the name of the main term, found as the name of a regularizer; choose "
-                "another, as in +regularizer@loss.regularizers.kl=kl_to_reference"
+                f"loss.regularizers.{MAIN}: this name is reserved for the main term; choose another name for the regularizer, "
+                "as in +regularizer@loss.regularizers.kl=kl_to_reference"
             )
         self.weighting = weighting
         self.token_loss = token_loss
@@ -129,38 +129,38 @@ class Objective:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the terms, in the order in which they are returned; what is only measured comes last."""
+        """Names of the terms, in the order of `__call__`; measures come last."""
         return (MAIN, *self.regularizers, *self.measures)
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of the last terms, which add nothing to the loss."""
+        """Names of the last terms, which are metrics and not part of the loss."""
         return self.aggregation.measures
 
     @property
     def divisors(self) -> tuple[Divisor, ...]:
-        """What each term is divided by."""
+        """The divisor of each term."""
         main = DIVISORS[self.normalizer]
         return (main, *(r.where for r in self.regularizers.values()), *(main for _ in self.measures))
 
     def coefficients(self, progress: float) -> tuple[float, ...]:
-        """Of the terms, at this fraction of the optimizer steps."""
+        """Coefficients of the terms. progress: fraction of the optimizer steps that are done, 0-1."""
         of_regularizers = [regularizer.coefficient(progress) for regularizer in self.regularizers.values()]
         return (1.0, *of_regularizers, *(0.0 for _ in self.measures))
 
     @property
     def rejected(self) -> int:
-        """Rejected rows that each chosen one is compared with; 0 = rows are trained on by themselves."""
+        """Number of rejected rows per chosen row; 0 if the loss does not compare rows."""
         return self.aggregation.rejected if isinstance(self.aggregation, GroupLoss) else 0
 
     @property
     def state(self) -> ExampleState | None:
-        """What the loss keeps of each training example from epoch to epoch."""
+        """The state that the loss keeps of each training example, or None."""
         return self.aggregation.state if isinstance(self.aggregation, GroupLoss) else None
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must come from outside: names of stored scores, `reference_logprob`, `reference_distribution`."""
+        """Required inputs: names of stored scores, `reference_logprob`, `reference_distribution`."""
         wanted = {*self.token_loss.needs, *self.weighting.needs, *self.aggregation.needs}
         for regularizer in self.regularizers.values():
             wanted |= {*regularizer.token_loss.needs}
@@ -168,14 +168,14 @@ class Objective:
 
     @property
     def log_prob_alone(self) -> bool:
-        """Whether log p of the target is all that the terms read: no other statistic of the distribution."""
+        """Whether all terms use only log p of the target, and no other statistic of the distribution."""
         token_losses = [self.token_loss, *(r.token_loss for r in self.regularizers.values())]
         return all(getattr(f, "log_prob_alone", False) for f in token_losses) and not LIVE.keys() & {
             *self.weighting.needs
         }
 
     def tokens(self, batch: TokenBatch) -> EligibleTokens:
-        """The tokens that some term speaks of."""
+        """The tokens that at least one term uses."""
         return tokens_on(batch, {"eligible", *(r.where for r in self.regularizers.values())})
 
     def __call__(
@@ -189,9 +189,17 @@ class Objective:
         progress: float,
         fused: FusedLogProbs | None = None,
     ) -> tuple[TermSum, ...]:
-        """hidden_ND: the hidden states that predict `tokens`. project: hidden [N, D] -> logits [N, V]. response_tokens: of
-        the batch, for the `response` count. progress: fraction of the optimizer steps done, 0-1. fused: instead of project,
-        where `log_prob_alone` and there is no live reference."""
+        """Compute the sum and count of each term.
+
+        Args:
+            tokens: the tokens, from `tokens`.
+            hidden_ND: hidden states that predict them.
+            project: hidden [N, D] -> logits [N, V].
+            response_tokens: response tokens of the batch, for the `response` count.
+            reference: prediction of the live reference model, if there is one.
+            progress: fraction of the optimizer steps done, 0-1.
+            fused: replaces `project`; only with `log_prob_alone` and without a live reference.
+        """
         assert fused is None or (self.log_prob_alone and reference is None), "the whole distribution is needed"
         losses, scores = self._token_losses(tokens, hidden_ND, project, reference, fused)
         on_N = tokens.on("eligible")
@@ -227,18 +235,18 @@ class Objective:
         reference: FrozenPrediction | None,
         fused: FusedLogProbs | None,
     ) -> tuple[list[Tensor], TokenScores]:
-        """([N of the term] loss of each term, what is known of the eligible tokens)."""
+        """([N of the term] loss of each term, statistics of the eligible tokens)."""
         live = [name for name in self.weighting.needs if name in LIVE]
         live_reference = REFERENCE_LOGPROB in self.needs and reference is not None
         on: list[Tensor] = [tokens.on("eligible"), *(tokens.on(r.where) for r in self.regularizers.values())]
         token_losses = [self.token_loss, *(r.token_loss for r in self.regularizers.values())]
 
         def of_chunk(hidden_CD: Tensor, chunk: slice) -> tuple[Tensor, ...]:
-            """Log-prob and the live statistics of the eligible tokens, then the loss of each term."""
+            """Log-prob and live statistics of the eligible tokens, then the loss of each term."""
             target_C = tokens.target_N[chunk]
             if fused is None:
                 logprob_CV = log_probs(project(hidden_CD))
-            else:  # a vocabulary of the target alone
+            else:  # a vocabulary of one token, the target
                 logprob_CV, target_C = fused(hidden_CD, target_C)[:, None], torch.zeros_like(target_C)
             reference_CV = None
             stored = {name: column_N[chunk] for name, column_N in tokens.stored.items()}
@@ -259,8 +267,8 @@ class Objective:
             return (main.logprob_N(), *statistics, *losses)
 
         parts = []
-        # One chunk even when nothing is eligible: under DDP every parameter must take part on every rank.
-        chunk_tokens = self.chunk_tokens if fused is None else max(1, len(tokens.target_N))  # fused makes its own
+        # At least one chunk, even without eligible tokens: under DDP every parameter must take part on every rank.
+        chunk_tokens = self.chunk_tokens if fused is None else max(1, len(tokens.target_N))  # fused has its own chunks
         starts = range(0, max(1, len(tokens.target_N)), chunk_tokens)
         for start in starts:
             chunk = slice(start, start + chunk_tokens)
@@ -280,18 +288,18 @@ class Objective:
 
 
 def _require_of_no_target(regularizers: Mapping[str, Regularizer], *, loss: str) -> None:
-    """A term that pulls towards the tokens would pull towards rejected ones as well."""
+    """Refuse regularizers that raise the probability of the targets, since they would act on rejected responses too."""
     for name, regularizer in regularizers.items():
         if not isinstance(regularizer.token_loss, KLFromReference | KLToReference | NegativeEntropy):
             raise BadValue(
-                f"loss.regularizers.{name}: {type(regularizer.token_loss).__name__} is about the tokens of a response, and "
-                f"those of rejected ones are among them with {loss}; expected a regularizer of the whole distribution: "
+                f"loss.regularizers.{name}: {type(regularizer.token_loss).__name__} acts on the tokens of a response, which "
+                f"with {loss} include those of rejected responses; expected a regularizer of the whole distribution: "
                 "kl_from_reference, kl_to_reference or entropy_bonus"
             )
 
 
 def _restricted(prediction: Prediction, on_C: Tensor) -> Prediction:
-    """The same predictions for some of the tokens; nothing is copied when it is all of them."""
+    """The predictions of the selected tokens; not copied if all are selected."""
     if bool(on_C.all()):
         return prediction
     return Prediction(

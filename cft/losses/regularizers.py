@@ -1,11 +1,11 @@
-"""Token losses that are added to another one, each through a `Regularizer` with its tokens and coefficient.
+"""Token losses that are added to the main loss, each in a `Regularizer` with its tokens and coefficient. In nats.
 
-    KLFromReference   KL(reference || policy)    covers what the reference covers; ASFT, SFT + KL
-    KLToReference     KL(policy || reference)    keeps to what the reference knows
+    KLFromReference   KL(reference || policy)    mode-covering; ASFT, SFT + KL
+    KLToReference     KL(policy || reference)    mode-seeking
     MaskedQuadratic   M (p_t - 1/2)^2            SED
     NegativeEntropy   -H                         an entropy bonus
 
-Gradient flows through the policy's distribution alone. Nats.
+Gradient flows only through the policy's distribution.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from cft.scores.column import REFERENCE_DISTRIBUTION
 
 
 class Regularizer:
-    """A further term: its own tokens, its own count, its own coefficient.
+    """An additional term of the loss with its own tokens, count and coefficient.
 
     Args:
-        where: the tokens it acts on: eligible (the mask's tokens), response, or critical or other (by token group). Not "on",
-            which yaml reads as true.
-        token_loss: what is added for each of them, nats.
-        coefficient: its factor over the training.
+        where: the tokens it acts on: eligible (the mask's tokens), response, or critical or other (by token group). The key is
+            not "on", which yaml reads as true.
+        token_loss: the loss of each of these tokens, nats.
+        coefficient: schedule of its factor.
     """
 
     def __init__(self, *, where: On, token_loss: TokenLoss, coefficient: Coefficient) -> None:
@@ -49,7 +49,7 @@ class KLFromReference:
 
 
 class KLToReference:
-    """sum_v p_v (log p_v - log r_v), r the reference: the direction that policy gradients penalize."""
+    """sum_v p_v (log p_v - log r_v), r the reference: the direction that policy-gradient methods penalize."""
 
     needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
 
@@ -58,16 +58,16 @@ class KLToReference:
 
 
 class MaskedQuadratic:
-    """M (p_t - 1/2)^2, M = 1 where the k most probable tokens together have less than tau (SED-SFT, arXiv 2602.07464).
+    """M (p_t - 1/2)^2, M = 1 if the total probability of the k most probable tokens is below tau (SED-SFT, arXiv 2602.07464).
 
-    It acts where the model is not confident, and gradient flows through p_t. The paper's coefficient is 1.
+    It acts where the model is not confident, and gradient flows through p_t. The paper uses coefficient 1.
 
     Args:
-        k: tokens, at least 1; the paper's is 2.
-        tau: a probability, or "calibrated": fixed once before training so that the fraction `masked_out` of the tokens has
+        k: number of tokens, at least 1; the paper uses 2.
+        tau: a probability, or "calibrated": set once before training such that the fraction `masked_out` of the tokens has
             M = 0 (`cft/training/calibration.py`).
-        masked_out: fraction of the tokens with M = 0, above 0 and at most 1; the yaml's is 0.7.
-        calibration_rows: about how many rows are read for it, at least 1; the yaml's is 100.
+        masked_out: fraction of the tokens with M = 0, above 0 and at most 1; 0.7 in the yaml.
+        calibration_rows: number of rows used for calibration, at least 1; 100 in the yaml.
     """
 
     needs: tuple[str, ...] = ()
@@ -87,15 +87,17 @@ class MaskedQuadratic:
     def __call__(self, prediction: Prediction) -> Tensor:
         if isinstance(self.tau, str):
             raise RuntimeError(
-                "MaskedQuadratic: tau is to be calibrated before the first step (cft.training.calibration.calibrate)"
+                "MaskedQuadratic: tau must be calibrated before the first step (cft.training.calibration.calibrate)"
             )
         unsure_N = top_mass(prediction.logprob_NV.detach(), k=self.k) < self.tau
         return unsure_N * (prediction.logprob_N().exp() - 0.5) ** 2
 
 
 class NegativeEntropy:
-    """-H(p): a positive coefficient rewards entropy, nats. On the tokens that are not critical (where: other) it asks whether
-    what CFT leaves untouched should be kept diverse."""
+    """-H(p), nats: a positive coefficient rewards entropy.
+
+    On the tokens that are not critical (where: other), it tests whether tokens outside CFT's loss should be kept diverse.
+    """
 
     needs: tuple[str, ...] = ()
 
@@ -104,5 +106,5 @@ class NegativeEntropy:
 
 
 def top_mass(logprob_NV: Tensor, *, k: int) -> Tensor:
-    """[N] the probability of the k most probable tokens together, 0-1."""
+    """[N] the total probability of the k most probable tokens, 0-1."""
     return logprob_NV.topk(min(k, logprob_NV.shape[-1]), dim=-1).values.exp().sum(-1)

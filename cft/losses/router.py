@@ -1,13 +1,13 @@
-"""The loss that keeps the experts of a mixture busy, of each row by itself.
+"""The load-balancing loss of a mixture-of-experts model, computed per row.
 
-    L_r = E * sum_e f_e P_e          f_e  fraction of the row's positions, over layers, that are sent to expert e, times k
-                                     P_e  mean probability that the router gives e, over the same positions and layers
+    L_r = E * sum_e f_e P_e          f_e  fraction of the row's positions, over layers, that are routed to expert e, times k
+                                     P_e  mean router probability of e, over the same positions and layers
 
-Of one row it is `load_balancing_loss_func` of transformers (Switch Transformer, arXiv 2101.03961, eq. 4-6), which takes all
-positions of a micro-batch together: a product of two means, that depends on which rows lie in a micro-batch. Of each row by
-itself, as the sequence-wise loss of DeepSeek-V3 (arXiv 2412.19437, eq. 17-20), it is a sum over rows: the same number however
-rows are put into micro-batches, packed, or spread over processes. The term is divided by the rows of the step that have an
-eligible token. Padding counts nowhere. A row's positions are those that are computed, up to its last wanted token.
+For one row this is `load_balancing_loss_func` of transformers (Switch Transformer, arXiv 2101.03961, eq. 4-6). That function
+combines all positions of a micro-batch in a product of two means, which depends on the rows in the micro-batch. Computed per
+row, as in the sequence-wise loss of DeepSeek-V3 (arXiv 2412.19437, eq. 17-20), the loss is a sum over rows, which does not
+depend on how rows are assigned to micro-batches, packed or distributed over processes. The term is divided by the rows of the
+step with an eligible token. Padding is excluded. A row's positions are those computed, up to its last predicted token.
 """
 
 from __future__ import annotations
@@ -19,15 +19,21 @@ from torch import Tensor
 
 
 def balance_of_rows(router_logits: Sequence[Tensor], row_P: Tensor, *, num_rows: int, chosen: int) -> Tensor:
-    """[num_rows] L_r with gradient, 0 for a row without positions.
+    """The load-balancing loss of each row.
 
-    router_logits: by layer, [P, E] or [B, T, E] before the softmax. row_P: the row of each position, -1 for padding. chosen:
-    experts a token is sent to.
+    Args:
+        router_logits: logits before the softmax, by layer; [P, E] or [B, T, E].
+        row_P: row of each position, -1 for padding.
+        num_rows: number of rows.
+        chosen: k, the number of experts per token.
+
+    Returns:
+        [num_rows] L_r with gradient, 0 for a row without positions.
     """
     inside_P = row_P >= 0
     row_N = row_P[inside_P]
     experts = router_logits[0].shape[-1]
-    wide = torch.promote_types(router_logits[0].dtype, torch.float32)  # sums of many, also where a pass is of bfloat16
+    wide = torch.promote_types(router_logits[0].dtype, torch.float32)  # precise sums, even if logits are bfloat16
     sent_RE = torch.zeros(num_rows, experts, dtype=wide, device=row_P.device)
     probability_RE = torch.zeros_like(sent_RE)
     for logits in router_logits:

@@ -1,11 +1,11 @@
 """Token losses that pull the prediction p towards a target distribution Q other than the token itself.
 
-    f = -sum_v Q_v log p_v,   df/dlogits = p - Q        where Q is a constant to the gradient and sums to 1
+    f = -sum_v Q_v log p_v,   df/dlogits = p - Q        where Q is detached from the gradient and sums to 1
 
     LabelSmoothing   Q = (1 - smoothing) onehot + smoothing / V
     Distillation     Q = (1 - teacher_weight) onehot + teacher_weight teacher
     TargetSFT        Q = p_t onehot + (1 - p_t) blend of p and teacher
-    GEM              Q = p + onehot - softmax(logits / beta)            (another value, this gradient)
+    GEM              Q = p + onehot - softmax(logits / beta)            (the gradient; the value of f differs)
 
 The teacher is the reference model's distribution.
 """
@@ -26,7 +26,7 @@ class LabelSmoothing:
     """Q = (1 - smoothing) onehot + smoothing / V (arXiv 1512.00567).
 
     Args:
-        smoothing: probability that is spread over the vocabulary, 0 to 1; the paper's is 0.1.
+        smoothing: probability mass distributed over the vocabulary, 0 to 1; the paper uses 0.1.
     """
 
     needs: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Distillation:
     """Q = (1 - teacher_weight) onehot + teacher_weight teacher: knowledge distillation at temperature 1 (arXiv 1503.02531).
 
     Args:
-        teacher_weight: of the teacher in the target, 0 to 1; 0.5 is ours.
+        teacher_weight: weight of the teacher in the target, 0 to 1; 0.5 is our choice.
     """
 
     needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
@@ -64,7 +64,7 @@ class TargetSFT:
     A reconstruction from a summary of the paper.
 
     Args:
-        eta: weight of the teacher in the blend, 0 to 1. The paper sweeps it; 0.5 is ours. 0 has DFT's gradient.
+        eta: weight of the teacher in the blend, 0 to 1. The paper sweeps it; 0.5 is our choice. 0 gives DFT's gradient.
     """
 
     needs: tuple[str, ...] = (REFERENCE_DISTRIBUTION,)
@@ -85,8 +85,8 @@ class GEM:
     """f = -sum_v q_v h_v (log p_t - log p_v), q = sg(softmax(logits / beta)) (GEM, arXiv 2408.16673).
 
     Args:
-        beta: temperature, above 0; the paper's is 0.7. beta 1 with h linear has the gradient of -log p_t.
-        h: one of the two of the authors' code. "linear": h = 1, for which f = cross-entropy plus sum_v q_v log p_v.
+        beta: temperature, above 0; the paper uses 0.7. beta = 1 with linear h gives the gradient of -log p_t.
+        h: one of the two functions in the authors' code. "linear": h = 1, for which f = cross-entropy + sum_v q_v log p_v.
             "log_sigmoid": h_v = sg(sigmoid(0.01 (z_v - z_t))), z the logits.
     """
 
@@ -106,6 +106,6 @@ class GEM:
 
 
 def teacher(prediction: Prediction) -> Tensor:
-    """[N, V] the reference's log-softmax, which `needs` has requested."""
+    """[N, V] the reference's log-softmax; the loss must request it in `needs`."""
     assert prediction.reference_NV is not None, "reference_distribution is needed"
     return prediction.reference_NV

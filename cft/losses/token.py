@@ -1,11 +1,12 @@
-"""Token losses: f(prediction, target), [N] with gradient. The only code that sees the whole distribution.
+"""Token losses: f(prediction, target), [N] with gradient. Only token losses use the full next-token distribution.
 
-Called per chunk of tokens and again in the backward pass. A loss that wants logits may take `logprob_NV`: the two differ by
-a constant a row. To add one, write a class with `needs` and `__call__`, a yaml in conf/loss/ or conf/regularizer/, and a
-line in tests/losses/test_oracle.py.
+They are called per chunk of tokens, and again when the backward pass recomputes the chunk. A loss that needs logits may use
+`logprob_NV`, which differs by a constant per row. To add a token loss, write a class with `needs` and `__call__`, a yaml in
+conf/loss/ or conf/regularizer/, and a line in tests/losses/test_oracle.py.
 
-Here: the protocol, and losses of the target's probability p_t alone (but for a floor of the others). Losses that pull towards a
-whole distribution are in `cft/losses/target.py`, terms that are added to a loss in `cft/losses/regularizers.py`.
+This file contains the protocol and losses of the target's probability p_t (and, in one case, a floor for the other
+probabilities). Losses towards a target distribution are in `cft/losses/target.py`, additional terms in
+`cft/losses/regularizers.py`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from cft.scores.column import REFERENCE_LOGPROB
 class Prediction:
     """The model's predictions of N tokens.
 
-    logprob_NV: log-softmax of the logits, float32 (float64 for float64 logits), with gradient. target_N: int64.
-    reference_NV: log-softmax of the reference model, without gradient; None unless `reference_distribution` is needed.
-    stored: [N] each, the stored scores that `needs` name.
+    Args:
+        logprob_NV: log-softmax of the logits, float32 (float64 for float64 logits), with gradient.
+        target_N: int64 token ids.
+        reference_NV: log-softmax of the reference model, without gradient; None unless `reference_distribution` is needed.
+        stored: [N] each, the stored scores that `needs` name.
     """
 
     logprob_NV: Tensor
@@ -42,10 +45,10 @@ class Prediction:
 
 
 class TokenLoss(Protocol):
-    """needs: "reference_distribution", "reference_logprob" or names of stored scores."""
+    """A token loss. needs: "reference_distribution", "reference_logprob" or names of stored scores."""
 
     needs: tuple[str, ...]
-    # log_prob_alone = True: of the prediction only logprob_N() is read, and so the vocabulary need not be at hand.
+    # log_prob_alone = True: only logprob_N() of the prediction is used, so the full distribution need not be computed.
 
     def __call__(self, prediction: Prediction) -> Tensor: ...
 
@@ -85,13 +88,13 @@ class Power:
 class ClippedRatio:
     """f = -min(r, clip(r, 1 - eps_low, 1 + eps_high)), r = p_t / p_old (Proximal SFT, PSFT, arXiv 2508.17784).
 
-    A token stops pulling once its probability has grown by eps_high. Demonstrations are all good, so the lower bound never
-    decides anything; it is there as in the paper. p_old is the reference: the model before training, where the paper
-    renews it with every batch of steps.
+    The gradient of a token vanishes once its probability has grown by the factor 1 + eps_high. The lower bound never has an
+    effect, since all demonstrations are positive examples; it is included as in the paper. p_old is the reference: the model
+    before training, whereas the paper updates it with every batch of steps.
 
     Args:
-        eps_low: 0 to 1; the paper's is 0.2.
-        eps_high: at least 0; the paper's is 0.28.
+        eps_low: 0 to 1; the paper uses 0.2.
+        eps_high: at least 0; the paper uses 0.28.
     """
 
     needs: tuple[str, ...] = (REFERENCE_LOGPROB,)
@@ -107,17 +110,18 @@ class ClippedRatio:
 
 
 class SymmetricCE:
-    """f = ce_weight (-log p_t) + rce_weight sum_v max(p_v, prob_floor) (-log y_v), y the one-hot target held to label_floor
-    (symmetric cross-entropy, arXiv 1908.06112; as SLCA++, arXiv 2408.08295, uses it).
+    """f = ce_weight (-log p_t) + rce_weight sum_v max(p_v, prob_floor) (-log y_v), y the one-hot target clamped to at least
+    label_floor (symmetric cross-entropy, arXiv 1908.06112; as used in SLCA++, arXiv 2408.08295).
 
-    Since log y_t = 0 the reverse part is -log(label_floor) (1 - p_t) but for the floor of p: bounded where -log p_t is not. A
-    token whose probability is at the floor is a constant to the gradient, in a large vocabulary most of them.
+    Since log y_t = 0, the reverse part is -log(label_floor) (1 - p_t), apart from the floor of p: unlike -log p_t, it is
+    bounded. Tokens whose probability is at the floor have no gradient; in a large vocabulary these are most tokens.
 
     Args:
-        ce_weight: of the cross-entropy, at least 0; 1 in the authors' settings.
-        rce_weight: of the reverse cross-entropy, at least 0; 0.1 in the authors' settings (0.5 on two fine-grained sets).
+        ce_weight: weight of the cross-entropy, at least 0; 1 in the authors' settings.
+        rce_weight: weight of the reverse cross-entropy, at least 0; 0.1 in the authors' settings (0.5 on two fine-grained
+            sets).
         label_floor: lowest y, above 0 and below 1; 1e-4 in the authors' code.
-        prob_floor: lowest p in the reverse part, 0 to below 1; 1e-7 in the authors' code. With 0, p_t alone is read.
+        prob_floor: lowest p in the reverse part, 0 to below 1; 1e-7 in the authors' code. With 0, only p_t is used.
     """
 
     needs: tuple[str, ...] = ()

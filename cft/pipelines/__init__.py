@@ -1,1 +1,1 @@
-"""Several stages with one command: named steps, checked together, run one after the other, skipped where they are done."""
+"""Pipelines: several stages with one command, as named steps that are checked together and run in order."""

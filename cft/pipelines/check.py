@@ -1,6 +1,6 @@
-"""Errors in the steps of a pipeline, found as those of a stage are: on the command line, before anything is started.
+"""Checks the steps of a pipeline before anything is started, like the command line of a stage.
 
-The keys of one step are composed and checked in `plan.py`.
+The keys of a single step are composed and checked in `plan.py`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _NOWHERE = Path("outputs/pipeline/check")  # nothing is written while a configur
 
 
 def pipeline_errors(tree: Mapping[str, Any]) -> list[ErrorDetail]:
-    """Of all steps, each with the step's name. tree: the config of cft pipeline, resolved."""
+    """Errors of all steps, each with the step's name. tree: the resolved config of cft pipeline."""
     _, errors = planned(_known(tree), Settings(folder=_NOWHERE, allowed=tuple(tree["allow_targets"])))
     return errors
 
 
 def compare_errors(tree: Mapping[str, Any]) -> list[ErrorDetail]:
-    """Of the arms, rates and steps of cft compare."""
+    """Errors in the arms, learning rates and steps of cft compare."""
     known = _known(tree)
     return comparison_errors(known, Settings(folder=_NOWHERE, allowed=tuple(tree["allow_targets"])))
 
 
 def planned(tree: Mapping[str, Any], settings: Settings) -> tuple[list[Step], list[ErrorDetail]]:
-    """The steps, with a report as the last one, and the errors of them all."""
+    """(the steps, ending with a report; the errors of all steps)."""
     planner = Planner(settings, tree.get("shared") or {})
     if (continual := Continual.of(tree)) is not None:
         if errors := list(continual.errors()):
@@ -42,7 +42,8 @@ def planned(tree: Mapping[str, Any], settings: Settings) -> tuple[list[Step], li
     if not nodes:
         return [], [
             ErrorDetail(
-                "steps", "there are none; choose a pipeline with pipeline=..., or add a step: +steps.train.stage=train"
+                "steps",
+                "no steps are given; choose a pipeline with pipeline=..., or add a step: +steps.train.stage=train",
             )
         ]
     for name, node in nodes.items():
@@ -53,7 +54,7 @@ def planned(tree: Mapping[str, Any], settings: Settings) -> tuple[list[Step], li
 
 
 def _known(value: Any) -> Any:
-    """Without what only a job knows."""
+    """The value without entries that are known only in a job."""
     if isinstance(value, Mapping):
         return {name: _known(inner) for name, inner in value.items() if not isinstance(inner, Unknown)}
     return [_known(inner) for inner in value if not isinstance(inner, Unknown)] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""How long the rest of a pipeline will take."""
+"""Estimates the remaining time of a pipeline."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Clock:
-    """How long the steps that are left will take: by an estimate, and by what those that are done took beside it.
+    """Remaining time, from an estimate that is scaled by the ratio of spent to expected time of the finished steps.
 
-    steps: expected seconds, by the name of a step or how it begins. to_do: names of the steps that are not done.
+    Args:
+        steps: expected seconds, by the name of a step or a prefix of it.
+        to_do: names of the steps that are not done.
+        expected: expected seconds of the finished steps.
+        spent: seconds that the finished steps took.
     """
 
     steps: Mapping[str, float]
@@ -19,13 +23,13 @@ class Clock:
     spent: float = 0.0
 
     def left(self, name: str) -> str:
-        """For the heading of a step."""
+        """Text for the heading of a step."""
         rest = sum(map(self._of, self.to_do[self.to_do.index(name) :])) if name in self.to_do else 0.0
         rest *= self.spent / self.expected if self.expected else 1.0
         return f" (about {duration(rest)} left)" if rest else ""
 
     def done(self, name: str, seconds: float | None) -> None:
-        """seconds: that a step took now, None where it failed or was done in an earlier run."""
+        """Mark a step as done. seconds: its duration; None if it failed, or was done in an earlier run."""
         if seconds is not None and name in self.to_do:
             self.spent += seconds
             self.expected += self._of(name)
@@ -37,7 +41,7 @@ class Clock:
 
 
 def duration(seconds: float) -> str:
-    """For people."""
+    """A duration as text."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

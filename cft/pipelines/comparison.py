@@ -1,11 +1,11 @@
-"""The steps of `cft compare`: a pipeline whose trainings are repeated for each arm, learning rate and seed.
+"""The steps of `cft compare`: a pipeline whose training runs are repeated for each arm, learning rate and seed.
 
-annotate                 once, unless an annotation is given; of data that are rows, their own responses, and only
-                         if an arm reads evidence: else all arms train on the rows as they are
-base                     the untrained model on the test problems, once
-search-ARM-lrRATE-seedN  one training for each rate, judged on validation problems alone
-ARM-seedN                at the rate that was best, with fresh seeds, tested
-report                   arms at their chosen rates; intervals over seeds and problems, p-values by Holm
+annotate                 once, unless an annotation is given. If the data are rows, their responses are annotated, and only if
+                         an arm needs evidence; otherwise all arms train on the rows directly
+base                     tests the untrained model, once
+search-ARM-lrRATE-seedN  a training run for each learning rate, measured on validation problems only
+ARM-seedN                training with the best learning rate and new seeds, with tests
+report                   the arms at their chosen learning rates; intervals over seeds and problems, Holm-corrected p-values
 """
 
 from __future__ import annotations
@@ -22,20 +22,24 @@ from cft.pipelines.plan import Planner, Settings, Step
 from cft.pipelines.reporting import REPORT
 from cft.shipped import CONF_DIR
 
-SEARCH_SEED = 100  # the first of those that search a rate; tested seeds count from 0
+SEARCH_SEED = 100  # first seed of the learning-rate search; tested seeds count from 0
 RATE = "optimizer.lr"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """What is compared.
+    """The design of a comparison.
 
     Args:
+        arms: Names of the arms.
         methods: Overrides of cft train by arm.
+        rates: Learning rates to search.
+        seeds: Number of tested seeds.
+        search_seeds: Number of seeds per learning rate in the search.
+        annotation: An existing annotation, or "".
         templates: Overrides of steps by kind.
-        annotation: One that is there, "" where none is.
-        problems: The data are problems; else rows, with their own responses.
-        annotates: An annotation is made first; else all arms train on the rows as they are.
+        problems: Whether the data are problems; otherwise they are rows with responses.
+        annotates: Whether an annotation is made first; otherwise all arms train on the existing annotation or rows.
     """
 
     arms: tuple[str, ...]
@@ -83,7 +87,7 @@ class Design:
                     f"steps.{name}", f"no such step{suggestion(name, known) or ', they are ' + ', '.join(known)}"
                 )
             for key in ({RATE, "seed"} & set(self._template(name))) if name in ("train", "search") else ():
-                text = f"is what the comparison varies; give it with {'rates' if key == RATE else 'seeds'}=..."
+                text = f"is varied by the comparison; set it with {'rates' if key == RATE else 'seeds'}=..."
                 yield ErrorDetail(f"steps.{name}.{key}", text)
         arms = [*self.methods, *sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))]
         for arm in self.arms:
@@ -101,7 +105,7 @@ class Design:
     # ---- steps
 
     def fixed(self) -> dict[str, dict[str, Any]]:
-        """Nodes of the annotation and the untrained model."""
+        """Nodes of the annotation and of the test of the untrained model."""
         nodes: dict[str, dict[str, Any]] = {}
         if self.annotates:
             given = {} if self.problems else {"responses": "given"}
@@ -113,7 +117,7 @@ class Design:
         return _added(planner, self.fixed())
 
     def searches(self, planner: Planner) -> dict[str, list[Step]]:
-        """By arm; a training that diverges fails alone. The first of each arm is checked, the others differ in numbers."""
+        """Steps of the learning-rate search by arm. A training run that diverges does not stop the pipeline."""
         found = {}
         for arm in self.arms:
             nodes = {
@@ -133,14 +137,14 @@ class Design:
         return _added(planner, nodes)
 
     def final_names(self) -> dict[str, tuple[str, int]]:
-        """(arm, seed) by the name of the step."""
+        """Step name -> (arm, seed)."""
         return {f"{arm}-seed{seed}": (arm, seed) for arm in self.arms for seed in range(self.seeds)}
 
     def report(self, planner: Planner) -> list[Step]:
         return _added(planner, {REPORT: {"stage": REPORT, "choose": RATE, **self._template(REPORT)}})
 
     def training(self, arm: str, *, rate: float, seed: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The node of a training: the method, then the budget that all arms share."""
+        """The node of a training step: the method, then the settings that all arms share."""
         rows = {"data.annotation": self.annotation} if self.annotation else {}
         if self.annotates:
             rows = {"data.annotation": "<step:annotate.config.annotation>"}
@@ -148,12 +152,12 @@ class Design:
         return {"stage": "train", **rows, **method, **self._template("train"), **(more or {}), RATE: rate, "seed": seed}
 
     def _template(self, name: str) -> dict[str, Any]:
-        """With keys as they are in yaml, whatever was typed."""
+        """The template's overrides with their keys as in yaml."""
         return {f"{entry.sign}{entry.key}": entry.value for entry in entries_of(self.templates.get(name) or {})}
 
 
 def comparison_errors(tree: Mapping[str, Any], settings: Settings) -> list[ErrorDetail]:
-    """Of the design, and of one step of each kind and arm."""
+    """Errors in the design, and in one step of each kind and arm."""
     design = Design.of(tree)
     errors = list(design.errors())
     if errors:
@@ -168,9 +172,10 @@ def comparison_errors(tree: Mapping[str, Any], settings: Settings) -> list[Error
 
 
 def chosen_rate(steps: Sequence[Step]) -> float:
-    """The best of an arm's rates by its mean score on validation problems; test problems play no part.
+    """An arm's best learning rate by its mean score on validation problems; test problems are not used.
 
-    Raises ReportError where no rate has a score.
+    Raises:
+        ReportError: no learning rate has a score.
     """
     from cft.report.choice import searched
     from cft.report.read import ReportError, collect
@@ -180,14 +185,14 @@ def chosen_rate(steps: Sequence[Step]) -> float:
     if len(choices) != 1 or not choices[0].chosen:
         name = steps[0].name.rpartition("-lr")[0]
         raise ReportError(
-            f"{name}: no learning rate has a validation score (all diverged?); give lower ones with rates=..., see "
+            f"{name}: no learning rate has a validation score (all diverged?); set lower ones with rates=..., see "
             f"{', '.join(str(folder / 'run.log') for folder in folders[:3])}"
         )
     return float(choices[0].chosen)
 
 
 def _reads_evidence(design: Design, arm: str, shared: Mapping[str, Any], *, allowed: tuple[str, ...]) -> bool:
-    """Whether an arm's method asks what rows hold only once they are annotated."""
+    """Whether an arm's method needs evidence, which rows have only after annotation."""
     planner = Planner(Settings(folder=Path("outputs/compare/evidence"), allowed=allowed), shared)
     step = planner.add(arm, {"data.annotation": "rows", **design.training(arm, rate=design.rates[0], seed=0)})
     rows = {"_target_": GIVEN_ROWS, "path": ""}

@@ -1,4 +1,4 @@
-"""What a step's yaml and the command line say of it, as overrides of its stage."""
+"""Overrides of a step's stage, from the step's yaml and the command line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cft.quoting import setting
 from cft.shipped import CONF_DIR
 
 _REFERENCE = re.compile(r"<step:([^>]*)>")
-_OF_TESTS = ("num_samples", "temperature", "top_p")  # of an annotation's evidence they are other settings
-# A text that the grammar would read as another type.
+_OF_TESTS = ("num_samples", "temperature", "top_p")  # settings of tests; in annotation these keys have another meaning
+# Texts that Hydra's grammar would read as another type.
 _NO_TEXT = re.compile(r"(?i)|null|true|false|nan|[+-]?inf|[+-]?[0-9][0-9_]*|[+-]?[0-9.][0-9_.]*(e[+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One override of a stage. sign: of adding or deleting a key, as Hydra has it."""
+    """One override of a stage. sign: Hydra's prefix for adding or deleting a key."""
 
     sign: str
     key: str
@@ -35,14 +35,13 @@ class Entry:
 
     @property
     def part(self) -> str:
-        """The key of the stage's config that it is about: `model` of model.path, model/lora and model@reference.model less
-        the place."""
+        """The top-level key that it overrides: `model` for model.path and model/lora; for key@place, that of the place."""
         name, _, place = self.key.partition("@")
         return re.split(r"[./]", place or name)[0]
 
 
 def entries_of(node: Mapping[Any, Any], prefix: str = "") -> list[Entry]:
-    """Of a mapping, nested ones spelled out; of two about one key the later counts."""
+    """The entries of a mapping, with nested mappings flattened; for two entries with the same key, the later one counts."""
     found: dict[str, Entry] = {}
     for name, value in node.items():
         sign, key = decoded(str(name))
@@ -55,7 +54,7 @@ def entries_of(node: Mapping[Any, Any], prefix: str = "") -> list[Entry]:
 
 
 def referred(value: Any) -> Iterator[str]:
-    """Paths behind ${step:...} in a value."""
+    """Paths of ${step:...} references in a value."""
     if isinstance(value, str):
         yield from _REFERENCE.findall(value)
     elif isinstance(value, Mapping | list):
@@ -64,7 +63,7 @@ def referred(value: Any) -> Iterator[str]:
 
 
 def filled(value: Any, known: Mapping[str, Any]) -> Any:
-    """With what `known` says of each path that ${step:...} names."""
+    """The value with each ${step:...} reference replaced by the value of its path in `known`."""
     if isinstance(value, str):
         whole = _REFERENCE.fullmatch(value)
         return known[whole[1]] if whole else _REFERENCE.sub(lambda found: str(known[found[1]]), value)
@@ -74,12 +73,18 @@ def filled(value: Any, known: Mapping[str, Any]) -> Any:
 
 
 def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False) -> dict[str, Entry]:
-    """Those of a pipeline's shared overrides that a stage takes, as it takes them: by the key they had.
+    """The shared overrides of a pipeline that apply to a stage, with their keys for that stage.
 
-    `data` are the problems: to annotate, or the benchmark of what is trained and tested. What `evaluation` holds of a
-    training, such as max_new_tokens, is so called by other stages. How many samples are drawn, and how, is of tests.
+    `data` are the problems: those to annotate, or the benchmark of training and test stages. Keys such as max_new_tokens are
+    under `evaluation` in training stages. Sampling settings apply only to tests.
 
-    annotated: the step reads an annotation, so that `data` that are rows are those which were annotated.
+    Args:
+        stage: name of the stage.
+        shared: the shared overrides.
+        annotated: whether the step reads an annotation, so that rows in `data` are already annotated.
+
+    Returns:
+        Key of the shared override -> the stage's override.
     """
     keys = keys_of(STAGES[stage].schema)
     problems = takes_problems(shared)
@@ -89,7 +94,7 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
         key = entry.key
         of_data = key.split(".")[0] == "data" and key != "data.dir"
         if of_data and problems and "benchmark" in keys:
-            if stage == "rl":  # it takes problems to respond to beside those that it is tested on
+            if stage == "rl":  # it needs training problems in addition to test problems
                 found[f"rl {key}"] = entry
             key = f"benchmark{key.removeprefix('data')}"
         elif (of_data and not takes_data) or (stage == "annotate" and key in _OF_TESTS):
@@ -103,7 +108,7 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
 
 
 def takes_problems(shared: Sequence[Entry]) -> bool:
-    """Whether the shared `data` are problems, and no rows to train on."""
+    """Whether the shared `data` are problems, not rows to train on."""
     chosen = next((str(entry.value) for entry in shared if entry.key == "data"), "arithmetic")
     return (CONF_DIR / "benchmark" / f"{chosen}.yaml").is_file() or not (CONF_DIR / "data" / f"{chosen}.yaml").is_file()
 
@@ -114,7 +119,7 @@ def _inside(stage: str, record: str) -> Collection[str]:
 
 
 def _spelled(value: Any) -> str:
-    """As Hydra's grammar reads it."""
+    """The value in Hydra's grammar."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{name}:{_spelled(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list | tuple):

@@ -1,11 +1,10 @@
-"""What a comparison will take, told before it starts: measured on a few problems, annotated, trained on and tested by the
-stages themselves on this machine, and extended to all of them.
+"""Estimates the cost of a comparison before it starts, by running the stages on a few problems and extrapolating.
 
-A training is what a process costs to start, load a model, take its first step and export, and for each epoch its rows, its
-validation and its checkpoint; a test is a beginning and so much for each problem, distinguished by tests of two sizes. The
-machine is taken to be as busy later as it was while this was measured: what is left is told again before each step, by what
-the steps so far took (`Clock`). Memory is the most that a process of a step had; longer rows than those tried may need
-more, which a training estimates from its own rows before its first step (`cft/training/memory.py`).
+The time of a training run is a fixed part (process start, model loading, first step, export) plus, per epoch, its rows,
+validation and checkpoint. The time of a test is a fixed part plus a time per problem, determined from tests of two sizes. The
+estimate assumes that the machine's load does not change; before each step, the remaining time is corrected by the duration of
+the steps done (`Clock`). Memory is the peak of a step's process. Longer rows than those measured may need more; a training run
+estimates this from its own rows before its first step (`cft/training/memory.py`).
 """
 
 from __future__ import annotations
@@ -35,22 +34,22 @@ from cft.runs.results import RunResults
 
 ESTIMATE = "estimate.json"
 _NAME = "estimate"
-_TESTED = (8, 24)  # problems, of two tests
+_TESTED = (8, 24)  # numbers of problems of the two tests
 _VALIDATED = 2
 _EPOCHS = 2
-_OF_A_RUN = 0.03  # of the time of a report of one run, for each further one
+_OF_A_RUN = 0.03  # time of a report per additional run, as a fraction of that of a report on one run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One training of an arm, as measured.
+    """Measurements of one training run of an arm.
 
     Args:
-        start: Seconds of its process that no epoch repeats.
-        per_row: Seconds of a row in an epoch.
-        per_epoch: Seconds of an epoch beside its rows, with a validation of few problems.
-        rows: That it had.
-        export_bytes: Of its export.
+        start: Seconds of its process outside of epochs.
+        per_row: Seconds per row and epoch.
+        per_epoch: Seconds per epoch without its rows, with a validation on few problems.
+        rows: Number of its rows.
+        export_bytes: Size of its export.
     """
 
     start: float
@@ -62,7 +61,13 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Testing:
-    """Tests, as measured: seconds of a process around one, of its beginning, and of each problem."""
+    """Measurements of tests.
+
+    Args:
+        process: Seconds of the process outside of the test.
+        begin: Seconds of a test independent of the number of problems.
+        per_problem: Seconds per problem.
+    """
 
     process: float
     begin: float
@@ -72,15 +77,22 @@ class Testing:
         return self.begin + problems * self.per_problem if problems else 0.0
 
     def per_greedy(self, samples: int) -> float:
-        """Of one greedy response of the 1 + samples that a test draws for each problem."""
+        """Seconds of one greedy response, if tests decode 1 + `samples` responses per problem."""
         return self.per_problem / (1 + samples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Seconds by part, and of one step of each kind (a name of a step, or how it begins); bytes at most.
+    """The estimated cost of a comparison.
 
-    unknown: arms whose few steps failed; their time is that of the others.
+    Args:
+        problems: Number of problems.
+        rows: Number of training rows.
+        parts: Seconds by part of the comparison.
+        steps: Seconds of one step of each kind, by the name of a step or a prefix of it.
+        memory: Peak bytes by kind of memory.
+        disk: Bytes of the kept weights.
+        unknown: Arms whose short training run failed; the time of other arms is used for them.
     """
 
     problems: int
@@ -105,16 +117,27 @@ class Estimate:
         console.print(table)
         used = ", ".join(f"{count / 1e9:.1f} GB of the {name}" for name, count in self.memory.items())
         console.print(
-            f"Memory of a step at most: {used}; disk for what is kept: {self.disk / 1e9:.1f} GB", markup=False
+            f"Peak memory of a step: {used}; disk space of the kept files: {self.disk / 1e9:.1f} GB", markup=False
         )
         for arm in self.unknown:
             console.print(
-                f"{arm}: its few steps failed, see above; its time is taken to be that of the others", markup=False
+                f"{arm}: its short training run failed, see above; the time of other arms is used for it", markup=False
             )
 
 
 def estimate(design: Design, runner: Runner, shared: Mapping[str, Any], *, probe: int, keep: str) -> Estimate:
-    """Runs the few steps that are not done yet and writes what they say. probe: number of problems."""
+    """Measure on a few problems (steps that are done are skipped), and write the estimate.
+
+    Args:
+        design: the comparison.
+        runner: runs the steps.
+        shared: shared overrides.
+        probe: number of problems to annotate and train on.
+        keep: which weights are kept.
+
+    Raises:
+        StepFailed: no arm could be trained.
+    """
     planner = Planner(runner.settings, shared)
     nodes = design.fixed()
     base = nodes.pop("base")
@@ -134,7 +157,7 @@ def estimate(design: Design, runner: Runner, shared: Mapping[str, Any], *, probe
     done = runner.run(steps, title="Estimate")
     measured = {arm: _measured(step, done) for arm, step in trainings.items() if step is not None}
     if not any(measured.values()):
-        raise StepFailed("no arm could be trained on a few rows, see above; nothing else was started")
+        raise StepFailed("no arm could be trained on a few rows, see above; no other step was started")
     testing = _testing([step for name, step in fixed.items() if step is not None and name.startswith("base")], done)
     found = _extended(
         _Full.of(design, runner, shared), design, fixed.get("annotate"), measured, testing, done, keep, probe
@@ -175,7 +198,7 @@ def _extended(
         parts["annotate"] = (done[annotate.name].seconds or 0.0) + spent / asked * max(0, full.problems - asked)
         steps["annotate"] = parts["annotate"]
         there, probe = round(full.problems * annotated / asked), min(probe, annotated)
-    # Of those that are there, as many as of the few: some are benchmark problems, too long or held out.
+    # The same fraction of rows is used as in the measurement: some are benchmark problems, too long or held out.
     wanted = there if full.max_rows < 0 else min(full.max_rows, there)
     rows = wanted * max((one.rows / max(1, min(probe, there)) for one in known), default=0.0)
     steps["base"] = parts["test the untrained model"] = testing.process + testing.seconds(full.tests)
@@ -191,7 +214,7 @@ def _extended(
     reported = done[f"{_NAME}-{REPORT}"].seconds or 0.0
     steps[REPORT] = parts[REPORT] = reported * (1 + _OF_A_RUN * len(design.arms) * (searched + design.seeds))
     exports = max((one.export_bytes for one in known), default=0)
-    # Weights, Adam's two states, export.
+    # Weights, two Adam states and export.
     kept = {"results": 0, "exports": design.seeds, "all": 4 * (design.seeds + searched)}[keep]
     memory: dict[str, int] = {}
     for record in done.values():
@@ -209,7 +232,7 @@ def _extended(
 
 
 def _slowest(known: Sequence[Training], *, start: float) -> Training:
-    """For an arm whose own few steps failed."""
+    """Measurements for an arm whose own training run failed: the slowest of the others."""
     return Training(
         start=max((one.start for one in known), default=start),
         per_row=max((one.per_row for one in known), default=0.0),
@@ -220,7 +243,7 @@ def _slowest(known: Sequence[Training], *, start: float) -> Training:
 
 
 def _measured(step: Step, done: Mapping[str, Record]) -> Training | None:
-    """None where it failed."""
+    """Measurements of a training step, None if it failed."""
     record = done[step.name]
     if not record.finished:
         return None
@@ -240,7 +263,7 @@ def _measured(step: Step, done: Mapping[str, Record]) -> Training | None:
 
 
 def _testing(steps: Sequence[Step], done: Mapping[str, Record]) -> Testing:
-    """steps: tests of few problems and of more, which may be as many where there are no more."""
+    """Measurements of tests. steps: tests with few and with more problems; the numbers are equal if there are no more."""
     few, more = (RunResults.read(step.folder / "results.json") for step in steps)
     process = min(
         max(0.0, (done[s.name].seconds or 0.0) - (r.seconds or 0.0)) for s, r in zip(steps, (few, more), strict=True)
@@ -253,12 +276,12 @@ def _testing(steps: Sequence[Step], done: Mapping[str, Record]) -> Testing:
     )
 
 
-# ---- the whole, of which a few were tried
+# ---- the full comparison
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Full:
-    """What the time depends on. rows: of an annotation that is there, or of one's own."""
+    """Sizes of the full comparison. rows: of an existing annotation, or user-provided ones."""
 
     problems: int
     rows: int
@@ -297,7 +320,7 @@ def _some(wanted: int, there: int) -> int:
 
 
 def _rows_of(config: Any, annotation: str) -> int:
-    """config: of a training."""
+    """Number of rows of an existing annotation or of user-provided rows. config: of a training step."""
     if annotation:
         store = AnnotationStore(find_annotation(annotation, annotations_dir=config.annotations_dir))
         return int(store.manifest()["counts"].get("annotated", 0))

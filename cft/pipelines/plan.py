@@ -1,8 +1,7 @@
-"""From a pipeline's configuration to its steps: each the overrides of its stage in full, checked as the stage would.
+"""Plans the steps of a pipeline from its configuration: the complete overrides of each stage, checked as by the stage itself.
 
-Steps are read in their order. An earlier one's outputs are ${step:NAME.dir}, the folder of what it makes, and
-${step:NAME.config.KEY}, a value of its configuration. All errors of all steps are found together; nothing is started and
-nothing heavy imported.
+Steps are processed in order. ${step:NAME.dir} refers to the output folder of an earlier step, and ${step:NAME.config.KEY} to a
+value of its configuration. All errors of all steps are reported together; no step is started and no large library imported.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from cft.pipelines.reporting import REPORT, ReportSettings, report_errors
 from cft.runs.run import flat
 from cft.shipped import CONF_DIR
 
-ANNOTATIONS = "annotations"  # below the pipeline's folder
-STEPS = "steps"  # records of what is done
-EARLIER = "earlier"  # what changed steps made before
+ANNOTATIONS = "annotations"  # folders in the pipeline's folder: annotations,
+STEPS = "steps"  # records of steps,
+EARLIER = "earlier"  # and earlier outputs of changed steps
 _RESERVED = (ANNOTATIONS, STEPS, EARLIER)
-# The runner's: where a step writes, what it resumes from, and whose classes may be built.
+# Keys that the runner sets: output folder, resuming, and the allowed classes.
 _NOT_A_STEPS = ("hydra", "resume", "allow_targets")
 
 
@@ -40,13 +39,13 @@ class Step:
     """One run of a stage.
 
     Args:
-        name: In the pipeline.
-        stage: Of `STAGES`, or "report".
-        overrides: All of the stage's command line but for where it writes.
-        folder: The job's own.
-        out: Of what it makes, often the same.
-        config: Resolved, secrets replaced.
-        may_fail: Whether the pipeline continues without it.
+        name: Name in the pipeline.
+        stage: A stage of `STAGES`, or "report".
+        overrides: The stage's command line, except for the output folder.
+        folder: The job's folder.
+        out: The output folder, often the same.
+        config: The resolved config, with secrets replaced.
+        may_fail: Whether the pipeline continues if it fails.
     """
 
     name: str
@@ -60,10 +59,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What all steps have in common.
+    """Settings of all steps.
 
-    folder: of the pipeline. group: of its W&B runs. allowed: target prefixes of the command line. conf_dirs: of one's own,
-    where yaml files are looked for.
+    Args:
+        folder: The pipeline's folder.
+        group: Group of its W&B runs.
+        allowed: Target prefixes allowed on the command line.
+        conf_dirs: The user's folders of yaml files.
     """
 
     folder: Path
@@ -73,23 +75,31 @@ class Settings:
 
 
 class Planner:
-    """Makes steps one after the other. errors: of all of them so far."""
+    """Plans steps one by one. errors: of all steps so far."""
 
     def __init__(self, settings: Settings, shared: Mapping[str, Any]) -> None:
         self.settings, self.shared = settings, entries_of(shared)
         self.steps: list[Step] = []
         self.errors: list[ErrorDetail] = []
         self._stages: set[str] = set()
-        self._taken: set[str] = set()  # shared keys that a step has
-        self._known: dict[str, Any] = {}  # what ${step:...} may name
+        self._taken: set[str] = set()  # shared keys that some step uses
+        self._known: dict[str, Any] = {}  # values of ${step:...} references by path
         self._faulty: set[str] = set()
 
     def add(
         self, name: str, node: Any, *, check: bool = True, may_fail: bool = False, more: Sequence[Entry] = ()
     ) -> Step | None:
-        """The step that a node of yaml describes, None where it cannot be made.
+        """Add the step that a yaml node describes.
 
-        check: False where a step like it was checked before. more: shared overrides beside those of all steps.
+        Args:
+            name: name of the step.
+            node: overrides of its stage.
+            check: False if a similar step was already checked.
+            may_fail: whether the pipeline continues if it fails.
+            more: additional shared overrides for this step.
+
+        Returns:
+            The step, None if it has errors that prevent it from being composed.
         """
         errors: list[ErrorDetail] = []
         step = self._step(name, node, errors, check=check, more=more)
@@ -106,17 +116,17 @@ class Planner:
         return step
 
     def unused(self) -> Iterator[ErrorDetail]:
-        """Shared overrides that no step takes."""
+        """Errors of shared overrides that no step uses."""
         stages = sorted(self._stages)
         keys = [key for stage in stages for key in keys_of(STAGES[stage].schema)]
         for entry in self.shared:
             if entry.key not in self._taken:
                 near = suggestion(entry.part, [*keys, "pipeline", "steps", "arms", "seeds", "rates"])
-                text = f"no step has this key{near or f'; the steps are of {chr(44).join(stages)}'}"
-                yield ErrorDetail(entry.key, f"{text} (of one step: steps.NAME.{entry.key}=...)")
+                text = f"no step has this key{near or f'; the stages of the steps are {chr(44).join(stages)}'}"
+                yield ErrorDetail(entry.key, f"{text} (for a single step: steps.NAME.{entry.key}=...)")
 
     def missing(self) -> Iterator[ErrorDetail]:
-        """What steps read, no earlier step makes, and is not there. Reads the file system."""
+        """Errors of inputs that do not exist and that no earlier step makes. Reads the file system."""
         for at, step in enumerate(self.steps):
             if step.stage != REPORT:
                 for key, text in _missing(step, self.steps[:at]):
@@ -134,7 +144,7 @@ class Planner:
         if stage not in (*STAGES, REPORT) or (stage in STAGES and not STAGES[stage].step):
             known = [one for one, entry in STAGES.items() if entry.step]
             near = suggestion(stage, known) or f"; they are {', '.join([*known, REPORT])}"
-            errors.append(ErrorDetail("stage", f"'{stage}' is no stage that can be a step{near}"))
+            errors.append(ErrorDetail("stage", f"'{stage}' is not a stage that can be a step{near}"))
             return None
         if name in _RESERVED or not name.replace("-", "_").isidentifier():
             errors.append(
@@ -145,7 +155,7 @@ class Planner:
         if stage == REPORT:
             return self._report(name, own, errors)
         for entry in [entry for entry in own if entry.part in _NOT_A_STEPS]:
-            text = "is the pipeline's: it decides where a step writes and what it resumes"
+            text = "is set by the pipeline, which decides where a step writes and what it resumes"
             if entry.part == "allow_targets":
                 text = "is accepted on the command line only, for all steps: allow_targets=[...]"
             errors.append(ErrorDetail(entry.key, text))
@@ -170,7 +180,7 @@ class Planner:
         return Step(name=name, stage=stage, overrides=tuple(words), folder=folder, out=out, config=dict(found.config))
 
     def _filled(self, own: Sequence[Entry], errors: list[ErrorDetail]) -> list[Entry]:
-        """With earlier steps' outputs; entries about faulty steps are left out, those have their own messages."""
+        """The entries with references replaced; references to faulty steps are omitted, since these have their own errors."""
         found = []
         for entry in own:
             paths = list(referred(entry.value))
@@ -180,8 +190,8 @@ class Planner:
             for path in unknown:
                 near = suggestion(path, self._known)
                 names = ", ".join(step.name for step in self.steps) or "none"
-                text = f"${{step:{path}}} names no output of an earlier step{near}; the earlier steps are {names}"
-                errors.append(ErrorDetail(entry.key, f"{text}, and each has dir and config.KEY"))
+                text = f"${{step:{path}}} is not an output of an earlier step{near}; the earlier steps are {names}"
+                errors.append(ErrorDetail(entry.key, f"{text}, each with dir and config.KEY"))
             if not unknown:
                 found.append(replace(entry, value=filled(entry.value, self._known)))
         return found
@@ -195,7 +205,7 @@ class Planner:
         return Step(name=name, stage=REPORT, overrides=(), folder=folder, out=folder, config=config)
 
     def _defaults(self, stage: Stage, folder: Path) -> Iterator[Entry]:
-        """What the runner gives a step before anything else is said of it."""
+        """The runner's overrides of a step, which come first."""
         if self.settings.allowed:
             yield Entry("", "allow_targets", list(self.settings.allowed))
         if "annotations_dir" in keys_of(stage.schema):
@@ -219,7 +229,7 @@ class _Composed:
 
 @cache
 def _composed(stage: str, words: tuple[str, ...], settings: Settings, *, check: bool) -> _Composed:
-    """Kept: the steps of a pipeline are checked on the command line and again in its job."""
+    """Cached, since the steps of a pipeline are checked on the command line and again in its job."""
     argv = list(spelled_out(stage, words))
     errors: list[ErrorDetail] = []
     if check:
@@ -228,7 +238,7 @@ def _composed(stage: str, words: tuple[str, ...], settings: Settings, *, check: 
         around, HydraConfig.instance().cfg = (
             HydraConfig.instance().cfg,
             None,
-        )  # of the pipeline's job, not of the step's
+        )  # the Hydra config is that of the pipeline's job, not of the step
         try:
             errors = command_line_errors(line, stage=stage)
         finally:
@@ -239,7 +249,7 @@ def _composed(stage: str, words: tuple[str, ...], settings: Settings, *, check: 
 
 
 def spelled_out(stage: str, words: Sequence[str]) -> list[str]:
-    """As the stage's command rewrites its arguments."""
+    """The overrides after the stage's command has rewritten its arguments."""
     if not STAGES[stage].arguments:
         return list(words)
     return named(STAGES[stage].arguments)(words)
@@ -250,7 +260,7 @@ def _out(stage: Stage, config: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _missing(step: Step, earlier: Sequence[Step]) -> Iterator[tuple[str, str]]:
-    """(key, message) of what is not there and what no earlier step makes."""
+    """(key, message) of inputs that do not exist and that no earlier step makes."""
     annotations = [one.out for one in earlier if one.stage == "annotate"]
     data = step.config.get("data")
     name = str(data.get("annotation", "")) if isinstance(data, Mapping) else ""
@@ -274,5 +284,5 @@ def _missing(step: Step, earlier: Sequence[Step]) -> Iterator[tuple[str, str]]:
 
 
 def conf_dirs_of(flags: Sequence[str]) -> tuple[str, ...]:
-    """Folders of the flags --config-dir FOLDER."""
+    """Folders of --config-dir FOLDER flags."""
     return tuple(flags[1::2])

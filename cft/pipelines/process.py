@@ -1,10 +1,9 @@
-"""One step, run: in a process of its own, or in this one.
+"""Runs one step, in a separate process or in this one.
 
-A process of its own gives all memory back when it ends, of the GPU too, and one that the system kills for its memory takes no
-other step with it. It is forked from a server that has imported the stages' libraries and done nothing else
-(multiprocessing's `forkserver`), so that a step starts in a fraction of a second and CUDA is touched in no process but its
-own. It is the leader of a process group: Ctrl-C reaches it once, through this process, and if this process is killed it
-ends as SIGTERM would end it.
+A separate process frees all memory when it ends, including GPU memory, and if the system kills it for its memory use, no other
+step is lost. It is forked from a server that has only imported the stages' libraries (multiprocessing's `forkserver`), so a
+step starts in a fraction of a second, and CUDA is initialized only in its own process. It is the leader of a process group, so
+Ctrl-C reaches it once, through this process. If this process is killed, the step ends as with SIGTERM.
 """
 
 from __future__ import annotations
@@ -39,20 +38,26 @@ from cft.quoting import setting
 from cft.run_log import recording
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-GRACE_S = 120.0  # to save what can be resumed, once the pipeline is dead
+GRACE_S = 120.0  # time for a step to save its state after the pipeline was killed
 
 
 class StepFailed(UserError, RuntimeError):
-    """A step ended with an error of input or configuration, which has been shown."""
+    """A step ended with an input or configuration error, which has been shown."""
 
 
 class StepCrashed(RuntimeError):
-    """A step's process ended with an error of the program, or was killed."""
+    """A step's process ended with a program error, or was killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a step that ended well leaves. made: paths that must be there for it to be done."""
+    """Result of a successful step.
+
+    Args:
+        made: paths that must exist for the step to count as done.
+        seconds: its duration.
+        peak_memory: peak bytes of its process and of the GPU.
+    """
 
     made: tuple[str, ...]
     seconds: float
@@ -60,9 +65,16 @@ class Ended:
 
 
 def run_here(step: Step, settings: Settings, *, more: Sequence[str] = (), resume: bool = False) -> Ended:
-    """In this process. more: overrides beside the step's own. resume: from its folder's checkpoints, where there are any.
+    """Run a step in this process.
 
-    What is wrong is raised as the stage raises it, a UserError with the step's name.
+    Args:
+        step: the step.
+        settings: settings of the pipeline.
+        more: additional overrides.
+        resume: whether to resume from checkpoints in its folder, if there are any.
+
+    Raises:
+        StepFailed: the stage raised a UserError. Other errors of the stage are raised unchanged.
     """
     started = time.monotonic()
     step.folder.mkdir(parents=True, exist_ok=True)
@@ -83,12 +95,12 @@ def run_here(step: Step, settings: Settings, *, more: Sequence[str] = (), resume
 
 
 def run_apart(step: Step, settings: Settings, *, more: Sequence[str] = (), resume: bool = False) -> Ended:
-    """In a process of its own.
+    """Run a step in a separate process. Arguments are as in `run_here`.
 
     Raises:
         StepFailed: It ended with exit status 2; its error is shown.
         StepCrashed: It ended with another error, or was killed.
-        Interrupted, KeyboardInterrupt: This process was told to end, and the step's has ended.
+        Interrupted, KeyboardInterrupt: This process received a signal, and the step's process has ended.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_libraries())
@@ -119,16 +131,16 @@ def run_apart(step: Step, settings: Settings, *, more: Sequence[str] = (), resum
             else Interrupted(f"step {step.name}, which saved its state")
         )
     if status == EXIT_USER_ERROR:
-        raise StepFailed(f"step {step.name} failed, see above; what was finished before it is kept")
+        raise StepFailed(f"step {step.name} failed, see above; steps finished before it are kept")
     how = (
         f"was killed by {signal.Signals(-status).name}" if status and status < 0 else f"ended with exit status {status}"
     )
     hint = " (the system may have run out of memory)" if status == -signal.SIGKILL else ""
-    raise StepCrashed(f"step {step.name} {how}{hint}; what was finished before it is kept")
+    raise StepCrashed(f"step {step.name} {how}{hint}; steps finished before it are kept")
 
 
 class Stopped(Exception):
-    """A signal came, and the step ended well all the same. Args: the exception of the signal, what the step left."""
+    """A signal arrived, but the step ended successfully. args: (exception of the signal, result of the step)."""
 
 
 def _libraries() -> list[str]:
@@ -151,12 +163,12 @@ def _peak_memory() -> dict[str, int]:
     return found
 
 
-# ---- signals, of this process and of the step's
+# ---- signals of this process and of the step's process
 
 
 @contextmanager
 def _passed_on() -> Iterator[tuple[list[signal.Signals], list[int]]]:
-    """(signals that came, processes that get them): a step's process is told what this one is told."""
+    """Forward signals to a step's process; yields (received signals, processes to forward to)."""
     received: list[signal.Signals] = []
     children: list[int] = []
 
@@ -164,10 +176,10 @@ def _passed_on() -> Iterator[tuple[list[signal.Signals], list[int]]]:
         received.append(signal.Signals(number))
         for process in children:
             with suppress(ProcessLookupError):
-                # As a terminal would: to all processes of a distributed training.
+                # SIGINT goes to the whole group, as from a terminal, and so to all ranks of a distributed run.
                 (os.killpg if number == signal.SIGINT else os.kill)(process, number)
 
-    here = threading.current_thread() is threading.main_thread()  # Python lets no other thread take signals
+    here = threading.current_thread() is threading.main_thread()  # Python allows signal handlers in this thread only
     before = {number: signal.signal(number, receive) for number in SIGNALS} if here else {}
     try:
         yield received, children
@@ -185,7 +197,7 @@ def _signal_error(received: Sequence[signal.Signals]) -> BaseException | None:
 def _in_child(step: Step, settings: Settings, more: tuple[str, ...], resume: bool, sender: Connection) -> None:
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    running = _running(settings.folder)  # closed by the end of the process, however it comes
+    running = _running(settings.folder)  # closed when the process ends, in any way
     fcntl.flock(running, fcntl.LOCK_EX)
     try:
         sender.send(run_here(step, settings, more=more, resume=resume))
@@ -197,7 +209,7 @@ def _in_child(step: Step, settings: Settings, more: tuple[str, ...], resume: boo
         status = EXIT_RESUMABLE
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
-    except Exception:  # noqa: BLE001 - shown in full, as the interpreter would
+    except Exception:  # noqa: BLE001 - show the full traceback, as the interpreter does
         traceback.print_exc()
         status = 1
     sys.stdout.flush()
@@ -205,12 +217,12 @@ def _in_child(step: Step, settings: Settings, more: tuple[str, ...], resume: boo
 
 
 def wait_for_orphan(folder: Path) -> None:
-    """Until the step's process of a pipeline that was killed has saved its state and ended. folder: of the pipeline."""
+    """If an earlier run of this pipeline was killed, wait until its step's process has saved its state and ended."""
     running = _running(folder)
     try:
         fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        console.print("Waits for a step of the run before this one, which was killed, to end")
+        console.print("Waiting for a step of the previous run, which was killed, to end")
         fcntl.flock(running, fcntl.LOCK_EX)
     finally:
         os.close(running)

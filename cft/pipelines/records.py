@@ -1,8 +1,7 @@
-"""What a pipeline remembers of a step, and when that makes it one that is done: its configuration and what it read are the
-same, and what it made is there.
+"""Records of a pipeline's steps. A step is done if its configuration and inputs are unchanged and its outputs exist.
 
-What a step reads is found in its configuration: every text that is a path, the annotation it names and the stored scores that
-its method needs. Contents count, not times: a step whose input was made again to the last bit is still done.
+The inputs of a step are found in its configuration: every text that is a path, the annotation it names, and the stored scores
+that its method needs. They are compared by content, not by time: recreating an input with identical content changes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from cft.pipelines.reporting import REPORT
 from cft.runs.results import RESULTS
 from cft.runs.run import flat
 
-# What may change of a finished step: how it is watched, where its processes are, when it is cut off.
+# Keys that may change after a step is finished: logging, placement of processes, time limits.
 _FREE = ("logger", "allow_targets", "interruption", "resume", "fleet", "annotations_dir", "out", "replace")
 _FREE_KEYS = ("trainer.enable_progress_bar", "trainer.enable_model_summary", "verify.workers")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
@@ -30,19 +29,19 @@ _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One step, as <pipeline>/steps/<name>.json holds it.
+    """Record of one step, the content of <pipeline>/steps/<name>.json.
 
     Args:
-        step: Its name.
-        stage: Of the step.
-        command: What would be typed to run it alone.
-        config: By dotted name, without what may change.
-        read: Fingerprint of each thing it read.
-        finished: Whether it ended well.
-        made: Paths that must be there, from the pipeline's folder.
-        seconds: Of its process, without the imports.
-        peak_memory: Bytes of its process at most, and of the GPU where there is one.
-        version: Of the package.
+        step: Name of the step.
+        stage: Stage of the step.
+        command: Command that runs it separately.
+        config: Config by dotted names, without the keys that may change.
+        read: Fingerprint of each input.
+        finished: Whether it ended successfully.
+        made: Outputs that must exist, relative to the pipeline's folder.
+        seconds: Duration of its process, without imports.
+        peak_memory: Peak bytes of its process, and of the GPU if there is one.
+        version: Version of the package.
     """
 
     step: str
@@ -61,11 +60,11 @@ class Record:
         return sha256_json([self.stage, self.config, self.read, self.version])
 
     def is_done(self, folder: Path) -> bool:
-        """folder: of the pipeline, which paths inside of it count from."""
+        """Whether the step is finished and its outputs exist. folder: the pipeline's folder."""
         return self.finished and all((folder / path).exists() for path in self.made)
 
     def changed_since(self, then: Record) -> list[str]:
-        """What differs, in words: keys of the configuration, and what was read."""
+        """Descriptions of the differences: keys of the configuration, and inputs."""
         keys = [key for key in sorted({*self.config, *then.config}) if self.config.get(key) != then.config.get(key)]
         read = [name for name in sorted({*self.read, *then.read}) if self.read.get(name) != then.read.get(name)]
         version = [] if self.version == then.version else ["the version of the package"]
@@ -76,26 +75,26 @@ class Record:
 
 
 def record_of(step: Step, *, folder: Path, command: str) -> Record:
-    """As the step would be run now. folder: of the pipeline; below it, paths count from there, so that it may be moved."""
+    """The record of a step if run now. folder: the pipeline's folder; paths in it are relative, so that it may be moved."""
     config = {
         name: _from(value, folder)
         for name, value in flat(step.config).items()
         if name.split(".")[0] not in _FREE and name not in _FREE_KEYS
     }
     read = {str(_from(name, folder)): value for name, value in _read(step)}
-    # As JSON gives it back.
+    # The config as it is read back from JSON.
     return Record(
         step=step.name, stage=step.stage, command=command, config=json.loads(json.dumps(config, default=str)), read=read
     )
 
 
 def inside(folder: Path, path: str) -> str:
-    """A path from the pipeline's folder, where it is below."""
+    """A path, relative to the pipeline's folder if it is inside."""
     return str(_from(path, folder))
 
 
 def known_record(folder: Path, name: str) -> Record | None:
-    """What was recorded of a step, None where nothing that can be read was."""
+    """The stored record of a step, None if there is none or it is unreadable."""
     try:
         return Record(**json.loads(_path(folder, name).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -112,7 +111,7 @@ def _from(value: Any, folder: Path) -> Any:
     return value.replace(f"{folder}/", "") if isinstance(value, str) else value
 
 
-# ---- what a step reads
+# ---- inputs of a step
 
 
 def _read(step: Step) -> Iterator[tuple[str, str]]:
@@ -131,12 +130,12 @@ def _read(step: Step) -> Iterator[tuple[str, str]]:
 def _is_path(text: str) -> bool:
     try:
         return bool(text) and ("/" in text or "." in text) and Path(text).exists()
-    except (OSError, ValueError):  # no path: too long, or with a null byte
+    except (OSError, ValueError):  # not a path: too long, or with a null byte
         return False
 
 
 def _contents(path: Path) -> str:
-    """Of a file; of a run or a model its weights and results; of another folder every file's."""
+    """Hash of a file; of a run or model folder, of its weights and results; of another folder, of all files."""
     if path.is_file():
         return sha256_file(path)
     files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_log(file.relative_to(path)))
@@ -151,7 +150,7 @@ def _is_log(inside: Path) -> bool:
 
 
 def _annotation(step: Step) -> Iterator[tuple[str, str]]:
-    """The rows of the annotation that a step names, and the stored scores that its method needs."""
+    """Fingerprints of the annotation that a step names, and of the stored scores that its method needs."""
     data = step.config.get("data")
     name = data.get("annotation") if isinstance(data, Mapping) else None
     name = name or (step.config.get("annotation") if step.stage != "annotate" else None)
@@ -164,7 +163,7 @@ def _annotation(step: Step) -> Iterator[tuple[str, str]]:
     try:
         found = find_annotation(name, annotations_dir=annotations_dir)
     except StoreError:
-        return  # the step says so itself
+        return  # the step itself raises the error
     manifest = json.loads((found / "manifest.json").read_bytes())
     units = [json.loads(path.read_bytes()) for path in sorted((found / "units").glob("*.json"))]
     yield str(found), sha256_json([manifest["fingerprint_sha256"], [unit["rows"]["sha256"] for unit in units]])

@@ -1,4 +1,4 @@
-"""The step that ends a pipeline: one report on all that its trainings and evaluations left (`cft report` of their folders)."""
+"""The last step of a pipeline: a report on all its training runs and evaluations (`cft report` of their folders)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from cft.pipelines.entries import Entry
 from cft.ranges import mismatch
 
 REPORT = "report"
-RESPONSES = 2000  # that the token explorer holds
+RESPONSES = 2000  # maximal number of responses in the token explorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportSettings:
-    """Keys of a step of the stage `report`.
+    """Keys of a `report` step.
 
     Args:
-        title: Of the page, "" for the pipeline's folder.
-        choose: Compare each arm at its best value of this key on validation problems, such as optimizer.lr; "" = as they are.
-        annotation: Name or folder for the token explorer, "" for what the runs trained on.
-        strict: Refuse arms that differ in budget, normalizer or data; else mark them.
-        folders: Of runs; those of the earlier trainings and evaluations where nothing is given.
+        title: Title of the page; "" = name of the pipeline's folder.
+        choose: Compare each arm at its best value of this key on validation problems, such as optimizer.lr; "" = all values.
+        annotation: Name or folder of the annotation for the token explorer; "" = the one the runs trained on.
+        strict: Whether to refuse arms that differ in budget, normalizer or data; otherwise they are marked.
+        folders: Run folders; default: those of the earlier training and evaluation steps.
     """
 
     title: str = ""
@@ -46,7 +46,7 @@ def report_errors(own: Sequence[Entry]) -> Iterator[ErrorDetail]:
 
 
 def make_report(config: Mapping[str, Any], *, folder: Path, annotations_dir: Path) -> Path | None:
-    """Prints the table and writes the page and the files beside it; None where no run has results that can be compared."""
+    """Print the tables and write the report; None if no run has results to compare."""
     from cft.report.build import build_report
     from cft.report.choice import choose
     from cft.report.compare import compare
@@ -60,7 +60,7 @@ def make_report(config: Mapping[str, Any], *, folder: Path, annotations_dir: Pat
     )
     folders = [Path(each) for each in settings.folders if Path(each).is_dir()]
     if not any(path for each in folders for path in each.rglob("results.json")):
-        console.print("No report: no step of this pipeline has results that a report compares")
+        console.print("No report: no step of this pipeline has results to compare")
         return None
     runs, choices = collect(folders), []
     if settings.choose:

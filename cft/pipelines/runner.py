@@ -1,9 +1,9 @@
-"""Runs the steps of a pipeline in their order; what is done is skipped, what was cut off is resumed, what changed is run again.
+"""Runs the steps of a pipeline in order. Done steps are skipped, interrupted ones resumed, changed ones run again.
 
-<folder>/<step>/            the step's run folder, as the stage writes it
-<folder>/annotations/       annotations and the scores beside them
-<folder>/steps/<step>.json  `cft/pipelines/records.py`
-<folder>/earlier/           what a step made before its configuration or its inputs changed: nothing is deleted
+<folder>/<step>/            the step's run folder, as written by its stage
+<folder>/annotations/       annotations with their scores
+<folder>/steps/<step>.json  records, see `cft/pipelines/records.py`
+<folder>/earlier/           outputs of steps whose configuration or inputs changed later; nothing is deleted
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ from cft.quoting import setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runner:
-    """isolated: each step in a process of its own. flags: of the command line, for the commands that are printed."""
+    """Runs steps.
+
+    Args:
+        settings: settings of the pipeline.
+        isolated: whether each step runs in a separate process.
+        flags: command-line flags, for the printed commands.
+    """
 
     settings: Settings
     isolated: bool
@@ -43,16 +49,21 @@ class Runner:
         after: Callable[[Step], None] = lambda step: None,
         clock: Clock | None = None,
     ) -> dict[str, Record]:
-        """Records by step; those of steps that may fail and did are not finished.
+        """Run steps in order.
 
         Args:
-            title: What a step is called in its heading.
-            of: Number of all steps, where these are a part of them from number `first` on.
-            after: Called when a step is done, in an earlier run too.
-            clock: Says before each step how long the rest will take.
+            steps: The steps.
+            title: Word for a step in its heading.
+            of: Total number of steps, if `steps` are only a part of them.
+            first: Number of the first of `steps`.
+            after: Called when a step is done, including in an earlier run.
+            clock: Estimates the remaining time before each step.
+
+        Returns:
+            Records by step; a step that was allowed to fail and did has an unfinished record.
 
         Raises:
-            StepFailed, StepCrashed: A step that may not fail did.
+            StepFailed, StepCrashed: A step failed that was not allowed to.
         """
         done = {}
         with exclusive(self.settings.folder):
@@ -70,7 +81,7 @@ class Runner:
         before = known_record(folder, step.name)
         now = record_of(step, folder=folder, command=self._command(step))
         if before is not None and before.is_done(folder) and before.fingerprint == now.fingerprint:
-            console.print(f"{title}: done already", markup=False)
+            console.print(f"{title}: already done", markup=False)
             clock.done(step.name, None)
             return before
         console.rule(f"[bold]{title}[/bold]{clock.left(step.name)}", align="left")
@@ -105,22 +116,22 @@ class Runner:
         return done
 
     def _make_room(self, step: Step, *, now: Record, before: Record | None) -> tuple[str, ...]:
-        """Set aside what the step made under another configuration or from other inputs. Returns further overrides."""
+        """Move earlier outputs of a changed step to <folder>/earlier. Returns additional overrides."""
         if before is None or before.fingerprint == now.fingerprint or step.stage == REPORT:
             return ()
         changed = now.changed_since(before)
         if set(changed) <= set(STAGES[step.stage].grows):
-            console.print(f"Extends what is there: {', '.join(changed)} changed", markup=False)
+            console.print(f"Extending the existing output: {', '.join(changed)} changed", markup=False)
             return ()
         console.print(
-            f"Runs again, since {', '.join(changed[:5])}{' ...' if changed[5:] else ''} changed", markup=False
+            f"Running again, since {', '.join(changed[:5])}{' ...' if changed[5:] else ''} changed", markup=False
         )
         for path in dict.fromkeys((step.folder, step.out)):
             if path.exists() and path.resolve().is_relative_to(self.settings.folder.resolve()):
                 aside = _free(self.settings.folder / EARLIER / path.name)
                 aside.parent.mkdir(exist_ok=True)
                 path.rename(aside)
-                console.print(f"What it made before is in {aside}", markup=False)
+                console.print(f"Its earlier output is in {aside}", markup=False)
         return STAGES[step.stage].redo
 
     def _command(self, step: Step) -> str:
@@ -131,7 +142,7 @@ class Runner:
 
 
 def _free(path: Path) -> Path:
-    """The first of path-1, path-2, ... that is not there."""
+    """The first of path-1, path-2, ... that does not exist."""
     number = 1
     while (found := path.with_name(f"{path.name}-{number}")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Questions -> prompt token ids."""
+"""Converts questions and conversations to token ids."""
 
 from cft.prompts.chat import Chat, Plain, Prompt, PromptError
 

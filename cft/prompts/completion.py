@@ -1,4 +1,4 @@
-"""A question and a given answer to ids, by any prompt; and a text that is its own frame."""
+"""Converts a question with a given answer to token ids, with any prompt; and texts without a prompt."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def completion(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, question: str, text: str) -> Conversation:
-    """Ids of prompt and answer with the end token, and the answer as their one turn. Raises TextError."""
+    """Ids of prompt, answer and end token, with the answer as the only turn. Raises TextError."""
     if isinstance(prompt, Chat):
         return conversation(
             prompt, tokenizer, [*prompt.asked(question), {"role": ASSISTANT, "content": text}], which="last"
         )
     if not isinstance(prompt, Plain):
         raise PromptError(
-            f"prompt: {type(prompt).__name__} cannot be put before given answers; use prompt=chat or plain"
+            f"prompt: {type(prompt).__name__} cannot be combined with given answers; use prompt=chat or plain"
         )
     frame = prompt.template.replace(SLOT, broken(question, special_tokens(tokenizer)))
     return _plain(prompt, tokenizer, frame, broken(text, assistant_controls(prompt, tokenizer)))
@@ -33,18 +33,23 @@ def completion(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, question: str
 def plain_text(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase, text: str, *, start: int, ends: bool
 ) -> Conversation:
-    """Ids of a text without any template, of which the part from character `start` on is the turn.
+    """Ids of a text without a template.
 
-    ends: whether the end token follows it.
+    Args:
+        prompt: determines the end token.
+        tokenizer: the tokenizer.
+        text: the text.
+        start: index of the first character of the turn, which extends to the end of the text.
+        ends: whether to append the end token.
 
     Raises:
-        TextError: among others, the text spells a special token, which no template would have written here.
+        TextError: the text cannot be encoded; for example, it spells a special token.
     """
     found = [token for token in special_tokens(tokenizer) if token in text]
     if found:
         raise TextError(
-            f"it spells the special token {found[0]}, and texts never become special tokens; give messages, whose template "
-            "writes them, or token ids"
+            f"it spells the special token {found[0]}, and texts are never encoded as special tokens; provide messages, whose "
+            "template writes them, or token ids"
         )
     return _plain(prompt, tokenizer, text[:start], text[start:], ends=ends)
 
@@ -52,7 +57,7 @@ def plain_text(
 def _plain(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase, before: str, after: str, *, ends: bool = True
 ) -> Conversation:
-    """before, after: with breaks."""
+    """before, after: the texts before and in the turn, with BREAK characters."""
     whole = encoded_frame(tokenizer, before + after)
     border = len(without_breaks(before))
     first, last = whole.tokens(border, len(whole.text))
@@ -60,9 +65,9 @@ def _plain(
         raise TextError("the answer is empty")
     if before and encoded_frame(tokenizer, before).ids.tolist() != whole.ids[:first].tolist():
         raise TextError(
-            "the tokens of the prompt alone are not the first ones of the whole: the tokenizer joins both sides of the border "
-            f"({whole.text[max(0, border - 8) : border]!r} and {whole.text[border : border + 8]!r}); begin or end the texts "
-            "where a token does"
+            "the tokens of the prompt alone are not a prefix of the tokens of the whole text: the tokenizer merges the texts "
+            f"around the boundary ({whole.text[max(0, border - 8) : border]!r} and {whole.text[border : border + 8]!r}); begin "
+            "or end the texts at a token boundary"
         )
     require_spelt(tokenizer, whole, first, last)
     bos: Any = tokenizer.bos_token_id

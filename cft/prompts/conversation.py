@@ -1,11 +1,11 @@
-"""Conversations -> token ids with the tokens of every turn: several turns, tools, templates with and without marks.
+"""Converts conversations to token ids and locates the tokens of each turn, for several turns, tools, and any chat template.
 
-The chat template writes the whole conversation once, and it is encoded once. Where a turn is, the template's own
-`{% generation %}` marks say, else the conversation up to the turn, which must be how the whole begins: a template that
-writes earlier turns in another way once others follow (without their thinking, as Qwen3's) is found out, not guessed at. The
-prompt of a turn must be the beginning of the whole in ids as well, since that is what the model gets when it answers.
+The conversation is rendered and encoded once, as a whole. A turn is located by the template's `{% generation %}` marks or, if
+there are none, by rendering the conversation up to the turn. This must be a prefix of the whole text; templates that render
+earlier turns differently once others follow (without their thinking, as Qwen3's does) are detected and refused. The prompt of a
+turn must also be a prefix in token ids, since these ids are what the model gets when it answers.
 
-A turn ends with the token that the template ends it with. Special tokens never come from messages.
+A turn includes the token with which the template ends it. Messages never produce special tokens.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 
 WhichTurns = Literal["all", "last"]
 ASSISTANT = "assistant"
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names that thinking goes by beside `content`
+REASONING = ("reasoning_content", "thinking", "reasoning")  # keys of a message that hold its thinking
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The tokens [start, end) of one message: what its author writes and the token that ends it, without the header.
+    """The tokens [start, end) of one message: its content and the token that ends it, without the header.
 
-    message: its number, from 0.
+    Args:
+        message: index of the message, from 0.
+        role: role of the message.
+        start: index of the first token.
+        end: index after the last token.
     """
 
     message: int
@@ -44,7 +48,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """All tokens of a conversation, and the turns that were asked for, in order."""
+    """All tokens of a conversation, and the requested turns in order."""
 
     encoded: Encoded
     turns: tuple[Turn, ...]
@@ -59,16 +63,18 @@ def conversation(
     roles: Collection[str] = (ASSISTANT,),
     which: WhichTurns = "all",
 ) -> Conversation:
-    """Ids of the conversation, with the turns of the given roles, or the last one of them.
+    """Ids of a conversation with the turns of the given roles.
 
     Args:
-        messages: as chat templates read them: role, content, and what else the template knows.
-        tools: JSON schemas, as chat templates read them.
-        roles: whose turns are wanted.
-        which: all of them, or the last one.
+        prompt: the chat prompt.
+        tokenizer: the tokenizer with the chat template.
+        messages: messages in the form of chat templates: role, content, and other keys that the template uses.
+        tools: JSON schemas of tools, in the form of chat templates.
+        roles: the roles whose turns are located.
+        which: all of these turns, or only the last one.
 
     Raises:
-        TextError: this conversation cannot be put to this template and tokenizer; the message is the reason.
+        TextError: the conversation does not suit this template or tokenizer; the message is the reason.
     """
     _require_read(tokenizer, messages, tools)
     safe = _with_broken_specials(prompt, tokenizer, messages)
@@ -114,7 +120,7 @@ def prompt_ids(
     *,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
-    """Ids of a conversation of several turns, open for the assistant's next one. Raises TextError."""
+    """Ids of a conversation, ending with the header of the assistant's next turn. Raises TextError."""
     _require_read(tokenizer, messages, tools)
     safe = _with_broken_specials(prompt, tokenizer, messages)
     safe_tools = broken(list(tools), special_tokens(tokenizer))
@@ -128,16 +134,16 @@ def prompt_ids(
 def _between_prefixes(
     whole: str, rendered: Any, number: int, *, messages: list[dict[str, Any]], special: Collection[str]
 ) -> tuple[int, int]:
-    """The characters of a message in a whole that marks none: after the conversation before it, up to the next one."""
+    """The character range of a message in a text without marks: from the end of the preceding conversation to its own end."""
     role = messages[number]["role"]
     before = rendered(number, role == ASSISTANT) if number or role == ASSISTANT else ""
     after = whole if number == len(messages) - 1 else rendered(number + 1, False)
     for part, what in ((before, "before"), (after, "up to")):
         if not whole.startswith(part):
             raise TextError(
-                f"the chat template writes earlier turns in another way once the rest follows: the conversation {what} message "
-                f"{number} ({_difference(part, whole)}), so no tokens are the whole's and what the model answered to; take the "
-                "last turn alone (data.turns=last), a template with {% generation %} marks, or set prompt.template_kwargs"
+                f"the chat template writes earlier turns differently once later ones follow: the conversation {what} message "
+                f"{number} ({_difference(part, whole)}), so the model's prompt at this turn is not a prefix of the whole; use "
+                "only the last turn (data.turns=last), a template with {% generation %} marks, or set prompt.template_kwargs"
             )
     if role == ASSISTANT:
         return len(before), len(after)
@@ -145,7 +151,7 @@ def _between_prefixes(
     text = content.strip() if isinstance(content, str) else ""
     at = whole.find(text, len(before), len(after)) if text else -1
     if at < 0:
-        raise TextError(f"the chat template does not write a text as it is: message {number} ({role})")
+        raise TextError(f"the chat template changes the text of a message: message {number} ({role})")
     tail = whole[at + len(text) : len(after)]
     closed = any(token in tail for token in special)
     return at, len(after) if closed else at + len(text)
@@ -162,30 +168,30 @@ def _turn(
     *,
     marked: bool,
 ) -> Turn:
-    """The turn of these characters of the whole (with its breaks), once its prompt is known to be a prefix in ids."""
+    """The turn in characters [start, end) of the whole text (with BREAKs); checks that its prompt is a prefix in ids."""
     prefix = whole[:start]
     first, last = encoded.tokens(len(without_breaks(prefix)), len(without_breaks(whole[:end])))
     if first < len(encoded.ids) and prefix:
         alone = _one_bos(encoded_frame(tokenizer, prefix), tokenizer).ids
         if alone.tolist() != encoded.ids[:first].tolist():
             raise TextError(
-                f"the tokenizer joins a message with what is before it: message {number}, {prefix[-12:]!r} and what follows; "
-                "begin or end the texts where a token does"
+                f"the tokenizer merges a message with the text before it: message {number}, {prefix[-12:]!r} and what follows; "
+                "begin or end the texts at a token boundary"
             )
     ends = encoded.special
-    if marked:  # else the template writes it within
+    if marked:  # the end token may follow the mark; without marks it is within the range
         last += bool(last < len(ends) and ends[last] and last > first and not ends[last - 1])
     elif closing := np.flatnonzero(ends[first:last]).tolist():
         tail = without_breaks(whole[:end])[encoded.span[first + closing[-1], 1] :]
         last = first + closing[-1] + 1 if not tail.strip() else last
     if first == last:
-        raise TextError(f"the chat template writes nothing of a turn: message {number} ({role})")
+        raise TextError(f"the chat template omits a turn: message {number} ({role})")
     require_spelt(tokenizer, encoded, first, last)
     return Turn(number, role, first, last)
 
 
 def require_spelt(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, first: int, last: int) -> None:
-    """The text of a turn survives encoding."""
+    """Raises TextError if the text of a turn does not survive encoding and decoding."""
     hidden = hidden_ids(tokenizer)
     spans = zip(encoded.ids[first:last].tolist(), encoded.span[first:last].tolist(), strict=True)
     at, text = encoded.span[first, 0] if first < last else 0, ""
@@ -197,7 +203,7 @@ def require_spelt(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, first: i
 
 
 def _ended(prompt: Chat, tokenizer: PreTrainedTokenizerBase, made: Conversation, *, ends_with: int) -> Conversation:
-    """With the end token, where the template writes none after the assistant's last turn: else no end is learnt."""
+    """Append the end token if the template writes none after the assistant's last turn, so that the model learns to end."""
     turn, encoded = made.turns[-1], made.encoded
     if turn.message != ends_with or turn.role != ASSISTANT or int(encoded.ids[turn.end - 1]) in hidden_ids(tokenizer):
         return made
@@ -217,7 +223,7 @@ def _ended(prompt: Chat, tokenizer: PreTrainedTokenizerBase, made: Conversation,
 def _with_broken_specials(
     prompt: Chat, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Messages in which nothing spells a control token; the assistant may write special tokens that are part of answers."""
+    """The messages with BREAK in spellings of special tokens; in the assistant's turns, only of control tokens."""
     special = special_tokens(tokenizer)
     controls = assistant_controls(prompt, tokenizer)
     made = []
@@ -225,20 +231,20 @@ def _with_broken_specials(
         spelt = controls if message.get("role") == ASSISTANT else special
         safe = {key: broken(value, spelt) for key, value in message.items() if value is not None}
         thinking = next((safe[name] for name in REASONING if name in safe), None)
-        if thinking is not None:  # as transformers does: templates differ in the name that they read
+        if thinking is not None:  # as in transformers, since templates use different keys
             safe = {"thinking": thinking, **safe, "reasoning_content": thinking}
         made.append(safe)
     return made
 
 
 def assistant_controls(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """Texts of the tokens that no message holds, of the assistant neither."""
+    """Texts of the tokens that no message may contain, not even the assistant's."""
     return _controls(prompt, tokenizer, str(tokenizer.chat_template))
 
 
 @lru_cache(maxsize=4)
 def _controls(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
-    """template: the tokenizer's, which may be replaced."""
+    """template: only part of the cache key, since the tokenizer's template may be replaced."""
     del template
     end_id = prompt.end_id(tokenizer)
     ends = () if end_id is None else (end_id,)
@@ -249,7 +255,7 @@ def _controls(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, template: str)
 def _require_read(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> None:
-    """What a template does not read would be left out in silence."""
+    """Raises TextError for parts of a conversation that the template does not use and would silently omit."""
     source = tokenizer.chat_template
     template = source if isinstance(source, str) else "\n".join((source or {}).values())
     used = {key for message in messages for key in message if message[key] is not None}
@@ -260,7 +266,7 @@ def _require_read(
 
 
 def _one_bos(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """Without a second BOS at the front: a template that writes one and a text that begins with one."""
+    """Drop a duplicate BOS at the front, if both the template and the text begin with one."""
     ids = encoded.ids
     if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
         return Encoded(encoded.text, ids[1:], encoded.span[1:], encoded.special[1:])
@@ -268,7 +274,7 @@ def _one_bos(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> Encoded:
 
 
 def _difference(part: str, whole: str) -> str:
-    """Where two texts part ways, in a few characters of each."""
+    """A few characters of two texts at their first difference."""
     at = next((i for i, (a, b) in enumerate(zip(part, whole, strict=False)) if a != b), min(len(part), len(whole)))
     shown = [repr(without_breaks(text[max(0, at - 8) : at + 24])) for text in (part, whole)]
     return f"{shown[0]}, then {shown[1]}"

@@ -1,7 +1,7 @@
-"""A text that holds texts of others -> token ids with the characters of each: special tokens come from the frame alone.
+"""Encodes a frame (the template's text) that contains user texts, with character spans. Only the frame yields special tokens.
 
-What a message spells like a special token is broken by a character before it is put into its frame (`broken`); in the whole,
-the special tokens that are still whole are the frame's, and everything between these is encoded as text.
+Before a text is inserted into the frame, a BREAK character is inserted into each spelling of a special token (`broken`). In the
+combined text, the remaining special tokens are those of the frame, and everything between them is encoded as ordinary text.
 """
 
 from __future__ import annotations
@@ -22,8 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """ids: [L] int32. span: [L, 2] int32, characters of each in `text`, end exclusive; what lies between two tokens is the
-    later one's. special: [L] bool, a special token."""
+    """An encoded text.
+
+    Args:
+        text: the text.
+        ids: [L] int32 token ids.
+        span: [L, 2] int32, character range of each token in `text`, end exclusive; characters between two tokens belong to the
+            later one.
+        special: [L] bool, whether a token is special.
+    """
 
     text: str
     ids: NDArray[np.int32]
@@ -31,13 +38,13 @@ class Encoded:
     special: NDArray[np.bool_]
 
     def tokens(self, start: int, end: int) -> tuple[int, int]:
-        """The tokens [first, last) that hold characters of [start, end); an empty range where none does."""
+        """The tokens [first, last) that overlap the characters [start, end); an empty range if there are none."""
         inside = np.flatnonzero((self.span[:, 1] > start) & (self.span[:, 0] < end))
         return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (len(self.ids), len(self.ids))
 
 
 def broken(value: Any, spelt: Collection[str]) -> Any:
-    """The same JSON value whose texts spell no special token of `spelt`, and hold no BREAK of their own."""
+    """The JSON value with BREAK inserted into all spellings of the special tokens `spelt`; other BREAKs are removed."""
     if isinstance(value, str):
         text = value.replace(BREAK, "")
         return _pattern(spelt).sub(lambda found: found[0][:1] + BREAK + found[0][1:], text)
@@ -51,7 +58,7 @@ def without_breaks(text: str) -> str:
 
 
 def encoded_frame(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
-    """Ids of a text in which what is no frame is broken. Raises TextError where the tokenizer cannot tell the two apart."""
+    """Encode a frame with inserted `broken` texts. Raises TextError if the tokenizer cannot keep frame and texts apart."""
     special = special_tokens(tokenizer)
     pieces = _pieces(text, special)
     frame = sum(is_special for _, is_special in pieces)
@@ -63,7 +70,7 @@ def encoded_frame(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
             raise TextError(f"the tokenizer cannot spell this text: it does not know {unknown[:20]!r}")
         return made
     made = _of_pieces(tokenizer, pieces, special)
-    # A tokenizer that begins every text in a way of its own (a space in front) cannot be fed piece by piece.
+    # Tokenizers that treat the start of a text specially (e.g., add a space) cannot encode piece by piece.
     bare = _pattern([key[:1] + BREAK + key[1:] for key in special]).sub("", text)
     whole, cut = _of_pieces(tokenizer, [(bare, True)], special), _of_pieces(tokenizer, _pieces(bare, special), special)
     if whole.ids.tolist() != cut.ids.tolist() or int(made.special.sum()) != frame:
@@ -95,7 +102,7 @@ def _of_pieces(
         spans += [(at + start, at + end) for start, end in found["offset_mapping"]]
         at += len(text)
     span = np.array(spans, dtype=np.int32).reshape(-1, 2)
-    if len(span) > 1:  # some tokenizers leave the space out of the token that holds it
+    if len(span) > 1:  # some tokenizers omit the space from the span of the token that contains it
         before = span[:-1, 1]
         span[1:, 0] = np.where(before < span[1:, 0], before, span[1:, 0])
     values = set(special.values())

@@ -1,4 +1,4 @@
-"""Variables of a chat template, such as `enable_thinking`: which it reads, and which are given in vain."""
+"""Variables of a chat template, such as `enable_thinking`, and a check that given variables are used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=16)
 def switches(environment: Environment, template: str) -> frozenset[str]:
-    """Variables that a template reads and does not set itself, but for special tokens."""
+    """Variables that a template reads and does not set itself, except special tokens."""
     from jinja2.meta import find_undeclared_variables
 
     read = find_undeclared_variables(environment.parse(template)) - environment.globals.keys()
@@ -21,7 +21,7 @@ def switches(environment: Environment, template: str) -> frozenset[str]:
 
 
 def unread(given: Collection[str], read: Collection[str], *, of: str) -> str:
-    """Why a variable that the template does not read is refused, "" where all are read. of: the template, for the message."""
+    """Error message for a variable that the template does not read; "" if all are read. of: name of the template."""
     unknown = [name for name in given if name not in read and not name.endswith("_token")]
     if not unknown:
         return ""
@@ -29,6 +29,6 @@ def unread(given: Collection[str], read: Collection[str], *, of: str) -> str:
     meant = f", did you mean {near[0]}?" if near else ""
     found = f"it reads {', '.join(sorted(read))}{meant}" if read else "it reads none"
     return (
-        f"prompt.template_kwargs.{unknown[0]}: {of} reads no such variable, so it would change nothing; {found}. Leave "
-        "it out, or name one that is read"
+        f"prompt.template_kwargs.{unknown[0]}: {of} reads no such variable, so it would have no effect; {found}. Remove "
+        "it, or name one that is read"
     )

@@ -1,1 +1,1 @@
-"""The three stages as functions of a checked configuration: annotate, train, evaluate."""
+"""The stages as functions of a checked configuration: annotate, train, evaluate and others."""

@@ -1,4 +1,4 @@
-"""Agreement from a configuration: two annotations of the same problems -> agreement.json and the card of the first."""
+"""The agreement stage: compares two annotations of the same problems; writes agreement.json and the card of the first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cft.runs.job import Job
 
 
 def agreement(cfg: AgreementConfig, job: Job) -> Path:
-    """Returns the file written, in the folder of the first annotation."""
+    """Compare two annotations; returns the file written, in the folder of the first annotation."""
     one, other = (
         AnnotationStore(find_annotation(name, annotations_dir=cfg.annotations_dir, key=key))
         for name, key in ((cfg.annotation, "annotation"), (cfg.other, "other"))

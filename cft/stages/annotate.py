@@ -1,4 +1,4 @@
-"""Annotation from a configuration: problems -> units -> store, with an estimate, live progress and a summary."""
+"""The annotate stage: problems -> units -> store, with an estimate, live progress and a summary."""
 
 from __future__ import annotations
 
@@ -64,11 +64,13 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     splits = problems_of(build(cfg.data))
     if wants_answers(splits):
         splits = with_answers(splits, thinking=cfg.verify.thinking.tags)
-        console.print("Gold answers: the final answers of the given responses, where data.answer_field names no others")
+        console.print(
+            "Gold answers: the final answers of the given responses, unless data.answer_field provides others"
+        )
     verifier = verifier_for(
         splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip
     )
-    judged_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    judged_by = verifier_fingerprint(verifier)  # raises an error for an invalid verifier before anything is loaded
     positions: Positions = build(cfg.positions)
     plan, shard = _plan(cfg, splits, positions), Shard(cfg.shard, cfg.num_shards)
     _print_problems(splits, plan, split=cfg.split)
@@ -98,20 +100,20 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
             part=Part(shard, plan.request(), plan.to_do, command=job.command_without("shard"), in_order=crew.in_order),
             further_columns=_further_columns(cfg, positions),
         ):
-            run_log.write_to(job.folder)  # each shard's own, and each resumption's
+            run_log.write_to(job.folder)  # one per shard and per resumption
             counts = _annotate_units(cfg, store, crew, plan=plan, shard=shard, loggers=loggers)
             counts += _fill_units(store, crew, plan=plan, shard=shard)
         _print_engine_counts(counts)
         if crew.left_out:
             raise FleetError(
-                left_out_message(crew.left_out, kept=f"The others are in {store.folder}.", command=job.command)
+                left_out_message(crew.left_out, kept=f"The other units are in {store.folder}.", command=job.command)
             )
         _finish(store, job, shard=shard, loggers=loggers, problems=plan.problems, max_new_tokens=cfg.max_new_tokens)
     return store.folder
 
 
 def _known(cfg: AnnotateConfig, spec: ModelSpec, *, judged_by: str) -> Facts:
-    """What workers must find wherever they are, as it is found here; no weights are loaded for it where their files do."""
+    """Facts that every worker must have, as found on this machine; weights are hashed from their files if possible."""
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
     model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
     return {
@@ -166,8 +168,10 @@ def _conditions(
     splits: Splits,
     positions: Positions,
 ) -> dict[str, Any]:
-    """What every unit of the annotation is made under: its fingerprint. facts: of the workers. What leaves the usual evidence
-    as it is says nothing."""
+    """The conditions under which every unit is made: the content of the annotation's fingerprint.
+
+    Settings that do not change the default evidence are omitted. facts: of the workers.
+    """
     chosen, samples, rolled_out = positions.settings(), sample_design(cfg), rollout_design(cfg)
     return {
         **({"rollouts": rolled_out.settings()} if rolled_out else {}),
@@ -191,7 +195,7 @@ def _conditions(
 
 
 def _further_columns(cfg: AnnotateConfig, positions: Positions) -> tuple[str, ...]:
-    """Columns beyond the usual ones, of every unit: files of one table have the same."""
+    """Additional columns of every unit: all files of a table have the same columns."""
     if rollout_design(cfg):
         return rollouts.COLUMNS
     wrong = ("verdict",) if wanted(cfg.responses) == Outcome.WRONG else ()
@@ -199,7 +203,7 @@ def _further_columns(cfg: AnnotateConfig, positions: Positions) -> tuple[str, ..
 
 
 def _origin(cfg: AnnotateConfig, job: Job, *, spec: ModelSpec, inputs: tuple[Link, ...]) -> dict[str, Any]:
-    """What the manifest says of the annotation beside its fingerprint."""
+    """Facts in the manifest other than the fingerprint."""
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
     return {
         "name": cfg.annotation,
@@ -214,13 +218,13 @@ def _origin(cfg: AnnotateConfig, job: Job, *, spec: ModelSpec, inputs: tuple[Lin
 def _print_engine_counts(counts: Counter[str]) -> None:
     if given_up := counts["num_given_up"]:
         console.print(
-            f"{given_up} continuations could not be had (no room in the server's context, or each try failed): they count as "
-            "undecided. A longer context, or more of engine.retries and engine.timeout_s, may give them in another annotation"
+            f"{given_up} continuations could not be decoded (no room in the server's context, or every attempt failed): they "
+            "count as undecided. A longer context, or higher engine.retries and engine.timeout_s, may help in a new annotation"
         )
     if back_offs := counts["back_offs"]:
         console.print(
-            f"Memory for keys and values ran short {back_offs} times, and {counts['lost_tokens']:,} tokens were decoded again: "
-            "fewer engine.max_rows, or a larger engine.kv_budget_mb where there is room, save that"
+            f"KV cache memory ran out {back_offs} times, and {counts['lost_tokens']:,} tokens were decoded again: lower "
+            "engine.max_rows or, if memory is available, raise engine.kv_budget_mb to avoid this"
         )
 
 
@@ -233,7 +237,7 @@ def _finish(
     problems: Sequence[Problem],
     max_new_tokens: int,
 ) -> None:
-    """What is said and written once this shard's units are there: of the whole, if it was the last."""
+    """After this shard's units are done: print its state or, if all shards are done, the summary, and write the card."""
     if state := store.unfinished_shards():
         done = f"{str(shard).capitalize()} is done. {store.folder} is {unfinished_message(state)}"
         console.print(done, markup=False)
@@ -248,8 +252,10 @@ def _finish(
 
 
 def _numerics(facts: Facts, store: AnnotationStore) -> dict[str, Any]:
-    """What may turn an outcome. A server's probe of its weights is never the same to the last digit: one that is near enough
-    is the stored one."""
+    """Numerical conditions that may change an outcome.
+
+    A server's probe of its weights varies in the last digits, so a probe close to the stored one is replaced by the stored one.
+    """
     found = facts["numerics"] | ({"probe": facts["probe"]} if facts["probe"] else {})
     if not (store.folder / "manifest.json").exists():
         return found
@@ -257,7 +263,7 @@ def _numerics(facts: Facts, store: AnnotationStore) -> dict[str, Any]:
 
 
 def _run_facts(cfg: AnnotateConfig, job: Job, *, model: str, data: str, inputs: tuple[Link, ...]) -> RunFacts:
-    """What the loggers are told: the shards of an annotation are one group."""
+    """Facts for the loggers; the shards of an annotation form one group."""
     return RunFacts(
         job.folder,
         name=cfg.annotation + (f"-shard{cfg.shard}" if cfg.num_shards > 1 else ""),
@@ -271,21 +277,21 @@ def _run_facts(cfg: AnnotateConfig, job: Job, *, model: str, data: str, inputs: 
 
 
 def _totals(manifest: dict[str, Any]) -> dict[str, float]:
-    """Of the whole annotation, from its first unit on: the manifest's counts and compute."""
+    """Counts and compute of the whole annotation, from the manifest."""
     found = {**manifest["counts"], **manifest["compute"]}
     return {f"annotation/{name.replace(' ', '_')}": value for name, value in found.items()}
 
 
 def _require_annotation(store: AnnotationStore) -> None:
-    """Where only cells are to be filled: that there are any, and that no shard has yet to make some."""
+    """Raises ConfigError unless the store holds an annotation with all shards finished, so that it can be completed."""
     if not (store.folder / "manifest.json").exists():
         raise ConfigError(
-            f"complete=true fills an existing annotation, but {store.folder} holds none; annotate first without it"
+            f"complete=true completes an existing annotation, but {store.folder} holds none; first annotate without it"
         )
     state = store.unfinished_shards()
     if state and not state["request"]["fills_only"]:
         raise ConfigError(
-            f"complete=true fills an annotation that is there as a whole, but {store.folder} is {unfinished_message(state)}"
+            f"complete=true completes an annotation with all shards finished, but {store.folder} is {unfinished_message(state)}"
         )
 
 
@@ -298,14 +304,14 @@ def _annotate_units(
     shard: Shard,
     loggers: Sequence[Logger],
 ) -> Counter[str]:
-    """Annotate the shard's units, but for what is committed already. Returns what its engines counted."""
+    """Annotate the shard's units that are not committed yet. Returns the engines' counts."""
     records = store.units()
     units = {u: unit for u, unit in enumerate(plan.units(records)) if shard.has(u)}
     missing = [u for u in plan.to_annotate(records) if u in units]
     of_shard = "" if shard == WHOLE else f", {shard}"
     if len(missing) < len(units):
         console.print(
-            f"Resuming {store.folder}{of_shard}: {len(units) - len(missing)} of {len(units)} units are there already"
+            f"Resuming {store.folder}{of_shard}: {len(units) - len(missing)} of {len(units)} units are already done"
         )
     if not missing:
         return Counter()
@@ -338,7 +344,7 @@ def _annotate_units(
 
 
 def _beginning(cfg: AnnotateConfig, design: rollouts.RolloutDesign | None, *, problems: int, of_shard: str) -> str:
-    """What is about to be done, and how much that is at most."""
+    """Message at the start: what will be done, with an upper bound of the tokens."""
     if design:
         many = problems * len(design.samples())
         return (
@@ -353,7 +359,7 @@ def _beginning(cfg: AnnotateConfig, design: rollouts.RolloutDesign | None, *, pr
 
 
 def _share(unit: Unit, plan: Plan, design: rollouts.RolloutDesign | None) -> float:
-    """Of a unit: the fraction of tokens that decide, of rollouts the fraction of decided responses that are right."""
+    """Fraction of a unit's tokens that are critical or turning; for rollouts, of its decided responses that are right."""
     if design:
         return rollouts.pass_rate(row.verdict for row in unit.rows)
     return critical_fraction(unit.rows, num_alternatives=plan.num_alternatives)
@@ -366,7 +372,7 @@ def _to_annotate(records: Records, *, plan: Plan, shard: Shard) -> list[Problem]
 
 
 def _of_unit(unit: Unit) -> dict[str, float]:
-    """What a unit logs, beside its share of critical tokens."""
+    """Metrics of a unit, besides its fraction of critical tokens."""
     tokens = sum(value for name, value in unit.compute.items() if name.endswith("_tokens"))
     seconds = sum(value for name, value in unit.compute.items() if name.endswith("_seconds"))
     return {
@@ -381,8 +387,11 @@ def _of_unit(unit: Unit) -> dict[str, float]:
 def _fill_units(
     store: AnnotationStore, crew: Crew[Problems | StoredRows, Done], *, plan: Plan, shard: Shard
 ) -> Counter[str]:
-    """Extend the shard's committed units to more alternatives, or to every outcome, where the plan asks for it. Returns what
-    its engines counted."""
+    """Extend the shard's committed units to more alternatives or to all outcomes, if the plan requires it.
+
+    Returns:
+        The engines' counts.
+    """
     records = store.units()
     todo = [u for u in plan.to_fill(records) if shard.has(u)]
     if not todo:

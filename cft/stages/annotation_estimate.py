@@ -1,4 +1,4 @@
-"""What annotating given responses will cost, told before a model is loaded: their lengths are known, and which positions."""
+"""Estimates the cost of annotating given responses, from their lengths and positions, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -25,9 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """responses: that can be encoded and fit. tokens: of them. positions: to try. decoded: by one alternative at each of
-    these, if each continuation continues for as long as the response did. probes, probed: beginnings that are continued to
-    choose the positions, and what these decode."""
+    """Expected cost of an annotation.
+
+    Args:
+        responses: responses that can be encoded and fit into the context.
+        tokens: their total number of tokens.
+        positions: positions to try.
+        decoded: tokens decoded with one alternative at each position, if each continuation is as long as the rest of the
+            response.
+        probes: prefixes that are continued to choose the positions.
+        probed: tokens decoded by these probes.
+    """
 
     responses: int
     tokens: int
@@ -37,20 +45,20 @@ class Estimate:
     probed: float
 
     def sentence(self, *, num_alternatives: int, num_samples: int = 0) -> str:
-        """num_samples: of each token at each position, beside the greedy continuations."""
+        """The estimate as a sentence. num_samples: per token at each position, in addition to the greedy continuations."""
         a_position = num_alternatives + num_samples * (num_alternatives + 1)
         share = self.positions / max(1, self.tokens)
         probes = f", after {self.probes:,.0f} probes of about {self.probed:,.0f} tokens" if self.probes else ""
         return (
             f"{self.responses:,} given responses of {self.tokens:,} tokens; about {self.positions:,.0f} positions to try "
             f"({share:.1%}): at most {a_position * self.positions:,.0f} continuations, about "
-            f"{a_position * self.decoded:,.0f} tokens{probes}. Responses that are not as asked for (right or wrong) cost "
+            f"{a_position * self.decoded:,.0f} tokens{probes}. Responses without the requested verdict (right or wrong) cost "
             "nothing"
         )
 
 
 def print_estimate(cfg: AnnotateConfig, spec: ModelSpec, positions: Positions, problems: Sequence[Problem]) -> None:
-    """What annotating the responses of the data will cost; no weights are loaded for it."""
+    """Print the estimate for the data's responses; no weights are loaded for it."""
     if not problems:
         return
     prompt, tokenizer, samples = build(cfg.prompt), load_tokenizer(spec), sample_design(cfg)
@@ -78,7 +86,7 @@ def estimate(
     max_new_tokens: int,
     thinking: ThinkingTags,
 ) -> Estimate:
-    """Of the responses that the data give, as if all were kept."""
+    """Estimate the cost for the given responses, as if all had the requested verdict."""
     responses = tokens = 0
     tried = decoded = probes = probed = 0.0
     given = GivenResponses(tokenizer, prompt, eos_ids=eos_ids, max_new_tokens=max_new_tokens, thinking=thinking)
@@ -88,7 +96,7 @@ def estimate(
         except TextError:
             continue
         if found.finish == "length":
-            continue  # cut off: it is not annotated
+            continue  # cut-off responses are not annotated
         length = len(found.ids)
         expected = positions.expected(_view(problem, length))
         responses, tokens = responses + 1, tokens + length
@@ -100,7 +108,7 @@ def estimate(
 
 
 def _view(problem: Problem, length: int) -> ResponseView:
-    """With tokens of equal length, since exact spans take a while; the last one is the end."""
+    """A view of a response with tokens of equal length, since exact spans are slow; the last token is the end token."""
     edges = np.linspace(0, len(problem.solution), max(1, length - 1) + 1).round().astype(np.int32)
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
     end = np.full((length - len(spans), 2), len(problem.solution), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""One bar over all units of an annotation, whoever computes them: problems done, solved, annotated, tokens/s."""
+"""The progress bar over all units of an annotation, from all workers: problems done, solved, annotated, tokens/s."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ RIGHT = "right"
 
 @dataclass(slots=True)
 class Watch:
-    """Turns what is heard of units into one bar: problems done, solved, annotated, critical share, tokens/s.
+    """Shows the progress reports of all units in one bar: problems done, solved, annotated, critical fraction, tokens/s.
 
-    word: what the tokens are called that decide the responses; of rollouts "right", and the share is of responses.
-    Of a unit the newest word stands: one that another worker begins again starts from nothing.
+    The newest report of a unit replaces earlier ones: if another worker restarts a unit, its progress restarts at 0.
+
+    Args:
+        bar: the progress bar.
+        units: problems of each unit.
+        word: name of the deciding tokens; "right" for rollouts, whose fraction is that of responses.
+        under_way: newest report of each current unit.
+        done: sum over finished units.
+        critical: fraction of deciding tokens of each finished unit.
+        started: start time.
     """
 
     bar: Bar
@@ -58,7 +66,7 @@ class Watch:
         console.print(
             f"Estimate from the first {problems} problems ({word.annotated} to annotate, {word.mean_tokens:.0f} tokens "
             f"each): {forks:,.0f} continuations, {whole:,.0f} tokens"
-            # Given responses were not decoded, so there is no speed yet.
+            # Given responses are not decoded, so the speed is not known yet.
             + (f", about {whole / rate:,.0f} s at the {rate:,.0f} tokens/s of solving" if tokens else "")
         )
 
@@ -66,7 +74,7 @@ class Watch:
         whole = sum(self.under_way.values(), self.done)
         rate = whole.tokens / max(1e-9, time.monotonic() - self.started)
         critical = f"{np.mean(self.critical):.0%}" if self.critical else "-"
-        answered = f"answered {whole.solved} " if whole.solved else ""  # nothing is solved where responses are given
+        answered = f"answered {whole.solved} " if whole.solved else ""  # given responses are not solved
         facts = f"{answered}annotated {whole.annotated} {self.word} {critical} continuations {whole.forks:,}"
         if self.word == RIGHT:
             facts = f"responses {whole.solved:,} right {critical}"

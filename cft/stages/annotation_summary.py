@@ -1,4 +1,4 @@
-"""What is printed when an annotation ends: counts, cost, advice, and the command that trains on it."""
+"""The summary at the end of an annotation: counts, cost, advice, and the command that trains on it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cft.masks.critical import critical_fraction, deciding_word
 from cft.runs.job import Job
 from cft.types import Problem
 
-_NOT_PUT = re.compile("not encodable|no solution|too long")  # of rows that someone may want to mend
-RL_SAMPLES = 8  # of a group-relative policy-gradient step, for the comparison of cost
+_NOT_PUT = re.compile("not encodable|no solution|too long")  # statuses of rows that a user may want to repair
+RL_SAMPLES = 8  # samples per problem in a group-relative policy-gradient step, for the comparison of cost
 
 
 def print_summary(store: AnnotationStore, job: Job, *, problems_asked: Sequence[Problem], max_new_tokens: int) -> None:
-    """problems_asked: with the places that they were read from."""
+    """Print the summary. problems_asked: the requested problems, with their places in the source."""
     manifest, rows, problems = store.manifest(), store.rows(), store.problems()
     counts, compute = manifest["counts"], manifest["compute"]
     table = Table(title=f"Annotation {store.folder}", show_header=False, title_justify="left")
@@ -40,11 +40,11 @@ def print_summary(store: AnnotationStore, job: Job, *, problems_asked: Sequence[
         tokens, tried = sum(len(row.response_ids) for row in rows), sum(int(row.tried_R.sum()) for row in rows)
         table.add_row("response tokens", f"{tokens:,}")
         if tried < tokens:
-            table.add_row("positions tried", f"{tried:,} of them ({tried / tokens:.1%}); the others stay untried")
+            table.add_row("positions tried", f"{tried:,} of them ({tried / tokens:.1%}); the others remain untried")
         table.add_row(deciding_word(rows), f"{fraction:.1%}" + (" of those tried" if tried < tokens else ""))
     table.add_row("continuations", f"{counts.get('forks', 0):,}")
     if probes := counts.get("probes"):
-        table.add_row("probes", f"{probes:,} beginnings of responses continued, to choose positions")
+        table.add_row("probes", f"{probes:,} prefixes of responses continued, to choose positions")
     if samples := counts.get("samples"):
         table.add_row("samples", f"{samples:,} sampled continuations")
     table.add_row("ties re-scored", f"{counts.get('num_ties_rescored', 0):,} (near ties)")
@@ -67,10 +67,10 @@ def print_summary(store: AnnotationStore, job: Job, *, problems_asked: Sequence[
             f"No response was both finished and {kept}, so there is nothing to annotate and nothing to train on. "
             + (f"{cut_off} were cut off: raise max_new_tokens={max_new_tokens}. " if cut_off else "")
             + (
-                "Take easier problems (data=...), a stronger model (model=...), or annotate the data's own solutions "
+                "Use easier problems (data=...), a stronger model (model=...), or annotate the data's own solutions "
                 "(responses=given)."
                 if kept == "right"
-                else "Take harder problems (data=...), or more of them (limit=...)."
+                else "Use harder problems (data=...), or more of them (limit=...)."
             )
         )
         return
@@ -83,7 +83,7 @@ def print_summary(store: AnnotationStore, job: Job, *, problems_asked: Sequence[
         )
     if any(row.verdict == "wrong" for row in rows):
         console.print(
-            "These responses end wrong: cft train refuses to imitate them. mask=turning picks the turning tokens."
+            "These responses end wrong: cft train refuses to imitate them. mask=turning selects the turning tokens."
         )
         return
     train = train_command(store.folder, job.overrides, choices=job.choices, flags=job.flags)

@@ -1,4 +1,4 @@
-"""What annotates one unit after another where it works, and the numbers it reports on the way."""
+"""The worker that annotates units one by one, and its progress reports."""
 
 from __future__ import annotations
 
@@ -29,13 +29,24 @@ from cft.verifiers import verifier_fingerprint
 from cft.verifiers.grader import Grader
 from cft.verifiers.pool import VerifierPool
 
-ENGINE_COUNTS = ("back_offs", "lost_tokens", "num_given_up")  # attributes that an engine may have
-FORKS_PER_POSITION = 1.5  # of two alternatives under short-circuit; sharpened as units finish
+ENGINE_COUNTS = ("back_offs", "lost_tokens", "num_given_up")  # counters that an engine may have
+FORKS_PER_POSITION = 1.5  # with two alternatives and short-circuit
 
 
 @dataclass(frozen=True, slots=True)
 class UnitProgress:
-    """How far a unit is. problems: of it, done in parts. expected_tokens, expected_forks: of its counterfactuals."""
+    """Progress of a unit.
+
+    Args:
+        problems: problems done; partially done ones count as fractions.
+        solved: responses decoded.
+        annotated: responses to annotate.
+        forks: continuations decoded.
+        tokens: tokens decoded.
+        expected_tokens: expected tokens of its counterfactual continuations.
+        expected_forks: expected number of its counterfactual continuations.
+        mean_tokens: mean length of the responses to annotate.
+    """
 
     problems: float = 0.0
     solved: int = 0
@@ -47,7 +58,7 @@ class UnitProgress:
     mean_tokens: float = float("nan")
 
     def __add__(self, more: UnitProgress) -> UnitProgress:
-        """What both come to, without what is expected."""
+        """The sum, without expected numbers."""
         return UnitProgress(
             self.problems + more.problems,
             self.solved + more.solved,
@@ -66,14 +77,14 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """A committed unit, to be filled."""
+    """A committed unit whose untried alternatives are to be tried."""
 
     rows: tuple[AnnotatedResponse, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """Rows of a committed unit with more cells tried. counts, compute: what that adds to the unit's."""
+    """Rows of a committed unit with more alternatives tried. counts, compute: additions to those of the unit."""
 
     rows: list[AnnotatedResponse]
     counts: dict[str, int]
@@ -82,7 +93,7 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of a unit. counts: of its engine over it, by name (`ENGINE_COUNTS`)."""
+    """The result of a unit. counts: the engine's counters over the unit, by name (`ENGINE_COUNTS`)."""
 
     result: Unit | Filled
     counts: Counter[str]
@@ -90,13 +101,13 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class MakeAnnotating:
-    """Makes the worker that a config asks for; travels to where it works.
+    """Makes the worker of a config; it is sent to the worker's process.
 
     Args:
-        cfg: Of the stage.
-        verifier: That decides, with its settings.
-        positions: Of a response that are tried.
-        every_outcome: Whether no alternative is left untried.
+        cfg: Config of the stage.
+        verifier: The verifier that grades continuations.
+        positions: Selects the positions of a response to try.
+        every_outcome: Whether all alternatives are tried.
     """
 
     cfg: AnnotateConfig
@@ -108,7 +119,7 @@ class MakeAnnotating:
     def of(
         cls, cfg: AnnotateConfig, *, verifier: Verifier, positions: Positions, every_outcome: bool
     ) -> MakeAnnotating:
-        """Without what workers have no use for: loggers and data stay here."""
+        """Make it without the parts that workers do not use: loggers and data."""
         sent = replace(cfg, logger={}, data=None)  # pyright: ignore[reportArgumentType]
         return cls(sent, verifier, positions, every_outcome)
 
@@ -196,13 +207,13 @@ class Annotating:
 
 
 class _Meter:
-    """Turns the annotator's events over one unit into what is reported of it."""
+    """Turns the annotator's events for one unit into progress reports."""
 
     def __init__(self, annotator: Annotator, problems: int, report: Report) -> None:
         self.progress, self.problems, self.report = UnitProgress(), problems, report
         few = annotator.short_circuit and wanted(annotator.responses) == Outcome.RIGHT
-        share = FORKS_PER_POSITION / 2 if few else 1.0  # another token seldom puts a wrong response right
-        # Of a position: greedy continuations, and samples of each alternative and of its own token.
+        share = FORKS_PER_POSITION / 2 if few else 1.0  # another token rarely turns a wrong response right
+        # Per position: greedy continuations, and samples of each alternative and of the original token.
         drawn = annotator.samples.num_samples if annotator.samples else 0
         self.a_position = share * annotator.num_alternatives + drawn * (annotator.num_alternatives + 1)
         self.forks = 1.0  # expected
@@ -212,7 +223,7 @@ class _Meter:
         self._advance(0.1, completion, solved=self.progress.solved + 1)
 
     def on_plan(self, tries: Sequence[NDArray[np.bool_]]) -> None:
-        """tries: [R] of each response, the positions to try."""
+        """tries: [R] for each response, the positions to try."""
         forks = self.a_position * float(sum(tries_R.sum() for tries_R in tries))
         self.forks = max(1.0, forks)
         self.progress = replace(
@@ -238,7 +249,7 @@ class _Meter:
 
 
 def _count_responses(rolling_out: RollingOut, problems: int, report: Report) -> None:
-    """Reports the responses of one unit of rollouts as they come."""
+    """Report progress for each finished response of a unit of rollouts."""
     progress, expected = UnitProgress(), problems * len(rolling_out.design.samples())
 
     def on_done(completion: Completion) -> None:
@@ -255,24 +266,24 @@ def _count_responses(rolling_out: RollingOut, problems: int, report: Report) -> 
 
 
 def rollout_design(cfg: AnnotateConfig) -> RolloutDesign | None:
-    """None where responses are chosen and annotated."""
+    """The rollout settings, or None if responses are annotated."""
     if cfg.responses != ROLLOUTS:
         return None
     return RolloutDesign(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed)
 
 
 def sample_design(cfg: AnnotateConfig) -> SampleDesign | None:
-    """None where continuations are greedy only."""
+    """The sampling settings, or None if continuations are greedy only."""
     if cfg.evidence == "greedy":
         return None
     return SampleDesign(cfg.num_samples, cfg.temperature, cfg.top_p, cfg.seed)
 
 
 def tokens_after(tries_R: NDArray[Any]) -> float:
-    """About what one alternative at each of these positions decodes: a response continues for as long as it did, R - t."""
+    """Expected tokens decoded with one alternative at each of these positions: a continuation at t has about R - t tokens."""
     return float((tries_R * np.arange(len(tries_R), 0, -1)).sum())
 
 
 def numerics(engine: Engine) -> dict[str, Any]:
-    """What may turn a near tie, and so an outcome: a part of the fingerprint. Exact engines can stand in for each other."""
+    """Facts that may change a near tie and therefore an outcome, for the fingerprint. Exact engines are interchangeable."""
     return engine.facts() if engine.exact else {**engine.facts(), "exact": False}

@@ -1,7 +1,7 @@
-"""From problems to a table for a paper with one command: annotation, search of learning rates, trainings, tests, report.
+"""The compare stage: from problems to a table for a paper: annotation, learning-rate search, training, tests, report.
 
-A pipeline (`cft/pipelines`) whose trainings are repeated for each arm, rate and seed (`cft/pipelines/comparison.py`), after
-an estimate of what it will take (`cft/pipelines/estimate.py`).
+It is a pipeline (`cft/pipelines`) whose training runs are repeated for each arm, learning rate and seed
+(`cft/pipelines/comparison.py`), after an estimate of its cost (`cft/pipelines/estimate.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEAVY = ("checkpoints", "export", "export.adapter")
 
 
 def compare(cfg: CompareConfig, job: Job) -> Path:
-    """Run what is not done; returns the folder of the comparison."""
+    """Run all steps that are not done; returns the folder of the comparison."""
     settings, design = settings_of(cfg, job), Design.of(plain(cfg))
     runner = Runner(settings=settings, isolated=cfg.isolated, flags=job.flags)
     found = estimate(design, runner, cfg.shared, probe=cfg.probe_problems, keep=cfg.keep)
@@ -60,7 +60,7 @@ def compare(cfg: CompareConfig, job: Job) -> Path:
 
 
 def _thin(step: Step, *, keep: str, exports: bool = False) -> None:
-    """Remove the weights that nobody asked to keep; results, logs and responses stay."""
+    """Remove the weights that `keep` does not include; results, logs and responses are kept."""
     if keep != "all" and step.stage == "train":
         for name in _HEAVY[:1] if exports else _HEAVY:
             shutil.rmtree(step.folder / name, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Evaluation from a configuration: a model or a checkpoint on a benchmark -> results.json, samples.parquet, a table."""
+"""The evaluate stage: measures a model or a checkpoint on benchmarks; writes results.json, samples.parquet, a table."""
 
 from __future__ import annotations
 
@@ -60,8 +60,13 @@ LM_EVAL = "lm_eval"
 
 
 def evaluate(cfg: EvaluateConfig, job: Job) -> float:
-    """Greedy accuracy, 0-1; of several benchmarks their macro average. Writes each benchmark's results.json and
-    samples.parquet, a suite's in folders of their own, its macro average and summary.csv above them."""
+    """Evaluate a model and write results.json and samples.parquet for each benchmark.
+
+    For a suite, each benchmark has its own folder, and the suite's folder has the macro average and summary.csv.
+
+    Returns:
+        Greedy accuracy, 0-1; for several benchmarks, their macro average.
+    """
     quiet_libraries()
     inputs = evaluated_model(cfg.checkpoint, model_path=cfg.model["path"])
     if (before := evaluated_before(job, inputs=inputs)) is not None:
@@ -79,7 +84,7 @@ def _evaluate(cfg: EvaluateConfig, job: Job, inputs: tuple[Link, ...]) -> float:
         verifier_for(splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip)
         for splits in members.values()
     ]
-    for verifier in verifiers:  # refuses a class that is no verifier before anything is loaded
+    for verifier in verifiers:  # raises an error for an invalid verifier before anything is loaded
         verifier_fingerprint(verifier)
     with _subject(cfg, job, inputs, verifiers) as subject:
         return _measured(subject, benchmark, members, chosen, started=started)
@@ -131,8 +136,7 @@ def _measured(
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """The model under measurement, loaded once for all benchmarks, by each worker of the crew. identity: arm and settings of
-    its results."""
+    """The evaluated model, which each worker loads once for all benchmarks. identity: arm and settings of its results."""
 
     cfg: EvaluateConfig
     job: Job
@@ -142,8 +146,8 @@ class _Subject:
     crew: Crew[Piece, list[Sample]]
     identity: dict[str, Any]
     seed: int
-    decoding: str  # fingerprint of the decoding rule, "" where there is none
-    graded_by: dict[str, str]  # what a checkpoint's training was graded by, by benchmark
+    decoding: str  # fingerprint of the decoding rule, "" if there is none
+    graded_by: dict[str, str]  # benchmark -> fingerprint of the verifier in the checkpoint's training
 
     @property
     def request(self) -> SampleRequest:
@@ -151,7 +155,7 @@ class _Subject:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """How responses are made."""
+        """How responses are decoded."""
         return dataclasses.asdict(self.request) | ({"decoding": self.decoding} if self.decoding else {})
 
 
@@ -168,7 +172,7 @@ def _subject(
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
     now = prompting(prompt, tokenizer)
     require_same_prompt(trained, now, checkpoint=cfg.checkpoint, prompt_config=cfg.prompt, doing="evaluation")
-    # Weights identify a checkpoint that says nothing of its training.
+    # A checkpoint without results of its training is identified by its weights.
     unknown = bool(cfg.checkpoint) and trained is None
     make_engine = build(cfg.engine)
     require_samples(make_engine, num_samples=cfg.num_samples, key="num_samples")
@@ -199,7 +203,7 @@ def _subject(
 
 
 def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -> RunResults:
-    """The results of one benchmark, written to its folder; read from there where this very run has measured it before."""
+    """The results of one benchmark, written to its folder, or read from there if this run already evaluated it."""
     cfg, model = subject.cfg, subject.model
     if (known := same_evaluation(folder / RESULTS, subject.job, inputs=subject.inputs)) is not None:
         console.print(f"{folder} has finished; nothing to do")
@@ -248,7 +252,7 @@ def _judged(trained: RunResults | None) -> dict[str, str]:
 
 
 def _room(subject: _Subject, splits: Splits, problems: tuple[Problem, ...]) -> Room:
-    """Which problems of a benchmark can be run. Raises NoRoom."""
+    """The problems of a benchmark that fit into the context. Raises NoRoom."""
     cfg = subject.cfg
     room = room_for(
         problems,
@@ -269,7 +273,7 @@ def _room(subject: _Subject, splits: Splits, problems: tuple[Problem, ...]) -> R
 def _write_suite(
     subject: _Subject, suite: Suite, results: dict[str, dict[str, Any]], averages: dict[str, Interval]
 ) -> None:
-    """results.json of the whole, with macro averages and no problems of its own, and summary.csv."""
+    """Write the suite's results.json, with macro averages but without per-problem columns, and summary.csv."""
     folder = subject.job.folder
     save_config(folder, subject.job)
     verifiers = {name: entry["evaluation"]["verifier"] for name, entry in results.items()}

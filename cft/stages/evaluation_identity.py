@@ -1,4 +1,4 @@
-"""What an evaluation measures: the checkpoint, and the arm that its results belong to."""
+"""The identity of an evaluation: its checkpoint, and the arm to which its results belong."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ DECODING = "decoding"
 def evaluated_identity(
     job: Job, trained: RunResults | None, *, checkpoint: str, weights: str, rule: Rule | None
 ) -> dict[str, Any]:
-    """arm, settings and identity: what training recorded wins over what this evaluation would say. Its budget, data and
-    further facts come along. A decoding rule makes another arm of the same model.
+    """arm, settings, identity and training facts of an evaluation's results.
 
-    weights: hash of a checkpoint that says nothing of its training, else "". Its weights tell such a model from others.
+    Values recorded by the training take precedence over those of the evaluation. A decoding rule makes another arm of the same
+    model.
+
+    Args:
+        job: the evaluation's job.
+        trained: results of the checkpoint's training, if known.
+        checkpoint: the evaluated checkpoint, "" for a published model.
+        weights: hash of the weights of a checkpoint without training results, which identifies it; else "".
+        rule: the decoding rule, if any.
     """
     arm = {**arm_of(job, ARM_KEYS), **(trained.arm if trained else {})}
-    # What it is measured on is no part of what it is, nor what the checkpoint takes the place of.
+    # The benchmark is not part of the arm, nor are settings that the checkpoint replaces.
     replaced = REPLACED if checkpoint else ()
     arm = {name: value for name, value in arm.items() if name not in replaced and not is_benchmark_override(name)}
     arm = {name: value for name, value in arm.items() if name.split(".")[0] != DECODING}
@@ -51,6 +58,6 @@ def evaluated_identity(
 
 
 def _given(job: Job, decoded: Mapping[str, Any]) -> dict[str, Any]:
-    """The rule's values that the command line gives."""
+    """The rule's values that are set on the command line."""
     names = [override.lstrip("+~").partition("=")[0] for override in job.overrides]
     return {name: decoded[name] for name in names if name in decoded}

@@ -1,4 +1,4 @@
-"""What solves the problems of an evaluation, a piece of them at a time, where it works."""
+"""The worker that solves the problems of an evaluation, one piece at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cft.verifiers.stripped import innermost
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Problems of one benchmark, and what decides their responses."""
+    """Problems of one benchmark, and the verifier of their responses."""
 
     problems: tuple[Problem, ...]
     verifier: Verifier
@@ -34,12 +34,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class MakeSolving:
-    """Makes the worker that a config asks for; travels to where it works.
+    """Makes the worker of a config; it is sent to the worker's process.
 
     Args:
-        cfg: Of the stage.
-        spec: The model, or the checkpoint in its place.
-        hash_weights: Whether the weights are to be among the facts.
+        cfg: Config of the stage.
+        spec: The model, or the checkpoint that replaces it.
+        hash_weights: Whether the facts include a hash of the weights.
     """
 
     cfg: EvaluateConfig
@@ -48,7 +48,7 @@ class MakeSolving:
 
     @classmethod
     def of(cls, cfg: EvaluateConfig, *, spec: ModelSpec, hash_weights: bool) -> MakeSolving:
-        """Without what workers have no use for: loggers and benchmark stay here."""
+        """Make it without the parts that workers do not use: loggers and benchmark."""
         return cls(replace(cfg, logger={}, benchmark=None), spec, hash_weights)  # pyright: ignore[reportArgumentType]
 
     def __call__(self, device: str) -> Solving:
@@ -56,7 +56,7 @@ class MakeSolving:
 
 
 def known_facts(cfg: EvaluateConfig, spec: ModelSpec, *, device: str, hash_weights: bool) -> tuple[LazyModel, Facts]:
-    """The model, and what every worker must find of it."""
+    """The model, and the facts about it that every worker must have."""
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
     model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=device)
     return model, {
@@ -103,7 +103,7 @@ class Solving:
         self._held.close()
 
     def _pool(self, verifier: Verifier) -> VerifierPool:
-        """One is open at a time: benchmarks follow each other."""
+        """The verifier's pool; only one is open at a time, since benchmarks are evaluated one after the other."""
         name = verifier_fingerprint(verifier)
         if name not in self._pools:
             for pool in self._pools.values():
@@ -114,7 +114,7 @@ class Solving:
 
 
 def words_for(cfg: EvaluateConfig, model: LazyModel, verifier: Verifier) -> Words:
-    """What a decoding rule may know of the model and of a benchmark's answers."""
+    """Facts about the model and the benchmark's answers for decoding rules."""
     inner = innermost(verifier)
     choices = inner.choices if isinstance(inner, MultipleChoice) else ""
     return Words(model.tokenizer, model.facts.eos_ids, cfg.verify.thinking.tags, choices)
@@ -133,7 +133,7 @@ def solved(
     title: str,
     command: str,
 ) -> list[Sample]:
-    """All samples of all problems, by problem and sample number. Raises FleetError where some cannot be had."""
+    """All samples of all problems, by problem and sample number. Raises FleetError if some could not be computed."""
     size = max(1, math.ceil(len(problems) / crew.pieces))
     pieces = [Piece(tuple(problems[i : i + size]), verifier) for i in range(0, len(problems), size)]
     done = dict[int, int]()
@@ -148,6 +148,6 @@ def solved(
             found[piece] = samples
             hear(piece, len(samples))
     if crew.left_out:
-        kept = "An evaluation is of all problems, so nothing of this benchmark was written."
+        kept = "An evaluation needs all problems, so no results of this benchmark were written."
         raise FleetError(left_out_message(crew.left_out, kept=kept, command=command))
     return [sample for piece in sorted(found) for sample in found[piece]]

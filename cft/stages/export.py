@@ -1,11 +1,11 @@
-"""An annotation under a mask as a data set that other trainers read.
+"""The export stage: writes an annotation with a mask as a data set for other trainers.
 
-    <out>/data/train-00000-of-00001.parquet        the rows that cft train would train on under the same settings
-    <out>/data/validation-00000-of-00001.parquet   those it would hold out, if any
-    <out>/manifest.json                            what it was made from, counts, SHA-256 of the files
+    <out>/data/train-00000-of-00001.parquet        the rows that cft train would train on with the same settings
+    <out>/data/validation-00000-of-00001.parquet   the rows it would hold out, if any
+    <out>/manifest.json                            lineage, counts, SHA-256 of the files
     <out>/README.md                                a card
 
-Some formats write JSON lines or a folder instead, and files beside them (`cft/formats/`).
+Some formats write JSONL or a folder instead, and additional files (`cft/formats/`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cft.runs.lineage import annotation_link, lineage
 from cft.types import AnnotatedResponse
 
 MANIFEST = "manifest.json"
-# Of the keys of `data`.
+# The keys of `data` that determine the rows.
 _CHOOSE_ROWS = (
     "max_rows",
     "part",
@@ -49,7 +49,7 @@ _CHOOSE_ROWS = (
 
 
 def export(cfg: RowsExportConfig, job: Job) -> Path:
-    """Returns the folder written."""
+    """Export the annotation; returns the folder written."""
     out = Path(cfg.out)
     store = AnnotationStore(find_annotation(cfg.annotation, annotations_dir=cfg.annotations_dir, key="annotation"))
     source = Source(store.manifest())
@@ -58,7 +58,7 @@ def export(cfg: RowsExportConfig, job: Job) -> Path:
     data: AnnotatedDataModule = build(cfg.data)(
         RowsRequest(
             mask,
-            mask,  # the groups of the metrics, of which there are none here
+            mask,  # token groups are only for metrics, which an export does not have
             {},
             cfg.annotations_dir,
             source.manifest["fingerprint"]["tokenizer"],
@@ -108,7 +108,7 @@ def export(cfg: RowsExportConfig, job: Job) -> Path:
 
 
 def export_card(manifest: dict[str, Any], annotation: dict[str, Any], rows_format: Format) -> str:
-    """manifest: of the export. annotation: the manifest of what it was made from."""
+    """The card's text. manifest: of the export. annotation: manifest of the annotation."""
     splits, facts, made = manifest["splits"], manifest["facts"], annotation["fingerprint"]
     title = f"{annotation['name']}: {manifest['format']} of mask {manifest['mask']}"
     files = [{"split": name, "path": split["file"]} for name, split in splits.items()]
@@ -134,8 +134,8 @@ def export_card(manifest: dict[str, Any], annotation: dict[str, Any], rows_forma
     ]
     parts = [
         f"# {title}",
-        f"Responses with loss on the tokens that a mask picks, made with Critical Token Fine-tuning ({PAPER}) for "
-        f"{rows_format.library}. Of the response tokens for training {facts['eligible_fraction']:.1%} carry loss.",
+        f"Responses with loss on the tokens that a mask selects, made with Critical Token Fine-tuning ({PAPER}) for "
+        f"{rows_format.library}. {facts['eligible_fraction']:.1%} of the response tokens for training carry loss.",
         "## Made from",
         table(("", ""), origin),
         commands(manifest["lineage"]),
@@ -144,12 +144,12 @@ def export_card(manifest: dict[str, Any], annotation: dict[str, Any], rows_forma
         table(("column", "type", ""), rows_format.columns),
         "## Use",
         code(*rows_format.use),
-        "Train the model whose tokenizer this is: token ids, and places of tokens, mean nothing to another one.",
+        "Train a model with this tokenizer: token ids and token positions have no meaning for another tokenizer.",
         "## Limits",
         *rows_format.limits,
         *_left_out(facts),
-        "The license of the problems is that of their source, and the annotated model's may bind its responses; neither was "
-        "recorded here.",
+        "The license of the problems is that of their source, and the license of the annotated model may apply to its "
+        "responses; neither was recorded here.",
     ]
     return card(header, parts)
 
@@ -158,8 +158,8 @@ def _left_out(facts: dict[str, Any]) -> list[str]:
     if not (untried := facts.get("tokens_in_no_group", 0)):
         return []
     return [
-        f"Of {untried:,} of the {facts['response_tokens']:,} response tokens for training the annotation says nothing that the "
-        "mask could read: their positions were not tried, or the response ends wrong."
+        f"For {untried:,} of the {facts['response_tokens']:,} response tokens for training, the annotation has no evidence for "
+        "the mask: their positions were not tried, or the response ends wrong."
     ]
 
 
@@ -183,12 +183,12 @@ def _counts(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def _require_free(out: Path, request: dict[str, Any]) -> None:
-    """The folder is new, or holds an export of the same thing, which is written again."""
+    """Raises ConfigError unless the folder is new, or holds an export of the same request, which is written again."""
     there = [path.name for path in out.iterdir() if path.name not in (".lock", run_log.RUN_LOG)]
     path = out / MANIFEST
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("request") == request:
         return
     if there:
         raise ConfigError(
-            f"out={out}: holds something else already ({', '.join(sorted(there)[:3])}); choose another folder"
+            f"out={out}: already holds other files ({', '.join(sorted(there)[:3])}); choose another folder"
         )

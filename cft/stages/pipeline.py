@@ -1,4 +1,4 @@
-"""Several stages with one command (`cft/pipelines`): checked together, then run one after the other into one folder."""
+"""The pipeline stage (`cft/pipelines`): checks several stages together, then runs them one by one in one folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cft.runs.job import Job
 
 
 def pipeline(cfg: PipelineConfig, job: Job) -> Path:
-    """Run the steps that are not done; returns the pipeline's folder."""
+    """Run all steps that are not done; returns the pipeline's folder."""
     settings = settings_of(cfg, job)
     steps, errors = planned(plain(cfg), settings)
     planner = Planner(settings, {})

@@ -1,4 +1,4 @@
-"""What a training needs and what can be refused before it begins: problems, rows, model."""
+"""Prepares a training run: loads problems, rows and model, and raises errors before training begins."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ from cft.verifiers.pool import VerifierPool
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NO_PROBLEMS = Splits("", (), (), (), {}, "")  # a run that is neither validated on problems nor tested
+NO_PROBLEMS = Splits("", (), (), (), {}, "")  # for a run that is neither validated on problems nor tested
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All that a training needs and that can be refused before it begins.
+    """Everything that a training run needs, checked before it begins.
 
-    prompting: of `cft.prompts.chat`. validation, tested: the problems that can be run after each epoch, and at the end.
+    prompting: from `cft.prompts.chat`. validation, tested: problems that can be run after each epoch, and at the end.
     """
 
     prompt: Prompt
@@ -70,7 +70,7 @@ class Prepared:
 
 
 def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
-    """Loads problems, rows and model, in the order in which they cost time. Raises what is wrong with them together."""
+    """Load problems, rows and model, fastest first, and check that they fit together."""
     spec, prompt, make_engine = build(cfg.model), build(cfg.prompt), build(cfg.engine)
     require_local(make_engine)
     require_samples(make_engine, num_samples=cfg.evaluation.num_samples, key="evaluation.num_samples")
@@ -85,7 +85,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     verifier = verifier_for(
         splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip
     )
-    graded_by = verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    graded_by = verifier_fingerprint(verifier)  # raises an error for an invalid verifier before anything is loaded
     data: RowsDataModule = build(cfg.data)(
         RowsRequest(
             build(cfg.mask),
@@ -107,17 +107,17 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
     _require_positive(data, objective)
     _require_metric(cfg.callbacks["best"]["monitor"], data)
     require_constructible(cfg, folder)
-    # On the CPU, and moved later. Other processes than the first one get their weights from it.
+    # On the CPU, and moved later. Other ranks get their weights from rank 0.
     model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu", empty=not is_first())
     require_length(
         model.config,
         lengths={row.row_id: len(row.ids) for row in (*data.train_rows, *data.validation_rows)},
-        remedy="lower data.max_tokens, or choose a model of a longer context",
+        remedy="lower data.max_tokens, or choose a model with a longer context",
     )
     _require_possible(cfg, model, make_engine)
     require_exportable(model.load(), tokenizer)
     if measures_base(cfg):
-        model.weights()  # before they change
+        model.weights()  # hash them before training changes them
     at_reference = (
         starts_as_reference(model.load(), columns=columns, manifest=data.manifest)
         if isinstance(data, AnnotatedDataModule)
@@ -156,7 +156,7 @@ def prepared(cfg: TrainConfig, folder: Path) -> Prepared:
 
 
 def _require_possible(cfg: TrainConfig, model: LazyModel, make_engine: EngineFactory) -> None:
-    """What the model's config says against the layout, the engine or the router's loss, before its weights are read."""
+    """Check layout, engine and router loss against the model's config, before its weights are read."""
     if cfg.compute.layout == "packed":
         require_packable(model.config)
     router_coefficient(model.config, asked=cfg.router.aux_coef)
@@ -165,21 +165,21 @@ def _require_possible(cfg: TrainConfig, model: LazyModel, make_engine: EngineFac
 
 
 def _verified(items: Sequence[tuple[str, str]], verifier: Verifier, cfg: TrainConfig) -> list[Verdict]:
-    """Outside of a training, which has workers of its own."""
+    """Verdicts from a temporary pool; the training run starts its own pool later."""
     with VerifierPool(verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool:
         return pool.verify_all(items)
 
 
 def measures_base(cfg: TrainConfig) -> bool:
-    """Whether the model is tested before training: several processes would have to wait for it."""
+    """Whether the model is tested before training; not with several processes, which would have to wait."""
     return bool(cfg.evaluation.problems and cfg.evaluation.base and cfg.trainer["devices"] == 1)
 
 
 def _note_on_annotation(data: AnnotatedDataModule, splits: Splits, *, graded_by: str) -> None:
     if not data.manifest.get("finished", True):
         console.print(
-            f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on what is there. "
-            "The cft annotate command that made it completes it."
+            f"Note: {data.store.folder} is unfinished (interrupted, or still being written); training on its current rows. "
+            "To complete it, repeat its cft annotate command."
         )
     if splits is not NO_PROBLEMS and (note := other_verifier_note(data.manifest["fingerprint"]["verifier"], graded_by)):
         console.print(note, markup=False)
@@ -196,23 +196,23 @@ def _require_same_prompt(data: AnnotatedDataModule, current: dict[str, Any], pro
 
 
 def _require_positive(data: RowsDataModule, objective: Objective) -> None:
-    """A negative weight drives a token's probability down without a bound; nobody gets that by accident."""
+    """Raises ConfigError for negative weights, which lower a token's probability without bound, unless they are allowed."""
     rows = (*data.train_rows, *data.validation_rows)
     negative = next((row for row in rows if (row.weight < 0).any()), None)
     if negative is not None and not objective.negative_weights:
         at = int(np.flatnonzero(negative.weight < 0)[0])
         raise ConfigError(
             f"loss.negative_weights=false: row {negative.row_id} of {data.source.place} has the weight "
-            f"{negative.weight[at]:g} at token {at}. A negative weight lowers the probability of its token, without a bound; "
-            "repair the weights, or ask for that with loss.negative_weights=true"
+            f"{negative.weight[at]:g} at token {at}. A negative weight lowers the probability of its token without bound; "
+            "repair the weights, or allow this with loss.negative_weights=true"
         )
 
 
 def _require_metric(monitor: str, data: RowsDataModule) -> None:
-    """The best epoch is chosen by a metric that will exist; found out before training, not after it."""
+    """Raises ConfigError before training if the metric that chooses the best epoch will not exist."""
     if monitor == "val/loss" and not any(row.weight.any() for row in data.validation_rows):
         raise ConfigError(
             f"callbacks.best.monitor=val/loss: {data.source.place} gives {len(data.validation_rows)} validation rows, and "
-            f"the mask picks no token in them; raise data.validation_fraction, {data.more}, or choose epochs "
+            f"the mask selects no token in them; raise data.validation_fraction, {data.more}, or choose epochs "
             "by accuracy (callbacks=default)"
         )

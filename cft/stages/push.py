@@ -1,4 +1,4 @@
-"""An annotation, an export, a model or its adapters to the Hugging Face hub, with its card (`cft/runs/publish.py`)."""
+"""The push stage: uploads an annotation, export, model or adapters to the Hugging Face hub (`cft/runs/publish.py`)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cft.runs.publish import Parcel, parcel
 
 
 class PushError(UserError, RuntimeError):
-    """The hub did not take it; the message says what to do."""
+    """The hub did not accept the upload; the message has the remedy."""
 
 
 def push(cfg: PushConfig, job: Job) -> str:
-    """Returns the address of the commit."""
+    """Upload a folder; returns the URL of the commit."""
     try:
         validate_repo_id(cfg.repo_id)
     except HFValidationError as error:
@@ -48,7 +48,7 @@ def push(cfg: PushConfig, job: Job) -> str:
 
 
 def _sent(made: Parcel, cfg: PushConfig) -> str:
-    """One commit: all files of the parcel, and none that an earlier one left where they would be read together."""
+    """Upload all files in one commit, and delete files of earlier uploads that would be read together with them."""
     disable_progress_bars()
     api, name, kind = HfApi(), cfg.repo_id, made.repo_type
     api.create_repo(name, repo_type=kind, private=cfg.private, exist_ok=True)
@@ -75,7 +75,7 @@ def _sent(made: Parcel, cfg: PushConfig) -> str:
 
 
 def _why(error: Exception, cfg: PushConfig) -> str:
-    """In words, with the remedy."""
+    """Error message with the remedy."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
     said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, OfflineModeIsEnabled):
@@ -83,5 +83,5 @@ def _why(error: Exception, cfg: PushConfig) -> str:
     elif isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
         remedy = "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
     else:
-        remedy = "try again; what was sent before is found and not sent again"
-    return f"repo_id={cfg.repo_id}: the hub did not take it ({said}); {remedy}"
+        remedy = "try again; files that were already uploaded are not sent again"
+    return f"repo_id={cfg.repo_id}: the hub did not accept the upload ({said}); {remedy}"

@@ -1,6 +1,6 @@
-"""One further process of a distributed run: python -m cft.stages.rank_process <file saved by the launcher>
+"""Another rank of a distributed run: python -m cft.stages.rank_process <file saved by the launcher>
 
-It has no command line: it trains on the config of the job that started it, and ends with it.
+It trains with the config of the job that started it, and ends when that process ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(path: Path) -> None:
 
 
 def die_with_parent() -> None:
-    """A process whose first rank was killed would wait for it for ever."""
+    """Let the kernel kill this process when rank 0 dies, since it would wait for rank 0 forever."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""Reinforcement learning from a checkpoint: rollouts and steps by TRL, verdicts, records and tests as of every training."""
+"""The rl stage: reinforcement learning with TRL, from a model or checkpoint, with this project's verifiers, logs and tests."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def rl(cfg: RlConfig, job: Job) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What can be refused before the weights are read. trained: results of what it starts from, where they are known."""
+    """Everything that is checked before the weights are read. trained: results of the start checkpoint, if known."""
 
     prompt: Prompt
     prompting: dict[str, Any]
@@ -105,7 +105,7 @@ def _prepared(cfg: RlConfig) -> _Prepared:
     require_same_prompt(trained, now, checkpoint=cfg.checkpoint, prompt_config=cfg.prompt, doing="run")
     data, splits = build(cfg.data), build(cfg.benchmark)
     verifier = verifier_for(data, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip)
-    verifier_fingerprint(verifier)  # refuses a class that is no verifier before anything is loaded
+    verifier_fingerprint(verifier)  # raises an error for an invalid verifier before anything is loaded
     model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device)
     if cfg.evaluation.problems or cfg.grpo.token_mask != "none":
         require_decodes(make_engine.name, model.config)
@@ -204,7 +204,7 @@ def _learnt(
     loggers: list[Logger],
 ) -> tuple[PreTrainedModel, float]:
     """(the model after the last step, seconds of all steps). Raises Interrupted."""
-    from cft.rl.callbacks import Record, StopWhenAsked  # transformers' Trainer takes a second
+    from cft.rl.callbacks import Record, StopWhenAsked  # importing transformers' Trainer takes a second
     from cft.rl.critical import critical_tokens
     from cft.rl.reward import verified_reward
     from cft.rl.trainer import grpo_trainer
@@ -245,7 +245,7 @@ def _learnt(
     }
     del trainer
     gc.collect()
-    # Loaded again: TRL exchanges the forward pass of the one it trains.
+    # Load the model again, since TRL replaces the forward method of the model it trains.
     tokenizer = load_tokenizer(run.model.spec)
     model = LazyModel(run.model.spec, tokenizer, ends=[run.prompt.end_id(tokenizer)], device="cpu").load()
     model.load_state_dict(weights)
@@ -253,7 +253,7 @@ def _learnt(
 
 
 def _rated(cfg: RlConfig) -> AnnotationStore | None:
-    """The rollouts by whose pass rates problems are chosen."""
+    """The annotation whose pass rates select problems, or None."""
     name = cfg.pass_rates.annotation
     if not name:
         return None
@@ -267,7 +267,7 @@ def _facts(cfg: RlConfig, job: Job, run: _Prepared, *, folder: Path) -> dict[str
     if cfg.checkpoint:
         settings = {name: value for name, value in settings.items() if name not in REPLACED}
     settings |= start_settings(run.trained, weights=weights)
-    if rated := _rated(cfg):  # by what it holds, not by where it lies
+    if rated := _rated(cfg):  # identified by content, not by path
         settings[RATES_OF] = annotation_link(rated.folder).fingerprint[:12]
     else:
         settings = {name: value for name, value in settings.items() if part_of(name) != part_of(RATES_OF)}
@@ -296,7 +296,7 @@ def _facts(cfg: RlConfig, job: Job, run: _Prepared, *, folder: Path) -> dict[str
     }
 
 
-# ---- what is printed
+# ---- console output
 
 
 def _print_start(cfg: RlConfig, run: _Prepared, folder: Path, *, done: int) -> None:
@@ -304,7 +304,7 @@ def _print_start(cfg: RlConfig, run: _Prepared, folder: Path, *, done: int) -> N
         console.print(f"Left out: {count} problems of {run.data_name}, {reason}", markup=False)
     from_where = cfg.checkpoint or run.model.spec.name
     console.print(
-        f"{f'Resumes after step {done}' if done else 'Starts'} from {from_where}: {cfg.steps} steps of "
+        f"{f'Resuming after step {done}' if done else 'Starting'} from {from_where}: {cfg.steps} steps of "
         f"{cfg.rollout.problems_per_step} x {cfg.rollout.num_generations} responses to {len(run.asked.problems):,} problems of "
         f"{run.data_name} -> {folder}",
         markup=False,

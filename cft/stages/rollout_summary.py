@@ -1,4 +1,4 @@
-"""What is printed when rollouts end: responses by verdict, pass rates, cost, and the command that trains on them."""
+"""The summary at the end of rollouts: responses by verdict, pass rates, cost, and the command that trains on them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def print_rollouts(store: AnnotationStore, job: Job, *, max_new_tokens: int) -> 
             if verdicts["cut off"]
             else ""
         )
-        console.print(
-            f"No response is right. {cut_off}Take easier problems (data=...) or a stronger model (model=...)."
-        )
+        console.print(f"No response is right. {cut_off}Use easier problems (data=...) or a stronger model (model=...).")
         return
     words = train_command(store.folder, job.overrides, choices=job.choices, flags=job.flags)
     console.print(f"Train on the right ones: {words} mask=all", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The test problems of a training: which can be run, how the model does on them before it, and how after it."""
+"""Tests of a training run: selects the problems that fit, and measures the model before and after training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ def room_of(
     prompt: Prompt,
     engine: str,
 ) -> Room:
-    """The first `wanted` problems of a split that can be run, -1 = all. Raises NoRoom, or what the engine cannot do."""
+    """Those of the first `wanted` problems of a split that fit into the context; -1 = all problems.
+
+    Raises:
+        NoRoom: too many problems do not fit.
+        UserError: the engine does not support the required length.
+    """
     limit = evaluation.max_new_tokens
     problems = splits.of(split)[: wanted if wanted >= 0 else None] if wanted else ()
     prompt_lens = {problem.id: len(prompt.ids(model.tokenizer, problem.question)) for problem in problems}
@@ -69,7 +74,7 @@ def base_of(
     prompting: dict[str, Any],
     max_new_tokens: int,
 ) -> dict[str, Any]:
-    """Accuracy of the model before training, on the problems that it is tested on after it; measured once and kept."""
+    """Results of the model before training on the test problems; measured once and cached."""
     decided_by = {
         "weights": model.weights(),
         "eos": model.facts.eos_ids,
@@ -91,7 +96,7 @@ def evaluated(
     step: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """The fields of `RunResults` that come of the test problems; every response goes to samples.parquet."""
+    """The fields of `RunResults` from the test problems; all responses are written to samples.parquet."""
     request = SampleRequest(
         settings.num_samples, settings.temperature, settings.top_p, settings.seed, settings.max_new_tokens
     )

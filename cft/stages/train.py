@@ -1,4 +1,4 @@
-"""Training from a configuration: annotation x mask x weighting -> checkpoints, Hugging Face export, results.json."""
+"""The train stage: annotation x mask x weighting -> checkpoints, Hugging Face export, results.json."""
 
 from __future__ import annotations
 
@@ -50,16 +50,22 @@ from cft.verifiers.pool import VerifierPool
 
 
 def train(cfg: TrainConfig, job: Job, start: Start | None = None) -> float:
-    """Greedy test accuracy (0-1) of the best epoch, NaN without evaluation problems; for sweepers.
+    """Train a model.
 
-    start: where another process of the same run found that it begins.
+    Args:
+        cfg: the configuration.
+        job: the job.
+        start: where the run starts, if rank 0 has already determined it.
+
+    Returns:
+        Greedy test accuracy (0-1) of the best epoch, NaN without evaluation problems; for sweepers.
     """
     quiet_libraries()
     interruption = Interruption(max_hours=cfg.interruption.max_hours)
     start = start or start_of(job, resume=cfg.resume)
     if start.finished:
         return finished_accuracy(start.folder)
-    # The ranks of a distributed run share the folder; the first one holds it for all.
+    # The ranks of a distributed run share the folder; rank 0 locks it for all.
     console.quiet = not is_first()
     with interruption.handlers(), own_environment(), exclusive(start.folder) if is_first() else nullcontext():
         failed = True
@@ -87,9 +93,9 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
             grader = Grader.of(run.verifier, tokenizer=run.tokenizer, prompt=run.prompt, verify_all=pool.verify_all)
             return Solver(engine, run.tokenizer, run.prompt, grader, run.model.facts.context)
 
-        # Of several processes the first one alone: some engines keep a second copy of the weights.
+        # Only on rank 0, since some engines keep a second copy of the weights.
         if (run.validation.run or run.tested.run) and is_first():
-            solver_of(module.lm.model)  # what cannot decode this model says so now, not after the training
+            solver_of(module.lm.model)  # an engine that cannot decode this model raises its error before training
         base = interruption.unless_asked(lambda: _base(cfg, run, solver_of), otherwise=None)
         fitted = Fit(cfg, job, start, interruption, module, run.data).run(run.validation.run, solver_of)
         if not fitted.trainer.is_global_zero:
@@ -97,7 +103,7 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
         interruption.stop_if_asked()
         model, best_epoch = _best_model(run, module, fitted)
         _export(cfg, run, model, start.folder)
-        place(model, device=_device(cfg))  # Lightning leaves it on the CPU
+        place(model, device=_device(cfg))  # Lightning moves it to the CPU after training
         facts = _facts(cfg, job, run, fitted, folder=start.folder)
         measured = interruption.unless_asked(
             lambda: evaluated(
@@ -122,10 +128,10 @@ def _train(cfg: TrainConfig, job: Job, start: Start, interruption: Interruption)
 
 
 def _module(cfg: TrainConfig, run: Prepared) -> CausalLMModule:
-    """The model, where it is trained, under the objective."""
+    """The Lightning module, on its device."""
     model, reference = run.model.load(), run.reference
-    # With several processes Lightning gives each its device, and sharding moves block by block: all of a large model
-    # may fit on none.
+    # With several processes, Lightning assigns devices, and sharding moves the model block by block, since all of a large
+    # model may not fit on one device.
     place(model, device=_device(cfg) if cfg.trainer["devices"] == 1 else "cpu")
     used = prepare_for_training(model, kernels=cfg.compute.kernels)
     mixed = cfg.trainer.get("precision") in ("bf16-mixed", "bf16")
@@ -173,7 +179,7 @@ def _print_start(run: Prepared, module: CausalLMModule, folder: Path, *, router:
 
 
 def _base(cfg: TrainConfig, run: Prepared, solver_of: Callable[[PreTrainedModel], Solver]) -> dict[str, Any] | None:
-    """Accuracy of the model before training, on the problems that it is tested on after it."""
+    """Results of the model before training on the test problems, if requested."""
     if not (run.tested.run and measures_base(cfg)):
         return None
     return base_of(
@@ -188,7 +194,7 @@ def _base(cfg: TrainConfig, run: Prepared, solver_of: Callable[[PreTrainedModel]
 
 
 def _best_model(run: Prepared, module: CausalLMModule, fitted: Fitted) -> tuple[PreTrainedModel, int]:
-    """The model with the weights of the best epoch, and that epoch, from 0. A sharded one is loaded whole."""
+    """The model with the weights of the best epoch, and that epoch, from 0. A sharded model is loaded unsharded."""
     model, spec = run.model.load(), run.model.spec
     whole = load_causal_lm(spec, ends=[run.prompt.end_id(run.tokenizer)]) if is_sharded(model) else model
     best_epoch = _load_best(module, model, fitted.callbacks["best"], fitted.trainer, into=whole)
@@ -205,7 +211,7 @@ def _export(cfg: TrainConfig, run: Prepared, model: PreTrainedModel, folder: Pat
 
 
 def _facts(cfg: TrainConfig, job: Job, run: Prepared, fitted: Fitted, *, folder: Path) -> dict[str, Any]:
-    """The fields of `RunResults` that are known before the test."""
+    """The fields of `RunResults` that are known before testing."""
     data, trainer, best = run.data, fitted.trainer, fitted.callbacks["best"]
     facts = data.facts()
     settings = settings_of(job, TRAINED_BY) | data.settings() | fitted.history.replanned()
@@ -257,20 +263,22 @@ def _print_end(results: RunResults, fitted: Fitted, *, folder: Path, seconds: fl
 def _load_best(
     module: CausalLMModule, model: PreTrainedModel, best: Any, trainer: pl.Trainer, *, into: PreTrainedModel
 ) -> int:
-    """Put the weights that `model`, a part of the module, had in the best epoch into `into`; returns that epoch, from 0."""
+    """Load the best epoch's weights of `model`, a submodule of `module`, into `into`; returns that epoch, from 0."""
     if not best.best_model_path:
         logged = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
         if best.monitor in logged:
-            reason = "no finite value of it was logged in any epoch; look for a loss that is not finite in metrics.csv"
+            reason = "no epoch logged a finite value of it; look for a loss that is not finite in metrics.csv"
         elif logged:
             reason = f"no such metric was logged; choose one of {', '.join(logged)}"
         else:
-            reason = "the training ended without a validation; leave the settings of the Trainer about it as they are"
+            reason = "training ended without validation; do not change the Trainer's validation settings"
         raise ConfigError(
             f"callbacks.best.monitor={best.monitor}: {reason}. There is no best epoch, so nothing is exported"
         )
     checkpoint = load_checkpoint(Path(best.best_model_path))
     found = into.load_state_dict(trained_weights(checkpoint, module, model), strict=False)
     if lacking := [*found.unexpected_keys, *({*found.missing_keys} - frozen_names(into))]:
-        raise RuntimeError(f"{best.best_model_path}: holds other weights than the model: {sorted(lacking)[:6]}")
+        raise RuntimeError(
+            f"{best.best_model_path}: its weights are not those of the model; they differ in {sorted(lacking)[:6]}"
+        )
     return int(checkpoint["epoch"])

@@ -1,1 +1,1 @@
-"""One training, from batches to checkpoints."""
+"""Training: the loop, callbacks, checkpoints and distributed strategies."""

@@ -1,8 +1,8 @@
-"""What a loss fixes once, by looking at the model before it is trained: the threshold of SED's mask.
+"""Calibration of loss thresholds on the model before training: the tau of SED's mask.
 
-    calibrate(lm, rows)      every threshold of an objective that asks for it; returns what was fixed, for results.json
+    calibrate(lm, rows)      sets every threshold of the objective that requests calibration; returns them for results.json
 
-A run that was interrupted finds the same values again: same model, same rows, no random number.
+Calibration uses no random numbers, so a resumed run computes the same values from the same model and rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ ROWS_AT_A_TIME = 8
 
 
 def calibrate(lm: SelectiveLM, rows: Sequence[TokenRow]) -> dict[str, float]:
-    """Thresholds by "term.tau". rows: from the first on, as many as the loss wants; held-out ones should come first."""
+    """Calibrate all thresholds of the objective that are not yet numbers.
+
+    Args:
+        lm: the model before training.
+        rows: each loss uses its first `calibration_rows` rows; held-out rows should come first.
+
+    Returns:
+        "<term>.tau" -> threshold.
+    """
     fixed: dict[str, float] = {}
     for name, loss, where in _with_threshold(lm.objective):
         if isinstance(loss.tau, str):
@@ -41,7 +49,7 @@ def calibrate(lm: SelectiveLM, rows: Sequence[TokenRow]) -> dict[str, float]:
 
 
 def share_thresholds(objective: Objective) -> None:
-    """All processes get those of the first one, which alone has the weights to compute them with. Collective."""
+    """Broadcast the thresholds of rank 0, the only rank with weights to compute them, to all ranks. Collective."""
     losses = [loss for _, loss, _ in _with_threshold(objective)]
     found = [loss.tau for loss in losses]
     if found:
@@ -59,7 +67,7 @@ def _with_threshold(objective: Objective) -> list[tuple[str, MaskedQuadratic, On
 def calibrated_threshold(
     lm: SelectiveLM, rows: Sequence[TokenRow], *, k: int, fraction: float, where: On = "eligible"
 ) -> float:
-    """The tau for which `fraction` of the rows' tokens has k most probable tokens that together reach tau."""
+    """The tau that the total probability of the k most probable tokens reaches at `fraction` of the rows' tokens."""
     record = _TopMass(k=k)
     term = Regularizer(
         where=where, token_loss=record, coefficient=Coefficient(initial=0.0, final=0.0, shape="constant")
@@ -84,14 +92,14 @@ def calibrated_threshold(
     masses = torch.cat(record.seen).sort().values if record.seen else torch.zeros(0)
     if not len(masses):
         raise BadValue(
-            f"loss: a threshold is to be calibrated on {len(rows)} rows, and none of their tokens counts (where: {where}); "
-            "choose another mask, or give tau a number"
+            f"loss: cannot calibrate a threshold on {len(rows)} rows, since none of their tokens is selected (where: {where}); "
+            "choose another mask, or set tau to a number"
         )
     return float(masses[min(int((1 - fraction) * len(masses) + 1e-9), len(masses) - 1)])
 
 
 class _TopMass:
-    """A loss of zero that remembers the probability of the k most probable tokens."""
+    """A zero loss that records the total probability of the k most probable tokens."""
 
     needs: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""One training: Lightning's Trainer with the callbacks, loggers and processes that the configuration asks for."""
+"""Runs Lightning's Trainer with the callbacks, loggers and processes of the configuration."""
 
 from __future__ import annotations
 
@@ -57,25 +57,31 @@ from cft.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """callbacks: those that the config names. history: what this part of the run and those before it add up to."""
+    """The result of `Fit.run`.
+
+    Args:
+        trainer: Lightning's trainer after training.
+        callbacks: the callbacks of the config, by name.
+        history: totals over this part of the run and the parts before it.
+    """
 
     trainer: pl.Trainer
     callbacks: dict[str, Any]
     history: History
 
     def epochs(self) -> float:
-        """Passes over the rows: a fraction where trainer.max_steps ended the last one."""
+        """Number of passes over the rows; fractional if trainer.max_steps ended the last one early."""
         steps = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
         whole, rest = divmod(self.trainer.global_step, steps)
         return whole if not rest else round(self.trainer.global_step / steps, 4)
 
 
 def require_constructible(cfg: TrainConfig, folder: Path) -> None:
-    """Builds optimizer, callbacks and trainer once for nothing, before a model is loaded. Raises ConfigError."""
+    """Check that optimizer, callbacks and trainer can be built, before a model is loaded. Raises ConfigError."""
     like = [
         nn.Parameter(torch.zeros(2, 2)),
         nn.Parameter(torch.zeros(2)),
-    ]  # weights and norms: some optimizers take matrices only
+    ]  # a matrix and a vector: some optimizers accept matrices only
     with trying("optimizer", {key: value for key, value in cfg.optimizer.items() if key != GROUPS}):
         require_weight_decay(factory_of(cfg.optimizer)(like), groups_of(cfg.optimizer))
     callbacks = []
@@ -88,7 +94,7 @@ def require_constructible(cfg: TrainConfig, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Lightning's Trainer with our callbacks around one training."""
+    """One training run with Lightning's Trainer."""
 
     cfg: TrainConfig
     job: Job
@@ -98,12 +104,21 @@ class Fit:
     data: RowsDataModule
 
     def run(self, problems: tuple[Problem, ...], make_solver: Callable[[PreTrainedModel], Solver]) -> Fitted:
-        """Raises ConfigError, DoesNotFit and the like before anything is written to the run's folder."""
+        """Train the model.
+
+        Args:
+            problems: validation problems for greedy accuracy; may be empty.
+            make_solver: makes a solver from the model.
+
+        Raises:
+            ConfigError: a setting does not suit the run that is resumed; nothing was written to the run folder.
+            DoesNotFit: a step clearly needs more memory than the device has; nothing was written to the run folder.
+        """
         cfg, folder, start = self.cfg, self.start.folder, self.start
         position = position_of(read_position(start.checkpoint)) if start.checkpoint else None
         history = History()
         made = {name: build(part)(folder / CHECKPOINTS) for name, part in cfg.callbacks.items()}
-        # Lightning's monitor refuses to run where nothing is logged.
+        # LearningRateMonitor raises an error without a logger.
         callbacks = {name: c for name, c in made.items() if cfg.logger or not isinstance(c, LearningRateMonitor)}
         keeper = next((c for c in callbacks.values() if isinstance(c, CheckpointKeeper)), None)
         with progress("Training", total=1) as bar:
@@ -125,7 +140,7 @@ class Fit:
                 limit = cfg.evaluation.max_new_tokens
                 extra.append(GreedyAccuracy(problems, make_solver, self.interruption, max_new_tokens=limit))
             trainer: pl.Trainer = build(cfg.trainer)(
-                logger=False,  # they write; see below
+                logger=False,  # loggers write to the run folder, so they are built below, after all checks
                 callbacks=[*extra, *callbacks.values()],
                 default_root_dir=folder,
             )
@@ -146,7 +161,7 @@ class Fit:
                 trainer.fit(self.module, datamodule=self.data, ckpt_path=start.checkpoint, weights_only=True)
                 leave_group(trainer)
                 failed = False
-            except SystemExit as stop:  # what Lightning makes of Ctrl-C
+            except SystemExit as stop:  # Lightning turns Ctrl-C into SystemExit
                 raise (KeyboardInterrupt if trainer.interrupted else stop) from None
             except (RuntimeError, MemoryError) as error:
                 advice = memory_advice(error)
@@ -159,7 +174,7 @@ class Fit:
         return Fitted(trainer, callbacks, history)
 
     def require_room(self, trainer: pl.Trainer, keeper: CheckpointKeeper | None) -> None:
-        """Print what memory a step will need, raises DoesNotFit; and what disk the checkpoints will."""
+        """Print the estimated memory of a step and the disk space of the checkpoints. Raises DoesNotFit."""
         device = trainer.strategy.root_device
         shards = trainer.world_size if isinstance(trainer.strategy, FullySharded) else 1
         found = estimate(
@@ -176,7 +191,7 @@ class Fit:
         )
         there = device_memory(device)
         if device.type == "cpu":
-            there //= trainer.num_devices  # the processes share it
+            there //= trainer.num_devices  # the processes share host memory
         console.print(f"Memory of a step: {found}; the device has {size(there)}")
         require_room(found, memory=there)
         if keeper is not None:
@@ -187,11 +202,11 @@ class Fit:
             )
             if free < all_of_them:
                 console.print(
-                    "Warning: they may not fit; callbacks.last.keep=1 needs less, hydra.run.dir chooses a disk"
+                    "Warning: the checkpoints may not fit; callbacks.last.keep=1 needs less, hydra.run.dir chooses another disk"
                 )
 
     def facts(self, position: Position | None) -> RunFacts:
-        """What the loggers are told."""
+        """Facts about the run for the loggers."""
         cfg, folder = self.cfg, self.start.folder
         arm = arm_of(self.job, ARM_KEYS)
         return RunFacts(

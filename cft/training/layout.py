@@ -1,12 +1,12 @@
-"""How the rows of a batch lie in the forward pass, and how little of them is computed.
+"""Layout of the rows of a batch in the forward pass, and which of their positions are computed.
 
-    padded   [B, T]: rows padded on the right to the longest one, which a causal model never looks at: no mask is needed
-    packed   [1, L]: rows end to end, position ids that begin again with each row, attention row by row: no padding
+    padded   [B, T]: rows are right-padded to the longest; a causal model does not attend to right padding, so no mask is needed
+    packed   [1, L]: rows are concatenated, position ids restart with each row, attention is computed row by row; no padding
 
-Either way a row ends before its last wanted token: what follows predicts nothing that is needed. A row without a
-wanted token is left out. Packing rests on the model's attention alone looking at other positions, so that
-`SelectiveLM.check_layout` tries it on the model at hand. A layer that sees a window gets the mask that transformers makes of
-the position ids, row by row.
+In both layouts a row is truncated before its last predicted token, since later states predict nothing that is needed. A row
+without a predicted token is omitted. Packing requires that only attention layers mix positions, so
+`SelectiveLM.check_layout` tests it on the loaded model. Layers with sliding-window attention use, for each row, the mask that
+transformers builds from the position ids.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ ATTENTION = "cft_rows"
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """inputs: of the backbone. index_N: where the states that predict the tokens are among the B * T computed ones. start_B:
-    where a row's first position is among them. row_P: the row of each of these positions, -1 for padding; None where it was not
-    asked for."""
+    """Inputs of the backbone, and where its B * T outputs belong.
+
+    Args:
+        inputs: keyword arguments of the backbone.
+        index_N: [N] indices, among the B * T computed states, of those that predict the tokens.
+        start_B: [B] index of each row's first position among the computed states.
+        row_P: [B * T] row of each computed position, -1 for padding; None if not requested.
+    """
 
     inputs: dict[str, Any]
     index_N: Tensor
@@ -55,9 +60,19 @@ def placed(
     flash: bool = False,
     rows: bool = False,
 ) -> Placement:
-    """by_rows: the model's attention is `rows_attention` (see `attend_by_rows`). masked: some layers need transformers' own
-    mask there. flash: it is flash attention. rows: whether `Placement.row_P` is wanted. At least one position is computed even
-    when nothing is wanted: under DDP every parameter must take part on every rank."""
+    """Place the rows of a batch in the given layout.
+
+    At least one position is computed even if no token is predicted: under DDP every parameter must take part on every rank.
+
+    Args:
+        input_ids_BT: token ids of the batch.
+        tokens: the tokens to predict.
+        layout: "padded" or "packed".
+        by_rows: whether the model uses `rows_attention` (see `attend_by_rows`).
+        masked: whether some layers need the attention mask of transformers.
+        flash: whether the model uses flash attention.
+        rows: whether to compute `Placement.row_P`.
+    """
     needed_B = computed_positions(tokens)
     row_B = needed_B.nonzero()[:, 0]
     lengths = needed_B[row_B].tolist()
@@ -76,13 +91,13 @@ def placed(
     inputs: dict[str, Any] = {"input_ids": input_ids_BT[kept_BT][None], "position_ids": position_BT[kept_BT][None]}
     if by_rows:
         if not masked:
-            # A mask of four axes is taken as it is, so that transformers builds no [L, L] one; rows_attention needs none.
+            # transformers passes a 4D mask through unchanged, so it does not build an [L, L] mask; rows_attention needs none.
             inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids_BT.device)
         inputs["row_lengths"] = torch.tensor(
             lengths
-        )  # stays on the CPU, so that no layer waits for a device to read it
+        )  # on the CPU, so that reading it in each layer needs no device synchronization
     if flash:
-        # Or transformers would find them from the position ids in every layer, waiting for the device each time.
+        # Otherwise transformers computes these from the position ids in every layer, with a device synchronization each time.
         ends = torch.tensor([0, *lengths]).cumsum(0).to(input_ids_BT.device, torch.int32)
         inputs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
         inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
@@ -91,9 +106,9 @@ def placed(
 
 
 def computed_positions(tokens: EligibleTokens) -> Tensor:
-    """[B] int64: how many positions of each row pass through the model, from its first one on."""
+    """[B] int64: number of leading positions of each row that pass through the model."""
     needed_B = torch.zeros(tokens.num_rows, dtype=torch.long, device=tokens.row_N.device)
-    # The token at position p is predicted by the state at p - 1, so p positions are needed.
+    # The state at position p - 1 predicts the token at p, so p positions are needed.
     needed_B = needed_B.scatter_reduce(0, tokens.row_N, tokens.position_N, "amax")
     if not len(tokens.row_N):
         needed_B[0] = 1
@@ -101,9 +116,10 @@ def computed_positions(tokens: EligibleTokens) -> Tensor:
 
 
 def attend_by_rows(model: PreTrainedModel) -> bool:
-    """Let packed rows attend one by one where the model uses sdpa; False where another attention is used.
+    """Switch a model with sdpa attention to `rows_attention`. Returns False if the model uses another attention.
 
-    It stays switched on: a checkpointed layer is computed again after the forward pass. Without packed rows it is sdpa.
+    The switch is permanent, because gradient checkpointing recomputes layers after the forward pass. Without packed rows,
+    `rows_attention` is sdpa.
     """
     config = model.config.get_text_config(decoder=True)
     if config._attn_implementation == "sdpa":
@@ -112,7 +128,7 @@ def attend_by_rows(model: PreTrainedModel) -> bool:
 
 
 def needs_mask(model: PreTrainedModel) -> bool:
-    """Whether some layer sees less than all earlier tokens of its row."""
+    """Whether some layer uses sliding-window attention."""
     return window(model.config) is not None
 
 
@@ -127,7 +143,7 @@ def rows_attention(
     row_lengths: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of `transformers`: query [1, H, L, d], key and value [1, h, L, d] -> [1, L, H, d]."""
+    """Attention function for transformers: query [1, H, L, d], key and value [1, h, L, d] -> [1, L, H, d]."""
     if row_lengths is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

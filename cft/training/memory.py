@@ -1,14 +1,14 @@
-"""How much memory a training will need, roughly, told before it starts.
+"""Estimates the memory of a training run before it starts.
 
-    weights + gradients + optimizer state                       of the parameters, exactly; shared out under trainer=fsdp
-    activations = fixed + bytes a token * tokens                 both measured by forward passes over few tokens; fixed: the
-                                                                copies of weights that autocast keeps. Under gradient
-                                                                checkpointing one block's in full, besides: it is computed
-                                                                again in the backward pass
+    weights + gradients + optimizer state                       exact, from the parameters; sharded under trainer=fsdp
+    activations = fixed + bytes per token * tokens               both measured by forward passes over few tokens; the fixed
+                                                                part is the weight copies that autocast keeps. With gradient
+                                                                checkpointing, plus all activations of one block, which is
+                                                                recomputed in the backward pass
     logits      = 3 * loss.chunk_tokens * vocabulary * 4 bytes  logits, their log-softmax, its gradient
 
-Attention that stores its scores (eager) or a mask of them (windows, on a CPU) grows faster than that; what the allocator loses
-between tensors is not in it. A mixture of experts holds all its weights, and keeps activations of those a token is sent to.
+Attention that stores its scores (eager) or a mask (sliding window, on a CPU) grows faster than this. Memory fragmentation is
+not included. A mixture-of-experts model holds all its weights, but activations only of the experts each token is routed to.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cft.training.callbacks.guards import ADVICE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CLEARLY = 1.25  # an estimate this many times the memory there is cannot be off by so much
+CLEARLY = 1.25  # if the estimate exceeds the memory by this factor, estimation error cannot explain it
 
 
 class DoesNotFit(UserError, ValueError):
@@ -60,7 +60,7 @@ class MemoryEstimate:
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes as text."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
@@ -73,8 +73,16 @@ def estimate(
     shards: int,
     mixed: bool,
 ) -> MemoryEstimate:
-    """model: not sharded yet, where its forward pass runs. states_per_parameter: 2 for Adam. tokens: see
-    `largest_micro_batch`. shards: processes that share the parameters. mixed: bf16 autocast."""
+    """Estimate the peak memory of a training step on one device.
+
+    Args:
+        model: the unsharded model, on the device of the forward pass.
+        states_per_parameter: optimizer state per parameter; 2 for Adam.
+        tokens: size of the micro-batch, see `largest_micro_batch`.
+        chunk_tokens: tokens whose logits are computed at a time (`loss.chunk_tokens`).
+        shards: number of processes over which the parameters are sharded.
+        mixed: whether bf16 autocast is used.
+    """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     embedding: Any = model.get_input_embeddings()
@@ -89,13 +97,13 @@ def estimate(
 
 
 def largest_micro_batch(lengths: Sequence[int], *, batch_size: int, padded: bool) -> int:
-    """Tokens of a micro-batch that holds the longest rows. lengths: of all rows, in tokens."""
+    """Number of tokens in a micro-batch of the longest rows. lengths: of all rows, in tokens."""
     longest = sorted(lengths, reverse=True)[:batch_size]
     return len(longest) * longest[0] if padded else sum(longest)
 
 
 def activation_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
-    """Bytes that the backbone keeps for the backward pass of so many tokens: the line through two measurements."""
+    """Bytes that the backbone keeps for the backward pass of `tokens` tokens, extrapolated linearly from two measurements."""
     few, more = measured_tokens(model)
     kept_few, kept_more = (_kept_bytes(model, tokens=n, mixed=mixed) for n in (few, more))
     a_token = (kept_more - kept_few) / (more - few)
@@ -103,7 +111,7 @@ def activation_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int
 
 
 def measured_tokens(model: PreTrainedModel) -> tuple[int, int]:
-    """Of the two passes. A state space is computed in chunks, to whose length a shorter row is padded."""
+    """Numbers of tokens of the two measurements. State-space models pad shorter rows to their chunk length."""
     config = model.config.get_text_config(decoder=True)
     chunks = [int(getattr(config, name, None) or 0) for name in ("chunk_size", "mamba_chunk_size")]
     step = max(TOKENS_STEP, *(chunks if is_recurrent(model.config) else (0,)))
@@ -111,7 +119,7 @@ def measured_tokens(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def recomputed_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
-    """Under gradient checkpointing: what the block that is computed again in the backward pass keeps until it is done."""
+    """Bytes of the activations of one block, which gradient checkpointing recomputes in the backward pass; 0 without it."""
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     if not layers:
         return 0
@@ -126,12 +134,12 @@ def recomputed_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int
 
 
 def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
-    """What one forward pass keeps for its backward pass, parameters and buffers aside."""
+    """Bytes that one forward pass saves for its backward pass, without parameters and buffers."""
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, torch.UntypedStorage] = {}  # held until the pass is over, or the next tensor might get its place
+    kept: dict[int, torch.UntypedStorage] = {}  # kept alive during the pass, so that no later tensor reuses an address
 
     def pack(tensor: Tensor) -> None:
-        # Neither held nor given back: a graph that holds tensors of itself is never freed, nor are the weights it ends in.
+        # Return nothing: a graph that saves its own tensors is a reference cycle and would never free the weights.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage
@@ -140,7 +148,7 @@ def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
         raise RuntimeError("the pass that measures memory has no backward pass")
 
     was_training = model.training
-    model.train()  # gradient checkpointing works in training only
+    model.train()  # gradient checkpointing is only active in training mode
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
     with (
         torch.random.fork_rng(devices=[]),
@@ -154,7 +162,7 @@ def _kept_bytes(model: PreTrainedModel, *, tokens: int, mixed: bool) -> int:
 
 
 def states_per_parameter(optimizer: Any) -> int:
-    """Numbers that an optimizer factory of the config keeps for each parameter: 2 unless it is known to be fewer."""
+    """Number of state values per parameter of the optimizer that a factory builds: 2 unless known to be fewer."""
     kind = getattr(optimizer, "func", optimizer)
     if kind is torch.optim.SGD:
         return int(bool(getattr(optimizer, "keywords", {}).get("momentum", 0)))
@@ -162,7 +170,7 @@ def states_per_parameter(optimizer: Any) -> int:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes there are in all on a GPU; on a CPU those that this process may still get."""
+    """Total memory of a GPU in bytes; for a CPU, the bytes still available to this process."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -177,20 +185,23 @@ def device_memory(device: torch.device) -> int:
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where `folder` is or will be."""
+    """Free bytes on the disk of `folder`, which need not exist yet."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     return shutil.disk_usage(there).free
 
 
 def checkpoint_bytes(found: MemoryEstimate, *, shards: int, keep: int) -> tuple[int, int]:
-    """Bytes of one checkpoint, and of all that are on the disk at once: a new one is there before an old one goes, and the
-    best epoch's weights are beside them."""
-    weights = found.gradients * shards  # what is frozen is not saved
+    """(bytes of one checkpoint, peak bytes of all checkpoints on disk).
+
+    The peak includes one extra checkpoint, since a new one is written before an old one is removed, and the weights of the
+    best epoch.
+    """
+    weights = found.gradients * shards  # frozen weights are not saved
     one = weights + found.optimizer * shards
     return one, (keep + 1) * one + weights
 
 
 def require_room(found: MemoryEstimate, *, memory: int) -> None:
-    """Raises DoesNotFit where the estimate clearly exceeds `memory` bytes."""
+    """Raises DoesNotFit if the estimate clearly exceeds `memory` bytes."""
     if found.total > CLEARLY * memory:
         raise DoesNotFit(f"a step needs {found}, but the device has {size(memory)}. {ADVICE}")

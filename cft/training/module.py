@@ -1,14 +1,14 @@
 """The training step: sums of the objective's terms, each divided once by its count over the whole optimizer step.
 
 Critical masks are sparse and uneven, so a mean per micro-batch would give a token in a sparse micro-batch many times the
-weight of one in a dense one. Masks are static, so the sampler knows the counts of a step over all its micro-batches and
-ranks beforehand (`TokenBatch.step_counts`), and `training_step` returns
+weight of one in a dense micro-batch. Masks are static, so the sampler knows the counts of a step over all its micro-batches
+and ranks in advance (`TokenBatch.step_counts`), and `training_step` returns
 
     accumulate_grad_batches * world_size * sum over terms of  coefficient * sum / count of the whole step
 
-where the first two undo Lightning's division and DDP's mean. Before the optimizer moves, the counts that were seen must be
-the expected counts. A step without an eligible token on any rank leaves the weights alone (gradients None, not
-zero: zero gradients would still decay weights).
+where the first two factors undo Lightning's division and DDP's mean. Before the optimizer step, the accumulated counts must
+equal the expected counts. A step without an eligible token on any rank leaves the weights unchanged (gradients are None, not
+zero: with zero gradients, weight decay would still apply).
 """
 
 from __future__ import annotations
@@ -45,24 +45,40 @@ from cft.training.parameter_groups import Groups, OptimizerFactory, freeze, opti
 from cft.training.selective_lm import PROBE_NAMES, SelectiveLM
 from cft.types import StepCounts, TokenBatch
 
-# val/loss is of the objective that training ends with: under a schedule's coefficients of the moment two epochs would be
-# measured with two objectives, and the best one be chosen by the schedule.
+# val/loss uses the coefficients of the end of training: with the current coefficients of a schedule, epochs would be measured
+# with different objectives, and the schedule would decide which epoch is the best.
 _VALIDATED_AT = 1.0
-FROZEN = "frozen_sha256"  # in the checkpoint
+FROZEN = "frozen_sha256"  # checkpoint keys
 GROUPED = "parameter_groups"
 EXAMPLE_STATE = "example_state"
 
 
 class CausalLMModule(pl.LightningModule):
-    """optimizer: parameters, or groups of them -> Optimizer. groups: see `cft/training/parameter_groups.py`. schedule: see
-    conf/train.yaml. probe_every_n_steps: 0 = never. inputs, layout, fused_loss, router: see `SelectiveLM`. examples: groups of
-    rows that are trained on, where the loss keeps a state of each (`cft/losses/example_state.py`).
+    """Lightning module of a causal language model under an objective.
 
-    Raises ConfigError where a group is about no parameter of the model, or two are about one."""
+    Args:
+        model: the causal language model.
+        objective: the training objective.
+        optimizer: parameters, or groups of them -> Optimizer.
+        groups: parameter groups by name, see `cft/training/parameter_groups.py`.
+        schedule: learning-rate schedule, see conf/train.yaml.
+        warmup_fraction: fraction of the optimizer steps with linear warmup, 0-1.
+        probe_every_n_steps: optimizer steps between two probes (loss and entropy by token group); 0 = never.
+        inputs: see `SelectiveLM`.
+        reference: see `SelectiveLM`.
+        layout: see `SelectiveLM`.
+        fused_loss: see `SelectiveLM`.
+        router: see `SelectiveLM`.
+        examples: number of training examples (groups of rows), for a loss that keeps a state per example
+            (`cft/losses/example_state.py`).
 
-    _window: Tensor  # [terms, 2] sum and count of the optimizer step under way, this rank
-    _validation: Tensor  # [terms, 2] of the validation under way, this rank
-    _probes: Tensor  # [6] probe sums of the validation under way, this rank
+    Raises:
+        ConfigError: a parameter group matches no parameter of the model, or two groups match the same one.
+    """
+
+    _window: Tensor  # [terms, 2] accumulated sum and count of the current optimizer step, this rank
+    _validation: Tensor  # [terms, 2] accumulated sum and count of the current validation, this rank
+    _probes: Tensor  # [6] probe sums of the current validation, this rank
 
     def __init__(
         self,
@@ -87,7 +103,7 @@ class CausalLMModule(pl.LightningModule):
         self.lm = SelectiveLM(
             model, objective, inputs=inputs, reference=reference, layout=layout, fused_loss=fused_loss, router=router
         )
-        if not is_empty(model):  # the first process looks for all
+        if not is_empty(model):  # only rank 0 has weights to check
             self.lm.check_inputs()
             self.lm.check_head()
             self.lm.check_layout()
@@ -95,20 +111,20 @@ class CausalLMModule(pl.LightningModule):
         self.of_inputs = self.lm.inputs.prepare(model)  # may freeze the embeddings
         self.groups = groups or {}
         self.assigned = freeze(model, self.groups)
-        self.strict_loading = not frozen_names(self)  # where not, `on_load_checkpoint` looks at what is there
+        self.strict_loading = not frozen_names(self)  # otherwise `on_load_checkpoint` checks the keys
         self.build_optimizer = optimizer
         self.schedule, self.warmup_fraction = schedule, warmup_fraction
         self.probe_every_n_steps = probe_every_n_steps
         self._expected = StepCounts()
         self._frozen: str | None = None
         self._configured = False
-        self._norm: Tensor | None = None  # of the gradient of the step under way
+        self._norm: Tensor | None = None  # gradient norm of the current step
         terms = len(self.lm.names)
         self.register_buffer("_window", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
         self.register_buffer("_validation", torch.zeros(terms, 2, dtype=torch.float64), persistent=False)
         self.register_buffer("_probes", torch.zeros(6, dtype=torch.float64), persistent=False)
 
-    # ---- checkpoints: what is frozen is the model that is loaded anyway, or the base model under adapters
+    # ---- checkpoints: frozen weights are not saved, since they are loaded from model.path
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.assigned:
@@ -130,25 +146,25 @@ class CausalLMModule(pl.LightningModule):
                 for only in (before - now, now - before)
             )
             raise CheckpointError(
-                f"resume: the run began with other parameters in its groups (then {then}; now {instead}); repeat its "
-                "optimizer.groups with the model that it began with, or start a new run"
+                f"resume: the run started with other parameters in its groups (then {then}; now {instead}); use the same "
+                "optimizer.groups and the same model, or start a new run"
             )
         if not (frozen := frozen_names(self)):
             return
         found, wanted = checkpoint["state_dict"].keys(), {*self.state_dict()} - frozen
         if found != wanted:
             raise RuntimeError(
-                f"the checkpoint holds other weights than are trained here: {sorted(found ^ wanted)[:6]}"
+                f"the weights in the checkpoint are not those trained here; they differ in {sorted(found ^ wanted)[:6]}"
             )
         hashes = checkpoint.get(FROZEN), self._frozen_hash()
         if "" not in hashes and hashes[0] != hashes[1]:
             raise CheckpointError(
-                "resume: what is not trained (the base model under the adapters, parameters with lr_multiplier 0) is another "
-                "than what the run began with; bring back the files of model.path, or start a new run"
+                "resume: the frozen weights (the base model of adapters, parameters with lr_multiplier 0) differ from those "
+                "the run started with; restore the files of model.path, or start a new run"
             )
 
     def _frozen_hash(self) -> str:
-        """Of the frozen weights, once; "" where they are shared out over ranks."""
+        """Hash of the frozen weights, computed once; "" if they are sharded."""
         if self._frozen is None:
             frozen = frozen_names(self)
             weights = {name: tensor for name, tensor in self.state_dict().items() if name in frozen}
@@ -158,7 +174,7 @@ class CausalLMModule(pl.LightningModule):
     # ---- training
 
     def configure_model(self) -> None:
-        # The hook runs once the processes know of each other.
+        # Lightning calls this hook after the process group is initialized.
         if self._configured:
             return
         self._configured = True
@@ -168,7 +184,7 @@ class CausalLMModule(pl.LightningModule):
             share_thresholds(self.lm.objective)
             parts, device = (self.lm, frozen), strategy.root_device
             weights = [FirstRanksWeights(part, device=device) if part is not None else None for part in parts]
-        if self.device_mesh is not None:  # set by a strategy that shares out the weights
+        if self.device_mesh is not None:  # set by strategies that shard the weights
             replicas = strategy.replicas if isinstance(strategy, FullySharded) else 1
             mixed = self.trainer.precision == "bf16-mixed"
             shard(self.lm, self.lm.model, self.device_mesh, weights=weights[0], replicas=replicas, mixed=mixed)
@@ -180,7 +196,7 @@ class CausalLMModule(pl.LightningModule):
                     its_weights.fill(part)
 
     def on_fit_start(self) -> None:
-        # from_pretrained gives eval mode and Lightning keeps it: dropout would stay off without this.
+        # from_pretrained returns the model in eval mode and Lightning keeps it: without this, dropout would stay off.
         self.lm.train()
 
     def on_train_epoch_start(self) -> None:
@@ -189,12 +205,12 @@ class CausalLMModule(pl.LightningModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         if self._probe_due(batch_idx):
-            # In eval mode: measured without dropout, and its random numbers stay those of the training step.
+            # In eval mode, the probe measures without dropout and consumes none of the training step's random numbers.
             self.lm.eval()
             with torch.no_grad():
                 values = _probe_values("train", self._reduced(self.lm.probe(batch)))
             self.lm.train()
-            # Not self.log: Lightning would repeat the values on every step until the next probe.
+            # Not self.log: Lightning would log the same values at every step until the next probe.
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.global_step)
         terms = self.lm(batch, progress=self._progress(), mixed=True)
@@ -204,7 +220,7 @@ class CausalLMModule(pl.LightningModule):
         return torch.stack([term.mean(batch.step_counts) for term in terms]).sum() * scale
 
     def _progress(self) -> float:
-        """Share of the optimizer steps that are done, 0-1: what coefficients are scheduled by."""
+        """Fraction of the optimizer steps that are done, 0-1; the input of coefficient schedules."""
         steps = self.trainer.estimated_stepping_batches
         return min(1.0, self.global_step / steps) if 0 < steps < math.inf else 0.0
 
@@ -237,9 +253,9 @@ class CausalLMModule(pl.LightningModule):
         expected = [getattr(self._expected, of) for of in self.lm.divisors]
         if counts != expected:
             raise RuntimeError(
-                f"step {self.global_step}: the sampler expected {expected} tokens or rows to divide the loss by, the "
-                f"micro-batches held {counts}; the step would be weighted wrongly. Micro-batches were dropped or repeated: "
-                "expected every one of the sampler's, as with limit_train_batches=1.0"
+                f"step {self.global_step}: the sampler expected to divide the loss by {expected} tokens or rows, but the "
+                f"micro-batches held {counts}, so the step would be weighted wrongly. Micro-batches were dropped or repeated: "
+                "expected all micro-batches of the sampler, as with limit_train_batches=1.0"
             )
         if not any([self._expected.eligible, *counts[1:]]):
             for parameter in self.parameters():
@@ -255,7 +271,7 @@ class CausalLMModule(pl.LightningModule):
         self.log_dict(self._measured("train", sums, counts))
         for name, total, count in zip(self.lm.names[1:], sums[1:], counts[1:], strict=True):
             if name not in self.lm.objective.measures:
-                # In a place of their own: whatever a regularizer is called, no other metric has that name.
+                # Under their own prefix, so that a regularizer's name cannot collide with another metric.
                 self.log(f"train/term/{name}", total / max(1, count))
 
     def configure_gradient_clipping(
@@ -264,19 +280,19 @@ class CausalLMModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """With the norm that the guard computed, instead of a second pass over the gradients."""
+        """Clip with the norm that the finite check computed, instead of a second pass over the gradients."""
         if gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val and self._norm is not None:
             torch.nn.utils.clip_grads_with_norm_(list(self.parameters()), gradient_clip_val, self._norm)
 
     def _total(self, sums: list[float], counts: list[int], *, progress: float) -> float:
-        """The loss: every term's mean times its coefficient then."""
+        """The loss: the sum over terms of coefficient * mean, with the coefficients at `progress`."""
         coefficients = self.lm.coefficients(progress)
         return sum(c * s / max(1, n) for c, s, n in zip(coefficients, sums, counts, strict=True))
 
     def _measured(self, split: str, sums: list[float], counts: list[int]) -> dict[str, float]:
-        """Means of what the loss measures beside itself."""
+        """Means of the additional measures of the loss."""
         found = dict(zip(self.lm.names, zip(sums, counts, strict=True), strict=True))
         measured = {name: found[name] for name in self.lm.objective.measures}
         return {f"{split}/{name}": total / count for name, (total, count) in measured.items() if count}
@@ -318,17 +334,17 @@ class CausalLMModule(pl.LightningModule):
 
 
 def frozen_names(module: nn.Module) -> set[str]:
-    """Weights that no step changes: the base model under adapters, parameters whose group is frozen."""
+    """Names of the frozen weights: the base model of adapters, and the parameters of frozen groups."""
     return {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
 
 def _sums(terms: tuple[TermSum, ...], like: Tensor) -> Tensor:
-    """[terms, 2] sum and count of each, without gradient."""
+    """[terms, 2] sum and count of each term, without gradient."""
     return torch.stack([torch.stack([t.sum.detach().to(like), like.new_tensor(t.count)]) for t in terms])
 
 
 def _probe_values(split: str, sums: Tensor) -> dict[str, float]:
-    """Means from the sums of SelectiveLM.probe; a group without tokens has none."""
+    """Means from the sums of SelectiveLM.probe; token groups without tokens are omitted."""
     (nll_critical, entropy_critical, critical), (nll_other, entropy_other, other) = sums.view(2, 3).tolist()
     totals = ((nll_critical, critical), (entropy_critical, critical), (nll_other, other), (entropy_other, other))
     return {f"{split}/{name}": total / n for name, (total, n) in zip(PROBE_NAMES, totals, strict=True) if n}

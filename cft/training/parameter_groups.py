@@ -1,15 +1,15 @@
-"""Groups of parameters with a learning rate of their own: `optimizer.groups`, regular expressions over parameters' names.
+"""Parameter groups with their own learning rates: `optimizer.groups`, regular expressions over parameter names.
 
     optimizer.groups: {head: {match: ^lm_head, lr_multiplier: 1}, rest: {match: null, lr_multiplier: 0.1}}
 
-A name is the model's own, such as model.layers.0.self_attn.q_proj.weight, or ....q_proj.lora_A.default.weight of an adapter;
-sharding and compiling leave it as it is. A pattern is looked for anywhere in it (`re.search`). Where a parameter has two names
-(tied embeddings) it is in the group that either name matches. No parameter is in two groups: the groups are a mapping, in which
-the order means nothing, so that two matches are an error and not a question of which is first. The group whose match is null
-takes what no other matches; without it, that is trained as if there were no groups.
+Names are the model's own, such as model.layers.0.self_attn.q_proj.weight, or ....q_proj.lora_A.default.weight for an adapter;
+sharding and compiling do not change them. A pattern may match anywhere in the name (`re.search`). A parameter with two names
+(tied embeddings) belongs to the group that matches either name. Each parameter belongs to one group: groups are a mapping
+without a meaningful order, so a parameter that two groups match is an error. The group whose match is null takes all
+parameters that no other group matches; without such a group, they are trained with the optimizer's own settings.
 
-A multiplier scales the learning rate of every step, whatever the schedule. 0 freezes: no gradient, no optimizer state, no part
-in the gradient's norm, in the checkpoints or in the estimate of memory.
+A multiplier scales the learning rate of every step, under any schedule. 0 freezes the parameters: they have no gradient and no
+optimizer state, and are not part of the gradient norm, the checkpoints or the memory estimate.
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The numbers of weights of the trained parameters by group and name; frozen groups and those without a parameter are left
-    out. tied: the further names of parameters that are in a group of the configuration, by the first one.
+    """The parameters of each group, by name.
 
-    Names alone: whoever held the parameters would hold all weights on every device once their shards have taken their place.
+    It holds names only: references to the parameters would keep the full weights on every device after sharding.
+
+    Args:
+        trained: group -> parameter name -> number of weights; without frozen groups and groups without a parameter.
+        frozen: the same for the frozen groups.
+        tied: first name -> further names, of the tied parameters in a configured group.
     """
 
     trained: Mapping[str, Mapping[str, int]]
@@ -48,24 +52,28 @@ class Assigned:
     tied: Mapping[str, tuple[str, ...]]
 
     def names(self) -> dict[str, list[str]]:
-        """Of the trained parameters, for the checkpoint."""
+        """Names of the trained parameters by group, for the checkpoint."""
         return {group: list(parameters) for group, parameters in self.trained.items()}
 
 
 def factory_of(optimizer: Part) -> OptimizerFactory:
-    """What makes the optimizer of parameters, or of groups of them."""
+    """Factory that builds the optimizer from parameters, or from groups of them."""
     return build(Part({key: value for key, value in optimizer.items() if key != GROUPS}, allowed=optimizer.allowed))
 
 
 def groups_of(optimizer: Part) -> dict[str, ParameterGroupConfig]:
-    """By name; {} where all parameters are trained alike."""
+    """The configured groups by name; {} if there are none."""
     return {name: ParameterGroupConfig(**entry) for name, entry in (optimizer.get(GROUPS) or {}).items()}
 
 
 def freeze(model: nn.Module, groups: Groups) -> Assigned | None:
-    """Let the parameters of groups with multiplier 0 be; None without groups. Raises ConfigError, all errors at once.
+    """Assign parameters to groups and freeze those of groups with multiplier 0. Call it before the model is sharded.
 
-    Before the model is shared out over processes.
+    Returns:
+        The assignment; None without groups.
+
+    Raises:
+        ConfigError: all errors in the groups at once.
     """
     if not groups:
         return None
@@ -84,7 +92,7 @@ def freeze(model: nn.Module, groups: Groups) -> Assigned | None:
     found = {name: parameters for name, parameters in found.items() if parameters}
     if not found:
         raise ConfigError(
-            ErrorDetail(KEY, "every parameter is in a group with lr_multiplier=0, so that nothing would be trained")
+            ErrorDetail(KEY, "every parameter is in a group with lr_multiplier=0, so nothing would be trained")
         )
     for parameters in frozen.values():
         for parameter in parameters.values():
@@ -95,10 +103,17 @@ def freeze(model: nn.Module, groups: Groups) -> Assigned | None:
 
 
 def optimizer_of(factory: OptimizerFactory, assigned: Assigned, groups: Groups, *, model: nn.Module) -> Optimizer:
-    """Over the trained groups, each at its multiple of the factory's learning rate. Raises ConfigError.
+    """Build the optimizer of the trained groups, each with its multiple of the factory's learning rate.
 
-    model: as it is trained. By name, since its parameters are others once it has been shared out over processes, or its
-    weights have come from another one.
+    Args:
+        factory: builds the optimizer from parameter groups.
+        assigned: result of `freeze`.
+        groups: the configured groups.
+        model: the model as it is trained. Parameters are looked up by name, since sharding, or receiving weights from another
+            process, replaces the parameter objects.
+
+    Raises:
+        ConfigError: a group sets a weight decay that the optimizer does not support.
     """
     here = {BASE.sub("", name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     settings = []
@@ -115,7 +130,7 @@ def optimizer_of(factory: OptimizerFactory, assigned: Assigned, groups: Groups, 
 
 
 def require_weight_decay(optimizer: Optimizer, groups: Groups) -> None:
-    """Raises ConfigError where a group asks an optimizer for a decay that it has not: torch would pass over it."""
+    """Raises ConfigError if a group sets a weight decay that the optimizer does not support: torch would ignore it."""
     asking = [name for name, group in groups.items() if group.weight_decay is not None]
     if asking and "weight_decay" not in optimizer.defaults:
         raise ConfigError(
@@ -126,7 +141,7 @@ def require_weight_decay(optimizer: Optimizer, groups: Groups) -> None:
 
 
 def described(assigned: Assigned, groups: Groups) -> Iterator[str]:
-    """A line for each group, for people."""
+    """Lines for the console that describe each group."""
     for name, parameters in (*assigned.trained.items(), *assigned.frozen.items()):
         multiplier = groups[name].lr_multiplier if name in groups else 1.0
         how = f"learning rate x {multiplier:g}" if multiplier else "frozen"
@@ -148,7 +163,7 @@ def _matching(called: list[str], groups: Groups) -> list[str]:
 def _of_patterns(
     groups: Groups, names: Mapping[nn.Parameter, list[str]], trained: Mapping[nn.Parameter, list[str]]
 ) -> Iterator[ErrorDetail]:
-    """Patterns without a parameter."""
+    """Errors of patterns that match no trained parameter."""
     all_names = [name for called in names.values() for name in called]
     trained_names = [name for called in trained.values() for name in called]
     for group, config in groups.items():
@@ -157,8 +172,8 @@ def _of_patterns(
         hits = [name for name in all_names if re.search(config.match, name)]
         if hits:
             text = (
-                f"{config.match!r} matches parameters that are frozen anyway, such as {hits[0]}: with model/lora the adapters "
-                "alone are trained (match lora_A or lora_B), or set model.lora=null"
+                f"{config.match!r} matches only frozen parameters, such as {hits[0]}: with model/lora, only the adapters are "
+                "trained (match lora_A or lora_B), or set model.lora=null"
             )
         else:
             near = ", ".join(_nearest(config.match, trained_names))
@@ -169,7 +184,7 @@ def _of_patterns(
 def _nearest(pattern: str, names: list[str]) -> list[str]:
     plain = re.sub(r"\\[dwsDWSbB]|[^\w.]", "", pattern.replace(r"\.", "."))
     parts: dict[str, list[str]] = {}
-    for name in names:  # compared piece by piece: a pattern is seldom about a whole name
+    for name in names:  # compared with parts of the names, since a pattern rarely covers a whole name
         for piece in {name, *name.split("."), name.removesuffix(".weight").rpartition(".")[2]}:
             parts.setdefault(piece, []).append(name)
     near = get_close_matches(plain, parts, n=3, cutoff=0.4)
@@ -179,7 +194,7 @@ def _nearest(pattern: str, names: list[str]) -> list[str]:
 def _of_two_groups(
     groups: Groups, trained: Mapping[nn.Parameter, list[str]], matching: Mapping[nn.Parameter, list[str]]
 ) -> Iterator[ErrorDetail]:
-    """The first parameter of each pair of groups."""
+    """One error for each pair of groups that match the same parameter."""
     said = set()
     for parameter, called in trained.items():
         pair = tuple(matching[parameter][:2])
@@ -190,6 +205,6 @@ def _of_two_groups(
             yield ErrorDetail(
                 f"{KEY}.{second}.match",
                 f"{called[0]}{tied} is matched by {groups[second].match!r} and by {groups[first].match!r} of group {first}; a "
-                "parameter is in one group, whatever their order: narrow one of the two, or set one match to null, which takes "
-                "what no other group matches",
+                "parameter must be in one group: narrow one of the two patterns, or set one match to null, which takes all "
+                "parameters that no other group matches",
             )

@@ -1,4 +1,4 @@
-"""Backbone, selection of eligible positions, projection and loss inside one forward (sharded strategies need that)."""
+"""Backbone, selection of eligible positions, projection and loss in one forward method, as sharded strategies require."""
 
 from __future__ import annotations
 
@@ -36,10 +36,18 @@ ROUTER = "router"  # the name of the term that balances experts
 
 
 class SelectiveLM(nn.Module):
-    """reference: the live reference model, None where the objective needs none; no part of the module's own weights.
-    inputs: what the model reads in training, `cft/inputs`. layout: see `cft/training/layout.py`. fused_loss: log-probs without
-    all logits, where `cft/models/fused_head.py` can. router: coefficient of the loss that balances a mixture's experts
-    (`cft/losses/router.py`), a term after the objective's."""
+    """A causal language model that computes logits and loss at the selected positions only.
+
+    Args:
+        model: the causal language model.
+        objective: the training objective.
+        inputs: the model's inputs in training (`cft/inputs`); default: the true tokens.
+        reference: the live reference model, None if the objective needs none. Not a submodule.
+        layout: see `cft/training/layout.py`.
+        fused_loss: compute log-probs without materializing all logits, where `cft/models/fused_head.py` supports it.
+        router: coefficient of the load-balancing loss of a mixture-of-experts model (`cft/losses/router.py`), a term after
+            those of the objective; 0 = none.
+    """
 
     def __init__(
         self,
@@ -60,18 +68,23 @@ class SelectiveLM(nn.Module):
         self._experts: Experts | None = experts_of(model.config) if router else None
         self.layout: Layout = layout
         self.fused_loss = fused_loss
-        # Only where rows are packed: elsewhere the model's attention is left as it is.
+        # Only packed rows need another attention function.
         models = [] if layout == "padded" else [model] if reference is None else [model, reference.model]
         switched = [attend_by_rows(m) for m in models]
         self._by_rows = all(switched)
         self._masked = any(needs_mask(m) for m in models)
-        self._reference = (reference,)  # in a tuple, so that it is no submodule: neither trained nor saved
+        self._reference = (
+            reference,
+        )  # in a tuple, so that torch does not register it as a submodule to train and save
 
     def forward(self, batch: TokenBatch, *, progress: float = 0.0, mixed: bool = False) -> tuple[TermSum, ...]:
-        """The sums of the objective's terms over this batch, and the router's.
+        """Compute the sums of the objective's terms over this batch, followed by the router's term, if any.
 
-        mixed: read what `inputs` says instead of the true tokens. In training alone: a model that is used reads its own tokens
-        and no mixture, and a validation loss over mixtures could be compared with no other arm's.
+        Args:
+            batch: the micro-batch.
+            progress: fraction of the optimizer steps that are done, 0-1, for coefficient schedules.
+            mixed: use the configured `inputs` instead of the true tokens. In training only: at inference a model reads real
+                tokens, and a validation loss on mixed inputs could not be compared with that of other arms.
         """
         tokens = self.objective.tokens(batch)
         placement = self._placed(batch, tokens)
@@ -91,13 +104,13 @@ class SelectiveLM(nn.Module):
             return terms if self._experts is None else (*terms, self._balance(output, placement, tokens))
 
     def guessed(self, batch: TokenBatch, tokens: EligibleTokens) -> EligibleTokens:
-        """The response tokens that the model reads, and that mixed inputs replace. tokens: those that are placed."""
+        """The response tokens within the computed positions of `tokens`, which mixed inputs replace."""
         position_T = torch.arange(batch.input_ids_BT.shape[1], device=batch.input_ids_BT.device)
         read_BT = position_T < computed_positions(tokens)[:, None]
         return eligible_tokens(batch, (batch.token_group_BT >= 0) & read_BT)
 
     def _mixed(self, batch: TokenBatch, tokens: EligibleTokens, placement: Placement, *, progress: float) -> Placement:
-        """The same positions with mixed embeddings in place of ids; only `inputs` of the configuration decides which."""
+        """The same placement with mixed embeddings instead of ids, if the configured inputs are mixed."""
         inputs = self.inputs
         if not isinstance(inputs, Mixed):
             return placement
@@ -107,7 +120,7 @@ class SelectiveLM(nn.Module):
         guessed = self.guessed(batch, tokens)
         place_M = placement.start_B[guessed.row_N] + guessed.position_N
         guess_M = guessed.target_N
-        if mix:  # on every rank or none
+        if mix:  # the same on every rank
             with torch.no_grad():
                 hidden_BTD = self._output(placement).last_hidden_state
                 before_MD = hidden_BTD.flatten(0, 1)[place_M - 1]
@@ -119,20 +132,20 @@ class SelectiveLM(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the terms, in the order in which they are returned."""
+        """Names of the terms, in the order of `forward`."""
         return self.objective.names if self._experts is None else (*self.objective.names, ROUTER)
 
     @property
     def divisors(self) -> tuple[Divisor, ...]:
-        """What each term is divided by."""
+        """The divisor of each term."""
         return self.objective.divisors if self._experts is None else (*self.objective.divisors, "sequence")
 
     def coefficients(self, progress: float) -> tuple[float, ...]:
-        """Of the terms, at this fraction of the optimizer steps."""
+        """Coefficients of the terms. progress: fraction of the optimizer steps that are done, 0-1."""
         return (*self.objective.coefficients(progress), *([] if self._experts is None else [self.router]))
 
     def _balance(self, output: Any, placement: Placement, tokens: EligibleTokens) -> TermSum:
-        """Of the rows that have an eligible token."""
+        """The load-balancing term, over the rows that have an eligible token."""
         assert self._experts is not None
         assert placement.row_P is not None
         rows_B = tokens.row_N[tokens.on("eligible")].bincount(minlength=tokens.num_rows) > 0
@@ -142,7 +155,7 @@ class SelectiveLM(nn.Module):
         return TermSum((loss_B * rows_B).sum(), int(rows_B.sum()), "sequence", self.router)
 
     def probe(self, batch: TokenBatch) -> Tensor:
-        """[6] float64 sums over response tokens (order: PROBE_NAMES). Call it without gradient."""
+        """[6] float64 sums over response tokens (order: PROBE_NAMES). Call it under no_grad."""
         tokens = eligible_tokens(batch, batch.token_group_BT >= 0)
         with training_pass():
             statistics = token_statistics(
@@ -172,7 +185,7 @@ class SelectiveLM(nn.Module):
         )
 
     def _hidden(self, placement: Placement) -> Tensor:
-        """[N, D] last hidden states that predict the tokens that were placed."""
+        """[N, D] last hidden states that predict the placed tokens."""
         return placement.states(self._output(placement).last_hidden_state)
 
     def _output(self, placement: Placement) -> Any:
@@ -192,7 +205,7 @@ class SelectiveLM(nn.Module):
 
     @property
     def reference_model(self) -> PreTrainedModel | None:
-        """The live reference where it is a model of its own."""
+        """The live reference model if it is separate from the trained model, else None."""
         (reference,) = self._reference
         return reference.model if reference is not None and reference.is_own else None
 
@@ -205,8 +218,11 @@ class SelectiveLM(nn.Module):
 
     @contextmanager
     def _checking(self) -> Iterator[None]:
-        """Eval mode without gradient. Flash attention knows no float32, which is what mixed training is before it begins, and
-        no CPU, which is where models of several processes are until then."""
+        """Eval mode under no_grad, with an attention function that works before training begins.
+
+        Flash attention supports neither float32, the dtype of the weights in mixed precision, nor the CPU, where the models of
+        a multi-process run are until training begins.
+        """
         was_training = self.model.training
         self.model.eval()
         try:
@@ -218,11 +234,11 @@ class SelectiveLM(nn.Module):
             self.model.train(was_training)
 
     def _rounding(self) -> float:
-        """What a check leaves to it, of the largest value."""
+        """Tolerance of the checks for rounding, relative to the largest value."""
         return half_of_the_digits(torch.bfloat16 if uses_flash(self.model) else self.model.dtype)
 
     def check_head(self) -> None:
-        """Refuse models that do more to their logits than `cft/models/head.py` knows of: it would be left out silently."""
+        """Raises BadValue if the model's logits are not those of `cft/models/head.py`: a transformation would be missed."""
         ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
         with self._checking():
             hidden_BTD = backbone(self.model)(input_ids=ids_BT, use_cache=False).last_hidden_state
@@ -231,13 +247,13 @@ class SelectiveLM(nn.Module):
         difference = float((ours - theirs).abs().max())
         if not difference <= self._rounding() * float(theirs.abs().max()):
             raise BadValue(
-                f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from what cft/models/head.py makes "
-                "of its hidden states, so it scales or caps them in a way of its own; training it here would optimize "
-                "something else. Use another model, or add that step to cft/models/head.py."
+                f"model {type(self.model).__name__}: its logits differ by {difference:.2g} from what cft/models/head.py "
+                "computes from its hidden states, so the model scales or caps its logits in another way, and training would "
+                "optimize something else. Use another model, or add that step to cft/models/head.py."
             )
 
     def check_inputs(self) -> None:
-        """Refuse mixed inputs for a model that makes more of its ids than their embeddings: it would be left out silently."""
+        """Raises BadValue if mixed inputs are configured and the model uses its token ids for more than embeddings."""
         if not self.inputs.mixes:
             return
         ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
@@ -251,13 +267,13 @@ class SelectiveLM(nn.Module):
                 difference = float("nan")
         if not difference <= self._rounding() * float(of_ids.abs().max()):
             raise BadValue(
-                f"inputs=mixed: hidden states of {type(self.model).__name__} are others when it is given the embeddings of its "
-                f"tokens instead of their ids (by {difference:.2g}), so it makes more of the ids, such as embeddings of each "
-                "layer (Gemma 3n), which cannot be mixed here; use inputs=tokens, or another model"
+                f"inputs=mixed: hidden states of {type(self.model).__name__} change by {difference:.2g} when it is given the "
+                "embeddings of its tokens instead of their ids, so it uses the ids for more, such as per-layer embeddings "
+                "(Gemma 3n), which cannot be mixed here; use inputs=tokens, or another model"
             )
 
     def check_router(self) -> None:
-        """Refuse a coefficient for a loss that the model gives nothing to compute from."""
+        """Raises BadValue if a router loss is configured and the model does not return router logits."""
         if self._experts is None:
             return
         ids_BT = torch.arange(1, 9, device=self.model.device)[None] % self.model.config.vocab_size
@@ -266,12 +282,12 @@ class SelectiveLM(nn.Module):
         found = getattr(output, "router_logits", None) or ()
         if not found or {logits.shape[-1] for logits in found} != {self._experts.number}:
             raise BadValue(
-                f"{KEY}={self.router:g}: {type(self.model).__name__} hands out no logits of its routers in this transformers, "
-                f"and their balancing loss is computed from those; {KEY}=0 trains without it"
+                f"{KEY}={self.router:g}: {type(self.model).__name__} does not return its router logits in this version of "
+                f"transformers, and the load-balancing loss is computed from them; {KEY}=0 trains without it"
             )
 
     def check_layout(self) -> None:
-        """Refuse models whose rows see each other, or see padding, in the layout: tried on two rows of this model."""
+        """Raises BadValue if rows of this model depend on each other or on padding in the layout; tested with two rows."""
         if self.layout == "packed":
             require_packable(self.model.config)
         device = self.model.device
@@ -289,9 +305,9 @@ class SelectiveLM(nn.Module):
         difference, size = float((ours_ND - alone_ND).abs().max()), float(alone_ND.abs().max())
         remedy = "compute.layout=padded"
         if self.layout == "padded":
-            remedy = "a model whose layers see earlier tokens alone"
+            remedy = "a causal model, whose layers see earlier tokens only"
         if not difference <= self._rounding() * size:
             raise BadValue(
                 f"compute.layout={self.layout}: hidden states of {type(self.model).__name__} differ by {difference:.2g} (of "
-                f"{size:.2g}) from those of each row alone, so its rows see each other or what follows them; use {remedy}"
+                f"{size:.2g}) from those of each row alone, so its rows depend on each other or on later tokens; use {remedy}"
             )

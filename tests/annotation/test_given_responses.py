@@ -130,7 +130,7 @@ def test_rows_as_problems(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> N
     splits = row_problems(keys(file))
     assert splits.dropped == {
         "duplicate row": 1,
-        "no assistant turn behind another one": 1,
+        "no assistant turn after another message": 1,
         "no loss": 1,
         "nothing to annotate": 1,
     }

@@ -204,7 +204,7 @@ def test_responses_are_chosen_by_verdict_by_pass_rate_and_by_number() -> None:
 
 
 def test_what_leaves_nothing_or_cannot_be_known_is_refused() -> None:
-    with pytest.raises(StoreError, match=r"none of its 11 responses is left .*responses not right"):
+    with pytest.raises(StoreError, match=r"none of its 11 responses remains .*responses not right"):
         names("right", highest=0.0)
     with pytest.raises(StoreError, match="cft annotate responses=rollouts"):
         chosen(TABLE[:1], Choice("right", PassRates(0.2), -1), rollouts=False, place="here")

@@ -321,7 +321,7 @@ def test_the_commands_that_a_shard_prints_finish_the_annotation(
     assert facts(store) == facts(whole)
     capsys.readouterr()
     annotate(*overrides(tmp_path, "a"))
-    assert "4 of 4 units are there already" in capsys.readouterr().out
+    assert "4 of 4 units are already done" in capsys.readouterr().out
     assert facts(store) == facts(whole)
 
 

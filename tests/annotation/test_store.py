@@ -426,7 +426,7 @@ def test_a_full_disk_while_annotating_is_a_message_and_the_same_command_goes_on(
     assert AnnotationStore(tmp_path / "short").manifest()["finished"] is False
     monkeypatch.setattr(store, "write_bytes", write_bytes)
     again = made_by(tmp_path, "short")
-    assert "1 of 2 units are there already" in capsys.readouterr().out
+    assert "1 of 2 units are already done" in capsys.readouterr().out
     same(again.rows(), AnnotationStore(folder / "short").rows(), atol=1e-4)
 
 

@@ -188,7 +188,7 @@ def test_shuffled_rows_are_measured_with_their_new_prompt(tmp_path: Path) -> Non
 
 
 def test_shuffled_pairs_refuse_columns_of_the_true_pairs(tmp_path: Path, mine: list[AnnotatedResponse]) -> None:
-    with pytest.raises(StoreError, match="reference_logprob would be of the response behind its own prompt"):
+    with pytest.raises(StoreError, match="reference_logprob would be those of the response after its own prompt"):
         module(tmp_path, columns={"reference_logprob": StoredColumn("logprob")}, shuffle_responses=True)
 
 
@@ -258,10 +258,10 @@ class Half(RowMask):
 @pytest.mark.parametrize(
     ("mask", "grouping", "found"),
     [
-        (Half(0), Half(0), r"all \d+ tokens with loss are of one group \(group 1"),
-        (Half(1), Half(0), r"all \d+ tokens with loss are of one group \(group 0"),
-        (All(), Critical(), r"all \d+ tokens with loss are of one group \(group 1"),  # every alternative is wrong here
-        (All(), Numeric(), r"all \d+ tokens with loss are of one group \(group 0"),
+        (Half(0), Half(0), r"all \d+ tokens with loss are in one group \(group 1"),
+        (Half(1), Half(0), r"all \d+ tokens with loss are in one group \(group 0"),
+        (All(), Critical(), r"all \d+ tokens with loss are in one group \(group 1"),  # every alternative is wrong here
+        (All(), Numeric(), r"all \d+ tokens with loss are in one group \(group 0"),
     ],
 )
 def test_a_loss_over_groups_refuses_one_group_alone(

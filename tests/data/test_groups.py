@@ -150,7 +150,7 @@ def test_pairs_of_tokens_are_read_as_they_are(arith: PreTrainedTokenizerBase) ->
         ({"prompt": [message("user", ASKED)], "chosen": RIGHT, "rejected": WRONG}, "several kinds"),
         (
             {"chosen": CONVERSATIONS["chosen"], "rejected": [message("user", "no"), message("assistant", "x")]},
-            "in common",
+            "do not start with the same message",
         ),
         ({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": []}, "is empty"),
     ],

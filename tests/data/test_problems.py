@@ -266,7 +266,7 @@ def test_a_bad_row_is_put_aside_and_counted_within_the_budget_and_fails_beyond_i
         ({"id": "b", "question": "q", "answer": True}, "answer is bool"),
         ({"id": True, "question": "q", "answer": "1"}, "id is bool"),
         ('{"id": "b", "question": "q", "answer": NaN}', "answer is float"),
-        ("[" * 100_000, "nested too deep"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_wrong_types_say_what_was_found(tmp_path: Path, row: Any, found: str) -> None:
@@ -303,7 +303,7 @@ def test_the_first_of_each_reason_is_named_and_all_are_counted(tmp_path: Path) -
 )
 def test_a_table_or_an_indented_object_is_told_from_lines_of_json(tmp_path: Path, text: str, found: str) -> None:
     (tmp_path / "a.jsonl").write_text(text)
-    with pytest.raises(ProblemError, match=rf"a\.jsonl is .*{found}.*expected one JSON object a line.*Convert it"):
+    with pytest.raises(ProblemError, match=rf"a\.jsonl is .*{found}.*expected one JSON object per line.*Convert it"):
         read_jsonl(tmp_path / "a.jsonl")
 
 
@@ -593,7 +593,7 @@ def test_the_module_is_light() -> None:
 def test_a_file_that_holds_no_json_lines_is_named_for_what_it_is(tmp_path: Path, content: bytes, kind: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ProblemError, match=rf"rows\.jsonl is {kind}.*expected one JSON object a line, in UTF-8"):
+    with pytest.raises(ProblemError, match=rf"rows\.jsonl is {kind}.*expected one JSON object per line, in UTF-8"):
         read_jsonl(path)
 
 

@@ -33,7 +33,7 @@ def test_a_unit_left_out_is_reported_and_the_same_command_makes_it(
     ended = run("annotate", *ANNOTATE, *LEAVING)
     assert ended.status == 2, ended.text
     assert "1 unit was left out: unit 1: failed on 3 workers, last: ValueError: poison" in ended.text
-    assert "The others are in annotations/a. To try again: cft annotate" in ended.text
+    assert "The other units are in annotations/a. To try again: cft annotate" in ended.text
     store = AnnotationStore("annotations/a")
     assert set(store.units()) == {0, 2}
     with pytest.raises(

@@ -275,7 +275,7 @@ def test_of_rollouts_a_right_response_is_paired_with_a_wrong_one_to_the_same_pro
     chat = pair["prompt"] + pair["chosen"]
     whole = source.tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
     assert whole == pair["prompt_ids"] + pair["chosen_ids"]  # what DPOTrainer encodes
-    with pytest.raises(FormatError, match=r"\(right alone\), so there is no pair; take both with data.responses=all"):
+    with pytest.raises(FormatError, match=r"\(right only\), so there is no pair; use both with data.responses=all"):
         made.table(drawn[:1], of_rollouts, split="train")
     tokens = Preferences(alternatives="first", text=None)
     assert tokens.of(source) is tokens

@@ -151,7 +151,7 @@ def test_calibration_leaves_the_model_in_its_mode() -> None:
 
 def test_calibration_without_tokens_and_use_without_calibration_are_refused() -> None:
     lm = regularized(fraction=0.5, count=3)
-    with pytest.raises(ValueError, match="none of their tokens counts"):
+    with pytest.raises(ValueError, match="none of their tokens is selected"):
         calibrated_threshold(lm, [], k=2, fraction=0.5, where="response")
     with pytest.raises(RuntimeError, match="calibrated before the first step"):
         MaskedQuadratic(k=2, tau="calibrated", masked_out=0.7, calibration_rows=9)(prediction([0.5, 0.5]))

@@ -175,7 +175,7 @@ def test_a_template_that_refuses_or_is_damaged_is_named() -> None:
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}" + CHAT_TEMPLATE
     )
     assert CHAT.ids(tokenizer, "2")
-    with pytest.raises(PromptError, match=r"prompt\.system: .*no system turn here; take out the system turn"):
+    with pytest.raises(PromptError, match=r"prompt\.system: .*no system turn here; remove the system turn"):
         Chat(system="so", template="{question}").ids(tokenizer, "2")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }"
     with pytest.raises(PromptError, match=r"chat template of .* is damaged: .*line 1"):

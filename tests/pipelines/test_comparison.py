@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_design_is_said_before_anything_starts() -> None:
     )
     assert any(m.startswith("arms: no such arm: cftt, did you mean cft?") for m in found), found
     assert "rates: expected numbers above 0, found 0, 1e-05" in found
-    assert "steps.train.seed: is what the comparison varies; give it with seeds=..." in found
+    assert "steps.train.seed: is varied by the comparison; set it with seeds=..." in found
     assert "steps.trian: no such step, did you mean train?" in found
 
 

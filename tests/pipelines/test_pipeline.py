@@ -88,8 +88,8 @@ def test_errors_of_all_steps_come_together_and_nothing_starts() -> None:
     assert lines[0] == "cft pipeline: 6 configuration errors, nothing was started"
     for text in (
         "steps.first.limit: expected an integer",
-        "steps.third.checkpoint: ${step:frist.dir} names no output of an earlier step, did you mean first.dir?",
-        "steps.fourth.stage: 'trian' is no stage that can be a step, did you mean train?",
+        "steps.third.checkpoint: ${step:frist.dir} is not an output of an earlier step, did you mean first.dir?",
+        "steps.fourth.stage: 'trian' is not a stage that can be a step, did you mean train?",
         "steps.report.chose: a report has no such key, did you mean choose?",
         "modle: no step has this key, did you mean model?",
         "cft evaluate has no 'sed', did you mean seed?",

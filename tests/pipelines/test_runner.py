@@ -63,7 +63,7 @@ def test_only_what_changed_runs_again(tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "out"
     assert ran(out) == ["first", "second", "third"]
     assert ran(out) == []
-    assert "Step 3 of 3: third: done already" in capsys.readouterr().out
+    assert "Step 3 of 3: third: already done" in capsys.readouterr().out
 
     assert ran(out, third=8) == ["third"]
     assert "since limit changed" in capsys.readouterr().out

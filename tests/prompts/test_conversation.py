@@ -58,7 +58,7 @@ def test_a_template_that_rewrites_earlier_turns_is_found_out() -> None:
     thinking = [
         {**m, "content": f"<think>\nhm\n</think>\n\n{m['content']}"} if m["role"] == "assistant" else m for m in SUM
     ]
-    with pytest.raises(TextError, match=r"writes earlier turns in another way.*up to message 2 .*data\.turns=last"):
+    with pytest.raises(TextError, match=r"writes earlier turns differently.*up to message 2 .*data\.turns=last"):
         conversation(CHAT, tokenizer, thinking)
     last = conversation(CHAT, tokenizer, thinking, which="last")
     assert texts(last, tokenizer) == ["<think>\nhm\n</think>\n\n5<|im_end|>"]
@@ -107,7 +107,7 @@ def test_tools_and_calls_are_written_or_the_row_is_refused() -> None:
 def test_a_token_over_the_border_of_prompt_and_response_is_refused() -> None:
     joined = "{% for m in messages %}{{ m.content }}{% endfor %}"
     tokenizer = byte_tokenizer(joined)
-    with pytest.raises(TextError, match="joins a message with what is before it: message 1"):
+    with pytest.raises(TextError, match="merges a message with the text before it: message 1"):
         conversation(CHAT, tokenizer, [{"role": "user", "content": "2 + 2 = "}, {"role": "assistant", "content": "4"}])
 
 

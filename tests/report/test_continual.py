@@ -91,7 +91,7 @@ def test_what_is_wrong_with_a_sequence_is_said() -> None:
     assert [str(error) for error in wrong.errors()] == [
         "steps.tran: no such step of a sequence of data sets, did you mean train?",
         "sequence.b c: expected a name of letters, digits and _",
-        "sequence.d: expected what data=... would say, such as {data: gsm8k}, found 3",
+        "sequence.d: expected overrides of data, such as {data: gsm8k}, found 3",
     ]
     alone = Continual.of({"sequence": {"a": {}}})
     assert alone is not None

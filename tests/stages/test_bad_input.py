@@ -51,7 +51,7 @@ def statuses() -> dict[str, str]:
 
 
 def test_an_empty_file() -> None:
-    refused(annotate_lines([]), "problems.jsonl holds no rows; expected one JSON object a line")
+    refused(annotate_lines([]), "problems.jsonl holds no rows; expected one JSON object per line")
 
 
 BAD_LINES: list[tuple[str | bytes, str]] = [
@@ -196,7 +196,7 @@ def test_an_unfinished_annotation_is_trained_on_with_a_note(made: Path, tmp_path
 
 
 def test_complete_without_an_annotation_to_complete() -> None:
-    refused(run("annotate", *SHORT, "annotation=b", "complete=true"), "holds none; annotate first without it")
+    refused(run("annotate", *SHORT, "annotation=b", "complete=true"), "holds none; first annotate without it")
     assert not Path("outputs/annotations/b").exists()
 
 

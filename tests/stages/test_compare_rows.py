@@ -57,5 +57,5 @@ def test_weights_of_messages_are_not_left_out_without_a_word(tmp_path: Path, mon
     with pytest.warns(UserWarning, match=r"1 of 6 rows .*rows.jsonl:2: no loss: the last assistant turn"):
         splits = row_problems(keys)
     assert len(splits.train) == 5
-    assert [text for text in said if text.startswith("Note: 5 rows weigh their messages")]
+    assert [text for text in said if text.startswith("Note: 5 rows have weights of messages")]
     assert {problem.place for problem in splits.train} == {f"rows.jsonl:{number}" for number in (1, 3, 4, 5, 6)}

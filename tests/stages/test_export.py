@@ -86,7 +86,7 @@ def test_the_same_again_gives_the_same_bytes_and_something_else_is_refused(expor
     before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
     export(*asked("export", *ARGUMENTS, f"out={exported}"))
     assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
-    with pytest.raises(ConfigError, match="holds something else already"):
+    with pytest.raises(ConfigError, match="already holds other files"):
         export(*asked("export", *ARGUMENTS, f"out={exported}", "mask=all"))
     assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
 

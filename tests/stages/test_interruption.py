@@ -89,7 +89,7 @@ def test_an_annotation_killed_and_resumed_equals_an_uninterrupted_one(
     monkeypatch.chdir(tmp_path)
     ended = run("annotate", *ANNOTATE)
     assert ended.status == 0, ended.text
-    assert f"{committed} of 3 units are there already" in ended.text
+    assert f"{committed} of 3 units are already done" in ended.text
     assert table_hash(store.rows()) == table_hash(uninterrupted.rows())
     same(store.rows(), uninterrupted.rows(), atol=1e-4)
     assert store.problems() == uninterrupted.problems()
@@ -253,7 +253,7 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_so(copied_run: Path) -> 
     ended = run("train", *TRAIN, "resume=auto", "hydra.run.dir=another")
     assert ended.status == 0, ended.text
     assert f"run/checkpoints/{path.name} is damaged" in ended.text
-    assert f"resumes {copied_run} from {older.name}" in ended.text
+    assert f"resuming {copied_run} from {older.name}" in ended.text
     found = json.loads((copied_run / "results.json").read_text())
     assert found["best_validation"] == expected["best_validation"]
     assert found["budget"] == expected["budget"]
@@ -347,7 +347,7 @@ def test_a_continuation_that_was_cut_off_is_not_taken_for_finished(copied_run: P
     assert (copied_run / "export.step-12" / "model.safetensors").read_bytes() == exported
     ended = run("train", *TRAIN, *more)
     assert ended.status == 0, ended.text
-    assert f"resumes {copied_run} from step-00000014.ckpt" in ended.text
+    assert f"resuming {copied_run} from step-00000014.ckpt" in ended.text
     results = json.loads((copied_run / "results.json").read_text())
     assert results["budget"] == {"epochs": 4, "steps": 16, "rows_per_step": 1}
     # Another schedule than that of a run of four epochs, so that the two are not taken for repetitions.
@@ -364,7 +364,7 @@ def test_a_continuation_that_was_cut_off_is_not_taken_for_finished(copied_run: P
     assert f"{copied_run} has finished; nothing to do" in ended.text
     ended = run("train", *TRAIN, "resume=run", "trainer.max_epochs=2")
     assert ended.status == 2
-    assert "that run is in epoch 4 already, and trainer.max_epochs=2 asks for fewer" in ended.text
+    assert "that run is already in epoch 4, and trainer.max_epochs=2 is lower" in ended.text
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:

@@ -68,7 +68,7 @@ def test_interrupted_resumed_and_completed(monkeypatch: pytest.MonkeyPatch) -> N
         patch.setattr(Annotator, "fresh", once)
         assert annotate("resumed", *PARTLY).status == 130
     ended = annotate("resumed", *PARTLY)
-    assert "1 of 2 units are there already" in ended.text
+    assert "1 of 2 units are already done" in ended.text
     assert table_hash(store("resumed").rows()) == table_hash(store("whole").rows())
     assert not all(row.tried_R.all() for row in store("resumed").rows())
 
@@ -114,7 +114,7 @@ def test_a_mask_over_what_was_not_tried_is_a_choice() -> None:
     assert "positions were not tried" in refused.text
     assert "mask.untried=leave_out" in refused.text
     assert export("whole", "mask.untried=leave_out", "mask.num_alternatives=1").status == 0
-    assert "the annotation says nothing" in Path("export-whole/README.md").read_text()
+    assert "the annotation has no evidence" in Path("export-whole/README.md").read_text()
 
 
 def test_wrong_responses_are_not_imitated_by_accident() -> None:

@@ -141,5 +141,5 @@ def test_problems_of_the_benchmark_are_not_trained_on(folder: Path) -> None:
         assert run("annotate", *leaking).status == 0
         ended = run("train", "data.annotation=leak", "benchmark.max_steps=2", *TRAIN)
     assert ended.status == 2
-    assert "10 of problems of the benchmark's validation or test split" in ended.text
+    assert "10 of problems in the benchmark's validation or test split" in ended.text
     assert "nothing to train on" in ended.text

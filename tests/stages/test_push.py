@@ -168,7 +168,7 @@ def test_a_refusal_of_the_hub_is_said_with_its_remedy(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     here.refuses = status
-    with pytest.raises(PushError, match=rf"repo_id=me/it: the hub did not take it .*{said}") as refused:
+    with pytest.raises(PushError, match=rf"repo_id=me/it: the hub did not accept the upload .*{said}") as refused:
         pushed(run, tmp_path)
     assert TOKEN not in str(refused.value)
 

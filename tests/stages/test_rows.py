@@ -92,12 +92,12 @@ def test_scores_of_rows_are_at_their_tokens(tmp_path: Path, tiny_arith_path: Pat
         count = int(np.ceil(0.2 * len(at) - 1e-9))
         assert set(np.flatnonzero(row.weight)) == set(at[np.argsort(-entropy, kind="stable")[:count]])
     write(path, [{**row, "messages": row["messages"][2:]} for row in rows("messages", tokenizer=None, count=4)])
-    with pytest.raises(StoreError, match=r"no values for row .* \(chats.jsonl:1\) with its present tokens"):
+    with pytest.raises(StoreError, match=r"no values for row .* \(chats.jsonl:1\) with its current tokens"):
         build(cfg.data)(request)
 
 
 REFUSED: list[tuple[tuple[str, ...], str, str]] = [
-    (("mask=critical",), "mask", "Critical reads what came of each token's alternatives"),
+    (("mask=critical",), "mask", "Critical reads the outcomes of each token's alternatives"),
     (("mask=random_like", "mask@mask.like=critical"), "mask", "Critical reads"),
     (("mask=entropy",), "mask", "HighEntropy reads entropies"),
     (("mask=all", "groups=critical", "loss=sft_go"), "groups", "Critical reads"),

@@ -108,5 +108,5 @@ def test_ranks_learn_of_each_others_estimates_to_the_bit() -> None:
 def test_a_state_of_other_rows_is_refused() -> None:
     state = ExampleState(initial=0.0)
     state.begin(4)
-    with pytest.raises(BadValue, match="state of 3 problems, these rows have 4"):
+    with pytest.raises(BadValue, match="state of 3 problems, but these rows have 4"):
         state.load(torch.zeros(3))

@@ -248,7 +248,7 @@ def test_the_command_line_says_what_stopped_it(kind: str, tmp_path: Path, monkey
         assert json.loads((tmp_path / "run" / REPORT).read_text())["step"] == 2
     else:
         assert "memory ran out (CUDA out of memory" in ended.text
-        assert "data.batch_size halved" in ended.text
+        assert "halve data.batch_size" in ended.text
 
 
 def state_steps(folder: Path) -> list[int]:

@@ -166,7 +166,9 @@ def test_adapters_are_called_by_their_own_names() -> None:
     optimizer = optimizer_of(partial(torch.optim.SGD, lr=0.1), assigned, chosen, model=model)
     assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"a": 0.05, "b": 0.2}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 2 * 7 * 2
-    with pytest.raises(ConfigError, match=r"frozen anyway, such as model\.layers\.0\.mlp\.gate_proj\.weight.*lora_A"):
+    with pytest.raises(
+        ConfigError, match=r"only frozen parameters, such as model\.layers\.0\.mlp\.gate_proj\.weight.*lora_A"
+    ):
         freeze(model, groups(body=("gate_proj.weight$", 0.1)))
 
 

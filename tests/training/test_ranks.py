@@ -95,7 +95,7 @@ def test_ranks_that_were_started_unlike_are_refused(tmp_path: Path, monkeypatch:
     answers = own
     own.setup(trainer, module, "fit")
     answers = other
-    with pytest.raises(RankMismatch, match=r"not started alike: config: rank 0 '\w{12}', rank 1 '\w{12}'"):
+    with pytest.raises(RankMismatch, match=r"started differently: config: rank 0 '\w{12}', rank 1 '\w{12}'"):
         own.setup(trainer, module, "fit")
 
 

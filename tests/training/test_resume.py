@@ -256,9 +256,9 @@ def test_the_last_step_is_validated_where_its_epoch_is_not_due(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("logged", "reason"),
     [
-        ({}, "the training ended without a validation"),
+        ({}, "training ended without validation"),
         ({"val/accuracy": 0.5}, "no such metric was logged; choose one of val/accuracy"),
-        ({"val/loss": float("nan")}, "no finite value of it was logged"),
+        ({"val/loss": float("nan")}, "no epoch logged a finite value of it"),
     ],
 )
 def test_a_training_without_a_best_epoch_says_why(logged: dict[str, float], reason: str) -> None:

@@ -131,7 +131,7 @@ def _moments(checkpoint: dict[str, Any]) -> Iterator[tuple[tuple[int, str], Tens
         ("__1_0.distcp", "part __1_0.distcp does not match"),
         ("facts.pt", "part facts.pt"),
         (".metadata", "part .metadata"),
-        ("SHA256SUMS", "not written to its end"),
+        ("SHA256SUMS", "not written completely"),
     ],
 )
 def test_a_folder_that_lost_a_file_or_a_byte_is_damaged(sharded: Trained, tmp_path: Path, name: str, said: str) -> None:

@@ -1,4 +1,4 @@
-"""Lightning callbacks that a config names: which checkpoints are kept, and the learning rate."""
+"""Lightning callbacks named in configs: checkpoints and the learning-rate monitor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def best_checkpoint(folder: Path, *, monitor: str, mode: Literal["min", "max"]) -> Callback:
-    """Weights of the best epoch by a validation metric, as <run>/checkpoints/best.ckpt.
+    """Saves the weights of the best epoch by a validation metric, as <run>/checkpoints/best.ckpt.
 
     Args:
-        folder: <run>/checkpoints, from the program.
+        folder: <run>/checkpoints, set by the program.
         monitor: val/accuracy, val/loss or another metric that validation logs.
         mode: "max" for an accuracy, "min" for a loss.
     """
@@ -43,14 +43,14 @@ def last_checkpoint(
     sharded: Literal["auto"] | bool = "auto",
     asynchronous: bool = False,
 ) -> CheckpointKeeper:
-    """Everything needed to resume, as <run>/checkpoints/step-<optimizer steps>.ckpt.
+    """Saves everything needed to resume, as <run>/checkpoints/step-<optimizer steps>.ckpt.
 
     Args:
-        folder: <run>/checkpoints, from the program.
-        every_n_steps: optimizer steps between two, at least 0; 0 = at validations and the ends of epochs only.
-        keep: checkpoints that stay, at least 1; the second serves where the newest is damaged.
-        sharded: every process writes its own part, into a folder; "auto" = under trainer=fsdp.
-        asynchronous: sharded ones are written while training continues, from a copy in the memory of the host.
+        folder: <run>/checkpoints, set by the program.
+        every_n_steps: optimizer steps between two checkpoints, at least 0; 0 = only at validations and at the ends of epochs.
+        keep: number of checkpoints to keep, at least 1; with 2, an older one is available if the newest is damaged.
+        sharded: whether every process writes its own part, into a folder; "auto" = only under trainer=fsdp.
+        asynchronous: whether sharded checkpoints are written while training continues, from a copy in host memory.
     """
     from cft.training.checkpointing.keeper import CheckpointKeeper
 

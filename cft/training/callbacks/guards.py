@@ -1,7 +1,7 @@
-"""What stops a training before it does harm: a loss or gradient that is not finite, and memory that runs out.
+"""Stops a training run whose loss or gradient is not finite, and advises when memory runs out.
 
-Before the optimizer moves, on all ranks at once: the loss of the step and the norm of its gradient must be finite. If not,
-the rows of the step are written to <run>/nonfinite_batch.json, and weights and checkpoints stay as they were.
+Before each optimizer step, on all ranks together, the loss of the step and its gradient norm must be finite. If not, the rows
+of the step are written to <run>/nonfinite_batch.json, and weights and checkpoints remain unchanged.
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class TrainingDiverged(UserError, FloatingPointError):
-    """The loss or the gradient of a step is NaN or infinite; raised before the optimizer moves."""
+    """The loss or the gradient of a step is NaN or infinite; raised before the optimizer step."""
 
     def __init__(self, what: str, *, step: int, learning_rate: float, parameters: tuple[str, ...] = ()) -> None:
         self.what, self.step, self.learning_rate, self.parameters = what, step, learning_rate, parameters
         where = f" (first in {parameters[0]})" if parameters else ""
         super().__init__(
-            f"step {step}: {what}{where}; nothing of this step was applied, and its rows are listed in {REPORT} in the run "
+            f"step {step}: {what}{where}; this step was not applied, and its rows are listed in {REPORT} in the run "
             f"folder. {_advice(step, learning_rate=learning_rate)}"
         )
 
 
 def _advice(step: int, *, learning_rate: float) -> str:
     if step == 0:
-        return "Nothing had been trained yet: look at those rows and at the model's weights"
+        return "This is the first step: check those rows and the model's weights"
     return (
-        f"Updates before it were too large: lower optimizer.lr (now {learning_rate:g}) or raise schedule.warmup_fraction; "
-        "clipping does not help, since an adaptive optimizer moves as far with smaller gradients. Or look at those rows"
+        f"Earlier updates were too large: lower optimizer.lr (now {learning_rate:g}) or raise schedule.warmup_fraction; "
+        "clipping does not help, since an adaptive optimizer takes equally large steps with smaller gradients. Or check those "
+        "rows"
     )
 
 
 class OutOfMemory(UserError, MemoryError):
-    """The device has no memory for a step; the message says which keys need less."""
+    """The device has too little memory for a step; the message lists the keys that reduce it."""
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The 2-norm of all gradients together, over all shards; 0-dimensional."""
+    """The 2-norm of all gradients over all shards; 0-dimensional."""
     from torch.distributed.tensor import DTensor
 
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -58,7 +59,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def require_finite(module: nn.Module, *, loss: float, norm: float, step: int, learning_rate: float) -> None:
-    """Raises TrainingDiverged. The numbers are those of the whole step, so that all ranks raise or none does."""
+    """Raises TrainingDiverged. loss, norm: of the whole step, so that either all ranks raise or none."""
     if not math.isfinite(loss):
         raise TrainingDiverged(f"the loss is {loss}", step=step, learning_rate=learning_rate)
     if not math.isfinite(norm):
@@ -79,7 +80,7 @@ def _is_finite(gradient: Tensor) -> bool:
 
 
 class Guards(pl.Callback):
-    """Remembers the rows of the optimizer step under way, and writes them down where it is not finite."""
+    """Records the rows of the current optimizer step, and writes them to a file if the step is not finite."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -126,7 +127,7 @@ class Guards(pl.Callback):
 
 
 def memory_advice(error: BaseException) -> OutOfMemory | None:
-    """What to say where `error` means that memory ran out, None where it means something else."""
+    """The error to raise if `error` means that memory ran out, else None."""
     if not (isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)):
         return None
     if isinstance(error, UserError):
@@ -136,8 +137,8 @@ def memory_advice(error: BaseException) -> OutOfMemory | None:
 
 
 ADVICE = (
-    "What needs less, cheapest first: data.batch_size halved and trainer.accumulate_grad_batches doubled (the same "
-    "result); model.gradient_checkpointing=true (the same result, about a third slower); loss.chunk_tokens lower (logits); "
+    "To reduce memory, cheapest first: halve data.batch_size and double trainer.accumulate_grad_batches (the same "
+    "result); model.gradient_checkpointing=true (the same result, about a third slower); a lower loss.chunk_tokens (logits); "
     "trainer.precision=bf16-mixed (activations); trainer=fsdp over more devices; model/lora=default or a lower "
     "data.max_tokens (another result)"
 )

@@ -1,9 +1,9 @@
-"""What the parts of a resumed training add up to: the seconds it took and on what, and the schedules it was trained under.
+"""Totals over the parts of a resumed training run: its duration, and the schedules it was trained with.
 
-Learning rate and coefficients are planned over all optimizer steps. A run that is resumed with other trainer.max_epochs
-or trainer.max_steps is planned again over another number of steps, so that its weights are not those of a run that was
-requested as many from the start. Both facts travel in the checkpoints; `replanned` is a setting in results.json, and so
-part of the run's identity.
+Learning rate and coefficients are scheduled over all optimizer steps. If a run is resumed with another trainer.max_epochs or
+trainer.max_steps, its schedule is recomputed for another number of steps, so its weights differ from those of a run with that
+number of steps from the start. Both facts are stored in the checkpoints; `replanned` is a setting in results.json, and
+therefore part of the run's identity.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import lightning.pytorch as pl
 
 
 class History(pl.Callback):
-    """Counts from the start of training to its end: what loggers take to open and to close is not the method's cost."""
+    """Measures from the start of training to its end, so that opening and closing loggers is not counted."""
 
     def __init__(self) -> None:
-        self._before = 0.0  # seconds of the parts before this one, up to the checkpoint it began from
+        self._before = 0.0  # seconds of the earlier parts, up to the checkpoint from which this part resumed
         self._begun: float | None = None
-        self._plans: list[list[int]] = []  # [optimizer steps done when it was made, steps that it spans]
+        self._plans: list[list[int]] = []  # of each schedule: [optimizer steps done at its start, total steps]
         self._spent = {"first_batch": 0.0, "later_batches": 0.0, "validation": 0.0}
-        self._since = 0.0  # the batch or validation at hand began
+        self._since = 0.0  # start of the current batch or validation
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begun = time.monotonic()
@@ -53,15 +53,15 @@ class History(pl.Callback):
         self._spent[on] += time.monotonic() - self._since
 
     def spent(self) -> dict[str, float]:
-        """Seconds of the first micro-batch, in which memory and kernels are set up, of the later ones, and of validation."""
+        """Seconds of the first micro-batch, which includes memory and kernel setup, of the later ones, and of validation."""
         return {name: round(seconds, 4) for name, seconds in self._spent.items()}
 
     def seconds(self) -> float:
-        """Of training, over all parts; what a kill lost is not counted."""
+        """Seconds of training over all parts, without the work that was lost when a process was killed."""
         return self._before + (0.0 if self._begun is None else time.monotonic() - self._begun)
 
     def replanned(self) -> dict[str, str]:
-        """The setting that tells such a run from one of a single plan; empty for the latter."""
+        """The setting that identifies a run whose schedule was recomputed; empty for other runs."""
         changes = [
             f"at step {step} from {before} to {after} steps"
             for (_, before), (step, after) in zip(self._plans, self._plans[1:], strict=False)

@@ -1,8 +1,8 @@
-"""Ends of a training that come from outside: signals of a cluster, and the time limit of the run itself.
+"""Interruption of a training run by the signals of a cluster, or by the run's own time limit.
 
-A signal handler sets a flag and no more: a collective operation inside a handler would meet ranks that are in the middle of
-another one (Lightning issue 20806). After every optimizer step the ranks sum their flags; if any is set, all of them write the
-checkpoint and stop. Only where a rank works for itself and for long, solving problems, does a signal end that work at once.
+The signal handler only sets a flag: a collective operation in a handler could run while other ranks are in another collective
+(Lightning issue 20806). After every optimizer step the ranks sum their flags; if any is set, all ranks write the checkpoint
+and stop. Only long work without collectives, such as solving problems, is ended immediately by a signal.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ _Result = TypeVar("_Result")
 
 
 class _Asked(BaseException):
-    """Raised by the signal handler, within `Interruption.unless_asked` alone; no `except Exception` may swallow it."""
+    """Raised by the signal handler, only within `Interruption.unless_asked`; not an Exception, so that none catches it."""
 
 
 class Interruption:
-    """What this process was told. max_hours: from now on, 0 = no limit."""
+    """The signals and the time limit of this process.
+
+    Args:
+        max_hours: time limit in hours from now; 0 = no limit.
+    """
 
     def __init__(self, *, max_hours: float) -> None:
         self._deadline = time.monotonic() + 3600 * max_hours if max_hours > 0 else float("inf")
@@ -41,8 +45,11 @@ class Interruption:
 
     @contextmanager
     def handlers(self) -> Iterator[None]:
-        """Take the signals for the time of the block. A launcher that handled them before is told of those that came
-        once the block has ended: submitit then puts the job back into the queue."""
+        """Handle the signals during the block.
+
+        After the block, a previously installed handler, such as that of a launcher, is called for each signal received:
+        submitit then requeues the job.
+        """
         before = {s: signal.getsignal(s) for s in SIGNALS}
         self.install()
         try:
@@ -56,8 +63,8 @@ class Interruption:
                     handler(s, None)
 
     def install(self) -> None:
-        """Once more when training begins, since Lightning has put its own handlers in front, which are collective."""
-        if threading.current_thread() is threading.main_thread():  # Python allows no other thread to
+        """Install the handlers; again when training begins, since Lightning installs its own handlers, which are collective."""
+        if threading.current_thread() is threading.main_thread():  # Python allows this in the main thread only
             for s in SIGNALS:
                 signal.signal(s, self._receive)
 
@@ -68,7 +75,7 @@ class Interruption:
             raise _Asked
 
     def unless_asked(self, work: Callable[[], _Result], *, otherwise: _Result) -> _Result:
-        """The result of `work`, which must do nothing collective; `otherwise` if a signal came before or during it."""
+        """The result of `work`, which must not use collectives; `otherwise` if a signal arrived before or during it."""
         try:
             self._raises = True
             if any(self._asked.values()):
@@ -80,15 +87,15 @@ class Interruption:
             self._raises = False
 
     def reasons(self) -> list[bool]:
-        """Of this process, in the order of _REASONS."""
+        """Whether each of _REASONS applies to this process."""
         return [*(self._asked[s] for s in SIGNALS), time.monotonic() > self._deadline]
 
     def stop_if_asked(self) -> None:
-        """For a process that works alone, before and after training. Raises Interrupted."""
+        """Raises Interrupted if this process was asked to stop; for work before and after training, on a single process."""
         _stop(self.reasons())
 
     def stop_if_agreed(self, trainer: pl.Trainer, *, first: Callable[[], None] = lambda: None) -> None:
-        """Raises Interrupted on all ranks if any of them was told to stop, after `first`; all call it at one point."""
+        """Call `first` and raise Interrupted on all ranks if any of them was asked to stop. Collective."""
         flags = torch.tensor(self.reasons(), dtype=torch.int32, device=trainer.strategy.root_device)
         total: Any = trainer.strategy.reduce(flags, reduce_op="sum")
         if bool(total.any()):
@@ -103,7 +110,7 @@ def _stop(flags: list[Any]) -> None:
 
 
 class StopWhenAsked(pl.Callback):
-    """Ends the training with Interrupted at the first boundary after it was requested, the checkpoint written."""
+    """After a request to stop, writes the checkpoint at the next step boundary and ends training with Interrupted."""
 
     def __init__(self, interruption: Interruption, keeper: CheckpointKeeper | None) -> None:
         self.interruption = interruption
@@ -130,7 +137,7 @@ class StopWhenAsked(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.interruption.stop_if_agreed(trainer)  # the keeper wrote the state when the validation began
+        self.interruption.stop_if_agreed(trainer)  # the state was already saved when the validation began
 
     def _stop_if_agreed(self, trainer: pl.Trainer, *, next: Next) -> None:
         def save() -> None:

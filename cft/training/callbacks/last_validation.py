@@ -1,8 +1,8 @@
-"""The last optimizer step is validated, wherever in an epoch it falls: what is exported is chosen among validated states.
+"""Validates after the last optimizer step, even within an epoch, since the exported weights are chosen among validated states.
 
-Lightning validates at the ends of epochs (or as trainer.check_val_every_n_epoch and val_check_interval say), and
-trainer.max_steps may end a training before. Then steps would be paid for that no result is of. Settings that leave
-validation out, or to the clock, are refused in `cft/config/library_rules.py`.
+Lightning validates at the ends of epochs (or according to trainer.check_val_every_n_epoch and val_check_interval), and
+trainer.max_steps may end training earlier. The steps after the last validation would then contribute to no result. Settings
+that disable validation, or schedule it by time, are refused in `cft/config/library_rules.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cft.training.checkpointing.position import is_last_step, position_of, step_
 
 
 class LastValidation(pl.Callback):
-    """Has Lightning validate after the last step, or where a resumed training stopped within a validation."""
+    """Makes Lightning validate after the last step, and on resuming a run that stopped during a validation."""
 
     def __init__(self) -> None:
         self._before: tuple[Any, Any] | None = None
@@ -37,7 +37,7 @@ class LastValidation(pl.Callback):
             self._validate_now(trainer)
 
     def _validate_now(self, trainer: pl.Trainer) -> None:
-        """After the micro-batch under way; from then on as before."""
+        """Validate once after the current micro-batch, then restore the previous settings."""
         if self._before is None:
             self._before = trainer.check_val_every_n_epoch, trainer.val_check_batch
             trainer.check_val_every_n_epoch = trainer.val_check_batch = 1

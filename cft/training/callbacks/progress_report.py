@@ -1,4 +1,4 @@
-"""The progress bar of a training run, and the numbers that say whether it is fast: tokens/s, MFU, memory."""
+"""The progress bar of a training run, and its performance metrics: tokens/s, MFU, memory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ GB = 1e9
 
 
 class ShowProgress(pl.Callback):
-    """Drives a bar of micro-batches, and logs perf/ metrics of every optimizer step.
+    """Shows a progress bar of micro-batches, and logs perf/ metrics of every optimizer step.
 
-    perf/tokens_per_s: tokens that pass through the model, of all ranks: neither padding nor what follows a row's last wanted
-    token (`cft/training/layout.py`). perf/eligible_tokens_per_s: those with loss. perf/mfu: 0-1, of this rank's device.
-    perf/memory_gb: the most that was held at once.
+    perf/tokens_per_s            tokens that pass through the model, over all ranks, without padding and without the
+                                 tokens after a row's last predicted token (`cft/training/layout.py`)
+    perf/eligible_tokens_per_s   tokens with loss, over all ranks
+    perf/mfu                     model FLOPs utilization of this rank's device, 0-1
+    perf/memory_gb               peak memory
     """
 
     def __init__(self, bar: Bar, arithmetic: Arithmetic) -> None:
@@ -78,7 +80,7 @@ class ShowProgress(pl.Callback):
             torch.cuda.synchronize(device)
         seconds = max(1e-9, time.perf_counter() - self._begun)
         done = self.arithmetic.of_rows(self._lengths, projected=self._projected)
-        if self._guessed:  # a pass before it, for mixed inputs
+        if self._guessed:  # mixed inputs need an additional forward pass
             done += self.arithmetic.of_forward(self._lengths, projected=self._guessed)
         values = {
             "perf/tokens_per_s": sum(self._lengths) * trainer.world_size / seconds,
@@ -91,7 +93,7 @@ class ShowProgress(pl.Callback):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of tensors on a GPU, of the whole process on a CPU."""
+    """Peak memory in bytes: of the tensors on a GPU, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

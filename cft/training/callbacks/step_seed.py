@@ -1,7 +1,7 @@
-"""Random numbers of training (dropout) as a function of seed, epoch, batch and rank alone.
+"""Makes the random numbers of training (dropout) a function of only seed, epoch, batch and rank.
 
-A run resumed at any step then draws what an uninterrupted one draws, and ends in the same weights. Seeding each epoch
-would not do: a run resumed within it would draw its first numbers again.
+A run resumed at any step then draws the same numbers as an uninterrupted run, and ends with the same weights. Seeding once per
+epoch would not suffice: a run resumed within an epoch would draw the epoch's first numbers again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Greedy accuracy on fresh problems after each epoch.
+"""Greedy accuracy on held-out problems at each validation.
 
-The annotated rows are solved problems, on which the base model is right by construction; only problems it has not been
-selected on can choose an epoch.
+The annotated rows are problems that the base model solved, so it is right on them by construction. The best epoch must be
+chosen on problems that were not selected this way.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from cft.types import GREEDY_SAMPLE, Outcome, Problem
 
 
 class GreedyAccuracy(pl.Callback):
-    """Logs val/accuracy, 0-1. Problems are assigned to the ranks by position, and counts are summed.
+    """Logs val/accuracy, 0-1. Problems are distributed over the ranks by position, and counts are summed.
 
-    A model whose weights are shared out over the ranks is collected for it on each of them.
+    A sharded model is gathered on every rank first.
     """
 
     def __init__(

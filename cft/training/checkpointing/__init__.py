@@ -1,1 +1,1 @@
-"""What a training resumes from."""
+"""Writing checkpoints, and resuming from them."""

@@ -1,7 +1,7 @@
-"""Checkpoints on disk: <run>/checkpoints/step-00000012.ckpt after 12 optimizer steps, the newest few are kept.
+"""Checkpoints on disk: <run>/checkpoints/step-00000012.ckpt after 12 optimizer steps. Only the newest few are kept.
 
-Each is a file, or a folder of shards (`cft/training/checkpointing/sharded.py`), and is read once its checksums have been
-verified: torch itself does not look at them.
+A checkpoint is a file or a folder of shards (`cft/training/checkpointing/sharded.py`). Its checksums are verified before it is
+read, since torch does not verify them.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ _STEP = re.compile(r"step-(\d+)\.ckpt")
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that is missing or damaged; the message names the file and the remedy."""
+    """A checkpoint is missing or damaged; the message names the file and the remedy."""
 
 
 def path_of_step(folder: Path, *, step: int) -> Path:
-    """Where the checkpoint after `step` optimizer steps is."""
+    """Path of the checkpoint after `step` optimizer steps."""
     return folder / f"step-{step:08d}.ckpt"
 
 
 def kept_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints to resume from, the newest first."""
+    """Checkpoints in `folder`, newest first."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in found if _STEP.fullmatch(path.name)), key=_step_of, reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint of `folder`, if it is sound. Raises CheckpointError if there is none, or it is damaged."""
+    """The newest checkpoint of `folder`. Raises CheckpointError if there is none, or it is damaged."""
     found = kept_checkpoints(folder)
     if not found:
-        raise CheckpointError(f"{folder}: no checkpoint; the run ended before it wrote its first one, start it again")
+        raise CheckpointError(
+            f"{folder}: no checkpoint; the run ended before it wrote its first one, so start it again"
+        )
     damage = damage_of(found[0])
     if damage:
         remedy = (
@@ -53,7 +55,7 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def newest_sound_checkpoint(folder: Path, *, skipped: Callable[[Path, str], None]) -> Path | None:
-    """The newest checkpoint of `folder` that is sound, None without one. skipped: told of each damaged one and why."""
+    """The newest undamaged checkpoint of `folder`, or None. skipped: called with each damaged one and its damage."""
     for path in kept_checkpoints(folder):
         damage = damage_of(path)
         if not damage:
@@ -63,8 +65,13 @@ def newest_sound_checkpoint(folder: Path, *, skipped: Callable[[Path, str], None
 
 
 def set_aside(folder: Path, *, start: Path | None) -> None:
-    """Before training from `start`: files that were written later are damaged and renamed. None: they are those of a run
-    that this one replaces, and go. Either way they would be taken for newer ones than those to come."""
+    """Before training, move away checkpoints that would otherwise be newer than those about to be written.
+
+    Args:
+        folder: the folder of checkpoints.
+        start: the checkpoint from which training resumes; later ones are damaged, and are renamed. None: a new run, which
+            replaces the run in the folder; all its checkpoints are removed.
+    """
     for path in kept_checkpoints(folder):
         if start is None:
             remove(path)
@@ -73,7 +80,7 @@ def set_aside(folder: Path, *, start: Path | None) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint, a folder under another name first: cut off in the middle it is none."""
+    """Delete a checkpoint. A folder is renamed first, so that an interrupted deletion leaves no partial checkpoint."""
     if path.is_dir():
         old = path.rename(temporary_beside(path, end="old"))
         shutil.rmtree(old, ignore_errors=True)
@@ -82,7 +89,7 @@ def remove(path: Path) -> None:
 
 
 def damage_of(path: Path) -> str:
-    """What is wrong with a checkpoint, "" if its checksums are right."""
+    """Description of a checkpoint's damage; "" if its checksums are correct."""
     if path.is_dir():
         return damage_of_folder(path)
     try:
@@ -96,7 +103,7 @@ def damage_of(path: Path) -> str:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a Lightning checkpoint, on the CPU; tensors and plain values only. Raises CheckpointError."""
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint; the run ended before it was written, start it again")
+        raise CheckpointError(f"{path}: no such checkpoint; the run ended before it was written, so start it again")
     damage = damage_of(path)
     if damage:
         raise CheckpointError(
@@ -106,7 +113,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint known to be sound; those of a file are read from disk when they are used."""
+    """The content of a verified checkpoint. Tensors of a single file are memory-mapped."""
     import torch
 
     if path.is_dir():
@@ -115,7 +122,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_position(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint known to be sound without weights and optimizer states that would have to be read."""
+    """The content of a verified checkpoint, without reading weights and optimizer states from disk."""
     return read_facts(path) if path.is_dir() else read_checkpoint(path)
 
 

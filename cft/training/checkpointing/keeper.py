@@ -1,5 +1,6 @@
-"""Writes the checkpoints that a training resumes from: every so many optimizer steps, before each validation and at the
-end of each epoch, always between two steps, whole or not at all; the newest few stay.
+"""Writes checkpoints for resuming: every n optimizer steps, before each validation and at the end of each epoch.
+
+They are written between two steps, atomically; only the newest few are kept.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from cft.training.checkpointing.sharded import WritesShards, read_folder
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoints whole or absent. Lightning's own way holds all of one in memory a second time before it is written."""
+    """Writes checkpoints atomically, without Lightning's additional copy of the whole checkpoint in memory."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:  # by its path torch would write past Python, and say not why it failed
+            with temporary.open(
+                "wb"
+            ) as file:  # given a path, torch writes in C++ and does not report why writing failed
                 torch.save(checkpoint, file)
 
-        if Path(path).is_dir():  # of another part of the run, whose checkpoints were sharded
+        if Path(path).is_dir():  # from an earlier part of the run, whose checkpoints were sharded
             remove(Path(path))
         write_atomically(Path(path), write)
 
@@ -44,10 +47,16 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class CheckpointKeeper(Checkpoint):
-    """every_n_steps: 0 = at validations and the ends of epochs only. keep: how many stay. sharded: None = where the weights
-    are. asynchronous: written while training continues; the newest is whole a little later.
+    """Writes checkpoints and removes old ones.
 
-    The state after a step is written when the next one begins: only then has Lightning logged the step.
+    The state after a step is written when the next step begins, since Lightning logs the step only then.
+
+    Args:
+        folder: the folder of checkpoints.
+        every_n_steps: optimizer steps between two checkpoints; 0 = only at validations and at the ends of epochs.
+        keep: number of checkpoints to keep.
+        sharded: whether every rank writes its own part; None = if the weights are sharded.
+        asynchronous: whether training continues during writing; the newest checkpoint is then complete a little later.
     """
 
     def __init__(
@@ -64,7 +73,7 @@ class CheckpointKeeper(Checkpoint):
         self.sharded, self.asynchronous = sharded, asynchronous
         self._next: Next = "step"
         self._resumed: Position | None = None
-        self._written = 0  # optimizer steps done in what is on disk, or at the start
+        self._written = 0  # optimizer steps of the newest checkpoint on disk, or of the start
         self._max_steps = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -96,17 +105,17 @@ class CheckpointKeeper(Checkpoint):
             self.save(trainer, next="validation")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._written = -1  # what is on disk has its validation still to come
-        whole = epoch_is_over(trainer)  # max_steps may end it before
+        self._written = -1  # the checkpoint on disk is from before the validation
+        whole = epoch_is_over(trainer)  # max_steps may end the epoch early
         self.save(trainer, next="epoch" if whole else "step")
 
     def save(self, trainer: pl.Trainer, *, next: Next) -> None:
-        """Write the state between two optimizer steps, unless it is on disk. All ranks call it together."""
+        """Write the state between two optimizer steps, unless it is already on disk. Collective."""
         if trainer.global_step == self._written:
             return
         self._written, self._next = trainer.global_step, next
         for logger in trainer.loggers:
-            logger.save()  # what a resumed run will not log again
+            logger.save()  # a resumed run does not log the earlier steps again
         trainer.save_checkpoint(path_of_step(self.folder, step=trainer.global_step))
         self._remove_old(trainer)
 
@@ -114,7 +123,7 @@ class CheckpointKeeper(Checkpoint):
         self.finish(trainer)
 
     def finish(self, trainer: pl.Trainer) -> None:
-        """Wait until the newest checkpoint is on disk. All ranks call it together."""
+        """Wait until the newest checkpoint is on disk. Collective."""
         if isinstance(trainer.strategy, WritesShards):
             trainer.strategy.finish_checkpoint()
         self._remove_old(trainer)
@@ -137,12 +146,12 @@ class CheckpointKeeper(Checkpoint):
         write_counters(checkpoint, self._resumed, accumulate=trainer.accumulate_grad_batches)
         loop = trainer.fit_loop.epoch_loop
         if self._resumed.next == "validation" and 0 < loop.max_steps <= self._resumed.steps:
-            # All steps are done and the validation after the last one is not: Lightning would leave it out.
+            # All steps are done but not the validation after the last one, which Lightning would skip.
             self._max_steps, loop.max_steps = loop.max_steps, self._resumed.steps + 1
 
 
 class BestWeights(ModelCheckpoint):
-    """Lightning's, but a run folder may be moved between two parts of a run: Lightning would forget the best score."""
+    """Lightning's ModelCheckpoint, which also keeps the best score when the run folder is moved before resuming."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:
@@ -154,6 +163,6 @@ class BestWeights(ModelCheckpoint):
 
 
 def rows_per_step(trainer: pl.Trainer) -> int:
-    """Rows of an optimizer step, over all micro-batches and ranks."""
+    """Number of rows of an optimizer step, over all micro-batches and ranks."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     return data.batch_size * trainer.accumulate_grad_batches * trainer.world_size

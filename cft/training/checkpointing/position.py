@@ -1,12 +1,11 @@
-"""Where a training is, so that it can resume within an epoch as if nothing had happened.
+"""The position of a training run, from which it can resume exactly within an epoch.
 
-    order of an epoch = permutation(seed, epoch)      position = optimizer steps done in it
+    order of an epoch = permutation(seed, epoch)      position = optimizer steps done in the epoch
     rows already used = steps done in the epoch * rows of an optimizer step, for any number of processes
 
-Lightning restores its own counters but replays a resumed epoch from its first row (Lightning issue 19764), and its
-counters are of micro-batches, which mean other rows under another number of processes. So a checkpoint carries a Position,
-and on resuming Lightning's counters are written from it. `next` says what comes next: a step, the validation after
-the step, or the next epoch.
+Lightning restores its own counters but replays a resumed epoch from its first row (Lightning issue 19764). Its counters count
+micro-batches, which correspond to other rows if the number of processes changes. So a checkpoint contains a Position, from
+which Lightning's counters are set on resuming. `next` is what follows: a step, the validation after a step, or the next epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +22,15 @@ Next = Literal["step", "validation", "epoch"]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """epoch: counted from 0. epoch_steps: optimizer steps done in it. steps: done in all. rows_per_step: over all ranks."""
+    """A position in a training run, between two optimizer steps.
+
+    Args:
+        epoch: counted from 0.
+        epoch_steps: optimizer steps done in the epoch.
+        steps: optimizer steps done in total.
+        rows_per_step: rows of an optimizer step, over all ranks.
+        next: what follows.
+    """
 
     epoch: int
     epoch_steps: int
@@ -40,21 +47,23 @@ def position_of(checkpoint: dict[str, Any]) -> Position:
 
 
 def step_is_done(trainer: pl.Trainer) -> bool:
-    """Does the optimizer move after the micro-batch under way? In on_train_batch_end it has: only then is the state that of
-    a boundary."""
+    """Whether the current micro-batch is the last one of its optimizer step.
+
+    If true in on_train_batch_end, the optimizer step is done, and the state is that between two steps.
+    """
     if trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0:
         return True
     return epoch_is_over(trainer) and not trainer.strategy.handles_gradient_accumulation
 
 
 def epoch_is_over(trainer: pl.Trainer) -> bool:
-    """Is the micro-batch under way, or the one just done, the last one of its epoch?"""
+    """Whether the current or just finished micro-batch is the last one of its epoch."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     return progress.is_last_batch or progress.current.ready == trainer.num_training_batches
 
 
 def is_last_step(trainer: pl.Trainer) -> bool:
-    """In on_train_batch_end: was this the last optimizer step of the training?"""
+    """In on_train_batch_end: whether this was the last optimizer step of the training run."""
     loop, max_epochs = trainer.fit_loop.epoch_loop, trainer.max_epochs
     if 0 <= loop.max_steps <= loop.global_step:
         return True
@@ -63,23 +72,28 @@ def is_last_step(trainer: pl.Trainer) -> bool:
 
 
 def current_position(trainer: pl.Trainer, *, rows_per_step: int, next: Next) -> Position:
-    """Between two steps, where `next` comes next."""
+    """The current position, between two steps. next: what follows."""
     steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
     epochs: Any = trainer.fit_loop.epoch_progress.current
-    # epochs.started: counts the epoch under way and, in its last hook, the one just done.
+    # epochs.started includes the current epoch and, in the epoch's last hook, the epoch just finished.
     return Position(epochs.started - 1, steps.current.completed, steps.total.completed, rows_per_step, next)
 
 
 def write_counters(checkpoint: dict[str, Any], position: Position, *, accumulate: int) -> None:
-    """Put counters into a Lightning checkpoint that make Lightning continue at `position`.
+    """Set the counters in a Lightning checkpoint so that Lightning resumes at `position`.
 
-    Totals decide what Lightning takes the moment for: inside an epoch, after a step ("step") or within the
-    validation that follows it ("validation"). What else it reads is set in `correct_counters`.
+    From the totals, Lightning infers where it stopped: within an epoch after a step ("step"), or within the validation that
+    follows a step ("validation"). The other counters are set in `correct_counters`.
+
+    Args:
+        checkpoint: the Lightning checkpoint, changed in place.
+        position: where to resume.
+        accumulate: micro-batches per optimizer step.
     """
     from cft.training.lightning_internals import epoch_loop_state
 
     loops = checkpoint["loops"]["fit_loop"]
-    batches = position.steps * accumulate  # any number above 0 will do, see correct_counters
+    batches = position.steps * accumulate  # any positive number works, see correct_counters
     done = batches - 1 if position.next == "step" else batches
     batch = {"ready": batches, "started": batches, "processed": batches, "completed": done}
     loops["epoch_loop.batch_progress"] = {"total": dict(batch), "current": dict(batch), "is_last_batch": False}
@@ -111,7 +125,7 @@ def write_counters(checkpoint: dict[str, Any], position: Position, *, accumulate
 
 
 def correct_counters(trainer: pl.Trainer, position: Position) -> None:
-    """In on_train_start, once the number of micro-batches of an epoch is known under this run's number of processes."""
+    """Set the counters that depend on the number of micro-batches per epoch, which is known in on_train_start."""
     from cft.training.lightning_internals import begin_epoch_afresh
 
     loop = trainer.fit_loop.epoch_loop

@@ -1,15 +1,15 @@
-"""Where a training begins: in a new folder, or where an earlier run with the same configuration stopped.
+"""Chooses where a training run starts: in a new folder, or at the last checkpoint of a run with the same configuration.
 
-resume=<run folder> resumes from the newest checkpoint in it, which must be sound. resume=auto looks for runs of the same
-configuration beside this one's folder (in a multirun: in all multiruns beside this one), skips damaged
-checkpoints and says so; without one it starts a new run. So a cluster may run the same command again and again.
+resume=<run folder> resumes from the newest checkpoint in that folder, which must be undamaged. resume=auto looks for runs of
+the same configuration in the parent of this run's folder (in a multirun: in all multiruns beside this one). It skips damaged
+checkpoints with a message, and starts a new run if it finds none, so a cluster can repeat the same command.
 
-A multirun given its folder again (hydra.sweep.dir) resumes by itself: jobs that have results are skipped, the one that
-was cut off is resumed, and a job that the folder has no run of gets one, whatever its number is now.
+A multirun with the folder of an earlier one (hydra.sweep.dir) resumes without `resume`: jobs with results are skipped, the
+interrupted job is resumed, and jobs without a run in the folder start one, whatever their job numbers are.
 
-A run has finished when its results.json is of as many epochs and steps as are requested. config.yaml does not tell: it
-says what was begun last. A new run is refused a folder in which it would cost an earlier one. Nothing is written before
-a start has passed every check (`begin`), and results of less are then set aside.
+A run is finished if its results.json is for the requested numbers of epochs and steps. config.yaml cannot show this, since it
+holds the configuration that was started last. A new run in a folder is refused if it would overwrite an earlier run. Nothing
+is written before all checks have passed (`begin`); then results of fewer epochs or steps are renamed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cft.training.checkpointing.position import Position
 
 AUTO = "auto"
 SAMPLES = "samples.parquet"
-# Keys that may differ between a run and its continuation. The next ones say how rows are shared out: `require_same_steps`.
+# Keys that may differ between a run and its continuation. _SHARES: how rows are distributed; see `require_same_steps`.
 _FREE = (
     "resume",
     "trainer.max_epochs",
@@ -46,7 +46,13 @@ _FREE_BELOW = ("trainer.strategy", "interruption", "callbacks.last")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """folder: the run's. checkpoint: what it resumes from, None for a new run. finished: there is nothing left to do."""
+    """Where a training run starts.
+
+    Args:
+        folder: the run folder.
+        checkpoint: the checkpoint to resume from; None for a new run.
+        finished: whether the run has already finished.
+    """
 
     folder: Path
     checkpoint: Path | None = None
@@ -54,7 +60,16 @@ class Start:
 
 
 def start_of(job: Job, *, resume: str) -> Start:
-    """resume: a run's folder, AUTO, or "" for a new run. Raises ConfigError, CheckpointError."""
+    """Choose where a job starts.
+
+    Args:
+        job: the job.
+        resume: a run folder, AUTO, or "" for a new run.
+
+    Raises:
+        ConfigError: the run in the folder has another configuration, or a new run would overwrite an earlier one.
+        CheckpointError: the checkpoint to resume from is missing or damaged.
+    """
     if not resume:
         return _of_same_sweep(job) if job.multirun else _new_run(job)
     if resume == AUTO:
@@ -68,9 +83,16 @@ def start_of(job: Job, *, resume: str) -> Start:
 
 
 def begin(start: Start, job: Job, facts: dict[str, Any], *, source: Path) -> None:
-    """Make the run's folder that of the training which begins now; the first process calls it, after every other check.
+    """Prepare the run folder for the training that begins now. Rank 0 calls it, after all other checks.
 
-    facts: of the data module. Raises ConfigError where the rows of a continuation are others; nothing is written then.
+    Args:
+        start: where the run starts.
+        job: the job.
+        facts: facts of the data module.
+        source: path of the data source.
+
+    Raises:
+        ConfigError: the rows of a resumed run have changed; nothing was written.
     """
     folder = start.folder
     if start.checkpoint is None:
@@ -83,26 +105,26 @@ def begin(start: Start, job: Job, facts: dict[str, Any], *, source: Path) -> Non
 
 
 def require_steps_left(position: Position, *, max_epochs: int, max_steps: int) -> None:
-    """Raises ConfigError where the run that is resumed has gone beyond what is requested."""
+    """Raises ConfigError if the run to resume has already done more epochs or steps than requested."""
     done = position.epoch + int(position.next == "epoch" or position.epoch_steps > 0)
     if 0 <= max_epochs < done:
         raise ConfigError(
-            f"resume: that run is in epoch {done} already, and trainer.max_epochs={max_epochs} asks for fewer; give it "
-            f"trainer.max_epochs={done} or more, or leave out resume to start a new run"
+            f"resume: that run is already in epoch {done}, and trainer.max_epochs={max_epochs} is lower; set "
+            f"trainer.max_epochs={done} or more, or omit resume to start a new run"
         )
     if 0 <= max_steps < position.steps:
         raise ConfigError(
-            f"resume: that run has done {position.steps} optimizer steps already, and trainer.max_steps={max_steps} asks for "
-            f"fewer; give it trainer.max_steps={position.steps} or more, or leave out resume to start a new run"
+            f"resume: that run has already done {position.steps} optimizer steps, and trainer.max_steps={max_steps} is lower; "
+            f"set trainer.max_steps={position.steps} or more, or omit resume to start a new run"
         )
 
 
 def require_same_steps(position: Position, *, rows_per_step: int) -> None:
-    """Raises ConfigError where the optimizer steps of the continuation would hold more or fewer rows."""
+    """Raises ConfigError if the optimizer steps of the resumed run would have another number of rows."""
     if position.rows_per_step != rows_per_step:
         raise ConfigError(
             f"resume: an optimizer step of that run has {position.rows_per_step} rows (data.batch_size * "
-            f"trainer.accumulate_grad_batches * processes), here it would have {rows_per_step}; change "
+            f"trainer.accumulate_grad_batches * processes), but here it would have {rows_per_step}; change "
             "trainer.accumulate_grad_batches or data.batch_size so that the product stays the same"
         )
 
@@ -117,15 +139,17 @@ def _newest_of_same_config(job: Job) -> Start:
     found = []
     for folder in same:
         if any(0 <= now < then for then, now in zip(_finished_at(folder) or (), _requested(job), strict=False)):
-            continue  # a run of more epochs or steps is no start for one of fewer
+            continue  # it has trained for more epochs or steps than requested
         checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
         if checkpoint is not None:
             found.append((checkpoint.stat().st_mtime_ns, folder, checkpoint))
     if not found:
-        console.print(f"resume=auto: no run of this configuration to resume from under {job.folder.parent}; a new one")
+        console.print(
+            f"resume=auto: no run of this configuration to resume from under {job.folder.parent}; starting a new one"
+        )
         return _new_run(job)
     _, folder, checkpoint = max(found)
-    console.print(f"resume=auto: resumes {folder} from {checkpoint.name}")
+    console.print(f"resume=auto: resuming {folder} from {checkpoint.name}")
     return Start(folder, checkpoint)
 
 
@@ -139,16 +163,16 @@ def _of_same_sweep(job: Job) -> Start:
         return Start(folder, finished=True)
     checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
     if checkpoint is not None:
-        console.print(f"Resumes {folder} from {checkpoint.name}")
+        console.print(f"Resuming {folder} from {checkpoint.name}")
     return Start(folder, checkpoint)
 
 
 def _new_run(job: Job) -> Start:
-    """A new run in this job's folder. Raises ConfigError where that would cost an earlier run."""
+    """A new run in this job's folder. Raises ConfigError if that would overwrite an earlier run."""
     folder = job.folder
     if not (folder / CONFIG).is_file():
         return Start(folder)
-    if job.multirun:  # after a change of the axes another job's run may have this one's number
+    if job.multirun:  # if the sweep has changed, another job's run may have this job's number
         return Start(folder.with_name(f"{folder.name}-{job.digest}"))
     if (folder / RESULTS).is_file():
         found = "a run that has finished"
@@ -159,13 +183,13 @@ def _new_run(job: Job) -> Start:
     else:
         return Start(folder)
     raise ConfigError(
-        f"hydra.run.dir={folder}: holds {found}, which a new one would replace; choose another hydra.run.dir, or resume "
-        f"it: resume={folder}, with its own arguments (trainer.max_epochs and trainer.max_steps may be higher)"
+        f"hydra.run.dir={folder}: holds {found}, which a new run would replace; choose another hydra.run.dir, or resume "
+        f"that run: resume={folder}, with its own arguments (trainer.max_epochs and trainer.max_steps may be higher)"
     )
 
 
 def _say_skipped(path: Path, damage: str) -> None:
-    console.print(f"{path} is damaged ({damage}) and skipped")
+    console.print(f"{path} is damaged ({damage}) and is skipped")
 
 
 def _is_finished(folder: Path, job: Job) -> bool:
@@ -173,13 +197,13 @@ def _is_finished(folder: Path, job: Job) -> bool:
 
 
 def _requested(job: Job) -> tuple[int, int]:
-    """(trainer.max_epochs, trainer.max_steps): the first that is reached ends a training; -1 = no limit."""
+    """(trainer.max_epochs, trainer.max_steps): training ends at whichever is reached first; -1 = no limit."""
     trainer = job.config["trainer"]
     return trainer["max_epochs"], trainer.get("max_steps", -1)
 
 
 def _finished_at(folder: Path) -> tuple[int, int] | None:
-    """What was requested of the training that the results are of, None where there are none."""
+    """(max_epochs, max_steps) of the results in `folder`, None if there are no results."""
     if (results := RunResults.find(folder)) is None:
         return None
     settings = results.settings
@@ -187,10 +211,10 @@ def _finished_at(folder: Path) -> tuple[int, int] | None:
 
 
 def _set_results_aside(folder: Path) -> None:
-    """What an earlier end of the run left must not be taken for this one's: results.json becomes results.json.step-12."""
+    """Rename the results of an earlier part of the run, e.g., results.json to results.json.step-12."""
     path = folder / RESULTS
     with writing_errors(path):
-        if not path.is_file():  # then an export is one that no results were written about
+        if not path.is_file():  # an export without results is incomplete
             for name in (EXPORT, ADAPTER):
                 shutil.rmtree(folder / name, ignore_errors=True)
             return
@@ -200,7 +224,7 @@ def _set_results_aside(folder: Path) -> None:
             ADAPTER,
             SAMPLES,
             RESULTS,
-        ):  # the results last: they say that there is something to move
+        ):  # RESULTS last: their presence means that there is something to rename
             if (folder / name).exists():
                 aside = folder / f"{name}.step-{steps}"
                 if aside.is_dir():
@@ -209,18 +233,20 @@ def _set_results_aside(folder: Path) -> None:
 
 
 def finished_accuracy(folder: Path) -> float:
-    """What a finished run's training returned."""
+    """Accuracy of a finished run."""
     return RunResults.read(folder / RESULTS).accuracy
 
 
 def _require_same_config(folder: Path, job: Job) -> None:
     path = folder / CONFIG
     if not path.is_file():
-        raise ConfigError(f"resume={folder}: no {path}; expected the folder of a run that cft train started")
+        raise ConfigError(
+            f"resume={folder}: {path} does not exist; expected the folder of a run that cft train started"
+        )
     differing = _differing(folder, job)
     if differing:
         lines = "\n".join(f"  {line}" for line in _lines(differing))
-        raise ConfigError(f"resume={folder}: that run was configured otherwise; repeat its arguments:\n{lines}")
+        raise ConfigError(f"resume={folder}: that run has another configuration; repeat its arguments:\n{lines}")
 
 
 def _lines(differing: dict[str, tuple[object, object]]) -> list[str]:
@@ -228,7 +254,7 @@ def _lines(differing: dict[str, tuple[object, object]]) -> list[str]:
 
 
 def _differing(folder: Path, job: Job) -> dict[str, tuple[object, object]]:
-    """What may not differ between a run and its continuation and does: key -> (then, now)."""
+    """Keys that differ but must not, between a run and its continuation: key -> (then, now)."""
     then, now = saved_config(folder), flat(job.config)
     keys = sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
     return {key: (then.get(key), now.get(key)) for key in keys if not _is_free(key)}

@@ -1,13 +1,13 @@
-"""A checkpoint that every rank writes its part of: a folder in the form of torch.distributed.checkpoint.
+"""Sharded checkpoints: every rank writes its part, into a folder in the format of torch.distributed.checkpoint.
 
     step-00000012.ckpt/
-        __0_0.distcp, __1_0.distcp, ...   shards of weights and optimizer state, one file a rank
-        .metadata                         which piece is where, so that any number of ranks can read them
+        __0_0.distcp, __1_0.distcp, ...   shards of weights and optimizer state, one file per rank
+        .metadata                         location of each shard, so that any number of ranks can read them
         facts.pt                          the rest of Lightning's checkpoint, plain values
-        SHA256SUMS                        of all of these, as `sha256sum -c` reads it; written last
+        SHA256SUMS                        of all these files, for `sha256sum -c`; written last
 
-The folder is written under a temporary name and renamed once all ranks are done: whole or absent. In one process
-it is read as the single file would be that the same training writes (`read_folder`).
+The folder is written under a temporary name and renamed when all ranks are done, so it is complete or absent. A single process
+reads it as the content of the single-file checkpoint of the same training (`read_folder`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _GROUPS = "optimizer_groups"
 
 @runtime_checkable
 class WritesShards(Protocol):
-    """What a strategy is that can write checkpoints of this form."""
+    """A strategy that can write sharded checkpoints."""
 
     def write_checkpoints(self, *, sharded: bool, asynchronous: bool) -> None: ...
 
@@ -44,24 +44,29 @@ class WritesShards(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """What this rank writes. tensors: name of a part -> its state dict, of shards. facts: plain values, alike on all ranks."""
+    """The part of a checkpoint that this rank writes.
+
+    Args:
+        tensors: name of a part of the checkpoint -> its sharded state dict.
+        facts: plain values, equal on all ranks.
+    """
 
     tensors: dict[str, Any]
     facts: dict[str, Any]
 
 
 def shards_of(checkpoint: dict[str, Any]) -> Shards:
-    """The parts of a Lightning checkpoint whose state dicts are sharded, optimizer states by the weights' names."""
+    """This rank's part of a Lightning checkpoint with sharded state dicts; optimizer states are keyed by weight name."""
     facts = {k: v for k, v in checkpoint.items() if k not in (_WEIGHTS, "optimizer_states")}
     states = checkpoint.get("optimizer_states")
-    if states is not None:  # groups are no tensors: torch would pickle them into the shards
+    if states is not None:  # groups are not tensors: torch would pickle them into the shards
         facts[_GROUPS] = [state["param_groups"] for state in states]
     optimizers = {f"optimizer_{i}": state["state"] for i, state in enumerate(states or ())}
     return Shards({_WEIGHTS: checkpoint[_WEIGHTS], **{k: v for k, v in optimizers.items() if v}}, facts)
 
 
 def copy_of(shards: Shards) -> Shards:
-    """Tensors that the next optimizer step leaves alone."""
+    """A copy whose tensors the next optimizer step does not change."""
     return Shards(_copied(shards.tensors), shards.facts)
 
 
@@ -74,11 +79,15 @@ def _copied(value: Any) -> Any:
 
 
 def write_folder(path: Path, shards: Shards, *, group: ProcessGroup) -> None:
-    """Collective over `group`, all ranks on one file system. Raises WriteError, on every rank, if one cannot write."""
+    """Write a sharded checkpoint. Collective over `group`; all ranks must share a file system.
+
+    Raises:
+        WriteError: some rank cannot write; raised on every rank.
+    """
     import torch.distributed as dist
 
     rank = dist.get_rank(group)
-    name: list[Any] = [str(temporary_beside(path))]  # the first rank's: by its process number leftovers are known
+    name: list[Any] = [str(temporary_beside(path))]  # the name of rank 0, whose process id identifies leftovers
     dist.broadcast_object_list(name, src=0, group=group)
     temporary = Path(name[0])
     try:
@@ -94,14 +103,14 @@ def write_folder(path: Path, shards: Shards, *, group: ProcessGroup) -> None:
 
 
 def _everywhere(work: Callable[[], Any], *, path: Path, group: ProcessGroup) -> list[Any]:
-    """What `work` returned on each rank; where it failed on one, all raise that rank's error."""
+    """The results of `work` by rank; if it fails on a rank, all ranks raise that rank's error."""
     import torch.distributed as dist
 
     result, error = None, None
     try:
         with writing_errors(path):
             result = work()
-    except Exception as caught:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
+    except Exception as caught:  # noqa: BLE001 - after any error, the other ranks must not wait for this one
         error = caught
     everywhere: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everywhere, (result, error), group=group)
@@ -112,17 +121,17 @@ def _everywhere(work: Callable[[], Any], *, path: Path, group: ProcessGroup) -> 
 
 
 def _save(temporary: Path, shards: Shards, *, group: ProcessGroup) -> None:
-    """Raises on all ranks if one fails: torch sees to it."""
+    """Write the shards. If one rank fails, torch raises an error on all ranks."""
     import torch.distributed.checkpoint as dcp
 
     try:
         dcp.save(shards.tensors, storage_writer=dcp.FileSystemWriter(temporary), process_group=group)
-    except dcp.CheckpointException as failed:  # no Exception: nothing above would know it for a full disk
+    except dcp.CheckpointException as failed:  # not an Exception: callers would not recognize, e.g., a full disk
         raise next(iter(failed.failures.values()))[0] from failed
 
 
 def _summed(temporary: Path, shards: Shards, *, rank: int) -> dict[str, str]:
-    """File -> SHA-256 of what this rank wrote; the first one writes the facts as well."""
+    """File -> SHA-256 of the files that this rank wrote; rank 0 also writes the facts here."""
     import torch
 
     own = list(temporary.glob(f"__{rank}_*.distcp"))
@@ -145,10 +154,10 @@ def _published(temporary: Path, path: Path, sums: dict[str, str]) -> None:
 
 
 def damage_of_folder(path: Path) -> str:
-    """What is wrong with it, "" if all files are as they were written."""
+    """Description of the folder's damage; "" if all files match their checksums."""
     sums = path / SUMS
     if not sums.is_file():
-        return f"it has no {SUMS}, so it was not written to its end"
+        return f"it has no {SUMS}, so it was not written completely"
     lines = [line.partition("  ") for line in sums.read_text(encoding="utf-8", errors="replace").splitlines()]
     named = {Path(name).name: expected for expected, _, name in lines}
     if missing := {FACTS, INDEX} - named.keys():
@@ -163,14 +172,14 @@ def damage_of_folder(path: Path) -> str:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """All but weights and optimizer states, of a folder known to be sound."""
+    """The content of a verified folder without weights and optimizer states."""
     import torch
 
     return torch.load(path / FACTS, weights_only=True, map_location="cpu")
 
 
 def read_folder(path: Path) -> dict[str, Any]:
-    """The content of the checkpoint in one process, as the single file of the same training holds it."""
+    """The content of the checkpoint, in a single process, equal to that of the single-file checkpoint."""
     import torch.distributed.checkpoint as dcp
 
     checkpoint = read_facts(path)
@@ -202,7 +211,7 @@ def _empty(entry: Any) -> Any:
 
 
 def numbered(state: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """An optimizer's state with weights by number, in the order of its groups, as torch has it outside of sharding."""
+    """Optimizer state with weights numbered in the order of the groups, torch's form without sharding."""
     number = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
     return {
         "state": {number[name]: values for name, values in state.items()},
@@ -211,9 +220,13 @@ def numbered(state: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, A
 
 
 def load_folder(path: Path, model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Any]:
-    """Read weights and optimizer states into a sharded model, each rank its own shards; returns the rest. Collective.
+    """Read weights and optimizer states into a sharded model; each rank reads its own shards. Collective.
 
-    Raises RuntimeError where the checkpoint holds other weights than are trained.
+    Returns:
+        The rest of the checkpoint, with the loaded weights.
+
+    Raises:
+        RuntimeError: the weights in the checkpoint are not those that are trained.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import (
@@ -229,8 +242,8 @@ def load_folder(path: Path, model: nn.Module, optimizers: Iterable[Optimizer]) -
     weights = {name: tensor for name, tensor in whole.items() if f"{_WEIGHTS}.{name}" in saved}
     named = {name.removeprefix(f"{_WEIGHTS}.") for name in saved if name.startswith(f"{_WEIGHTS}.")}
     if differing := (named - weights.keys()) | ((trained & whole.keys()) - weights.keys()):
-        raise RuntimeError(f"{path}: holds other weights than are trained here: {sorted(differing)[:6]}")
-    dcp.load({_WEIGHTS: weights}, checkpoint_id=path)  # in place: these are the model's own shards
+        raise RuntimeError(f"{path}: its weights are not those trained here; they differ in {sorted(differing)[:6]}")
+    dcp.load({_WEIGHTS: weights}, checkpoint_id=path)  # in place, since these are the model's own shards
     for i, (optimizer, groups) in enumerate(zip(optimizers, checkpoint.pop(_GROUPS, ()), strict=False)):
         state = {f"optimizer_{i}": get_optimizer_state_dict(model, optimizer)["state"]}
         if state[f"optimizer_{i}"]:
@@ -241,9 +254,9 @@ def load_folder(path: Path, model: nn.Module, optimizers: Iterable[Optimizer]) -
 
 
 def load_whole(checkpoint: dict[str, Any], model: nn.Module, optimizers: Iterable[Optimizer], *, strict: bool) -> None:
-    """Into a sharded model, from what a single file holds. Collective; the first rank's content is taken.
+    """Load the content of a single-file checkpoint, on rank 0, into a sharded model. Collective.
 
-    Lightning's own counts the weights that are frozen among those of the optimizer.
+    Lightning's own loading includes frozen weights in the optimizer's numbering.
     """
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
@@ -252,7 +265,7 @@ def load_whole(checkpoint: dict[str, Any], model: nn.Module, optimizers: Iterabl
     )
 
     whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
-    set_model_state_dict(model, dict(checkpoint[_WEIGHTS]), options=whole)  # torch adds to what it is given
+    set_model_state_dict(model, dict(checkpoint[_WEIGHTS]), options=whole)  # a copy, since torch adds entries
     name_of = {weight: name for name, weight in model.named_parameters()}
     for optimizer, saved in zip(optimizers, checkpoint["optimizer_states"], strict=True):
         names = [name_of[weight] for group in optimizer.param_groups for weight in group["params"]]

@@ -1,1 +1,1 @@
-"""Several processes that train one model."""
+"""Distributed training: process launcher, sharding, and distribution of the weights."""

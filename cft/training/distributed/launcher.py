@@ -1,9 +1,10 @@
-"""The further processes of a distributed run on one machine: each works on this job's own configuration.
+"""Launches the other processes of a distributed run on one machine, each with this job's configuration.
 
-Lightning would start them with this process's command line, which in a multirun names all jobs: every one of them would
-run a sweep of its own, and with a sweeper that draws values another one (Lightning issue 18175). So what this job is
-called with is saved, and they run that (`cft/stages/rank_process.py`). What Lightning leaves in the environment and in
-torch.distributed is taken back when the job ends, or the next job of a multirun would believe itself a part of it.
+Lightning would start them with the command line of this process. In a multirun that command line describes all jobs, so every
+process would run the whole sweep, and with a sweeper that samples values, a different one (Lightning issue 18175). So this
+job's configuration is saved to a file, and the other processes read it (`cft/stages/rank_process.py`). When the job ends, the
+environment variables and the process group that Lightning set are removed; otherwise the next job of a multirun would be taken
+for a part of this one.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ VARIABLES = (
 JOB = ".ranks.json"  # in the run folder while the processes run
 ROOT = Path(__file__).resolve().parents[3]
 LOOK_EVERY_S = 0.5
-GRACE_S = 30.0  # for the end of the other processes, once one has ended
+GRACE_S = 30.0  # time for the other processes to end after one has ended
 
 
 class RankMismatch(UserError, RuntimeError):
-    """The processes of a distributed run do not work on the same configuration; nothing was trained."""
+    """The processes of a distributed run have different configurations; nothing was trained."""
 
 
 class RankFailed(UserError, RuntimeError):
-    """A process of a distributed run ended with an error; it has said which."""
+    """A process of a distributed run ended with an error, which it has printed."""
 
 
 class JobLauncher(ScriptLauncher):
-    """Starts one `python -m cft.stages.rank_process <file>` for each further rank on this machine."""
+    """Starts `python -m cft.stages.rank_process <file>` for each other rank on this machine."""
 
     def __init__(self, replaced: ScriptLauncher, *, config: TrainConfig, job: Job, start: Start) -> None:
         super().__init__(replaced.cluster_environment, replaced.num_processes, replaced.num_nodes)
@@ -81,17 +82,17 @@ class JobLauncher(ScriptLauncher):
         return function(*args, **kwargs)
 
     def _watch(self) -> None:
-        """Ends this process if another one has failed and this one, waiting for it, does not notice."""
+        """End this process if another one has failed while this one waits for it in a collective."""
         while not self._ended.wait(LOOK_EVERY_S):
             if any(process.poll() for process in self.procs):
                 if self._ended.wait(GRACE_S):
                     return
-                print("A process of this run has ended with an error (above); so does this one", file=sys.stderr)
+                print("Another process of this run ended with an error (above); stopping this one too", file=sys.stderr)
                 self._end_others(grace_s=0.0)
                 os._exit(1)
 
     def close(self, *, failed: bool) -> None:
-        """Wait for the other processes, which end as this one does; after a failure, for a short time only."""
+        """Wait for the other processes to end; only briefly if this one failed. Raises RankFailed if one of them failed."""
         self._ended.set()
         self._end_others(grace_s=GRACE_S if not failed else 3.0)
         self.file.unlink(missing_ok=True)
@@ -110,15 +111,22 @@ class JobLauncher(ScriptLauncher):
 
 
 def leave_group(trainer: pl.Trainer) -> None:
-    """All ranks at the end of training, which is the last that they do together: NCCL's group ends as a collective, and the
-    first rank, which continues to export and evaluate, would come to it long after the others."""
+    """Destroy the process group at the end of training, the last collective work of the run. Collective.
+
+    With NCCL, destroying the group is collective, and rank 0, which continues with export and evaluation, would reach it long
+    after the other ranks.
+    """
     if trainer.world_size > 1 and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def use_own_launcher(trainer: pl.Trainer, config: TrainConfig, job: Job, *, start: Start) -> JobLauncher | None:
-    """Replace Lightning's launcher where there is one: not on one device, nor where a cluster starts the processes."""
+    """Replace Lightning's launcher, if it has one.
+
+    Returns:
+        The new launcher; None on a single device, or if a cluster starts the processes.
+    """
     replaced = trainer.strategy.launcher
     if not isinstance(replaced, ScriptLauncher):
         return None
@@ -130,14 +138,14 @@ def use_own_launcher(trainer: pl.Trainer, config: TrainConfig, job: Job, *, star
 
 
 def save_rank(path: Path, config: TrainConfig, job: Job, start: Start) -> None:
-    """All that this job is called with, for a process that shall run the same."""
+    """Save the configuration of this job for the other processes."""
     begins = {"folder": str(start.folder), "checkpoint": str(start.checkpoint or "")}
-    allowed = sorted(config.mask.allowed)  # the same of every part
+    allowed = sorted(config.mask.allowed)  # the same for every part
     write_json(path, {"config": plain(config), "allowed": allowed, "job": job.as_json(), "start": begins})
 
 
 def read_rank(path: Path) -> tuple[TrainConfig, Job, Start]:
-    """What `save_rank` wrote."""
+    """Read the file of `save_rank`."""
     found = json.loads(path.read_bytes())
     start = Start(Path(found["start"]["folder"]), Path(text) if (text := found["start"]["checkpoint"]) else None)
     config = typed(TrainConfig, found["config"], allowed=tuple(found["allowed"]))
@@ -146,7 +154,7 @@ def read_rank(path: Path) -> tuple[TrainConfig, Job, Start]:
 
 @contextmanager
 def own_environment() -> Iterator[None]:
-    """Around a job: undo what a distributed run leaves in this process."""
+    """After a job, restore the environment variables and destroy the process group of a distributed run."""
     before = {name: os.environ.get(name) for name in VARIABLES}
     had_group = dist.is_initialized()
     try:
@@ -162,10 +170,15 @@ def own_environment() -> Iterator[None]:
 
 
 class SameEverywhere(pl.Callback):
-    """Refuses to train unless all ranks have the same configuration, run folder, starting point and kind of model; weights
-    are the first rank's (`cft/training/distributed/weights.py`).
+    """Refuses to train unless all ranks have the same configuration, run folder, starting checkpoint and model config.
 
-    digest: of the config. model: of the model's own config.
+    Weights need no check, since all ranks receive those of rank 0 (`cft/training/distributed/weights.py`).
+
+    Args:
+        digest: hash of the run's config.
+        folder: the run folder.
+        start: the checkpoint to resume from, None for a new run.
+        model: hash of the model's config.
     """
 
     def __init__(self, digest: str, *, folder: Path, start: Path | None, model: str) -> None:
@@ -188,6 +201,6 @@ class SameEverywhere(pl.Callback):
             ]
             if differing:
                 raise RankMismatch(
-                    f"the processes of this run were not started alike: {'; '.join(differing)}. Let cft train start them "
-                    "(trainer.devices=2), or give every process the same arguments, hydra.run.dir=<folder> among them"
+                    f"the processes of this run were started differently: {'; '.join(differing)}. Let cft train start them "
+                    "(trainer.devices=2), or give every process the same arguments, including hydra.run.dir=<folder>"
                 )

@@ -1,9 +1,9 @@
-"""Training with weights, gradients and optimizer state shared out over the ranks: FSDP2, `trainer=fsdp`.
+"""Training with weights, gradients and optimizer state sharded over the ranks: FSDP2, `trainer=fsdp`.
 
-Lightning's ModelParallelStrategy by itself takes all processes of a machine for tensor parallelism; the data mesh then has
-size 1 and gradients are not reduced, without a word. So both sizes are set here, and the mesh is tried out at the start.
-The blocks are sharded one by one, and the rest with the one wrapper whose forward holds backbone and head: weights that
-several parts use (tied embeddings) are gathered once.
+By default, Lightning's ModelParallelStrategy uses all processes of a machine for tensor parallelism. The data-parallel mesh
+then has size 1, and gradients are silently not reduced. So both sizes are set here, and the mesh is tested at the start. The
+blocks are sharded one by one, and the remaining weights with the wrapper whose forward contains backbone and head, so that
+weights shared between them (tied embeddings) are gathered once.
 """
 
 from __future__ import annotations
@@ -43,20 +43,23 @@ if TYPE_CHECKING:
 
 
 class ShardingError(RuntimeError):
-    """The ranks do not hold what they must hold; nothing was trained."""
+    """The device mesh does not include all ranks; nothing was trained."""
 
 
 class FullySharded(ModelParallelStrategy):
-    """All processes are one data-parallel group. Any strategy can resume from a checkpoint, a folder of shards or one file.
+    """FSDP2 strategy in which all processes form one data-parallel group.
 
-    replicas: copies of the sharded model; each is shared out over world / replicas processes that follow each other.
+    Checkpoints are a folder of shards or a single file; any strategy can resume from either.
+
+    Args:
+        replicas: copies of the sharded model, each sharded over world_size / replicas consecutive processes.
     """
 
     def __init__(self, *, replicas: int = 1) -> None:
         super().__init__(save_distributed_checkpoint=True)
         self.replicas = replicas
         self.sharded, self.asynchronous = True, False
-        self._group: Any = None  # of writers: apart from training's, and on the CPU
+        self._group: Any = None  # process group of the checkpoint writers: separate from training's, on the CPU
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -67,12 +70,20 @@ class FullySharded(ModelParallelStrategy):
     # ---- checkpoints
 
     def write_checkpoints(self, *, sharded: bool, asynchronous: bool) -> None:
-        """sharded: every rank its own part, else all on the first one. asynchronous: training continues meanwhile."""
+        """Set the form of checkpoints.
+
+        Args:
+            sharded: whether every rank writes its own part; otherwise rank 0 writes everything.
+            asynchronous: whether training continues during writing.
+        """
         self.sharded, self.asynchronous = sharded, asynchronous
         collect_shards(self, own=sharded)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """As `load_whole` and other strategies read it: Lightning's own counts frozen weights among the optimizer's."""
+        """Optimizer state in the form that `load_whole` and other strategies read.
+
+        Lightning's own numbering of the weights includes frozen ones.
+        """
         if self.sharded:
             return super().optimizer_state(optimizer)
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
@@ -86,7 +97,7 @@ class FullySharded(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
         if not self.sharded:
-            if self.global_rank == 0 and Path(filepath).is_dir():  # of another part of the run
+            if self.global_rank == 0 and Path(filepath).is_dir():  # from an earlier part of the run, which was sharded
                 remove(Path(filepath))
             self.barrier()
             super().save_checkpoint(checkpoint, filepath, storage_options)
@@ -99,12 +110,12 @@ class FullySharded(ModelParallelStrategy):
         if not self.asynchronous:
             write(shards)
             return
-        if self.root_device.type == "cpu":  # elsewhere they have been copied to the CPU
+        if self.root_device.type == "cpu":  # on other devices, the state dict is already a copy on the CPU
             shards = copy_of(shards)
         self._writing = self._writer.submit(write, shards)
 
     def finish_checkpoint(self) -> None:
-        """Wait for the one that is being written. Raises its error, on all ranks."""
+        """Wait for the checkpoint that is being written. Raises its error on all ranks."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -130,7 +141,7 @@ def fully_sharded(*, replicas: AtLeastOne = 1) -> FullySharded:
     """Weights, gradients and optimizer state sharded over the processes (FSDP2).
 
     Args:
-        replicas: groups of processes that each hold all shards (HSDP), at least 1; 1 = every process holds another shard.
+        replicas: number of process groups that each hold a full copy of the model in shards (HSDP), at least 1; 1 = plain FSDP.
     """
     return FullySharded(replicas=replicas)
 
@@ -144,11 +155,16 @@ def shard(
     replicas: int = 1,
     mixed: bool = False,
 ) -> None:
-    """Share out `lm`, a wrapper around `model` whose methods forward and probe do all computation. Collective.
+    """Shard `lm`, a wrapper around `model` whose methods forward and probe do all computation. Collective.
 
-    weights: of `lm`, where they are still to come.
-    mixed: gathers are of bfloat16, and what a block multiplies with is freed with it. Autocast alone would gather float32
-    and keep a bfloat16 copy of every weight from the forward to the backward pass, on every rank.
+    Args:
+        lm: the wrapper.
+        model: the model inside it.
+        mesh: Lightning's device mesh.
+        weights: source of the weights, if `lm` has none yet.
+        replicas: see `fully_sharded`.
+        mixed: gather weights in bfloat16 and free them after each block. Autocast alone would gather float32 weights, and keep
+            a bfloat16 copy of every weight from the forward to the backward pass on every rank.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -170,10 +186,10 @@ def shard(
 def shard_frozen(
     model: PreTrainedModel, mesh: DeviceMesh, *, weights: FirstRanksWeights | None = None, replicas: int = 1
 ) -> None:
-    """Share out the blocks of a model that is never trained. Collective. weights: as of `shard`.
+    """Shard the blocks of a model that is never trained. Collective. weights, replicas: as in `shard`.
 
-    Embeddings, last norm and head stay whole on each rank: its logits are computed chunk by chunk, of which ranks have
-    different numbers, and no rank may wait there for the others.
+    Embeddings, final norm and head remain unsharded on each rank: logits are computed in chunks, whose number differs between
+    ranks, so this computation must not contain collectives.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -189,7 +205,7 @@ def shard_frozen(
 
 
 def _data_mesh(mesh: DeviceMesh, *, replicas: int) -> DeviceMesh:
-    """One axis of shards; with several replicas, two axes: replicas and the shards of each."""
+    """A mesh with one axis of shards; with several replicas, with two axes: replicas, and the shards of each."""
     if replicas == 1:
         return mesh["data_parallel"]
     from torch.distributed.device_mesh import init_device_mesh
@@ -197,24 +213,31 @@ def _data_mesh(mesh: DeviceMesh, *, replicas: int) -> DeviceMesh:
     world = dist.get_world_size()
     if world % replicas:
         raise BadValue(
-            f"trainer.strategy.replicas={replicas}: expected a divisor of the {world} processes, so that every copy of the "
-            "model has as many of them; usually the number of nodes"
+            f"trainer.strategy.replicas={replicas}: expected a divisor of the {world} processes, so that all copies of the "
+            "model have equally many processes; usually the number of nodes"
         )
     return init_device_mesh(mesh.device_type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
 
 
 def sum_over_replicas(lm: nn.Module, *, last: bool) -> None:
-    """Before the backward pass of a micro-batch: sums over replicas are taken with the `last` one of a step alone.
+    """Reduce gradients over replicas only in the last micro-batch of a step. Call it before each backward pass.
 
-    The shards' own sums stay in every pass: put off, they would hold the gradient of all weights on each rank, which is what
-    sharding is there to avoid.
+    Reductions within a replica still happen in every pass: deferring them would keep the full gradient on each rank, which
+    sharding avoids.
+
+    Args:
+        lm: the sharded wrapper.
+        last: whether this is the last micro-batch of the step.
     """
     lm.set_requires_all_reduce(last)  # type: ignore[operator]
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The repeated layers of a model, without what is within one: some families name a layer and its parts. Raises BadValue
-    where transformers does not name them."""
+    """The repeated layers of a model. Some model families also list parts of a layer as blocks; these are omitted.
+
+    Raises:
+        BadValue: transformers lists no blocks for the model.
+    """
     names = set(model._no_split_modules or ())
     blocks: list[nn.Module] = []
     within: set[nn.Module] = set()
@@ -224,7 +247,7 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
             within.update(module.modules())
     if not blocks:
         raise BadValue(
-            f"trainer=fsdp: {type(model).__name__} names no blocks (_no_split_modules), so it cannot be shared out layer "
+            f"trainer=fsdp: {type(model).__name__} names no blocks (_no_split_modules), so it cannot be sharded layer "
             "by layer; use trainer=ddp, or a model of a known family such as model=qwen2.5-0.5b"
         )
     return blocks
@@ -235,8 +258,8 @@ def _require_whole_world(mesh: DeviceMesh) -> None:
     dist.all_reduce(probe, group=mesh["data_parallel"].get_group())
     if int(probe) != dist.get_world_size():
         raise ShardingError(
-            f"gradients would be summed over {int(probe)} of {dist.get_world_size()} processes; use trainer=fsdp as it is, "
-            "whose strategy makes all processes one data-parallel group"
+            f"gradients would be summed over {int(probe)} of {dist.get_world_size()} processes; use trainer=fsdp unchanged: "
+            "its strategy makes all processes one data-parallel group"
         )
 
 
@@ -245,21 +268,23 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole_model(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` itself or, if it is sharded, a copy with all weights on every rank, adapters merged. Collective."""
+    """`model` itself or, if it is sharded, a copy with all weights on every rank and with adapters merged. Collective."""
     return plain_copy(model) if is_sharded(model) else model
 
 
 def trained_weights(
     checkpoint: dict[str, Any], module: pl.LightningModule, model: PreTrainedModel
 ) -> dict[str, Tensor]:
-    """The entries of a Lightning checkpoint that belong to `model`, a part of `module`, by the model's own names."""
+    """The weights of `model`, a submodule of `module`, in a Lightning checkpoint, by the model's own names."""
     prefix = next(f"{name}." for name, part in module.named_modules() if part is model)
     return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
 
 
 def release(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """After training: give back this rank's shards, gradients and optimizer states, which Lightning leaves on the device, so
-    that the whole model fits there."""
+    """After training, free this rank's shards, gradients and optimizer state.
+
+    Lightning leaves them on the device, where they would take the space of the full model.
+    """
     for optimizer in trainer.strategy.optimizers:
         optimizer.state.clear()
     for tensor in [*module.parameters(), *module.buffers()]:

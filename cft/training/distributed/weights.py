@@ -1,9 +1,9 @@
-"""Weights are read from disk by the first process alone. The others make their model without any (`empty` of
-`load_causal_lm`) and get them block by block, just before a block is shared out.
+"""Distributes weights from rank 0, the only rank that reads them from disk.
 
-So a node's host memory holds them once however many processes it has, other nodes' not at all, and all processes train the
-same model whatever lies on their disks. torch's own way (share out an empty model, then `set_model_state_dict` with
-`broadcast_from_rank0`) fills neither buffers that no state dict has, such as rotary frequencies, nor keeps tied weights one.
+The other ranks create their model without weights (`empty` of `load_causal_lm`) and receive them block by block, just before
+each block is sharded. So only the host memory of the first node holds the weights, and only once, and all processes train the
+same model regardless of the files on their disks. torch's own method (shard an empty model, then `set_model_state_dict` with
+`broadcast_from_rank0`) does not fill non-persistent buffers, such as rotary frequencies, and does not keep tied weights tied.
 """
 
 from __future__ import annotations
@@ -18,36 +18,38 @@ from torch import Tensor, nn
 
 
 class OtherModel(RuntimeError):
-    """The processes of a run have made models of other parts; nothing was trained."""
+    """The processes of a run created models with different weights or buffers; nothing was trained."""
 
 
 def is_first() -> bool:
-    """Of the processes of a distributed run, before they know of each other."""
+    """Whether this is rank 0 of a distributed run; works before the process group is initialized."""
     return getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it from the environment
 
 
 def is_empty(module: nn.Module) -> bool:
-    """Whether its weights are still to come."""
+    """Whether the module has no weights yet."""
     return any(parameter.is_meta for parameter in module.parameters())
 
 
 @dataclass(slots=True)
 class _Part:
-    """A weight or buffer. places: where it is held: of a tied weight several."""
+    """A weight or buffer. places: the modules' dictionaries and names that hold it; several for a tied weight."""
 
     name: str
-    tensor: Tensor  # held, or its id could become another one's
+    tensor: Tensor  # kept alive, so that no other tensor gets its id
     dtype: torch.dtype
     places: list[tuple[dict[str, Tensor | None], str]] = field(default_factory=list)
 
 
 class FirstRanksWeights:
-    """Gives a model the first rank's weights and buffers, part by part. Collective: making one, and each `fill`.
+    """Gives a model the weights and buffers of rank 0, part by part. The constructor and each `fill` are collective.
 
-    device: where they are computed with.
+    Args:
+        whole: the model; without weights on all ranks but rank 0.
+        device: the device of the received weights.
 
     Raises:
-        OtherModel: on a rank whose model has other parts than the first one's.
+        OtherModel: the model of this rank has other weights or buffers than that of rank 0.
     """
 
     def __init__(self, whole: nn.Module, *, device: torch.device) -> None:
@@ -63,18 +65,21 @@ class FirstRanksWeights:
         found, wanted = {(part.name, tuple(part.tensor.shape)) for part in parts}, {(n, s) for n, s, _ in firsts}
         if differing := sorted(found ^ wanted):
             raise OtherModel(
-                f"rank {dist.get_rank()}: its model has other parts than the first rank's, such as {differing[:2]}; model.path "
-                "must lead to the same files, and packages must have the same versions, on every machine"
+                f"rank {dist.get_rank()}: its model differs from that of rank 0, such as in {differing[:2]}; model.path must "
+                "contain the same files, and packages must have the same versions, on every machine"
             )
         for part, (_, _, dtype) in zip(parts, firsts, strict=True):
-            part.dtype = dtype  # transformers keeps some weights of some models in float32
+            part.dtype = dtype  # transformers keeps some weights of certain models in float32
 
     def fill(self, module: nn.Module) -> None:
-        """All of a part of the model that has not come yet. Every rank in the same order."""
+        """Receive the weights and buffers of `module`, a part of the model, that are still missing.
+
+        Every rank must call this for the same parts in the same order.
+        """
         for _, tensor, _ in [*_tensors(module)]:
             part = self._missing.pop(id(tensor), None)
             if part is None:
-                continue  # it came with another part
+                continue  # already received with another part
             here = self._received(part)
             if tensor.is_meta or not isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(here, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else here
@@ -94,7 +99,7 @@ class FirstRanksWeights:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, tuple[dict[str, Tensor | None], str]]]:
-    """Weights and buffers under each of their names, with where they are held."""
+    """Weights and buffers under each of their names: (name, tensor, (dictionary of the module, key))."""
     for prefix, owner in module.named_modules():
         for held in (owner._parameters, owner._buffers):
             for name, tensor in held.items():
