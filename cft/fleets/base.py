@@ -1,13 +1,13 @@
-"""Where units of work are computed: in this process, or by workers on a cluster. The caller alone keeps what comes back.
+"""Where units of work are computed: in this process, or by workers on a cluster. Only the caller stores results.
 
     with fleet.crew(make, device="auto", expected=known) as crew:
-        crew.facts                                  # what every worker found where it works: the same for all of them
+        crew.facts                                  # weights, device, versions ...; the same for all workers
         for key, result in crew.map(items):         # [(key, item)]; each key at most once, in any order
             keep(key, result)
-    crew.left_out                                   # what failed again and again, with its last error
+    crew.left_out                                   # items that failed repeatedly, with their last error
 
-`make` travels to where the work is done and makes a worker there; it holds plain values and never a secret. What must
-be alike everywhere is in the worker's facts: a worker with others gets no unit.
+`make` is serialized, sent to the worker's process and creates the worker there; it holds plain values and never a secret.
+Everything that must be identical on all workers is part of the worker's facts; a worker whose facts differ gets no unit.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ Result_co = TypeVar("Result_co", covariant=True)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-Report = Callable[[Any], None]  # a worker's word on the item at hand; the newest stands for all before it
+Report = Callable[[Any], None]  # a worker's progress on its current item; the newest report replaces earlier ones
 Facts = Mapping[str, Any]  # JSON
 
 
 class FleetError(UserError, RuntimeError):
-    """No worker can do the work, or units failed; what is committed is kept."""
+    """No worker can do the work, or units failed; committed results are kept."""
 
 
 class Worker(Protocol[Item_contra, Result_co]):
-    """Made once where the work is done, and used for one item after another."""
+    """Created once in the process that computes, then used for one item after another."""
 
     @property
     def facts(self) -> Facts:
-        """What results depend on besides the items: weights, device, engine."""
+        """Everything that results depend on besides the items: weights, device, engine."""
         ...
 
     def work(self, item: Item_contra, report: Report) -> Result_co: ...
@@ -49,17 +49,17 @@ class Worker(Protocol[Item_contra, Result_co]):
     def close(self) -> None: ...
 
 
-MakeWorker = Callable[[str], Worker[Item, Result]]  # of the device that it shall work on: auto, cpu, cuda, cuda:N
+MakeWorker = Callable[[str], Worker[Item, Result]]  # argument: the worker's device, auto, cpu, cuda or cuda:N
 
 
 class Crew(Protocol[Item_contra, Result_co]):
-    """Workers that are ready, or at least one of them.
+    """A group of workers, at least one of which is ready.
 
     Attributes:
-        facts: Of all its workers.
-        pieces: In how many items work is best cut that may be cut anywhere.
-        in_order: Whether results come in the order of the items.
-        left_out: Key -> error of items that failed on one worker after another.
+        facts: The facts that all workers share.
+        pieces: Recommended number of items for work that can be split anywhere.
+        in_order: Whether results arrive in the order of the items.
+        left_out: Key -> last error of the items that failed on several workers.
     """
 
     facts: Facts
@@ -70,32 +70,50 @@ class Crew(Protocol[Item_contra, Result_co]):
     def map(
         self, items: Iterable[tuple[int, Item_contra]], *, watch: Callable[[int, Any], None] = ...
     ) -> Iterator[tuple[int, Result_co]]:
-        """Results as they come. watch: called with (key, what its worker reported last). Raises FleetError."""
+        """Yield (key, result) pairs as they arrive.
+
+        Args:
+            items: (key, item) pairs.
+            watch: Called with a key and its worker's last progress report.
+
+        Raises:
+            FleetError: No worker is left.
+        """
         ...
 
 
 class Fleet(Protocol):
-    """An option of `fleet`. elsewhere: its workers are other processes, perhaps on other machines."""
+    """An option of `fleet`.
+
+    Attributes:
+        elsewhere: Whether its workers are other processes, possibly on other machines.
+    """
 
     elsewhere: ClassVar[bool]
 
     def crew(
         self, make: MakeWorker[Item, Result], *, device: str, expected: Callable[[], Facts]
     ) -> AbstractContextManager[Crew[Item, Result]]:
-        """Workers for the length of a block. device: as configured; expected: facts as the caller finds them here.
+        """Provide workers for the duration of a `with` block.
 
-        Raises FleetError where no worker can be had, or where it finds other facts than those expected.
+        Args:
+            make: Creates a worker on a device.
+            device: As configured.
+            expected: Returns the facts that this process expects of the workers.
+
+        Raises:
+            FleetError: No worker can be started, or the first worker's facts differ from the expected ones.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class WorkError:
-    """What a worker's exception was, as text: exceptions of libraries do not travel well.
+    """A worker's exception as text, because many library exceptions cannot be serialized.
 
     Args:
-        text: For the user: the message of a UserError, the type and message of others.
-        trace: The traceback, "" of a UserError, whose message is complete.
+        text: Message for the user: that of a UserError; type and message of any other exception.
+        trace: The traceback; "" for a UserError, whose message is complete.
     """
 
     text: str
@@ -115,13 +133,13 @@ class WorkError:
 
 
 def package_facts() -> dict[str, str]:
-    """Versions that workers must share with each other, and with whoever keeps their results."""
+    """Package versions, which must be the same on all workers and in the process that stores their results."""
     packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
     return {"cft": __version__, "python": platform.python_version(), **packages}
 
 
 def differing(expected: Facts, found: Facts) -> list[str]:
-    """A line for each fact that is expected and found otherwise. `probe`: of a server's weights, equal but for noise."""
+    """One line for each fact that differs from its expected value. `probe` (of a server's weights) may differ by noise."""
     return [
         f"  {key}: expected {expected[key]!r}, found {found.get(key)!r}"
         for key in sorted(expected)
@@ -138,11 +156,11 @@ def _same_servers(expected: Any, found: Any) -> bool:
 
 
 def silent(key: int, progress: Any) -> None:
-    """Watches nothing."""
+    """Default of `watch`: ignore progress reports."""
 
 
 def left_out_message(left_out: Mapping[int, str], *, kept: str, command: str) -> str:
-    """What failed, what is kept, and what to type."""
+    """Message for the user: the failed units, what is kept, and the command that retries them."""
     shown = 8
     lines = [f"  unit {key}: {error}" for key, error in sorted(left_out.items())[:shown]]
     lines += [f"  and {len(left_out) - shown} more"] if len(left_out) > shown else []

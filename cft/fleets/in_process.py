@@ -1,4 +1,4 @@
-"""fleet=none: the one worker is this process."""
+"""fleet=none: this process is the only worker."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from cft.fleets.base import Facts, Item, MakeWorker, Result, Worker, silent
 
 
 class InProcess:
-    """No workers elsewhere: units are computed one after another, here. An error of a unit ends the work, and what is
-    expected of workers is what this one finds."""
+    """Compute units one after another in this process.
+
+    An exception in a unit ends the command. Facts are not compared with expected ones, since there is only one worker.
+    """
 
     elsewhere: ClassVar[bool] = False
 
     @contextmanager
     def crew(
         self, make: MakeWorker[Item, Result], *, device: str, expected: Callable[[], Facts]
-    ) -> Iterator[_Alone[Item, Result]]:
+    ) -> Iterator[_SingleWorker[Item, Result]]:
         worker = make(device)
         try:
-            yield _Alone(worker, worker.facts)
+            yield _SingleWorker(worker, worker.facts)
         finally:
             worker.close()
 
 
 @dataclass(slots=True)
-class _Alone(Generic[Item, Result]):
+class _SingleWorker(Generic[Item, Result]):
     worker: Worker[Item, Result]
     facts: Facts
     pieces: int = 1

@@ -1,8 +1,8 @@
-"""fleet=ray: each worker is an actor of Ray; it holds model, engine and verifiers, and does whole units.
+"""fleet=ray: each worker is a Ray actor that holds model, engine and verifiers, and computes whole units.
 
-Only one process, the driver, decides and writes (`cft/fleets/dispatch.py`): actors get an item and give back its result.
-A worker that dies is replaced by a new actor, which Ray puts where there is room, and not restarted by Ray: until it has
-a place it holds no unit. The driver hears of progress through one more actor, to which workers send it now and then.
+Only one process, the driver, schedules and writes (`cft/fleets/dispatch.py`): actors receive an item and return its result.
+Ray does not restart a worker that dies; the driver requests a new actor, which Ray places wherever resources are free and
+which holds no unit before it runs. Workers report progress to one more actor, which the driver polls.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
     from cft.fleets.base import Worker
 
 REPORT_EVERY_S = 1.0
-CLOSING_S = 5.0  # for what a worker holds beside its memory, such as processes of its own
+CLOSING_S = 5.0  # time for a worker to release what it holds besides memory, such as child processes
 
 
 class Ray:
     """Workers on a Ray cluster, or on this machine.
 
-    The package must be installed on every node, in the same versions, and model.path must lead to the same weights there.
+    The package must be installed on every node, in the same versions, and model.path must give the same weights on each.
 
     Args:
         address: "auto" (the cluster that this machine is part of, or RAY_ADDRESS), a cluster's address, or None: RAY_ADDRESS
-            where that is set, else a cluster on this machine alone, started for this command and ended with it.
-        num_workers: How many; None = as many as the cluster has room for when the command begins.
-        num_cpus: Processor cores that one worker reserves.
-        num_gpus: GPUs that one worker reserves; a fraction shares one. None = 1 where the cluster has GPUs and device is
+            if it is set, else a cluster on this machine only, started for this command and ended with it.
+        num_workers: Number of workers; None = as many as fit into the cluster when the command starts.
+        num_cpus: CPU cores that one worker reserves.
+        num_gpus: GPUs that one worker reserves; a fraction shares one. None = 1 if the cluster has GPUs and device is
             not cpu, else 0. Without a GPU a worker computes on the CPU.
-        resources: Further resources that one worker reserves, by their names in the cluster: what kind of node it needs.
-        max_restarts: How often a worker that died is replaced.
-        max_failures: After how many failures, on different workers, a unit is left out.
-        pending_timeout_s: Seconds after which a worker that has no place is reported, and after which the command ends if
-            none has one.
+        resources: Custom resources that one worker reserves, by their names in the cluster, to select a kind of node.
+        max_restarts: Number of times that a worker that died is replaced.
+        max_failures: Number of failures, on different workers, after which a unit is left out.
+        pending_timeout_s: Seconds after which a worker that has not started is reported, and after which the command ends
+            if none has started.
 
     Raises:
-        BadValue: the address is one of a Ray client.
+        BadValue: The address is that of a Ray client (ray://).
     """
 
     elsewhere: ClassVar[bool] = True
@@ -84,7 +84,7 @@ class Ray:
         self, make: MakeWorker[Item, Result], *, device: str, expected: Callable[[], Facts]
     ) -> Iterator[Dispatcher[Item, Result]]:
         """See `cft.fleets.base.Fleet`."""
-        known = expected()  # what is wrong here is said before workers are asked for
+        known = expected()  # first, so that errors in this process are raised before workers are requested
         with _connected(self.address):
             needs = self._needs(device)
             actors = Actors(make, device=device if needs.get("GPU") or device == "cuda" else "cpu", needs=needs)
@@ -99,7 +99,7 @@ class Ray:
                 actors.close()
 
     def _needs(self, device: str) -> dict[str, float]:
-        """Resources of one worker by Ray's names. Raises FleetError."""
+        """Resources of one worker, by Ray's names."""
         ray = _ray()
         gpus = self.num_gpus
         if gpus is None:
@@ -108,30 +108,30 @@ class Ray:
 
 
 def _ray() -> Any:
-    import ray  # pyright: ignore[reportMissingImports] - an extra, which the config check has asked for
+    import ray  # pyright: ignore[reportMissingImports] - an extra, whose presence the config check has verified
 
     return ray
 
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """Raises FleetError where the cluster does not answer."""
+    """Connect to the cluster for the duration of a `with` block. Raises FleetError if it cannot be reached."""
     ray = _ray()
-    if ray.is_initialized():  # by the program that called the stage, whose connection stays
+    if ray.is_initialized():  # by the calling program, whose connection stays open
         yield
         return
     wanted = address or os.environ.get("RAY_ADDRESS") or "local"
-    # Workers' lines would run through the progress bar; they are in Ray's own log files.
+    # Workers' output would break the progress bar; it is in Ray's own log files.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if wanted == "local":
         options["include_dashboard"] = False
     try:
         ray.init(address=wanted, **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        said = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise FleetError(
-            f"fleet.address={wanted}: no Ray cluster can be reached there ({said[0] if said else type(error).__name__}). Start "
-            "one with ray start --head, or leave fleet.address=null to use this machine alone"
+            f"fleet.address={wanted}: no Ray cluster can be reached there ({lines[0] if lines else type(error).__name__}). "
+            "Start one with ray start --head, or set fleet.address=null to use this machine only"
         ) from error
     try:
         yield
@@ -140,14 +140,14 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _room_for(needs: Mapping[str, float]) -> int:
-    """Workers that the whole cluster could hold, 1 at least: more nodes may come."""
+    """Number of workers that fit into the whole cluster, at least 1 since nodes may be added."""
     ray = _ray()
-    there = ray.cluster_resources()
-    return max(1, int(min(there.get(name, 0) // need for name, need in needs.items() if need)))
+    total = ray.cluster_resources()
+    return max(1, int(min(total.get(name, 0) // need for name, need in needs.items() if need)))
 
 
 class _Actor:
-    """A worker as Ray runs it. It answers with plain values: (True, value) or (False, WorkError)."""
+    """A worker as a Ray actor. Its methods return plain values: (True, value) or (False, WorkError)."""
 
     def __init__(self, number: int, board: Any) -> None:
         self.number, self.board = number, board
@@ -155,26 +155,26 @@ class _Actor:
         self.reported = 0.0
 
     def place(self) -> tuple[str, str]:
-        """(node, where it is for people)."""
+        """(node id, process and address for messages)."""
         ray = _ray()
         context = ray.get_runtime_context()
         return context.get_node_id(), f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
 
     def start(self, make: MakeWorker[Any, Any], device: str, folder: str) -> tuple[bool, Any]:
-        """folder: of the driver, where relative paths of the configuration begin."""
+        """folder: the driver's working directory, to which relative paths of the configuration refer."""
         try:
             if os.path.isdir(folder):
                 os.chdir(folder)
             self.worker = make(device)
             return True, dict(self.worker.facts)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the driver decides
+        except Exception as error:  # noqa: BLE001 - the driver handles any exception
             return False, WorkError.of(error)
 
     def work(self, key: int, item: Any) -> tuple[bool, Any]:
         assert self.worker is not None
         try:
             return True, self.worker.work(item, lambda progress: self._report(key, progress))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the driver decides
+        except Exception as error:  # noqa: BLE001 - the driver handles any exception
             return False, WorkError.of(error)
 
     def close(self) -> None:
@@ -187,17 +187,17 @@ class _Actor:
             self.board.put.remote(self.number, key, progress)
 
 
-class _Board:
-    """Where workers leave word for the driver."""
+class _ProgressBoard:
+    """An actor to which workers report their progress, and which the driver reads."""
 
     def __init__(self) -> None:
-        self.words: dict[int, tuple[int, Any]] = {}
+        self.reports: dict[int, tuple[int, Any]] = {}
 
     def put(self, number: int, key: int, progress: Any) -> None:
-        self.words[number] = (key, progress)
+        self.reports[number] = (key, progress)
 
     def read(self) -> dict[int, tuple[int, Any]]:
-        return self.words
+        return self.reports
 
 
 @dataclass(slots=True)
@@ -205,9 +205,9 @@ class Actors:
     """A `cft.fleets.dispatch.Backend` on the cluster that this process is connected to.
 
     Args:
-        make: Makes a worker, on the device.
+        make: Creates a worker on the device.
         device: As in `cft.models.device.place`.
-        needs: Resources of one worker by Ray's names.
+        needs: Resources of one worker, by Ray's names.
     """
 
     make: MakeWorker[Any, Any]
@@ -216,7 +216,7 @@ class Actors:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _actors: dict[int, Any] = field(default_factory=dict)
     _nodes: dict[int, str] = field(default_factory=dict)
-    _keys: dict[int, int] = field(default_factory=dict)  # worker -> item under way
+    _keys: dict[int, int] = field(default_factory=dict)  # worker -> key of its current item
     _calls: dict[Any, tuple[int, Literal["place", "start", "work"]]] = field(default_factory=dict)
     _board: Any = None
     _reading: Any = None
@@ -224,7 +224,7 @@ class Actors:
     def hire(self) -> int:
         ray = _ray()
         if self._board is None:
-            self._board = ray.remote(_Board).options(num_cpus=0, max_restarts=-1).remote()
+            self._board = ray.remote(_ProgressBoard).options(num_cpus=0, max_restarts=-1).remote()
         further = {name: need for name, need in self.needs.items() if name not in ("CPU", "GPU")}
         number = next(self._numbers)
         self._actors[number] = (
@@ -269,7 +269,7 @@ class Actors:
         self._keys.pop(worker, None)
         try:
             found = ray.get(call)
-        except ray.exceptions.RayTaskError as error:  # of Ray's own about the call: something does not travel
+        except ray.exceptions.RayTaskError as error:  # Ray's own error about the call: something cannot be serialized
             return Failed(worker, WorkError(str(error).strip().splitlines()[-1], str(error)))
         except ray.exceptions.RayError as error:
             return Gone(worker, _reason(error), node=self._nodes.get(worker) in _lost_nodes())
@@ -293,20 +293,20 @@ class Actors:
             return {}
         reading, self._reading = self._reading, None
         try:
-            words = ray.get(reading)
-        except ray.exceptions.RayError:  # it was on a node that is lost, and comes back elsewhere
+            reports = ray.get(reading)
+        except ray.exceptions.RayError:  # its node was lost; Ray restarts it on another one
             return {}
-        return {key: progress for number, (key, progress) in words.items() if self._keys.get(number) == key}
+        return {key: progress for number, (key, progress) in reports.items() if self._keys.get(number) == key}
 
     def room(self) -> str:
         ray = _ray()
-        there, free = ray.cluster_resources(), ray.available_resources()
-        asked = {name: need for name, need in self.needs.items() if need}
-        has = ", ".join(f"{there.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in asked)
-        return f"it needs {', '.join(f'{need:g} {name}' for name, need in asked.items())}, the cluster has {has}"
+        total, free = ray.cluster_resources(), ray.available_resources()
+        needs = {name: need for name, need in self.needs.items() if need}
+        has = ", ".join(f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in needs)
+        return f"it needs {', '.join(f'{need:g} {name}' for name, need in needs.items())}, the cluster has {has}"
 
     def close(self) -> None:
-        """End all workers: what is under way is lost, the rest close what they hold."""
+        """End all workers: busy ones lose their item, idle ones first release their resources."""
         ray = _ray()
         busy = {worker for worker, _ in self._calls.values()}
         with suppress(ray.exceptions.RayError):
@@ -319,7 +319,7 @@ class Actors:
 
 
 def _reason(error: Exception) -> str:
-    """The sentences of Ray's message that say what happened, without its guesses at why."""
+    """The sentence of Ray's message that says what happened, without its list of possible causes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [
         line

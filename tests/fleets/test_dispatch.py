@@ -153,13 +153,13 @@ def test_a_replacement_that_never_comes_holds_no_item_and_is_reported(capsys: py
     assert results(crew(script, pending_timeout_s=5.0), 12) == {i: i * i for i in range(12)}
     assert {worker for worker, _ in script.given} == {0, 1, 2}
     said = capsys.readouterr().out
-    assert said.count("has waited 5 seconds for room: it needs 1 CPU, the cluster has 0") == 1
-    assert "Worker 1 (node 1) died: killed; a new one is asked for" in said
+    assert said.count("has waited 5 seconds for resources: it needs 1 CPU, the cluster has 0") == 1
+    assert "Worker 1 (node 1) died: killed; a replacement is requested" in said
 
 
 def test_where_no_worker_comes_in_time_the_command_ends() -> None:
     with pytest.raises(
-        FleetError, match=r"pending_timeout_s=50 seconds: it needs 1 CPU, the cluster has 0\. Make room"
+        FleetError, match=r"pending_timeout_s=50 seconds: it needs 1 CPU, the cluster has 0\. Free some resources"
     ):
         crew(Script(arrives=lambda worker: []))
 
@@ -176,7 +176,7 @@ def test_a_worker_that_cannot_begin_ends_the_command_at_once() -> None:
     script = Script(
         arrives=lambda worker: [Placed(worker, "node 7"), Failed(worker, WorkError("model.path=x: no such folder"))]
     )
-    with pytest.raises(FleetError, match=r"\(node 7\) cannot begin: model\.path=x: no such folder"):
+    with pytest.raises(FleetError, match=r"\(node 7\) cannot start: model\.path=x: no such folder"):
         crew(script)
     assert script.given == []
 

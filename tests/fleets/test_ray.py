@@ -118,8 +118,8 @@ def work(
 
 def kill(crew: Dispatcher[Any, Any], *, busy: int) -> None:
     """End the process of a worker that has an item, as the kernel does when memory is short."""
-    hands = [hand for hand in crew._hands.values() if hand.task]
-    found = re.match(r"process (\d+) on", hands[busy % len(hands)].where)
+    workers = [worker for worker in crew._workers.values() if worker.task]
+    found = re.match(r"process (\d+) on", workers[busy % len(workers)].where)
     assert found
     os.kill(int(found[1]), signal.SIGKILL)
 
@@ -140,7 +140,7 @@ def test_a_worker_that_no_node_has_room_for_ends_the_command_in_time(nodes: Node
 
 
 def test_what_a_worker_refuses_to_begin_with_is_the_error_of_the_command(nodes: Nodes) -> None:
-    with pytest.raises(FleetError, match=r"process \d+ on .* cannot begin: model\.path=x: no such folder here"):
+    with pytest.raises(FleetError, match=r"process \d+ on .* cannot start: model\.path=x: no such folder here"):
         work([1], make=Unable)
 
 
@@ -183,7 +183,7 @@ def test_two_workers_and_a_node_are_killed_and_every_unit_is_there_once(
         if len(commits) == 11:
             head = nodes.cluster.head_node.node_id
             assert crews[0].backend._nodes  # pyright: ignore
-            places = {crews[0].backend._nodes.get(n) for n in crews[0]._hands}  # pyright: ignore
+            places = {crews[0].backend._nodes.get(n) for n in crews[0]._workers}  # pyright: ignore
             nodes.lose(next(node for node in places if node and node != head))
 
     monkeypatch.setattr(AnnotationStore, "commit", watched)
@@ -192,7 +192,7 @@ def test_two_workers_and_a_node_are_killed_and_every_unit_is_there_once(
     assert ended.status == 0, ended.text
     print(ended.out)
     assert sorted(commits) == list(range(24))
-    assert ended.text.count("a new one is asked for") >= 3
+    assert ended.text.count("a replacement is requested") >= 3
     same_annotation(tmp_path / "annotations" / "b", whole)
 
 
