@@ -1,1 +1,1 @@
-"""Reinforcement learning from a checkpoint: TRL's GRPOTrainer with our prompts, our verifier and our records."""
+"""Reinforcement learning from a checkpoint: TRL's GRPOTrainer with this package's prompts, verifier and run records."""

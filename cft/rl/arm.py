@@ -1,4 +1,4 @@
-"""Which arm of a comparison a run of cft rl is: the arm that it starts from, and what was made of it."""
+"""The arm of a comparison that a run of cft rl belongs to: the arm of its starting checkpoint plus its own settings."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from typing import Any
 from cft.runs.arm import METHOD, part_of
 from cft.runs.results import RunResults
 
-# Parts of the config that make the weights what they are.
+# Parts of the config that determine the trained weights.
 PARTS = (
     *("model", "prompt", "data", "optimizer", "schedule", "rollout", "grpo", "critical", "positions", "reward"),
     *("steps", "limit", "pass_rates", "micro_batch_size", "max_grad_norm", "precision"),
 )
 RATES_OF = "pass_rates.annotation"
-RL = "rl"  # the key of an arm that says so: its loss
+RL = "rl"  # key that an arm has after cft rl; its value is the loss type
 _START = "start"
-_ELSEWHERE = ("checkpoint", "resume", "save_every_n_steps", "device", "export")
+_NOT_IN_ARM = ("checkpoint", "resume", "save_every_n_steps", "device", "export")
 
 
 def start_settings(trained: RunResults | None, *, weights: str) -> dict[str, Any]:
-    """Of what it starts from, under `start.`: its settings, or the hash of weights of which nothing is known."""
+    """Settings of the starting checkpoint, under `start.`; without results of it, the hash of its weights.
+
+    Args:
+        trained: Results of the run that trained the starting checkpoint, None if there are none.
+        weights: SHA-256 of its weights, "" if unknown.
+    """
     if trained is not None:
         return {f"{_START}.{name}": value for name, value in trained.settings.items()}
     return {f"{_START}.weights": weights} if weights else {}
@@ -29,8 +34,16 @@ def start_settings(trained: RunResults | None, *, weights: str) -> dict[str, Any
 def arm_after(
     trained: RunResults | None, own: Mapping[str, Any], *, loss_type: str, checkpoint: str, weights: str
 ) -> dict[str, Any]:
-    """own: the arm by this run's own config. checkpoint, weights: of a start without results, else ""."""
-    mine = {name: value for name, value in own.items() if part_of(name) not in _ELSEWHERE and name != RATES_OF}
+    """The arm of a run: that of the starting checkpoint, extended by this run's own.
+
+    Args:
+        trained: Results of the run that trained the starting checkpoint, None if there are none.
+        own: The arm according to this run's own config.
+        loss_type: This run's loss.
+        checkpoint: Name of a starting checkpoint without results, else "".
+        weights: Hash of its weights, else "".
+    """
+    mine = {name: value for name, value in own.items() if part_of(name) not in _NOT_IN_ARM and name != RATES_OF}
     mine[RL] = loss_type
     if trained is None:
         return mine | ({"model": checkpoint, "weights": weights[:12]} if weights else {})

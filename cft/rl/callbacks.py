@@ -1,4 +1,4 @@
-"""What TRL's Trainer tells while it runs: to our loggers, and to end where a cluster says so."""
+"""Callbacks of TRL's trainer: one writes metrics to the loggers, one stops the run when it is interrupted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cft.training.callbacks.interruption import Interruption
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-# TRL's name of a value -> ours in metrics.csv.
+# TRL's name of a metric -> its name in metrics.csv.
 LOGGED = {
     "reward": "train/reward",
     "reward_std": "train/reward_std",
@@ -34,9 +34,12 @@ LOGGED = {
 
 
 class Record(TrainerCallback):
-    """Each step's values, to the loggers; a step is counted from 0, as in a training.
+    """Log the metrics of each optimizer step, counted from 0 as in cft train.
 
-    further: values of the step that TRL does not know.
+    Args:
+        loggers: Where metrics are written.
+        on_step: Called after each optimizer step.
+        further: Metrics of the current step that TRL does not compute.
     """
 
     def __init__(self, loggers: Sequence[Logger], *, on_step: Any, further: Mapping[str, float]) -> None:
@@ -59,9 +62,13 @@ class Record(TrainerCallback):
 
 
 class StopWhenAsked(TrainerCallback):
-    """After the step under way, its checkpoint written. The stage then raises (`Interruption.stop_if_asked`).
+    """On an interruption, stop after the current optimizer step and save a checkpoint.
 
-    every: steps on the same responses, which no checkpoint holds.
+    The stage then raises `Interrupted` (`Interruption.stop_if_asked`).
+
+    Args:
+        interruption: The reasons to stop.
+        every: Optimizer steps on the same responses. A checkpoint does not hold responses, so the run stops only at a multiple.
     """
 
     def __init__(self, interruption: Interruption, *, every: int) -> None:

@@ -1,12 +1,12 @@
-"""Loss on the critical tokens of right responses alone (grpo.token_mask=critical).
+"""Loss on only the critical tokens of correct responses (grpo.token_mask=critical).
 
-    rollouts -> verdicts -> right responses of groups with a signal -> counterfactuals by the policy as it is now
+    rollouts -> verdicts -> correct responses of groups with a nonzero advantage -> counterfactuals by the current policy
         -> critical tokens keep the advantage of their response, its other tokens get 0
 
-The test is that of `cft annotate responses=given` on what was sampled, with the positions that `positions` picks; a position
-that is not tried is not critical. Right responses that are not tested (more than `critical.responses` in a group, too long to
-leave counterfactuals room, or a step between two tested ones) keep the advantage on all tokens, and so do wrong ones, which no
-critical token decides.
+The test is that of `cft annotate responses=given`, applied to the rollouts, at the positions that `positions` selects; a
+position that is not tested is not critical. Correct responses that are not tested (more than `critical.responses` in a group,
+too long to leave room for counterfactuals, or from a step that `critical.every_n_steps` skips) keep the advantage on all
+tokens. So do wrong responses, for which critical tokens are not defined.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class CriticalTokens:
-    """Finds them at each step.
+    """Finds the critical tokens of each step's rollouts and turns advantages per response into advantages per token.
 
     Args:
-        model: A second copy of the policy, which TRL does not know; it gets the policy's weights before it is asked.
-        annotator: Of that model, made again for each set of weights, with responses=given.
+        model: A second copy of the policy, independent of TRL's; it gets the policy's weights before each test.
+        annotator: Creates an annotator of that model, with responses=given; called again for each set of weights.
         asked: The problems.
-        num_generations: Responses of a group, which stand one after the other.
-        responses: Right ones of a group that are tested, at most; -1 = all.
-        every_n_steps: Between two steps whose responses are tested.
-        mask: Whose tokens have loss.
-        wrong: Whether tokens of wrong responses have loss.
-        outcomes: Of the step's responses, heard before `spread` is called.
-        facts: What the last step took, by its name in metrics.csv; empty where nothing was tested.
-        rows: Of the last step, as annotated.
+        num_generations: Responses per group; a group's responses are consecutive.
+        responses: Maximum number of correct responses tested per group; -1 = all.
+        every_n_steps: Responses are tested every this many optimizer steps.
+        mask: Selects the tokens that carry loss.
+        wrong: Whether tokens of wrong responses carry loss.
+        outcomes: Outcomes of the current step's responses, set before `token_advantages` is called.
+        facts: Metrics of the last step, by their names in metrics.csv; empty if nothing was tested.
+        rows: Annotated responses of the last step, by their index in the batch.
     """
 
     model: PreTrainedModel
@@ -64,13 +64,20 @@ class CriticalTokens:
     facts: dict[str, float] = field(default_factory=dict)
     rows: dict[int, AnnotatedResponse] = field(default_factory=dict)
 
-    def hear(self, outcomes: list[Outcome]) -> None:
+    def set_outcomes(self, outcomes: list[Outcome]) -> None:
         self.outcomes = outcomes
 
-    def spread(
+    def token_advantages(
         self, found: Mapping[str, Any], names: Sequence[str], *, weights: Mapping[str, Any], step: int
     ) -> Tensor:
-        """Advantages [B, T] of a step's tokens. found: what TRL made of its rollouts. names: ids of their problems."""
+        """Advantages [B, T] of the tokens of a step's rollouts.
+
+        Args:
+            found: TRL's output for the rollouts: completion ids, mask [B, T] and advantages [B].
+            names: Problem ids of the rollouts.
+            weights: State dict of the policy.
+            step: Index of the optimizer step.
+        """
         self.facts.clear()
         self.rows = {}
         advantages_B, kept_BT = found["advantages"], found["completion_mask"]
@@ -131,7 +138,7 @@ class CriticalTokens:
 def critical_tokens(
     cfg: RlConfig, policy: LazyModel, asked: Asked, *, prompt: Prompt, grader: Grader
 ) -> CriticalTokens:
-    """With a second copy of the model: TRL exchanges the forward pass of the one it trains."""
+    """Build `CriticalTokens` with a second copy of the model, since TRL replaces the forward pass of the trained one."""
     tokenizer, facts = policy.tokenizer, policy.facts
     copy = LazyModel(policy.spec, tokenizer, ends=[prompt.end_id(tokenizer)], device=cfg.device)
     make_engine, positions = build(cfg.engine), build(cfg.positions)
@@ -166,6 +173,6 @@ def critical_tokens(
 
 
 def same_weights(weights: Mapping[str, Any], model: Any) -> None:
-    """Another copy becomes the policy as it is in memory, in its precision."""
+    """Load the policy's current weights into another copy, in float32."""
     model.float()
     model.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""The problems that are responded to: none that is tested on, and none whose prompt leaves too little room."""
+"""Selects the problems of cft rl: without test problems, and without prompts that leave too little room in the context."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Problems with the ids of their prompts, by problem id; and how many were left out, and why."""
+    """The selected problems.
+
+    problems: in order. prompts: prompt token ids by problem id. left_out: reason -> number of problems left out.
+    """
 
     problems: tuple[Problem, ...]
     prompts: dict[str, list[int]]
@@ -38,18 +41,21 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class KnownRates:
-    """by_problem: pass rates by id, NaN where none of a problem's rollouts is decided. bounds: of those that are wanted."""
+    """Known pass rates, and the range of pass rates to train on.
+
+    by_problem: pass rate by problem id, NaN if all of a problem's rollouts are undecided. bounds: the wanted range.
+    """
 
     by_problem: Mapping[str, float]
     bounds: PassRates
 
     @classmethod
     def of(cls, store: AnnotationStore, bounds: PassRates) -> KnownRates:
-        """Raises ConfigError where the annotation holds no rollouts."""
+        """Read the pass rates of an annotation. Raises ConfigError if it holds no rollouts."""
         if not holds_rollouts(store.manifest()):
             raise ConfigError(
-                f"pass_rates.annotation: {store.folder} holds responses of one verdict; expected rollouts, made with: cft "
-                "annotate responses=rollouts num_samples=8 (and model=..., data=... as here)"
+                f"pass_rates.annotation: {store.folder} holds only responses of one verdict; expected rollouts, created with: "
+                "cft annotate responses=rollouts num_samples=8 (and model=..., data=... as here)"
             )
         return cls({record.problem_id: record.pass_rate for record in store.problems()}, bounds)
 
@@ -69,11 +75,21 @@ def asked(
     at_least: int,
     rates: KnownRates | None = None,
 ) -> Asked:
-    """limit: of problems, -1 = all. held_out: normalized questions of the benchmark. at_least: problems of one step. rates:
-    None = problems of any pass rate.
+    """Select the training problems and tokenize their prompts.
+
+    Args:
+        data: Problems by split; the train split is used.
+        limit: Maximum number of problems, -1 = all.
+        held_out: Normalized questions of the benchmark, which are left out.
+        prompt: Renders a question.
+        tokenizer: Tokenizer of the policy.
+        context: Maximum length of a sequence, tokens.
+        max_new_tokens: Maximum length of a response, tokens.
+        at_least: Minimum number of problems: those of one step.
+        rates: Pass rates to select by; None = problems of any pass rate.
 
     Raises:
-        ConfigError: too few are left.
+        ConfigError: Fewer than `at_least` problems are left.
     """
     problems = data.of("train")
     free = [problem for problem in problems if normalized(problem.question) not in held_out]
@@ -91,11 +107,11 @@ def asked(
         reasons = "".join(f", {count} left out ({reason})" for reason, count in left_out.items())
         raise ConfigError(
             f"rollout.problems_per_step={at_least}: data {data.name} gives {len(fit)} problems{reasons}; expected at least "
-            "those of one step. Lower it, raise limit, or choose other data"
+            "enough for one step. Lower it, raise limit, or choose other data"
         )
     return Asked(tuple(fit), {problem.id: prompts[problem.id] for problem in fit}, left_out)
 
 
 def rows_of(problems: Sequence[Problem]) -> dict[str, list[str]]:
-    """The columns of TRL's data set. A prompt is named by its problem: its ids are ours (`cft/rl/trainer.py`)."""
+    """Columns of TRL's data set. `prompt` holds the problem id, which the trainer maps to token ids (`cft/rl/trainer.py`)."""
     return {"prompt": [problem.id for problem in problems], "answer": [problem.answer for problem in problems]}

@@ -4,10 +4,10 @@
     wrong, or cut off unanswered     0
     undecided                        None
 
-TRL leaves a response without a reward out of its group's mean and deviation and gives it no advantage, so that what the
-verifier could not decide is neither right nor wrong. Lengths count only among right responses, after TLDR (arXiv
-2505.07961): a reconstruction, since the paper's formula was not at hand; with a coefficient of at most 1 no right response
-gets less than a wrong one.
+TRL leaves a response without a reward out of its group's mean and standard deviation and gives it no advantage, so that a
+response that the verifier could not decide counts as neither right nor wrong. The length penalty applies only to right
+responses, after TLDR (arXiv 2505.07961); it is a reconstruction, since the paper's formula was not available. With a
+coefficient of at most 1, no right response gets a lower reward than a wrong one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNDECIDED_RATE = "undecided_rate"
 
 
 def reward_of(outcome: Outcome, *, tokens: int, max_new_tokens: int, length_penalty: float) -> float | None:
-    """tokens: of the response."""
+    """The reward of a response of `tokens` tokens; formula at the top of this module."""
     if outcome == Outcome.UNDECIDED:
         return None
     return 1.0 - length_penalty * tokens / max_new_tokens if outcome == Outcome.RIGHT else 0.0
@@ -39,10 +39,14 @@ def verified_reward(
     length_penalty: float,
     on_outcomes: Callable[[list[Outcome]], None] = lambda outcomes: None,
 ) -> Callable[..., list[float | None]]:
-    """A reward function as TRL calls it, which logs what share is right, of the decided ones, and what share undecided.
+    """A reward function for TRL. It logs the fraction of right responses among the decided ones, and the undecided fraction.
 
-    ends: tokens that end a response; one that does not end in them was cut off. on_outcomes: gets those of a step's responses,
-    in their order.
+    Args:
+        grader: Grades a completion against the gold answer.
+        ends: Ids of end tokens; a response that does not end with one was cut off.
+        max_new_tokens: Maximum length of a response, tokens.
+        length_penalty: Coefficient of the penalty, 0-1.
+        on_outcomes: Called with the outcomes of a step's responses, in order.
     """
 
     def verdict(

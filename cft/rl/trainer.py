@@ -1,10 +1,9 @@
-"""TRL's GRPOTrainer as a configuration describes it.
+"""Builds TRL's GRPOTrainer from a configuration.
 
-It is TRL's in all but two things. Prompts are ids that our prompt made once (`cft/prompts/chat.py`), given to it as they are,
-so that no second tokenization of a rendered text can differ from them. And with grpo.token_mask=critical a response's advantage
-becomes one of each of its tokens, 0 where the token has no loss: TRL takes advantages of either shape. What is divided by, the
-KL term, the entropy and the ratio of a whole response are of all tokens then too, as they are of all tokens with
-`top_entropy_quantile`.
+Two things differ from TRL's trainer. First, prompts are token ids rendered once by `cft/prompts/chat.py` and passed unchanged,
+so that a second tokenization of the rendered text cannot differ from them. Second, with grpo.token_mask=critical the advantage
+of a response becomes an advantage per token, 0 for tokens without loss; TRL accepts both shapes. The loss normalizer, the KL
+term, the entropy and the importance ratio of a whole response still cover all tokens, as with `top_entropy_quantile`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 
 
 def settings_of_trl(cfg: RlConfig, *, device: str) -> dict[str, Any]:
-    """Arguments of GRPOConfig that the configuration decides; the rest are TRL's own. device: "cpu" or "cuda:N"."""
+    """Arguments of GRPOConfig that the configuration sets; others keep TRL's defaults. device: "cpu" or "cuda:N"."""
     rollout, grpo = cfg.rollout, cfg.grpo
     return {
         "seed": cfg.seed,
@@ -78,10 +77,20 @@ def grpo_trainer(
     callbacks: list[TrainerCallback],
     critical: CriticalTokens | None = None,
 ) -> Any:
-    """folder: of checkpoints. critical: which tokens of a step's responses have loss, None = all.
+    """Build the trainer.
+
+    Args:
+        cfg: Configuration of cft rl.
+        model: The starting checkpoint.
+        asked: The problems to train on.
+        folder: Where checkpoints are written.
+        device: "cpu" or "cuda:N".
+        reward: The reward function.
+        callbacks: Further callbacks.
+        critical: Selects the tokens that carry loss; None = all tokens.
 
     Raises:
-        ConfigError: what TRL says of a setting that our check let pass, or a TRL that this was not made for.
+        ConfigError: TRL rejects a setting that passed the config check, or the installed TRL is not supported.
     """
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
@@ -89,7 +98,7 @@ def grpo_trainer(
 
     if not all(callable(getattr(GRPOTrainer, name, None)) for name in _OVERRIDDEN):
         raise ConfigError(
-            "cft rl: this version of trl takes prompts otherwise; install one that is known to work: trl==1.16.0"
+            "cft rl: this version of trl handles prompts differently; install one that is known to work: trl==1.16.0"
         )
 
     class WithOurPrompts(GRPOTrainer):
@@ -101,24 +110,26 @@ def grpo_trainer(
             if critical is not None:
                 weights = self.accelerator.unwrap_model(self.model).state_dict()
                 names = [row["prompt"] for row in inputs]
-                found["advantages"] = critical.spread(found, names, weights=weights, step=self.state.global_step)
+                found["advantages"] = critical.token_advantages(
+                    found, names, weights=weights, step=self.state.global_step
+                )
             return found
 
-    logging.getLogger(GRPOTrainer.__module__).addFilter(_no_surprise)
+    logging.getLogger(GRPOTrainer.__module__).addFilter(_unless_undecided)
     set_seed(cfg.seed)
     policy = model.load()
-    policy.config._name_or_path = model.source  # where TRL reads the reference from; its weights are set below
+    policy.config._name_or_path = model.source  # TRL loads the reference model from it; its weights are set below
     try:
         args = GRPOConfig(output_dir=str(folder), **settings_of_trl(cfg, device=device))
     except ValueError as error:
-        raise ConfigError(f"cft rl: TRL refuses these settings: {error}") from error
+        raise ConfigError(f"cft rl: TRL rejects these settings: {error}") from error
     optimizer = factory_of(cfg.optimizer)([p for p in policy.parameters() if p.requires_grad])
     trainer = WithOurPrompts(
         policy,
         reward_funcs=reward,
         args=args,
         train_dataset=Dataset.from_dict(rows_of(asked.problems)),
-        processing_class=copy.deepcopy(model.tokenizer),  # TRL gives it a padding token, our export keeps its own
+        processing_class=copy.deepcopy(model.tokenizer),  # TRL sets a padding token, which the export must not have
         callbacks=callbacks,
         optimizers=(optimizer, None),
     )
@@ -128,6 +139,6 @@ def grpo_trainer(
     return trainer
 
 
-def _no_surprise(record: logging.LogRecord) -> bool:
-    """An undecided response has no reward: TRL would print each with its text, and train/undecided_rate says how many."""
+def _unless_undecided(record: logging.LogRecord) -> bool:
+    """Drop TRL's warning about each response without a reward (an undecided one); train/undecided_rate counts them."""
     return "All reward functions returned None" not in record.getMessage()

@@ -57,7 +57,7 @@ def tokens_of(asked: Asked, outcomes: list[Outcome], *words: str) -> CriticalTok
     grader = Grader(tokenizer, lambda items: [verifier(text, answer) for text, answer in items])
     policy = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
     found = critical_tokens(cfg, policy, asked, prompt=prompt, grader=grader)
-    found.hear(outcomes)
+    found.set_outcomes(outcomes)
     return found
 
 
@@ -68,7 +68,7 @@ def spread(tokens: CriticalTokens, rollouts: Any, advantages: list[float], *, st
     kept = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in responses])
     found = {"completion_ids": padded, "completion_mask": kept, "advantages": torch.tensor(advantages)}
     names = [problem.id for problem in asked.problems for _ in range(4)]
-    return tokens.spread(found, names, weights=brute.model.state_dict(), step=step)
+    return tokens.token_advantages(found, names, weights=brute.model.state_dict(), step=step)
 
 
 def by_brute_force(brute: BruteForce, asked: Asked, i: int, ids: list[int]) -> list[float]:

@@ -73,14 +73,14 @@ def test_the_loss_is_that_of_the_tokens_that_keep_their_advantage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[tuple[dict[str, Any], torch.Tensor]] = []
-    real = CriticalTokens.spread
+    real = CriticalTokens.token_advantages
 
-    def spread(self: CriticalTokens, found: dict[str, Any], *words: Any, **named: Any) -> torch.Tensor:
+    def token_advantages(self: CriticalTokens, found: dict[str, Any], *words: Any, **named: Any) -> torch.Tensor:
         advantages = real(self, found, *words, **named)
         steps.append((dict(found), advantages))
         return advantages
 
-    monkeypatch.setattr(CriticalTokens, "spread", spread)
+    monkeypatch.setattr(CriticalTokens, "token_advantages", token_advantages)
     folder = run(tmp_path / "run", *UNTESTED, "steps=2", "seed=3", "grpo.token_mask=critical", "max_grad_norm=1e9")
     found, advantages = steps[0]
     kept = found["completion_mask"]
@@ -122,5 +122,5 @@ def test_what_it_leaves_is_evaluated_and_reported(tmp_path: Path) -> None:
     runs = collect([second, tested])
     assert {entry.results.identity for entry in runs} == {results["identity"]}
     assert all(entry.logs == second for entry in runs)
-    with pytest.raises(Exception, match=r"holds a run of another configuration that has finished"):
+    with pytest.raises(Exception, match=r"holds a finished run of another configuration"):
         run(second, *few, *settings, *options, "seed=3")
