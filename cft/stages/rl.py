@@ -218,7 +218,7 @@ def _learnt(
         ends=run.model.facts.eos_ids,
         max_new_tokens=cfg.rollout.max_new_tokens,
         length_penalty=cfg.reward.length_penalty,
-        on_outcomes=critical.hear if critical else lambda outcomes: None,
+        on_outcomes=critical.set_outcomes if critical else lambda outcomes: None,
     )
     with progress("Reinforcement learning", total=cfg.steps) as bar:
         trainer = grpo_trainer(
