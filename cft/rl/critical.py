@@ -64,7 +64,7 @@ class CriticalTokens:
     facts: dict[str, float] = field(default_factory=dict)
     rows: dict[int, AnnotatedResponse] = field(default_factory=dict)
 
-    def hear(self, outcomes: list[Outcome]) -> None:
+    def set_outcomes(self, outcomes: list[Outcome]) -> None:
         self.outcomes = outcomes
 
     def spread(

@@ -322,7 +322,7 @@ def _annotate_units(
     with progress("Rolling out" if design else "Annotating", total=todo) as bar:
         deciding = "critical" if wanted(cfg.responses) == Outcome.RIGHT else "turning"
         watch = Watch(bar, units, word=RIGHT if design else deciding)
-        for u, done in crew.map(((u, Problems(tuple(units[u]))) for u in missing), watch=watch.hear):
+        for u, done in crew.map(((u, Problems(tuple(units[u]))) for u in missing), watch=watch.update):
             unit = done.result
             assert isinstance(unit, Unit)
             counts += done.counts

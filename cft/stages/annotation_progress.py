@@ -41,7 +41,7 @@ class Watch:
     started: float = field(default_factory=time.monotonic)
     _estimated: bool = False
 
-    def hear(self, u: int, word: UnitProgress) -> None:
+    def update(self, u: int, word: UnitProgress) -> None:
         self.under_way[u] = word
         if not self._estimated and not np.isnan(word.expected_tokens):
             self._estimated = True

@@ -139,14 +139,14 @@ def solved(
     done = dict[int, int]()
     with progress(title, total=len(problems) * (1 + cfg.num_samples)) as bar:
 
-        def hear(piece: int, samples: int) -> None:
+        def update(piece: int, samples: int) -> None:
             done[piece] = samples
             bar.advance(sum(done.values()) - bar.done)
 
         found = dict[int, list[Sample]]()
-        for piece, samples in crew.map(enumerate(pieces), watch=hear):
+        for piece, samples in crew.map(enumerate(pieces), watch=update):
             found[piece] = samples
-            hear(piece, len(samples))
+            update(piece, len(samples))
     if crew.left_out:
         kept = "An evaluation needs all problems, so no results of this benchmark were written."
         raise FleetError(left_out_message(crew.left_out, kept=kept, command=command))

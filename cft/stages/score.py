@@ -232,14 +232,14 @@ def _computed(
     done, values = dict[int, int](), dict[str, Values]()
     with progress("Scoring", total=sum(map(len, parts))) as bar:
 
-        def hear(piece: int, rows: int) -> None:
+        def update(piece: int, rows: int) -> None:
             done[piece] = rows
             bar.advance(sum(done.values()) - bar.done)
 
         pieces = [parts[i : i + size] for i in range(0, len(parts), size)]
-        for piece, found in crew.map(enumerate(pieces), watch=hear):
+        for piece, found in crew.map(enumerate(pieces), watch=update):
             values |= found
-            hear(piece, len(found))
+            update(piece, len(found))
     if crew.left_out:
         kept = "A score is of all rows, so nothing was written."
         raise FleetError(left_out_message(crew.left_out, kept=kept, command=job.command))

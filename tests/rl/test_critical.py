@@ -57,7 +57,7 @@ def tokens_of(asked: Asked, outcomes: list[Outcome], *words: str) -> CriticalTok
     grader = Grader(tokenizer, lambda items: [verifier(text, answer) for text, answer in items])
     policy = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
     found = critical_tokens(cfg, policy, asked, prompt=prompt, grader=grader)
-    found.hear(outcomes)
+    found.set_outcomes(outcomes)
     return found
 
 
