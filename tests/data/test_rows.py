@@ -115,7 +115,7 @@ def test_given_weights_are_the_weights_of_a_cross_entropy(
     brought[1]["weights"][-3] = -0.5
     data = given(write(tmp_path / "rows.jsonl", brought), arith)
     assert data.train_rows[1].weight[-3] == -0.5
-    model = AutoModelForCausalLM.from_pretrained(tiny_arith_path, dtype=torch.float64).eval()
+    model = AutoModelForCausalLM.from_pretrained(tiny_arith_path).double().eval()
     cfg = composed("train", "mask=all", "loss.negative_weights=true")
     lm = SelectiveLM(model, build(cfg.loss)(build(cfg.weighting)))
     batch = collate(data.train_rows, step_counts=sum((row.counts() for row in data.train_rows), StepCounts()))

@@ -217,11 +217,13 @@ def test_the_arithmetic_is_of_what_a_token_passes_through(name: str) -> None:
     with FlopCounterMode(display=False) as counter:
         hidden_ND = model.base_model(torch.randint(3, 60, (3, 40)), use_cache=False).last_hidden_state[:, -1]
         model.get_output_embeddings()(hidden_ND).square().sum().backward()
-    by_kind = {str(kind): flops for kind, flops in counter.get_flop_counts()["Global"].items()}
-    attention = sum(flops for kind, flops in by_kind.items() if "bmm" in kind)
+    counts = counter.get_flop_counts()
     found = arithmetic_of(model)
     products = found.block_token * 120 + found.head_token * 3
-    assert products == sum(by_kind.values()) - attention
+    assert products == sum(flops for kind, flops in counts["Global"].items() if "bmm" not in str(kind))
+    # Of attention alone: some versions of transformers compute rotary angles by a batched product as well.
+    modules = [kinds for module, kinds in counts.items() if module.endswith("self_attn")]
+    attention = sum(flops for kinds in modules for kind, flops in kinds.items() if "bmm" in str(kind))
     # torch counts what a causal mask leaves out: half of it, and in one layer of gemma-3 all but the window.
     seen = (0.5, (1 - (34 / 40) ** 2) / 2) if name == "gemma-3" else (0.5, 0.5)
     assert found.of_rows([40] * 3, projected=3) - products == pytest.approx(attention * sum(seen) / 2)
