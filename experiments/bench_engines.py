@@ -141,6 +141,11 @@ def counterfactuals(
         for key, completion in engine.run(ListSource(solving), budget=budget)
         if completion.finish == "stop"
     ]
+    if not whole:
+        raise SystemExit(
+            f"none of the {len(prompts)} responses ended within max_new_tokens={budget.max_new_tokens}, so there is nothing to "
+            "replace tokens of: raise max_new_tokens or --problems"
+        )
     forks: list[list[Fork]] = [[] for _ in range(rounds)]
     for index, top in engine.score_all(whole, k=rounds + len(eos_ids)):
         sequence = whole[index]
