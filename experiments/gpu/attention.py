@@ -1,4 +1,4 @@
-"""Fork attention in half precision: how exact it is beside SDPA, and what each way to it costs."""
+"""Fork attention in half precision: accuracy compared with SDPA, and time of each implementation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from cft.engines.attention import KVBlock, LayerKeys, Shared
 from experiments.gpu.record import Record, milliseconds
 
-HEADS, GROUPS, WIDTH = 4, 7, 128  # of Qwen2.5-7B
+HEADS, GROUPS, WIDTH = 4, 7, 128  # as in Qwen2.5-7B
 
 
 def attention(record: Record) -> None:
@@ -23,8 +23,8 @@ def attention(record: Record) -> None:
 
 
 def errors(magnitude: float, *, device: torch.device, prefix: int = 400, tail: int = 100) -> dict[str, float]:
-    """Relative to float64: fork attention over a shared prefix and a tail, the same with scores in bfloat16 as it was once,
-    and SDPA over both."""
+    """Errors relative to float64: of fork attention over a shared prefix and a suffix, of the same with scores in bfloat16, as
+    in an earlier version, and of SDPA over both."""
     generator = torch.Generator().manual_seed(0)
     rows = 8
 
@@ -52,7 +52,7 @@ def errors(magnitude: float, *, device: torch.device, prefix: int = 400, tail: i
 
 
 def _forks(query: Tensor, keys: Tensor, values: Tensor, prefix: int) -> Tensor:
-    """As `fork_attention` does it for one layer: the newest token of each fork is written into its tail."""
+    """One layer as in `fork_attention`: the newest token of each fork is written into its suffix."""
     rows = len(query)
     own = LayerKeys(keys[:, :, prefix:-1].contiguous(), values[:, :, prefix:-1].contiguous())
     block = KVBlock(list(range(rows)), [own], [own.k.shape[2]] * rows)
@@ -72,7 +72,7 @@ def _bfloat16_part(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor,
 
 
 def times(rows: int, prefix: int, tail: int, *, device: torch.device) -> dict[str, float]:
-    """Milliseconds of one layer."""
+    """Time of one layer in milliseconds."""
     made = [torch.randn(rows, HEADS, n, WIDTH, device=device).to(torch.bfloat16) for n in (prefix + tail,) * 2]
     query = torch.randn(rows, HEADS, GROUPS, WIDTH, device=device).to(torch.bfloat16)
     keys, values = made
@@ -97,7 +97,8 @@ def times(rows: int, prefix: int, tail: int, *, device: torch.device) -> dict[st
 
 
 def efficient(rows: int, prefix: int, *, device: torch.device) -> dict[str, float]:
-    """torch's memory-efficient kernel gives a float32 log-sum-exp: its error beside float64 and its time, for the prefix."""
+    """torch's memory-efficient kernel, which returns a float32 log-sum-exp: its error against float64 and its time, for the
+    prefix."""
     if device.type != "cuda":
         return {}
     query, keys, values = (

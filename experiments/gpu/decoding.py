@@ -1,4 +1,4 @@
-"""Decoding forks of a random 7B: by the shared-prefix engine and by transformers' continuous batching."""
+"""Decoding forks of a random 7B with the shared-prefix engine and with transformers' continuous batching."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PREFIX = 400
 def random_model(
     sizes: dict[str, int], *, device: torch.device, dtype: torch.dtype, tied: bool = False
 ) -> PreTrainedModel:
-    """A Qwen2 of these sizes with random weights, made where it runs."""
+    """A Qwen2 of these sizes with random weights, created on the device."""
     torch.manual_seed(0)
     config = Qwen2Config(**sizes, max_position_embeddings=4096, tie_word_embeddings=tied)  # type: ignore[arg-type]
     with torch.device(device):
@@ -88,7 +88,7 @@ def engine(record: Record) -> None:
 
 
 def many_forks(count: int, *, sequences: int, prefix: int, vocabulary: int) -> list[Fork]:
-    """Greedy forks, equally many of each sequence, cut in its second half."""
+    """Greedy forks, equally many per sequence, that start in its second half."""
     rng = np.random.default_rng(0)
     made = [TokenSequence(rng.integers(3, vocabulary, prefix).astype(np.int32), prefix // 4) for _ in range(sequences)]
     cuts = rng.integers(prefix // 2, prefix, count)
@@ -100,7 +100,7 @@ def many_forks(count: int, *, sequences: int, prefix: int, vocabulary: int) -> l
 def decode_step(
     engine: SharedPrefixEngine, rectangles: int, sequences: int, rows: int, *, prefix: int
 ) -> dict[str, float]:
-    """One token for so many rows in so many rectangles; sequences: prefixes that rows share, 0 = each row has its own."""
+    """A decode step of `rows` rows in `rectangles` KV blocks. sequences: number of shared prefixes, 0 = each row has its own."""
     vocabulary = int(engine.model.config.vocab_size)
     forks = many_forks(rows, sequences=sequences or rows, prefix=prefix, vocabulary=vocabulary)
     # No fork of a sequence may be alone in its group, or it would copy the prefix.
@@ -139,7 +139,7 @@ def decode_step(
 
 
 def end_to_end(engine: SharedPrefixEngine, forks: Sequence[Fork], *, budget: Budget) -> dict[str, float]:
-    """All forks, from the prefill of their sequences to the last token."""
+    """Decode all forks, from the prefill of their sequences to the last token."""
     whole = Budget(budget.max_new_tokens + max(fork.prefix_len - fork.sequence.prompt_len for fork in forks))
     began = time.perf_counter()
     found = dict(engine.run(ListSource(forks), budget=whole))
@@ -150,7 +150,7 @@ def end_to_end(engine: SharedPrefixEngine, forks: Sequence[Fork], *, budget: Bud
 
 
 def rescored(engine: SharedPrefixEngine, *, prefix: int) -> dict[str, float]:
-    """What a near tie costs."""
+    """Time to re-score a near tie."""
     ids = list(range(3, 3 + prefix + prefix // 2))
     fork = Fork(TokenSequence(np.asarray(ids, dtype=np.int32), prefix), prefix, None, GREEDY, 0)
     rescore = partial(engine.reference.rescore, ids, fork, uniform=0.0)
@@ -182,7 +182,7 @@ def continuous(record: Record) -> None:
 
 
 def configured(*, block: int, **options: Any) -> Any:
-    """A ContinuousBatchingConfig of this transformers: `block_size` became `page_size`, other names come and go."""
+    """A ContinuousBatchingConfig of the installed transformers: `block_size` became `page_size`, and other names vary."""
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
     known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
@@ -202,7 +202,7 @@ def manager_of(model: PreTrainedModel, *, eos: int, limit: int, config: Any) -> 
 def continued(
     model: PreTrainedModel, forks: Sequence[Fork], *, eos: int, limit: int, config: Any, patience_s: float = 60
 ) -> tuple[dict[Key, list[int]], float]:
-    """(ids decoded for each fork, seconds from the first request to the last result)."""
+    """Ids decoded for each fork, and seconds from the first request to the last result."""
     found: dict[Key, list[int]] = {}
     with manager_of(model, eos=eos, limit=limit, config=config) as manager:
         began = time.perf_counter()
@@ -239,7 +239,7 @@ def by_continuous_batching(
 
 
 def same_ids(*, device: torch.device) -> dict[str, int]:
-    """Continuations of tiny_arith in float32 that are equal to the shared-prefix engine's."""
+    """Number of continuations of tiny_arith in float32 that equal the shared-prefix engine's."""
     model = load_causal_lm(ModelSpec(name="tiny_arith", path="package:tiny_arith")).to(device)  # type: ignore[arg-type]
     eos = model.generation_config.eos_token_id if model.generation_config else 0
     eos = eos[0] if isinstance(eos, list) else int(eos or 0)

@@ -1,4 +1,4 @@
-"""What a section has found so far: on disk after every value, so that a killed section keeps what it measured."""
+"""Results of a section, written to disk after every value, so that a killed section keeps its measurements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ import torch
 
 @dataclass(slots=True)
 class Record:
-    """folder: for what the section writes. device: cuda or cpu. tiny: sizes that only try the code. seconds: to the limit."""
+    """Record of a section.
+
+    Args:
+        folder: For the section's files.
+        device: cuda or cpu.
+        tiny: Small sizes that only test the code.
+        seconds: Time limit of the section.
+    """
 
     file: Path
     folder: Path
@@ -34,7 +41,7 @@ class Record:
     _part_ends: float = math.inf
 
     def left(self) -> float:
-        """Seconds to the limit, within a part to its own."""
+        """Seconds to the limit of the section, or of the current part."""
         return min(self._started + self.seconds, self._part_ends) - time.monotonic()
 
     def put(self, name: str, value: Any) -> None:
@@ -44,7 +51,7 @@ class Record:
 
     @contextmanager
     def part(self, name: str, *, needs: float = 5.0) -> Iterator[None]:
-        """One measurement: what it raises is recorded and the next one follows. needs: seconds. Raises LeftOut."""
+        """Run one measurement; its exception is recorded, and the next one follows. needs: seconds. Raises LeftOut."""
         if self.left() < needs:
             self.errors[name] = f"left out: {self.left():.0f} s to the limit"
             self._write()
@@ -62,8 +69,8 @@ class Record:
             self._write()
 
     def each(self, parts: Sequence[tuple[str, Callable[[], Any]]], *, needs: float = 5.0) -> None:
-        """Parts by name, what each returns being its value. None takes the next one's time: of what is left, it has the share
-        of one of those to come."""
+        """Run parts by name and record what each returns. None may use the time of the next: each has its share of the remaining
+        time, among itself and the parts to come."""
         for i, (name, measure) in enumerate(parts):
             free_memory()  # what a part that failed held is free only once its error is gone
             self._part_ends = time.monotonic() + self.left() / (len(parts) - i)
@@ -83,7 +90,7 @@ class Record:
 
 
 class LeftOut(Exception):
-    """There was no time left for a part."""
+    """Too little time was left for a part."""
 
 
 def free_memory() -> None:
@@ -106,7 +113,7 @@ def wait(device: torch.device) -> None:
 
 
 def milliseconds(work: Callable[[], object], *, device: torch.device, times: int, warm: int = 3) -> float:
-    """Median of single calls, waited for."""
+    """Median time of single synchronized calls."""
     took = []
     for i in range(warm + times):
         began = time.perf_counter()
@@ -118,7 +125,7 @@ def milliseconds(work: Callable[[], object], *, device: torch.device, times: int
 
 
 def kernels(work: Callable[[], object], *, device: torch.device, times: int = 3) -> dict[str, float]:
-    """Of one call: kernels launched, milliseconds they ran, milliseconds by the clock, fraction of the clock they ran."""
+    """Of one call: kernel launches, kernel time in ms, wall time in ms, and kernel time as a fraction of wall time."""
     from torch.profiler import ProfilerActivity, profile
 
     if device.type != "cuda":
@@ -129,7 +136,7 @@ def kernels(work: Callable[[], object], *, device: torch.device, times: int = 3)
     for _ in range(times):
         work()
     wait(device)
-    clock = 1000 * (time.perf_counter() - began) / times  # without the profiler, which slows the host down
+    clock = 1000 * (time.perf_counter() - began) / times  # without the profiler, which slows down the host
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
         for _ in range(times):
             work()
@@ -146,7 +153,7 @@ def kernels(work: Callable[[], object], *, device: torch.device, times: int = 3)
 def command(
     arguments: Sequence[str | Path], *, log: Path, seconds: float, environment: dict[str, str] | None = None
 ) -> tuple[int, float]:
-    """(exit status, seconds) of a process whose output goes to `log`; 124 where the time was not enough."""
+    """Run a process with its output in `log`; returns exit status and seconds. The status is 124 after a timeout."""
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as out:
         try:
@@ -178,7 +185,7 @@ def tail(log: Path, *, characters: int = 1500) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Hardware and software on which the numbers were measured."""
     import lightning
     import transformers
 

@@ -1,4 +1,4 @@
-"""Whole commands on the device beside the same ones on the CPU: the tests, annotate.py, train.py."""
+"""Whole commands on the device compared with the same commands on the CPU: the tests, annotate.py, train.py."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def annotate(record: Record) -> None:
     def made(name: str, *, seconds: float) -> dict[str, Any]:
         overrides, environment = runs[name]
         place = name.replace(" ", "_").replace(",", "")
-        # The CPU's run may go beside the others, so each has a Hydra folder of its own.
+        # The CPU run may be concurrent with the others, so each has its own Hydra folder.
         where = [
             f"annotation={place}",
             f"annotations_dir={record.folder}",
@@ -112,7 +112,7 @@ def annotate(record: Record) -> None:
 
 
 def differences(expected: Sequence[AnnotatedResponse], found: Sequence[AnnotatedResponse]) -> dict[str, Any]:
-    """Of two annotations of the same problems: problems annotated in both, and among them what else is equal."""
+    """Compare two annotations of the same problems: problems annotated in both, and what is equal in them."""
     theirs = {row.problem_id: row for row in found}
     both = [(row, theirs[row.problem_id]) for row in expected if row.problem_id in theirs]
     same = [(a, b) for a, b in both if np.array_equal(a.response_ids, b.response_ids)]
@@ -213,7 +213,7 @@ def fsdp(record: Record) -> None:
 
 
 def _short(overrides: Sequence[str], *, steps: int, rows: int, tiny: bool) -> list[str]:
-    """A training of so many steps with a validation in its middle, on the annotation that ships."""
+    """A training with the given number of steps and a validation in the middle, on the shipped annotation."""
     return [
         *("mask=all", "data.annotation=tiny_arith", f"data.max_rows={rows}", "data.batch_size=16"),
         *(f"trainer.max_steps={steps}", "trainer.max_epochs=-1", "probe.every_n_steps=5", "seed=0"),
@@ -225,7 +225,7 @@ def _short(overrides: Sequence[str], *, steps: int, rows: int, tiny: bool) -> li
 
 
 def trained(folder: Path, overrides: Sequence[str], *, seconds: float) -> dict[str, Any]:
-    """What a training left behind; `losses` by step."""
+    """Results of a training; `losses` by step."""
     log = folder.with_name(folder.name + ".log")
     arguments = [sys.executable, ROOT / "train.py", *overrides, f"hydra.run.dir={folder}"]
     status, took = command(arguments, log=log, seconds=seconds)
@@ -250,7 +250,7 @@ def _accuracy(results: Mapping[str, Any]) -> float:
 
 
 def losses_of(folder: Path) -> dict[int, float]:
-    """train/loss by step, of metrics.csv."""
+    """train/loss by step, from metrics.csv."""
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {int(float(row["step"])): float(row["train/loss"]) for row in rows if row.get("train/loss")}
@@ -272,7 +272,7 @@ def apart(expected: Mapping[int, float], found: Mapping[int, float]) -> dict[str
 def resumed(
     record: Record, overrides: Sequence[str], losses: Mapping[str, Mapping[int, float]], *, of: str = "bf16-mixed"
 ) -> dict[str, Any]:
-    """A run that is killed after its first checkpoints and resumed, beside the one that was left alone where that ended."""
+    """Kill a run after its first checkpoints and resume it; compared with an uninterrupted run if that finished."""
     folder = record.folder / f"killed_{of}"
     arguments = [sys.executable, ROOT / "train.py", *overrides, f"hydra.run.dir={folder}"]
     log = record.folder / f"killed_{of}.log"
@@ -293,7 +293,7 @@ def resumed(
     if ended:
         raise RuntimeError(f"exit status {ended}: {tail(log)}")
     at = [path.name for path in _checkpoints(folder)]
-    # A resumed run takes its settings from the folder; those of the command line are the same.
+    # A resumed run takes its settings from the folder; they equal those of the command line.
     found = trained(folder, [*overrides, f"resume={folder}"], seconds=record.left() - 2)
     own = found.pop("losses")
     return {

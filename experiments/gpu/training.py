@@ -1,4 +1,4 @@
-"""Training steps of random models on one device: tokens/s, share of the matrix products' rate, memory beside the estimate."""
+"""Training steps of random models on one device: tokens/s, fraction of the matrix product rate, memory against the estimate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from experiments.gpu.decoding import QWEN_1_5B, QWEN_7B, TINY, random_model
 from experiments.gpu.record import Record, milliseconds, wait
 
 Kind = Literal["mixed", "bfloat16", "adapters"]
-H100_BF16 = 989e12  # dense, by its data sheet
+H100_BF16 = 989e12  # dense, from its data sheet
 
 
 def training(record: Record) -> None:
@@ -40,7 +40,7 @@ def training(record: Record) -> None:
     measured = partial(steps, device=device, rate=rate, times=2 if tiny else 5)
     saving: dict[str, Any] = {"checkpointing": True}
     padded: dict[str, Any] = {**saving, "layout": "padded"}
-    whole: dict[str, Any] = {**saving, "kind": "bfloat16"}  # 7B: weights and gradients alone are 30 GB
+    whole: dict[str, Any] = {**saving, "kind": "bfloat16"}  # weights and gradients of 7B take 30 GB
     arms: list[tuple[str, dict[str, int], list[TokenRow], dict[str, Any]]] = [
         ("1.5B packed", small, rows, {}),
         ("1.5B packed, checkpointing", small, rows, saving),
@@ -58,7 +58,7 @@ def training(record: Record) -> None:
 
 
 def rows_of(count: int, *, mean: int, vocabulary: int, density: float) -> list[TokenRow]:
-    """Lengths of mean / 3 to 5 mean / 3, a quarter of them prompt; density: fraction of response tokens with loss."""
+    """Rows of length mean / 3 to 5 mean / 3, a quarter of each prompt. density: fraction of response tokens with loss."""
     rng = np.random.default_rng(0)
     rows = []
     for i, length in enumerate(np.linspace(mean / 3, 5 * mean / 3, count).astype(int)):
@@ -83,11 +83,12 @@ def steps(
     kernels: Kernels = "auto",
     plain: bool = False,
 ) -> dict[str, float]:
-    """mixed: float32 weights under autocast with AdamW. bfloat16: weights and gradients in it, forward and backward alone.
-    adapters: bfloat16 weights with low-rank adapters. plain: all rows padded through `model(labels=...)`."""
+    """Measure training steps. Kinds: "mixed": float32 weights under autocast with AdamW; "bfloat16": bfloat16 weights and
+    gradients, forward and backward only; "adapters": bfloat16 weights with low-rank adapters. plain: all rows padded, with
+    `model(labels=...)`."""
     torch.manual_seed(0)
     before = allocated(device)
-    # Tied as in the checkpoint of 1.5B.
+    # Embeddings are tied as in the 1.5B checkpoint.
     tied = sizes is QWEN_1_5B
     dtype = torch.float32 if kind == "mixed" else torch.bfloat16
     model = random_model(sizes, device=device, dtype=dtype, tied=tied)
@@ -100,7 +101,7 @@ def steps(
     )
     batch = collate(rows, step_counts=sum((row.counts() for row in rows), StepCounts())).to(device)
     tokens = sum(row.needed() for row in rows)
-    # Of rows padded to the longest: what `plain` computes; padding is no progress.
+    # `plain` computes rows padded to the longest; padding is not counted as useful.
     computed = len(rows) * max(row.needed() for row in rows) if layout == "padded" else tokens
     trained = [p for p in model.parameters() if p.requires_grad]
     states = 0 if kind == "bfloat16" else 2
@@ -149,7 +150,7 @@ def steps(
 
 
 def allocated(device: torch.device, *, peak: bool = False) -> float:
-    """GB now, or the most since the peak was last read."""
+    """Current memory in GB, or the peak since it was last read."""
     if device.type != "cuda":
         return 0.0
     if not peak:

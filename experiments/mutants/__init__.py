@@ -1,4 +1,4 @@
-"""The mistakes that `make mutations` makes, each with the test that must notice it."""
+"""The defects that `make mutations` plants, each with the test that must detect it."""
 
 from __future__ import annotations
 

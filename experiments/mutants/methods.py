@@ -1,4 +1,4 @@
-"""Mistakes in what is trained on, and by which formula."""
+"""Defects in losses, masks and weightings."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ LOSS = (
         "tests/losses/test_loss.py::test_labels_are_the_next_token",
     ),
     Mutant(
-        "other tokens counted as critical ones",
+        "other tokens counted as critical",
         "cft.losses.eligible:EligibleTokens.on",
         '1 if where == "critical" else 0',
         "1",
         f"{_ORACLE}[loss=nll_entropy]",
     ),
     Mutant(
-        "a reference that sees other tokens than the policy",
+        "reference gets other tokens than the policy",
         "cft.losses.objective:_restricted",
         "prediction.reference_NV[on_C]",
         "prediction.reference_NV[: int(on_C.sum())]",
         f"{_ORACLE}[regularizer=kl_to_reference loss.regularizers.extra.where=critical]",
     ),
     Mutant(
-        "the weighting lets gradient through",
+        "gradient flows through the weighting",
         "cft.weightings.token:Weighting",
         "detached: bool = True",
         "detached: bool = False",
         "tests/losses/test_loss.py::test_dft_gradient_is_its_closed_form_at_the_logits",
     ),
     Mutant(
-        "a regularizer's schedule that stands still",
+        "a regularizer's schedule stays constant",
         "cft.losses.objective:Objective.__call__",
         "regularizer.coefficient(progress)",
         "regularizer.coefficient(0.0)",
@@ -51,7 +51,7 @@ LOSS = (
         "tests/losses/test_loss.py::test_counts_of_the_normalizers",
     ),
     Mutant(
-        "a cosine that comes back to where it began",
+        "cosine schedule returns to its initial value",
         "cft.losses.coefficient:Coefficient.__call__",
         "math.cos(math.pi * progress)",
         "math.cos(2 * math.pi * progress)",
@@ -65,7 +65,7 @@ LOSS = (
         f"{_ORACLE}[loss=sft_go]",
     ),
     Mutant(
-        "KL the other way round",
+        "KL divergence reversed",
         "cft.losses.regularizers:KLFromReference.__call__",
         "reference_NV.exp()",
         "prediction.logprob_NV.exp()",
@@ -82,14 +82,14 @@ LOSS = (
 
 MASKS = (
     Mutant(
-        "a random mask equal to the critical one",
+        "random mask equals the critical mask",
         "cft.masks.controls:RandomLike.__call__",
         "weights[chosen] = 1.0\nreturn weights",
         "return (self.inner(row) > 0).astype(np.float32)",
         "tests/masks/test_masks.py::test_random_like_matches_the_count_row_by_row_and_differs_from_it",
     ),
     Mutant(
-        "a cut-off that never makes a token critical",
+        "a cut-off alternative never makes a token critical",
         "cft.masks.critical:Critical.counts_RK",
         'self.cut_off == "wrong"',
         'self.cut_off != "wrong"',
@@ -103,35 +103,35 @@ MASKS = (
         "tests/masks/test_masks.py::test_critical_truth_table",
     ),
     Mutant(
-        "more alternatives than requested decide",
+        "more alternatives than requested are used",
         "cft.masks.critical:OutcomeRule.__call__",
         "row.alt_outcome[:, : self.num_alternatives]",
         "row.alt_outcome",
         "tests/masks/test_masks.py::test_first_k_alternatives_decide",
     ),
     Mutant(
-        "the complement of a row without evidence",
+        "complement includes tokens without evidence",
         "cft.masks.controls:Complement.__call__",
         "self.inner.known(row)",
         "np.ones(len(row.response_ids), dtype=np.bool_)",
         "tests/masks/test_projected_mask.py::test_a_row_without_a_partner_has_no_token_in_the_complement_either",
     ),
     Mutant(
-        "a position that was not tried, taken for one that is not critical",
+        "an untested position counts as not critical",
         "cft.masks.critical:OutcomeRule.__call__",
         'self.untried == "refuse"',
         "False",
         "tests/masks/test_untried.py::test_positions_that_were_not_tried_are_refused_or_left_out_by_choice",
     ),
     Mutant(
-        "a fraction of a row rounded down",
+        "number of selected tokens rounded down",
         "cft.masks.ranked:top_of_row",
         "math.ceil(fraction * len(values_R) - 1e-9)",
         "int(fraction * len(values_R))",
         "tests/masks/test_ranked_masks.py::test_the_top_of_a_row_is_that_of_a_sort",
     ),
     Mutant(
-        "boilerplate trained on and reasoning left out",
+        "boilerplate selected instead of reasoning",
         "cft.masks.ranked:Reasoning.__call__",
         "self.shuffled(row) - self.base(row)",
         "self.base(row) - self.shuffled(row)",
@@ -141,42 +141,42 @@ MASKS = (
 
 WEIGHTINGS = (
     Mutant(
-        "a sequence's ratio bounded before the temperature",
+        "sequence ratio clipped before the temperature",
         "cft.weightings.row:SequenceRatio.__call__",
         "(self.temperature * mean_N).exp().clamp_max(self.largest)",
         "mean_N.exp().clamp_max(self.largest).pow(self.temperature)",
         f"{_ORACLE}[weighting=iw_sft weighting.temperature=0.5 weighting.largest=0.7]",
     ),
     Mutant(
-        "attention mixed in by half whatever its weight",
+        "attention always mixed in with weight 1/2",
         "cft.weightings.row:SSToken.__call__",
         "(1 - self.gamma) * scores.known[ATTENTION]",
         "0.5 * scores.known[ATTENTION]",
         f"{_ORACLE}[weighting=sstoken weighting.gamma=0.085]",
     ),
     Mutant(
-        "a selection ranked within the batch",
+        "selection ranked within the batch",
         "cft.weightings.statistics:TokenScores.top_of_row",
         "by_value[self.row_N[by_value].argsort(stable=True)]",
         "by_value",
         "tests/weightings/test_weighting.py::test_a_selection_ranks_within_rows_and_the_earlier_of_equals_wins",
     ),
     Mutant(
-        "a selection divided by all tokens",
+        "loss of a selection divided by all tokens",
         "cft.weightings.row:mean_over_selected",
         "scores.row_sum(chosen_N).clamp_min(1)",
         "scores.row_sum(torch.ones_like(chosen_N))",
         "tests/weightings/test_weighting.py::test_the_mean_over_the_selected",
     ),
     Mutant(
-        "propagation that passes over gaps",
+        "propagation crosses gaps",
         "cft.weightings.row:Propagation.__call__",
         "self.gamma**step * later_BT",
         "self.gamma * later_BT",
         "tests/weightings/test_weighting.py::test_propagation_counts_a_gap_as_distance",
     ),
     Mutant(
-        "a product that detaches all of its factors",
+        "a product detaches all of its factors",
         "cft.weightings.token:Product.__call__",
         "constant if factor.detached else scores",
         "constant",

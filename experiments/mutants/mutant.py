@@ -1,4 +1,4 @@
-"""One mistake, and the test that must notice it."""
+"""A planted defect, and the test that must detect it."""
 
 from __future__ import annotations
 
