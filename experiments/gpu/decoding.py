@@ -100,7 +100,7 @@ def many_forks(count: int, *, sequences: int, prefix: int, vocabulary: int) -> l
 def decode_step(
     engine: SharedPrefixEngine, rectangles: int, sequences: int, rows: int, *, prefix: int
 ) -> dict[str, float]:
-    """A decode step of `rows` rows in `rectangles` KV blocks. sequences: number of shared prefixes, 0 = each row has its own."""
+    """A decode step of `rows` rows in `rectangles` KV blocks. sequences: shared prefixes, 0 = each row has its own."""
     vocabulary = int(engine.model.config.vocab_size)
     forks = many_forks(rows, sequences=sequences or rows, prefix=prefix, vocabulary=vocabulary)
     # No fork of a sequence may be alone in its group, or it would copy the prefix.

@@ -69,8 +69,7 @@ class Record:
             self._write()
 
     def each(self, parts: Sequence[tuple[str, Callable[[], Any]]], *, needs: float = 5.0) -> None:
-        """Run parts by name and record what each returns. None may use the time of the next: each has its share of the remaining
-        time, among itself and the parts to come."""
+        """Run parts by name and record what each returns. Each may use an equal share of the time that remains."""
         for i, (name, measure) in enumerate(parts):
             free_memory()  # what a part that failed held is free only once its error is gone
             self._part_ends = time.monotonic() + self.left() / (len(parts) - i)
