@@ -1,4 +1,4 @@
-"""Scoring from a configuration: rows x frozen model x kind of score -> a stored score (`cft/scores/store.py`)."""
+"""The score stage: rows x frozen model x kind of score -> a stored score (`cft/scores/store.py`)."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ from cft.types import AnnotatedResponse
 
 
 def score(cfg: ScoreConfig, job: Job) -> Path:
-    """Compute the score that `cfg` describes, or what a grown annotation lacks of it; returns its folder."""
+    """Compute a score, or its missing values if the annotation has grown; returns the score's folder."""
     quiet_libraries()
     fleet: Fleet = build(cfg.fleet)
     kind: ScoreKind = build(cfg.score)
     name = check_score_name(cfg.name, kind=kind.fingerprint()["kind"])
     spec = _model_spec(cfg, kind)
     tokenizer = load_tokenizer(spec)
-    given = build(cfg.data)  # what reads rows of one's own, or None
+    given = build(cfg.data)  # reader of user-provided rows, or None
     source = _annotated(cfg, tokenizer, spec) if given is None else _given(cfg, given, tokenizer)
     folder, rows = source.folder, source.rows
     model = {"weights": "", "dtype": ""}
@@ -66,7 +66,7 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
         require_room(
             read_config(spec, locate(spec.path)),
             lengths={row.response_id: len(row.prompt_ids) + len(row.response_ids) for row in rows},
-            remedy="choose a model of a longer context",
+            remedy="choose a model with a longer context",
         )
         model = {"weights": LazyModel(spec, tokenizer, device="cpu").weights(), "dtype": spec.dtype}
     method = {
@@ -80,7 +80,7 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
         _require_same_method(stored, method)
         known = {row.response_id: values for row in rows if (values := stored.of(row)) is not None}
         if len(known) == len(rows) == len(stored.values):
-            console.print(f"{folder / name}: all {len(rows):,} rows have their values already; nothing to do")
+            console.print(f"{folder / name}: all {len(rows):,} rows already have values; nothing to do")
             return folder / name
     run_log.write_to(job.folder)
     started = time.monotonic()
@@ -111,8 +111,14 @@ def score(cfg: ScoreConfig, job: Job) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class ToScore:
-    """folder: of the scores. model: overrides that choose the model that annotated, for messages. given: the path of rows that
-    someone brings."""
+    """Rows to score.
+
+    Args:
+        folder: folder of the scores.
+        rows: the rows.
+        model: overrides that select the annotating model, for messages.
+        given: path of user-provided rows, "" for an annotation.
+    """
 
     folder: Path
     rows: list[AnnotatedResponse]
@@ -133,7 +139,7 @@ def _annotated(cfg: ScoreConfig, tokenizer: PreTrainedTokenizerBase, spec: Model
 def _given(
     cfg: ScoreConfig, read: Callable[[RowsRequest], RowsDataModule], tokenizer: PreTrainedTokenizerBase
 ) -> ToScore:
-    """Rows as `cft train data=rows` reads them under the same settings, those that it holds out included."""
+    """Rows as read by `cft train data=rows` with the same settings, including held-out rows."""
     request = RowsRequest(
         All(),
         All(),
@@ -152,7 +158,7 @@ def _given(
 
 
 def batches(rows: Sequence[AnnotatedResponse], *, size: int) -> list[list[AnnotatedResponse]]:
-    """Rows of a batch are alike in length, so that little is padded."""
+    """Batches of rows with similar lengths, to reduce padding."""
     ordered = sorted(rows, key=lambda row: (len(row.prompt_ids) + len(row.response_ids), row.response_id))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
@@ -164,7 +170,7 @@ def compute(
     *,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Values]:
-    """Values by response id, a batch at a time. model: None for a kind with its own."""
+    """Values by response id, computed batch by batch. model: None for a score with a separate model."""
     values: dict[str, Values] = {}
     asked: Any = model if model is None else model.eval()
     for batch in parts:
@@ -175,7 +181,7 @@ def compute(
 
 @dataclass(frozen=True, slots=True)
 class MakeScoring:
-    """Makes a worker that scores batches of rows; travels to where it works."""
+    """Makes a worker that scores batches of rows; it is sent to the worker's process."""
 
     score: Part
     spec: ModelSpec
@@ -185,13 +191,13 @@ class MakeScoring:
 
 
 class Scoring:
-    """A frozen model and what is asked of it."""
+    """Worker with a frozen model and a kind of score."""
 
     def __init__(self, kind: ScoreKind, spec: ModelSpec, *, device: str) -> None:
         quiet_libraries()
         tokenizer = load_tokenizer(spec)
         model = {"weights": "", "dtype": ""}
-        self.model: Any = None  # of a kind with a model of its own
+        self.model: Any = None  # stays None if the score has a separate model
         if isinstance(kind, OwnModel):
             at = kind.on(device)
         else:
@@ -227,7 +233,7 @@ def _computed(
     *,
     job: Job,
 ) -> dict[str, Values]:
-    """Values of all rows, batches as they are. Raises FleetError where some cannot be had."""
+    """Values of all rows. Raises FleetError if some could not be computed."""
     size = max(1, math.ceil(len(parts) / crew.pieces))
     done, values = dict[int, int](), dict[str, Values]()
     with progress("Scoring", total=sum(map(len, parts))) as bar:
@@ -241,13 +247,13 @@ def _computed(
             values |= found
             update(piece, len(found))
     if crew.left_out:
-        kept = "A score is of all rows, so nothing was written."
+        kept = "A score needs values for all rows, so nothing was written."
         raise FleetError(left_out_message(crew.left_out, kept=kept, command=job.command))
     return values
 
 
 def _model_spec(cfg: ScoreConfig, kind: ScoreKind) -> ModelSpec:
-    """The model, or the one that a run folder or model folder holds. What is frozen needs no adapters of its own."""
+    """The model, or that of the checkpoint; without new adapters, since it is frozen."""
     spec: ModelSpec = build(cfg.model)
     if cfg.checkpoint:
         path = Path(cfg.checkpoint)
@@ -266,9 +272,9 @@ def _require_same_tokenizer(store: AnnotationStore, tokenizer: str, spec: ModelS
     stored = store.manifest()["fingerprint"]["tokenizer"]
     if stored != tokenizer:
         raise StoreError(
-            f"{store.folder}: annotated with tokenizer {stored[:12]}, but {spec.name} has {tokenizer[:12]}; its token ids "
-            "would mean other text. Take a model with the annotation's tokenizer; a mask made with another one is carried "
-            "over by mask=projected"
+            f"{store.folder}: annotated with tokenizer {stored[:12]}, but {spec.name} has {tokenizer[:12]}, in which token ids "
+            "have other meanings. Use a model with the annotation's tokenizer; to transfer a mask between tokenizers, use "
+            "mask=projected"
         )
 
 
@@ -280,5 +286,5 @@ def _require_same_method(stored: StoredScore, method: dict[str, Any]) -> None:
         raise StoreError(
             f"{stored.folder}: holds another score (made by: {stored.manifest['command']}):\n"
             + "\n".join(lines)
-            + "\nGive this one another name (name=...), or overwrite that one with replace=true"
+            + "\nUse another name (name=...), or overwrite the stored score with replace=true"
         )

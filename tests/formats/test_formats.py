@@ -183,7 +183,7 @@ def test_a_part_that_would_be_other_tokens_is_refused(stored: list[AnnotatedResp
 def test_sharegpt_is_for_whole_responses_and_describes_itself(
     critical: list[Example], stored: list[AnnotatedResponse], source: Source, tmp_path: Path
 ) -> None:
-    with pytest.raises(FormatError, match=r"12 of 12 rows have loss on a part .*mask=all.*format=llama_factory"):
+    with pytest.raises(FormatError, match=r"12 of 12 rows have loss on only a part .*mask=all.*format=llama_factory"):
         ShareGPT().require(critical, source)
     whole = [example(row, np.ones(len(row.response_ids))) for row in stored]
     path = written(ShareGPT(), whole, source, tmp_path)
