@@ -165,7 +165,7 @@ def annotated_rows(
     except TooLittleEvidence as error:
         if store.folder.resolve().parent != SHIPPED.resolve():
             raise
-        raise MaskError(_made_afresh(error, manifest)) from error
+        raise MaskError(_new_annotation_message(error, manifest)) from error
     train_rows = [made for made, row in zip(token_rows, rows, strict=True) if not is_held_out(row)]
     require_loss(str(store.folder), mask, train_rows, total=len(rows), more="Annotate more problems")
     if GROUP in columns:
@@ -251,7 +251,7 @@ def _require_no_scores(key: str, of: str, names: Collection[str]) -> None:
         )
 
 
-def _made_afresh(error: TooLittleEvidence, manifest: Mapping[str, Any]) -> str:
+def _new_annotation_message(error: TooLittleEvidence, manifest: Mapping[str, Any]) -> str:
     """Error message with the remedy for an annotation that ships with the package and must not be changed."""
     name = f"{manifest['name']}_complete"
     make = ["cft annotate", annotating_model(manifest), f"annotation={name}", error.afresh]

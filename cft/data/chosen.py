@@ -106,9 +106,9 @@ def chosen(
         kept = _first(kept, choice.per_problem, by_kind=choice.verdicts == "compared")
         left_out["responses_beyond_those_of_a_problem"] = before - len(kept)
     if rows and not kept:
-        told = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items() if count)
+        reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items() if count)
         raise StoreError(
-            f"{place}: none of its {len(rows)} responses remains to train on ({told}); expected another data.responses="
+            f"{place}: none of its {len(rows)} responses remains to train on ({reasons}); expected another data.responses="
             f"{choice.verdicts}, wider data.min_pass_rate and data.max_pass_rate, or more rollouts"
         )
     return kept, {reason: count for reason, count in left_out.items() if count}

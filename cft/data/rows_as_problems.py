@@ -59,7 +59,7 @@ def row_problems(keys: Mapping[str, Any]) -> Splits:
             if problem.id in problems:
                 raise BadRow(f"duplicate id: {problem.id}" if keys["id_field"] else "duplicate row")
             problems[problem.id] = problem
-            weighed += _is_weighed((row.value or {}).get(keys["messages_field"]))
+            weighed += _has_weights((row.value or {}).get(keys["messages_field"]))
         except BadRow as error:
             quarantine.add(row, reason=str(error))
     quarantine.report(rows=len(chosen))
@@ -154,7 +154,7 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
     )
 
 
-def _is_weighed(messages: Any) -> bool:
+def _has_weights(messages: Any) -> bool:
     return isinstance(messages, list) and any(message.get("weight", 1) != 1 for message in messages)
 
 

@@ -113,7 +113,7 @@ class Objective:
                 f"current prediction would change, found {type(weighting).__name__}; expected weighting=uniform"
             )
         if isinstance(aggregation, GroupLoss):
-            _require_of_no_target(regularizers, loss=type(aggregation).__name__)
+            _require_no_target_loss(regularizers, loss=type(aggregation).__name__)
         if MAIN in regularizers:
             raise BadValue(
                 f"loss.regularizers.{MAIN}: this name is reserved for the main term; choose another name for the regularizer, "
@@ -287,7 +287,7 @@ class Objective:
         return losses, TokenScores(logprob_N, tokens.row_N[on[0]], tokens.position_N[on[0]], tokens.num_rows, known)
 
 
-def _require_of_no_target(regularizers: Mapping[str, Regularizer], *, loss: str) -> None:
+def _require_no_target_loss(regularizers: Mapping[str, Regularizer], *, loss: str) -> None:
     """Refuse regularizers that raise the probability of the targets, since they would act on rejected responses too."""
     for name, regularizer in regularizers.items():
         if not isinstance(regularizer.token_loss, KLFromReference | KLToReference | NegativeEntropy):

@@ -15,19 +15,19 @@ from cft.pipelines.plan import Planner, Settings, Step
 from cft.pipelines.reporting import REPORT
 from cft.pipelines.sequence import Continual
 
-_NOWHERE = Path("outputs/pipeline/check")  # nothing is written while a configuration is checked
+_UNUSED_FOLDER = Path("outputs/pipeline/check")  # nothing is written while a configuration is checked
 
 
 def pipeline_errors(tree: Mapping[str, Any]) -> list[ErrorDetail]:
     """Errors of all steps, each with the step's name. tree: the resolved config of cft pipeline."""
-    _, errors = planned(_known(tree), Settings(folder=_NOWHERE, allowed=tuple(tree["allow_targets"])))
+    _, errors = planned(_known(tree), Settings(folder=_UNUSED_FOLDER, allowed=tuple(tree["allow_targets"])))
     return errors
 
 
 def compare_errors(tree: Mapping[str, Any]) -> list[ErrorDetail]:
     """Errors in the arms, learning rates and steps of cft compare."""
     known = _known(tree)
-    return comparison_errors(known, Settings(folder=_NOWHERE, allowed=tuple(tree["allow_targets"])))
+    return comparison_errors(known, Settings(folder=_UNUSED_FOLDER, allowed=tuple(tree["allow_targets"])))
 
 
 def planned(tree: Mapping[str, Any], settings: Settings) -> tuple[list[Step], list[ErrorDetail]]:

@@ -14,9 +14,13 @@ from cft.quoting import setting
 from cft.shipped import CONF_DIR
 
 _REFERENCE = re.compile(r"<step:([^>]*)>")
-_OF_TESTS = ("num_samples", "temperature", "top_p")  # settings of tests; in annotation these keys have another meaning
+_TEST_SETTINGS = (
+    "num_samples",
+    "temperature",
+    "top_p",
+)  # settings of tests; in annotation these keys have another meaning
 # Texts that Hydra's grammar would read as another type.
-_NO_TEXT = re.compile(r"(?i)|null|true|false|nan|[+-]?inf|[+-]?[0-9][0-9_]*|[+-]?[0-9.][0-9_.]*(e[+-]?[0-9]+)?")
+_NOT_PLAIN_TEXT = re.compile(r"(?i)|null|true|false|nan|[+-]?inf|[+-]?[0-9][0-9_]*|[+-]?[0-9.][0-9_.]*(e[+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ def shared_with(stage: str, shared: Sequence[Entry], *, annotated: bool = False)
             if stage == "rl":  # it needs training problems in addition to test problems
                 found[f"rl {key}"] = entry
             key = f"benchmark{key.removeprefix('data')}"
-        elif (of_data and not takes_data) or (stage == "annotate" and key in _OF_TESTS):
+        elif (of_data and not takes_data) or (stage == "annotate" and key in _TEST_SETTINGS):
             continue
         elif entry.part not in keys and key in _inside(stage, "evaluation"):
             key = f"evaluation.{key}"
@@ -125,7 +129,7 @@ def _spelled(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_spelled, value)) + "]"
     if isinstance(value, str):
-        return f"'{value}'" if _NO_TEXT.fullmatch(value) else setting("", value)[1:]
+        return f"'{value}'" if _NOT_PLAIN_TEXT.fullmatch(value) else setting("", value)[1:]
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(value)

@@ -37,7 +37,7 @@ _NAME = "estimate"
 _TESTED = (8, 24)  # numbers of problems of the two tests
 _VALIDATED = 2
 _EPOCHS = 2
-_OF_A_RUN = 0.03  # time of a report per additional run, as a fraction of that of a report on one run
+_REPORT_TIME_PER_RUN = 0.03  # time of a report per additional run, as a fraction of that of a report on one run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +212,7 @@ def _extended(
             searched * train + design.seeds * steps[arm]
         )
     reported = done[f"{_NAME}-{REPORT}"].seconds or 0.0
-    steps[REPORT] = parts[REPORT] = reported * (1 + _OF_A_RUN * len(design.arms) * (searched + design.seeds))
+    steps[REPORT] = parts[REPORT] = reported * (1 + _REPORT_TIME_PER_RUN * len(design.arms) * (searched + design.seeds))
     exports = max((one.export_bytes for one in known), default=0)
     # Weights, two Adam states and export.
     kept = {"results": 0, "exports": design.seeds, "all": 4 * (design.seeds + searched)}[keep]
@@ -309,13 +309,13 @@ class _Full:
             rows=0 if design.annotates else _rows_of(config, design.annotation),
             max_rows=int(config.data["max_rows"]),
             epochs=max(1, int(config.trainer["max_epochs"])),
-            validations=_some(config.validation.problems, len(splits.of("validation"))),
-            tests=_some(config.evaluation.problems, len(splits.of("test"))),
+            validations=_count_of(config.validation.problems, len(splits.of("validation"))),
+            tests=_count_of(config.evaluation.problems, len(splits.of("test"))),
             samples=int(config.evaluation.num_samples),
         )
 
 
-def _some(wanted: int, there: int) -> int:
+def _count_of(wanted: int, there: int) -> int:
     return there if wanted < 0 else min(wanted, there)
 
 

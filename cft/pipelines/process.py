@@ -94,7 +94,7 @@ def run_here(step: Step, settings: Settings, *, more: Sequence[str] = (), resume
     return Ended(tuple(sorted(made)), time.monotonic() - started, _peak_memory())
 
 
-def run_apart(step: Step, settings: Settings, *, more: Sequence[str] = (), resume: bool = False) -> Ended:
+def run_isolated(step: Step, settings: Settings, *, more: Sequence[str] = (), resume: bool = False) -> Ended:
     """Run a step in a separate process. Arguments are as in `run_here`.
 
     Raises:
@@ -110,7 +110,7 @@ def run_apart(step: Step, settings: Settings, *, more: Sequence[str] = (), resum
     process = context.Process(
         target=_in_child, args=(step, settings, tuple(more), resume, sender), name=f"cft {step.name}", daemon=False
     )
-    with _passed_on() as (received, children):
+    with _forwarded_signals() as (received, children):
         process.start()
         sender.close()
         children.append(process.pid or 0)
@@ -167,7 +167,7 @@ def _peak_memory() -> dict[str, int]:
 
 
 @contextmanager
-def _passed_on() -> Iterator[tuple[list[signal.Signals], list[int]]]:
+def _forwarded_signals() -> Iterator[tuple[list[signal.Signals], list[int]]]:
     """Forward signals to a step's process; yields (received signals, processes to forward to)."""
     received: list[signal.Signals] = []
     children: list[int] = []

@@ -19,7 +19,7 @@ from cft.console import console
 from cft.files import exclusive
 from cft.pipelines.clock import Clock
 from cft.pipelines.plan import EARLIER, Settings, Step
-from cft.pipelines.process import Ended, StepCrashed, StepFailed, Stopped, run_apart, run_here, wait_for_orphan
+from cft.pipelines.process import Ended, StepCrashed, StepFailed, Stopped, run_here, run_isolated, wait_for_orphan
 from cft.pipelines.records import Record, inside, known_record, record_of
 from cft.pipelines.reporting import REPORT
 from cft.quoting import setting
@@ -88,7 +88,7 @@ class Runner:
         console.print(f"$ {now.command}", style="dim", markup=False, highlight=False)
         more = self._make_room(step, now=now, before=before)
         now.write(folder)
-        run = run_apart if self.isolated and step.stage != REPORT else run_here
+        run = run_isolated if self.isolated and step.stage != REPORT else run_here
         try:
             ended = run(step, self.settings, more=more, resume=before is not None and not more)
         except Stopped as stopped:

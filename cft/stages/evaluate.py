@@ -198,7 +198,7 @@ def _subject(
             ),
             cfg.seed if trained is None else trained.seed,
             fingerprint(rule) if rule else "",
-            _judged(trained),
+            _training_verifier(trained),
         )
 
 
@@ -246,7 +246,7 @@ def _evaluated(subject: _Subject, splits: Splits, room: Room, *, folder: Path) -
     return results
 
 
-def _judged(trained: RunResults | None) -> dict[str, str]:
+def _training_verifier(trained: RunResults | None) -> dict[str, str]:
     verifier = trained.evaluation.get("verifier") if trained else None
     return {trained.benchmark: verifier} if trained and isinstance(verifier, str) else {}
 

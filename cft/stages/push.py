@@ -40,14 +40,14 @@ def push(cfg: PushConfig, job: Job) -> str:
     )
     console.print(f"Sending {made.kind}: {len(made.files)} files, {size / 1e6:,.1f} MB", markup=False)
     try:
-        address = _sent(made, cfg)
+        address = _upload(made, cfg)
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
-        raise PushError(_why(error, cfg)) from error
+        raise PushError(_error_message(error, cfg)) from error
     console.print(f"{'Private' if cfg.private else 'Public'} {made.repo_type} {cfg.repo_id}: {address}", markup=False)
     return address
 
 
-def _sent(made: Parcel, cfg: PushConfig) -> str:
+def _upload(made: Parcel, cfg: PushConfig) -> str:
     """Upload all files in one commit, and delete files of earlier uploads that would be read together with them."""
     disable_progress_bars()
     api, name, kind = HfApi(), cfg.repo_id, made.repo_type
@@ -74,7 +74,7 @@ def _sent(made: Parcel, cfg: PushConfig) -> str:
     return str(sent.commit_url)
 
 
-def _why(error: Exception, cfg: PushConfig) -> str:
+def _error_message(error: Exception, cfg: PushConfig) -> str:
     """Error message with the remedy."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
     said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -146,7 +146,7 @@ def _run(
     run_log.write_to(folder)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     _print_start(cfg, run, folder, done=done)
-    told = RunFacts(
+    run_facts = RunFacts(
         folder,
         name=run_name(facts["arm"], seed=cfg.seed),
         group=group_of(folder) if checkpoint else job.group,
@@ -159,7 +159,7 @@ def _run(
     )
     with (
         VerifierPool(run.verifier, workers=cfg.verify.workers, timeout_s=cfg.verify.timeout_s) as pool,
-        logging_to(cfg.logger, lambda: told) as loggers,
+        logging_to(cfg.logger, lambda: run_facts) as loggers,
     ):
         base = None
         if run.tested.run and cfg.evaluation.base:
@@ -173,7 +173,7 @@ def _run(
                 max_new_tokens=cfg.evaluation.max_new_tokens,
             )
         interruption.stop_if_asked()
-        model, seconds = _learnt(cfg, run, folder, checkpoint, interruption, pool, loggers)
+        model, seconds = _trained(cfg, run, folder, checkpoint, interruption, pool, loggers)
         export(model, run.model.tokenizer, folder=folder / EXPORT, dtype=cfg.export.dtype)
         place(model, device=cfg.device)
         measured = evaluated(
@@ -194,7 +194,7 @@ def _run(
     return results.accuracy
 
 
-def _learnt(
+def _trained(
     cfg: RlConfig,
     run: _Prepared,
     folder: Path,

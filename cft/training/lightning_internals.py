@@ -56,7 +56,7 @@ def epoch_loop_state(*, steps: int) -> dict[str, Any]:
     return {"_batches_that_stepped": steps}
 
 
-def begin_epoch_afresh(trainer: pl.Trainer, *, steps: int) -> None:
+def begin_next_epoch(trainer: pl.Trainer, *, steps: int) -> None:
     """After loading a checkpoint, begin the next epoch as after an uninterrupted one, with `steps` optimizer steps done.
 
     The public setter `restarting` has no effect if max_steps is set.

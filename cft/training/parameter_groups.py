@@ -82,7 +82,7 @@ def freeze(model: nn.Module, groups: Groups) -> Assigned | None:
         names.setdefault(parameter, []).append(BASE.sub("", name))
     trained = {parameter: called for parameter, called in names.items() if parameter.requires_grad}
     matching = {parameter: _matching(called, groups) for parameter, called in trained.items()}
-    if errors := [*_of_patterns(groups, names, trained), *_of_two_groups(groups, trained, matching)]:
+    if errors := [*_pattern_errors(groups, names, trained), *_overlap_errors(groups, trained, matching)]:
         raise ConfigError(*errors)
     rest = next((name for name, group in groups.items() if group.match is None), OTHERS)
     found: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*groups, rest)}
@@ -160,7 +160,7 @@ def _matching(called: list[str], groups: Groups) -> list[str]:
     ]
 
 
-def _of_patterns(
+def _pattern_errors(
     groups: Groups, names: Mapping[nn.Parameter, list[str]], trained: Mapping[nn.Parameter, list[str]]
 ) -> Iterator[ErrorDetail]:
     """Errors of patterns that match no trained parameter."""
@@ -191,7 +191,7 @@ def _nearest(pattern: str, names: list[str]) -> list[str]:
     return list(dict.fromkeys(parts[piece][0] for piece in near))[:3] or [names[0], names[-1]]
 
 
-def _of_two_groups(
+def _overlap_errors(
     groups: Groups, trained: Mapping[nn.Parameter, list[str]], matching: Mapping[nn.Parameter, list[str]]
 ) -> Iterator[ErrorDetail]:
     """One error for each pair of groups that match the same parameter."""

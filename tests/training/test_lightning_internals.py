@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from cft.training.checkpointing.position import epoch_is_over, step_is_done
 from cft.training.lightning_internals import (
     ScriptLauncher,
-    begin_epoch_afresh,
+    begin_next_epoch,
     collect_shards,
     epoch_loop_state,
     limit_threads,
@@ -107,7 +107,7 @@ def test_steps_done_are_restored_and_an_epoch_begins_afresh(tmp_path: Path) -> N
     assert loop.on_save_checkpoint() == epoch_loop_state(steps=7)
     trainer.fit_loop.restarting = True
     assert loop.restarting
-    begin_epoch_afresh(trainer, steps=9)
+    begin_next_epoch(trainer, steps=9)
     assert not trainer.fit_loop.restarting
     assert not loop.restarting
     assert loop.on_save_checkpoint() == epoch_loop_state(steps=9)

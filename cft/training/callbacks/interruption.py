@@ -27,7 +27,7 @@ _REASONS = (*(s.name for s in SIGNALS), "the time limit interruption.max_hours")
 _Result = TypeVar("_Result")
 
 
-class _Asked(BaseException):
+class _StopRequested(BaseException):
     """Raised by the signal handler, only within `Interruption.unless_asked`; not an Exception, so that none catches it."""
 
 
@@ -72,7 +72,7 @@ class Interruption:
         self._asked[signal.Signals(number)] = True
         if self._raises:
             self._raises = False
-            raise _Asked
+            raise _StopRequested
 
     def unless_asked(self, work: Callable[[], _Result], *, otherwise: _Result) -> _Result:
         """The result of `work`, which must not use collectives; `otherwise` if a signal arrived before or during it."""
@@ -81,7 +81,7 @@ class Interruption:
             if any(self._asked.values()):
                 return otherwise
             return work()
-        except _Asked:
+        except _StopRequested:
             return otherwise
         finally:
             self._raises = False

@@ -126,11 +126,11 @@ def write_counters(checkpoint: dict[str, Any], position: Position, *, accumulate
 
 def correct_counters(trainer: pl.Trainer, position: Position) -> None:
     """Set the counters that depend on the number of micro-batches per epoch, which is known in on_train_start."""
-    from cft.training.lightning_internals import begin_epoch_afresh
+    from cft.training.lightning_internals import begin_next_epoch
 
     loop = trainer.fit_loop.epoch_loop
     if position.next == "epoch":
-        begin_epoch_afresh(trainer, steps=position.steps)
+        begin_next_epoch(trainer, steps=position.steps)
     batches = int(trainer.num_training_batches)
     current = min(position.epoch_steps * trainer.accumulate_grad_batches, batches)
     counts = {"current": current, "total": position.epoch * batches + current}

@@ -140,7 +140,7 @@ def _newest_of_same_config(job: Job) -> Start:
     for folder in same:
         if any(0 <= now < then for then, now in zip(_finished_at(folder) or (), _requested(job), strict=False)):
             continue  # it has trained for more epochs or steps than requested
-        checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
+        checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_print_skipped)
         if checkpoint is not None:
             found.append((checkpoint.stat().st_mtime_ns, folder, checkpoint))
     if not found:
@@ -161,7 +161,7 @@ def _of_same_sweep(job: Job) -> Start:
     if _is_finished(folder, job):
         console.print(f"{folder} has finished; nothing to do")
         return Start(folder, finished=True)
-    checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped)
+    checkpoint = newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_print_skipped)
     if checkpoint is not None:
         console.print(f"Resuming {folder} from {checkpoint.name}")
     return Start(folder, checkpoint)
@@ -178,7 +178,7 @@ def _new_run(job: Job) -> Start:
         found = "a run that has finished"
     elif differing := _differing(folder, job):
         found = "a run of another configuration (" + "; ".join(_lines(differing)) + ")"
-    elif newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_say_skipped) is not None:
+    elif newest_sound_checkpoint(folder / CHECKPOINTS, skipped=_print_skipped) is not None:
         found = "a run that has not finished"
     else:
         return Start(folder)
@@ -188,7 +188,7 @@ def _new_run(job: Job) -> Start:
     )
 
 
-def _say_skipped(path: Path, damage: str) -> None:
+def _print_skipped(path: Path, damage: str) -> None:
     console.print(f"{path} is damaged ({damage}) and is skipped")
 
 

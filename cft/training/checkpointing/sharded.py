@@ -91,18 +91,18 @@ def write_folder(path: Path, shards: Shards, *, group: ProcessGroup) -> None:
     dist.broadcast_object_list(name, src=0, group=group)
     temporary = Path(name[0])
     try:
-        _everywhere(lambda: temporary.mkdir(parents=True, exist_ok=True), path=path, group=group)
+        _on_all_ranks(lambda: temporary.mkdir(parents=True, exist_ok=True), path=path, group=group)
         with writing_errors(path):
             _save(temporary, shards, group=group)
-        found = _everywhere(lambda: _summed(temporary, shards, rank=rank), path=path, group=group)
+        found = _on_all_ranks(lambda: _written_sums(temporary, shards, rank=rank), path=path, group=group)
         sums = {file: sum for part in found for file, sum in part.items()}
-        _everywhere(lambda: _published(temporary, path, sums) if rank == 0 else None, path=path, group=group)
+        _on_all_ranks(lambda: _publish(temporary, path, sums) if rank == 0 else None, path=path, group=group)
     finally:
         if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _everywhere(work: Callable[[], Any], *, path: Path, group: ProcessGroup) -> list[Any]:
+def _on_all_ranks(work: Callable[[], Any], *, path: Path, group: ProcessGroup) -> list[Any]:
     """The results of `work` by rank; if it fails on a rank, all ranks raise that rank's error."""
     import torch.distributed as dist
 
@@ -130,7 +130,7 @@ def _save(temporary: Path, shards: Shards, *, group: ProcessGroup) -> None:
         raise next(iter(failed.failures.values()))[0] from failed
 
 
-def _summed(temporary: Path, shards: Shards, *, rank: int) -> dict[str, str]:
+def _written_sums(temporary: Path, shards: Shards, *, rank: int) -> dict[str, str]:
     """File -> SHA-256 of the files that this rank wrote; rank 0 also writes the facts here."""
     import torch
 
@@ -146,7 +146,7 @@ def _summed(temporary: Path, shards: Shards, *, rank: int) -> dict[str, str]:
     return {file.name: sha256_file(file) for file in own}
 
 
-def _published(temporary: Path, path: Path, sums: dict[str, str]) -> None:
+def _publish(temporary: Path, path: Path, sums: dict[str, str]) -> None:
     write_bytes(temporary / SUMS, "".join(f"{sum}  {name}\n" for name, sum in sorted(sums.items())).encode())
     if path.is_file():
         path.unlink()
