@@ -1,8 +1,8 @@
 """The commands as functions, for notebooks and programs.
 
-A function takes what its command takes: overrides as text (`"mask=critical"`, `"data.annotation=mine"`) and as keywords
-(`limit=8`). The same check comes first, the same stage runs, and the same files are written; errors are raised (`UserError`),
-never printed with an exit. Several jobs at once (`-m`) are the command line's alone.
+A function accepts the overrides of its command, as text (`"mask=critical"`, `"data.annotation=mine"`) and as keywords
+(`limit=8`). It runs the same config check and the same stage and writes the same files; errors are raised (`UserError`) instead
+of printed. Several jobs at once (`-m`) are available only on the command line.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from cft.report.show import Shown
     from cft.types import AnnotatedResponse
 
-ESTIMATE_STEPS = "estimate"  # how the names of those of `cft compare` begin
+ESTIMATE_STEPS = "estimate"  # prefix of the short steps that `cft compare` runs for its estimate
 Value = str | int | float | bool | Path | None | Sequence["Value"] | Mapping[str, "Value"]
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What `cft.annotate` made.
+    """An annotation created by `cft.annotate`.
 
     Args:
-        folder: Of the store.
+        folder: Folder of the annotation.
     """
 
     folder: Path
@@ -51,22 +51,22 @@ class Annotation:
         return AnnotationStore(self.folder)
 
     def rows(self) -> list[AnnotatedResponse]:
-        """Responses with the evidence about each of their tokens."""
+        """Responses with the evidence for each of their tokens."""
         return self.store.rows()
 
     def counts(self) -> dict[str, int]:
-        """Problems by what became of them, forks and replays."""
+        """Number of problems by status, of forks and of replays."""
         return self.store.manifest()["counts"]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What `cft.train`, `cft.rl` or `cft.evaluate` left.
+    """A run of `cft.train`, `cft.rl` or `cft.evaluate`.
 
     Args:
-        folder: Of the run.
-        accuracy: Greedy, 0-1; of several benchmarks their macro average, NaN where nothing was solved.
-        results: results.json by benchmark.
+        folder: Folder of the run.
+        accuracy: Greedy accuracy, 0-1; for several benchmarks their macro average; NaN if nothing was evaluated.
+        results: Contents of results.json, by benchmark.
     """
 
     folder: Path
@@ -76,12 +76,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What `cft.pipeline` or `cft.compare` left.
+    """The result of `cft.pipeline` or `cft.compare`.
 
     Args:
-        folder: Of the pipeline, with a folder for each step.
-        runs: Trainings and tests that were done, by step.
-        report: The page, None where no run was tested.
+        folder: Folder of the pipeline, with a folder for each step.
+        runs: Finished training and evaluation runs, by step.
+        report: Path of the HTML report, None if no run was evaluated.
     """
 
     folder: Path
@@ -89,18 +89,18 @@ class Steps:
     report: Path | None
 
     def table(self) -> str:
-        """The report's comparison as Markdown, "" where there is none."""
+        """The report's comparison as Markdown, "" if there is none."""
         path = self.folder / "report" / "comparison.md"
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What `cft.export` wrote.
+    """A data set written by `cft.export`.
 
     Args:
-        folder: With data, manifest and card.
-        manifest: Of it.
+        folder: Folder with data, manifest and card.
+        manifest: Contents of manifest.json.
     """
 
     folder: Path
@@ -108,20 +108,20 @@ class Exported:
 
 
 def annotate(*overrides: str, **settings: Value) -> Annotation:
-    """`cft annotate`: find the tokens of correct responses that decide the answer.
+    """`cft annotate`: find the critical tokens of correct responses.
 
     Raises:
-        UserError: What the command would print.
+        UserError: With the message that the command would print.
     """
     return Annotation(_run("annotate", overrides, settings)[0])
 
 
 def train(*overrides: str, **settings: Value) -> Run:
-    """`cft train`: fine-tune on the tokens that a mask picks, and test the result.
+    """`cft train`: fine-tune on the tokens that a mask selects, and evaluate the result.
 
     Raises:
-        UserError: What the command would print.
-        Interrupted: The run was told to end; what it can resume from is in its folder.
+        UserError: With the message that the command would print.
+        Interrupted: The run was stopped by a signal or time limit; its folder holds a checkpoint to resume from.
     """
     from cft.training.checkpointing.resume import start_of
 
@@ -135,7 +135,7 @@ def evaluate(*overrides: str, **settings: Value) -> Run:
     """`cft evaluate`: accuracy, pass@k, diversity and entropy of a model or a checkpoint.
 
     Raises:
-        UserError: What the command would print.
+        UserError: With the message that the command would print.
     """
     accuracy, job = _run("evaluate", overrides, settings)
     return _measured(job.folder, accuracy)
@@ -145,8 +145,8 @@ def rl(*overrides: str, **settings: Value) -> Run:
     """`cft rl`: reinforcement learning from a checkpoint, with the verifier's verdicts as rewards.
 
     Raises:
-        UserError: What the command would print.
-        Interrupted: The run was told to end; what it can resume from is in its folder.
+        UserError: With the message that the command would print.
+        Interrupted: The run was stopped by a signal or time limit; its folder holds a checkpoint to resume from.
     """
     with _inputs("rl", overrides, settings) as (cfg, job):
         accuracy = _stage("rl")(cfg, job)
@@ -154,65 +154,65 @@ def rl(*overrides: str, **settings: Value) -> Run:
 
 
 def pipeline(*overrides: str, **settings: Value) -> Steps:
-    """`cft pipeline`: several stages, checked together, run one after the other, skipped where they are done.
+    """`cft pipeline`: check several stages together, then run one after another, skipping finished ones.
 
-    Steps run in processes of their own, unless `isolated=False`: a script calls this under `if __name__ == "__main__":`.
+    Each step runs in its own process unless `isolated=False`; a script must call this under `if __name__ == "__main__":`.
 
     Raises:
-        UserError: What the command would print.
-        StepCrashed: A step's process was killed, or ended with an error of the program.
-        Interrupted: It was told to end; the same call resumes from there.
+        UserError: With the message that the command would print.
+        StepCrashed: A step's process was killed, or ended with an unexpected error.
+        Interrupted: The pipeline was stopped; the same call resumes it.
     """
     return _steps(Path(_run("pipeline", overrides, settings)[0]))
 
 
 def compare(*overrides: str, **settings: Value) -> Steps:
-    """`cft compare`: from data to a table of arms: annotate, search a learning rate for each, train, test, report.
+    """`cft compare`: from data to a table of arms: annotate, search a learning rate per arm, train, evaluate, report.
 
     Raises:
-        UserError, StepCrashed, Interrupted: As `pipeline`.
+        UserError, StepCrashed, Interrupted: As in `pipeline`.
     """
     return _steps(Path(_run("compare", overrides, settings)[0]))
 
 
 def score(*overrides: str, **settings: Value) -> Path:
-    """`cft score`: what a frozen model says of each token of an annotation. Returns the folder of the score.
+    """`cft score`: compute a score of each token of an annotation by a frozen model. Returns the folder of the score.
 
     Raises:
-        UserError: What the command would print.
+        UserError: With the message that the command would print.
     """
     return Path(_run("score", overrides, settings)[0])
 
 
 def export(*overrides: str, **settings: Value) -> Exported:
-    """`cft export`: an annotation under a mask as a data set for another trainer.
+    """`cft export`: write an annotation, with a mask applied, as a data set for another trainer.
 
     Raises:
-        UserError: What the command would print.
+        UserError: With the message that the command would print.
     """
     folder = Path(_run("export", overrides, settings)[0])
     return Exported(folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 
 def push(*overrides: str, **settings: Value) -> str:
-    """`cft push`: to the Hugging Face hub. Returns the address of the commit.
+    """`cft push`: upload to the Hugging Face hub. Returns the URL of the commit.
 
     Raises:
-        UserError: What the command would print.
+        UserError: With the message that the command would print.
     """
     return _run("push", overrides, settings)[0]
 
 
 def show(row: AnnotatedResponse, mask: Mask | None = None) -> Shown:
-    """A response in color, as HTML in a notebook: critical tokens on red, those with one failing alternative on yellow.
+    """A response as colored HTML in a notebook: critical tokens on red, tokens with one failing alternative on yellow.
 
     Args:
-        row: Of an annotation.
-        mask: Whose tokens are on red; None = those that decide the answer by two alternatives, or by as many as there are:
-            critical ones of a right response, turning ones of a wrong one.
+        row: A row of an annotation.
+        mask: Selects the tokens on red; None = critical tokens of a right response, turning tokens of a wrong one, by two
+            alternatives, or one if the annotation holds only one.
 
     Raises:
-        MaskError: The row's evidence cannot answer what the mask asks.
+        MaskError: The row lacks the evidence that the mask needs.
     """
     from cft.report.show import shown
 
@@ -220,23 +220,20 @@ def show(row: AnnotatedResponse, mask: Mask | None = None) -> Shown:
 
 
 def _run(stage: str, overrides: Sequence[str], settings: Mapping[str, Value]) -> tuple[Any, Job]:
-    """(what the stage returns, job)."""
+    """Run a stage; returns its result and the job."""
     with _inputs(stage, overrides, settings) as (cfg, job):
         return _stage(stage)(cfg, job), job
 
 
 @contextmanager
 def _inputs(stage: str, overrides: Sequence[str], settings: Mapping[str, Value]) -> Iterator[tuple[Any, Job]]:
-    """What the stage is called with, after the check of the command line.
-
-    Raises ConfigError with all errors.
-    """
+    """Check the overrides and yield the arguments of the stage. Raises ConfigError with all errors."""
     words = [*overrides, *(f"{key}={_literal(value)}" for key, value in settings.items())]
     flags = [word for word in words if word.startswith("-")]
     if flags:
         raise ConfigError(
             *(
-                ErrorDetail(flag, "a flag of the command line; a function takes key=value only, one job")
+                ErrorDetail(flag, "a flag of the command line; a function takes only key=value and runs one job")
                 for flag in flags
             )
         )
@@ -249,7 +246,7 @@ def _inputs(stage: str, overrides: Sequence[str], settings: Mapping[str, Value])
 
 
 def _literal(value: Value) -> str:
-    """As Hydra's grammar reads it back."""
+    """The value in Hydra's override grammar."""
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value) if not isinstance(value, float) else repr(value)
     if isinstance(value, str | Path):
@@ -260,14 +257,14 @@ def _literal(value: Value) -> str:
 
 
 def _measured(folder: Path, accuracy: float) -> Run:
-    """With the results below the folder, a suite's benchmark by benchmark."""
+    """A run with the results found in its folder: of one benchmark, or of each benchmark of a suite."""
     paths = sorted(folder.glob(f"*/{RESULTS}")) or list(folder.glob(RESULTS))
     found = [RunResults.read(path) for path in paths]
     return Run(folder, accuracy, {results.benchmark: results for results in found})
 
 
 def _steps(folder: Path) -> Steps:
-    """Those of the folder that left results, the few of an estimate left out."""
+    """The steps of a pipeline folder that have results, without those run for an estimate."""
     names = sorted(path.stem for path in (folder / "steps").glob("*.json"))
     runs = {}
     for name in names:

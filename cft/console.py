@@ -1,7 +1,6 @@
-"""One way to show progress: a live bar in a terminal, a plain line now and then elsewhere.
+"""Console output and progress: a live bar in a terminal, otherwise a plain line every 10 seconds.
 
-Only one live display may exist in a process (rich refuses a second), so every bar is opened through `progress` and
-closed with it.
+Only one live display may exist per process (rich refuses a second), so every bar is opened by `progress`, which also closes it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ PLAIN_EVERY_S = 10.0
 
 
 class _Recorded(Console):
-    """What is printed for a person goes into the run's log, too (`cft/run_log.py`)."""
+    """Also writes printed text to the run's log (`cft/run_log.py`)."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*objects, **options)
@@ -34,7 +33,7 @@ console: Console = _Recorded(stderr=False, soft_wrap=True)
 
 
 class Bar:
-    """Counts steps of one task; `facts` are shown beside the count. Obtained from `progress`."""
+    """Progress of one task; created by `progress`."""
 
     def __init__(self, title: str, total: int, live: Progress | None) -> None:
         self.title, self.total, self.done = title, total, 0.0
@@ -42,16 +41,16 @@ class Bar:
         self._task = live.add_task(title, total=total, facts="") if live else None
         self._facts = ""
         self._started = self._printed = time.monotonic()
-        self._before = 0.0  # done by an earlier process, whose time is unknown
+        self._before = 0.0  # steps done by an earlier process, whose duration is unknown
 
     def begin(self, done: float, *, total: int) -> None:
-        """The work starts now, with `done` steps of it done already."""
+        """Start the clock, with `done` of `total` steps already done."""
         self._before, self.done, self.total = done, done, total
         self._started = self._printed = time.monotonic()
         self.advance(0)
 
     def advance(self, steps: float = 1, *, facts: str = "", total: int | None = None) -> None:
-        """facts: replaces the text beside the count where given. total: a new estimate of the end."""
+        """Count `steps` more steps. facts: new text to show after the count, if not "". total: a new estimate of the total."""
         self.done += steps
         self.total = self.total if total is None else total
         self._facts = facts or self._facts
@@ -70,7 +69,7 @@ class Bar:
 
 @contextmanager
 def progress(title: str, *, total: int) -> Iterator[Bar]:
-    """A bar for `total` steps, gone when the block ends, whatever ends it."""
+    """Show a bar of `total` steps for the duration of a `with` block."""
     if not console.is_terminal or not sys.stdout.isatty():
         yield Bar(title, total, None)
         return

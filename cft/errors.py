@@ -1,18 +1,18 @@
-"""The base of all user errors, as opposed to errors of the program."""
+"""Base classes of user errors, as opposed to bugs."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """An error in input or configuration; the message is complete, no traceback is shown.
+    """An error in input or configuration, printed without a traceback (`cft/cli/exit_status.py`).
 
-    It says what was found, what was expected and the remedy. The commands print it (`cft/cli/exit_status.py`).
+    The message says what was found, what was expected and how to fix it.
     """
 
 
 class BadValue(UserError, ValueError):
-    """An option or input of a value that cannot be used; for modules without an error class of their own."""
+    """An invalid value of an option or input; for modules without their own error class."""
 
 
 class Interrupted(Exception):
-    """A run was told from outside to end, and has saved what it can resume from. The message is the reason."""
+    """A run was stopped from outside (signal, time limit) after it saved a checkpoint. The message is the reason."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, synced, renamed; and locks on folders."""
+"""Atomic file writes (write to a temporary name, fsync, rename) and locks on folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 
 
 class WriteError(UserError, OSError):
-    """A file cannot be written; the message says why and that nothing finished before is lost."""
+    """A file cannot be written; the message gives the reason and says that committed results are kept."""
 
 
 class FolderInUse(UserError, RuntimeError):
@@ -37,9 +37,9 @@ class FolderInUse(UserError, RuntimeError):
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call write(temporary path), sync, rename to `path`. On an error the old file stays and the temporary one goes.
+    """Call write(temporary path), fsync, rename to `path`.
 
-    Raises WriteError.
+    On an error the old file is kept and the temporary file deleted. Raises WriteError.
     """
     temporary = temporary_beside(path)
     with writing_errors(path):
@@ -55,17 +55,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def temporary_beside(path: Path, *, end: Literal["tmp", "old"] = "tmp") -> Path:
-    """Where this process keeps what is to become `path`, or what it was. The one place that names such files."""
+    """Temporary path of this process next to `path`: of its new version (tmp) or of the replaced one (old)."""
     return path.with_name(f".{path.name}.{os.getpid()}.{end}")
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete what writers that were killed left below `folder`; returns it. For whoever alone may write there: below it
-    others may be at work in folders of their own, so a file of a process that lives stays."""
+    """Delete the temporary files of killed writers below `folder`; returns them.
+
+    Call it with the lock of `folder` held. Other processes may be writing to subfolders, so temporary files of running
+    processes are kept.
+    """
     found = [
         path
         for path in sorted(folder.rglob(".*"))
-        if (name := _TEMPORARY.fullmatch(path.name)) and not _is_at_work(int(name[1]))
+        if (name := _TEMPORARY.fullmatch(path.name)) and not _is_running(int(name[1]))
     ]
     with writing_errors(folder):
         for path in found:
@@ -76,8 +79,8 @@ def remove_leftovers(folder: Path) -> list[Path]:
     return found
 
 
-def _is_at_work(process: int) -> bool:
-    """Whether another process of that number lives on this machine: one of our own number is dead, we have just begun."""
+def _is_running(process: int) -> bool:
+    """Whether another process with this id runs on this machine. A file with our own id is from a dead process."""
     if process == os.getpid():
         return False
     try:
@@ -90,7 +93,7 @@ def _is_at_work(process: int) -> bool:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`, which goes if it is there."""
+    """Rename `new` to `folder`, replacing an existing one."""
     old = temporary_beside(folder, end="old")
     if folder.exists():
         os.replace(folder, old)
@@ -113,7 +116,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError, as itself or in a library's clothes, into a WriteError about `path`."""
+    """Convert an OSError, also one wrapped by a library's exception, into a WriteError about `path`."""
     try:
         yield
     except UserError:
@@ -130,13 +133,13 @@ def writing_errors(path: Path) -> Iterator[None]:
 
 
 def _system_error(error: Exception) -> OSError | None:
-    """What the system said, where `error` comes of it."""
+    """The system error that caused `error`, None if there is none."""
     if isinstance(error, OSError):
         return error
     if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        return error.__context__  # torch.save closes its archive after a failed write, and that fails in another way
+        return error.__context__  # torch.save fails again when it closes its archive after a failed write
     if number := _NUMBER_IN_TEXT.search(str(error)):
-        return OSError(int(number[1]), os.strerror(int(number[1])))  # safetensors and tokenizers put it in words
+        return OSError(int(number[1]), os.strerror(int(number[1])))  # safetensors and tokenizers give it only as text
     return None
 
 
@@ -146,20 +149,20 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Hash of a JSON value in canonical form: a fingerprint."""
+    """SHA-256 of a JSON value in canonical form, used as a fingerprint."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the only right to write to `folder`, less what dead writers left there; their lock is no obstacle.
+    """Lock `folder` for writing, and delete the temporary files of killed writers. The lock of a dead process does not count.
 
     Raises FolderInUse, WriteError.
     """
     path = folder / ".lock"
     with writing_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = path.open("ab", buffering=0)  # a buffer that could not be written would be tried again on closing
+        handle = path.open("ab", buffering=0)  # closing would retry a buffered write that failed
     with handle:
         with writing_errors(path):
             _lock(handle.fileno(), folder=folder, holder=path)
@@ -181,7 +184,7 @@ def _lock(descriptor: int, *, folder: Path, holder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is safe from a power cut once its folder is synced."""
+    """Sync a folder, after which a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

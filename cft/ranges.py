@@ -1,11 +1,11 @@
-"""Ranges of parameters, declared once, in the parameter's annotation, and validated by pydantic.
+"""Ranges of parameters, declared once in the parameter's type annotation and validated by pydantic.
 
     @in_range
     def __init__(self, *, gamma: AtLeastZero, detached: bool) -> None: ...
 
-The config check reads annotations from the source (`cft/config/annotations.py`) and reports a value that does not fit with its
-config path before anything is imported; `in_range` and `require_in_range` hold whoever calls a constructor to the same
-ranges. NaN and infinities are in none, and no integer is beyond 64 bits.
+The config check reads the annotations from the source (`cft/config/annotations.py`) and reports invalid values with their
+config path before anything is imported; `in_range` and `require_in_range` enforce the same ranges on direct calls of a
+constructor. No range contains NaN, an infinity or an integer of more than 64 bits.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Marks what a node with a `_target_` builds. name: of the class or protocol that is expected there."""
+    """Annotation of a config node with a `_target_`. name: the expected class or protocol of the object."""
 
     name: str
 
@@ -60,12 +60,12 @@ def _has_target(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def object_of(name: str) -> Any:
-    """The type of a node that makes an object of a class, which is checked for itself."""
+    """The type of a config node that creates an object of the class `name`; the node's arguments are checked separately."""
     return Annotated[dict[str, Any], AfterValidator(_has_target), Made(name)]
 
 
 def mismatch(value: object, hint: Any) -> str | None:
-    """ "expected ..., found ..." with a suggestion where one is near, None if the value (of yaml or JSON) fits."""
+    """Error message for a value (of yaml or JSON) that does not fit a type, with a suggestion if possible; None if it fits."""
     if fits(value, hint):
         return None
     text = f"expected {describe(hint, objects=isinstance(value, dict))}, found {show(value)}"
@@ -86,7 +86,7 @@ def fits(value: object, hint: Any) -> bool:
         return False
     try:
         text = json.dumps(value)
-    except TypeError:  # an entry that is known once a job runs, such as ${hydra:job.num}
+    except TypeError:  # a value that is known only when a job runs, such as ${hydra:job.num}
         return True
     try:
         found = _adapter(hint).validate_json(text)
@@ -96,11 +96,11 @@ def fits(value: object, hint: Any) -> bool:
 
 
 def describe(hint: Any, *, objects: bool = False) -> str:
-    """A type in words, with its range: "a number from 0 to 1". objects: those among several types are named, too."""
+    """A type and its range in words: "a number from 0 to 1". objects: in a union, also name object types."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         made = next((m.name for m in args[1:] if isinstance(m, Made)), "")
-        # The last one is the outermost: nested annotations are flattened.
+        # Python flattens nested annotations; the last one is the outermost.
         said = next((m.description for m in args[:0:-1] if isinstance(m, FieldInfo) and m.description), "")
         if made:
             return f"a node with a _target_ that makes a {made}"
@@ -109,7 +109,7 @@ def describe(hint: Any, *, objects: bool = False) -> str:
         names = ["null" if c is None else "true" if c is True else "false" if c is False else str(c) for c in args]
         return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     if origin in (Union, UnionType):
-        plain = [a for a in args if objects or not _is_made(a)]  # what a command line can say
+        plain = [a for a in args if objects or not _is_made(a)]  # types that can be given on a command line
         return " or ".join(dict.fromkeys(describe(a) for a in plain or args))
     if origin is tuple and args[-1:] != (...,):
         return f"a list of {len(args)}, each {describe(args[0])}" if args else "an empty list"
@@ -119,7 +119,7 @@ def describe(hint: Any, *, objects: bool = False) -> str:
 
 
 def show(value: object) -> str:
-    """A value as a yaml would say it."""
+    """A value as written in yaml, shortened to 60 characters."""
     if isinstance(value, dict):
         return "a mapping" if "_target_" not in value else "an object"
     if value is None or isinstance(value, bool):
@@ -128,7 +128,7 @@ def show(value: object) -> str:
 
 
 def in_range(init: Callable[P, T]) -> Callable[P, T]:
-    """An __init__ or function that raises BadValue where a keyword argument is outside the range of its annotation."""
+    """Decorator: the __init__ or function raises BadValue if a keyword argument is outside the range of its annotation."""
 
     @wraps(init)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -140,7 +140,7 @@ def in_range(init: Callable[P, T]) -> Callable[P, T]:
 
 
 def require_in_range(made: Any) -> None:
-    """The same for the fields of a dataclass; for its __post_init__."""
+    """Raise BadValue if a field of the dataclass instance is outside its range; for use in __post_init__."""
     kind = type(made)
     _require(kind.__name__, _ranges(kind), {name: getattr(made, name) for name in _ranges(kind)})
 
@@ -154,7 +154,7 @@ def _require(owner: str, ranges: Mapping[str, Any], values: Mapping[str, object]
 
 @cache
 def _ranges(annotated: Any) -> dict[str, Any]:
-    """The annotations that say a range. Each is evaluated by itself: others may name what is imported for the type checker."""
+    """The annotations with a range. Evaluated one by one, since others may use names imported only for type checking."""
     names = vars(sys.modules[annotated.__module__])
     found = {}
     for name, hint in annotated.__annotations__.items():
@@ -202,7 +202,7 @@ def _beyond_64_bits(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    """Holds no NaN and no infinity, in its lists neither; the values of a mapping are looked at for themselves."""
+    """Whether a value, or a (nested) list, holds no NaN and no infinity; values of a mapping are checked separately."""
     if isinstance(value, list):
         return all(map(_is_finite, value))
     return not isinstance(value, float) or math.isfinite(value)

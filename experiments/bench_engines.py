@@ -160,7 +160,7 @@ def counterfactuals(
 
 def show(rates: dict[str, dict[str, float]], *, title: str) -> None:
     columns = ("tokens_per_s", "tokens_per_cpu_s", "of_the_first", "equal")
-    table = Table("engine", "tokens/s", "tokens/s of processor time", "of the first", "equal to the first", title=title)
+    table = Table("engine", "tokens/s", "tokens/s of CPU time", "relative to first", "equal to first", title=title)
     for name, found in rates.items():
         table.add_row(name, *(f"{found[key]:,}" for key in columns))
     console.print(table)

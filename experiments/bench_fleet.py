@@ -72,7 +72,7 @@ def main() -> None:
     }
     print(
         f"{len(problems)} problems in {len(units)} units: {min(seconds['process']):.1f} s in this process, "
-        f"{min(seconds['ray']):.1f} s by one Ray worker, ratio {found['ratio']:.3f}; to begin: "
+        f"{min(seconds['ray']):.1f} s by one Ray worker, ratio {found['ratio']:.3f}; to start: "
         f"{started['process']:.1f} s and {started['ray']:.1f} s"
     )
     print(json.dumps(found))

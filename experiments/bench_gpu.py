@@ -89,7 +89,7 @@ def all_sections(arguments: argparse.Namespace) -> None:
         share = SECTIONS[name][1] / sum(SECTIONS[other][1] for other in names[i:])
         limit = min(own, share * (ends - time.monotonic() - END_S))
         if limit < 15:
-            status[name] = {"status": "left out: no time", "seconds": 0.0}
+            status[name] = {"status": "skipped: no time", "seconds": 0.0}
             continue
         print(f"== {name} (at most {limit:.0f} s)", flush=True)
         started = time.monotonic()
@@ -115,7 +115,7 @@ def section(arguments: argparse.Namespace, name: str, *, limit: float) -> str:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # including its child processes, which would occupy the device
             process.wait()
-            return "stopped at its limit"
+            return "stopped at its time limit"
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGKILL)
             raise

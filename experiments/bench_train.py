@@ -139,7 +139,7 @@ class Bench:
             raise SystemExit(f"{name} failed with exit status {done.returncode}; see {self.folder / f'{name}.log'}")
         result = ArmResult(**json.loads(out.read_text(encoding="utf-8")))
         timed = result.seconds[TIMED] or result.seconds[SHORT_TIMED]
-        say(f"{name}: {median(timed):.2f} s a step, {spec.rows_per_step / median(timed):.2f} samples/s, "
+        say(f"{name}: {median(timed):.2f} s per step, {spec.rows_per_step / median(timed):.2f} samples/s, "
             f"peak {result.peak_mb:,.0f} MB, losses {', '.join(f'{loss:.5f}' for loss in result.losses[:3])}")  # fmt: skip
         return result
 

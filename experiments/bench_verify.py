@@ -30,7 +30,7 @@ from experiments.verify_samples import BOXED, STYLES, MathVerify, changed, equal
 
 OUT = Path("outputs/bench_verify")
 NUM_ITEMS = 4000
-PATIENCE_S = 20.0  # deadline for the samples, none of which are hostile; long, since a busy machine is slow
+SAMPLE_DEADLINE_S = 20.0  # deadline for the samples, none of which are hostile; long, since a busy machine is slow
 
 Item = tuple[str, str]
 
@@ -128,7 +128,7 @@ def on_samples(data: Path, *, rows: int, workers: int) -> dict[str, Any]:
 
 
 def _graded(verifier: Verifier, items: list[tuple[str, Item]], workers: int) -> list[tuple[str, Item, Verdict]]:
-    with VerifierPool(verifier, workers=workers, timeout_s=PATIENCE_S) as pool:
+    with VerifierPool(verifier, workers=workers, timeout_s=SAMPLE_DEADLINE_S) as pool:
         found = pool.verify_all([item for _, item in items])
     return [(kind, item, verdict) for (kind, item), verdict in zip(items, found, strict=True)]
 

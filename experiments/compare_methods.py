@@ -210,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods, e.g. dft cft mask=entropy")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--table", action="store_true", help="only print what is finished")
+    parser.add_argument("--table", action="store_true", help="only print the table of finished runs")
     arguments = parser.parse_args()
     chosen = methods(arguments.only)
     if not arguments.table:

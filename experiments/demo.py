@@ -37,7 +37,7 @@ SHARES = (
 def main() -> None:
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
-    step("1. Annotate, live: 60 problems that the shipped annotation does not hold")
+    step("1. Annotate 60 problems that are not in the shipped annotation")
     run(
         "annotate.py",
         "data.seed=1",
@@ -47,9 +47,7 @@ def main() -> None:
         f"annotations_dir={OUT}/annotations",
     )
     shipped = AnnotationStore(SHIPPED / "tiny_arith").manifest()["counts"]["annotated"]
-    step(
-        f"2. Train, on the shipped annotation ({shipped:,} responses, made by the same command): 3 strategies x 3 seeds"
-    )
+    step(f"2. Train, on the shipped annotation ({shipped:,} responses, made by the same command): 3 methods x 3 seeds")
     train_all()
     step("3. Evaluate the untrained model on the same test problems")
     run("evaluate.py", "limit=200", "num_samples=4", f"hydra.run.dir={OUT}/base")

@@ -182,7 +182,7 @@ def main() -> None:
     sizes = (
         f"{model.num_parameters():,} parameters, {len(tokenizer)} words, {sum(len(ids) for ids, _ in rows):,} tokens"
     )
-    print(f"{sizes}, {sum(len(ids) - p for ids, p in rows) / len(rows):.1f} a response")
+    print(f"{sizes}, {sum(len(ids) - p for ids, p in rows) / len(rows):.1f} per response")
     train(model, rows, lr=args.lr, batch_size=args.batch_size)
     args.folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.folder)

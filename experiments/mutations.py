@@ -198,7 +198,9 @@ def copy_to(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Plants typical defects one at a time; a named test must detect each.")
-    parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose name, place or test holds the text")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only mutants whose name, place or test contains the text"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="tests at a time (2)")
     arguments = parser.parse_args()
     chosen = [m for m in MUTANTS if arguments.only in f"{m.name} {m.place} {m.test}"]

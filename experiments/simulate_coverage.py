@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument(
         "--trials", type=int, default=1000, help="tables per cell; 1,000 have a standard error of 0.7 points"
     )
-    parser.add_argument("--usual-trials", type=int, default=300, help="the same for the two usual intervals")
+    parser.add_argument("--usual-trials", type=int, default=300, help="tables per cell for the two usual intervals")
     parser.add_argument("--out", type=Path, default=Path("outputs/simulate_coverage.json"))
     arguments = parser.parse_args()
     started = time.monotonic()

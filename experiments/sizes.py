@@ -97,7 +97,7 @@ def main() -> None:
     work = Work(**vars(parser.parse_args()))
     models = {name: empty(config) for name, config in SHAPES.items()}
     console.print(
-        f"{work.problems:,} problems, {work.rows:,.0f} of them solved, {work.response} tokens a response: "
+        f"{work.problems:,} problems, {work.rows:,.0f} of them solved, {work.response} tokens per response: "
         f"{work.decoded / 1e9:.2f} G tokens to annotate, {work.trained / 1e6:.1f} M tokens to train ({work.epochs} epochs)"
     )
     for title, columns, row in (

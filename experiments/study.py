@@ -219,10 +219,10 @@ def main() -> None:
     studies = {study.name: study for study in STUDIES}
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", nargs="?", choices=sorted(studies))
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="a part of the arms (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="a part of the tested seeds")
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time, one thread each")
-    parser.add_argument("--report", action="store_true", help="only report what is finished")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="arms to run (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="tested seeds to run (default: all)")
+    parser.add_argument("--workers", type=int, default=2, help="concurrent trainings, one thread each")
+    parser.add_argument("--report", action="store_true", help="only report on finished runs")
     parser.add_argument("--write-solutions", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write_solutions:

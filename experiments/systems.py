@@ -107,7 +107,7 @@ def systems(only: Sequence[str]) -> list[str]:
 
 
 def said(pipeline: str) -> dict[str, Any]:
-    """The yaml."""
+    """Contents of the pipeline's yaml."""
     return yaml.safe_load((CONF_DIR / "pipeline" / f"{pipeline}.yaml").read_text(encoding="utf-8"))
 
 

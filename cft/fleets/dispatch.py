@@ -238,7 +238,7 @@ class Dispatcher(Generic[Item, Result]):
         task.tried.add(worker)
         task.failures += blamed
         if task.failures < self.policy.max_failures:
-            _say(f"Unit {task.key} goes to another worker ({error})")
+            _say(f"Unit {task.key} is retried on another worker ({error})")
             self._again.append(task)
             return
         self.left_out[task.key] = f"failed on {task.failures} workers, last: {error}"

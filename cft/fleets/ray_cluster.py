@@ -132,7 +132,7 @@ def _connected(address: str | None) -> Iterator[None]:
         said = str(error).strip().splitlines()
         raise FleetError(
             f"fleet.address={wanted}: no Ray cluster can be reached there ({said[0] if said else type(error).__name__}). Start "
-            "one with ray start --head, or leave fleet.address=null to use this machine alone"
+            "one with ray start --head, or set fleet.address=null to use only this machine"
         ) from error
     try:
         yield

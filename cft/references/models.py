@@ -110,7 +110,7 @@ def starts_as_reference(
     same = base_weights_hash(policy, dtype=annotated["dtype"]) == annotated["weights"]
     if not same:
         console.print(
-            f"Note: reference=annotation holds the log-probs of the model that made {manifest['name']} "
+            f"Note: reference=annotation holds the log-probs of the model that annotated {manifest['name']} "
             f"({manifest['model_name']}), and this training starts from other weights. A method that compares with the model "
             "before training (PSFT, iw-SFT, ssToken) needs reference=initial"
         )
