@@ -1,6 +1,6 @@
-"""What runs on the pretend accelerator, beside the CPU; one JSON of {check: {value by name} or {"error": text}}.
+"""Runs checks on the fake accelerator and on the CPU; writes a JSON of {check: {value by name} or {"error": text}}.
 
-python tests/accelerator_driver.py OUT.json [METHOD ...]        (a process of its own: see `fake_accelerator.install`)
+python tests/accelerator_driver.py OUT.json [METHOD ...]        (in a separate process: see `fake_accelerator.install`)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SAMPLED = (GREEDY, Sampling(1.0, 1.0, 7, "a"), Sampling(1.0, 0.9, 7, "b"))
 
 
 def on_device(model: Any) -> Any:
-    """A copy there. Wrapped parameters lose their ties."""
+    """Copy a model to the device. Wrapped parameters lose their ties."""
     moved = copy.deepcopy(model).to(DEVICE)
     moved.tie_weights()
     return moved
@@ -87,7 +87,7 @@ def scores() -> dict[str, Any]:
 
 
 def decode_step(*, sampled: bool, shared: int) -> dict[str, int]:
-    """What one more token of every fork costs: two runs whose limits differ by one step."""
+    """Cost of one decode step over all forks: the difference of two runs whose token limits differ by one."""
     model = random_llama()
     work = [fork for fork in forks(sampled=sampled, lone=0 if shared else 6) if shared or fork.key >= 100]
     totals = []
@@ -106,7 +106,7 @@ def decode_step(*, sampled: bool, shared: int) -> dict[str, int]:
                 )
                 for f in work
             ]
-            if shared:  # of one prompt, so that all end at the same step
+            if shared:  # from one prompt, so that all end at the same step
                 whole = [Fork(work[0].sequence, 20, 5 + i, f.sampling, i) for i, f in enumerate(work)]
             dict(engine.run(ListSource(whole), budget=Budget(limit)))
             totals.append(counts.totals())
@@ -114,7 +114,7 @@ def decode_step(*, sampled: bool, shared: int) -> dict[str, int]:
 
 
 def step(model: Any, method: Any, *, at: layout.Layout) -> tuple[float, float]:
-    """Loss and gradient norm; where the loss wants a reference's distribution, the model itself is the reference."""
+    """Loss and gradient norm; if the loss needs a reference distribution, the model itself is the reference."""
     lm = SelectiveLM(model, method, layout=at)
     batch = batch_of(token_rows()).to(model.device)
     if method.rejected:
@@ -152,7 +152,7 @@ def training(method: str) -> dict[str, Any]:
 
 
 def training_step(at: layout.Layout) -> dict[str, int]:
-    """Of plain fine-tuning, without the probe: a micro-batch, forward and backward."""
+    """Forward and backward pass of one micro-batch of plain fine-tuning, without the probe."""
     model = random_llama(vocab=VOCABULARY)
     with watching() as counts:
         lm = SelectiveLM(on_device(model), sft(), layout=at)
@@ -165,7 +165,7 @@ def training_step(at: layout.Layout) -> dict[str, int]:
 
 
 def planted(patch: Any, work: Callable[[], object]) -> dict[str, str]:
-    """The message of the mistake that is found."""
+    """The message of the error found."""
     with patch, watching():
         try:
             work()
@@ -183,7 +183,7 @@ def train_run() -> None:
 
 
 def mistakes() -> dict[str, dict[str, str]]:
-    """A uniform left on the CPU, an index built on it, an array made of a device tensor."""
+    """Typical errors: random numbers on the CPU, an index on the CPU, numpy() of a device tensor."""
 
     def on_cpu(logits_NV: torch.Tensor, *, uniform_N: torch.Tensor, **options: Any) -> Any:
         return sampled(logits_NV, uniform_N=uniform_N.cpu(), **options)
@@ -224,7 +224,7 @@ def checks() -> dict[str, Callable[[], Any]]:
 
 
 def main(out: Path, names: Sequence[str]) -> None:
-    """names: of the checks to run, none for all."""
+    """Run checks. names: names of the checks; none = all."""
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for name, check in checks().items():

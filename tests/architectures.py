@@ -1,4 +1,4 @@
-"""Small models of many architectures, uneven rows for them, and the gradient that is left."""
+"""Small models of many architectures, uneven rows for them, and the gradients of a training step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cft.types import StepCounts, TokenBatch
 
 
 def collate(rows: list[TokenRow]) -> TokenBatch:
-    """As one micro-batch that is the whole step."""
+    """The rows as one micro-batch that is the whole step."""
     return collate_counted(rows, step_counts=sum((row.counts() for row in rows), StepCounts()))
 
 
@@ -66,8 +66,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A family of models as people publish it, small. kind: of its config. options: those that make it what it is. engines:
-    that decode it, of those of this process. packs: whether rows may lie end to end. attention: that transformers offers."""
+    """A small model of a published family.
+
+    kind: class of its config. options: config values that define the family. engines: in-process engines that can decode it.
+    packs: whether packed rows are supported. attention: implementations in transformers.
+    """
 
     kind: str
     options: dict[str, Any]
@@ -178,13 +181,13 @@ def model_of(kind: str, *, attention: str = "sdpa", **options: Any) -> PreTraine
 
 
 def family(name: str, **options: Any) -> PreTrainedModel:
-    """One of FAMILIES, small and random."""
+    """A small random model of one of FAMILIES."""
     found = FAMILIES[name]
     return model_of(found.kind, attention=found.attention, **{**found.options, **options})
 
 
 def exact_family(name: str, **options: Any) -> PreTrainedModel:
-    """In float64, for tests that run `in_float64`: grouped products of experts know no float64."""
+    """The model in float64, for tests that run `in_float64`; grouped matrix products of experts do not support float64."""
     model = family(name, **options).double()
     if experts_of(model.config):
         model.set_experts_implementation("eager")
@@ -192,6 +195,6 @@ def exact_family(name: str, **options: Any) -> PreTrainedModel:
 
 
 def uneven() -> TokenBatch:
-    """Five rows of 9 to 23 tokens; the third has nothing to train on."""
+    """Five rows of 9 to 23 tokens; the third has no eligible token."""
     rows = [token_row(9 + 7 * i % 19, 3 + i % 2, density=0.0 if i == 2 else 0.4, seed=i) for i in range(5)]
     return collate(rows)

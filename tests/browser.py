@@ -1,4 +1,4 @@
-"""A headless Chromium over its DevTools protocol, with the standard library alone: a WebSocket client of one connection.
+"""A headless Chromium over its DevTools protocol, using only the standard library: a WebSocket client of one connection.
 
 with Browser.started(folder) as browser:
     browser.open(path)
@@ -80,7 +80,7 @@ class WebSocket:
 
 @dataclass
 class Browser:
-    """One page. errors: everything that would show red in the console."""
+    """One page. errors: all errors of the console."""
 
     socket: WebSocket
     errors: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Browser:
     @classmethod
     @contextmanager
     def started(cls, folder: Path, *, width: int = 1280, height: int = 900) -> Iterator[Browser]:
-        """folder: an empty one for the browser's profile."""
+        """Start a browser. folder: empty folder for its profile."""
         program = executable()
         assert program is not None, "no chromium; ask executable() first"
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run"]
@@ -117,13 +117,13 @@ class Browser:
             self._note(message)
 
     def evaluate(self, expression: str) -> Any:
-        """Value of a JavaScript expression; a promise is waited for."""
+        """Value of a JavaScript expression; promises are awaited."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def wait_for(self, expression: str) -> Any:
-        """The first value that counts as true; an element counts as none, since it has no value in JSON."""
+        """Wait for a true value and return it; an element does not count, since it has no JSON value."""
         end = time.monotonic() + DEADLINE_S
         while not (value := self.evaluate(expression)):
             assert time.monotonic() < end, f"waited {DEADLINE_S:.0f} s for {expression}; errors: {self.errors}"
@@ -135,7 +135,7 @@ class Browser:
         self.wait_for("location.protocol === 'file:' && document.readyState === 'complete'")
 
     def hover(self, selector: str) -> None:
-        """The pointer onto the middle of an element's first line."""
+        """Move the pointer to the middle of an element's first line."""
         quoted = json.dumps(selector)
         at = self.evaluate(
             f"(() => {{ const r = document.querySelector({quoted}).getClientRects()[0];"
@@ -153,7 +153,7 @@ class Browser:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def prefer(self, scheme: str) -> None:
-        """scheme: light or dark."""
+        """Set the color scheme. scheme: light or dark."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def _note(self, message: dict[str, Any]) -> None:

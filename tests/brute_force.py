@@ -1,7 +1,7 @@
 """Annotation by brute force: every cell with plain `transformers` generate, one continuation at a time.
 
-Nothing of cft.engines or cft.annotation.counterfactual is imported here: alternatives, cutting, limits, EOS and
-cut-offs are written down a second time, from the method's description in the paper and README.
+Nothing is imported from cft.engines or cft.annotation.counterfactual: alternatives, truncation, limits, EOS and cut-offs are
+implemented independently, from the method's description in the paper and README.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cft.verifiers import Numeric
 
 
 class BruteForce:
-    """The method, one fork at a time."""
+    """The annotation method, one fork at a time."""
 
     def __init__(self, folder: Path, *, max_new_tokens: int) -> None:
         self.max_new_tokens = max_new_tokens
@@ -29,7 +29,7 @@ class BruteForce:
 
     @torch.inference_mode()
     def outcomes(self, row: AnnotatedResponse, *, every: int = 1) -> Iterator[tuple[int, list[int], list[int]]]:
-        """(position, alternatives, outcomes) of every n-th position, ranks tried in order until one is right."""
+        """(position, alternatives, outcomes) of every n-th position; ranks are tried in order until one is right."""
         prompt, response = row.prompt_ids.tolist(), row.response_ids.tolist()
         logits = self.model(torch.tensor([prompt + response])).logits[0]
         for t, own in list(enumerate(response))[::every]:

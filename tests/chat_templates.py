@@ -1,4 +1,4 @@
-"""Chat templates as in use, made short, and a byte-level tokenizer that can spell whatever is written in them."""
+"""Short versions of common chat templates, and a byte-level tokenizer that can encode any text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-MARKED = (  # as TRL writes training templates
+MARKED = (  # like TRL's training templates
     "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n"
     "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
     "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-FORGETFUL = (  # as Qwen3's: only the turn after the last question keeps its thinking
+FORGETFUL = (  # like Qwen3's: only the turn after the last question keeps its thinking
     "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
     "{% endfor %}{% if tools %}<|im_start|>system\n"
     "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
@@ -28,7 +28,7 @@ FORGETFUL = (  # as Qwen3's: only the turn after the last question keeps its thi
 
 
 def byte_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
-    """Every byte a token, and a few merges; control tokens of ChatML, <think> as an ordinary added token."""
+    """One token per byte and a few merges; ChatML's control tokens; <think> is an added token that is not special."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

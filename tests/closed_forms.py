@@ -1,4 +1,4 @@
-"""The gradient of every option of conf/weighting, conf/loss and conf/regularizer, written down apart from the code."""
+"""Closed-form gradients of every option of conf/weighting, conf/loss and conf/regularizer, independent of the code."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Known:
-    """Some tokens of all rows, [N] in the order of rows and positions. p, r: [N, V] policy and reference; py, ry: of the
-    target; w: static weight; attention, ref: stored; n: tokens of the own row."""
+    """Quantities at N tokens of all rows, in the order of rows and positions.
+
+    p, r: [N, V] probabilities of policy and reference. py, ry: [N] of the target token. w: static weight. attention, ref:
+    stored scores. n: number of tokens in the token's row.
+    """
 
     p: Array
     r: Array
@@ -44,7 +47,7 @@ class Known:
         return -(self.p * np.log(self.p)).sum(1)
 
     def top(self, score: Array, fraction: float) -> Array:
-        """1 for the ceil(fraction n) highest scores of each row."""
+        """1 for the ceil(fraction * n) highest scores of each row, else 0."""
         chosen = np.zeros(len(score))
         for b in set(self.row.tolist()):
             (at,) = np.nonzero(self.row == b)
@@ -60,7 +63,7 @@ Gradient = Callable[[Known], Array]  # [N, V] of the term's sum with respect to 
 
 
 def weighted(weight: Callable[[Known], Any]) -> Gradient:
-    """Q = w onehot + (1 - w) p."""
+    """Gradient toward the target distribution Q = w onehot + (1 - w) p."""
 
     def gradient(k: Known) -> Array:
         w = (weight(k) * np.ones(len(k.p)))[:, None]
@@ -137,13 +140,13 @@ def target_sft(k: Known) -> Array:
 
 
 def groups(k: Known) -> list[list[NDArray[np.int64]]]:
-    """Per row the indices of each group that has tokens."""
+    """For each row, the indices of each non-empty group."""
     cells = [[np.nonzero((k.row == b) & (k.group == g))[0] for g in (0, 1)] for b in sorted(set(k.row.tolist()))]
     return [[cell for cell in row if len(cell)] for row in cells]
 
 
 def cross_entropy(k: Known, at: NDArray[np.int64]) -> tuple[float, Array]:
-    """Mean weighted loss of some tokens and its gradient."""
+    """Mean weighted loss of the given tokens and its gradient."""
     g = np.zeros_like(k.p)
     g[at] = (k.w[at] / len(at))[:, None] * (k.p[at] - k.hot[at])
     return float((k.w[at] * k.nll[at]).mean()), g
@@ -169,7 +172,7 @@ def softmax_groups(k: Known, *, detached: bool) -> Array:
 
 
 def f_divergence(slope: Callable[[float], float], *, beta: float = 0.1) -> Gradient:
-    """Of f*(-D) of each row, D = beta times the sum of weighted log-ratios; slope: its derivative in D."""
+    """Gradient of f*(-D) per row, D = beta times the sum of weighted log-ratios. slope: derivative with respect to D."""
 
     def gradient(k: Known) -> Array:
         g = np.zeros_like(k.p)
@@ -198,10 +201,13 @@ def negative_entropy(k: Known) -> Array:
 
 @dataclass(frozen=True)
 class Case:
-    """gradient: of the main sum. count: what divides it. further: where, coefficient and gradient of each further term,
-    whose static weight is 1. progress: share of the steps that are done, for what follows a schedule. smooth: whether a
-    weight is smooth in p, so that a gradient through it would show. limits: overrides that turn the method off, and what is
-    left of it (tests/data/test_limits.py)."""
+    """Closed form of one option.
+
+    gradient: of the main sum. count: its denominator. further: tokens, coefficient and gradient of each additional term, with
+    static weight 1. progress: fraction of the steps done, for schedules. smooth: whether a weight is smooth in p, so that a
+    gradient through it would be visible. limits: overrides that turn the method off, and the remaining method
+    (tests/data/test_limits.py).
+    """
 
     gradient: Gradient
     count: str = "eligible"
@@ -339,7 +345,7 @@ TABLE: dict[str, Case] = {
     "loss=shad": Case(lambda k: softmax_groups(k, detached=True), count="sequence"),
     "loss=shad loss.aggregation.detached=false": Case(lambda k: softmax_groups(k, detached=False), count="sequence"),
     "loss=f_divergence": Case(f_divergence(lambda d: d / 2 - 1 if d < 2 else 0.0), count="sequence"),
-    "loss=f_divergence loss.aggregation.beta=2.0": Case(  # beyond the end of Pearson's domain, too
+    "loss=f_divergence loss.aggregation.beta=2.0": Case(  # also outside Pearson's domain
         f_divergence(lambda d: d / 2 - 1 if d < 2 else 0.0, beta=2.0), count="sequence"
     ),
     "loss=f_divergence loss.aggregation.divergence=hellinger loss.aggregation.beta=0.3": Case(

@@ -1,4 +1,4 @@
-"""A command line as the configuration check sees it."""
+"""Command lines for tests of the config check."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ def mistakes(stage: str, *argv: str, conf: Path = CONF_DIR) -> list[str]:
 
 
 def options() -> list[str]:
-    """group=option of every file below a group, nested groups such as model/lora included."""
+    """group=option for every file of a group, including nested groups such as model/lora."""
     files = sorted(CONF_DIR.rglob("*.yaml"))
     return [f"{f.parent.relative_to(CONF_DIR).as_posix()}={f.stem}" for f in files if f.parent != CONF_DIR]
 
 
 def representatives(lines: Iterable[tuple[str, Sequence[str]]]) -> list[tuple[str, Sequence[str]]]:
-    """Of command lines (stage, arguments): few that hold every argument of every stage at least once, but for the choice
-    of an option, which is checked where all options are (tests/config/test_configs.py)."""
+    """A small subset of command lines (stage, arguments) that contains every argument of every stage at least once.
+
+    Choices of options are excluded; tests/config/test_configs.py checks all of them.
+    """
     chosen, known = [], {(stage, option) for stage in STAGES for option in options()}
     for stage, argv in sorted(lines, key=lambda line: -len(line[1])):
         words = {(stage, word) for word in argv if "regularizer@" not in word}
@@ -39,8 +41,10 @@ Line = tuple[str, tuple[str, ...]]
 
 
 def mistakes_together(cases: Iterable[Sequence[Any]], wanted: Sequence[Any]) -> tuple[str, ...]:
-    """The mistakes of the command line in which the case `wanted` of `cases`, (stage, arguments), each with one mistake, was
-    checked among others that set other keys: a check of ten mistakes costs what a check of one does."""
+    """The errors found for a command line that combines the case `wanted` with other cases that set other keys.
+
+    A check of ten errors costs as much as a check of one. cases: (stage, arguments), each with one error.
+    """
     return _together(tuple((stage, tuple(argv)) for stage, argv in cases))[wanted[0], tuple(wanted[1])]
 
 
@@ -63,7 +67,7 @@ def _together(cases: tuple[Line, ...]) -> dict[Line, tuple[str, ...]]:
 
 
 def _clash(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two command lines set the same thing, or one of them a part of what the other sets. A flag is of all."""
+    """Whether two command lines set the same key, or a key and one of its parents. Flags overlap with everything."""
     if "-m" in (*one, *other):
         return True
     places = [{word.lstrip("+~-").partition("=")[0].rpartition("@")[2] for word in argv} for argv in (one, other)]

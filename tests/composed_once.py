@@ -1,4 +1,4 @@
-"""Hydra composes equal configurations once: a command composes five times, and hundreds of commands run in one process here."""
+"""Caches Hydra's composition of equal configs: one command composes five times, and tests run hundreds in one process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _texts: dict[str, bytes] = {}
 
 
 def install() -> None:
-    """For the rest of this process."""
+    """Enable the cache for the rest of this process."""
     ConfigLoaderImpl._load_configuration_impl = _composed  # type: ignore[method-assign,assignment]
     defaults_list._create_defaults_list = _expanded_once
     yaml.load = _parsed
@@ -49,7 +49,7 @@ def _composed(
 
 
 def _expanded_once(repo: IConfigRepository, config_name: str | None, overrides: Overrides, **options: bool) -> Any:
-    """The defaults list depends on the choices of options alone, and commands differ in values."""
+    """Cache the defaults list by the chosen options only, because it does not depend on values."""
     if config_name not in STAGES:
         return _expand(repo, config_name, overrides, **options)
     chosen = (overrides.override_choices, overrides.deletions)
@@ -63,7 +63,7 @@ def _expanded_once(repo: IConfigRepository, config_name: str | None, overrides: 
 
 
 def _read_by(sources: Iterable[ConfigSource]) -> Hashable:
-    """What sources hold now."""
+    """The current contents of the config sources."""
     schemas = ConfigStore.instance().repo
     return (
         tuple((source.provider, source.path, _files(source.full_path())) for source in sources),
@@ -74,7 +74,7 @@ def _read_by(sources: Iterable[ConfigSource]) -> Hashable:
 def _key(
     loader: ConfigLoaderImpl, config_name: str, overrides: list[str], run_mode: RunMode, **options: bool
 ) -> Hashable:
-    """All that a composition reads: arguments, yaml files, schemas, and what it writes under `hydra`."""
+    """Everything that a composition depends on: arguments, yaml files, schemas, and the values written under `hydra`."""
     schemas = ConfigStore.instance().repo
     return (
         config_name,
@@ -89,7 +89,7 @@ def _key(
 
 
 def _files(source: str | None) -> Hashable:
-    """Names, times and sizes of the yaml files of a source."""
+    """Names, modification times and sizes of a source's yaml files."""
     if not source or not source.startswith("file://"):
         return None
     stats = ((str(file), file.stat()) for file in Path(source.removeprefix("file://")).rglob("*.yaml"))
@@ -97,7 +97,7 @@ def _files(source: str | None) -> Hashable:
 
 
 def _parsed(stream: Any, Loader: Any) -> Any:
-    """yaml.load of OmegaConf, which is written in Python and slow."""
+    """Cached yaml.load of OmegaConf, which is pure Python and slow."""
     if Loader.__name__ != "OmegaConfLoader" or not hasattr(stream, "seek"):
         return _parse(stream, Loader)
     text = stream.read()

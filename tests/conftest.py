@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share. The environment is set before torch, wandb or a hub client is imported."""
+"""Shared fixtures. The environment is set before torch, wandb or a hub client is imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny; threads would only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, so threads would only slow each other down
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 from collections.abc import Iterator
@@ -24,18 +24,18 @@ from tests import composed_once
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-# A busy machine is no fault of the code: clocks are the business of tests marked `timing`.
+# A busy machine is not a bug: only tests marked `timing` depend on clocks.
 settings.register_profile("no clocks", deadline=None)
 settings.load_profile("no clocks")
 composed_once.install()
-# Configurations are made of many small objects, and each sweep of the collector walks all of torch's and transformers' too:
-# a sixth of the suite's processor time.
+# Configs consist of many small objects, and each garbage collection also visits all objects of torch and transformers: a
+# sixth of the suite's CPU time.
 gc.set_threshold(50_000, 20, 50)
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# Files of whole commands, killed and resumed: a fifth of the time, in a target of their own (make test-commands).
+# Files that run, kill and resume whole commands: a fifth of the time, in a separate target (make test-commands).
 COMMANDS = (
     "stages/test_pipeline.py",
     "stages/test_interruption.py",
@@ -47,7 +47,7 @@ COMMANDS = (
     "loggers/test_wandb_artifacts.py",
     "fleets/test_stages.py",
 )
-# A file is one worker's: the long ones start first, so that no worker is left alone with one at the end.
+# One worker runs a whole file; long files start first, so that no worker finishes late.
 LONGEST = (
     "stages/test_bad_input.py",
     "engines/test_shared_prefix.py",
@@ -63,7 +63,7 @@ LONGEST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before markers choose
+@pytest.hookimpl(tryfirst=True)  # before selection by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     commands = {ROOT / "tests" / name for name in COMMANDS}
     for item in items:
@@ -85,7 +85,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Folder of outside data: CFT_DATA_DIR, else ../shared/data beside the repository, else the test is skipped."""
+    """Folder of external data: CFT_DATA_DIR, or else ../shared/data beside the repository; if missing, the test is skipped."""
     folder = Path(os.environ.get("CFT_DATA_DIR") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"outside data: no folder {folder}; set CFT_DATA_DIR")
@@ -118,7 +118,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that adds BOS, with a chat template that writes BOS itself."""
+    """A word-level tokenizer that adds BOS, with a chat template that also writes BOS."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -152,7 +152,7 @@ def make_llama(*, seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
         eos_token_id=2,
         pad_token_id=0,
         tie_word_embeddings=tied,
-        initializer_range=0.5,  # logits far enough apart that no test turns on a tie
+        initializer_range=0.5,  # logits far enough apart that no test depends on a tie
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -161,7 +161,7 @@ def make_llama(*, seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
 
 @pytest.fixture
 def in_float64() -> Iterator[None]:
-    """Also what models cast to float32; weights are the test's to widen (see tests/precision.py)."""
+    """Also disables the models' casts to float32; the test converts the weights (see tests/precision.py)."""
     from tests.precision import float64
 
     with float64():

@@ -1,4 +1,4 @@
-"""Damaged files, and tables of rows that should be the same."""
+"""Damages files, and compares tables of rows that should be equal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cft.types import AnnotatedResponse
 
 
 def same(a: Sequence[AnnotatedResponse], b: Sequence[AnnotatedResponse], *, atol: float = 0.0) -> None:
-    """Row for row and column for column; only log-probs and entropies may differ, by atol."""
+    """Compare all rows and columns; only log-probs and entropies may differ, by atol."""
     assert [r.response_id for r in a] == [r.response_id for r in b]
     for left, right in zip(a, b, strict=True):
         for f in dataclasses.fields(AnnotatedResponse):

@@ -1,4 +1,4 @@
-"""Every engine that tests/engines/test_conformance.py runs: add a case here, and its package's absence skips it."""
+"""The engines that tests/engines/test_conformance.py runs; a case is skipped if its package is not installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.scripted_server import Letters, ScriptedServer
 
 @dataclass(eq=False)
 class Subject:
-    """What engines are made of: a small random model with its ends, and where it can be saved."""
+    """Inputs to build an engine: a small random model with its end tokens, and a folder to save it in."""
 
     model: PreTrainedModel
     eos_ids: tuple[int, ...]
@@ -30,7 +30,7 @@ class Subject:
 
     @cached_property
     def folder(self) -> Path:
-        """The model as a Hugging Face folder, for engines that load it themselves; without a tokenizer."""
+        """The model as a Hugging Face folder without a tokenizer, for engines that load the model themselves."""
         assert self.model.generation_config is not None
         self.model.generation_config.eos_token_id = list(self.eos_ids)
         self.model.save_pretrained(self.scratch / "model")
@@ -39,10 +39,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class EngineCase:
-    """make: the engine with at most so many rows in flight. package: what it needs, "" where nothing.
+    """An engine to test.
 
-    samples: it takes sampled forks. starve: leaves the engine memory for so many tokens of keys and values, None where it
-    has no memory of its own to run short of.
+    make: builds the engine with a maximum number of concurrent rows. package: required package, "" for none.
+
+    samples: whether it supports sampled forks. starve: limits the KV cache to a number of tokens, None if the engine has no
+    KV cache of its own.
     """
 
     name: str
@@ -70,7 +72,7 @@ def _starve_continuous(engine: ContinuousEngine, tokens: int) -> None:
 
 
 def _server(subject: Subject, rows: int) -> ServerEngine:
-    """Of a server that lives as long as the process."""
+    """An engine for a server that runs until the process ends."""
     server = ScriptedServer(subject.model, context=subject.model.config.max_position_embeddings)
     return ServerEngine(
         [server.url],

@@ -1,4 +1,4 @@
-"""Drives the real commands in this process: torch is imported once, and exit status and output are at hand."""
+"""Runs the real commands in this process: torch is imported once; exit status and output are returned."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from cft.cli.main import main
 
-# Few and short problems: these tests are about what happens around the method. The last unit of 6 is a short one.
+# Few short problems, since these tests are not about the method itself. The last unit of 6 is short.
 SHORT = ("data.max_steps=2", "data.num_train=6", "data.num_validation=3", "data.num_test=3", "unit_size=4", "limit=6")
-# No evaluation, and the best epoch by loss on a generous share of the few rows.
+# No evaluation; the best epoch is chosen by the loss on a large fraction of the few rows.
 FIT_ONLY = ("validation.problems=0", "evaluation.problems=0", "callbacks=best_loss", "data.validation_fraction=0.5")
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended. status: its exit status, 0 where it returned."""
+    """Result of a run. status: exit status, 0 if it returned."""
 
     status: int
     out: str
@@ -25,12 +25,12 @@ class Ended:
 
     @property
     def text(self) -> str:
-        """All it wrote, with runs of white space as one space."""
+        """All output, with runs of white space as one space."""
         return " ".join((self.out + self.err).split())
 
 
 def run(stage: str, *arguments: str) -> Ended:
-    """`cft <stage> <arguments>` in the current folder. Never raises: a traceback is part of the output."""
+    """Run `cft <stage> <arguments>` in the current folder. Never raises: a traceback is part of the output."""
     out, err = io.StringIO(), io.StringIO()
     argv, status = sys.argv, 0
     try:

@@ -1,13 +1,13 @@
-"""A pretend accelerator for a torch without one: real values, a GPU's rules about devices, counts of what a GPU pays for.
+"""A fake accelerator for CPU-only torch: real values, a GPU's device rules, and counts of kernels, syncs and copies.
 
     install()                     once, before the process's first backward pass: autograd counts devices then
     with watching() as counts:    the rules hold, and counts.kernels, counts.syncs, counts.copies are by place in cft/
         model.to(DEVICE) ...
 
-A tensor on it is a wrapper around a CPU tensor. As with CUDA: a CPU tensor beside a device tensor is an error, but for one
-number and for indices; what the host must know the value of (`.tolist()`, a mask as index) waits for the device: a sync.
-The backend for Python wrappers is private to torch (`_setup_privateuseone_for_python_backend`): a torch that drops it
-fails here, not in `cft`.
+A device tensor is a wrapper around a CPU tensor. As with CUDA, an operation on a CPU tensor and a device tensor is an error,
+except for scalars and indices; an operation whose value the host needs (`.tolist()`, a mask as index) is a sync. The backend
+for Python wrappers is private to torch (`_setup_privateuseone_for_python_backend`): if torch removes it, this module fails,
+not `cft`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 NAME = "fakegpu"
 CFT = str(Path(__file__).resolve().parent.parent / "cft") + "/"
 aten = torch.ops.aten
-# Their results depend on values, so that the host waits for them.
+# Their results depend on values, so the host waits for the device.
 SYNCING = frozenset(
     {
         aten._local_scalar_dense.default,
@@ -49,12 +49,12 @@ TAKES_CPU_INDICES = frozenset(
 
 
 class DeviceMismatch(RuntimeError):
-    """What CUDA refuses: tensors of two devices in one operation."""
+    """Tensors on two devices in one operation, which CUDA refuses."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """By "file:line" in cft/, with the operation behind it: kernels launched, waits for the device, copies to it."""
+    """Counts by "file:line" in cft/ and operation: kernels launched, syncs with the device, copies to it."""
 
     kernels: Counter[str] = field(default_factory=Counter)
     syncs: Counter[str] = field(default_factory=Counter)
@@ -68,7 +68,7 @@ COUNTS = Counts()
 
 
 class _Backend:
-    """What torch asks of a backend module."""
+    """The functions that torch requires of a backend module."""
 
     def is_available(self) -> bool:
         return True
@@ -109,7 +109,7 @@ def watching() -> Iterator[Counts]:
 
 
 class OnDevice(torch.Tensor):
-    """inner: the values, on the CPU."""
+    """A device tensor. inner: its values, on the CPU."""
 
     inner: torch.Tensor
 
@@ -137,14 +137,14 @@ class OnDevice(torch.Tensor):
 
 
 class _Dispatched(TorchDispatchMode):
-    """Operations without a device tensor among their arguments, such as torch.zeros(device=...)."""
+    """Handles operations without device tensors as arguments, such as torch.zeros(device=...)."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
 class _Called(TorchFunctionMode):
-    """What never reaches the dispatcher, or would be a kernel of the CPU alone."""
+    """Handles functions that do not reach the dispatcher, or that have only a CPU kernel."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -153,7 +153,7 @@ class _Called(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor):
             return _made(func, args, kwargs)
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[1], list):
-            # Inside torch a list of places becomes a tensor on the device, past the dispatcher.
+            # Inside torch, a list of indices becomes a device tensor without passing the dispatcher.
             args = (args[0], _made(torch.tensor, (args[1],), {"device": args[0].device}), *args[2:])
         if func is torch.Tensor.tolist and isinstance(args[0], OnDevice):
             COUNTS.syncs[f"{site()} tolist"] += 1
@@ -164,7 +164,7 @@ class _Called(TorchFunctionMode):
 
 
 def _made(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """A tensor of Python values: made on the host and copied. Inside torch this passes the dispatcher by."""
+    """A tensor from Python values: made on the host and copied, which inside torch bypasses the dispatcher."""
     here = isinstance(args[0], OnDevice)
     if not _ours(kwargs.get("device", args[0].device if here else None)):
         return func(*args, **kwargs)
@@ -179,7 +179,7 @@ def _made(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def site() -> str:
-    """The innermost line of cft/ on the stack."""
+    """The innermost stack frame in cft/, as "file:line"."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if (name := frame.f_code.co_filename).startswith(CFT):
@@ -198,7 +198,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """SDPA in single operations; on a GPU it is one kernel."""
+    """SDPA as separate operations; on a GPU it is one kernel."""
     kernels = COUNTS.kernels.copy()
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)

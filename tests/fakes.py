@@ -1,4 +1,4 @@
-"""Small stand-ins for tests: a random Llama, rows with any evidence, an engine that follows a script."""
+"""Small fakes for tests: a random Llama, rows with given evidence, an engine that follows a script."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cft.types import AnnotatedResponse, Budget, Completion, Fork, ForkSource, K
 
 
 def random_llama(*, vocab: int = 60, seed: int = 0, spread: float = 0.4, **config: Any) -> LlamaForCausalLM:
-    """Two layers, width 32. A large `spread` of the weights makes its choices clear-cut and varied."""
+    """Two layers, width 32. A large `spread` of the weights gives varied choices with clear margins."""
     torch.manual_seed(seed)
     options: dict[str, Any] = {
         "vocab_size": vocab,
@@ -30,7 +30,7 @@ def random_llama(*, vocab: int = 60, seed: int = 0, spread: float = 0.4, **confi
 
 
 def exact_llama(**options: Any) -> LlamaForCausalLM:
-    """The same in float64: for tests that run `in_float64`."""
+    """The same model in float64, for tests that run `in_float64`."""
     return random_llama(**options).double()
 
 
@@ -44,7 +44,7 @@ def row(
     char_span: Sequence[Sequence[int]] | None = None,
     k: int = 2,
 ) -> AnnotatedResponse:
-    """An annotated response with the given evidence; every alternative wrong where none is given."""
+    """An annotated response with the given evidence; by default, every alternative is wrong."""
     length = len(response_ids)
     outcome = np.zeros((length, k), np.int8) if outcomes is None else np.asarray(outcomes, np.int8)
     k = outcome.shape[1]
@@ -70,7 +70,7 @@ def row(
 
 
 class ScriptedEngine:
-    """Gives `answer(fork)` as the completion of every fork, in batches; keeps a list of the forks it was given."""
+    """Returns `answer(fork)` as the completion of every fork, in batches; records the forks."""
 
     exact = True
 

@@ -1,4 +1,4 @@
-"""Rows in every shape, made of the word problems that `tiny_arith` speaks."""
+"""Rows of every shape, made from the word problems of `tiny_arith`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def problems(count: int = 40) -> list[Problem]:
 
 
 def rows(shape: str, *, tokenizer: Any, count: int = 40) -> list[dict[str, Any]]:
-    """One row a problem, with its gold answer."""
+    """One row per problem, with its gold answer."""
     if shape == "messages":
         pairs = zip(problems(count), problems(2 * count)[count:], strict=True)
         return [{**_messages(first, second), "answer": second.answer} for first, second in pairs]
@@ -38,7 +38,7 @@ def _text(problem: Problem) -> dict[str, Any]:
 
 
 def _messages(*problems: Problem) -> dict[str, Any]:
-    """Two questions, the first answered with half the weight."""
+    """Two questions; the first answer has weight 0.5."""
     messages: list[dict[str, Any]] = []
     for weight, problem in zip((0.5, 1), problems, strict=True):
         messages.append({"role": "user", "content": problem.question})

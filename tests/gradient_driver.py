@@ -1,4 +1,4 @@
-"""Trains a small random Llama on uneven rows and keeps the gradients before clipping of every optimizer step."""
+"""Trains a small random Llama on uneven rows and records the gradients of every optimizer step before clipping."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SGD = partial(torch.optim.SGD, lr=0.05)
 
 
 def rows(*, empty: tuple[int, ...] = (3,)) -> list[TokenRow]:
-    """Densities from 5 % to 95 %; the rows in `empty` have no eligible token."""
+    """Rows with 5 % to 95 % eligible tokens; those in `empty` have none."""
     made = []
     for i in range(ROWS):
         rng = np.random.default_rng(i)
@@ -57,7 +57,7 @@ class Rows(pl.LightningDataModule):
 
 
 class Recorder(CausalLMModule):
-    """Keeps the gradients as clipping would see them."""
+    """Records the gradients before clipping."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -87,7 +87,7 @@ def run(
     resume: Path | None = None,
     epochs: int = EPOCHS,
 ) -> tuple[list[torch.Tensor | None], Recorder, pl.Trainer]:
-    """dtype: float64 by default, where splits of a step into micro-batches and processes differ by 1e-13."""
+    """Train. dtype: float64 by default, in which splits of a step into micro-batches and ranks differ by 1e-13."""
     module = module_class(
         model=random_llama(spread=0.1).to(dtype),
         objective=sft(normalizer=normalizer),

@@ -1,4 +1,4 @@
-"""Trains a small random Llama by a loss over groups of rows, from the start or from a checkpoint."""
+"""Trains a small random Llama with a loss over groups of rows, from the start or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(
     more: tuple[pl.Callback, ...] = (),
     dropout: float = 0.0,
 ) -> Recorder:
-    """Each step has four groups, accumulate * batch * world of them."""
+    """Train with four groups per step (accumulate * batch * world)."""
     built = objective(method)
     data = Groups(batch, rejected=built.rejected)
     module = Recorder(

@@ -1,4 +1,4 @@
-"""Rows in groups, and batches of them as a training makes them, for the losses that compare rows."""
+"""Rows in groups, and batches of them as in training, for losses that compare rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = ((1, 3), (2, 2), (1, 1), (3, 4), (1, 2))  # chosen and rejected rows of 
 
 
 def group_rows(sizes: tuple[tuple[int, int], ...] = SIZES, *, seed: int = 0) -> list[TokenRow]:
-    """Uneven rows with weights; the members of a group lie apart. Numbers that float32 holds exactly."""
+    """Uneven rows with weights; members of a group are not adjacent. All numbers are exact in float32."""
     rng = np.random.default_rng(seed)
     rows = []
     for g, (chosen, rejected) in enumerate(sizes):

@@ -1,7 +1,7 @@
-"""Programs that would do harm, hang, or pass without being right; none of them is right under `TEST`.
+"""Programs that would do harm, hang, or pass although they are wrong; none of them passes `TEST` legitimately.
 
-Each defines or fakes `f`, which should add one. They are run with modules loaded that give them a way in (`MODULES`), so that
-it is the kernel that refuses, not the import.
+Each defines or fakes `f`, which should add one. They run with modules loaded (`MODULES`) that give access to the system, so
+that the kernel refuses, not the import.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODULES = (
     "urllib.request",
 )
 
-# What a quick run tries of each kind; the others are slow in sum.
+# Examples of each kind for quick runs; all of them together are slow.
 QUICK = ("ends_well", "equal_to_all", "fork_bomb", "file", "ten_gigabytes", "reads_the_test")
 
 HOSTILE = {

@@ -1,4 +1,4 @@
-"""A hub on this machine: the four requests that publishing makes, and what was sent."""
+"""A local fake hub: serves the four requests that publishing makes, and records the uploads."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from typing import Any
 
 @dataclass
 class Hub:
-    """created: bodies of requests for a repository. files: path -> content of all repositories together. authorization: of
-    each request. refuses: status that every request is answered with, 0 for none."""
+    """State of the fake hub.
+
+    created: bodies of requests to create a repository. files: path -> content, of all repositories together. authorization:
+    header of each request. refuses: error status that answers every request, 0 for none.
+    """
 
     endpoint: str = ""
     created: list[dict[str, Any]] = field(default_factory=list)
@@ -43,7 +46,9 @@ def hub() -> Iterator[Hub]:
             state.authorization.add(self.headers.get("Authorization"))
             if self.path == "/api/repos/create":
                 made = json.loads(body)
-                private = made.get("private", made.get("visibility") == "private")  # by the version of the client
+                private = made.get(
+                    "private", made.get("visibility") == "private"
+                )  # depends on the version of the client
                 state.created.append({**made, "private": private})
                 kind = "datasets/" if made.get("type") == "dataset" else ""
                 name = f"{made['organization']}/{made['name']}" if made.get("organization") else made["name"]

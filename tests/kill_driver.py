@@ -22,7 +22,7 @@ def die() -> None:
 
 
 def before(owner: Any, name: str, *, when: Callable[..., bool] = lambda *args, **kwargs: True, call: int = 1) -> None:
-    """Die at the `call`-th call of owner.name that `when` holds for, before it does anything."""
+    """Kill this process before the `call`-th call of owner.name for which `when` is true."""
     original = getattr(owner, name)
     calls = 0
 
@@ -41,7 +41,7 @@ def unit_record(path: Path, *args: object) -> bool:
 
 
 def generating() -> None:
-    """In the second unit, twenty continuations of which are done."""
+    """In the second unit, after twenty of its continuations."""
     from cft.annotation import counterfactual
 
     begin = counterfactual.CounterfactualSource.__post_init__
@@ -57,19 +57,19 @@ def generating() -> None:
 
 
 def appending() -> None:
-    """The shards of the second unit are written, its record is not begun."""
+    """The files of the second unit are written, its record is not started."""
     from cft.annotation import store
 
     before(store, "write_json", when=unit_record)
 
 
 def committing() -> None:
-    """The record of the second unit stands under its temporary name."""
+    """The record of the second unit has its temporary name."""
     before(os, "replace", when=lambda source, target: unit_record(Path(target)))
 
 
 def replacing() -> None:
-    """The record of the second unit is new, and the shards it replaces are still there."""
+    """The record of the second unit is replaced; the files of the old one still exist."""
     before(Path, "unlink", when=lambda path, **_: path.name.startswith("00001.") and path.suffix == ".parquet")
 
 
@@ -88,7 +88,7 @@ def epoch_validated() -> None:
 
 
 def checkpoint_half_written() -> None:
-    """The checkpoint after the sixth step is written, but not yet under its name."""
+    """The checkpoint after the sixth step is written, but still has its temporary name."""
     before(os, "replace", when=lambda source, target: Path(target).name == "step-00000006.ckpt")
 
 

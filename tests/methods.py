@@ -1,6 +1,6 @@
-"""Every method of conf/weighting, conf/loss and conf/regularizer as an objective, and tokens to try it on.
+"""Every method of conf/weighting, conf/loss and conf/regularizer as an objective, and tokens to test it on.
 
-A method is named as on the command line, with overrides behind it where the test wants other settings:
+A method is named as on the command line, followed by overrides if the test needs other settings:
 "weighting=focal weighting.detached=true". A regularizer is added to the plain loss under the name `extra`.
 """
 
@@ -35,7 +35,7 @@ OPTIONS = tuple(
 
 
 def objective(method: str, *, chunk_tokens: int = 1024) -> Objective:
-    """What train.py would build; a threshold that would be calibrated is 0.6."""
+    """The objective that `cft train` would build; thresholds that would be calibrated are 0.6."""
     weighting, loss = _composed(method)
     built = build(loss | {"chunk_tokens": chunk_tokens})(build(weighting))
     assert isinstance(built, Objective)
@@ -49,7 +49,7 @@ def objective(method: str, *, chunk_tokens: int = 1024) -> Objective:
 def _composed(method: str) -> tuple[Any, Any]:
     option, *overrides = method.split()
     option = option.replace("regularizer=", "+regularizer@loss.regularizers.extra=")
-    # The two groups alone: composing all of conf/train.yaml takes five times as long.
+    # Only the two groups are composed: all of conf/train.yaml takes five times as long.
     ConfigStore.instance().store("method", {"defaults": [{"weighting": "uniform"}, {"loss": "nll"}]})
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = compose("method", [option, *overrides])
@@ -57,7 +57,7 @@ def _composed(method: str) -> tuple[Any, Any]:
 
 
 def token_rows(*, seed: int = 0) -> list[TokenRow]:
-    """Uneven rows; the third has no eligible token, the fourth only group 1. Numbers that float32 holds exactly."""
+    """Uneven rows; the third has no eligible token, the fourth only group 1. All numbers are exact in float32."""
     rng = np.random.default_rng(seed)
     rows = []
     for i, (prompt_len, response_len) in enumerate(((2, 7), (3, 5), (1, 4), (2, 9))):
@@ -88,7 +88,7 @@ def batch_of(rows: list[TokenRow]) -> TokenBatch:
 
 
 def random_logits(rows: list[TokenRow], *, seed: int, spread: float = 2.0) -> list[Tensor]:
-    """[L, V] float64 of each row; the target's logit is raised at every second token, so that some are sure."""
+    """[L, V] float64 for each row; at every second token, the target's logit is raised, so that some are confident."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for row in rows:
@@ -106,8 +106,10 @@ def padded(rows_LV: list[Tensor]) -> Tensor:
 def terms_of(
     method: Objective, rows: list[TokenRow], logits: list[Tensor], reference: list[Tensor], *, progress: float = 0.0
 ) -> tuple[TermSum, ...]:
-    """The sums over one batch of these rows. The reference's distribution is there where it is needed; its log-probs then
-    come from it, else from the stored column."""
+    """The sums over one batch of these rows.
+
+    If the method needs the reference's distribution, its log-probs come from it, otherwise from the stored column.
+    """
     live = padded(reference) if "reference_distribution" in method.needs else None
     return on_logits(method, batch_of(rows), padded(logits), reference_BTV=live, progress=progress)
 

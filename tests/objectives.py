@@ -1,4 +1,4 @@
-"""Objectives for tests: plain fine-tuning unless a part is named, and the sums of a model on a batch."""
+"""Objectives for tests (plain fine-tuning by default), and their sums for a model on a batch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def on_logits(
     reference_BTV: torch.Tensor | None = None,
     progress: float = 0.0,
 ) -> tuple[TermSum, ...]:
-    """The objective's sums where logits_BTV[:, t] predicts token t + 1, as a model's do."""
+    """The objective's sums; logits_BTV[:, t] predicts token t + 1, like a model's logits."""
     tokens: EligibleTokens = objective.tokens(batch)
     before = (tokens.row_N, tokens.position_N - 1)
     frozen = None if reference_BTV is None else FrozenPrediction(reference_BTV[before], lambda h: h)

@@ -1,9 +1,9 @@
 """Comparisons of floating-point results that hold on every processor.
 
-Two computations of the same numbers (rows packed or padded, one process or two, chunks or the whole) are compared in
-float64: there rounding is 1e-13 of the largest entry, a mistake 1e-2. A float32 kernel is held against float64, within a few
-times the error that torch's own float32 products have in the same test: what another vector unit or library rounds
-differently moves both. Bit-equality is for runs of the same shapes on the same machine alone.
+Two computations of the same numbers (packed or padded rows, one rank or two, chunks or the whole) are compared in float64,
+where rounding is 1e-13 of the largest entry and a bug 1e-2. A float32 kernel is compared with float64, with a tolerance of a
+few times the error of torch's float32 products in the same test, because another vector unit or library changes the rounding
+of both. Bit equality is required only of runs with the same shapes on the same machine.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-10  # of the largest entry, in float64: a thousand times what sums in another order differ by
-STORED = float(torch.finfo(torch.float32).eps)  # of a value that is kept in float32
-FEW = 4.0  # times torch's own error: the largest of many roundings differs by two between two orders of summation
+ROUNDING = 1e-10  # relative to the largest entry, in float64: a thousand times the effect of another summation order
+STORED = float(torch.finfo(torch.float32).eps)  # relative error of a value stored in float32
+FEW = 4.0  # times torch's error: the largest rounding error varies by a factor of two with the summation order
 
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """Inside, what is of float64 stays so: models cast to float32 in their norms, rotary angles and softmax whatever their
-    weights are, which would leave rounding of 1e-7 in what is meant to be exact. Weights are the caller's: `.double()`."""
+    """Context in which float64 tensors stay float64.
+
+    Models cast to float32 in norms, rotary angles and softmax regardless of their weights, which would leave rounding errors
+    of 1e-7. The caller converts the weights with `.double()`.
+    """
     to, narrow, softmax = Tensor.to, Tensor.float, torch.nn.functional.softmax
 
     def stays(x: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -48,8 +51,10 @@ def _widened(value: Any) -> Any:
 
 @contextmanager
 def float64_training() -> Iterator[None]:
-    """The same, and what Lightning keeps of logged numbers, which is of the default dtype. Models made inside would be
-    drawn from other random numbers."""
+    """Like `in_float64`, and also for logged numbers, which Lightning stores in the default dtype.
+
+    Models created inside would be initialized with different random numbers.
+    """
     before = torch.get_default_dtype()
     with float64():
         torch.set_default_dtype(torch.float64)
@@ -60,14 +65,14 @@ def float64_training() -> Iterator[None]:
 
 
 def error(found: Tensor, exact: Tensor) -> float:
-    """The largest difference, of the largest entry."""
+    """The largest difference, relative to the largest entry."""
     assert found.shape == exact.shape
     assert bool(torch.isfinite(found).all())
     return float((found.double() - exact.double()).abs().max() / exact.double().abs().max())
 
 
 def assert_same(found: Tensor | float, expected: Tensor | float) -> None:
-    """The same numbers computed in two ways in float64."""
+    """Compare the same numbers computed in two ways in float64."""
     one, other = (
         torch.as_tensor(x) if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for x in (found, expected)
     )
@@ -79,11 +84,13 @@ Measured = tuple[Tensor, ...]
 
 
 def assert_as_exact_as_torch(found: Measured, torchs: Measured, exact: Measured) -> None:
-    """Results of one computation by a float32 kernel, by torch in float32, and in float64. Where a single number is off by
-    less than the rest, that is luck: the bound is torch's largest error over all of them."""
+    """Compare results of a float32 kernel, of torch in float32, and in float64.
+
+    The bound is torch's largest error over all of the results, because a single number may be accurate by chance.
+    """
     assert {x.dtype for x in exact} == {torch.float64}
     assert {x.dtype for x in (*found, *torchs)} == {torch.float32}
     own = max(error(x, y) for x, y in zip(torchs, exact, strict=True))
-    assert 0.0 < own < 1e-4  # else the computation at hand rounds nothing, or is no float32 computation
+    assert 0.0 < own < 1e-4  # otherwise the computation does not round, or is not in float32
     for x, y in zip(found, exact, strict=True):
         assert error(x, y) <= FEW * own

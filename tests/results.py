@@ -1,4 +1,4 @@
-"""results.json files as cft train and cft evaluate write them, and the comparison of what they hold."""
+"""results.json files like those of cft train and cft evaluate, and their comparison."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TARGETS = {"all": "cft.masks.All", "critical": "cft.masks.Critical"}
 
 
 def write_run(root: Path, name: str, arm: dict[str, Any], *, seed: int, correct: list[int], **more: Any) -> Path:
-    """A results.json as train.py writes it; `budget` and `data` are the same for all trained arms unless given."""
+    """Write a results.json like `cft train`; `budget` and `data` are the same for all trained arms unless given."""
     folder = root / name
     folder.mkdir(parents=True)
     ids = more.pop("ids", [f"p{i}" for i in range(len(correct))])
@@ -61,13 +61,13 @@ def draws(seed: int, share: float, size: int = 40) -> list[int]:
 
 
 def compared(root: Path) -> Comparison:
-    """Of all runs below, on one benchmark."""
+    """The comparison of all runs in a folder, on one benchmark."""
     (found,) = compare(collect([root]))
     return found
 
 
 def grid(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(titles, rows) of its table."""
+    """(titles, rows) of the comparison's table."""
     table = cells(comparison)
     return [*table], table.to_numpy().tolist()
 

@@ -1,4 +1,4 @@
-"""Trains a small random Llama for some steps on uneven rows under a strategy, from the start or from a checkpoint."""
+"""Trains a small random Llama on uneven rows with a given strategy, from the start or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADAMW = partial(torch.optim.AdamW, lr=1e-3)
 
 
 def rows() -> list[TokenRow]:
-    """Densities from 0 to 95 %."""
+    """Rows with 0 to 95 % eligible tokens."""
     made = []
     for i in range(ROWS):
         rng = np.random.default_rng(i)
@@ -75,7 +75,7 @@ class Rows(pl.LightningDataModule):
 
 
 class Losses(pl.Callback):
-    """train/loss of every step, and val/loss, as they are logged."""
+    """Records the logged train/loss of every step and val/loss."""
 
     def __init__(self) -> None:
         self.train: dict[int, float] = {}
@@ -111,7 +111,7 @@ def run(
 ) -> tuple[CausalLMModule, Losses]:
     losses = Losses()
     made = partial(random_llama, spread=0.1, attention_dropout=dropout, tie_word_embeddings=True)
-    # As in `cft train`, the first process alone has weights.
+    # As in `cft train`, only rank 0 has weights.
     with torch.device("meta") if int(os.environ.get("LOCAL_RANK", 0)) else nullcontext():
         model, taught = made(), made(seed=9)
     teacher = Initial().attach(taught.to(dtype), mixed=precision == "bf16-mixed") if reference else None
@@ -151,7 +151,7 @@ def run(
 
 
 def export_difference(module: CausalLMModule, folder: Path) -> float:
-    """The largest difference between logits of the trained weights and of their export, read back. Collective."""
+    """The largest difference between logits of the trained weights and of their reloaded export. A collective call."""
     from transformers import AutoModelForCausalLM
 
     model = whole_model(module.lm.model)
@@ -164,16 +164,17 @@ def export_difference(module: CausalLMModule, folder: Path) -> float:
 
 
 def local(weight: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of it."""
+    """This rank's local part of a tensor."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def save_run(folder: Path, strategy: str, world: int, accumulate: int, checkpoint: Path | None) -> None:
-    """In float64, 8 rows a step, or in the precision behind the strategy as in fsdp:bf16-mixed; fsdp+file: one file a
-    checkpoint, fsdp+async: shards beside training, +reference: towards a teacher,
-    +lora: adapters. The folder gets checkpoints
-    after every 4 steps and result.json: losses by step, and how far the logits of the Hugging Face export are from those of
-    the trained weights."""
+    """Train in float64 with 8 rows per step.
+
+    A strategy may name another precision (fsdp:bf16-mixed) and options: +file = one file per checkpoint, +async = shards
+    written during training, +reference = with a teacher, +lora = adapters. Writes checkpoints every 4 steps, and result.json
+    with the losses by step and the difference between the logits of the Hugging Face export and of the trained weights.
+    """
     kind, _, precision = strategy.partition(":")
     kind, _, way = kind.partition("+")
     options: dict[str, Any] = {"accumulate": accumulate, "batch": 2, "checkpoint": checkpoint, "dtype": torch.float64}

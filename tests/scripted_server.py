@@ -1,4 +1,4 @@
-"""A server that answers each wire from the reference engine, and misbehaves as it is told."""
+"""A server that answers each protocol from the reference engine, and fails on demand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cft.annotation.counterfactual import ListSource
 from cft.engines.reference import ReferenceEngine
 from cft.types import Budget, Fork, Sampling, TokenSequence, TopTokens
 
-# What a request may meet. bos: the prompt is read with a token before it. trim: the end token is left out. penalty: the
-# second best token is taken. old: no ids in the response.
+# Failures of a request. bos: a token is prepended to the prompt. trim: the end token is left out. penalty: the second most
+# probable token is chosen. old: no ids in the response.
 MISCHIEFS = ("400", "429", "500", "503", "abort", "bos", "hang", "old", "penalty", "reset", "too long", "trim")
 OVERTAKEN = 8
 Mischief = Callable[[int, dict[str, Any]], str]
@@ -29,9 +29,10 @@ def well_behaved(number: int, body: dict[str, Any]) -> str:
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """Of one wire, one model. mischief: of (number of the request, its body) -> one of MISCHIEFS, "slow", "die" or "".
+    """A server with one protocol and one model.
 
-    tokenize: text to ids, None for a server without /tokenize. decoded: requests that were answered.
+    mischief: (number of the request, its body) -> one of MISCHIEFS, "slow", "die" or "". tokenize: text to ids, None for a
+    server without /tokenize. decoded: number of answered requests.
     """
 
     daemon_threads = True
@@ -73,10 +74,10 @@ class ScriptedServer(ThreadingHTTPServer):
         return found
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections that break are the point."""
+        """Ignore broken connections, which are intended."""
 
     def die(self) -> None:
-        """As by kill -9: nothing more is answered, connections break."""
+        """Like kill -9: no more answers, and connections break."""
         self.healthy = False
         threading.Thread(target=self.shutdown, daemon=True).start()
         self.server_close()
@@ -100,7 +101,7 @@ class ScriptedServer(ThreadingHTTPServer):
         )
 
     def _once(self, question: Any, work: Callable[[], Any]) -> Any:
-        """Servers of one model share their answers: tests ask the same again and again."""
+        """Answers shared by the servers of one model, because tests repeat requests."""
         with self.lock:
             answers = self.model.__dict__.setdefault("answers", {})
             if question not in answers:
@@ -109,7 +110,7 @@ class ScriptedServer(ThreadingHTTPServer):
 
 
 class Letters:
-    """A tokenizer of the random model: a letter is a token."""
+    """A tokenizer for the random model: one token per letter."""
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [3 + ord(letter) % 57 for letter in text][:40]}
@@ -198,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
 def _decoded(
     server: ScriptedServer, ids: list[int], limit: int, ends: frozenset[int], mischief: str, how: dict[str, Any]
 ) -> tuple[list[int], str, list[int]]:
-    """Token ids, how it ended, and the prompt as it was read. how: where temperature, top_p and seed stand."""
+    """Token ids, finish reason, and the prompt as read. how: the part of the request with temperature, top_p and seed."""
     read = [1, *ids] if mischief == "bos" else ids
     seed = how.get("seed", how.get("sampling_seed", 0))
     found, finish = server.continued(read, limit, ends, Sampling(how["temperature"], how["top_p"], seed))

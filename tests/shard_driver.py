@@ -1,4 +1,4 @@
-"""Writes shard 1 of 3 of stores of made-up units, without a model, each in a process that kills itself (SIGKILL) at a point.
+"""Writes shard 1 of 3 of stores with synthetic units, without a model, in processes that kill themselves (SIGKILL) at a point.
 
 python tests/shard_driver.py <folder> <point> ...      prints how each process ended
 """
@@ -54,7 +54,7 @@ def part_of(shard: Shard) -> Part:
 
 
 def write(folder: Path, shard: Shard, *, meet: Callable[[], object] = lambda: None) -> None:
-    """Commit the shard's units that are not there. meet: called once at work, before the first."""
+    """Commit the shard's missing units. meet: called once before the first one."""
     store = AnnotationStore(folder)
     with store.writing(fingerprint=FINGERPRINT, info={}, part=part_of(shard)):
         meet()
@@ -72,22 +72,22 @@ def _manifest(path: Path, *args: object) -> bool:
 
 
 def arriving() -> None:
-    """It has its place; the manifest does not know of it."""
+    """The shard is registered; the manifest does not list it yet."""
     before(store_module, "write_json", when=_manifest)
 
 
 def committing() -> None:
-    """The record of its second unit stands under its temporary name."""
+    """The record of its second unit has its temporary name."""
     before(os, "replace", when=lambda source, target: Path(target).parent.name == "units", call=2)
 
 
 def leaving() -> None:
-    """Its units are there, and the manifest says they are not."""
+    """Its units are written; the manifest does not list them yet."""
     before(store_module, "write_json", when=_manifest, call=2)
 
 
 def left() -> None:
-    """The manifest is written; its place and the gate are still held."""
+    """The manifest is written; the shard's lock and the gate are still held."""
     before(store_module, "clear_place")
 
 
@@ -95,7 +95,7 @@ POINTS = {f.__name__: f for f in (arriving, committing, leaving, left)}
 
 if __name__ == "__main__":
     for folder, point in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
-        if (child := os.fork()) == 0:  # no thread is running yet
+        if (child := os.fork()) == 0:  # safe: no thread is running yet
             POINTS[point]()
             write(Path(folder), Shard(1, 3))
             os._exit(0)

@@ -1,4 +1,4 @@
-"""Stages run in this process from overrides, as the entry points run them but without a Hydra job around."""
+"""Runs stages in this process from overrides, like the entry points but without a Hydra job."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def composed(stage: str, *overrides: str) -> Any:
 
 
 def job(stage: str, *overrides: str, folder: Path = Path("run")) -> Job:
-    """What the stage would know of that command line, sound or not."""
+    """The job of that command line, whether it is valid or not."""
     return inputs(stage, overrides, folder=folder, check=False)[1]
 
 
 def asked(stage: str, *overrides: str, folder: Path = Path("run")) -> tuple[Any, Job]:
-    """Both: what a stage is called with."""
+    """Config and job: the arguments of a stage function."""
     return inputs(stage, overrides, folder=folder)
 
 

@@ -1,4 +1,4 @@
-"""What every trainer of TRL gets in the tests: one step on the CPU in float32, nothing cut, kept or sent."""
+"""Settings of TRL trainers in tests: one step on the CPU in float32, without truncation, checkpoints or reporting."""
 
 from __future__ import annotations
 

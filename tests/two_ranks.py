@@ -1,4 +1,4 @@
-"""Two ranks of a distributed training without two new interpreters: forks of a server that has imported everything once."""
+"""Two ranks of a distributed run without two new interpreters: forks of a server that has imported everything once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TIMEOUT_S = 300
 
 
 def on_two_ranks(work: Callable[..., None], *args: Any) -> None:
-    """work(*args) on both; Lightning finds them as a launcher would have started them."""
+    """Run work(*args) on both ranks, with the environment that a launcher would give Lightning."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "tests.gradient_driver", "tests.scale_driver", "tests.weights_driver"])
     with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""What an offline run of W&B wrote."""
+"""Reads the files of an offline W&B run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BLOCK, HEADER, FULL, FIRST, MIDDLE, LAST = 32768, 7, 1, 2, 3, 4  # of the record
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of an offline run's .wandb file."""
+    """Yields the records of an offline run's .wandb file."""
     from wandb.proto import wandb_internal_pb2
 
     data, at, parts = path.read_bytes(), HEADER, b""
@@ -30,7 +30,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 class Logged:
-    """What one offline run holds."""
+    """Contents of one offline run."""
 
     def __init__(self, path: Path) -> None:
         self.config: dict[str, Any] = {}

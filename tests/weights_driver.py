@@ -1,4 +1,4 @@
-"""Two ranks make models of one folder, the second one without weights, and compare what they hold then with a plain load."""
+"""Two ranks build models from one folder, rank 1 without weights, and compare their weights with a plain load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.architectures import FAMILIES
 
 
 class Wrapper(nn.Module):
-    """As much of `SelectiveLM` as is shared out."""
+    """The part of `SelectiveLM` that is sharded."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def gloo() -> Iterator[int]:
 
 
 def compare(folders: list[Path]) -> None:
-    """Every folder's model shared out (its blocks alone, as a reference is, and all of it) and on each rank whole."""
+    """Each folder's model sharded (only its blocks, like a reference model, and all of it) and unsharded on each rank."""
     with gloo() as rank:
         for folder in folders:
             for lora in (None, Lora(r=2)):
@@ -95,7 +95,7 @@ def tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def refuse_another_model(folders: list[Path]) -> None:
-    """Each rank has another one: the second says so, the first does not wait for it for ever."""
+    """The ranks have different models: rank 1 raises, and rank 0 does not wait for it forever."""
     with gloo() as rank:
         lm = Wrapper(load_causal_lm(spec_of(folders[rank]), empty=rank > 0))
         said = ""
@@ -107,7 +107,7 @@ def refuse_another_model(folders: list[Path]) -> None:
 
 
 def measure(folder: Path, out: Path) -> None:
-    """Megabytes that the process grew by at most, of each rank: read everywhere, and read by the first one."""
+    """Peak growth of each rank's memory in MB: if all ranks read the weights, and if only rank 0 reads them."""
     with gloo() as rank:
         for how, empty in (("read", False), ("arrived", rank > 0)):
             before = _memory("VmRSS")

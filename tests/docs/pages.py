@@ -1,4 +1,4 @@
-"""README.md and the pages of docs/ as tests read them: their blocks, files and commands."""
+"""Parses README.md and the pages of docs/ for tests: their blocks, files and commands."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_SCRIPTS = [name for name in STAGES if (ROOT / f"{name}.py").is_file()]  # the same from a checkout
+_SCRIPTS = [name for name in STAGES if (ROOT / f"{name}.py").is_file()]  # scripts in a checkout
 _COMMAND = re.compile(rf"cft ({'|'.join(STAGES)}|report)(?= |$)|python ({'|'.join(_SCRIPTS)})\.py(?= |$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command line of `cft` as a page shows it. stage: its name, or "report"."""
+    """A `cft` command line on a page. stage: its name, or "report"."""
 
     page: str
     text: str
@@ -26,7 +26,7 @@ class Command:
 
     @property
     def argv(self) -> list[str]:
-        """As a shell reads it; what stands for something of the reader's (<folder>, ...) is given some text."""
+        """The arguments as a shell reads them; placeholders (<folder>, ...) are replaced by some text."""
         text = re.sub(r"<[^<>]*>", "placeholder", self.text).replace("=...", "=placeholder")
         return shlex.split(text, comments=True)[2:]
 
@@ -40,12 +40,12 @@ def name_of(page: Path) -> str:
 
 
 def blocks(text: str) -> list[str]:
-    """Contents of the fenced blocks."""
+    """Contents of a page's fenced blocks."""
     return [content for _, content in _FENCED.findall(text)]
 
 
 def lines_of_code(text: str) -> list[str]:
-    """Lines of fenced and indented blocks, and spans of code within the text."""
+    """Lines of fenced and indented blocks, and inline code in the text."""
     outside = _FENCED.sub("", text)
     fenced = [line for block in blocks(text) for line in block.splitlines()]
     indented = [line for line in outside.splitlines() if line.startswith("    ")]
@@ -66,7 +66,7 @@ def commands() -> list[Command]:
 
 
 def files() -> dict[str, str]:
-    """Blocks that begin with the path of the file they are: path -> text. Pages that show the same file agree."""
+    """Blocks that begin with the path of a file: path -> text. Checks that pages that show the same file agree."""
     found: dict[str, str] = {}
     for page in PAGES:
         for block in blocks(read(page)):

@@ -1,4 +1,4 @@
-"""Workers that do as their items say, and a fleet that leaves units out: without a model."""
+"""Workers controlled by their items, and a fleet that skips units; no model needed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Unable(Toy):
 
 
 class Leaving:
-    """fleet=none, but the last unit comes first and unit 1 is left out."""
+    """Like fleet=none, but the last unit comes first and unit 1 is skipped."""
 
     elsewhere: ClassVar[bool] = True
 

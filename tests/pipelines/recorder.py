@@ -1,4 +1,4 @@
-"""A stage function that notes what it is called with and leaves a file as large a model would, named in STAGES by tests."""
+"""A fake stage for tests: records its calls and writes one output file; tests register it in STAGES."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ raising: dict[str, BaseException] = {}  # by step
 
 
 def evaluate(cfg: EvaluateConfig, job: Job) -> Path:
-    """The contents of what it makes follow from `limit` alone."""
+    """Run the fake stage; its output depends only on `limit`."""
     step = job.folder.name
     calls.append({"step": step, "checkpoint": cfg.checkpoint, "limit": cfg.limit, "seed": cfg.seed, "group": job.group})
     if (error := raising.get(step)) is not None:

@@ -1,4 +1,4 @@
-"""Runs that tests of the report share."""
+"""Shared runs for tests of the report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def comparison(runs_folder: Path) -> Comparison:
 
 @pytest.fixture
 def hostile() -> tuple[AnnotatedResponse, np.ndarray]:
-    """(a response with text that attacks a terminal and a page, its mask)"""
+    """(a response with control sequences and HTML that attack a terminal and a page, its mask)"""
     response = "2 +3\n\x1b[2J<b>"
     spans = [[0, 1], [1, 3], [3, 4], [4, 5], [5, 9], [9, 12], [12, 12]]
     outcomes = [[0, 0], [0, 1], [1, -1], [-2, 0], [-3, 0], [1, -1], [1, -1]]
@@ -44,7 +44,7 @@ def hostile() -> tuple[AnnotatedResponse, np.ndarray]:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are files of the right names; drawing them takes most of a report's time."""
+    """Write empty figure files instead of drawing, which takes most of a report's time."""
     monkeypatch.setattr(figures, "png_of", lambda figure: b"\x89PNG".ljust(24, b"\0"))
     monkeypatch.setattr(figures, "pdf_of", lambda figure: b"%PDF")
 

@@ -1,7 +1,7 @@
-r"""Answers that choke computer algebra, or whoever reads them: towers, factorials, nesting, long runs, broken text.
+r"""Answers that overload computer algebra or parsers: power towers, factorials, nesting, long runs, broken text.
 
-Each is the inside of a \boxed{}, to be graded against an answer that it does not equal: the one right verdict is
-"undecided", since nobody can tell in time.
+Each is the content of a \boxed{}, graded against a different answer. The only right verdict is "undecided", because they
+cannot be evaluated in time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ HOSTILE = {
     "a million letters": "x+" * 500_000 + "x",
 }
 
-# Texts in which no answer stands: wrong, whatever the question.
+# Texts without an answer: wrong for every question.
 UNANSWERED = {
     "30,000 open boxes": "\\boxed{" * 30_000,
     "broken text": "\ud800\0😀" * 1000,

@@ -1,4 +1,4 @@
-"""Verifiers that misbehave on demand, in a module that a worker process can import."""
+"""Verifiers that fail on demand, in a module that worker processes can import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def verdict(extracted: str) -> Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misbehaving:
-    """Does what the response says: hang, nap, spin, die, segfault, exit, hoard, raise, recurse, print; else echoes it."""
+    """Does what the response says (hang, nap, spin, die, segfault, exit, hoard, raise, recurse, print); otherwise echoes it."""
 
     name: ClassVar[str] = "misbehaving"
     version: ClassVar[str] = "1"
@@ -69,7 +69,7 @@ class Introspective:
             case "main":
                 return verdict(str(sys.modules["__main__"].__spec__.name))  # pyright: ignore[reportOptionalMemberAccess]
             case "pid":
-                time.sleep(0.2)  # long enough that every worker gets a share
+                time.sleep(0.2)  # long enough that every worker gets items
                 return verdict(str(os.getpid()))
             case name:
                 return verdict(os.environ.get(name, "absent"))
@@ -80,7 +80,7 @@ class Introspective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unimportable:
-    """Cannot be unpickled, as a class whose module a worker lacks."""
+    """Cannot be unpickled, like a class whose module is missing in a worker."""
 
     name: ClassVar[str] = "unimportable"
     version: ClassVar[str] = "1"
