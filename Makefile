@@ -114,7 +114,7 @@ agreement-vllm: .venv-vllm/.stamp ## 64 problems of the shipped annotation by vL
 	$(VLLM) -m cft agreement annotation=tiny_arith other=tiny_arith-vllm
 
 # One thread each: vLLM decodes in a process of its own, and processor time is compared.
-bench-engines: .venv-vllm/.stamp ## engines on the same forks in one run: shared_prefix, continuous, vLLM (BENCH_ENGINES="--problems 2 model=smollm2 max_new_tokens=96" for a larger model)
+bench-engines: .venv-vllm/.stamp ## engines on the same forks in one run: shared_prefix, continuous, vLLM (BENCH_ENGINES="model=... max_new_tokens=...": another model)
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m experiments.bench_engines \
 	  --engines shared_prefix continuous "vllm engine.enforce_eager=true engine.max_model_len=256" --problems 8 --rounds 2 $(BENCH_ENGINES)
 
