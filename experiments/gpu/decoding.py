@@ -66,7 +66,7 @@ def engine(record: Record) -> None:
     budget_mb = 100 if tiny else 24_000
     model = random_model(sizes, device=device, dtype=torch.bfloat16)
     made = SharedPrefixEngine(model, (0,), max_rows=1024, kv_budget_mb=budget_mb, tie_margin=0.0)
-    names = [f"bfloat16, {t} rectangles, {s} sequences, {rows} rows" for t, s, rows in shapes]
+    names = [f"bfloat16, {t} KV blocks, {s} sequences, {rows} rows" for t, s, rows in shapes]
     parts = [
         (name, partial(decode_step, made, *shape, prefix=prefix)) for name, shape in zip(names, shapes, strict=True)
     ]
@@ -97,16 +97,14 @@ def many_forks(count: int, *, sequences: int, prefix: int, vocabulary: int) -> l
     ]
 
 
-def decode_step(
-    engine: SharedPrefixEngine, rectangles: int, sequences: int, rows: int, *, prefix: int
-) -> dict[str, float]:
-    """A decode step of `rows` rows in `rectangles` KV blocks. sequences: shared prefixes, 0 = each row has its own."""
+def decode_step(engine: SharedPrefixEngine, blocks: int, sequences: int, rows: int, *, prefix: int) -> dict[str, float]:
+    """A decode step of `rows` rows in `blocks` KV blocks. sequences: shared prefixes, 0 = each row has its own."""
     vocabulary = int(engine.model.config.vocab_size)
     forks = many_forks(rows, sequences=sequences or rows, prefix=prefix, vocabulary=vocabulary)
     # No fork of a sequence may be alone in its group, or it would copy the prefix.
     forks.sort(key=lambda fork: int(fork.key) % max(1, sequences))  # type: ignore[call-overload]
     scheduler = Scheduler[Row](engine.prefill, max_rows=rows, budget_bytes=engine.kv_budget_bytes)
-    for group in np.array_split(np.arange(rows), rectangles):
+    for group in np.array_split(np.arange(rows), blocks):
         scheduler.waiting.extend(Row.start(forks[i], random=np.zeros(0)) for i in group)
         scheduler.admit()
 
@@ -130,7 +128,7 @@ def decode_step(
         "ms": ms,
         "tokens_per_s": 1000 * scheduler.live() / ms,
         "rows": scheduler.live(),
-        "rectangles": len(plan.blocks),
+        "kv_blocks": len(plan.blocks),
         "shared": len(plan.shared),
         "cache_mb": scheduler.bytes_held() / 1e6,
         "memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0,
