@@ -35,9 +35,8 @@ def test_the_numbers_about_the_shipped_annotation() -> None:
     share = {kind.kind: kind.critical / kind.tokens for kind in count_kinds(rows, mask=mask)}
     whole = np.concatenate([mask(row) for row in rows]).mean()
     stated = (
-        f"In the {len(rows):,} responses of the annotation that ships with the package {whole:.1%} of the tokens are "
-        f"critical: {share['operator']:.0%} of the operators, {share['digit']:.0%} of the digits, {share['word']:.0%} of "
-        "the words."
+        f"The package ships with an annotation of {len(rows):,} responses. Of their tokens, {whole:.1%} are critical: "
+        f"{share['operator']:.0%} of the operators, {share['digit']:.0%} of the digits, {share['word']:.0%} of the words."
     ).replace("%", " %")
     assert stated in " ".join(README.split())
 
