@@ -223,7 +223,7 @@ def test_a_mask_by_score_takes_any_kind(kind: str, tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         (["weighting=excess_loss"], "reference: this method compares the policy's log-probs"),
-        (["loss=asft", "reference=annotation"], "reference: this method needs the whole distribution"),
+        (["loss=asft", "reference=annotation"], "reference: this method needs the full distribution"),
         (["mask=token_cleaning"], "no stored score reference"),
         (
             ["weighting=sstoken", "reference=annotation"],

@@ -70,7 +70,8 @@ def test_an_annotation_opens_from_what_was_sent(here: Hub, annotation: Path, tmp
         True,
     )
     assert here.authorization == {f"Bearer {TOKEN}"}
-    assert {name.split("/")[0] for name in here.files} == {"manifest.json", "README.md", "rows", "problems", "units"}
+    described = {"manifest.json", "README.md", "agreement.json"}
+    assert {name.split("/")[0] for name in here.files} == described | {"rows", "problems", "units"}
     for name, content in here.files.items():
         assert TOKEN.encode() not in content, name
         assert b"/home/someone" not in content, name
