@@ -64,7 +64,7 @@ class Example:
 
     @property
     def is_weighted(self) -> bool:
-        """Whether a weight is neither 0 nor 1."""
+        """Whether any weight is neither 0 nor 1."""
         return bool(((self.weight != 0) & (self.weight != 1)).any())
 
 

@@ -87,11 +87,11 @@ class MsSwift(Format):
         self.response_end = response_end
 
     def require(self, examples: Sequence[Example], source: Source) -> None:
-        spelt = [example for example in examples if not _spelt(example, source)]
-        if spelt:
+        changed = [example for example in examples if not _keeps_tokens(example, source)]
+        if changed:
             raise FormatError(
-                f"format: {len(spelt)} of {len(examples)} rows (such as response {spelt[0].row.response_id}) would have other "
-                f"tokens if their parts are encoded separately; choose a format of token ids ({EXACT})"
+                f"format: {len(changed)} of {len(examples)} rows (such as response {changed[0].row.response_id}) would have "
+                f"other tokens if their parts are encoded separately; choose a format of token ids ({EXACT})"
             )
         ends = [example for example in examples if _end_is_lost(example)]
         if ends and self.response_end == "refuse":
@@ -129,7 +129,7 @@ def _parts(example: Example, weights: np.ndarray, source: Source) -> list[tuple[
     return [*found, (end, float(weights[-1]))] if end else found
 
 
-def _spelt(example: Example, source: Source) -> bool:
+def _keeps_tokens(example: Example, source: Source) -> bool:
     """Whether encoding each part separately yields the response's tokens."""
     row, tokenizer = example.row, source.tokenizer
     if row.finish != "stop" or hidden_ids(tokenizer) & set(row.response_ids[:-1].tolist()):

@@ -50,9 +50,9 @@ class Preferences(Format):
         (
             "`chosen_ids`",
             "list of int32",
-            "the token after which the answer was right: the response's own, if it is right",
+            "the token after which the answer was right (the response's own token if the response is right)",
         ),
-        ("`rejected_ids`", "list of int32", "one after which the answer was wrong"),
+        ("`rejected_ids`", "list of int32", "a token after which the answer was wrong"),
     )
     use = (
         "python",
@@ -128,7 +128,7 @@ class ResponsePairs(Format):
         ("`problem_id`, `response_id`, `rejected_id`", "string", "the problem, and its two responses"),
         ("`prompt_ids`", "list of int32", "the prompt"),
         ("`chosen_ids`", "list of int32", "a right response, including its end token"),
-        ("`rejected_ids`", "list of int32", "a wrong one"),
+        ("`rejected_ids`", "list of int32", "a wrong response"),
         ("`prompt`, `chosen`, `rejected`", "list of messages, or string", "the same as texts, without end tokens"),
     )
     use = (

@@ -28,7 +28,7 @@ class Labels(Format):
     `cft train data=rows` reads these rows and trains with the same loss.
     """
 
-    library = "a trainer that reads labels alone"
+    library = "a trainer that reads only labels"
     weighted = True
     columns = (
         ("`response_id`", "string", "in the annotation"),

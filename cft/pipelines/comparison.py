@@ -54,7 +54,7 @@ class Design:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> Design:
-        """tree: the config of cft compare."""
+        """Read the design. tree: the config of cft compare."""
         shared = tree.get("shared") or {}
         problems = takes_problems(entries_of(shared))
         design = cls(

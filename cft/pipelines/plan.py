@@ -31,7 +31,7 @@ STEPS = "steps"  # records of steps,
 EARLIER = "earlier"  # and earlier outputs of changed steps
 _RESERVED = (ANNOTATIONS, STEPS, EARLIER)
 # Keys that the runner sets: output folder, resuming, and the allowed classes.
-_NOT_A_STEPS = ("hydra", "resume", "allow_targets")
+_SET_BY_RUNNER = ("hydra", "resume", "allow_targets")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,7 @@ class Planner:
         own = self._filled(entries_of({key: value for key, value in node.items() if key != "stage"}), errors)
         if stage == REPORT:
             return self._report(name, own, errors)
-        for entry in [entry for entry in own if entry.part in _NOT_A_STEPS]:
+        for entry in [entry for entry in own if entry.part in _SET_BY_RUNNER]:
             text = "is set by the pipeline, which decides where a step writes and what it resumes"
             if entry.part == "allow_targets":
                 text = "is accepted on the command line only, for all steps: allow_targets=[...]"
@@ -175,7 +175,7 @@ class Planner:
         out = _out(STAGES[stage], found.config, folder)
         if (twin := next((step for step in self.steps if step.out == out and step.stage == stage), None)) is not None:
             key = (STAGES[stage].out or ("",))[-1]
-            errors.append(ErrorDetail(key, f"writes to {out}, as step {twin.name} does; give it another {key}"))
+            errors.append(ErrorDetail(key, f"writes to {out}, like step {twin.name}; set another {key}"))
         words += self._wandb_group(found.config)
         return Step(name=name, stage=stage, overrides=tuple(words), folder=folder, out=out, config=dict(found.config))
 

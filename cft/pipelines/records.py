@@ -22,8 +22,8 @@ from cft.runs.results import RESULTS
 from cft.runs.run import flat
 
 # Keys that may change after a step is finished: logging, placement of processes, time limits.
-_FREE = ("logger", "allow_targets", "interruption", "resume", "fleet", "annotations_dir", "out", "replace")
-_FREE_KEYS = ("trainer.enable_progress_bar", "trainer.enable_model_summary", "verify.workers")
+_IGNORED = ("logger", "allow_targets", "interruption", "resume", "fleet", "annotations_dir", "out", "replace")
+_IGNORED_KEYS = ("trainer.enable_progress_bar", "trainer.enable_model_summary", "verify.workers")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
@@ -79,7 +79,7 @@ def record_of(step: Step, *, folder: Path, command: str) -> Record:
     config = {
         name: _from(value, folder)
         for name, value in flat(step.config).items()
-        if name.split(".")[0] not in _FREE and name not in _FREE_KEYS
+        if name.split(".")[0] not in _IGNORED and name not in _IGNORED_KEYS
     }
     read = {str(_from(name, folder)): value for name, value in _read(step)}
     # The config as it is read back from JSON.
@@ -121,7 +121,7 @@ def _read(step: Step) -> Iterator[tuple[str, str]]:
         return
     writes = {str(step.folder), str(step.out), *(str(step.config.get(key)) for key in STAGES[step.stage].out)}
     for name, value in flat(step.config).items():
-        if name.split(".")[0] in _FREE or not isinstance(value, str) or value in writes or not _is_path(value):
+        if name.split(".")[0] in _IGNORED or not isinstance(value, str) or value in writes or not _is_path(value):
             continue
         yield value, _contents(Path(value))
     yield from _annotation(step)

@@ -27,14 +27,16 @@ def agreement(cfg: AgreementConfig, job: Job) -> Path:
     write_annotation_card(one)
     title = f"{cfg.annotation} ({engine_of(one.manifest())}) and {cfg.other} ({engine_of(other.manifest())})"
     table = Table(title=title, show_header=False, title_justify="left")
-    for name, share in (
+    for name, fraction in (
         ("same responses", found.responses),
         ("same verdicts on them", found.verdicts),
         ("same alternatives", found.alternatives),
         ("same outcomes", found.outcomes),
         ("same critical tokens", found.critical),
     ):
-        table.add_row(name, str(share))
+        table.add_row(name, str(fraction))
     console.print(table)
-    console.print(f"Alternatives, outcomes and critical tokens: of responses that are the same -> {path}", markup=False)
+    console.print(
+        f"Alternatives, outcomes and critical tokens are compared on identical responses only -> {path}", markup=False
+    )
     return path

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 
 def annotate(cfg: AnnotateConfig, job: Job) -> Path:
-    """Run or resume the annotation that `cfg` describes; returns the store's folder."""
+    """Run or resume the annotation that `cfg` describes; return the store's folder."""
     quiet_libraries()
     fleet: Fleet = build(cfg.fleet)
     store = AnnotationStore(Path(cfg.annotations_dir) / check_name(cfg.annotation, annotations_dir=cfg.annotations_dir))
@@ -70,7 +70,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     verifier = verifier_for(
         splits, chosen=build(cfg.verifier), thinking=cfg.verify.thinking.tags, strip=cfg.verify.strip
     )
-    judged_by = verifier_fingerprint(verifier)  # raises an error for an invalid verifier before anything is loaded
+    graded_by = verifier_fingerprint(verifier)  # raises an error for an invalid verifier before anything is loaded
     positions: Positions = build(cfg.positions)
     plan, shard = _plan(cfg, splits, positions), Shard(cfg.shard, cfg.num_shards)
     _print_problems(splits, plan, split=cfg.split)
@@ -88,7 +88,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
         fleet.crew(
             make,
             device=device_beside(build(cfg.engine), device=cfg.device),
-            expected=lambda: _known(cfg, spec, judged_by=judged_by),
+            expected=lambda: _expected_facts(cfg, spec, graded_by=graded_by),
         ) as crew,
         logging_to(
             cfg.logger, lambda: _run_facts(cfg, job, model=spec.name, data=splits.name, inputs=inputs)
@@ -112,7 +112,7 @@ def annotate(cfg: AnnotateConfig, job: Job) -> Path:
     return store.folder
 
 
-def _known(cfg: AnnotateConfig, spec: ModelSpec, *, judged_by: str) -> Facts:
+def _expected_facts(cfg: AnnotateConfig, spec: ModelSpec, *, graded_by: str) -> Facts:
     """Facts that every worker must have, as found on this machine; weights are hashed from their files if possible."""
     prompt, tokenizer = build(cfg.prompt), load_tokenizer(spec)
     model = LazyModel(spec, tokenizer, ends=[prompt.end_id(tokenizer)], device="cpu")
@@ -120,7 +120,7 @@ def _known(cfg: AnnotateConfig, spec: ModelSpec, *, judged_by: str) -> Facts:
         **prompting(prompt, tokenizer),
         "weights": model.weights() if build(cfg.engine).hashes_weights else "",
         "eos_ids": list(model.facts.eos_ids),
-        "verifier": judged_by,
+        "verifier": graded_by,
         "packages": package_facts(),
     }
 
@@ -337,9 +337,9 @@ def _annotate_units(
                     "compute": unit.compute,
                 },
             )
-            share = _share(unit, plan, design)
-            watch.unit_done(u, unit, critical=share)
-            log_values(loggers, {**_of_unit(unit), f"annotate/{watch.word}_fraction": share}, step=u)
+            fraction = _deciding_fraction(unit, plan, design)
+            watch.unit_done(u, unit, critical=fraction)
+            log_values(loggers, {**_unit_metrics(unit), f"annotate/{watch.word}_fraction": fraction}, step=u)
     return counts
 
 
@@ -358,7 +358,7 @@ def _beginning(cfg: AnnotateConfig, design: rollouts.RolloutDesign | None, *, pr
     return f"Annotating {problems} problems{of_shard}{'' if cfg.responses in GIVEN else solving}"
 
 
-def _share(unit: Unit, plan: Plan, design: rollouts.RolloutDesign | None) -> float:
+def _deciding_fraction(unit: Unit, plan: Plan, design: rollouts.RolloutDesign | None) -> float:
     """Fraction of a unit's tokens that are critical or turning; for rollouts, of its decided responses that are right."""
     if design:
         return rollouts.pass_rate(row.verdict for row in unit.rows)
@@ -371,7 +371,7 @@ def _to_annotate(records: Records, *, plan: Plan, shard: Shard) -> list[Problem]
     return [problem for u in plan.to_annotate(records) if shard.has(u) for problem in units[u]]
 
 
-def _of_unit(unit: Unit) -> dict[str, float]:
+def _unit_metrics(unit: Unit) -> dict[str, float]:
     """Metrics of a unit, besides its fraction of critical tokens."""
     tokens = sum(value for name, value in unit.compute.items() if name.endswith("_tokens"))
     seconds = sum(value for name, value in unit.compute.items() if name.endswith("_seconds"))

@@ -46,13 +46,13 @@ class Estimate:
 
     def sentence(self, *, num_alternatives: int, num_samples: int = 0) -> str:
         """The estimate as a sentence. num_samples: per token at each position, in addition to the greedy continuations."""
-        a_position = num_alternatives + num_samples * (num_alternatives + 1)
+        per_position = num_alternatives + num_samples * (num_alternatives + 1)
         share = self.positions / max(1, self.tokens)
         probes = f", after {self.probes:,.0f} probes of about {self.probed:,.0f} tokens" if self.probes else ""
         return (
             f"{self.responses:,} given responses of {self.tokens:,} tokens; about {self.positions:,.0f} positions to try "
-            f"({share:.1%}): at most {a_position * self.positions:,.0f} continuations, about "
-            f"{a_position * self.decoded:,.0f} tokens{probes}. Responses without the requested verdict (right or wrong) cost "
+            f"({share:.1%}): at most {per_position * self.positions:,.0f} continuations, about "
+            f"{per_position * self.decoded:,.0f} tokens{probes}. Responses without the requested verdict (right or wrong) cost "
             "nothing"
         )
 

@@ -26,7 +26,7 @@ class Watch:
         bar: the progress bar.
         units: problems of each unit.
         word: name of the deciding tokens; "right" for rollouts, whose fraction is that of responses.
-        under_way: newest report of each current unit.
+        in_progress: newest report of each current unit.
         done: sum over finished units.
         critical: fraction of deciding tokens of each finished unit.
         started: start time.
@@ -35,14 +35,14 @@ class Watch:
     bar: Bar
     units: Mapping[int, Sequence[Problem]]
     word: str = "critical"
-    under_way: dict[int, UnitProgress] = field(default_factory=dict)
+    in_progress: dict[int, UnitProgress] = field(default_factory=dict)
     done: UnitProgress = field(default_factory=UnitProgress)
     critical: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _estimated: bool = False
 
     def update(self, u: int, word: UnitProgress) -> None:
-        self.under_way[u] = word
+        self.in_progress[u] = word
         if not self._estimated and not np.isnan(word.expected_tokens):
             self._estimated = True
             self._print_estimate(word, problems=len(self.units[u]))
@@ -51,27 +51,27 @@ class Watch:
     def unit_done(self, u: int, unit: Unit, *, critical: float) -> None:
         if not np.isnan(critical):
             self.critical.append(critical)
-        self.under_way.pop(u, None)
+        self.in_progress.pop(u, None)
         tokens = int(unit.compute["solve_tokens"] + unit.compute.get("counterfactual_tokens", 0))
         solved = sum(max(record.responses, record.decoded_tokens > 0) for record in unit.problems)
         self.done += UnitProgress(len(self.units[u]), solved, len(unit.rows), unit.counts.get("forks", 0), tokens)
         self._show()
 
-    def _print_estimate(self, word: UnitProgress, *, problems: int) -> None:
+    def _print_estimate(self, report: UnitProgress, *, problems: int) -> None:
         whole, forks = (
-            expected / max(1, problems) * self.bar.total for expected in (word.expected_tokens, word.expected_forks)
+            expected / max(1, problems) * self.bar.total for expected in (report.expected_tokens, report.expected_forks)
         )
-        tokens = sum(self.under_way.values(), self.done).tokens
+        tokens = sum(self.in_progress.values(), self.done).tokens
         rate = tokens / max(1e-9, time.monotonic() - self.started)
         console.print(
-            f"Estimate from the first {problems} problems ({word.annotated} to annotate, {word.mean_tokens:.0f} tokens "
+            f"Estimate from the first {problems} problems ({report.annotated} to annotate, {report.mean_tokens:.0f} tokens "
             f"each): {forks:,.0f} continuations, {whole:,.0f} tokens"
             # Given responses are not decoded, so the speed is not known yet.
             + (f", about {whole / rate:,.0f} s at the {rate:,.0f} tokens/s of solving" if tokens else "")
         )
 
     def _show(self) -> None:
-        whole = sum(self.under_way.values(), self.done)
+        whole = sum(self.in_progress.values(), self.done)
         rate = whole.tokens / max(1e-9, time.monotonic() - self.started)
         critical = f"{np.mean(self.critical):.0%}" if self.critical else "-"
         answered = f"answered {whole.solved} " if whole.solved else ""  # given responses are not solved

@@ -17,7 +17,7 @@ from cft.masks.critical import critical_fraction, deciding_word
 from cft.runs.job import Job
 from cft.types import Problem
 
-_NOT_PUT = re.compile("not encodable|no solution|too long")  # statuses of rows that a user may want to repair
+_INPUT_ERRORS = re.compile("not encodable|no solution|too long")  # statuses of rows that a user may want to repair
 RL_SAMPLES = 8  # samples per problem in a group-relative policy-gradient step, for the comparison of cost
 
 
@@ -33,7 +33,7 @@ def print_summary(store: AnnotationStore, job: Job, *, problems_asked: Sequence[
     places = {problem.id: problem.place for problem in problems_asked}
     for status, count in sorted(statuses.items(), key=lambda item: -item[1]):
         where = [places.get(record.problem_id, "") for record in problems if record.status == status]
-        first = f", first {first_place(where)}" if _NOT_PUT.search(status) and all(where) else ""
+        first = f", first {first_place(where)}" if _INPUT_ERRORS.search(status) and all(where) else ""
         table.add_row(f"  {status}", f"{count:,} ({count / len(problems):.0%}){first}")
     if rows:
         fraction = critical_fraction(rows, num_alternatives=min(row.alt_ids.shape[1] for row in rows))

@@ -215,7 +215,7 @@ class _Meter:
         share = FORKS_PER_POSITION / 2 if few else 1.0  # another token rarely turns a wrong response right
         # Per position: greedy continuations, and samples of each alternative and of the original token.
         drawn = annotator.samples.num_samples if annotator.samples else 0
-        self.a_position = share * annotator.num_alternatives + drawn * (annotator.num_alternatives + 1)
+        self.per_position = share * annotator.num_alternatives + drawn * (annotator.num_alternatives + 1)
         self.forks = 1.0  # expected
         annotator.on_solved, annotator.on_plan, annotator.on_fork = self.on_solved, self.on_plan, self.on_fork
 
@@ -224,12 +224,12 @@ class _Meter:
 
     def on_plan(self, tries: Sequence[NDArray[np.bool_]]) -> None:
         """tries: [R] for each response, the positions to try."""
-        forks = self.a_position * float(sum(tries_R.sum() for tries_R in tries))
+        forks = self.per_position * float(sum(tries_R.sum() for tries_R in tries))
         self.forks = max(1.0, forks)
         self.progress = replace(
             self.progress,
             annotated=len(tries),
-            expected_tokens=self.a_position * sum(tokens_after(tries_R) for tries_R in tries),
+            expected_tokens=self.per_position * sum(tokens_after(tries_R) for tries_R in tries),
             expected_forks=forks,
             mean_tokens=float(np.mean([len(tries_R) for tries_R in tries])) if tries else 0.0,
         )

@@ -22,7 +22,7 @@ from cft.pipelines.runner import Runner
 from cft.runs.job import Job
 from cft.stages.pipeline import settings_of
 
-_HEAVY = ("checkpoints", "export", "export.adapter")
+_WEIGHT_FOLDERS = ("checkpoints", "export", "export.adapter")
 
 
 def compare(cfg: CompareConfig, job: Job) -> Path:
@@ -43,7 +43,7 @@ def compare(cfg: CompareConfig, job: Job) -> Path:
     names = [step.name for step in (*fixed, *searched)]
     clock = Clock(found.steps, to_do=[*names, *design.final_names(), REPORT])
     of = len(clock.to_do)
-    runner.run([*fixed, *searched], of=of, after=lambda step: _thin(step, keep=cfg.keep), clock=clock)
+    runner.run([*fixed, *searched], of=of, after=lambda step: _remove_weights(step, keep=cfg.keep), clock=clock)
     rates = {arm: chosen_rate(steps) for arm, steps in searches.items()}
     rates = rates or dict.fromkeys(design.arms, next(iter(design.rates)))
     for arm, rate in rates.items():
@@ -53,14 +53,14 @@ def compare(cfg: CompareConfig, job: Job) -> Path:
         finals,
         of=of,
         first=len(fixed) + len(searched) + 1,
-        after=lambda step: _thin(step, keep=cfg.keep, exports=cfg.keep == "exports"),
+        after=lambda step: _remove_weights(step, keep=cfg.keep, exports=cfg.keep == "exports"),
         clock=clock,
     )
     return settings.folder
 
 
-def _thin(step: Step, *, keep: str, exports: bool = False) -> None:
+def _remove_weights(step: Step, *, keep: str, exports: bool = False) -> None:
     """Remove the weights that `keep` does not include; results, logs and responses are kept."""
     if keep != "all" and step.stage == "train":
-        for name in _HEAVY[:1] if exports else _HEAVY:
+        for name in _WEIGHT_FOLDERS[:1] if exports else _WEIGHT_FOLDERS:
             shutil.rmtree(step.folder / name, ignore_errors=True)

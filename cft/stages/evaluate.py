@@ -99,7 +99,8 @@ def _measured(
     started: float,
 ) -> float:
     cfg, job = subject.cfg, subject.job
-    rooms = {name: _room(subject, members[name], problems) for name, problems in chosen.items()}  # before any is solved
+    # All benchmarks are checked before the first problem is solved.
+    rooms = {name: _room(subject, members[name], problems) for name, problems in chosen.items()}
     run_log.write_to(job.folder)
     in_suite = isinstance(benchmark, Suite)
     found: dict[str, RunResults] = {}

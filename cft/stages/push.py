@@ -34,7 +34,7 @@ def push(cfg: PushConfig, job: Job) -> str:
     made = parcel(folder, part=cfg.part)
     run_log.write_to(job.folder)
     if made.rewritten:
-        console.print(f"Paths and secrets of this machine are left out of: {', '.join(made.rewritten)}", markup=False)
+        console.print(f"Local paths and secrets were removed from: {', '.join(made.rewritten)}", markup=False)
     size = sum(
         len(content) if isinstance(content, bytes) else content.stat().st_size for content in made.files.values()
     )

@@ -55,7 +55,10 @@ if TYPE_CHECKING:
 
 
 def rl(cfg: RlConfig, job: Job) -> float:
-    """Greedy test accuracy (0-1) after the last step, NaN without evaluation problems; for sweepers."""
+    """Run or resume training; return the greedy test accuracy in [0, 1] after the last step (NaN without test problems).
+
+    Hyperparameter sweepers use the return value.
+    """
     quiet_libraries()
     folder = Path(cfg.resume) if cfg.resume else job.folder
     if (done := finished(folder, job)) is not None:
@@ -320,6 +323,6 @@ def _print_end(results: RunResults, *, folder: Path, seconds: float) -> None:
         measured = f"test accuracy {results.accuracy:.3f}{before}"
     console.print(
         f"Done: {results.train_seconds:.0f} s of steps, {seconds:.0f} s in all; {measured}; reward, pass rate, entropy and "
-        f"length by step: {folder / 'metrics.csv'}; export: {folder / EXPORT}",
+        f"length per step: {folder / 'metrics.csv'}; export: {folder / EXPORT}",
         markup=False,
     )

@@ -42,6 +42,6 @@ def print_rollouts(store: AnnotationStore, job: Job, *, max_new_tokens: int) -> 
 
 
 def mean_pass_rate(problems: list[ProblemRecord]) -> str:
-    """Over the problems with a decided response."""
+    """The mean pass rate, as text, over the problems with at least one decided response."""
     rates = [record.pass_rate for record in problems if not np.isnan(record.pass_rate)]
     return f"{np.mean(rates):.3f} of {len(rates):,} problems" if rates else "-"

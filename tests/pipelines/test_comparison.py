@@ -16,7 +16,7 @@ from cft.pipelines.clock import Clock, duration
 from cft.pipelines.comparison import Design, chosen_rate
 from cft.pipelines.plan import Planner, Settings, Step
 from cft.pipelines.records import Record
-from cft.stages.compare import _thin
+from cft.stages.compare import _remove_weights
 from tests.command_lines import mistakes
 from tests.results import arm, write_run
 
@@ -145,12 +145,12 @@ def test_weights_that_nobody_asked_for_are_removed(tmp_path: Path) -> None:
     for name in ("checkpoints", "export"):
         (folder / name).mkdir(parents=True)
     (folder / "results.json").touch()
-    _thin(step, keep="all")
-    _thin(replace(step, stage="evaluate"), keep="results")
+    _remove_weights(step, keep="all")
+    _remove_weights(replace(step, stage="evaluate"), keep="results")
     assert (folder / "checkpoints").is_dir()
-    _thin(step, keep="exports", exports=True)
+    _remove_weights(step, keep="exports", exports=True)
     assert sorted(path.name for path in folder.iterdir()) == ["export", "results.json"]
-    _thin(step, keep="exports")
+    _remove_weights(step, keep="exports")
     assert [path.name for path in folder.iterdir()] == ["results.json"]
 
 
