@@ -26,8 +26,8 @@ GIVEN_ROWS = "cft.data.rows.given_rows"
 ARGUMENTS = {"score_arguments": "", "logprob_arguments": REFERENCE_LOGPROB, "contrast_arguments": "contrast"}
 # Values of the masks' attribute `evidence`, in words.
 EVIDENCE = {
-    "outcomes": "what came of each token's alternatives",
-    "samples": "what came of samples after each token",
+    "outcomes": "the outcomes of each token's alternatives",
+    "samples": "the outcomes of samples after each token",
     "annotation": "the rows",
     OWN_LOGPROB: "the log-probs",
 }

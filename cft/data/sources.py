@@ -336,12 +336,12 @@ def _train_and_test(
     named: Fields,
     max_bad_rows: float,
 ) -> dict[str, tuple[list[Problem], Counter[str]]]:
-    """Problems of the training part, and of the test part where there is one; rows_of(part, place) -> rows and their source."""
+    """Problems of the training part and, if there is one, of the test part. rows_of: (part, place) -> (rows, source)."""
     parts = {}
     for part, place in (("train", train), ("test", test)):
         if place or part == "train":
             rows, source = rows_of(part, place)
-            prefix = "test-" if part == "test" else ""  # files often count from 0, each for itself
+            prefix = "test-" if part == "test" else ""  # ids of both files often count from 0
             parts[part] = to_problems(rows, source=source, fields=named, id_prefix=prefix, max_bad_rows=max_bad_rows)
     return parts
 
