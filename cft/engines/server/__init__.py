@@ -29,8 +29,8 @@ class Server:
         url: URL of each server, without a path: http://host:8000.
         wire: Kind of the servers; auto detects it.
         per_server: Maximum number of requests in flight per server.
-        top_logprobs: Number of most probable tokens that a server must be able to return: at least K alternatives plus the end
-            tokens.
+        top_logprobs: Number of most probable tokens that a server must be able to return: alternatives, end tokens and padding
+            ids together.
         timeout_s: Timeout of a single request in seconds, queueing at the server included.
         retries: How often a request is retried (429, 5xx, timeouts, broken connections), with growing pauses.
         patience_s: How long to wait, in seconds, while no server is healthy.
