@@ -53,9 +53,8 @@ def compare(folders: list[Path]) -> None:
 
 
 def spec_of(folder: Path, *, lora: Lora | None = None) -> ModelSpec:
-    named = FAMILIES.get(folder.name)
-    attention = named.attention if named else "sdpa"
-    return ModelSpec(name=folder.name, path=str(folder), lora=lora, attn_implementation=attention)
+    options: Any = {"attn_implementation": FAMILIES[folder.name].attention} if folder.name in FAMILIES else {}
+    return ModelSpec(name=folder.name, path=str(folder), lora=lora, **options)
 
 
 def _compare(spec: ModelSpec, *, how: str, rank: int) -> None:

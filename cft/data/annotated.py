@@ -254,7 +254,7 @@ def _require_no_scores(key: str, of: str, names: Collection[str]) -> None:
 def _new_annotation_message(error: TooLittleEvidence, manifest: Mapping[str, Any]) -> str:
     """Error message with the remedy for an annotation that ships with the package and must not be changed."""
     name = f"{manifest['name']}_complete"
-    make = ["cft annotate", annotating_model(manifest), f"annotation={name}", error.afresh]
+    make = ["cft annotate", annotating_model(manifest), f"annotation={name}", error.overrides]
     return (
         f"{error.found}. {manifest['name']} ships with the package and is not changed; this mask needs a more complete "
         f"annotation under another name. Create it with: {' '.join(filter(None, make))} "

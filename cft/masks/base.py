@@ -28,12 +28,12 @@ class MaskError(UserError, ValueError):
 class TooLittleEvidence(MaskError):
     """The annotation has less evidence than the mask needs; cft annotate can extend it.
 
-    afresh: overrides of cft annotate for a new annotation with enough evidence.
+    overrides: settings of cft annotate for a new annotation with enough evidence.
     """
 
-    def __init__(self, found: str, *, remedy: str, afresh: str) -> None:
+    def __init__(self, found: str, *, remedy: str, overrides: str) -> None:
         super().__init__(f"{found}; {remedy}")
-        self.found, self.afresh = found, afresh
+        self.found, self.overrides = found, overrides
 
 
 class Mask(Protocol):

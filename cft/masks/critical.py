@@ -51,7 +51,7 @@ class OutcomeRule(RowMask, ABC):
                 "positions=...), so whether they are picked is not known",
                 remedy="leave them out of the loss with mask.untried=leave_out, or try them with: cft annotate "
                 "annotation=<name> complete=true (and its other arguments as before)",
-                afresh=self._afresh(),
+                overrides=self._overrides(),
             )
         if self.rule == "any":
             open_R = untried_RK.any(1) & ~counts_RK.any(1)
@@ -68,7 +68,7 @@ class OutcomeRule(RowMask, ABC):
                 "since annotation stopped at the first right alternative",
                 remedy="fill the gaps with: cft annotate annotation=<name> complete=true (and its other arguments "
                 "as before)",
-                afresh=self._afresh(),
+                overrides=self._overrides(),
             )
         return np.where(tried_R, picked_R, 0).astype(np.float32)
 
@@ -82,10 +82,10 @@ class OutcomeRule(RowMask, ABC):
                 f"response {row.response_id}: mask.num_alternatives={k}, but the annotation holds {stored}",
                 remedy=f"extend it with: cft annotate annotation=<name> num_alternatives={k} (and its other "
                 "arguments as before)",
-                afresh=self._afresh(),
+                overrides=self._overrides(),
             )
 
-    def _afresh(self) -> str:
+    def _overrides(self) -> str:
         usual = {"right": "all", "wrong": "any"}[self.verdict]  # the rule that short-circuit annotation can decide
         return f"num_alternatives={self.num_alternatives}{'' if self.rule == usual else ' short_circuit=false'}"
 

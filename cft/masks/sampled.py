@@ -73,7 +73,7 @@ class CriticalSampled(RowMask):
                 f"response {row.response_id}: {int((~known_R).sum())} of {len(known_R)} positions have no samples",
                 remedy="leave them out of the loss with mask.untried=leave_out, or draw them with: cft annotate "
                 "annotation=<name> complete=true (and its other arguments as before)",
-                afresh="evidence=sampled",
+                overrides="evidence=sampled",
             )
         p_RJ = success(row, cut_off=self.cut_off)[:, : self.num_alternatives + 1]
         own_R1, alternatives_RK = p_RJ[:, :1], p_RJ[:, 1:]
@@ -98,5 +98,5 @@ class CriticalSampled(RowMask):
             f"response {row.response_id}: mask.num_alternatives={k}, but the annotation holds {found}",
             remedy=f"annotate with: cft annotate evidence=sampled num_alternatives={k} (under another name, where there are no "
             "samples yet)",
-            afresh=f"evidence=sampled num_alternatives={k}",
+            overrides=f"evidence=sampled num_alternatives={k}",
         )

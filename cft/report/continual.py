@@ -63,9 +63,8 @@ class Matrix:
         last, tests = len(self.data), range(len(self.data))
         means = np.array([[column.mean() for column in row] for row in right])
         best = [1 + int(np.argmax(means[1:, j])) for j in tests]  # the first of equals
-        weight = np.array(
-            [0.0, *(1 / (i * last) for i in range(1, last + 1))]
-        )  # of A[i, j] in the accuracy along the way
+        # Weight of A[i, j] in the mean along the way: it is one mean per test set, since A[1 .. T, j] share their problems.
+        weight = np.array([0.0, *(1 / (i * last) for i in range(1, last + 1))])
         along = [weight[j + 1 :] @ np.array([row[j] for row in right[j + 1 :]]) for j in tests]  # [P] by test set
         total = [weight[j + 1 :].sum() for j in tests]
         return {
