@@ -44,7 +44,7 @@ def test_finished_jobs_are_passed_over_the_cut_off_one_goes_on_and_new_ones_are_
     ended = sweep(begun.parent, "2,0,1")  # the old jobs have other numbers now
     assert ended.status == 0, ended.text
     assert "sweep/0 has finished; nothing to do" in ended.text
-    assert "Resumes" in ended.text
+    assert "Resuming" in ended.text
     assert files(begun / "0") == before
     assert (begun / "1" / "metrics.csv").read_text() == metrics
     results = {json.loads(path.read_text())["seed"]: path.parent.name for path in begun.glob("*/results.json")}
