@@ -1,8 +1,8 @@
-"""Data sets in sequence with several seeds: the matrix of accuracies and its measures, for the page of `experiments/systems.py`.
+"""Data sets in sequence with several seeds: the matrix of accuracies and its measures, for `experiments/systems.py`.
 
-A[i, j] is the accuracy on test set j after training i of T; measures as in `cft/report/continual.py`, but over seeds too. Each is a
-weighted sum of cells, so it is a value per seed and problem: problem p of a measure combines problem p of each test set, which are
-drawn independently. The row of a maximum is taken as given, separately for each seed.
+A[i, j] is the accuracy on test set j after training i of T; measures as in `cft/report/continual.py`, but over seeds too. Each
+is a weighted sum of cells, and so a value per seed and problem: problem p of a measure combines problem p of each test set,
+which are drawn independently. The row of a maximum is taken as given, separately for each seed.
 """
 
 from __future__ import annotations

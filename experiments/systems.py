@@ -253,7 +253,7 @@ def described() -> dict[str, tuple[str, str, str]]:
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown table: for each system its final model first, with the description, then its earlier models."""
-    yield "| command | source | steps | reconstructed or missing parts | tested after | seeds | accuracy | minus SFT | minutes |"
+    yield "| command | source | steps | reconstructed or missing | tested after | seeds | accuracy | minus SFT | minutes |"
     yield "|---|---|---|---|---|---|---|---|---|"
     texts = described() | {BASELINE: ("plain fine-tuning", "as `cft`", "")}
     baseline = [row for row in rows if row.system == BASELINE and row.step == "evaluate"]

@@ -1,7 +1,7 @@
 """A small token classifier for pipeline=sft_go_llmlingua2 without the hub: python -m experiments.token_classifier FOLDER
 
-LLMLingua-2's classifier keeps the tokens that a compressed text needs. This one is a stand-in of its kind for `tiny_arith`: a BERT
-of one layer, trained for seconds on the shipped annotation's responses to keep numbers and signs and to drop words.
+LLMLingua-2's classifier keeps the tokens that a compressed text needs. This one is a stand-in of its kind for `tiny_arith`: a
+BERT of one layer, trained for seconds on the shipped annotation's responses to keep numbers and signs and to drop words.
 
     cft pipeline pipeline=sft_go_llmlingua2 steps.classify.score.path=FOLDER
 """
@@ -58,7 +58,7 @@ def write(folder: Path) -> float:
     )
     model = BertForTokenClassification(config)
     batch = tokenizer(texts, padding=True, return_tensors="pt")
-    keep = torch.tensor([not word.isalpha() for word in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    keep = torch.tensor([not word.isalpha() for word in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))])
     ids: Any = batch["input_ids"]
     labels = keep.long()[ids].masked_fill(ids < len(_SPECIAL), -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

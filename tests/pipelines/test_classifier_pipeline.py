@@ -1,4 +1,4 @@
-"""pipeline=sft_go_llmlingua2 from the annotation to the report, with a token classifier of this machine in place of the hub's."""
+"""pipeline=sft_go_llmlingua2 from the annotation to the report, with a small token classifier in place of the hub's."""
 
 from __future__ import annotations
 
