@@ -144,6 +144,7 @@ def test_the_reward_is_reduced_by_the_level_of_the_problem(tmp_path: Path, monke
     assert len(set(scales)) == 3
     assert curve(folder, "train/reward") == pytest.approx(expected, rel=1e-6)
     assert len({value for value in expected if 0 < value < 1}) > 1
+    assert "moderate 0.5 with ' Then the final number.'" in (folder / "export" / "README.md").read_text()
 
 
 def test_what_it_leaves_is_evaluated_and_reported(tmp_path: Path) -> None:
