@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 import pytest
+import yaml
 
 from cft.config.build import ConfigError
 from cft.config.preflight import missing_inputs
@@ -21,6 +22,7 @@ from cft.rl.problems import KnownRates, asked, rows_of
 from cft.rl.reward import reward_of, verified_reward
 from cft.runs.results import RunResults
 from cft.runs.start import checkpoint_folder
+from cft.shipped import CONF_DIR
 from cft.types import Outcome
 from tests.command_lines import mistakes
 
@@ -178,9 +180,20 @@ def test_each_problem_has_the_sentence_and_the_scale_of_its_level() -> None:
 
 def test_a_sentence_that_the_tokenizer_cannot_spell_is_refused() -> None:
     tokenizer = load_tokenizer(ModelSpec(name="tiny_arith", path="package:tiny_arith"))
-    require_spelt({"short": Level(prompt=" Now find the final number.", penalty_scale=1.0)}, tokenizer)
+    require_spelt({"short": Level(prompt=" Now the final number.", penalty_scale=1.0)}, tokenizer)
     with pytest.raises(ConfigError, match=r"reward\.levels\.short\.prompt=' Be brief\.': the tokenizer cannot spell"):
         require_spelt({"short": Level(prompt=" Be brief.", penalty_scale=1.0)}, tokenizer)
+
+
+def test_the_pipeline_tests_the_sentences_that_it_trains_on() -> None:
+    levels = yaml.safe_load((CONF_DIR / "reward" / "levels" / "tldr_tiny_arith.yaml").read_text())
+    steps = yaml.safe_load((CONF_DIR / "pipeline" / "ts_tldr.yaml").read_text())["steps"]
+    tokenizer = load_tokenizer(ModelSpec(name="tiny_arith", path="package:tiny_arith"))
+    for name in ("short", "moderate", "long"):
+        sentence = levels[name]["prompt"]
+        require_spelt({name: Level(prompt=sentence, penalty_scale=1.0)}, tokenizer)
+        for step in (name, f"base_{name}"):
+            assert steps[step]["prompt.template"] == "{question}" + sentence
 
 
 def test_too_few_problems_for_a_step_are_refused() -> None:
