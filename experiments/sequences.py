@@ -37,8 +37,8 @@ def measures(right: Matrix) -> dict[str, NDArray[np.float64]]:
     return dict(zip(MEASURES, found, strict=True))
 
 
-def table(systems: Mapping[str, Matrix], data: Sequence[str]) -> Iterator[str]:
-    """Markdown: the accuracies of each system, its measures, and the first system's measures minus those of each other one."""
+def table(systems: Mapping[str, Matrix], data: Sequence[str], *, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Markdown: the accuracies of each system, its measures, and for each pair the measures of the first minus the second."""
     yield f"| system | after | {' | '.join(f'on {test}' for test in data)} |"
     yield "|---|---|" + "---|" * len(data)
     for name, right in systems.items():
@@ -51,12 +51,13 @@ def table(systems: Mapping[str, Matrix], data: Sequence[str]) -> Iterator[str]:
     for name, right in systems.items():
         cells = [two_way_bootstrap(table_SP, rate=False) for table_SP in measures(right).values()]
         yield f"| `{name}` | {len(right)} | {' | '.join(map(plain, cells))} |"
-    (first, right), *others = systems.items()
-    for name, other in others:
-        seeds = min(len(right), len(other))
-        pairs = zip(measures(right[:seeds]).values(), measures(other[:seeds]).values(), strict=True)
-        cells = [signed(paired_two_way_bootstrap(a, b)) for a, b in pairs]
-        yield f"| `{first}` minus `{name}` | {seeds} | {' | '.join(cells)} |"
+    for first, second in pairs:
+        if not {first, second} <= set(systems):
+            continue
+        seeds = min(len(systems[first]), len(systems[second]))
+        a, b = (measures(systems[name][:seeds]).values() for name in (first, second))
+        cells = [signed(paired_two_way_bootstrap(*tables, pair_seeds=True)) for tables in zip(a, b, strict=True)]
+        yield f"| `{first}` minus `{second}` | {seeds} | {' | '.join(cells)} |"
 
 
 def plain(interval: Interval) -> str:

@@ -83,16 +83,18 @@ OWN: Mapping[str, tuple[str, ...]] = {
     "cdpo": ("steps.right.optimizer.lr=3e-4", "steps.wrong.optimizer.lr=3e-4", "steps.train.optimizer.lr=1e-5"),
     "discriminative": ("steps.train.optimizer.lr=1e-5",),
     "implicit_reward_dpo": ("steps.dpo.optimizer.lr=1e-5",),
-    # Enough training to forget something. The baseline has the learning rate of the head, or that of the body.
+    # Enough training to forget something.
     "slca_continual": (*LONGER, "steps.train.optimizer.lr=1e-3"),
     "continual_sft": (*LONGER, "steps.train.optimizer.lr=1e-3"),
+    "slca_continual_slow": (*LONGER, "steps.train.optimizer.lr=1e-4"),
     "continual_sft_slow": (*LONGER, "steps.train.optimizer.lr=1e-4"),
     # In place of a classifier from the hub.
     "sft_go_llmlingua2": (f"steps.classify.score.path={token_classifier.FOLDER}",),
 }
-PIPELINE_OF = {BASELINE: "cft", "continual_sft_slow": "continual_sft"}
+PIPELINE_OF = {BASELINE: "cft", "slca_continual_slow": "slca_continual", "continual_sft_slow": "continual_sft"}
 ROBUSTNESS = "tcd"  # does not train; its table: experiments/robustness.py
-SEQUENCES = ("slca_continual", "continual_sft", "continual_sft_slow")  # with separate tables
+PAIRS = (("slca_continual", "continual_sft"), ("slca_continual_slow", "continual_sft_slow"))
+SEQUENCES = tuple(name for pair in PAIRS for name in pair)  # with separate tables
 ANCHORS = {ROBUSTNESS: "token-constraint-decoding", **dict.fromkeys(SEQUENCES, "data-sets-in-sequence")}
 
 
@@ -257,7 +259,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|---|"
     texts = described() | {BASELINE: ("plain fine-tuning", "as `cft`", "")}
     baseline = [row for row in rows if row.system == BASELINE and row.step == "evaluate"]
-    for system in sorted({row.system for row in rows}, key=lambda name: (name != BASELINE, name)):
+    shown = {row.system for row in rows} - (set(PIPELINE_OF) - {BASELINE})
+    for system in sorted(shown, key=lambda name: (name != BASELINE, name)):
         mine = [row for row in rows if row.system == system]
         steps = sorted({row.step for row in mine}, key=lambda name: (name != "evaluate", name))
         what = (f"`{command(system)}`", *texts.get(system, ("",) * 3))
@@ -277,7 +280,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def command(system: str) -> str:
     """The whole system, with its own settings."""
-    changes = OWN[system] if system in PIPELINE_OF else ()
+    changes = OWN[system] if system == BASELINE else ()
     return " ".join(("cft pipeline", f"pipeline={PIPELINE_OF.get(system, system)}", *changes))
 
 
@@ -286,7 +289,7 @@ def sequences(rows: Sequence[Row]) -> Iterator[str]:
     data = list(written(SEQUENCES[0])["sequence"])
     right = {name: {(row.seed, row.step): row.right for row in rows if row.system == name} for name in SEQUENCES}
     found = {name: matrix(of, data, seeds=sorted({seed for seed, _ in of})) for name, of in right.items() if of}
-    return matrix_tables(found, data)
+    return matrix_tables(found, data, pairs=PAIRS)
 
 
 def write_page(rows: Sequence[Row]) -> None:

@@ -33,7 +33,7 @@ def test_rows_of_the_tests_become_the_matrix_and_the_table() -> None:
     cells |= {(0, "b-on-a"): "10", (1, "b-on-a"): "00", (0, "b-on-b"): "11", (1, "b-on-b"): "11"}
     found = matrix(cells, ["a", "b"], seeds=[0, 1])
     assert found.mean(3).tolist() == [[[0, 0.5], [1, 1], [0.5, 1]], [[0, 0.5], [1, 1], [0, 1]]]
-    lines = list(table({"x": found, "y": found[1:]}, ["a", "b"]))
+    lines = list(table({"x": found, "y": found[1:]}, ["a", "b"], pairs=[("x", "y"), ("x", "not run")]))
     assert "| `x` | no training | 0.000 [" in lines[2]
     (mine,) = [line for line in lines if line.startswith("| `x` | 2 | ")]
     assert [cell.split(" ")[0] for cell in mine.split(" | ")[2:]] == ["0.625", "0.812", "0.750", "-0.750"]
