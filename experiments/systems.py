@@ -38,6 +38,7 @@ from cft.files import write_bytes
 from cft.shipped import CONF_DIR
 from cft.types import Outcome
 from experiments import token_classifier
+from experiments.complete import read_minutes
 from experiments.sequences import matrix, plain, signed
 from experiments.sequences import table as matrix_tables
 
@@ -255,8 +256,19 @@ def described() -> dict[str, tuple[str, str, str]]:
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown table: for each system its final model first, with the description, then its earlier models."""
-    yield "| command | source | steps | reconstructed or missing | tested after | seeds | accuracy | minus SFT | minutes |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    columns = (
+        "command",
+        "source",
+        "steps",
+        "reconstructed or missing",
+        "tested after",
+        "seeds",
+        "accuracy",
+        "minus SFT",
+    )
+    yield f"| {' | '.join((*columns, 'minutes', 'minutes, complete'))} |"
+    yield "|---" * 10 + "|"
+    complete = read_minutes()
     texts = described() | {BASELINE: ("plain fine-tuning", "as `cft`", "")}
     baseline = [row for row in rows if row.system == BASELINE and row.step == "evaluate"]
     shown = {row.system for row in rows} - (set(PIPELINE_OF) - {BASELINE})
@@ -264,7 +276,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         mine = [row for row in rows if row.system == system]
         steps = sorted({row.step for row in mine}, key=lambda name: (name != "evaluate", name))
         what = (f"`{command(system)}`", *texts.get(system, ("",) * 3))
-        minutes = f"{min(row.minutes for row in mine):.1f}"
+        minutes = f"{min(row.minutes for row in mine):.1f} | {f'{complete[system]:.1f}' if system in complete else ''}"
         if system in (ROBUSTNESS, *SEQUENCES):
             seeds = len({row.seed for row in mine})
             yield f"| {' | '.join(what)} | {len(steps)} tests, [below](#{ANCHORS[system]}) | {seeds} |  |  | {minutes} |"
@@ -273,7 +285,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
             own = [row for row in mine if row.step == step]
             accuracy, difference = measured(own, baseline)
             minus = "–" if difference is None or (system, step) == (BASELINE, "evaluate") else signed(difference)
-            first = (*what, minutes) if step == steps[0] else ("",) * 5
+            first = (*what, minutes) if step == steps[0] else (*[""] * 4, " | ")
             middle = f"`{step}` | {len(own)} | {plain(accuracy)} | {minus}"
             yield f"| {' | '.join(first[:4])} | {middle} | {first[4]} |"
 
