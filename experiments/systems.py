@@ -278,16 +278,21 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         what = (f"`{command(system)}`", *texts.get(system, ("",) * 3))
         minutes = f"{min(row.minutes for row in mine):.1f} | {f'{complete[system]:.1f}' if system in complete else ''}"
         if system in (ROBUSTNESS, *SEQUENCES):
-            seeds = len({row.seed for row in mine})
+            seeds = 1 if system == ROBUSTNESS else len({row.seed for row in mine})
             yield f"| {' | '.join(what)} | {len(steps)} tests, [below](#{ANCHORS[system]}) | {seeds} |  |  | {minutes} |"
             continue
         for step in steps:
-            own = [row for row in mine if row.step == step]
+            own = [row for row in mine if row.step == step][: 1 if untrained(system, step) else None]
             accuracy, difference = measured(own, baseline)
             minus = "–" if difference is None or (system, step) == (BASELINE, "evaluate") else signed(difference)
             first = (*what, minutes) if step == steps[0] else (*[""] * 4, " | ")
             middle = f"`{step}` | {len(own)} | {plain(accuracy)} | {minus}"
             yield f"| {' | '.join(first[:4])} | {middle} | {first[4]} |"
+
+
+def untrained(system: str, step: str) -> bool:
+    """Whether a step tests the initial model, so that seeds repeat the same greedy responses."""
+    return "checkpoint" not in steps_of(PIPELINE_OF.get(system, system))[step]
 
 
 def command(system: str) -> str:
