@@ -126,11 +126,15 @@ class Planner:
                 yield ErrorDetail(entry.key, f"{text} (for a single step: steps.NAME.{entry.key}=...)")
 
     def missing(self) -> Iterator[ErrorDetail]:
-        """Errors of inputs that do not exist and that no earlier step makes. Reads the file system."""
+        """Errors of inputs that do not exist and that no earlier step makes, each once. Reads the file system."""
+        found: dict[tuple[str, str], list[str]] = {}
         for at, step in enumerate(self.steps):
             if step.stage != REPORT:
-                for key, text in _missing(step, self.steps[:at]):
-                    yield ErrorDetail(f"steps.{step.name}.{key}", text)
+                for error in _missing(step, self.steps[:at]):
+                    found.setdefault(error, []).append(step.name)
+        for (key, text), names in found.items():
+            others = f" (so for {len(names) - 1} other steps)" if len(names) > 1 else ""
+            yield ErrorDetail(f"steps.{names[0]}.{key}".rstrip("."), f"{text}{others}")
 
     # ---- one step
 
@@ -272,7 +276,8 @@ def _missing(step: Step, earlier: Sequence[Step]) -> Iterator[tuple[str, str]]:
     made = makes(name)
     for key, text in missing_inputs(step.config):
         named, _, value = key.partition("=")
-        if not (named in ("data.annotation", "pass_rates.annotation") and makes(value)):
+        in_earlier = value and any(Path(value).is_relative_to(one.folder) for one in earlier)
+        if not (in_earlier or (named.endswith("annotation") and makes(value))):
             yield key, text
     scores = {str(one.config["name"]) for one in earlier if one.stage == "score"}
     lacking = stored_scores(step.config) - scores
