@@ -162,7 +162,7 @@ def test_the_command_alone_lists_its_commands(capsys: pytest.CaptureFixture[str]
         text = capsys.readouterr().out
         for name in ("annotate", "train", "evaluate", "score", "export", "push", "report"):
             assert re.search(rf"^  {name} +\S", text, re.MULTILINE), name
-    assert set(COMMANDS) == {*STAGES, "report", "completion"}
+    assert set(COMMANDS) == {*STAGES, "labels", "report", "completion"}
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +207,13 @@ def test_the_help_of_a_stage_names_its_groups_and_keys(stage: str, capsys: pytes
     for key in keys_of(STAGES[stage].schema).values():
         group = key.node and not key.many
         assert re.search(rf"^  {key.name}{' ' if group else ':'}", text, re.MULTILINE) or key.many, key.name
+
+
+def test_labels_is_short_for_an_export(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["labels", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(STAGES["export"].summary)
+    assert re.search(r"^  format +.*\[labels\]", text, re.MULTILINE)
 
 
 def test_the_help_of_a_command_line_with_an_error_says_so(capsys: pytest.CaptureFixture[str]) -> None:
