@@ -11,8 +11,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,14 @@ _LARGEST_READ = 20_000_000  # bytes of a file of problems that is read in advanc
 _SOURCES = ("cft.data.sources.", "cft.benchmarks.")
 
 
-def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key, what is not there) of a config without errors. Problems and models on the hub are not looked up."""
+def missing_inputs(
+    tree: Mapping[str, object], *, unreadable: Callable[[str, str], str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """(key, what is not there) of a config without errors. Problems and models on the hub are not looked up.
+
+    unreadable: `unreadable_problems`, if the configs of several steps should read each file once with a cache.
+    """
+    unreadable = unreadable or unreadable_problems
     trainer, data, resume = tree.get("trainer"), tree.get("data"), tree.get("resume")
     fleet = tree.get("fleet")
     if isinstance(fleet, Mapping) and fleet.get("_target_") == RAY and importlib.util.find_spec("ray") is None:
@@ -46,7 +51,7 @@ def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     for key in ("data", "benchmark"):
         node = tree.get(key)
         of_problems = isinstance(node, Mapping) and str(node.get("_target_")).startswith(_SOURCES)
-        if of_problems and (text := _unreadable(json.dumps(node, sort_keys=True), key)):
+        if of_problems and (text := unreadable(json.dumps(node, sort_keys=True), key)):
             yield "", text
     if isinstance(resume, str) and resume not in ("", "auto") and not (Path(resume) / "config.yaml").is_file():
         config = Path(resume) / "config.yaml"
@@ -81,8 +86,7 @@ def _missing_model(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         yield f"reference.model.path={teacher['path']}", text
 
 
-@lru_cache(maxsize=64)  # the steps of a pipeline read the same files
-def _unreadable(node: str, key: str) -> str:
+def unreadable_problems(node: str, key: str) -> str:
     """Why the problems of a source in local files cannot be used, "" if they can. node: JSON of the source's config."""
     from cft.config.build import build
     from cft.data.problem_rows import ProblemError

@@ -6,7 +6,7 @@ value of its configuration. All errors of all steps are reported together; no st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from cft.cli.job import composed_config
 from cft.config.check import ErrorDetail, named, suggestion
 from cft.config.command_line import command_line_errors, read_command_line
 from cft.config.needs import missing_scores, stored_scores
-from cft.config.preflight import missing_inputs
+from cft.config.preflight import missing_inputs, unreadable_problems
 from cft.config.schema import keys_of
 from cft.config.stages import STAGES, Stage
 from cft.pipelines.entries import Entry, entries_of, filled, referred, shared_with
@@ -128,9 +128,10 @@ class Planner:
     def missing(self) -> Iterator[ErrorDetail]:
         """Errors of inputs that do not exist and that no earlier step makes, each once. Reads the file system."""
         found: dict[tuple[str, str], list[str]] = {}
+        unreadable = cache(unreadable_problems)
         for at, step in enumerate(self.steps):
             if step.stage != REPORT:
-                for error in _missing(step, self.steps[:at]):
+                for error in _missing(step, self.steps[:at], unreadable):
                     found.setdefault(error, []).append(step.name)
         for (key, text), names in found.items():
             others = f" (so for {len(names) - 1} other steps)" if len(names) > 1 else ""
@@ -263,7 +264,7 @@ def _out(stage: Stage, config: Mapping[str, Any], folder: Path) -> Path:
     return Path(*(str(config[key]) for key in stage.out)) if stage.out else folder
 
 
-def _missing(step: Step, earlier: Sequence[Step]) -> Iterator[tuple[str, str]]:
+def _missing(step: Step, earlier: Sequence[Step], unreadable: Callable[[str, str], str]) -> Iterator[tuple[str, str]]:
     """(key, message) of inputs that do not exist and that no earlier step makes."""
     annotations = [one.out for one in earlier if one.stage == "annotate"]
     data = step.config.get("data")
@@ -274,7 +275,7 @@ def _missing(step: Step, earlier: Sequence[Step]) -> Iterator[tuple[str, str]]:
         return Path(annotations_dir, name) in annotations or Path(name) in annotations
 
     made = makes(name)
-    for key, text in missing_inputs(step.config):
+    for key, text in missing_inputs(step.config, unreadable=unreadable):
         named, _, value = key.partition("=")
         in_earlier = value and any(Path(value).is_relative_to(one.folder) for one in earlier)
         if not (in_earlier or (named.endswith("annotation") and makes(value))):

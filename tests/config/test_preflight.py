@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from cft.cli.job import composed
-from cft.config import preflight
 from cft.config.preflight import missing_inputs, unwritable
 from tests.conftest import ROOT
 from tests.entry import FIT_ONLY, run
@@ -86,7 +85,6 @@ def test_files_of_problems_are_read_in_advance(key: str, tmp_path: Path) -> None
         ("", f"{key}.path='{file}': no such file; expected a file with one JSON object per line")
     ]
     file.write_text('{"question": "1 + 1?"}\n')
-    preflight._unreadable.cache_clear()
     ((_, text),) = missing_inputs(tree)
     assert f"{file}: 1 of 1 rows cannot be used. First: problems.jsonl:1: missing field: answer" in text
 
