@@ -102,7 +102,7 @@ def unreadable_problems(node: str, key: str) -> str:
     return ""
 
 
-def _local_sources(node: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _local_sources(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The sources within a node that read small local files; others are on the hub, generated, or take long to read."""
     if node["_target_"] == "cft.benchmarks.suite":
         for member in node["members"].values():
