@@ -251,6 +251,7 @@ class CriticalTokensConfig:
 @dataclass
 class RewardConfig:
     length_penalty: Fraction = MISSING
+    levels: Nodes = field(default_factory=dict)
 
 
 @dataclass
