@@ -12,7 +12,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from cft.config.needs import GIVEN_ROWS, strings, target_of
 from cft.config.rules import RAY
+
+ROWS_IN_FILES = (GIVEN_ROWS, "cft.data.sources.jsonl")
 
 
 def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -41,6 +44,9 @@ def missing_inputs(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         for key in ("path", "validation_path"):
             if (path := str(data.get(key) or "")) and (text := not_there(path)):
                 yield f"data.{key}={path}", text
+    for key in ("data", "benchmark"):
+        if isinstance(node := tree.get(key), Mapping) and (text := _faults(node, tree)):
+            yield f"{key}.path", text
     if isinstance(resume, str) and resume not in ("", "auto") and not (Path(resume) / "config.yaml").is_file():
         config = Path(resume) / "config.yaml"
         yield f"resume={resume}", f"no {config}; expected the folder of a run that cft train started, or auto"
@@ -58,6 +64,18 @@ def unwritable(folder: str) -> str:
             return ""
     except OSError as error:
         return f"{folder} cannot be made ({error.strerror}: {place}); choose a folder that can be written to"
+
+
+def _faults(node: Mapping[str, object], tree: Mapping[str, object]) -> str:
+    """What is wrong with the rows of the user's files."""
+    if target_of(node) not in ROWS_IN_FILES:
+        return ""
+    from cft.data.first_look import faults
+
+    loss = tree.get("loss")
+    aggregation = target_of(loss.get("aggregation")) if isinstance(loss, Mapping) else None
+    about = strings(aggregation, "about") if aggregation else None
+    return faults(node, annotated="responses" in tree, compared="groups" in (about or ()))
 
 
 def _no_accelerator(accelerator: object) -> str:
