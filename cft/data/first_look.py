@@ -52,7 +52,8 @@ def _rows_error(keys: Mapping[str, Any], *, annotated: bool, compared: bool) -> 
         return _error(str(keys["path"]), keys, partial(problem_of, keys=keys), limit=keys["max_rows"])
     compared = compared or keys["shape"] == "preference"
     names = (keys[f"{name}_field"] for name in ("prompt", "completion", "messages", "id", "answer"))
-    fields = RowFields("auto" if compared else keys["shape"], *names, roles=tuple(keys["roles"]) or (ASSISTANT,))
+    shape: Any = keys["shape"]
+    fields = RowFields("auto" if compared else shape, *names, roles=tuple(keys["roles"]) or (ASSISTANT,))
 
     def read(row: Row) -> None:
         if row.value is None:
