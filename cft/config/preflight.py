@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cft.config.needs import GIVEN_ROWS, strings, target_of
 from cft.config.rules import NO_ROWS, RAY
+from cft.files import LARGEST_READ_AHEAD
 
-_LARGEST_READ = 20_000_000  # bytes of a file of problems that is read in advance; of a larger one, only its existence
 _SOURCES = ("cft.data.sources.", "cft.benchmarks.")
 
 
@@ -41,7 +42,7 @@ def missing_inputs(
     for key, name in _annotations(tree):
         if text := _no_annotation(name, annotations_dir=str(tree.get("annotations_dir"))):
             yield f"{key}={name}", text
-    if isinstance(data, Mapping) and data.get("_target_") == "cft.data.rows.given_rows":
+    if isinstance(data, Mapping) and target_of(data) == GIVEN_ROWS:
         from cft.data.row_files import not_there
 
         for key in ("path", "validation_path"):
@@ -53,6 +54,8 @@ def missing_inputs(
         of_problems = isinstance(node, Mapping) and str(node.get("_target_")).startswith(_SOURCES)
         if of_problems and (text := unreadable(json.dumps(node, sort_keys=True), key)):
             yield "", text
+    if isinstance(data, Mapping) and target_of(data) == GIVEN_ROWS and (text := _faulty_rows(data, tree)):
+        yield "data.path", text
     if isinstance(resume, str) and resume not in ("", "auto") and not (Path(resume) / "config.yaml").is_file():
         config = Path(resume) / "config.yaml"
         yield f"resume={resume}", f"no {config}; expected the folder of a run that cft train started, or auto"
@@ -109,7 +112,7 @@ def _local_sources(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _local_sources(member)
     elif node["_target_"] == "cft.data.sources.jsonl":
         files = [Path(node[name]).expanduser() for name in ("path", "test_path") if node[name]]
-        if sum(file.stat().st_size for file in files if file.is_file()) <= _LARGEST_READ:
+        if sum(file.stat().st_size for file in files if file.is_file()) <= LARGEST_READ_AHEAD:
             yield node
     elif node.get("dir"):
         yield node
@@ -127,6 +130,16 @@ def unwritable(folder: str) -> str:
             return ""
     except OSError as error:
         return f"{folder} cannot be made ({error.strerror}: {place}); choose a folder that can be written to"
+
+
+def _faulty_rows(data: Mapping[str, object], tree: Mapping[str, object]) -> str:
+    """What is wrong with the user's rows in local files."""
+    from cft.data.first_look import faults
+
+    loss = tree.get("loss")
+    aggregation = target_of(loss.get("aggregation")) if isinstance(loss, Mapping) else None
+    about = strings(aggregation, "about") if aggregation else None
+    return faults(data, annotated="responses" in tree, compared="groups" in (about or ()))
 
 
 def _no_accelerator(accelerator: object) -> str:
