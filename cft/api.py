@@ -19,6 +19,7 @@ from cft.cli.job import hydra_job
 from cft.config.build import ConfigError, errors_of
 from cft.config.check import ErrorDetail
 from cft.config.stages import STAGES
+from cft.errors import BadValue
 from cft.quoting import setting
 from cft.run_log import recording
 from cft.runs.job import Job
@@ -212,10 +213,16 @@ def show(row: AnnotatedResponse, mask: Mask | None = None) -> Shown:
             alternatives, or one if the annotation holds only one.
 
     Raises:
+        BadValue: It is no such row.
         MaskError: The row lacks the evidence that the mask needs.
     """
     from cft.report.show import shown
+    from cft.types import AnnotatedResponse
 
+    if not isinstance(row, AnnotatedResponse):
+        raise BadValue(
+            f"show: expected one row of an annotation, such as cft.annotate(...).rows()[0], found {type(row).__name__}"
+        )
     return shown(row, mask=mask)
 
 

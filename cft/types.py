@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+ASSISTANT = "assistant"  # the role whose turns models write
 Key = Hashable
 Finish = Literal["stop", "length", "decided", "memory"]
 ResponseVerdict = Literal[

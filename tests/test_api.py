@@ -15,6 +15,7 @@ import cft
 from cft.annotation.store import SHIPPED, AnnotationStore
 from cft.api import _literal, _steps
 from cft.config.build import ConfigError
+from cft.errors import BadValue
 from cft.files import write_json
 from cft.run_log import RUN_LOG
 from tests.conftest import ROOT
@@ -87,6 +88,14 @@ def test_a_score_from_a_program_is_the_commands_with_a_log_of_what_was_said(
     assert not GlobalHydra.instance().is_initialized()
     (log,) = Path("outputs/score").glob(f"*/{RUN_LOG}")
     assert "Scored 6 of 6 rows" in log.read_text()
+
+
+@pytest.mark.parametrize("value", [{"messages": []}, []])
+def test_what_is_no_row_of_an_annotation_is_not_shown(value: object) -> None:
+    with pytest.raises(
+        BadValue, match=r"expected one row of an annotation, such as .*rows\(\)\[0\], found (dict|list)"
+    ):
+        cft.show(value)  # type: ignore[arg-type]
 
 
 def test_a_pipelines_steps_are_found_with_their_results(tmp_path: Path) -> None:

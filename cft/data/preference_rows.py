@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cft.data.given import GivenRow
 from cft.data.problem_rows import BadRow, fields_found, read_field
-from cft.data.row_shapes import IGNORED, RowReader
+from cft.data.row_contents import IGNORED, RowFields
+
+if TYPE_CHECKING:
+    from cft.data.given import GivenRow
+    from cft.data.row_shapes import RowReader
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -23,10 +26,7 @@ _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 def preference_rows(reader: RowReader, value: Mapping[str, Any], *, place: str) -> list[GivenRow]:
     """The chosen row, then the rejected ones. Raises BadRow."""
-    read = list(_ids(value, reader) if {*_IDS} <= value.keys() else _responses(value, reader))
-    if len(read) == 1:
-        raise BadRow("nothing to compare: rejected is empty")
-    rows = [reader(one, place=place) for one in read]
+    rows = [reader(one, place=place) for one in responses_of(value, reader.fields)]
     made = []
     for number, row in enumerate(rows):
         if number and row.problem_id != rows[0].problem_id:
@@ -36,14 +36,22 @@ def preference_rows(reader: RowReader, value: Mapping[str, Any], *, place: str) 
     return made
 
 
-def _responses(value: Mapping[str, Any], reader: RowReader) -> Iterator[dict[str, Any]]:
+def responses_of(value: Mapping[str, Any], fields: RowFields) -> list[dict[str, Any]]:
+    """The chosen response, then the rejected ones, as rows of shape text or tokens. Raises BadRow."""
+    read = list(_ids(value) if {*_IDS} <= value.keys() else _responses(value, fields))
+    if len(read) == 1:
+        raise BadRow("nothing to compare: rejected is empty")
+    return read
+
+
+def _responses(value: Mapping[str, Any], fields: RowFields) -> Iterator[dict[str, Any]]:
     """The responses as rows of shape text, with a prompt and a completion each."""
     if not {CHOSEN, REJECTED} <= value.keys():
-        raise BadRow(f"no preference: expected {reader.prompt_field}, {CHOSEN} and {REJECTED} ({fields_found(value)})")
+        raise BadRow(f"no preference: expected {fields.prompt}, {CHOSEN} and {REJECTED} ({fields_found(value)})")
     chosen, rejected = value[CHOSEN], value[REJECTED]
     several = isinstance(rejected, list) and not (rejected and isinstance(rejected[0], Mapping))
     others = list(rejected) if several else [rejected]
-    prompt = value.get(reader.prompt_field)
+    prompt = value.get(fields.prompt)
     if prompt is None and isinstance(chosen, list):
         prompt, (chosen, *others) = _shared([chosen, *others])
     elif isinstance(prompt, str) and isinstance(chosen, list):
@@ -51,17 +59,17 @@ def _responses(value: Mapping[str, Any], reader: RowReader) -> Iterator[dict[str
         prompt, (chosen, *others) = _shared([chosen, *others])
     elif prompt is None:
         raise BadRow(
-            f"no prompt: expected {reader.prompt_field} in addition to the texts {CHOSEN} and {REJECTED}; name it with "
+            f"no prompt: expected {fields.prompt} in addition to the texts {CHOSEN} and {REJECTED}; name it with "
             "data.prompt_field=..."
         )
     if isinstance(prompt, str):
-        read_field(value, reader.prompt_field)
+        read_field(value, fields.prompt)
     for response in (chosen, *others):
         if type(response) is not type(prompt):
             raise BadRow(f"{CHOSEN} and {REJECTED} of several kinds: expected all texts, or all lists of messages")
-        others_of = {CHOSEN, REJECTED, reader.messages_field, "input_ids", "segments", "spans"}
+        others_of = {CHOSEN, REJECTED, fields.messages, "input_ids", "segments", "spans"}
         rest = {key: inner for key, inner in value.items() if key not in others_of}
-        yield {**rest, reader.prompt_field: prompt, reader.completion_field: response}
+        yield {**rest, fields.prompt: prompt, fields.completion: response}
 
 
 def _shared(conversations: Sequence[Any]) -> tuple[list[Any], list[list[Any]]]:
@@ -76,7 +84,7 @@ def _shared(conversations: Sequence[Any]) -> tuple[list[Any], list[list[Any]]]:
     return list(conversations[0][:shared]), [one[shared:] for one in conversations]
 
 
-def _ids(value: Mapping[str, Any], reader: RowReader) -> Iterator[dict[str, Any]]:
+def _ids(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The responses as rows of shape tokens."""
     for name in _IDS:
         if not isinstance(value[name], list):

@@ -104,20 +104,26 @@ class Quarantine:
 
     def report(self, *, rows: int) -> None:
         """Raise ProblemError if too many rows were skipped, else warn about them. rows: number of rows read."""
+        if error := self.error(rows=rows):
+            raise ProblemError(error)
+        if self.counts:
+            warnings.warn(f"{self._found(rows)}. They were skipped.", stacklevel=2)
+
+    def error(self, *, rows: int) -> str:
+        """Message if there are no rows, or too many were skipped; "" if neither."""
         bad = sum(self.counts.values())
         if rows == 0:
-            raise ProblemError(
-                f"{self.source} holds no rows; expected one JSON object per line (or row) with the data fields"
-            )
-        if bad == 0:
-            return
+            return f"{self.source} holds no rows; expected one JSON object per line (or row) with the data fields"
+        if bad <= self.max_bad_rows * rows:
+            return ""
+        allowed = f"That is {bad / rows:.2%}, and at most {self.max_bad_rows:.2%} may be skipped ({self.key})"
+        return f"{self._found(rows)}. {allowed}. {self.remedy}."
+
+    def _found(self, rows: int) -> str:
+        bad = sum(self.counts.values())
         kinds = [f"{count} {kind}" for kind, count in self.counts.most_common()]
         by_kind = f": {', '.join(kinds)}" if len(kinds) > 1 else ""
-        found = f"{self.source}: {bad} of {rows} rows cannot be used{by_kind}. First: {self._shown()}"
-        if bad > self.max_bad_rows * rows:
-            allowed = f"That is {bad / rows:.2%}, and at most {self.max_bad_rows:.2%} may be skipped ({self.key})"
-            raise ProblemError(f"{found}. {allowed}. {self.remedy}.")
-        warnings.warn(f"{found}. They were skipped.", stacklevel=2)
+        return f"{self.source}: {bad} of {rows} rows cannot be used{by_kind}. First: {self._shown()}"
 
     def _shown(self) -> str:
         """Up to SHOWN skipped rows in the order of the source: the first of each kind, then the first of the others."""
@@ -168,9 +174,23 @@ def read_field(row: Mapping[str, Any], name: str, *, numbers: bool = False) -> s
     """The text of a field, a dotted path or a template. numbers: whether to accept JSON numbers. Raises BadRow."""
     if "{" not in name and "}" not in name:
         return _non_empty(_text(row, name, numbers=numbers), name)
-    parts = template_parts(name)
-    text = "".join(before + (_text(row, inner, numbers=True) if inner else "") for before, inner in parts)
-    return _non_empty(text, name)
+    parts = [
+        (before, inner, _text(row, inner, numbers=True) if inner else "") for before, inner in template_parts(name)
+    ]
+    text = "".join(before + found for before, _, found in parts)
+    # The space around an empty field, as of Alpaca's input, is not part of the text.
+    return _non_empty(text.strip() if any(inner and not found for _, inner, found in parts) else text, name)
+
+
+def has_field(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a row has the field, the path, or all fields of the template."""
+    try:
+        for _, inner in template_parts(name):
+            if inner:
+                _lookup(row, inner)
+    except BadRow:
+        return False
+    return True
 
 
 def template_parts(name: str) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,24 +10,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cft.data.problem_rows import BadRow, read_field
+from cft.types import ASSISTANT
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+_SENDERS = {"human": "user", "gpt": ASSISTANT, "observation": "tool"}  # ShareGPT's names of roles
+_OTHER_WEIGHTS = ("loss", "loss_scale", "loss_weight", "train", "train_detail", "training")
+_WRITTEN = ("tool_calls", "reasoning_content", "thinking", "reasoning")  # what a turn may have in place of content
 
 
 def messages_of(value: Any, name: str) -> list[dict[str, Any]]:
+    """Messages with role and content, also from ShareGPT's `from` and `value`. Raises BadRow."""
     if not isinstance(value, list) or not value:
         raise BadRow(f"wrong type: {name} is {kind_of(value)}, expected a list of messages")
-    made = []
-    for number, message in enumerate(value):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+    return [_message(message, number, name) for number, message in enumerate(value)]
+
+
+def _message(message: Any, number: int, name: str) -> dict[str, Any]:
+    if isinstance(message, Mapping) and isinstance(message.get("from"), str) and "role" not in message:
+        sender = message["from"]
+        if sender == "function_call":
             raise BadRow(
-                f"no role: message {number} of {name} is {kind_of(message)}, expected an object with role and content"
+                f"a tool call as text: message {number} is from function_call; expected tool_calls of the assistant"
             )
-        content = message.get("content")
-        if isinstance(content, list):
-            content = _text_parts(content, number)
-        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            raise BadRow(f"wrong type: content of message {number} is {kind_of(content)}, expected text")
-        made.append({key: inner for key, inner in message.items() if inner is not None} | {"content": content or ""})
+        rest = {key: inner for key, inner in message.items() if key not in ("from", "value")}
+        message = {"role": _SENDERS.get(sender, sender), "content": message.get("value"), **rest}
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        found = f"has {', '.join(map(str, message))}" if isinstance(message, Mapping) else f"is {kind_of(message)}"
+        raise BadRow(f"no role: message {number} of {name} {found}, expected an object with role and content")
+    if other := [key for key in _OTHER_WEIGHTS if message.get(key) is not None]:
+        raise BadRow(
+            f"another name of a weight: message {number} has {other[0]}, which is not read; expected weight, a factor of the "
+            "weights of its tokens (0 = no loss)"
+        )
+    content = message.get("content")
+    if isinstance(content, list):
+        content = _text_parts(content, number)
+    made = {key: inner for key, inner in message.items() if inner is not None}
+    written = [key for key in _WRITTEN if made.get(key)]
+    if not isinstance(content, str) and not (content is None and written):
+        raise BadRow(f"wrong type: content of message {number} is {kind_of(content)}, expected text")
+    if message["role"] == ASSISTANT and not written and not content and message.get("weight") != 0:
+        raise BadRow(
+            f"empty field: content of message {number}; to keep an empty turn without loss, give it the weight 0"
+        )
+    if "tool_calls" in made:
+        made["tool_calls"] = _calls(made["tool_calls"], number)
+    return made | {"content": content or ""}
+
+
+def _calls(calls: Any, number: int) -> list[Any]:
+    """Tool calls with their arguments as objects, which chat templates expect; APIs give them as JSON."""
+    if not isinstance(calls, list):
+        raise BadRow(f"wrong type: tool_calls of message {number} is {kind_of(calls)}, expected a list")
+    made = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping):
+            raise BadRow(f"wrong type: a tool call of message {number} is {kind_of(call)}, expected an object")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            function = {**function, "arguments": _parsed(arguments, f"arguments of a tool call of message {number}")}
+        made.append({**call, "function": function} if "function" in call else function)
     return made
+
+
+def _parsed(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadRow(f"malformed JSON: {name}: {error}") from error
 
 
 def _text_parts(parts: list[Any], number: int) -> str:
@@ -39,15 +91,13 @@ def _text_parts(parts: list[Any], number: int) -> str:
 
 
 def tools_of(value: Mapping[str, Any]) -> list[Any]:
+    """The row's tools; tables store them as JSON, since their keys differ. Raises BadRow."""
     tools = value.get("tools") or []
-    if isinstance(tools, str):  # tables store tools as JSON, since their keys differ
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise BadRow(f"tools: not JSON ({error})") from error
+    if isinstance(tools, str):
+        tools = _parsed(tools, "tools") or []
     if not isinstance(tools, list):
         raise BadRow(f"wrong type: tools is {kind_of(tools)}, expected a list")
-    return tools
+    return [_parsed(tool, "tools") if isinstance(tool, str) else tool for tool in tools]
 
 
 def segments_of(value: Any) -> tuple[str, list[tuple[int, int, float]]]:
@@ -90,28 +140,40 @@ def _weight(part: Mapping[str, Any], name: str) -> float:
 
 
 def number_of(value: Any, name: str) -> float:
-    if isinstance(value, bool | int | float) and math.isfinite(value):
+    if isinstance(value, bool | int | float) and abs(value) <= _LARGEST:
         return float(value)
-    raise BadRow(f"bad weight: {name} is {kind_of(value)}, expected a finite number")
+    raise BadRow(f"bad weight: {name} is {kind_of(value)}, expected a finite number of at most {_LARGEST:.2g}")
 
 
 def integers_of(value: Mapping[str, Any], name: str) -> NDArray[np.int64]:
-    column = value[name]
-    found = np.asarray(column) if isinstance(column, list) and column else np.zeros((0, 0))
-    if found.ndim != 1 or found.dtype.kind not in "iub":
-        raise BadRow(f"wrong type: {name} is {kind_of(column)}, expected a list of integers")
-    return found.astype(np.int64)
+    return _column(value[name], name, kinds="iub", expected="integers").astype(np.int64)
 
 
 def floats_of(value: Mapping[str, Any], name: str) -> NDArray[np.float32]:
-    column = value[name]
-    found = np.asarray(column) if isinstance(column, list) and column else np.zeros((0, 0))
-    if found.ndim != 1 or found.dtype.kind not in "iubf":
-        raise BadRow(f"wrong type: {name} is {kind_of(column)}, expected a list of numbers")
-    if not np.isfinite(found).all():
-        raise BadRow(f"bad weight: {name}[{int(np.argmin(np.isfinite(found)))}] is infinite or NaN")
+    found = _column(value[name], name, kinds="iubf", expected="numbers")
+    fits = np.abs(found.astype(np.float64)) <= _LARGEST
+    if not fits.all():
+        at = int(np.argmin(fits))
+        raise BadRow(f"bad weight: {name}[{at}] is {found[at]}, expected a finite number of at most {_LARGEST:.2g}")
     return found.astype(np.float32)
 
 
+def _column(column: Any, name: str, *, kinds: str, expected: str) -> NDArray[Any]:
+    """A list of numbers as an array. kinds: of numpy's data types."""
+    if not isinstance(column, list) or not column:
+        raise BadRow(f"wrong type: {name} is {kind_of(column)}, expected a list of {expected}")
+    try:
+        found = np.asarray(column)
+    except (ValueError, OverflowError):  # lists of several lengths
+        found = np.zeros((0, 0))
+    if found.ndim == 1 and found.dtype.kind in kinds:
+        return found
+    numbers = (int, float) if "f" in kinds else int
+    at = next((i for i, one in enumerate(column) if not isinstance(one, numbers)), 0)
+    raise BadRow(f"wrong type: {name}[{at}] is {kind_of(column[at])}, expected a list of {expected}")
+
+
 def kind_of(value: Any) -> str:
-    return "missing" if value is None else type(value).__name__
+    if value is None or value == []:
+        return "missing" if value is None else "an empty list"
+    return type(value).__name__

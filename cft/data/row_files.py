@@ -29,7 +29,11 @@ def file_rows(path: str, *, config: str, revision: str, split: str) -> Iterator[
         parquet = handle.read(len(_PARQUET)) == _PARQUET
     if parquet:
         return _dense(_parquet_rows(file))
-    return (Row(row.place, None if row.value is None else plain(row.value), row.reason) for row in json_lines(file))
+    rows = (Row(row.place, None if row.value is None else plain(row.value), row.reason) for row in json_lines(file))
+    # As in a table, a field without a value is none; a null within tools is part of their schema.
+    return (
+        Row(row.place, row.value and {k: v for k, v in row.value.items() if v is not None}, row.reason) for row in rows
+    )
 
 
 def not_there(path: str) -> str:
@@ -52,8 +56,10 @@ def fingerprint_of(path: str, rows: list[Row]) -> str:
 def plain(value: Any) -> Any:
     """The value with `Number`s, which `json_lines` keeps as text, converted to numbers."""
     if isinstance(value, Number):
-        parsed = json.loads(value)
-        return parsed if isinstance(parsed, int | float) else str(value)
+        try:
+            return json.loads(value)
+        except ValueError:  # more digits than Python converts
+            return str(value)
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list) else value

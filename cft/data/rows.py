@@ -23,18 +23,20 @@ from cft.data.held_out import HeldOut
 from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.preference_rows import preference_rows
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row
+from cft.data.row_contents import REMEDY, RowFields
 from cft.data.row_files import file_rows, fingerprint_of
 from cft.data.row_shapes import RowReader
 from cft.files import sha256_json
 from cft.masks.spans import All
 from cft.prompts.chat import special_tokens
-from cft.prompts.conversation import ASSISTANT, WhichTurns
+from cft.prompts.conversation import WhichTurns
 from cft.ranges import AtLeastOne, CountOrAll, Fraction, FractionBelowOne, in_range
 from cft.scores.column import GROUP
 from cft.scores.store import Values, expected_kind, given_scores_folder, other_kind, read_score
-from cft.types import DataSource
+from cft.types import ASSISTANT, DataSource
 
 TooLong = Literal["skip", "cut"]
+UNREAD = "rows_with_unread_"  # of a field, in the facts of a run
 
 
 @in_range
@@ -74,7 +76,7 @@ def given_rows(
         validation_split: Split of held-out rows of a folder or data set; "" = `validation_fraction` of the rows.
         config: Config of a data set on the hub; "" = its default.
         revision: Its branch, tag or commit; "" = the newest.
-        shape: Shape of the rows (`cft/data/row_shapes.py`); auto = by their fields. A loss that compares responses reads only
+        shape: Shape of the rows (`cft/data/row_contents.py`); auto = by their fields. A loss that compares responses reads only
             preference, and other losses do not read it; cft score reads preference if it is set here.
         prompt_field: For shape text: a name, a path or a template.
         completion_field: For shape text: a name, a path or a template.
@@ -101,18 +103,16 @@ def given_rows(
         raise ProblemError(
             "data=rows: rows are encoded when they are read, so the model's tokenizer and a prompt are needed"
         )
-    reader = RowReader(
-        prompt,
-        tokenizer,
-        shape="auto" if shape == "preference" else shape,
-        prompt_field=prompt_field,
-        completion_field=completion_field,
-        messages_field=messages_field,
-        id_field=id_field,
-        answer_field=answer_field,
-        roles=tuple(roles) or (ASSISTANT,),
-        turns=turns,
+    fields = RowFields(
+        "auto" if shape == "preference" else shape,
+        prompt_field,
+        completion_field,
+        messages_field,
+        id_field,
+        answer_field,
+        tuple(roles) or (ASSISTANT,),
     )
+    reader = RowReader(prompt, tokenizer, fields, turns)
     places = {False: (path, split)}
     if validation_path or validation_split:
         places[True] = (validation_path or path, validation_split or split)
@@ -181,9 +181,7 @@ def _read(
     compared: bool,
 ) -> list[GivenRow]:
     """Read rows and count bad ones. compared: whether they are preference rows, each with several responses."""
-    quarantine = Quarantine(
-        source, max_bad_rows, remedy="Repair them, set data.shape or the field names (data.*_field), or raise the limit"
-    )
+    quarantine = Quarantine(source, max_bad_rows, remedy=REMEDY)
     made = []
     special = special_tokens(reader.tokenizer)
     for row in rows:
@@ -197,7 +195,8 @@ def _read(
         except BadRow as error:
             quarantine.add(row, reason=str(error))
             continue
-        facts["rows_of_shape_preference" if compared else f"rows_of_shape_{reader.shape_of(row.value)}"] += 1
+        facts["rows_of_shape_preference" if compared else f"rows_of_shape_{reader.fields.shape_of(row.value)}"] += 1
+        facts.update(f"{UNREAD}{name}" for name in (() if compared else reader.fields.unread(row.value)))
         facts["rows_that_spell_special_tokens"] += "input_ids" not in row.value and _spells(row.value, special)
         made += given
     quarantine.report(rows=len(rows))
@@ -229,7 +228,7 @@ def _numbered(found: Sequence[tuple[bool, GivenRow]], facts: Counter[str]) -> li
 
 
 def _apart(found: Sequence[tuple[bool, GivenRow]], questions: HeldOut) -> list[tuple[bool, GivenRow]]:
-    apart = [(held_out, row) for held_out, row in found if not questions.is_in(row.questions)]
+    apart = [(held_out, row) for held_out, row in found if not questions.is_in((*row.questions, row.text))]
     if leaked := len(found) - len(apart):
         console.print(f"Rows dropped: {leaked} with questions in the benchmark's validation or test split")
     return apart
@@ -261,6 +260,11 @@ def _note(facts: Counter[str], *, max_tokens: int, special: Any) -> None:
     if cut := facts["rows_cut"]:
         console.print(
             f"Rows cut: {cut} to their first {max_tokens} tokens (data.max_tokens); they do not teach where to end"
+        )
+    for name in sorted(name for name in facts if name.startswith(UNREAD)):
+        console.print(
+            f"Note: {facts[name]} rows have a field {name.removeprefix(UNREAD)}, which is not read in rows of this shape",
+            markup=False,
         )
     if again := facts["repeated_rows"]:
         console.print(f"Note: {again} rows have the id of an earlier row; they were kept")

@@ -22,12 +22,10 @@ from typing import Any
 
 from cft.console import console
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, read_field
-from cft.data.row_fields import messages_of, tools_of
+from cft.data.row_contents import REMEDY, Pair, RowFields, Talk
 from cft.data.row_files import file_rows
-from cft.data.row_shapes import Shape, shape_of
 from cft.data.splits import Splits, splits_of
-from cft.prompts.conversation import ASSISTANT
-from cft.types import Problem, ThinkingTags
+from cft.types import ASSISTANT, Problem, ThinkingTags
 from cft.verifiers.extract import explicit_answer, phrase_answer
 from cft.verifiers.thinking import visible
 
@@ -46,16 +44,12 @@ def row_problems(keys: Mapping[str, Any]) -> Splits:
     path = str(keys["path"])
     rows = file_rows(path, config=keys["config"], revision=keys["revision"], split=keys["split"])
     chosen = list(islice(rows, None if keys["max_rows"] < 0 else keys["max_rows"]))
-    quarantine = Quarantine(
-        path,
-        keys["max_bad_rows"],
-        remedy="Repair them, set data.shape or the field names (data.*_field), or raise the limit",
-    )
+    quarantine = Quarantine(path, keys["max_bad_rows"], remedy=REMEDY)
     problems: dict[str, Problem] = {}
     weighed = 0
     for row in chosen:
         try:
-            problem = _problem(row, keys)
+            problem = problem_of(row, keys)
             if problem.id in problems:
                 raise BadRow(f"duplicate id: {problem.id}" if keys["id_field"] else "duplicate row")
             problems[problem.id] = problem
@@ -116,32 +110,31 @@ def _final_answer(response: str, thinking: ThinkingTags) -> str:
     return found.text if found else ""
 
 
-def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
+def problem_of(row: Row, keys: Mapping[str, Any]) -> Problem:
+    """The problem of a row. keys: settings as in conf/data/rows.yaml. Raises BadRow."""
     if row.value is None:
         raise BadRow(row.reason)
     value = row.value
-    names = {name: keys[f"{name}_field"] for name in ("prompt", "completion", "messages")}
-    shape: Shape = shape_of(value, shape=keys["shape"], **names)
+    names = {name: keys[f"{name}_field"] for name in ("prompt", "completion", "messages", "id", "answer")}
+    fields = RowFields(keys["shape"], **names)
+    shape = fields.shape_of(value)
     if shape not in ("text", "messages"):
         raise BadRow(
             f"nothing to annotate: rows of {shape} are not problems, expected prompt and completion, or messages"
         )
-    answer = read_field(value, keys["answer_field"], numbers=True) if keys["answer_field"] else ""
-    asked, said = value.get(names["prompt"]), value.get(names["completion"])
-    if shape == "text" and not (isinstance(asked, list) and isinstance(said, list)):
-        question, solution = read_field(value, names["prompt"]), read_field(value, names["completion"])
-        problem_id = _id(value, keys, question, solution, answer)
-        return Problem(problem_id, question, answer, solution, place=row.place)
-    if shape == "text":
-        messages = messages_of(asked, names["prompt"]) + messages_of(said, names["completion"])
-    else:
-        messages = messages_of(value.get(names["messages"]), names["messages"])
+    answer = read_field(value, fields.answer, numbers=True) if fields.answer else ""
+    contents = fields.read(value)
+    if isinstance(contents, Pair):
+        question, solution = contents.prompt, contents.completion
+        return Problem(_id(value, keys, question, solution, answer), question, answer, solution, place=row.place)
+    assert isinstance(contents, Talk)
+    messages, weights = contents.messages, contents.weights
     last = max((i for i, message in enumerate(messages) if message["role"] == ASSISTANT), default=0)
     if not last:
         raise BadRow("no assistant turn after another message: this turn is the response to annotate")
-    if messages[last].get("weight") == 0:
+    if weights[last] == 0:
         raise BadRow("no loss: the last assistant turn, which is the response, has weight 0")
-    turns = tuple({key: inner for key, inner in message.items() if key != "weight"} for message in messages[: last + 1])
+    turns = tuple(messages[: last + 1])
     question = "\n\n".join(str(turn["content"]) for turn in turns if turn["role"] == "user")
     return Problem(
         _id(value, keys, json.dumps(turns, sort_keys=True, ensure_ascii=False, default=str), "", answer),
@@ -149,7 +142,7 @@ def _problem(row: Row, keys: Mapping[str, Any]) -> Problem:
         answer,
         str(turns[-1]["content"]),
         turns,
-        tuple(tools_of(value)),
+        tuple(contents.tools),
         row.place,
     )
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cft.config.build import build
-from cft.data.row_shapes import IGNORED
+from cft.data.row_contents import IGNORED
 from cft.errors import UserError
 from cft.files import temporary_beside, write_atomically, write_bytes
 from cft.models.load import load_tokenizer, tokenizer_hash

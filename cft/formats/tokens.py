@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cft.data.row_shapes import IGNORED
+from cft.data.row_contents import IGNORED
 from cft.formats.base import Example, Format, Source, column
 
 _IDS = ("`input_ids`", "list of int32", "prompt, with the chat template applied, and response, including the end token")

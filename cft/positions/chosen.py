@@ -190,14 +190,14 @@ def _read_spans(file: str) -> dict[str, list[tuple[int, int]]]:
         raise PositionsError(f"positions.file={file}: no such file; expected JSON lines of id and spans")
     found: dict[str, list[tuple[int, int]]] = {}
     bad: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            spans = [(int(start), int(end)) for start, end in entry["spans"]]
-            if not all(0 <= start < end for start, end in spans):
-                raise ValueError(f"spans {entry['spans']} do not satisfy 0 <= start < end")
+            spans = [(start, end) for start, end in entry["spans"]]
+            if not all(type(start) is type(end) is int and 0 <= start < end for start, end in spans):
+                raise ValueError(f"spans {entry['spans']} are no whole numbers with 0 <= start < end")
             found.setdefault(str(entry["id"]), []).extend(spans)
         except (ValueError, TypeError, KeyError) as error:
             bad.append(f"line {number}: {type(error).__name__}: {error}")

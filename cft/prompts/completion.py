@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cft.prompts.chat import SLOT, Chat, Plain, PromptError, TextError, special_tokens
-from cft.prompts.conversation import ASSISTANT, Conversation, Turn, assistant_controls, conversation, require_spelt
+from cft.prompts.conversation import Conversation, Turn, assistant_controls, conversation, require_spelt
 from cft.prompts.spelling import Encoded, broken, encoded_frame, without_breaks
+from cft.types import ASSISTANT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -20,12 +20,12 @@ import numpy as np
 from cft.models.text import decode, hidden_ids
 from cft.prompts.chat import Chat, Prompt, PromptError, TextError, compared, control_tokens, special_tokens
 from cft.prompts.spelling import Encoded, broken, encoded_frame, without_breaks
+from cft.types import ASSISTANT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WhichTurns = Literal["all", "last"]
-ASSISTANT = "assistant"
 REASONING = ("reasoning_content", "thinking", "reasoning")  # keys of a message that hold its thinking
 
 

@@ -124,7 +124,7 @@ def test_rows_as_problems(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> N
         {"prompt": "1 + 1?", "completion": "No idea"},
         {"prompt": "1 + 1?", "completion": "1 + 1 = 2\n#### 2"},
         {"input_ids": [1, 2], "labels": [-100, 2]},
-        {"messages": [{"role": "user", "content": "3?"}]},
+        {"messages": [{"role": "assistant", "content": "3"}, {"role": "user", "content": "3?"}]},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     splits = row_problems(keys(file))

@@ -117,6 +117,16 @@ def test_spans_of_a_file(
         Spans(pattern="", file=str(file))
 
 
+def test_a_file_of_spans_is_read_by_lines_of_whole_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "spans.jsonl"
+    file.write_text('\ufeff{"id": "a\u2028b", "spans": [[0, 3]]}\r\n', encoding="utf-8")
+    assert Spans(pattern="", file=str(file)).of_problem == {"a\u2028b": [(0, 3)]}
+    for spans in ("[[0, 3.7]]", '[["0", "3"]]', "[[false, true]]"):
+        file.write_text(f'{{"id": "x", "spans": {spans}}}\n')
+        with pytest.raises(PositionsError, match=r"line 1.*no whole numbers with 0 <= start < end"):
+            Spans(pattern="", file=str(file))
+
+
 @pytest.mark.slow
 def test_bisection_finds_transitions_of_the_model_s_own_continuations(
     working: Annotator, problems: list[Problem], tiny_arith_path: Path
