@@ -92,7 +92,9 @@ def test_a_score_from_a_program_is_the_commands_with_a_log_of_what_was_said(
 
 @pytest.mark.parametrize("value", [{"messages": []}, []])
 def test_what_is_no_row_of_an_annotation_is_not_shown(value: object) -> None:
-    with pytest.raises(BadValue, match=r"expected one row of an annotation, such as .*rows\(\)\[0\], found (dict|list)"):
+    with pytest.raises(
+        BadValue, match=r"expected one row of an annotation, such as .*rows\(\)\[0\], found (dict|list)"
+    ):
         cft.show(value)  # type: ignore[arg-type]
 
 
