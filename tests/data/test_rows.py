@@ -20,6 +20,7 @@ from cft.data.row_contents import RowFields
 from cft.data.row_files import file_rows
 from cft.data.row_shapes import RowReader
 from cft.data.rows import given_rows
+from cft.data.rows_as_problems import row_problems
 from cft.masks import AfterThinking, All, Complement, Critical, Mask, Numeric, Prefix, RandomLike, TfIdf, Thinking
 from cft.masks.base import mask_weights
 from cft.prompts.chat import Chat, Plain
@@ -321,10 +322,29 @@ def test_an_empty_turn_without_loss_stays() -> None:
 
 
 def test_fields_that_are_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    brought = [{"messages": MESSAGES, "weight": 0.5, "chat_template_kwargs": {"x": 1}}, {"messages": MESSAGES}]
-    facts = given(write(tmp_path / "rows.jsonl", brought), byte_tokenizer()).facts()
-    assert facts["rows_with_unread_weight"] == facts["rows_with_unread_chat_template_kwargs"] == 1
-    assert "Note: 1 rows have a field weight, which is not read" in " ".join(capsys.readouterr().out.split())
+    brought = [
+        {"messages": MESSAGES, "weight": 0.5, "chat_template_kwargs": {"x": 1}, "tools": [], "system": ""},
+        {"prompt": "2?", "completion": "4", "tools": [{"name": "add"}], "system": "Be brief."},
+    ]
+    path = write(tmp_path / "rows.jsonl", brought)
+    facts = given(path, byte_tokenizer()).facts()
+    unread = {name: count for name, count in facts.items() if name.startswith("rows_with_unread")}
+    names = ("weight", "chat_template_kwargs", "system", "tools")
+    assert unread == {f"rows_with_unread_{name}": 1 for name in names}
+    assert "Note: 1 rows have a field system, which is not read" in " ".join(capsys.readouterr().out.split())
+    assert (
+        "rows_with_unread_system"
+        not in given(path, byte_tokenizer(), max_bad_rows=1.0, prompt_field="{system} {prompt}").facts()
+    )
+    row_problems({**OPTIONS, "path": str(path)})
+    assert "Note: 1 rows have a field system, which is not read" in " ".join(capsys.readouterr().out.split())
+
+
+def test_held_out_rows_with_a_training_prompt_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [{"prompt": prompt, "completion": said} for prompt, said in (("2?", "4"), ("2?", "5"), ("3?", "4"))]
+    path, other = write(tmp_path / "a.jsonl", pairs[:1]), write(tmp_path / "b.jsonl", pairs[1:])
+    given(path, byte_tokenizer(), validation_path=str(other))
+    assert "Note: 1 validation rows have the prompt of a training row" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_number_of_any_length_is_an_id(tmp_path: Path) -> None:
