@@ -32,6 +32,19 @@ class _Recorded(Console):
 console: Console = _Recorded(stderr=False, soft_wrap=True)
 
 
+def duration(seconds: float) -> str:
+    """A duration as text."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """A number of bytes as text."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if count >= unit), (1e3, "kB"))
+    return f"{count / unit:.1f} {name}"
+
+
 class Bar:
     """Progress of one task; created by `progress`."""
 

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from cft.errors import UserError
 
+LARGEST_READ_AHEAD = 20_000_000  # bytes of a file that is read as a whole to find its faults before a stage starts
+
 _REMEDY = {
     errno.ENOSPC: "Free some disk space",
     errno.EDQUOT: "Free some of your disk quota",

@@ -14,3 +14,4 @@ def _conf_dir() -> Path:
 
 
 CONF_DIR = _conf_dir()
+MODELS = _PACKAGE / "assets"  # a folder per model

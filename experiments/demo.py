@@ -5,8 +5,8 @@
 3. evaluate   every model on the same unseen test problems, compared with the untrained model
 4. report     table, figure, colored transcripts: outputs/demo/report.html
 
-Every step is one of the commands that a user would type; they are printed as they run. The nine trainings run in two
-processes, to use two cores.
+Every step is one of the commands that a user would type; they are printed as they run. The nine trainings and the test of the
+untrained model run in two processes, to use two cores.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from cft.console import console, progress
 OUT = Path("outputs/demo")
 ARMS = ("sft", "cft", "random")
 SEEDS = (0, 1, 2)
-BUDGET = ("validation.problems=60", "evaluation.problems=200", "evaluation.num_samples=4")
-# Nine jobs of about the same duration in two processes: 5 + 4.
+BUDGET = ("data.max_rows=700", "validation.problems=60", "evaluation.problems=200", "evaluation.num_samples=4")
+BASE = ("evaluate.py", "limit=200", "num_samples=4", f"hydra.run.dir={OUT}/base")
+# Nine trainings of about the same duration in two processes: 4 with the test of the untrained model, and 5.
 SHARES = (
     ((("sft", "cft"), (0, 1)),),
     ((("random",), (0, 1, 2)), (("sft", "cft"), (2,))),
@@ -37,11 +39,11 @@ SHARES = (
 def main() -> None:
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
-    step("1. Annotate 60 problems that are not in the shipped annotation")
+    step("1. Annotate 40 problems that are not in the shipped annotation")
     run(
         "annotate.py",
         "data.seed=1",
-        "limit=60",
+        "limit=40",
         "unit_size=20",
         "annotation=live",
         f"annotations_dir={OUT}/annotations",
@@ -49,8 +51,8 @@ def main() -> None:
     shipped = AnnotationStore(SHIPPED / "tiny_arith").manifest()["counts"]["annotated"]
     step(f"2. Train, on the shipped annotation ({shipped:,} responses, made by the same command): 3 methods x 3 seeds")
     train_all()
-    step("3. Evaluate the untrained model on the same test problems")
-    run("evaluate.py", "limit=200", "num_samples=4", f"hydra.run.dir={OUT}/base")
+    step("3. The untrained model on the same test problems")
+    print((OUT / "base.log").read_text(), end="")
     step("4. Report")
     run(
         "-m",
@@ -79,7 +81,10 @@ def run(*arguments: str) -> None:
 
 
 def train_all() -> None:
-    """Run all trainings in two processes; their output goes to log files, and a progress bar counts finished runs."""
+    """Run all trainings and the test of the untrained model in two processes; their output goes to log files.
+
+    A progress bar counts the finished trainings.
+    """
     (OUT / "runs").mkdir(parents=True)
     with ThreadPoolExecutor(len(SHARES)) as pool, progress("Training", total=len(ARMS) * len(SEEDS)) as bar:
         workers = [pool.submit(train_share, number, share) for number, share in enumerate(SHARES)]
@@ -114,12 +119,17 @@ def train_share(number: int, share: tuple[tuple[tuple[str, ...], tuple[int, ...]
             f"hydra.sweep.dir={OUT}/runs/{number}{part}",
             "hydra.sweep.subdir=${hydra:runtime.choices.mask}-seed${seed}",
         ]
-        console.print(f"$ python {shlex.join(arguments)}", style="dim", markup=False, highlight=False)
-        log = OUT / "runs" / f"{number}{part}.log"
-        with log.open("w") as handle:
-            done = subprocess.run([sys.executable, *arguments], stdout=handle, stderr=subprocess.STDOUT)
-        if done.returncode:
-            raise SystemExit(f"training failed (exit status {done.returncode}); the end of {log}:\n" + tail(log))
+        run_logged(arguments, OUT / "runs" / f"{number}{part}.log")
+    if number == 0:
+        run_logged(BASE, OUT / "base.log")
+
+
+def run_logged(arguments: Sequence[str], log: Path) -> None:
+    console.print(f"$ python {shlex.join(arguments)}", style="dim", markup=False, highlight=False)
+    with log.open("w") as handle:
+        done = subprocess.run([sys.executable, *arguments], stdout=handle, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"{arguments[0]} failed (exit status {done.returncode}); the end of {log}:\n" + tail(log))
 
 
 def tail(log: Path, *, lines: int = 15) -> str:

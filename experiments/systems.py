@@ -22,20 +22,25 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import yaml
 
 from cft.cli.main import main as cft_main
+from cft.config.compose import composed_tree, composing
 from cft.console import console
 from cft.evaluation.intervals import Interval, two_way_bootstrap
 from cft.evaluation.paired_tests import paired_difference
 from cft.files import write_bytes
 from cft.shipped import CONF_DIR
 from cft.types import Outcome
+from experiments import token_classifier
+from experiments.complete import read_minutes
+from experiments.sequences import matrix, plain, signed
+from experiments.sequences import table as matrix_tables
 
 OUT = Path("outputs/systems")
 RESULTS = Path("experiments/results/systems.csv")
@@ -65,6 +70,7 @@ BUDGET: Mapping[str, Mapping[str, Any]] = {
     "rl": {"steps": RL_STEPS, "save_every_n_steps": RL_STEPS, "logger": "none"},
     "evaluate": {"limit": PROBLEMS, "num_samples": 0, "verify.workers": 1},
 }
+LONGER = ("steps.annotate.limit=400", "steps.train.trainer.max_epochs=3")
 # Additional or different settings of a system.
 OWN: Mapping[str, tuple[str, ...]] = {
     BASELINE: ("steps.train.mask=all",),
@@ -78,10 +84,19 @@ OWN: Mapping[str, tuple[str, ...]] = {
     "cdpo": ("steps.right.optimizer.lr=3e-4", "steps.wrong.optimizer.lr=3e-4", "steps.train.optimizer.lr=1e-5"),
     "discriminative": ("steps.train.optimizer.lr=1e-5",),
     "implicit_reward_dpo": ("steps.dpo.optimizer.lr=1e-5",),
+    # Enough training to forget something.
+    "slca_continual": (*LONGER, "steps.train.optimizer.lr=1e-3"),
+    "continual_sft": (*LONGER, "steps.train.optimizer.lr=1e-3"),
+    "slca_continual_slow": (*LONGER, "steps.train.optimizer.lr=1e-4"),
+    "continual_sft_slow": (*LONGER, "steps.train.optimizer.lr=1e-4"),
+    # In place of a classifier from the hub.
+    "sft_go_llmlingua2": (f"steps.classify.score.path={token_classifier.FOLDER}",),
 }
-PIPELINE_OF = {BASELINE: "cft"}
-NEEDS_HUB = ("sft_go_llmlingua2",)  # needs a classifier from the hub
-APART = ("tcd",)  # does not train, and has a separate table (experiments/robustness.py)
+PIPELINE_OF = {BASELINE: "cft", "slca_continual_slow": "slca_continual", "continual_sft_slow": "continual_sft"}
+ROBUSTNESS = "tcd"  # does not train; its table: experiments/robustness.py
+PAIRS = (("slca_continual", "continual_sft"), ("slca_continual_slow", "continual_sft_slow"))
+SEQUENCES = tuple(name for pair in PAIRS for name in pair)  # with separate tables
+ANCHORS = {ROBUSTNESS: "token-constraint-decoding", **dict.fromkeys(SEQUENCES, "data-sets-in-sequence")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,22 +113,23 @@ class Row:
 
 def systems(only: Sequence[str]) -> list[str]:
     """The systems to run: the baseline first, then by name."""
-    names = [path.stem for path in sorted((CONF_DIR / "pipeline").glob("*.yaml")) if path.stem not in NEEDS_HUB]
-    if unknown := set(only) - {BASELINE, *names}:
-        raise SystemExit(
-            f"--only: no such system: {', '.join(sorted(unknown))}; they are {', '.join([BASELINE, *names])}"
-        )
-    return [name for name in (BASELINE, *names) if not only or name in only]
+    names = [path.stem for path in sorted((CONF_DIR / "pipeline").glob("*.yaml"))]
+    names = [*PIPELINE_OF, *names]
+    if unknown := set(only) - set(names):
+        raise SystemExit(f"--only: no such system: {', '.join(sorted(unknown))}; they are {', '.join(names)}")
+    return [name for name in names if not only or name in only]
 
 
-def said(pipeline: str) -> dict[str, Any]:
-    """Contents of the pipeline's yaml."""
-    return yaml.safe_load((CONF_DIR / "pipeline" / f"{pipeline}.yaml").read_text(encoding="utf-8"))
+@cache
+def written(pipeline: str) -> dict[str, Any]:
+    """Contents of the pipeline's yaml and of the one that it extends."""
+    with composing():
+        return composed_tree("pipeline", [f"pipeline={pipeline}"]).written
 
 
 def steps_of(pipeline: str) -> dict[str, dict[str, Any]]:
     """Settings of each step in the yaml."""
-    return {name: node or {} for name, node in said(pipeline)["steps"].items()}
+    return {name: node or {} for name, node in written(pipeline)["steps"].items()}
 
 
 def words_of(system: str, *, seed: int) -> list[str]:
@@ -148,6 +164,8 @@ def run(system: str, *, seed: int) -> bool:
     folder = folder_of(system, seed)
     words = words_of(system, seed=seed)
     console.print(f"$ cft pipeline {' '.join(words)}", style="dim", markup=False, highlight=False)
+    if str(token_classifier.FOLDER) in " ".join(words):
+        token_classifier.write(token_classifier.FOLDER)
     argv, printed = sys.argv, io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
@@ -166,11 +184,8 @@ def rows_of(system: str, *, seed: int) -> Iterator[Row]:
     """Rows of a finished run."""
     folder = folder_of(system, seed)
     records = {path.stem: json.loads(path.read_bytes()) for path in sorted((folder / "steps").glob("*.json"))}
-    last = next(reversed(said(PIPELINE_OF.get(system, system)).get("sequence") or {}), None)
     minutes = sum(record["seconds"] or 0 for record in records.values()) / 60
     for name, record in records.items():
-        if last and not name.startswith(f"{last}-on-"):  # data sets in sequence: only the model trained on all
-            continue
         for path in sorted((folder / name).rglob("samples.parquet")) if record["stage"] == "evaluate" else ():
             results = json.loads((path.parent / "results.json").read_bytes())
             yield Row(
@@ -241,34 +256,66 @@ def described() -> dict[str, tuple[str, str, str]]:
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown table: for each system its final model first, with the description, then its earlier models."""
-    yield "| system | source | steps | reconstructed or missing parts | tested after | seeds | accuracy | minus SFT | minutes |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    columns = (
+        "command",
+        "source",
+        "steps",
+        "reconstructed or missing",
+        "tested after",
+        "seeds",
+        "accuracy",
+        "minus SFT",
+    )
+    yield f"| {' | '.join((*columns, 'minutes', 'minutes, complete'))} |"
+    yield "|---" * 10 + "|"
+    complete = read_minutes()
     texts = described() | {BASELINE: ("plain fine-tuning", "as `cft`", "")}
     baseline = [row for row in rows if row.system == BASELINE and row.step == "evaluate"]
-    for system in sorted({row.system for row in rows} - set(APART), key=lambda name: (name != BASELINE, name)):
-        steps = sorted({row.step for row in rows if row.system == system}, key=lambda name: (name != "evaluate", name))
+    shown = {row.system for row in rows} - (set(PIPELINE_OF) - {BASELINE})
+    for system in sorted(shown, key=lambda name: (name != BASELINE, name)):
+        mine = [row for row in rows if row.system == system]
+        steps = sorted({row.step for row in mine}, key=lambda name: (name != "evaluate", name))
+        what = (f"`{command(system)}`", *texts.get(system, ("",) * 3))
+        minutes = f"{min(row.minutes for row in mine):.1f} | {f'{complete[system]:.1f}' if system in complete else ''}"
+        if system in (ROBUSTNESS, *SEQUENCES):
+            seeds = 1 if system == ROBUSTNESS else len({row.seed for row in mine})
+            yield f"| {' | '.join(what)} | {len(steps)} tests, [below](#{ANCHORS[system]}) | {seeds} |  |  | {minutes} |"
+            continue
         for step in steps:
-            own = [row for row in rows if (row.system, row.step) == (system, step)]
+            own = [row for row in mine if row.step == step][: 1 if untrained(system, step) else None]
             accuracy, difference = measured(own, baseline)
-            minus = "–" if difference is None or (system, step) == (BASELINE, "evaluate") else _signed(difference)
-            what = (f"`{system}`", *texts.get(system, ("",) * 3)) if step == steps[0] else ("",) * 4
-            minutes = f"{min(row.minutes for row in own):.1f}" if step == steps[0] else ""
-            yield f"| {' | '.join(what)} | `{step}` | {len(own)} | {_plain(accuracy)} | {minus} | {minutes} |"
+            minus = "–" if difference is None or (system, step) == (BASELINE, "evaluate") else signed(difference)
+            first = (*what, minutes) if step == steps[0] else (*[""] * 4, " | ")
+            middle = f"`{step}` | {len(own)} | {plain(accuracy)} | {minus}"
+            yield f"| {' | '.join(first[:4])} | {middle} | {first[4]} |"
 
 
-def _plain(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def untrained(system: str, step: str) -> bool:
+    """Whether a step tests the initial model, so that seeds repeat the same greedy responses."""
+    return "checkpoint" not in steps_of(PIPELINE_OF.get(system, system))[step]
 
 
-def _signed(interval: Interval) -> str:
-    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+def command(system: str) -> str:
+    """The whole system, with its own settings."""
+    changes = OWN[system] if system == BASELINE else ()
+    return " ".join(("cft pipeline", f"pipeline={PIPELINE_OF.get(system, system)}", *changes))
+
+
+def sequences(rows: Sequence[Row]) -> Iterator[str]:
+    """Markdown tables of the systems that train on data sets in sequence."""
+    data = list(written(SEQUENCES[0])["sequence"])
+    right = {name: {(row.seed, row.step): row.right for row in rows if row.system == name} for name in SEQUENCES}
+    found = {name: matrix(of, data, seeds=sorted({seed for seed, _ in of})) for name, of in right.items() if of}
+    return matrix_tables(found, data, pairs=PAIRS)
 
 
 def write_page(rows: Sequence[Row]) -> None:
-    """Replace the table between its marks in PAGE; the surrounding text is not generated."""
-    before, start, rest = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
-    after = rest.partition("<!-- end of table -->\n")[2]
-    text = f"{before}{start}{chr(10).join(table(rows))}\n<!-- end of table -->\n{after}"
+    """Replace the tables between their marks in PAGE; the surrounding text is not generated."""
+    text = PAGE.read_text(encoding="utf-8")
+    for mark, lines in (("table", table(rows)), ("sequences", sequences(rows))):
+        before, start, rest = text.partition(f"<!-- {mark} -->\n")
+        end = f"<!-- end of {mark} -->\n"
+        text = f"{before}{start}{chr(10).join(lines)}\n{end}{rest.partition(end)[2]}"
     write_bytes(PAGE, text.encode())
 
 

@@ -13,6 +13,7 @@ from cft.config.stages import STAGES
 
 COMMANDS = {
     **{name: entry.summary for name, entry in STAGES.items()},
+    "labels": "token ids with labels and weights: short for cft export format=labels",
     "report": report.SUMMARY,
     "completion": completion.SUMMARY,
 }
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f", did you mean {near[0]}?" if near else ""
         print(f"cft: no command {name!r}{hint}\n\n{overview()}", file=sys.stderr)
         return EXIT_USER_ERROR
+    if name == "labels":
+        name, arguments = "export", ["format=labels", *arguments]
     if name == "completion":
         return completion.run(arguments, commands=tuple(COMMANDS))
     return stage.run(name, arguments) if name in STAGES else report.run(arguments)

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cft.cli.exit_status import reported
+from cft.cli.usage import usage
 from cft.config.build import check_command_line, checked
 from cft.config.check import named
 from cft.config.hydra_internals import argument_parser
@@ -26,6 +27,9 @@ def run(name: str, arguments: Sequence[str]) -> int:
     before = STAGES[name].arguments
     words = _with_absolute_config_path(named(before)(arguments) if before else list(arguments))
     sys.argv = [f"cft {name}", *words]  # which Hydra reads
+    if argument_parser().parse_known_args(words)[0].help:
+        print(usage(name, words))
+        return 0
     check_command_line(name)
     hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(partial(job, name=name))()
     return 0

@@ -36,13 +36,13 @@ _DEEPEST = 30
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetail:
-    """key: the dotted path it is about, or the override as typed. text: what is wrong and what was expected."""
+    """key: the dotted path it is about, or the override as typed, "" if the text names it. text: what is wrong and expected."""
 
     key: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.text}"
+        return f"{self.key}: {self.text}" if self.key else self.text
 
 
 def named(target: str) -> Callable[..., Any]:

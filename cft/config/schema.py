@@ -251,6 +251,7 @@ class CriticalTokensConfig:
 @dataclass
 class RewardConfig:
     length_penalty: Fraction = MISSING
+    levels: Nodes = field(default_factory=dict)
 
 
 @dataclass
@@ -365,6 +366,8 @@ class CompareConfig:
     seeds: AtLeastOne = MISSING
     rates: list[float] = field(default_factory=list)
     search_seeds: AtLeastOne = MISSING
+    validation_problems: AtLeastOne = MISSING
+    test_problems: AtLeastOne = MISSING
     keep: Literal["results", "exports", "all"] = MISSING
     probe_problems: AtLeastOne = MISSING
     estimate_only: bool = MISSING

@@ -6,7 +6,6 @@ The stages read the rows again with the same functions and raise the same errors
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from itertools import islice
@@ -18,22 +17,23 @@ from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row
 from cft.data.row_contents import REMEDY, RowFields
 from cft.data.row_files import file_rows
 from cft.data.rows_as_problems import problem_of
-from cft.data.sources import jsonl
+from cft.files import LARGEST_READ_AHEAD
 from cft.types import ASSISTANT
 
-FILES = ("path", "validation_path", "test_path")
+_FILES = ("path", "validation_path")
+_FIRST = 1000  # rows of a large file that are looked at
 
 
 def faults(data: Mapping[str, Any], *, annotated: bool, compared: bool, chat: bool) -> str:
     """What is wrong with the rows of local files; "" if nothing is, or if they are elsewhere.
 
     Args:
-        data: a valid config of `data=rows` or `data=jsonl`.
+        data: a valid config of `data=rows`.
         annotated: whether rows are problems with responses, for `cft annotate`.
         compared: whether they are preference rows.
         chat: whether prompts are made with a chat template.
     """
-    files = [Path(str(data.get(name) or "")).expanduser() for name in FILES]
+    files = [Path(str(data.get(name) or "")).expanduser() for name in _FILES]
     stats = tuple((file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else () for file in files)
     return _faults(json.dumps(data, default=str), stats, annotated, compared, chat)
 
@@ -42,12 +42,7 @@ def faults(data: Mapping[str, Any], *, annotated: bool, compared: bool, chat: bo
 def _faults(settings: str, stats: tuple[tuple[int, ...], ...], annotated: bool, compared: bool, chat: bool) -> str:
     """stats: only part of the cache key, since the files may change."""
     del stats
-    keys = json.loads(settings)
-    return (
-        _problems_error(keys)
-        if "question_field" in keys
-        else _rows_error(keys, annotated=annotated, compared=compared, chat=chat)
-    )
+    return _rows_error(json.loads(settings), annotated=annotated, compared=compared, chat=chat)
 
 
 def _rows_error(keys: Mapping[str, Any], *, annotated: bool, compared: bool, chat: bool) -> str:
@@ -69,22 +64,16 @@ def _rows_error(keys: Mapping[str, Any], *, annotated: bool, compared: bool, cha
     )
 
 
-def _problems_error(keys: Mapping[str, Any]) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            jsonl(**{name: value for name, value in keys.items() if name not in ("_target_", "verifier")})
-        except ProblemError as error:
-            return str(error)
-    return ""
-
-
 def _error(path: str, keys: Mapping[str, Any], read: Callable[[Row], object], *, limit: int) -> str:
-    if not Path(path).expanduser().is_file():
+    """Of a large file only the first rows are looked at, and it is an error only if all of them are bad."""
+    file = Path(path).expanduser()
+    if not file.is_file():
         return ""
+    large = file.stat().st_size > LARGEST_READ_AHEAD
+    limits = [*([limit] if limit >= 0 else []), *([_FIRST] if large else [])]
     quarantine, count = Quarantine(path, keys["max_bad_rows"], remedy=REMEDY), 0
     try:
-        for row in islice(file_rows(path, config="", revision="", split=""), None if limit < 0 else limit):
+        for row in islice(file_rows(path, config="", revision="", split=""), min(limits, default=None)):
             count += 1
             try:
                 read(row)
@@ -92,4 +81,4 @@ def _error(path: str, keys: Mapping[str, Any], read: Callable[[Row], object], *,
                 quarantine.add(row, reason=str(error))
     except ProblemError as error:
         return str(error)
-    return quarantine.error(rows=count)
+    return "" if large and sum(quarantine.counts.values()) < count else quarantine.error(rows=count)

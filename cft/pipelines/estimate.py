@@ -19,11 +19,10 @@ from rich.table import Table
 from cft.annotation.store import AnnotationStore, find_annotation
 from cft.cli.job import composed
 from cft.config.build import build
-from cft.console import console
+from cft.console import console, duration, size
 from cft.data.row_files import file_rows
 from cft.data.rows_as_problems import problems_of
 from cft.files import write_json
-from cft.pipelines.clock import duration
 from cft.pipelines.comparison import Design
 from cft.pipelines.plan import Planner, Step, spelled_out
 from cft.pipelines.process import StepFailed
@@ -115,10 +114,8 @@ class Estimate:
             table.add_row(name, duration(seconds))
         table.add_row("all", duration(self.seconds), style="bold")
         console.print(table)
-        used = ", ".join(f"{count / 1e9:.1f} GB of the {name}" for name, count in self.memory.items())
-        console.print(
-            f"Peak memory of a step: {used}; disk space of the kept files: {self.disk / 1e9:.1f} GB", markup=False
-        )
+        used = ", ".join(f"{size(count)} of the {name}" for name, count in self.memory.items())
+        console.print(f"Peak memory of a step: {used}; disk space of the kept files: {size(self.disk)}", markup=False)
         for arm in self.unknown:
             console.print(
                 f"{arm}: its short training run failed, see above; the time of other arms is used for it", markup=False

@@ -6,7 +6,7 @@ value of its configuration. All errors of all steps are reported together; no st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from cft.cli.job import composed_config
 from cft.config.check import ErrorDetail, named, suggestion
 from cft.config.command_line import command_line_errors, read_command_line
 from cft.config.needs import missing_scores, stored_scores
-from cft.config.preflight import missing_inputs
+from cft.config.preflight import missing_inputs, unreadable_problems
 from cft.config.schema import keys_of
 from cft.config.stages import STAGES, Stage
 from cft.pipelines.entries import Entry, entries_of, filled, referred, shared_with
@@ -126,11 +126,16 @@ class Planner:
                 yield ErrorDetail(entry.key, f"{text} (for a single step: steps.NAME.{entry.key}=...)")
 
     def missing(self) -> Iterator[ErrorDetail]:
-        """Errors of inputs that do not exist and that no earlier step makes. Reads the file system."""
+        """Errors of inputs that do not exist and that no earlier step makes, each once. Reads the file system."""
+        found: dict[tuple[str, str], list[str]] = {}
+        unreadable = cache(unreadable_problems)
         for at, step in enumerate(self.steps):
             if step.stage != REPORT:
-                for key, text in _missing(step, self.steps[:at]):
-                    yield ErrorDetail(f"steps.{step.name}.{key}", text)
+                for error in _missing(step, self.steps[:at], unreadable):
+                    found.setdefault(error, []).append(step.name)
+        for (key, text), names in found.items():
+            others = f" (so for {len(names) - 1} other steps)" if len(names) > 1 else ""
+            yield ErrorDetail(f"steps.{names[0]}.{key}".rstrip("."), f"{text}{others}")
 
     # ---- one step
 
@@ -259,7 +264,7 @@ def _out(stage: Stage, config: Mapping[str, Any], folder: Path) -> Path:
     return Path(*(str(config[key]) for key in stage.out)) if stage.out else folder
 
 
-def _missing(step: Step, earlier: Sequence[Step]) -> Iterator[tuple[str, str]]:
+def _missing(step: Step, earlier: Sequence[Step], unreadable: Callable[[str, str], str]) -> Iterator[tuple[str, str]]:
     """(key, message) of inputs that do not exist and that no earlier step makes."""
     annotations = [one.out for one in earlier if one.stage == "annotate"]
     data = step.config.get("data")
@@ -270,9 +275,10 @@ def _missing(step: Step, earlier: Sequence[Step]) -> Iterator[tuple[str, str]]:
         return Path(annotations_dir, name) in annotations or Path(name) in annotations
 
     made = makes(name)
-    for key, text in missing_inputs(step.config):
+    for key, text in missing_inputs(step.config, unreadable=unreadable):
         named, _, value = key.partition("=")
-        if not (named in ("data.annotation", "pass_rates.annotation") and makes(value)):
+        in_earlier = value and any(Path(value).is_relative_to(one.folder) for one in earlier)
+        if not (in_earlier or (named.endswith("annotation") and makes(value))):
             yield key, text
     scores = {str(one.config["name"]) for one in earlier if one.stage == "score"}
     lacking = stored_scores(step.config) - scores

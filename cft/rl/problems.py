@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cft.annotation.rollouts import holds_rollouts
 from cft.annotation.store import AnnotationStore
@@ -13,6 +13,7 @@ from cft.data.chosen import PassRates
 from cft.data.problem_rows import normalized
 from cft.data.splits import Splits
 from cft.files import sha256_json
+from cft.rl.levels import NO_LEVEL, Level, Levels, level_of
 from cft.types import Problem
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The selected problems, prompt ids by problem id, and the number of problems left out, by reason."""
+    """The selected problems, prompt ids and level of length by problem id, and the number of problems left out, by reason."""
 
     problems: tuple[Problem, ...]
     prompts: dict[str, list[int]]
+    levels: dict[str, Level]
     left_out: dict[str, int]
 
     def problem(self, name: str) -> Problem:
@@ -71,6 +73,7 @@ def asked(
     max_new_tokens: int,
     at_least: int,
     rates: KnownRates | None = None,
+    levels: Levels | None = None,
 ) -> Asked:
     """Select the problems and encode their prompts.
 
@@ -84,6 +87,7 @@ def asked(
         max_new_tokens: Token limit of a response.
         at_least: Number of problems per step.
         rates: Pass rates to select by; None = problems of any pass rate.
+        levels: Levels of length, of which each problem gets one; None = none.
 
     Raises:
         ConfigError: Fewer than `at_least` problems remain.
@@ -92,7 +96,8 @@ def asked(
     free = [problem for problem in problems if normalized(problem.question) not in held_out]
     wanted = [problem for problem in free if rates is None or rates.hold(problem.id)]
     chosen = wanted[: limit if limit >= 0 else None]
-    prompts = {problem.id: [int(i) for i in prompt.ids(tokenizer, problem.question)] for problem in chosen}
+    given = {problem.id: levels[level_of(problem, levels)] if levels else NO_LEVEL for problem in chosen}
+    prompts = {p.id: [int(i) for i in prompt.ids(tokenizer, p.question + given[p.id].prompt)] for p in chosen}
     fit = [problem for problem in chosen if len(prompts[problem.id]) + max_new_tokens <= context]
     left_out = {
         "held out for the tests": len(problems) - len(free),
@@ -106,9 +111,15 @@ def asked(
             f"rollout.problems_per_step={at_least}: data {data.name} gives {len(fit)} problems{reasons}; expected enough for "
             "one step. Lower it, raise limit, or choose other data"
         )
-    return Asked(tuple(fit), {problem.id: prompts[problem.id] for problem in fit}, left_out)
+    kept = {problem.id: given[problem.id] for problem in fit}
+    return Asked(tuple(fit), {name: prompts[name] for name in kept}, kept, left_out)
 
 
-def rows_of(problems: Sequence[Problem]) -> dict[str, list[str]]:
-    """The columns of TRL's data set. The prompt is the problem id, from which `cft/rl/trainer.py` looks up the token ids."""
-    return {"prompt": [problem.id for problem in problems], "answer": [problem.answer for problem in problems]}
+def rows_of(found: Asked) -> dict[str, list[Any]]:
+    """The columns of TRL's data set. The prompt is the problem id, from which `cft/rl/trainer.py` looks up the token ids; the
+    other columns are arguments of the reward function."""
+    return {
+        "prompt": [problem.id for problem in found.problems],
+        "answer": [problem.answer for problem in found.problems],
+        "penalty_scale": [found.levels[problem.id].penalty_scale for problem in found.problems],
+    }

@@ -1,13 +1,13 @@
 """The verifier's verdict as a reward.
 
-    right                            1 - length_penalty * tokens / max_new_tokens
+    right                            1 - length_penalty * scale * tokens / max_new_tokens
     wrong, or cut off unanswered     0
     undecided                        None
 
 TRL excludes a response without a reward from its group's mean and standard deviation and gives it no advantage, so that
 undecided responses count neither as right nor as wrong. The length penalty applies only to right responses, after TLDR (arXiv
-2505.07961). It is a reconstruction, since the paper's formula was not available. With a coefficient of at most 1, no right
-response gets less than a wrong one.
+2505.07961); scale is that of the problem's level of length (`cft/rl/levels.py`), 1 without levels. This is a reconstruction,
+since the paper's formula was not available. With factors of at most 1, no right response gets less than a wrong one.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def verified_reward(
         *,
         completion_ids: Sequence[Sequence[int]],
         answer: Sequence[str],
+        penalty_scale: Sequence[float],
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
     ) -> list[float | None]:
@@ -68,8 +69,8 @@ def verified_reward(
             if decided:
                 log_metric(PASS_RATE, decided.count(Outcome.RIGHT) / len(decided))
         return [
-            reward_of(outcome, tokens=len(ids), max_new_tokens=max_new_tokens, length_penalty=length_penalty)
-            for outcome, ids in zip(outcomes, completion_ids, strict=True)
+            reward_of(outcome, tokens=len(ids), max_new_tokens=max_new_tokens, length_penalty=length_penalty * scale)
+            for outcome, ids, scale in zip(outcomes, completion_ids, penalty_scale, strict=True)
         ]
 
     return verdict

@@ -126,7 +126,7 @@ def grpo_trainer(
         policy,
         reward_funcs=reward,
         args=args,
-        train_dataset=Dataset.from_dict(rows_of(asked.problems)),
+        train_dataset=Dataset.from_dict(rows_of(asked)),
         processing_class=copy.deepcopy(model.tokenizer),  # a copy, since TRL adds a padding token
         callbacks=callbacks,
         optimizers=(optimizer, None),

@@ -18,6 +18,10 @@ DATA = "data.json"
 EXPORT = "export"
 SEQUENCE = "sequence.json"  # of a pipeline over a sequence of data sets
 ADAPTER = "export.adapter"  # with LoRA, beside the export, in which adapters are merged
+NO_WEIGHTS = (
+    f"neither a run folder of cft train or cft rl (with {EXPORT}/config.json) nor a Hugging Face model folder (with "
+    "config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"
+)
 # Parts of a config that determine a trained model, and an untrained one.
 TRAINED_BY = (
     *("model", "data", "optimizer", "schedule", "trainer", "callbacks", "prompt"),
@@ -31,6 +35,12 @@ _NO_SETTING = frozenset(
         *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
     )
 )
+
+
+def weights_folder(checkpoint: str | Path) -> Path | None:
+    """The Hugging Face model folder of a run, or the folder itself; None if neither is there."""
+    path = Path(checkpoint).expanduser()
+    return next((folder for folder in (path / EXPORT, path) if (folder / "config.json").is_file()), None)
 
 
 def group_of(folder: Path) -> str:

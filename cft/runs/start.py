@@ -9,7 +9,7 @@ from typing import Any
 from cft.config.build import ConfigError
 from cft.prompts.chat import prompt_conflict
 from cft.runs.results import RunResults
-from cft.runs.run import EXPORT
+from cft.runs.run import EXPORT, NO_WEIGHTS, weights_folder
 
 # Settings that are taken from the checkpoint.
 REPLACED = ("checkpoint", "model.path", "model.name", "model.revision")
@@ -20,14 +20,9 @@ def checkpoint_folder(checkpoint: str, *, key: str = "checkpoint") -> tuple[Path
 
     key: that names it, for messages.
     """
-    path = Path(checkpoint)
-    for folder in (path / EXPORT, path):
-        if (folder / "config.json").is_file():
-            return folder, RunResults.find(path)
-    raise ConfigError(
-        f"{key}={checkpoint}: neither a run folder of cft train or cft rl (with {EXPORT}/config.json) nor a Hugging "
-        "Face model folder (with config.json). A run that was cut off has no export yet: cft train ... resume=<run folder>"
-    )
+    if (folder := weights_folder(checkpoint)) is None:
+        raise ConfigError(f"{key}={checkpoint}: {NO_WEIGHTS}")
+    return folder, RunResults.find(Path(checkpoint).expanduser())
 
 
 def require_same_prompt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,22 @@ def rl_card(folder: Path) -> str:
         "started from": f"{arm['model']}{f', fine-tuned: {method}' if method else ''}",
         "problems": f"{data['train_problems']:,} of {data['problems']}, SHA-256 {data['fingerprint']}",
         "reward": f"verdicts of `{data['verifier']}`; undecided ones left out; length penalty "
-        f"{settings['reward.length_penalty']}",
+        f"{settings['reward.length_penalty']}{_levels(settings)}",
         "training": f"GRPOTrainer of TRL, loss {settings['grpo.loss_type']}, steps: {budget['steps']} of "
         f"{budget['rows_per_step']} responses, learning rate: {settings['optimizer.lr']}, seed: {results.seed}",
         "settings (identity)": results.identity,
     }
     return card(header, _of_weights(results, title, facts, metrics, bound_by="problems"))
+
+
+def _levels(settings: Mapping[str, Any]) -> str:
+    """What a user of the weights must write into the prompt."""
+    names = sorted(key.split(".")[2] for key in settings if re.fullmatch(r"reward\.levels\.[^.]+\.prompt", key))
+    level = "reward.levels.{}.{}".format
+    said = [
+        f"{name} {settings[level(name, 'penalty_scale')]} with {settings[level(name, 'prompt')]!r}" for name in names
+    ]
+    return f", times (by a sentence after the question) {', '.join(said)}" if said else ""
 
 
 def _use(*, adapter: bool) -> list[str]:

@@ -41,7 +41,8 @@ def print_summary(store: AnnotationStore, job: Job, *, problems_asked: Sequence[
         table.add_row("response tokens", f"{tokens:,}")
         if tried < tokens:
             table.add_row("positions tried", f"{tried:,} of them ({tried / tokens:.1%}); the others remain untried")
-        table.add_row(deciding_word(rows), f"{fraction:.1%}" + (" of those tried" if tried < tokens else ""))
+        if tried:
+            table.add_row(deciding_word(rows), f"{fraction:.1%}" + (" of those tried" if tried < tokens else ""))
     table.add_row("continuations", f"{counts.get('forks', 0):,}")
     if probes := counts.get("probes"):
         table.add_row("probes", f"{probes:,} prefixes of responses continued, to choose positions")

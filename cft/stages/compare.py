@@ -29,17 +29,17 @@ def compare(cfg: CompareConfig, job: Job) -> Path:
     """Run all steps that are not done; returns the folder of the comparison."""
     settings, design = settings_of(cfg, job), Design.of(plain(cfg))
     runner = Runner(settings=settings, isolated=cfg.isolated, flags=job.flags)
-    found = estimate(design, runner, cfg.shared, probe=cfg.probe_problems, keep=cfg.keep)
-    found.show()
-    if cfg.estimate_only:
-        console.print(f"Nothing else was started (estimate_only=true): {settings.folder / ESTIMATE}", markup=False)
-        return settings.folder
     planner = Planner(settings, cfg.shared)
     fixed = design.before(planner)
     searches = design.searches(planner) if len(design.rates) > 1 else {}
     searched = [step for steps in searches.values() for step in steps]
     if missing := [*planner.errors, *planner.missing()]:
         raise ConfigError(*missing)
+    found = estimate(design, runner, cfg.shared, probe=cfg.probe_problems, keep=cfg.keep)
+    found.show()
+    if cfg.estimate_only:
+        console.print(f"Nothing else was started (estimate_only=true): {settings.folder / ESTIMATE}", markup=False)
+        return settings.folder
     names = [step.name for step in (*fixed, *searched)]
     clock = Clock(found.steps, to_do=[*names, *design.final_names(), REPORT])
     of = len(clock.to_do)

@@ -13,7 +13,7 @@ from cft import run_log
 from cft.annotation.store import find_annotation
 from cft.config.build import ConfigError
 from cft.config.schema import PushConfig
-from cft.console import console
+from cft.console import console, size
 from cft.errors import UserError
 from cft.runs.job import Job
 from cft.runs.publish import Parcel, parcel
@@ -35,10 +35,10 @@ def push(cfg: PushConfig, job: Job) -> str:
     run_log.write_to(job.folder)
     if made.rewritten:
         console.print(f"Local paths and secrets were removed from: {', '.join(made.rewritten)}", markup=False)
-    size = sum(
+    count = sum(
         len(content) if isinstance(content, bytes) else content.stat().st_size for content in made.files.values()
     )
-    console.print(f"Sending {made.kind}: {len(made.files)} files, {size / 1e6:,.1f} MB", markup=False)
+    console.print(f"Sending {made.kind}: {len(made.files)} files, {size(count)}", markup=False)
     try:
         address = _upload(made, cfg)
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:

@@ -32,6 +32,7 @@ from cft.models.load import load_tokenizer
 from cft.prompts.chat import Prompt, prompting
 from cft.quiet import quiet_libraries
 from cft.rl.arm import PARTS, RATES_OF, arm_after, start_settings
+from cft.rl.levels import require_spelt
 from cft.rl.problems import Asked, KnownRates, asked
 from cft.rl.resume import CHECKPOINTS, finished, newest
 from cft.runs.arm import arm_of, part_of
@@ -113,6 +114,8 @@ def _prepared(cfg: RlConfig) -> _Prepared:
     if cfg.evaluation.problems or cfg.grpo.token_mask != "none":
         require_decodes(make_engine.name, model.config)
     rated = _rated(cfg)
+    levels = {name: build(level) for name, level in cfg.reward.levels.items()}
+    require_spelt(levels, tokenizer)
     found = asked(
         data,
         limit=cfg.limit,
@@ -123,6 +126,7 @@ def _prepared(cfg: RlConfig) -> _Prepared:
         max_new_tokens=cfg.rollout.max_new_tokens,
         at_least=cfg.rollout.problems_per_step,
         rates=KnownRates.of(rated, PassRates(cfg.pass_rates.min, cfg.pass_rates.max)) if rated else None,
+        levels=levels,
     )
     tested = room_of(
         splits,

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cft import run_log
 from cft.annotation.store import AnnotationStore, StoreError, find_annotation
-from cft.config.build import ConfigError, build
+from cft.config.build import build
 from cft.config.part import Part
 from cft.config.schema import ScoreConfig
 from cft.console import console, progress
@@ -35,7 +35,7 @@ from cft.models.load import (
 )
 from cft.quiet import quiet_libraries
 from cft.runs.job import Job
-from cft.runs.run import EXPORT
+from cft.runs.start import checkpoint_folder
 from cft.scores.methods import OwnModel, ScoreKind
 from cft.scores.store import (
     StoredScore,
@@ -256,14 +256,8 @@ def _model_spec(cfg: ScoreConfig, kind: ScoreKind) -> ModelSpec:
     """The model, or that of the checkpoint; without new adapters, since it is frozen."""
     spec: ModelSpec = build(cfg.model)
     if cfg.checkpoint:
-        path = Path(cfg.checkpoint)
-        folder = next((f for f in (path / EXPORT, path) if (f / "config.json").is_file()), None)
-        if folder is None:
-            raise ConfigError(
-                f"checkpoint={cfg.checkpoint}: neither a run folder of cft train (with {EXPORT}/config.json) nor a Hugging "
-                "Face model folder (with config.json)"
-            )
-        spec = dataclasses.replace(spec, path=str(folder), name=path.name)
+        folder, _ = checkpoint_folder(cfg.checkpoint)
+        spec = dataclasses.replace(spec, path=str(folder), name=Path(cfg.checkpoint).name)
     attention = "eager" if kind.eager else spec.attn_implementation
     return dataclasses.replace(spec, lora=None, gradient_checkpointing=False, attn_implementation=attention)
 

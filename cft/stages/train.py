@@ -254,9 +254,8 @@ def _print_end(results: RunResults, fitted: Fitted, *, folder: Path, seconds: fl
         before = f" (before training {base['metrics']['eval/accuracy']['value']:.3f})" if base else ""
         measured = f"test accuracy {results.accuracy:.3f}{before}"
     console.print(
-        f"Done: {results.train_seconds:.0f} s of training, {seconds:.0f} s in all; best epoch {best_epoch + 1} of "
-        f"{fitted.epochs():g} (best_epoch {best_epoch} in results.json and metrics.csv, which count from 0); {measured}; "
-        f"export: {folder / EXPORT}"
+        f"Done: {results.train_seconds:.0f} s of training, {seconds:.0f} s in all; {measured}; export of epoch "
+        f"{best_epoch + 1} of {fitted.epochs():g}, the best: {folder / EXPORT}"
     )
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from cft.config.build import build, trying
 from cft.config.schema import TrainConfig
-from cft.console import console, progress
+from cft.console import console, progress, size
 from cft.data.module import RowsDataModule
 from cft.evaluation.evaluation import Solver
 from cft.loggers.build import RunFacts
@@ -47,7 +47,6 @@ from cft.training.memory import (
     free_disk,
     largest_micro_batch,
     require_room,
-    size,
     states_per_parameter,
 )
 from cft.training.module import CausalLMModule

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cft.console import size
 from cft.errors import UserError
 from cft.models.architecture import is_recurrent
 from cft.models.head import backbone
@@ -57,11 +58,6 @@ class MemoryEstimate:
         parts = ("weights", "gradients", "optimizer", "activations", "logits")
         listed = ", ".join(f"{part} {size(getattr(self, part))}" for part in parts)
         return f"about {size(self.total)} ({listed})"
-
-
-def size(count: float) -> str:
-    """A number of bytes as text."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def estimate(

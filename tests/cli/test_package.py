@@ -17,6 +17,7 @@ from packaging.version import Version
 
 from cft import __version__
 from cft.cli.main import COMMANDS, main
+from cft.config.schema import keys_of
 from cft.config.stages import STAGES
 from cft.shipped import CONF_DIR
 from tests.conftest import ROOT
@@ -161,7 +162,7 @@ def test_the_command_alone_lists_its_commands(capsys: pytest.CaptureFixture[str]
         text = capsys.readouterr().out
         for name in ("annotate", "train", "evaluate", "score", "export", "push", "report"):
             assert re.search(rf"^  {name} +\S", text, re.MULTILINE), name
-    assert set(COMMANDS) == {*STAGES, "report", "completion"}
+    assert set(COMMANDS) == {*STAGES, "labels", "report", "completion"}
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,6 +199,30 @@ def test_a_stage_names_what_exists(stage: str) -> None:
     assert f"hydra:\n  job:\n    name: {stage}\n" in text
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_help_of_a_stage_names_its_groups_and_keys(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([stage, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(STAGES[stage].summary)
+    for key in keys_of(STAGES[stage].schema).values():
+        group = key.node and not key.many
+        assert re.search(rf"^  {key.name}{' ' if group else ':'}", text, re.MULTILINE) or key.many, key.name
+
+
+def test_labels_is_short_for_an_export(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["labels", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(STAGES["export"].summary)
+    assert re.search(r"^  format +.*\[labels\]", text, re.MULTILINE)
+
+
+def test_the_help_of_a_command_line_with_an_error_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "mask=critcal", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "[critical], " in text
+    assert "Without the overrides, which are not right: " in text
+
+
 def test_configs_of_ones_own_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,9 +234,9 @@ def test_configs_of_ones_own_are_found(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cft"])
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # put back: --cfg leaves it set
-    with pytest.raises(SystemExit) as end:
-        main(["train", "--config-dir", "mine", "mask=own", "--help"])
-    assert end.value.code == 0
-    assert "num_tokens: 3" in capsys.readouterr().out
+    assert main(["train", "--config-dir", "mine", "mask=own", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "\nmask=own:\n  _target_: cft.masks.Prefix\n  num_tokens: 3\n" in text
+    assert " [own], " in text
     assert main(["export", "--config-path", "whole", "--cfg", "job"]) == 0
     assert "out: here" in capsys.readouterr().out

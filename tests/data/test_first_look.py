@@ -134,3 +134,11 @@ def test_it_is_light() -> None:
 def test_its_settings_are_those_of_the_yaml() -> None:
     keys = yaml.safe_load((CONF_DIR / "data" / "rows.yaml").read_text())
     assert {key for key in keys if not key.startswith("_")} == {*OPTIONS, "path"}
+
+
+def test_of_a_large_file_only_the_first_rows_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cft.data.first_look.LARGEST_READ_AHEAD", 10)
+    monkeypatch.setattr("cft.data.first_look._FIRST", 3)
+    bad = {"prompt": "2?"}
+    assert "3 of 3 rows cannot be used" in look(write(tmp_path / "bad.jsonl", [bad] * 5))
+    assert look(write(tmp_path / "some.jsonl", [bad, bad, GOOD, bad, bad])) == ""

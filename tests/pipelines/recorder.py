@@ -19,7 +19,8 @@ def evaluate(cfg: EvaluateConfig, job: Job) -> Path:
     calls.append({"step": step, "checkpoint": cfg.checkpoint, "limit": cfg.limit, "seed": cfg.seed, "group": job.group})
     if (error := raising.get(step)) is not None:
         raise error
-    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "export").mkdir(parents=True, exist_ok=True)
+    (job.folder / "export" / "config.json").write_text("{}")
     (job.folder / "model.safetensors").write_text(str(cfg.limit % 100))
     return job.folder
 

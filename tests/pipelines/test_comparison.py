@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from cft.cli.job import composed
 from cft.config.needs import GIVEN_ROWS
 from cft.config.step_words import of_compare
+from cft.config.typed import plain
+from cft.console import duration, size
 from cft.errors import UserError
 from cft.pipelines import estimate
-from cft.pipelines.clock import Clock, duration
+from cft.pipelines.clock import Clock
 from cft.pipelines.comparison import Design, chosen_rate
 from cft.pipelines.plan import Planner, Settings, Step
 from cft.pipelines.records import Record
@@ -220,9 +223,18 @@ def test_what_is_left_follows_how_long_the_steps_so_far_took() -> None:
         {"base": 10.0, "search-sft": 100.0, "sft": 200.0}, ["base", "search-sft-lr1e-05", "sft-seed0", "report"]
     )
     assert clock.left("base") == " (about 5 min left)"
-    clock.done("base", 20.0)  # twice as long as expected
-    assert clock.left("search-sft-lr1e-05") == " (about 10 min left)"
+    clock.done("base", 20.0)  # twice as long as expected, of 310 s: (20 + 62) / (10 + 62)
+    assert clock.left("search-sft-lr1e-05") == " (about 6 min left)"
     clock.done("search-sft-lr1e-05", None)  # of an earlier run
-    assert clock.left("sft-seed0") == " (about 7 min left)"
+    assert clock.left("sft-seed0") == " (about 4 min left)"
     assert clock.left("report") == ""
     assert [duration(s) for s in (5, 600, 7200)] == ["5 s", "10 min", "2.0 h"]
+    assert [size(count) for count in (1500, 2_000_000, 3.25e9)] == ["1.5 kB", "2.0 MB", "3.2 GB"]
+
+
+def test_the_number_of_test_problems_holds_for_the_untrained_model_and_for_every_run() -> None:
+    config = composed("compare", [*of_compare(["test_problems=7", "validation_problems=3"])])[0]
+    one = Design.of(plain(config))
+    assert one.fixed()["base"]["limit"] == 7
+    trained = one.training("sft", rate=1.0, seed=0)
+    assert (trained["evaluation.problems"], trained["validation.problems"]) == (7, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -79,8 +80,7 @@ def test_only_what_changed_runs_again(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_step_whose_output_is_gone_runs_again(tmp_path: Path) -> None:
     ran(tmp_path)
-    (tmp_path / "second" / "model.safetensors").unlink()
-    (tmp_path / "second").rmdir()
+    shutil.rmtree(tmp_path / "second")
     assert ran(tmp_path) == ["second"]
 
 

@@ -31,7 +31,8 @@ def rollouts() -> tuple[BruteForce, Asked, list[list[int]], list[Outcome]]:
     brute = BruteForce(Path(locate("package:tiny_arith")), max_new_tokens=cfg.rollout.max_new_tokens)
     problems = build(cfg.data).train[:2]
     prompt = build(cfg.prompt)
-    asked = Asked(problems, {p.id: prompt.ids(brute.tokenizer, p.question) for p in problems}, {})
+    prompts = {p.id: prompt.ids(brute.tokenizer, p.question) for p in problems}
+    asked = Asked(problems, prompts, levels={}, left_out={})
     model: Any = brute.model
     torch.manual_seed(1)
     responses, outcomes = [], []

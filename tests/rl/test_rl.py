@@ -6,19 +6,23 @@ import importlib.util
 from typing import Any
 
 import pytest
+import yaml
 
 from cft.config.build import ConfigError
 from cft.config.preflight import missing_inputs
 from cft.data.chosen import PassRates
 from cft.data.problem_rows import normalized
 from cft.data.sources import arithmetic
+from cft.models.load import ModelSpec, load_tokenizer
 from cft.pipelines.entries import Entry, shared_with
 from cft.report.arm_names import BASE, is_base, is_sft, name_of
 from cft.rl.arm import arm_after, start_settings
+from cft.rl.levels import Level, require_spelt
 from cft.rl.problems import KnownRates, asked, rows_of
 from cft.rl.reward import reward_of, verified_reward
 from cft.runs.results import RunResults
 from cft.runs.start import checkpoint_folder
+from cft.shipped import CONF_DIR
 from cft.types import Outcome
 from tests.command_lines import mistakes
 
@@ -87,11 +91,19 @@ def test_rates_are_of_what_was_decided() -> None:
         return [(outcome, "") for outcome in outcomes]
 
     grading: Any = grader
-    reward = verified_reward(grading, ends={2}, max_new_tokens=10, length_penalty=0.0)
     logged: dict[str, float] = {}
     ids = [[5, 2], [5], [2], [7, 8]]
-    found = reward(completion_ids=ids, answer=["1"] * 4, log_metric=logged.__setitem__, prompts=[], completions=[])
-    assert found == [1.0, None, 0.0, 1.0]
+    further: dict[str, Any] = {"log_metric": logged.__setitem__, "prompts": [], "completions": []}
+
+    def rewards(length_penalty: float, scales: list[float]) -> list[float | None]:
+        reward = verified_reward(grading, ends={2}, max_new_tokens=10, length_penalty=length_penalty)
+        return reward(completion_ids=ids, answer=["1"] * 4, penalty_scale=scales, **further)
+
+    # By hand, 1 - 0.5 * scale * 2 / 10: the scale of each response's own problem.
+    assert rewards(0.5, [1.0, 1.0, 1.0, 0.5]) == [0.9, None, 0.0, 0.95]
+    assert rewards(0.5, [0.0, 1.0, 1.0, 1.0]) == [1.0, None, 0.0, 0.9]
+    seen.clear()
+    assert rewards(0.0, [1.0] * 4) == [1.0, None, 0.0, 1.0]
     assert seen == ["stop", "length", "stop", "length"]
     assert logged == {"undecided_rate": 0.25, "pass_rate": pytest.approx(2 / 3)}
 
@@ -125,7 +137,9 @@ def test_problems_of_the_tests_are_not_trained_on() -> None:
     _, found = _asked(held_out=held_out)
     assert found.problems == everything.problems[3:]
     assert found.left_out == {"held out for the tests": 3}
-    assert rows_of(found.problems)["prompt"] == [problem.id for problem in data.train[3:]]
+    rows = rows_of(found)
+    assert rows["prompt"] == [problem.id for problem in data.train[3:]]
+    assert set(rows["penalty_scale"]) == {1.0}  # no levels
     assert found.fingerprint() != everything.fingerprint()
 
 
@@ -140,6 +154,46 @@ def test_problems_are_chosen_by_the_pass_rates_of_their_rollouts_before_the_limi
     assert found.left_out == {"without a pass rate from 0.001 to 1.0": 17}
     _, few = _asked(rates=KnownRates(known, bounds), at_least=2, limit=2)
     assert few.problems == found.problems[:2]
+
+
+def test_each_problem_has_the_sentence_and_the_scale_of_its_level() -> None:
+    """By its id: problems that are left out, and other levels' names in another order, change nothing."""
+    levels = {
+        "short": Level(prompt=" a", penalty_scale=1.0),
+        "moderate": Level(prompt=" a b", penalty_scale=0.5),
+        "long": Level(prompt=" a b c", penalty_scale=0.0),
+    }
+    words = {1.0: 1, 0.5: 2, 0.0: 3}
+    data, plain = _asked()
+    _, found = _asked(levels=levels)
+    scales = rows_of(found)["penalty_scale"]
+    assert set(scales) == set(words)
+    for problem, scale in zip(found.problems, scales, strict=True):
+        assert len(found.prompts[problem.id]) == len(plain.prompts[problem.id]) + words[scale]
+    held_out = frozenset(normalized(problem.question) for problem in data.train[:3])
+    _, fewer = _asked(levels=dict(reversed(levels.items())), held_out=held_out)
+    assert rows_of(fewer)["penalty_scale"] == scales[3:]
+    # A prompt with its sentence that has no room is left out like any other.
+    longest = max(len(ids) for ids in plain.prompts.values())
+    assert len(_asked(levels=levels, context=longest + 100, at_least=1)[1].problems) < 20
+
+
+def test_a_sentence_that_the_tokenizer_cannot_spell_is_refused() -> None:
+    tokenizer = load_tokenizer(ModelSpec(name="tiny_arith", path="package:tiny_arith"))
+    require_spelt({"short": Level(prompt=" Now the final number.", penalty_scale=1.0)}, tokenizer)
+    with pytest.raises(ConfigError, match=r"reward\.levels\.short\.prompt=' Be brief\.': the tokenizer cannot spell"):
+        require_spelt({"short": Level(prompt=" Be brief.", penalty_scale=1.0)}, tokenizer)
+
+
+def test_the_pipeline_tests_the_sentences_that_it_trains_on() -> None:
+    levels = yaml.safe_load((CONF_DIR / "reward" / "levels" / "tldr_tiny_arith.yaml").read_text())
+    steps = yaml.safe_load((CONF_DIR / "pipeline" / "ts_tldr.yaml").read_text())["steps"]
+    tokenizer = load_tokenizer(ModelSpec(name="tiny_arith", path="package:tiny_arith"))
+    for name in ("short", "moderate", "long"):
+        sentence = levels[name]["prompt"]
+        require_spelt({name: Level(prompt=sentence, penalty_scale=1.0)}, tokenizer)
+        for step in (name, f"base_{name}"):
+            assert steps[step]["prompt.template"] == "{question}" + sentence
 
 
 def test_too_few_problems_for_a_step_are_refused() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("trl")
+
+from trl import GRPOTrainer
 
 from cft.errors import Interrupted
 from cft.models.load import locate
@@ -20,6 +22,8 @@ from cft.rl.critical import CriticalTokens
 from cft.stages.evaluate import evaluate
 from cft.stages.rl import rl
 from cft.training.callbacks.interruption import Interruption
+from cft.types import Outcome
+from cft.verifiers.grader import Grader
 from experiments.rl_by_hand import by_command, by_hand, differences
 from tests.stage import asked
 
@@ -101,6 +105,46 @@ def test_the_loss_is_that_of_the_tokens_that_keep_their_advantage(
     assert curve(folder, "train/loss")[0] == pytest.approx(loss.item(), rel=1e-4, abs=1e-7)
     assert curve(folder, "train/grad_norm")[0] == pytest.approx(norm.item(), rel=1e-4)
     assert curve(folder, "train/annotation_tokens")[0] > 0
+
+
+def test_the_reward_is_reduced_by_the_level_of_the_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards by hand from what TRL decoded: a level from the prompt's last words, and 1 - 0.5 * scale * length / 48."""
+    sentences = {" Now find the final number.": 1.0, " Then the final number.": 0.5, " Now compute so far.": 0.0}
+    words = [
+        f"reward.levels.{name}.{key}={value}"
+        for name, (text, scale) in zip(("short", "moderate", "long"), sentences.items(), strict=True)
+        for key, value in (("prompt", f"'{text}'"), ("penalty_scale", scale))
+    ]
+    batches: list[dict[str, Any]] = []
+    outcomes: list[Outcome] = []
+    real, graded = GRPOTrainer._generate_and_score_completions, Grader.__call__
+
+    def score(self: Any, inputs: Any) -> dict[str, Any]:
+        batches.append(real(self, inputs))
+        return batches[-1]
+
+    def grade(self: Grader, items: Any) -> Any:
+        found = graded(self, items)
+        outcomes.extend(outcome for outcome, _ in found)
+        return found
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", score)
+    monkeypatch.setattr(Grader, "__call__", grade)
+    options = ("reward/levels=tldr", "reward.length_penalty=0.5", "steps=4", "save_every_n_steps=4", "seed=1")
+    folder = run(tmp_path / "run", *UNTESTED, *options, *words)
+    tokenizer = AutoTokenizer.from_pretrained(locate("package:tiny_arith"))
+    expected, scales = [], []
+    for batch in batches:
+        prompts = tokenizer.batch_decode(batch["prompt_ids"], skip_special_tokens=True)
+        lengths = batch["completion_mask"].sum(1).tolist()
+        scales += [next(scale for text, scale in sentences.items() if text in prompt) for prompt in prompts]
+        step = list(zip(outcomes[len(expected) * 8 :][:8], lengths, scales[-8:], strict=True))
+        rewards = [1 - 0.5 * s * n / 48 if o == Outcome.RIGHT else 0.0 for o, n, s in step if o != Outcome.UNDECIDED]
+        expected.append(sum(rewards) / len(rewards))
+    assert len(set(scales)) == 3
+    assert curve(folder, "train/reward") == pytest.approx(expected, rel=1e-6)
+    assert len({value for value in expected if 0 < value < 1}) > 1
+    assert "moderate 0.5 with ' Then the final number.'" in (folder / "export" / "README.md").read_text()
 
 
 def test_what_it_leaves_is_evaluated_and_reported(tmp_path: Path) -> None:

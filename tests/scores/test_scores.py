@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from cft.annotation.store import SHIPPED, AnnotationStore, StoreError
+from cft.cli.job import composed
 from cft.models.architecture import ModelError
 from cft.models.load import tokenizer_hash
 from cft.scores.methods import AttentionReceived, AttentionToPrompt, Entropy, ReferenceLogprob, ScoreKind
@@ -31,12 +32,13 @@ from cft.scores.store import (
 )
 from cft.stages.score import batches, compute, score
 from cft.types import AnnotatedResponse
+from tests.command_lines import mistakes
 from tests.conftest import make_llama, make_tokenizer
 from tests.damage import flip, truncate
 from tests.entry import run
 from tests.fakes import exact_llama, row
 from tests.precision import ROUNDING, assert_as_exact_as_torch, float64
-from tests.stage import asked, composed
+from tests.stage import asked
 
 VOCABULARY = 26
 
@@ -222,7 +224,8 @@ def test_the_command_for_a_score_can_be_pasted(name: str, path: str, revision: s
     command = command_for(score_name, "mine", model=annotating_model(made_by(name, path, revision)))
     program, argv = shlex.split(command)[:2], shlex.split(command)[2:]
     assert program == ["cft", "score"]
-    cfg = composed("score", *argv)
+    assert mistakes("score", *argv) == []
+    cfg = composed("score", argv, check=False)[0]
     assert (cfg.model["name"], cfg.model["path"], cfg.model["revision"]) == (name, path, revision)
     assert (cfg.annotation, cfg.name) == ("mine", score_name)
     assert cfg.checkpoint == ("" if score_name == "attention_received" else "RUN_FOLDER")

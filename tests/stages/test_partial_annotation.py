@@ -55,6 +55,12 @@ def test_every_file_has_the_columns_that_the_configuration_makes() -> None:
     assert made["evidence"]["num_samples"] == 1
 
 
+def test_without_any_position_no_fraction_is_printed() -> None:
+    ended = annotate("untried", "responses=given", "positions=stride", "positions.every=1000", "positions.first=999")
+    assert "0 of them (0.0%); the others remain untried" in ended.text
+    assert "nan" not in ended.text
+
+
 def test_interrupted_resumed_and_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh, units = Annotator.fresh, []
 
