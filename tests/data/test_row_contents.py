@@ -65,6 +65,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"value": "hi"}]}, "message 0 of messages has value, expected an object with role and content"),
     ({"messages": [USER, call("{")]}, "malformed JSON: arguments of a tool call of message 1"),
     ({"prompt": [USER], "completion": "4"}, "prompt is list and completion is str, expected two texts, or two lists"),
+    (
+        {"messages": [USER, {"role": "assistant", "content": "\ud800"}]},
+        "lone surrogate: message 1 is not valid Unicode",
+    ),
+    ({"messages": [USER, call({"x": "\udfff"})]}, "lone surrogate: message 1 is not valid Unicode"),
+    ({"messages": [USER, call({})], "tools": [{"name": "\ud800"}]}, "lone surrogate: tools is not valid Unicode"),
+    ({"segments": [{"text": "\ud800", "weight": 1}]}, "lone surrogate: segments is not valid Unicode"),
     ({"conversations": [{"from": "human", "value": "2"}]}, "set data.messages_field=conversations"),
     ({"question": "2", "answer": "4"}, "set data.prompt_field=question data.completion_field=answer"),
     (
