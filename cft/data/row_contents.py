@@ -33,6 +33,7 @@ from cft.types import ASSISTANT
 Shape = Literal["text", "messages", "tokens", "spans"]
 SHAPES: tuple[Shape, ...] = ("text", "messages", "tokens", "spans")
 REMEDY = "Repair them, set data.shape or the field names (data.*_field), or raise the limit"
+NO_CHAT = "messages need a chat template: set prompt=chat"
 IGNORED = -100  # the label of tokens without loss
 _MASKS = ("attention_mask", "completion_mask", "assistant_masks")
 _UNREAD = (  # fields that would change tokens or weights, and are read in some shapes only, or by other libraries
@@ -135,9 +136,10 @@ class RowFields:
             return self._talk(value, messages_of(value.get(self.messages), self.messages), first=0)
         return _columns(value) if shape == "tokens" else self._marked(value)
 
-    def check(self, value: Mapping[str, Any]) -> None:
-        """Raises BadRow for what can be found without a tokenizer."""
-        self.read(value)
+    def check(self, value: Mapping[str, Any], *, chat: bool) -> None:
+        """Raises BadRow for what can be found without a tokenizer. chat: whether prompts are made with a chat template."""
+        if isinstance(self.read(value), Talk) and not chat:
+            raise BadRow(NO_CHAT)
         for name in (self.id, self.answer):
             if name:
                 read_field(value, name, numbers=True)

@@ -20,7 +20,7 @@ from cft.data.annotated import in_validation
 from cft.data.batches import MicroBatchAssignment
 from cft.data.given import GivenRow, given_hash, given_token_row, scored_row
 from cft.data.held_out import HeldOut
-from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
+from cft.data.module import NothingToTrain, RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.preference_rows import preference_rows
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row
 from cft.data.row_contents import REMEDY, RowFields, unread_notes
@@ -138,6 +138,12 @@ def given_rows(
     apart = _apart(found, HeldOut(request.exclude))
     kept = _fitting(apart, max_tokens=max_tokens, too_long=too_long, facts=facts)
     _note(facts, max_tokens=max_tokens, special=special_tokens(tokenizer))
+    if not kept:
+        raise NothingToTrain(
+            f"{path}: nothing to train on: of {len(found)} rows, {len(found) - len(apart)} have questions of the benchmark and "
+            f"{len(apart)} are longer than data.max_tokens={max_tokens} or have loss only after that position. Raise "
+            "data.max_tokens, set data.too_long=cut, or provide other rows"
+        )
     sources = {"mask": request.mask, **request.columns}
     wanted = {name for source in sources.values() for name in source.needs}
     scores, values = _scores([row for _, row in kept], wanted, path=path, annotations_dir=request.annotations_dir)
