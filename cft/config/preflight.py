@@ -139,7 +139,8 @@ def _faulty_rows(data: Mapping[str, object], tree: Mapping[str, object]) -> str:
     loss = tree.get("loss")
     aggregation = target_of(loss.get("aggregation")) if isinstance(loss, Mapping) else None
     about = strings(aggregation, "about") if aggregation else None
-    return faults(data, annotated="responses" in tree, compared="groups" in (about or ()))
+    chat = target_of(tree.get("prompt")) != "cft.prompts.chat.Plain"
+    return faults(data, annotated="responses" in tree, compared="groups" in (about or ()), chat=chat)
 
 
 def _no_accelerator(accelerator: object) -> str:

@@ -24,27 +24,28 @@ _FILES = ("path", "validation_path")
 _FIRST = 1000  # rows of a large file that are looked at
 
 
-def faults(data: Mapping[str, Any], *, annotated: bool, compared: bool) -> str:
+def faults(data: Mapping[str, Any], *, annotated: bool, compared: bool, chat: bool) -> str:
     """What is wrong with the rows of local files; "" if nothing is, or if they are elsewhere.
 
     Args:
         data: a valid config of `data=rows`.
         annotated: whether rows are problems with responses, for `cft annotate`.
         compared: whether they are preference rows.
+        chat: whether prompts are made with a chat template.
     """
     files = [Path(str(data.get(name) or "")).expanduser() for name in _FILES]
     stats = tuple((file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else () for file in files)
-    return _faults(json.dumps(data, default=str), stats, annotated, compared)
+    return _faults(json.dumps(data, default=str), stats, annotated, compared, chat)
 
 
 @lru_cache(maxsize=64)  # the steps of a pipeline and the jobs of a multirun read the same files
-def _faults(settings: str, stats: tuple[tuple[int, ...], ...], annotated: bool, compared: bool) -> str:
+def _faults(settings: str, stats: tuple[tuple[int, ...], ...], annotated: bool, compared: bool, chat: bool) -> str:
     """stats: only part of the cache key, since the files may change."""
     del stats
-    return _rows_error(json.loads(settings), annotated=annotated, compared=compared)
+    return _rows_error(json.loads(settings), annotated=annotated, compared=compared, chat=chat)
 
 
-def _rows_error(keys: Mapping[str, Any], *, annotated: bool, compared: bool) -> str:
+def _rows_error(keys: Mapping[str, Any], *, annotated: bool, compared: bool, chat: bool) -> str:
     if annotated:
         return _error(str(keys["path"]), keys, partial(problem_of, keys=keys), limit=keys["max_rows"])
     compared = compared or keys["shape"] == "preference"
@@ -56,7 +57,7 @@ def _rows_error(keys: Mapping[str, Any], *, annotated: bool, compared: bool) -> 
         if row.value is None:
             raise BadRow(row.reason)
         for one in responses_of(row.value, fields) if compared else (row.value,):
-            fields.check(one)
+            fields.check(one, chat=chat)
 
     return _error(str(keys["path"]), keys, read, limit=keys["max_rows"]) or _error(
         str(keys["validation_path"]), keys, read, limit=-1

@@ -41,6 +41,8 @@ def responses_of(value: Mapping[str, Any], fields: RowFields) -> list[dict[str, 
     read = list(_ids(value) if {*_IDS} <= value.keys() else _responses(value, fields))
     if len(read) == 1:
         raise BadRow("nothing to compare: rejected is empty")
+    if read[0] in read[1:]:
+        raise BadRow("nothing to compare: a rejected response equals the chosen one")
     return read
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cft.data.problem_rows import BadRow, fields_found, has_field, read_field
+from cft.data.problem_rows import BadRow, fields_found, has_field, read_field, template_parts
 from cft.data.row_fields import (
     floats_of,
     integers_of,
@@ -33,9 +33,21 @@ from cft.types import ASSISTANT
 Shape = Literal["text", "messages", "tokens", "spans"]
 SHAPES: tuple[Shape, ...] = ("text", "messages", "tokens", "spans")
 REMEDY = "Repair them, set data.shape or the field names (data.*_field), or raise the limit"
+NO_CHAT = "messages need a chat template: set prompt=chat"
 IGNORED = -100  # the label of tokens without loss
 _MASKS = ("attention_mask", "completion_mask", "assistant_masks")
-_UNREAD = ("weight", "weights", "labels", "loss_mask", "loss_weights", "sample_weight", "chat_template_kwargs")
+_UNREAD = (  # fields that would change tokens or weights, and are read in some shapes only, or by other libraries
+    "weight",
+    "weights",
+    "labels",
+    "loss_mask",
+    "loss_weights",
+    "sample_weight",
+    "chat_template_kwargs",
+    "system",
+    "history",
+    "tools",
+)
 _CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 _QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "input")
 _ANSWERS = ("completion", "output", "response", "solution", "answer")
@@ -124,17 +136,22 @@ class RowFields:
             return self._talk(value, messages_of(value.get(self.messages), self.messages), first=0)
         return _columns(value) if shape == "tokens" else self._marked(value)
 
-    def check(self, value: Mapping[str, Any]) -> None:
-        """Raises BadRow for what can be found without a tokenizer."""
-        self.read(value)
+    def check(self, value: Mapping[str, Any], *, chat: bool) -> None:
+        """Raises BadRow for what can be found without a tokenizer. chat: whether prompts are made with a chat template."""
+        if isinstance(self.read(value), Talk) and not chat:
+            raise BadRow(NO_CHAT)
         for name in (self.id, self.answer):
             if name:
                 read_field(value, name, numbers=True)
 
     def unread(self, value: Mapping[str, Any]) -> Iterator[str]:
-        """Fields that name weights, labels or template variables and are not read in a row of this shape."""
-        read = {"tokens": ("labels", "weights")}.get(self.shape_of(value), ())
-        return (name for name in _UNREAD if name in value and name not in read)
+        """Fields that name weights or parts of a prompt and are not read in a row of this shape."""
+        shape = self.shape_of(value)
+        read = {inner for name in (self.prompt, self.completion) for _, inner in template_parts(name)}
+        read |= {"tokens": {"labels", "weights"}, "messages": {"tools"}}.get(shape, set())
+        if shape == "text" and isinstance(value.get(self.prompt), list):
+            read.add("tools")
+        return (name for name in _UNREAD if name not in read and value.get(name) not in (None, "", [], {}))
 
     def _pair(self, value: Mapping[str, Any]) -> Pair | Talk:
         asked, said = value.get(self.prompt), value.get(self.completion)
@@ -178,6 +195,14 @@ class RowFields:
         if asked == "instruction" and "input" in value:
             prompt = "\"data.prompt_field='{instruction} {input}'\""
         return f"set {prompt} data.completion_field={said}"
+
+
+def unread_notes(counts: Mapping[str, int]) -> list[str]:
+    """What to print about fields that were not read. counts: number of rows by field."""
+    return [
+        f"Note: {count} rows have a field {name}, which is not read in rows of this shape"
+        for name, count in sorted(counts.items())
+    ]
 
 
 def _columns(value: Mapping[str, Any]) -> Columns:

@@ -57,6 +57,7 @@ def _message(message: Any, number: int, name: str) -> dict[str, Any]:
         )
     if "tool_calls" in made:
         made["tool_calls"] = _calls(made["tool_calls"], number)
+    _require_unicode(made, f"message {number}")
     return made | {"content": content or ""}
 
 
@@ -97,7 +98,16 @@ def tools_of(value: Mapping[str, Any]) -> list[Any]:
         tools = _parsed(tools, "tools") or []
     if not isinstance(tools, list):
         raise BadRow(f"wrong type: tools is {kind_of(tools)}, expected a list")
+    _require_unicode(tools, "tools")
     return [_parsed(tool, "tools") if isinstance(tool, str) else tool for tool in tools]
+
+
+def _require_unicode(value: Any, name: str) -> None:
+    """Raises BadRow for half of a surrogate pair in a JSON value, which no tokenizer can encode."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"lone surrogate: {name} is not valid Unicode") from None
 
 
 def segments_of(value: Any) -> tuple[str, list[tuple[int, int, float]]]:
@@ -114,6 +124,7 @@ def segments_of(value: Any) -> tuple[str, list[tuple[int, int, float]]]:
             )
         spans.append((len(text), len(text) + len(segment["text"]), _weight(segment, f"segment {number}")))
         text += segment["text"]
+    _require_unicode(text, "segments")
     return text, spans
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cft.data.given import GivenRow
 from cft.data.problem_rows import BadRow, content_hash, read_field
-from cft.data.row_contents import Columns, Marked, Pair, RowFields, Talk
+from cft.data.row_contents import NO_CHAT, Columns, Marked, Pair, RowFields, Talk
 from cft.models.text import char_spans, hidden_ids
 from cft.prompts.chat import Chat, Prompt, PromptError
 from cft.prompts.completion import completion, plain_text
@@ -73,7 +73,7 @@ class RowReader:
 
     def _talk(self, value: Mapping[str, Any], talk: Talk, place: str) -> GivenRow:
         if not isinstance(self.prompt, Chat):
-            raise BadRow("messages need a chat template: set prompt=chat")
+            raise BadRow(NO_CHAT)
         messages, weights, first = talk.messages, talk.weights, talk.first
         if self.prompt.system and messages[0]["role"] != "system":
             messages, weights, first = [*self.prompt.asked("")[:1], *messages], [1.0, *weights], first + 1

@@ -20,10 +20,10 @@ from cft.data.annotated import in_validation
 from cft.data.batches import MicroBatchAssignment
 from cft.data.given import GivenRow, given_hash, given_token_row, scored_row
 from cft.data.held_out import HeldOut
-from cft.data.module import RowsDataModule, RowsRequest, require_loss, require_two_groups
+from cft.data.module import NothingToTrain, RowsDataModule, RowsRequest, require_loss, require_two_groups
 from cft.data.preference_rows import preference_rows
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row
-from cft.data.row_contents import REMEDY, RowFields
+from cft.data.row_contents import REMEDY, RowFields, unread_notes
 from cft.data.row_files import file_rows, fingerprint_of
 from cft.data.row_shapes import RowReader
 from cft.files import sha256_json
@@ -133,9 +133,17 @@ def given_rows(
         )
         found += [(held_out or (len(places) == 1 and _held_out(row, validation_fraction)), row) for row in given]
     found = _numbered(found, facts)
+    if len(places) > 1 and not id_field:
+        _note_shared(found)
     apart = _apart(found, HeldOut(request.exclude))
     kept = _fitting(apart, max_tokens=max_tokens, too_long=too_long, facts=facts)
     _note(facts, max_tokens=max_tokens, special=special_tokens(tokenizer))
+    if not kept:
+        raise NothingToTrain(
+            f"{path}: nothing to train on: of {len(found)} rows, {len(found) - len(apart)} have questions of the benchmark and "
+            f"{len(apart)} are longer than data.max_tokens={max_tokens} or have loss only after that position. Raise "
+            "data.max_tokens, set data.too_long=cut, or provide other rows"
+        )
     sources = {"mask": request.mask, **request.columns}
     wanted = {name for source in sources.values() for name in source.needs}
     scores, values = _scores([row for _, row in kept], wanted, path=path, annotations_dir=request.annotations_dir)
@@ -227,6 +235,15 @@ def _numbered(found: Sequence[tuple[bool, GivenRow]], facts: Counter[str]) -> li
     return made
 
 
+def _note_shared(found: Sequence[tuple[bool, GivenRow]]) -> None:
+    """Print how many held-out rows answer a prompt of the training rows, in another file or split."""
+    trained = {row.problem_id for held_out, row in found if not held_out}
+    if shared := sum(held_out and row.problem_id in trained for held_out, row in found):
+        console.print(
+            f"Note: {shared} validation rows have the prompt of a training row, so val/loss is lower than on other prompts"
+        )
+
+
 def _apart(found: Sequence[tuple[bool, GivenRow]], questions: HeldOut) -> list[tuple[bool, GivenRow]]:
     apart = [(held_out, row) for held_out, row in found if not questions.is_in((*row.questions, row.text))]
     if leaked := len(found) - len(apart):
@@ -261,11 +278,9 @@ def _note(facts: Counter[str], *, max_tokens: int, special: Any) -> None:
         console.print(
             f"Rows cut: {cut} to their first {max_tokens} tokens (data.max_tokens); they do not teach where to end"
         )
-    for name in sorted(name for name in facts if name.startswith(UNREAD)):
-        console.print(
-            f"Note: {facts[name]} rows have a field {name.removeprefix(UNREAD)}, which is not read in rows of this shape",
-            markup=False,
-        )
+    unread = {name.removeprefix(UNREAD): count for name, count in facts.items() if name.startswith(UNREAD)}
+    for note in unread_notes(unread):
+        console.print(note, markup=False)
     if again := facts["repeated_rows"]:
         console.print(f"Note: {again} rows have the id of an earlier row; they were kept")
     if spelt := facts["rows_that_spell_special_tokens"]:

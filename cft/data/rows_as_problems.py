@@ -22,7 +22,7 @@ from typing import Any
 
 from cft.console import console
 from cft.data.problem_rows import BadRow, ProblemError, Quarantine, Row, content_hash, read_field
-from cft.data.row_contents import REMEDY, Pair, RowFields, Talk
+from cft.data.row_contents import REMEDY, Pair, RowFields, Talk, unread_notes
 from cft.data.row_files import file_rows
 from cft.data.splits import Splits, splits_of
 from cft.types import ASSISTANT, Problem, ThinkingTags
@@ -46,7 +46,7 @@ def row_problems(keys: Mapping[str, Any]) -> Splits:
     chosen = list(islice(rows, None if keys["max_rows"] < 0 else keys["max_rows"]))
     quarantine = Quarantine(path, keys["max_bad_rows"], remedy=REMEDY)
     problems: dict[str, Problem] = {}
-    weighed = 0
+    weighed, unread, fields = 0, Counter[str](), fields_of(keys)
     for row in chosen:
         try:
             problem = problem_of(row, keys)
@@ -54,9 +54,12 @@ def row_problems(keys: Mapping[str, Any]) -> Splits:
                 raise BadRow(f"duplicate id: {problem.id}" if keys["id_field"] else "duplicate row")
             problems[problem.id] = problem
             weighed += _has_weights((row.value or {}).get(keys["messages_field"]))
+            unread.update(fields.unread(row.value or {}))
         except BadRow as error:
             quarantine.add(row, reason=str(error))
     quarantine.report(rows=len(chosen))
+    for note in unread_notes(unread):
+        console.print(note, markup=False)
     if weighed:
         console.print(
             f"Note: {weighed} rows have weights of messages. Only the last assistant turn is annotated, without its weight; "
@@ -110,13 +113,18 @@ def _final_answer(response: str, thinking: ThinkingTags) -> str:
     return found.text if found else ""
 
 
+def fields_of(keys: Mapping[str, Any]) -> RowFields:
+    """The names of the fields, of rows of which the assistant's last turn is annotated."""
+    names = {name: keys[f"{name}_field"] for name in ("prompt", "completion", "messages", "id", "answer")}
+    return RowFields(keys["shape"], **names)
+
+
 def problem_of(row: Row, keys: Mapping[str, Any]) -> Problem:
     """The problem of a row. keys: settings as in conf/data/rows.yaml. Raises BadRow."""
     if row.value is None:
         raise BadRow(row.reason)
     value = row.value
-    names = {name: keys[f"{name}_field"] for name in ("prompt", "completion", "messages", "id", "answer")}
-    fields = RowFields(keys["shape"], **names)
+    fields = fields_of(keys)
     shape = fields.shape_of(value)
     if shape not in ("text", "messages"):
         raise BadRow(

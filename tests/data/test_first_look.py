@@ -25,9 +25,9 @@ PAIR = {"prompt": "2?", "chosen": "4", "rejected": "5"}
 MESSAGES = [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "4", "weight": "x"}]
 
 
-def look(path: Path, *, annotated: bool = False, compared: bool = False, **options: Any) -> str:
+def look(path: Path, *, annotated: bool = False, compared: bool = False, chat: bool = True, **options: Any) -> str:
     keys = {**OPTIONS, "path": str(path), **options}
-    return faults(keys, annotated=annotated, compared=compared)
+    return faults(keys, annotated=annotated, compared=compared, chat=chat)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -47,7 +47,18 @@ def test_sound_rows_have_no_fault(shape: str, tiny_arith_path: Path, tmp_path: P
         (GOOD, {"id_field": "id"}, "missing field: id"),
         (PAIR, {}, "a preference: chosen and rejected"),
         (GOOD, {"compared": True}, "no preference: expected prompt, chosen and rejected"),
-        ({**PAIR, "rejected": []}, {"compared": True}, "nothing to compare"),
+        ({**PAIR, "rejected": []}, {"compared": True}, "nothing to compare: rejected is empty"),
+        (
+            {**PAIR, "rejected": "4"},
+            {"compared": True},
+            "nothing to compare: a rejected response equals the chosen one",
+        ),
+        ({**PAIR, "rejected": ["5", "4"]}, {"compared": True}, "nothing to compare: a rejected response equals"),
+        (
+            {"messages": [{**MESSAGES[1], "weight": 1}]},
+            {"chat": False},
+            "messages need a chat template: set prompt=chat",
+        ),
         ({"input_ids": [1, 2], "labels": [1, 2]}, {"annotated": True}, "nothing to annotate"),
         ({"messages": [{"role": "user", "content": "4"}]}, {"annotated": True}, "no turn of assistant"),
     ],
@@ -100,6 +111,16 @@ def test_a_loss_that_compares_looks_for_preferences(tmp_path: Path, monkeypatch:
         "train", "data=rows", f"data.path={path}", "mask=all", "loss=dpo", "reference=initial", "hydra.run.dir=r"
     )
     assert "no preference: expected prompt, chosen and rejected" in ended.text
+
+
+def test_messages_need_a_prompt_with_a_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(
+        tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "2?"}, {**MESSAGES[1], "weight": 1}]}]
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "cft.cli.job", None)
+    ended = run("train", "data=rows", f"data.path={path}", "mask=all", "prompt=plain", "prompt.template='{question}'")
+    assert "messages need a chat template: set prompt=chat" in ended.text
 
 
 def test_it_is_light() -> None:

@@ -71,6 +71,44 @@ def test_labels_come_back_as_the_same_rows_and_the_same_loss(tmp_path: Path, tin
         assert loss(before, f"loss.normalizer={normalizer}") - loss(validated, f"loss.normalizer={normalizer}") == 0.0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["labels", "trl", "axolotl", "llama_factory", "sharegpt"])
+def test_an_export_for_another_trainer_comes_back_as_the_same_rows(
+    name: str, tmp_path: Path, tiny_arith_path: Path
+) -> None:
+    """From its folder, by the splits that its card names."""
+    chosen = (f"mask={'all' if name == 'sharegpt' else 'critical'}", "data.max_rows=12", "data.validation_fraction=0.3")
+    out = tmp_path / name
+    export(*asked("export", f"format={name}", "annotation=tiny_arith", *chosen, f"out={out}"))
+    cfg = composed("train", *chosen)
+    sha256 = AnnotationStore(SHIPPED / "tiny_arith").manifest()["fingerprint"]["tokenizer"]
+    request = RowsRequest(build(cfg.mask), Critical(), {}, "nowhere", sha256, 0, frozenset())
+    before: AnnotatedDataModule = build(cfg.data)(request)
+    named = ("data.messages_field=conversations",) if name == "sharegpt" else ()
+    brought = composed("train", "data=rows", "mask=all", f"data.path={out}", "data.validation_split=validation", *named)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_arith_path)
+    request = RowsRequest(All(), Critical(), {}, "nowhere", sha256, 0, frozenset(), tokenizer=tokenizer, prompt=CHAT)
+    after: RowsDataModule = build(brought.data)(request)
+    for theirs, ours in ((before.train_rows, after.train_rows), (before.validation_rows, after.validation_rows)):
+        assert len(theirs) > 0
+        for one, other in zip(theirs, ours, strict=True):
+            assert np.array_equal(one.ids, other.ids)
+            assert np.array_equal(one.weight, other.weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ms_swift", "tinker", "verl"])
+def test_an_export_that_rows_cannot_hold_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    out = tmp_path / name
+    accepted = ("format.response_end=train",) if name == "ms_swift" else ()
+    export(*asked("export", f"format={name}", "annotation=tiny_arith", "data.max_rows=12", f"out={out}", *accepted))
+    (file,) = out.glob("data/train-*")
+    ended = run("train", *FIT, f"data.path={file}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert ended.status == 2
+    expected = "message 1 has loss_scale, which is not read" if name == "ms_swift" else "no known shape"
+    assert expected in ended.text
+
+
 def test_scores_of_rows_are_at_their_tokens(tmp_path: Path, tiny_arith_path: Path) -> None:
     """The most uncertain tokens of the last turn, by entropies of the model's own logits; other rows name the command."""
     path = write(tmp_path / "chats.jsonl", rows("messages", tokenizer=None, count=4))
