@@ -31,6 +31,18 @@ def problems(name: str) -> dict[str, Problem]:
     return {problem.question[:20]: problem for problem in splits.of("test")}
 
 
+def test_a_copy_of_a_hub_repository_gives_the_rows_of_its_split(tmp_path: Path) -> None:
+    """MedQA by the file names of its repository: the test split, not that for training."""
+    lines = (SAMPLES / "medqa.jsonl").read_text().splitlines(keepends=True)
+    for split, text in (("train", lines[0].replace("?", " today?")), ("test", "".join(lines))):
+        (tmp_path / f"phrases_no_exclude_{split}.jsonl").write_text(text)
+    copied = build(composed("evaluate", "benchmark=medqa", f"benchmark.hub_id={tmp_path}").benchmark)
+    expected = made("medqa")
+    assert isinstance(expected, Splits)
+    assert copied.test == expected.test
+    assert len(copied.test) == len(lines)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_every_layout_are_problems_whose_gold_answer_is_right(name: str) -> None:
     splits = made(name)
