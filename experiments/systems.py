@@ -82,6 +82,7 @@ OWN: Mapping[str, tuple[str, ...]] = {
     ),
     # Losses that compare responses use a tenth of the rate; the contrast's adapters have their own rate.
     "cdpo": ("steps.right.optimizer.lr=3e-4", "steps.wrong.optimizer.lr=3e-4", "steps.train.optimizer.lr=1e-5"),
+    "cdpo_evidence": ("steps.train.optimizer.lr=3e-4",),
     "discriminative": ("steps.train.optimizer.lr=1e-5",),
     "implicit_reward_dpo": ("steps.dpo.optimizer.lr=1e-5",),
     # Enough training to forget something.
