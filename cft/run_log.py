@@ -18,6 +18,7 @@ from typing import Any
 RUN_LOG = "run.log"
 log = logging.getLogger("cft")
 _active: list[MemoryHandler] = []
+_PACKAGE = Path(__file__).parent
 
 
 class _File(logging.FileHandler):
@@ -35,16 +36,21 @@ class _File(logging.FileHandler):
 def recording() -> Iterator[None]:
     """Around a job."""
     kept = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
-    before, shown = log.level, warnings.showwarning
+    before, shown, formatted = log.level, warnings.showwarning, warnings.formatwarning
 
     def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         log.warning("%s: %s", category.__name__, message)
         shown(message, category, *args, **kwargs)
 
+    def text_of(message: Warning | str, category: type[Warning], filename: str, *args: Any, **kwargs: Any) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+            return f"Warning: {message}\n"  # the package's own, for users: without file and line
+        return formatted(message, category, filename, *args, **kwargs)
+
     log.setLevel(logging.INFO)
     log.addHandler(kept)
     _active.append(kept)
-    warnings.showwarning = show
+    warnings.showwarning, warnings.formatwarning = show, text_of
     try:
         yield
     except BaseException as error:
@@ -52,7 +58,7 @@ def recording() -> Iterator[None]:
         raise
     finally:
         if warnings.showwarning is show:
-            warnings.showwarning = shown
+            warnings.showwarning, warnings.formatwarning = shown, formatted
         _active.remove(kept)
         log.removeHandler(kept)
         log.setLevel(before)

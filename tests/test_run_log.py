@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cft import run_log
 from cft.console import console
 from cft.run_log import RUN_LOG, recording, write_to
 
@@ -47,3 +48,12 @@ def test_a_full_disk_ends_no_job_for_its_log(tmp_path: Path, capfd: pytest.Captu
         write_to(tmp_path)
         console.print("lost")
     assert "Logging error" not in capfd.readouterr().err
+
+
+def test_the_package_s_own_warnings_are_shown_without_file_and_line() -> None:
+    before = warnings.formatwarning
+    with recording():
+        assert warnings.formatwarning("few rows", UserWarning, run_log.__file__, 1) == "Warning: few rows\n"
+        assert "test_run_log.py:1: UserWarning: old" in warnings.formatwarning("old", UserWarning, __file__, 1)
+        assert "run_log.py:1: FutureWarning: x" in warnings.formatwarning("x", FutureWarning, run_log.__file__, 1)
+    assert warnings.formatwarning is before
