@@ -44,5 +44,5 @@ def run(argv: Sequence[str], *, commands: Sequence[str]) -> int:
             f'cft completion: expected no argument, found {" ".join(argv)}; eval "$(cft completion)"', file=sys.stderr
         )
         return EXIT_USER_ERROR
-    print(_BASH.replace("{commands}", " ".join(commands)).replace("{stages}", "|".join(STAGES)))
+    print(_BASH.replace("{commands}", " ".join(commands)).replace("{stages}", "|".join((*STAGES, "labels"))))
     return 0

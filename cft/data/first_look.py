@@ -42,10 +42,7 @@ def faults(data: Mapping[str, Any], *, annotated: bool, compared: bool, chat: bo
 def _faults(settings: str, stats: tuple[tuple[int, ...], ...], annotated: bool, compared: bool, chat: bool) -> str:
     """stats: only part of the cache key, since the files may change."""
     del stats
-    return _rows_error(json.loads(settings), annotated=annotated, compared=compared, chat=chat)
-
-
-def _rows_error(keys: Mapping[str, Any], *, annotated: bool, compared: bool, chat: bool) -> str:
+    keys = json.loads(settings)
     if annotated:
         return _error(str(keys["path"]), keys, partial(problem_of, keys=keys), limit=keys["max_rows"])
     compared = compared or keys["shape"] == "preference"

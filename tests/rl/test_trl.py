@@ -142,7 +142,7 @@ def test_the_reward_is_reduced_by_the_level_of_the_problem(tmp_path: Path, monke
         rewards = [1 - 0.5 * s * n / 48 if o == Outcome.RIGHT else 0.0 for o, n, s in step if o != Outcome.UNDECIDED]
         expected.append(sum(rewards) / len(rewards))
     assert len(set(scales)) == 3
-    assert curve(folder, "train/reward") == pytest.approx(expected, rel=1e-6)
+    assert curve(folder, "train/reward") == pytest.approx(expected, rel=8 * torch.finfo(torch.float32).eps)
     assert len({value for value in expected if 0 < value < 1}) > 1
     assert "moderate 0.5 with ' Then the final number.'" in (folder / "export" / "README.md").read_text()
 
